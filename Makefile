@@ -1,0 +1,53 @@
+# Two commands do everything on a machine with Python 3.11, pip and make:
+#   make quickstart   install, run the main job, say where the report is
+#   make test         install the test extras, then lint, types and tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: quickstart test lint types unit seeds base clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
+
+test: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory lint types unit
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+# the main job for three seeds, and the table of the README
+seeds: $(VENV)/.installed
+	for seed in 0 1 2; do \
+	  $(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml \
+	    --seed $$seed --output_dir runs/seeds/$$seed || exit 1; \
+	done
+	$(BIN)/python recipes/seeds.py runs/seeds/0 runs/seeds/1 runs/seeds/2
+
+# make the shipped base again, from nothing
+base: $(VENV)/.installed
+	$(BIN)/python recipes/pretrain.py --config recipes/configs/world/pretrain.yaml
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) -e '.[app]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e '.[app,dev]'
+	@touch $@
+
+clean:
+	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

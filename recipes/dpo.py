@@ -1,0 +1,63 @@
+"""Direct preference optimization: TRL's DPOTrainer, the SFT adapter as its reference.
+
+    python recipes/dpo.py --config recipes/configs/world/dpo.yaml \\
+        --parent runs/world/sft --output_dir runs/world/dpo
+
+Reads   preference rows (contracts: toolkit/data/formats.py) and the SFT run.
+Writes  the run's directory: the adapter, run.json, metrics.jsonl.
+"""
+
+import sys
+
+import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.config import RunArguments, run_cli
+from toolkit.data.loading import check_source, load_splits
+from toolkit.errors import ConfigError
+from toolkit.runs import Run, last_checkpoint, require_adapter
+
+
+def main(script, training, model, mixture, start) -> Run:
+    if start.parent is None:
+        raise ConfigError("dpo: `parent` is missing; give the SFT run: --parent runs/world/sft")
+    require_adapter(start.parent, "parent")
+    check_source(script, mixture)
+    resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
+
+    from transformers import set_seed
+    from trl import DPOTrainer
+
+    from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.roles import POLICY, Roles, save_adapter
+    from toolkit.trainers.callbacks import RunCallback
+
+    configs = (script, training, model, mixture, start)
+    parents = {"adapter": start.parent}
+    with Run.start(training.output_dir, recipe="dpo", configs=configs, parents=parents) as run:
+        set_seed(training.seed)
+        splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
+        base, tokenizer = load_base(model)
+        run.base = fingerprint(model, tokenizer)
+        roles = Roles(base, run.base)
+        roles.attach(POLICY, start.parent, trainable=True)  # DPOTrainer copies it to "ref"
+        trainer = DPOTrainer(
+            roles.model,
+            args=training,
+            processing_class=tokenizer,
+            train_dataset=splits["train"],
+            eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
+            callbacks=[RunCallback(run.base)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        save_adapter(trainer.model, run.path, run.base)
+        tokenizer.save_pretrained(run.path)
+        return run.finish(steps=trainer.state.global_step)
+
+
+def arguments() -> tuple[type, ...]:
+    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
+
+    return ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, arguments(), description=__doc__))

@@ -1,0 +1,77 @@
+"""Comparisons for the embedded world: sample answers from a run, and let the panel rank them.
+
+    python recipes/label.py --config recipes/configs/world/label.yaml \\
+        --parent runs/world/sft --output_dir runs/world/comparisons
+
+Reads   the world's prompts and the SFT run.
+Writes  train.jsonl and test.jsonl: preference rows with the gold utility of both sides, and
+        run.json with how often two labelers agree. With real people this step is the app's.
+"""
+
+import json
+import random
+import sys
+
+import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.config import LabelArguments, RunArguments, run_cli
+from toolkit.errors import ConfigError
+from toolkit.runs import Run, require_adapter
+
+
+def main(labels, model, start) -> Run:
+    if start.parent is None:
+        raise ConfigError("label: `parent` is missing; give the SFT run: --parent runs/world/sft")
+    require_adapter(start.parent, "parent")
+
+    from transformers import set_seed
+
+    from toolkit.models.base import fingerprint, load_base, stop_ids
+    from toolkit.models.generation import Sampling, complete
+    from toolkit.models.roles import POLICY, Roles
+    from toolkit.world.datasets import preferences, user
+    from toolkit.world.labelers import agreement, panel, rank
+    from toolkit.world.questions import distinct
+
+    parents = {"adapter": start.parent}
+    configs = (labels, model, start)
+    with Run.start(labels.output_dir, recipe="label", configs=configs, parents=parents) as run:
+        set_seed(labels.seed)
+        base, tokenizer = load_base(model)
+        run.base = fingerprint(model, tokenizer)
+        roles = Roles(base, run.base)
+        roles.attach(POLICY, start.parent)
+        labelers, results = panel(labels.seed), {}
+        for split, size in (("train", labels.train_prompts), ("test", labels.test_prompts)):
+            rng = random.Random(f"label-{labels.seed}-{split}")
+            questions = [q.prompt for q in distinct(rng, split, size)]
+            repeated = [q for q in questions for _ in range(labels.completions)]
+            with roles.using(POLICY) as policy:
+                said = complete(
+                    policy.eval(),
+                    tokenizer,
+                    [user(q) for q in repeated],
+                    sampling=Sampling(labels.max_new_tokens, labels.temperature),
+                    stop=stop_ids(base, tokenizer),
+                )
+            texts = [c.text for c in said]
+            groups = [texts[i : i + labels.completions] for i in range(0, len(texts), labels.completions)]
+            rows = []
+            for number, (question, group) in enumerate(zip(questions, groups, strict=True)):
+                distinct_texts = list(dict.fromkeys(group))
+                ranks = rank(rng.choice(labelers), question, distinct_texts, rng)
+                rows += preferences(question, distinct_texts, ranks, number)
+            with (run.path / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            results[f"{split}_pairs"] = len(rows)
+            results[f"{split}_agreement"] = round(agreement(labelers, questions, groups, labels.seed), 4)
+        return run.finish(**results)
+
+
+def arguments() -> tuple[type, ...]:
+    from trl import ModelConfig
+
+    return LabelArguments, ModelConfig, RunArguments
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, arguments(), description=__doc__))

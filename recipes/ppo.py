@@ -1,0 +1,65 @@
+"""PPO: policy, SFT reference, value and reward as four adapters on one base.
+
+    python recipes/ppo.py --config recipes/configs/world/ppo.yaml --parent runs/world/sft \\
+        --reward_model runs/world/reward --output_dir runs/world/ppo
+
+Reads   prompts (contracts: toolkit/data/formats.py), the SFT run and the reward run.
+Writes  the run's directory: the policy's adapter, value/, run.json, metrics.jsonl.
+"""
+
+import sys
+
+import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.config import RunArguments, run_cli
+from toolkit.data.loading import check_source, load_splits
+from toolkit.errors import ConfigError
+from toolkit.runs import Run, last_checkpoint, require_adapter
+
+
+def main(script, training, model, mixture, start) -> Run:
+    if start.reward_model is None:
+        raise ConfigError("ppo: `reward_model` is missing: --reward_model runs/world/reward")
+    require_adapter(start.reward_model, "reward_model")
+    if start.parent is not None:
+        require_adapter(start.parent, "parent")
+    check_source(script, mixture)
+    resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
+
+    from transformers import set_seed
+
+    from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.roles import Roles, attach_ppo_roles
+    from toolkit.trainers.callbacks import RunCallback
+    from toolkit.trainers.ppo import PPOTrainer
+
+    configs = (script, training, model, mixture, start)
+    parents = {"adapter": start.parent, "reward": start.reward_model}
+    with Run.start(training.output_dir, recipe="ppo", configs=configs, parents=parents) as run:
+        set_seed(training.seed)
+        splits = load_splits(script, mixture, start, kind="prompt-only", seed=training.seed)
+        base, tokenizer = load_base(model)
+        run.base = fingerprint(model, tokenizer)
+        roles = Roles(base, run.base)
+        attach_ppo_roles(roles, policy=start.parent, reward=start.reward_model, model=model)
+        trainer = PPOTrainer(
+            roles,
+            training,
+            processing_class=tokenizer,
+            train_dataset=splits["train"],
+            callbacks=[RunCallback(run.base)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.save_model()
+        return run.finish(steps=trainer.state.global_step)
+
+
+def arguments() -> tuple[type, ...]:
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from toolkit.trainers.ppo_config import PPOConfig
+
+    return ScriptArguments, PPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, arguments(), description=__doc__))

@@ -1,0 +1,68 @@
+"""Reward model: TRL's RewardTrainer on pairs, an adapter that starts from the SFT adapter.
+
+    python recipes/reward.py --config recipes/configs/world/reward.yaml \\
+        --parent runs/world/sft --output_dir runs/world/reward
+
+Reads   preference rows (contracts: toolkit/data/formats.py), the SFT run, demonstrations.
+Writes  the run's directory: the adapter, head.safetensors (its bias makes the demonstrations
+        score 0 on average), run.json, metrics.jsonl.
+"""
+
+import sys
+
+import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.config import RunArguments, run_cli
+from toolkit.data.loading import check_source, load_splits
+from toolkit.runs import Run, last_checkpoint, require_adapter
+
+
+def main(script, training, model, mixture, start) -> Run:
+    if start.parent is not None:
+        require_adapter(start.parent, "parent")
+    check_source(script, mixture)
+    resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
+
+    from transformers import set_seed
+    from trl import RewardTrainer, ScriptArguments
+
+    from toolkit.models.base import fingerprint, load_base
+    from toolkit.trainers.callbacks import RunCallback
+    from toolkit.trainers.reward import export, scalar_adapter, score_texts
+
+    configs = (script, training, model, mixture, start)
+    parents = {"adapter": start.parent}
+    with Run.start(training.output_dir, recipe="reward", configs=configs, parents=parents) as run:
+        set_seed(training.seed)
+        splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
+        base, tokenizer = load_base(model, scalar=True)
+        run.base = fingerprint(model, tokenizer)
+        trainer = RewardTrainer(
+            scalar_adapter(base, run.base, parent=start.parent, model=model),
+            training,
+            processing_class=tokenizer,
+            train_dataset=splits["train"],
+            eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
+            callbacks=[RunCallback(run.base)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        bias, results = 0.0, {}
+        if start.demonstrations is not None:
+            source = ScriptArguments(dataset_name=start.demonstrations)
+            shown = load_splits(source, mixture, start, kind="prompt-completion", seed=training.seed)
+            rows = [(row["prompt"], row["completion"]) for row in shown["train"]]
+            scores = score_texts(trainer.model, tokenizer, rows)
+            bias = -scores.mean().item()
+            results = {"demonstrations": len(rows), "score_std": round(scores.std().item(), 4)}
+        export(trainer.model, run.path, run.base, bias=bias)
+        tokenizer.save_pretrained(run.path)
+        return run.finish(steps=trainer.state.global_step, bias=round(bias, 4), **results)
+
+
+def arguments() -> tuple[type, ...]:
+    from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, ScriptArguments
+
+    return ScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, RunArguments
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, arguments(), description=__doc__))

@@ -1,0 +1,56 @@
+"""Supervised fine-tuning: teach the base to answer prompts, stored as one LoRA adapter.
+
+    python recipes/sft.py --config recipes/configs/world/sft.yaml --output_dir runs/world/sft
+
+Reads   prompt-completion or messages rows (contracts: toolkit/data/formats.py).
+Writes  the run's directory: the adapter, run.json, metrics.jsonl. Loss on the completion only.
+"""
+
+import sys
+
+import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.config import RunArguments, run_cli
+from toolkit.data.loading import check_source, load_splits
+from toolkit.runs import Run, last_checkpoint
+
+
+def main(script, training, model, mixture, start) -> Run:
+    check_source(script, mixture)
+    resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
+
+    from transformers import set_seed
+    from trl import SFTTrainer, get_peft_config
+
+    from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.roles import save_adapter
+    from toolkit.trainers.callbacks import RunCallback
+
+    configs = (script, training, model, mixture, start)
+    with Run.start(training.output_dir, recipe="sft", configs=configs) as run:
+        set_seed(training.seed)  # before the split: TRL's get_dataset passes no seed of its own
+        splits = load_splits(script, mixture, start, kind="prompt-completion", seed=training.seed)
+        base, tokenizer = load_base(model)
+        run.base = fingerprint(model, tokenizer)
+        trainer = SFTTrainer(
+            base,
+            training,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model),
+            train_dataset=splits["train"],
+            eval_dataset=splits.get("test"),
+            callbacks=[RunCallback(run.base)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        save_adapter(trainer.model, run.path, run.base)
+        tokenizer.save_pretrained(run.path)
+        return run.finish(steps=trainer.state.global_step)
+
+
+def arguments() -> tuple[type, ...]:
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
+
+    return ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, RunArguments
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, arguments(), description=__doc__))

@@ -1,0 +1,393 @@
+"""Loading: sources, splits, options, what is printed, and one clear line for each mistake."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
+
+from toolkit.config import RunArguments
+from toolkit.data import check_source, load_splits
+from toolkit.data.splitting import hold_out
+from toolkit.errors import DatasetError
+
+Load = Callable[..., dict[str, Any]]
+
+
+def pairs(count: int, *, start: int = 0) -> list[dict[str, Any]]:
+    return [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(start, start + count)]
+
+
+def lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what the hub's loader writes out of the user's cache."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def load(
+    name: str | None = None,
+    *,
+    kind: str = "prompt-completion",
+    seed: int = 0,
+    script: dict[str, Any] | None = None,
+    mixture: dict[str, Any] | None = None,
+    **run_args: Any,
+) -> dict[str, Any]:
+    return load_splits(
+        ScriptArguments(dataset_name=name, **(script or {})),
+        DatasetMixtureConfig(**(mixture or {})),
+        RunArguments(**run_args),
+        kind=kind,
+        seed=seed,
+    )
+
+
+def test_jsonl_and_its_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = lines(tmp_path / "d.jsonl", pairs(3))
+    splits = load(name)
+    assert {k: v.to_list() for k, v in splits.items()} == {"train": pairs(3)}
+    said = f"{name}: prompt-completion, 3 rows -> prompt-completion (train 3)\n"
+    assert capsys.readouterr().out == said
+
+
+def test_file_types_hold_the_same_rows(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    rows = [{"prompt": 'é\u2028, "x"', "completion": "None"}, {"prompt": "b\nc", "completion": "0"}]
+    raw = lines(tmp_path / "a.jsonl", rows)
+    (tmp_path / "b.jsonl").write_text(
+        "\ufeff" + "\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows), encoding="utf-8"
+    )
+    (tmp_path / "c.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "d.json").write_text(Path(raw).read_text())
+    (tmp_path / "e.csv").write_text(
+        'prompt,completion\r\n"é\u2028, ""x""",None\r\n"b\nc",0\r\n', encoding="utf-8"
+    )
+    Dataset.from_list(rows).to_parquet(tmp_path / "f.parquet")
+    for file in sorted(tmp_path.glob("[a-f].*")):
+        (tmp_path / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 12
+    for file in files:
+        assert load(str(file))["train"].to_list() == rows, file.name
+
+
+def test_folder_with_splits_shards_and_other_files(tmp_path: Path) -> None:
+    lines(tmp_path / "train-00000-of-00002.jsonl", pairs(2))
+    lines(tmp_path / "train-00001-of-00002.jsonl", pairs(2, start=2))
+    lines(tmp_path / "test.jsonl", pairs(1, start=9))
+    lines(tmp_path / "valid.jsonl", pairs(1, start=7))
+    (tmp_path / "README.md").write_text("about")
+    splits = load(str(tmp_path))
+    assert splits["train"].to_list() == pairs(4)
+    assert splits["test"].to_list() == pairs(1, start=9)
+    splits = load(str(tmp_path), script={"dataset_test_split": "valid"})
+    assert splits["test"].to_list() == pairs(1, start=7)
+
+
+def test_folder_of_files_without_split_names_is_all_train(tmp_path: Path) -> None:
+    lines(tmp_path / "b.jsonl", pairs(1, start=1))
+    lines(tmp_path / "a.jsonl", pairs(1))
+    assert load(str(tmp_path))["train"].to_list() == pairs(2)
+
+
+def test_same_split_twice_in_a_folder(tmp_path: Path) -> None:
+    lines(tmp_path / "train.json", pairs(1))
+    lines(tmp_path / "train.jsonl", pairs(1))
+    with pytest.raises(DatasetError, match=r"train.json and train.jsonl are both 'train'"):
+        load(str(tmp_path))
+
+
+def test_max_rows_takes_the_first_of_each_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines(tmp_path / "train-0-of-2.jsonl", pairs(3))
+    lines(tmp_path / "train-1-of-2.jsonl", pairs(3, start=3))
+    lines(tmp_path / "test.jsonl", pairs(1, start=9))
+    splits = load(str(tmp_path), max_rows=4)
+    assert splits["train"].to_list() == pairs(4)
+    assert len(splits["test"]) == 1
+    assert "the first 5 of 7 rows -> prompt-completion (train 4, test 1)" in capsys.readouterr().out
+
+
+def test_held_out_by_prompt_from_the_seed(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i % 20}", "completion": f"a{i}"} for i in range(60)]
+    name = lines(tmp_path / "d.jsonl", rows)
+    options = {"test_split_size": 0.1}
+    first, again, other = (load(name, mixture=options, seed=s) for s in (0, 0, 1))
+    train, test = (first[split].to_list() for split in ("train", "test"))
+    assert (len(train), len(test)) == (54, 6)
+    assert not {r["prompt"] for r in train} & {r["prompt"] for r in test}
+    assert sorted(map(str, train + test)) == sorted(map(str, rows))
+    assert train == [r for r in rows if r in train]  # the order is kept
+    assert again["test"].to_list() == test
+    assert other["test"].to_list() != test
+
+
+def test_held_out_by_number_of_rows_and_whatever_the_order() -> None:
+    rows = pairs(10)
+    train, test = hold_out(rows, 3, seed=0, place="x")
+    assert (len(train), len(test)) == (7, 3)
+    _, again = hold_out(rows[::-1], 3, seed=0, place="x")
+    assert again == test[::-1]
+
+
+def test_held_out_never_empty_with_large_groups() -> None:
+    rows = [{"prompt": p, "completion": str(i)} for p in "ab" for i in range(5)]
+    train, test = hold_out(rows, 0.1, seed=0, place="x")
+    assert (len(train), len(test)) == (5, 5)
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, 10.0, 1.0e9, 0.99])
+def test_held_out_of_an_impossible_size(size: float) -> None:
+    with pytest.raises(DatasetError, match="`test_split_size` must be a share"):
+        hold_out(pairs(10), size, seed=0, place="x")
+
+
+def test_held_out_of_one_prompt() -> None:
+    rows = [{"prompt": "q", "completion": str(i)} for i in range(4)]
+    with pytest.raises(DatasetError, match="all rows have one prompt"):
+        hold_out(rows, 0.5, seed=0, place="x")
+
+
+def test_own_test_split_goes_before_holding_out_and_overlap_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines(tmp_path / "train.jsonl", pairs(4))
+    lines(tmp_path / "test.jsonl", pairs(2, start=3))
+    splits = load(str(tmp_path), mixture={"test_split_size": 0.5})
+    assert (len(splits["train"]), len(splits["test"])) == (4, 2)
+    assert "; 1 test rows have a prompt of the train split" in capsys.readouterr().out
+
+
+def test_bad_rows_stop_or_are_dropped_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "d.jsonl"
+    lines(file, [*pairs(2), {"prompt": "q", "completion": ""}, {"prompt": 5, "completion": "a"}])
+    file.write_text(file.read_text() + '{"prompt": "cut o\n\n[1]\n')
+    with pytest.raises(DatasetError) as caught:
+        load(str(file))
+    assert str(caught.value) == (
+        f'{file} row 3 of 6: "completion" must be non-empty text, got "" (str).\n'
+        '  row: {"prompt": "q", "completion": ""}\n'
+        "  1 row fails this check (3).\n"
+        "  3 rows fail others: 1 not text (4), 1 unreadable (5), 1 not a row (6). "
+        "Fix them, or set `drop_bad_rows: true`."
+    )
+    assert load(str(file), drop_bad_rows=True)["train"].to_list() == pairs(2)
+    assert capsys.readouterr().out == (
+        f"{file}: dropped 4 of 6 rows: "
+        "1 empty text (3), 1 not text (4), 1 unreadable (5), 1 not a row (6)\n"
+        f"{file}: prompt-completion, 6 rows -> prompt-completion (train 2); "
+        "4 malformed rows dropped\n"
+    )
+
+
+def test_line_that_is_not_json_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"prompt": "q"}\n\n{"prompt": }\n')
+    with pytest.raises(DatasetError) as caught:
+        load(str(file), kind="prompt-only")
+    assert f"{file} row 2 of 2: line 3 is not JSON (Expecting value at column 12)." in str(
+        caught.value
+    )
+
+
+def test_csv_record_of_another_length_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text("prompt,completion\na,b\nc,d,e\n")
+    with pytest.raises(DatasetError, match=r"row 2 of 2: line 3 has 3 fields, the header has 2"):
+        load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.json", b'[{"prompt": "q"},\n{"prompt"]', "d.json line 2: not JSON"),
+        ("d.json", b"3", "expected a list of rows, got int"),
+        ("d.json", b"[" * 100_000, "not JSON"),
+        ("d.jsonl", b"\xff\xfe", "not UTF-8 text at byte 1"),
+        ("d.jsonl.gz", b"plain", "cannot read the file"),
+        ("d.jsonl.gz", gzip.compress(b'{"prompt": "q"}' * 99)[:-12], "cannot read the file"),
+        ("d.parquet", b"plain", "not a Parquet file"),
+        ("d.csv", b"prompt,prompt\na,b\n", "the header names a column twice"),
+        ("d.csv", b'prompt\n"a', "not CSV"),
+        ("d.jsonl", b"", "it has no rows"),
+        ("d.csv", b"prompt\n", "it has no rows"),
+        ("d.jsonl", b"[\n 1,\n]", "no row is an object with columns; row 1: line 1 is not JSON"),
+        ("d.txt", b"x", "a data file must end in .jsonl, .json, .csv, .parquet"),
+    ],
+)
+def test_broken_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        load(str(tmp_path / name), kind="prompt-only")
+    assert message in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_ragged_rows_keep_other_columns_and_mixed_types_are_named(tmp_path: Path) -> None:
+    name = lines(tmp_path / "a.jsonl", [{"prompt": "q", "x": 1}, {"prompt": "r", "y": "b"}])
+    assert load(name, kind="prompt-only")["train"].to_list() == [
+        {"prompt": "q", "x": 1, "y": None},
+        {"prompt": "r", "x": None, "y": "b"},
+    ]
+    name = lines(tmp_path / "b.jsonl", [{"prompt": "q", "x": 1}, {"prompt": "r", "x": {"y": [2]}}])
+    with pytest.raises(DatasetError, match='b.jsonl: column "x" .* its values are dict, int'):
+        load(name, kind="prompt-only")
+
+
+def test_dataset_format_overrides_detection(tmp_path: Path) -> None:
+    row = {"prompt": "q", "completion": "a", "instruction": "i", "output": "o"}
+    name = lines(tmp_path / "d.jsonl", [row])
+    assert load(name)["train"][0] == {"prompt": "q", "completion": "a"}
+    assert load(name, dataset_format="alpaca")["train"][0] == {
+        "prompt": [{"role": "user", "content": "i"}],
+        "completion": [{"role": "assistant", "content": "o"}],
+    }
+    with pytest.raises(DatasetError, match="unknown dataset_format 'alpacca'; known: sharegpt"):
+        load(name, dataset_format="alpacca")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": None}, "no dataset: set `dataset_name`"),
+        ({"script": {"dataset_streaming": True}}, "streaming is not supported"),
+        ({"script": {"dataset_config": "main"}}, "`dataset_config` is for datasets of the hub"),
+        ({"script": {"dataset_train_split": "x"}}, "no split 'x' (`dataset_train_split`)"),
+        ({"script": {"dataset_test_split": "x"}}, "it has train"),
+        ({"max_rows": 0}, "`max_rows` must be at least 1, got 0"),
+        ({"kind": "preference"}, "its format is prompt-completion"),
+        ({"mixture": {"test_split_size": 3.0}}, "less than the 3 rows, got 3"),
+    ],
+)
+def test_unusable_option(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    name = lines(tmp_path / "d.jsonl", pairs(3))
+    with pytest.raises(DatasetError) as caught:
+        load(**{"name": name, **options})
+    assert message in str(caught.value)
+
+
+def test_only_ties_leave_nothing(tmp_path: Path) -> None:
+    row = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 1]}
+    with pytest.raises(
+        DatasetError, match="nothing to use in the train split: all 2 rows are ties"
+    ):
+        load(lines(tmp_path / "d.jsonl", [row, row]), kind="preference")
+
+
+def test_unknown_kind_is_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="kind must be one of"):
+        load("x.jsonl", kind="sft")
+
+
+def test_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DatasetError) as caught:
+        load("no-such-owner/no-such-dataset")
+    assert str(caught.value).startswith(
+        "no-such-owner/no-such-dataset: cannot load it from the hub"
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_dataset_with_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    seen: list[Any] = []
+
+    def fake(name: str, config: str | None) -> Any:
+        seen.append((name, config))
+        splits = {"train_sft": pairs(2), "test": pairs(1, start=5), "train_gen": pairs(4)}
+        return datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in splits.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    splits = load("org/set", script={"dataset_config": "v1", "dataset_train_split": "train_sft"})
+    assert seen == [("org/set", "v1")]
+    assert splits["train"].to_list() == pairs(2)
+    assert splits["test"].to_list() == pairs(1, start=5)
+    with pytest.raises(DatasetError, match="no split 'train' .*it has test, train_gen, train_sft"):
+        load("org/set")
+
+
+def test_mixture_is_held_out_by_prompt(tmp_path: Path) -> None:
+    a = lines(tmp_path / "a.jsonl", pairs(6) + pairs(6))
+    b = lines(tmp_path / "b.jsonl", pairs(8, start=20))
+    entries = [DatasetConfig(path="json", data_files=f) for f in (a, b)]
+    splits = load(mixture={"datasets": entries, "test_split_size": 0.25})
+    train, test = (splits[split].to_list() for split in ("train", "test"))
+    assert (len(train), len(test)) == (15, 5)
+    assert not {r["prompt"] for r in train} & {r["prompt"] for r in test}
+
+
+def test_mixture_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("{")
+    with pytest.raises(DatasetError) as caught:
+        load(mixture={"datasets": [DatasetConfig(path="json", data_files=str(file))]})
+    assert str(caught.value).startswith("mixture of json: cannot load it")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("world:demonstrations", "prompt-completion"),
+        ("world:prompts", "prompt-only"),
+        ("world:comparisons", "preference"),
+    ],
+)
+def test_embedded_world(name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    splits = load(name, kind=kind, max_rows=20)
+    assert set(splits) == {"train", "test"}
+    assert all(isinstance(row["prompt"], list) for rows in splits.values() for row in rows)
+    assert capsys.readouterr().out.startswith(f"{name}: {kind}, the first 40 of ")
+
+
+def test_embedded_world_without_that_name() -> None:
+    with pytest.raises(DatasetError, match="world:nothing"):
+        load("world:nothing")
+
+
+@pytest.mark.parametrize("name", ["data/gone.jsonl", "../gone", "gone.json.gz", "/gone/far/away"])
+def test_missing_file_is_found_before_anything_is_loaded(name: str) -> None:
+    with pytest.raises(DatasetError, match=f"^{re.escape(name)}: no such file or folder$"):
+        check_source(ScriptArguments(dataset_name=name), DatasetMixtureConfig())
+
+
+def test_missing_file_of_a_mixture() -> None:
+    entries = [DatasetConfig(path="json", data_files={"train": ["*.jsonl", "gone.jsonl"]})]
+    with pytest.raises(DatasetError, match="^gone.jsonl: no such file"):
+        check_source(ScriptArguments(), DatasetMixtureConfig(datasets=entries))
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no data file"):
+        check_source(ScriptArguments(dataset_name=str(tmp_path)), DatasetMixtureConfig())
+
+
+def test_importing_the_package_loads_no_library() -> None:
+    code = (
+        "import sys, toolkit.data\n"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'pyarrow', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr.strip()) == ("[]", "")

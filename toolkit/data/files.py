@@ -1,0 +1,141 @@
+"""Data files on this machine: found by split, and read as rows that keep their numbers."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.messages import Unreadable
+from toolkit.errors import DatasetError
+
+EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
+# train.jsonl, train-00000-of-00002.parquet (the hub's way), test.json.gz
+NAME = re.compile(
+    r"(?P<split>.+?)(?P<shard>-\d+-of-\d+)?\.(jsonl|json|csv|parquet)(\.gz)?", re.IGNORECASE
+)
+FIELD_LIMIT = 2**31 - 1
+
+
+def find_files(path: Path) -> dict[str, list[Path]]:
+    """The data files of each split.
+
+    A single file is the split "train". In a folder (and its subfolder `data`) the files' names
+    say which split they are; if none is called train or test, all of them are "train".
+
+    Raises: DatasetError if there is no such file or folder, or no data in it.
+    """
+    if not path.exists():
+        raise DatasetError(f"{path}: no such file or folder")
+    if path.is_file():
+        if not NAME.fullmatch(path.name):
+            raise DatasetError(f"{path}: a data file must end in {', '.join(EXTENSIONS)} (or .gz)")
+        return {"train": [path]}
+    splits: dict[str, list[Path]] = {}
+    for file in sorted([*path.glob("*"), *path.glob("data/*")]):
+        match = NAME.fullmatch(file.name)
+        if match and file.is_file() and not file.name.startswith("."):
+            found = splits.setdefault(match["split"], [])
+            if found and not match["shard"]:
+                raise DatasetError(
+                    f"{path}: {found[0].name} and {file.name} are both "
+                    f"{match['split']!r}; remove one"
+                )
+            found.append(file)
+    if not splits:
+        raise DatasetError(f"{path}: no data file ({', '.join(EXTENSIONS)}, or .gz) in this folder")
+    if not splits.keys() & {"train", "test"}:
+        splits["train"] = [file for files in splits.values() for file in files]
+    return splits
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The rows of a data file, by its extension.
+
+    A line or record that cannot be parsed is an `Unreadable`, for the checks to report. Values
+    in CSV are texts.
+
+    Raises: DatasetError if the file as a whole cannot be read.
+    """
+    name = path.name.lower().removesuffix(".gz")
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.name.lower().endswith(".gz") else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path}: cannot read the file ({error})") from error
+    if name.endswith(".parquet"):
+        return _parquet(data, path)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 text at byte {error.start + 1}") from error
+    if name.endswith(".csv"):
+        return list(_csv(text, path))
+    return _json(text, path) if name.endswith(".json") else list(_json_lines(text))
+
+
+def _json_lines(text: str) -> Iterator[Any]:
+    # Not splitlines(): JSON may hold U+2028 and others that it would take for a line's end.
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield Unreadable(f"line {number} is not JSON ({_reason(error)})", line.strip())
+
+
+def _json(text: str, path: Path) -> list[Any]:
+    """A list of rows; or one row to a line, which many files called .json are."""
+    try:
+        loaded = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("{"):
+            return list(_json_lines(text))
+        place = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DatasetError(f"{path}{place}: not JSON ({_reason(error)})") from error
+    if isinstance(loaded, dict):
+        return [loaded]
+    if not isinstance(loaded, list):
+        raise DatasetError(f"{path}: expected a list of rows, got {type(loaded).__name__}")
+    return loaded
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _csv(text: str, path: Path) -> Iterator[Any]:
+    limit = csv.field_size_limit(FIELD_LIMIT)  # 128 KiB by default, shorter than some answers
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header = next(reader, [])
+        if len(set(header)) != len(header):
+            raise DatasetError(f"{path}: the header names a column twice: {', '.join(header)}")
+        for fields in reader:
+            if len(fields) == len(header):
+                yield dict(zip(header, fields, strict=True))
+            elif fields:
+                reason = f"line {reader.line_num} has {len(fields)} fields"
+                yield Unreadable(f"{reason}, the header has {len(header)}", ",".join(fields))
+    except csv.Error as error:
+        raise DatasetError(f"{path} line {reader.line_num}: not CSV ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _parquet(data: bytes, path: Path) -> list[Any]:
+    import pyarrow  # type: ignore[import-untyped,unused-ignore]
+    import pyarrow.parquet  # type: ignore[import-untyped,unused-ignore]
+
+    try:
+        rows: list[Any] = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(f"{path}: not a Parquet file ({reason})") from error
+    return rows

@@ -1,0 +1,21 @@
+"""The errors a user can cause; each message names place, expected, got and fix."""
+
+
+class ToolkitError(Exception):
+    """Base of all errors that are the input's fault and not a bug."""
+
+
+class ConfigError(ToolkitError):
+    """A YAML file or a command line cannot be used as it is."""
+
+
+class DatasetError(ToolkitError):
+    """A dataset or one of its rows cannot be used as it is."""
+
+
+class CheckpointError(ToolkitError):
+    """An adapter, head, checkpoint or run directory cannot be used as it is."""
+
+
+class RewardError(ToolkitError):
+    """A reward function or reward model returned something that cannot be trained on."""

@@ -1,0 +1,177 @@
+"""Loading the base once, its tokenizer, and the fingerprint by which adapters know it."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.runs import write_json
+from toolkit.world import resolve_base
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+BASE_FILE = "base.json"
+HASHED_WHOLE = 256 << 20  # larger weight files are told apart by size, head and tail
+_NOTES = ("id", "dtype")  # recorded for the reader, not compared
+
+
+def load_base(
+    model: "ModelConfig", *, scalar: bool = False, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the frozen base and its tokenizer, in the precision that `model` asks for.
+
+    Args:
+        model: TRL's ModelConfig; `model_name_or_path` is a hub id, a folder, or `world:base`
+            (also the default), which ships with the package.
+        scalar: load it with a linear head to one scalar instead of the language-model head.
+
+    Raises: CheckpointError where there is no such model or it has no usable tokenizer.
+    """
+    from trl import get_quantization_config
+
+    name = resolve_base(model.model_name_or_path)
+    quantized = get_quantization_config(model)
+    dtype = "auto" if model.dtype in (None, "auto") else getattr(torch, model.dtype)
+    kwargs: dict[str, Any] = {
+        "revision": model.model_revision,
+        "dtype": torch.bfloat16 if quantized is not None and dtype == torch.float32 else dtype,
+        "attn_implementation": model.attn_implementation,
+        "trust_remote_code": trust_remote_code,
+    }
+    if quantized is not None:
+        kwargs["quantization_config"] = quantized
+        kwargs["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    try:
+        tokenizer = load_tokenizer(name, revision=model.model_revision)
+        if scalar:
+            from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+            with suppress_seqcls_warning():
+                base = AutoModelForSequenceClassification.from_pretrained(
+                    name, num_labels=1, **kwargs
+                )
+        else:
+            base = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: cannot load the base model ({_first_line(error)})") from error
+    base.requires_grad_(False)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    if base.generation_config is not None:
+        base.generation_config.pad_token_id = tokenizer.pad_token_id
+    return base, tokenizer
+
+
+def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, padding on the left; a missing pad token becomes the EOS token.
+
+    Masks never come from `ids != pad`, so pad = EOS is safe here.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+    if tokenizer.eos_token is None:
+        raise CheckpointError(f"{name}: the tokenizer has no EOS token, so no answer could end")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a completion: the tokenizer's EOS and what the model declares."""
+    declared = getattr(base.generation_config, "eos_token_id", None)
+    listed = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
+
+
+def fingerprint(model: "ModelConfig", tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What an adapter must find again: weights, quantization, tokenizer and chat template.
+
+    Returns: `id`, `weights` (a hash of the files, or the hub's commit), `quantization`,
+    `tokenizer`, `chat_template`, and `dtype`; `id` and `dtype` are notes, not compared.
+    """
+    name = resolve_base(model.model_name_or_path)
+    bits = "4bit" if model.load_in_4bit else "8bit" if model.load_in_8bit else "none"
+    quantization = f"{bits}-{model.bnb_4bit_quant_type}" if bits == "4bit" else bits
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return {
+        "id": model.model_name_or_path or "world:base",
+        "dtype": str(model.dtype),
+        "weights": _weights_hash(name, model.model_revision),
+        "quantization": quantization,
+        "tokenizer": _digest(vocabulary.encode()),
+        "chat_template": _digest(str(tokenizer.chat_template).encode()),
+    }
+
+
+def save_fingerprint(folder: Path, found: dict[str, str]) -> None:
+    """Store the base's fingerprint beside an adapter."""
+    write_json(folder / BASE_FILE, found)
+
+
+def check_fingerprint(
+    folder: Path, base: dict[str, str], *, any_precision: bool = False
+) -> None:
+    """Refuse an adapter that was trained on another base.
+
+    Args:
+        folder: the adapter's directory; one without `base.json` (made elsewhere) is let through.
+        any_precision: accept the same weights in another quantization.
+
+    Raises: CheckpointError naming both sides.
+    """
+    file = folder / BASE_FILE
+    if not file.is_file():
+        return
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: damaged ({error})") from error
+    for key in base:
+        skipped = key in _NOTES or (any_precision and key == "quantization")
+        if not skipped and stored.get(key) != base[key]:
+            raise CheckpointError(
+                f"{folder}: trained on base {stored.get('id')} with {key} {stored.get(key)}, but the "
+                f"base in memory is {base['id']} with {key} {base[key]}; load the adapter's own base"
+            )
+
+
+def _weights_hash(name: str, revision: str | None) -> str:
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        commit = Path(cached).parent.name if isinstance(cached, str) else "unknown"
+        return f"{name}@{commit}"
+    digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise ConfigError(f"{name}: no weight files (*.safetensors) in this folder")
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            if size <= HASHED_WHOLE:
+                digest.update(stream.read())
+            else:
+                digest.update(stream.read(1 << 20))
+                stream.seek(-(1 << 20), 2)
+                digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,134 @@
+"""Sampling completions from whichever role is active, batched by length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; temperature 0 is greedy. top_p and top_k are for looking, never for rollouts."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Token ids, with the end token where there is one, and the text without special tokens."""
+
+    ids: list[int]
+    text: str
+    ended: bool
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of a text, or of messages rendered up to where the assistant speaks."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def encode_completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt
+) -> list[int]:
+    """Token ids of a given completion, ended by EOS, as they follow the prompt's.
+
+    Raises: ValueError where the chat template does not render the prompt as a prefix.
+    """
+    if isinstance(completion, str):
+        return [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert isinstance(prompt, list)
+    whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    if not whole.startswith(start):
+        raise ValueError("the chat template does not render the prompt as a prefix of the whole")
+    # rendered apart, so that no token spans the border and the prompt's ids are a true prefix
+    return list(tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"])
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    prompts: Sequence[list[int]],
+    *,
+    sampling: Sampling,
+    stop: Sequence[int],
+    pad_id: int,
+    batch_size: int = 128,
+) -> list[list[int]]:
+    """Completion ids for each prompt's ids, in order, up to and with the first stop token.
+
+    Draws from torch's global generator. Prompts of similar length share a batch.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found: list[list[int]] = [[] for _ in prompts]
+    device = next(model.parameters()).device
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        width = max(len(prompts[i]) for i in rows)
+        ids = torch.tensor([[pad_id] * (width - len(prompts[i])) + prompts[i] for i in rows])
+        attention = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
+        out = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(device),
+            attention_mask=attention.to(device),
+            **_arguments(sampling, stop, pad_id),
+        )
+        for i, row in zip(rows, out[:, width:].tolist(), strict=True):
+            found[i] = cut_at_stop(row, stop)
+    return found
+
+
+def cut_at_stop(ids: list[int], stop: Sequence[int]) -> list[int]:
+    """`ids` up to and with the first stop token; all of them where there is none."""
+    for at, token in enumerate(ids):
+        if token in stop:
+            return ids[: at + 1]
+    return ids
+
+
+def complete(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    sampling: Sampling,
+    stop: Sequence[int],
+    batch_size: int = 128,
+) -> list[Completion]:
+    """Sample an answer to each prompt, in order. See `sample`."""
+    ids = [encode_prompt(tokenizer, p) for p in prompts]
+    assert tokenizer.pad_token_id is not None
+    sampled = sample(
+        model, ids, sampling=sampling, stop=stop, pad_id=tokenizer.pad_token_id, batch_size=batch_size
+    )
+    return [
+        Completion(row, tokenizer.decode(row, skip_special_tokens=True), bool(row) and row[-1] in stop)
+        for row in sampled
+    ]
+
+
+def _arguments(sampling: Sampling, stop: Sequence[int], pad_id: int) -> dict[str, Any]:
+    common = {
+        "max_new_tokens": sampling.max_new_tokens,
+        "eos_token_id": list(stop),
+        "pad_token_id": pad_id,
+        "use_cache": True,
+    }
+    if sampling.temperature == 0:
+        return common | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return common | {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+    }

@@ -1,0 +1,61 @@
+"""Scalar heads: one linear layer from the trunk's hidden state to a scalar per token."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from toolkit.errors import CheckpointError
+
+HEAD_FILE = "head.safetensors"
+
+
+class ScalarHead(nn.Module):
+    """`(…, d)` hidden states to `(…)` scalars, in float32 whatever the trunk computes in."""
+
+    def __init__(self, hidden_size: int, *, zero: bool = False) -> None:
+        """Weights with std 1/√(d+1) and bias 0 (Ziegler et al. 2019, arXiv:1909.08593), or zero."""
+        super().__init__()
+        std = 0.0 if zero else (hidden_size + 1) ** -0.5
+        self.weight = nn.Parameter(torch.randn(1, hidden_size) * std)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Scalars `(…)` for hidden states `(…, d)`."""
+        return nn.functional.linear(hidden.float(), self.weight, self.bias).squeeze(-1)
+
+    def save(self, folder: Path) -> None:
+        """Write `head.safetensors`: weight `(1, d)` and bias `(1,)`, float32."""
+        tensors = {k: v.detach().float().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(tensors, folder / HEAD_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ScalarHead":
+        """Read `head.safetensors`.
+
+        Raises: CheckpointError where it is missing, damaged or not finite.
+        """
+        file = folder / HEAD_FILE
+        if not file.is_file():
+            raise CheckpointError(
+                f"{folder}: {HEAD_FILE} is missing; a reward or value role needs a head beside its "
+                "adapter (made by recipes/reward.py and recipes/ppo.py)"
+            )
+        try:
+            tensors = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: damaged ({error})") from error
+        shapes = {k: tuple(v.shape) for k, v in tensors.items()}
+        weight = tensors.get("weight")
+        if weight is None or weight.dim() != 2 or shapes != {
+            "weight": (1, weight.shape[1]),
+            "bias": (1,),
+        }:
+            raise CheckpointError(f"{file}: expected weight (1, d) and bias (1,), got {shapes}")
+        if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+            raise CheckpointError(f"{file}: holds numbers that are not finite")
+        head = cls(weight.shape[1])
+        head.load_state_dict(tensors)
+        return head

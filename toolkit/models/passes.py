@@ -1,0 +1,101 @@
+"""Forward passes over prompt + completion: log-probabilities and scalars at completion tokens only."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.models.heads import ScalarHead
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts padded on the left, completions on the right, joined along time.
+
+    `input_ids` and `attention` are `(B, P + T)`; `mask` is `(B, T)` bool, True on real completion
+    tokens. Padding is known by lengths and never by `ids != pad`, so pad may equal EOS.
+    """
+
+    input_ids: Tensor
+    attention: Tensor
+    mask: Tensor
+
+    @property
+    def completion_ids(self) -> Tensor:
+        """`(B, T)`"""
+        return self.input_ids[:, -self.mask.shape[1] :]
+
+    @property
+    def positions(self) -> Tensor:
+        """`(B, P + T)`, counted from the first real token, so that left pads change nothing."""
+        return (self.attention.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def collate(
+    prompts: list[list[int]], completions: list[list[int]], pad_id: int, device: Any = None
+) -> Batch:
+    """Join token ids of prompts and completions into a `Batch`. Prompts must not be empty."""
+    width_p = max(map(len, prompts))
+    width_t = max(1, max(map(len, completions)))
+    ids = torch.full((len(prompts), width_p + width_t), pad_id)
+    attention = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        start, end = width_p - len(prompt), width_p + len(completion)
+        ids[row, start:end] = torch.tensor([*prompt, *completion])
+        attention[row, start:end] = True
+    batch = Batch(ids, attention, attention[:, width_p:])
+    return Batch(*(t.to(device) for t in (batch.input_ids, batch.attention, batch.mask)))
+
+
+def completion_logprobs(
+    model: nn.Module, batch: Batch, *, temperature: float, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """log π(token) at every completion position under softmax(logits / temperature).
+
+    The logits of the prompt are never computed.
+
+    Returns: logprobs `(B, T)`, zero where masked, and the entropies `(B, T)` in nats if asked for.
+    """
+    steps = batch.mask.shape[1]
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention.long(),
+        position_ids=batch.positions,
+        logits_to_keep=steps + 1,
+        use_cache=False,
+    ).logits[:, :-1]  # (B, T, V)
+    logits = logits.float() / temperature
+    taken = logits.gather(-1, batch.completion_ids.unsqueeze(-1)).squeeze(-1)
+    normaliser = logits.logsumexp(-1)
+    logprobs = (taken - normaliser).masked_fill(~batch.mask, 0.0)  # (B, T)
+    if not entropy:
+        return logprobs, None
+    with torch.no_grad():
+        # H = log Z - Σ p·logit: exact, one probability tensor and no log-softmax beside it
+        weighted = (logits.softmax(-1) * logits).sum(-1)
+        return logprobs, (normaliser - weighted).masked_fill(~batch.mask, 0.0)
+
+
+def state_values(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
+    """V(s_t), `(B, T)`: the head read one token earlier, before token t is chosen."""
+    hidden = _hidden(model, batch)[:, -batch.mask.shape[1] - 1 : -1]
+    return head(hidden).masked_fill(~batch.mask, 0.0)
+
+
+def scores(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
+    """The head at each row's last real token, `(B,)`. A row without completion is read at its prompt's end."""
+    hidden = _hidden(model, batch)
+    last = (batch.attention.long() * torch.arange(batch.attention.shape[1], device=hidden.device)).amax(-1)
+    return head(hidden[torch.arange(len(last), device=hidden.device), last])
+
+
+def _hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """The trunk's last hidden states, `(B, P + T, d)`."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT or bare
+    return causal.base_model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention.long(),
+        position_ids=batch.positions,
+        use_cache=False,
+    ).last_hidden_state

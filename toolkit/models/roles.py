@@ -1,0 +1,259 @@
+"""Roles: adapters with a purpose on one base, attached, switched and saved without side effects.
+
+PEFT's `set_adapter` freezes every adapter but the one it activates, and its contexts leave one
+activated that was not before. Here a switch changes which adapter is active and nothing else:
+which parameters are trainable stays as it was, also when the body raises.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.base import check_fingerprint, save_fingerprint
+from toolkit.models.heads import ScalarHead
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+class Roles:
+    """The adapters on one base and the heads that belong to them.
+
+    `model` is the PeftModel once a first adapter is attached. Heads are registered on it as
+    `model.heads`, so that an optimizer over the model's parameters sees them.
+    """
+
+    def __init__(self, base: PreTrainedModel, base_fingerprint: dict[str, str]) -> None:
+        self.base = base
+        self.fingerprint = base_fingerprint
+        self.model: PeftModel | None = None
+        self.heads = nn.ModuleDict()
+
+    def attach(
+        self,
+        name: str,
+        folder: str | Path,
+        *,
+        trainable: bool = False,
+        head: bool = False,
+        any_precision: bool = False,
+    ) -> None:
+        """Load an adapter (and its head) from a run directory under the name of a role.
+
+        Raises: CheckpointError where files are missing or damaged, weights are not finite, keys
+            do not fit, or the adapter belongs to another base. Nothing stays attached then.
+        """
+        folder = Path(folder)
+        _refuse_bad_name(name)
+        check_fingerprint(folder, self.fingerprint, any_precision=any_precision)
+        config, weights = read_adapter(folder)
+        loaded_head = ScalarHead.load(folder) if head else None
+        self._add(name, config, trainable=trainable)
+        try:
+            self._fill(name, weights, folder)
+        except BaseException:
+            self.detach(name)
+            raise
+        if loaded_head is not None:
+            self._add_head(name, loaded_head, trainable=trainable)
+
+    def create(self, name: str, config: PeftConfig) -> None:
+        """Attach a freshly initialised, trainable adapter (LoRA starts as the identity)."""
+        _refuse_bad_name(name)
+        self._add(name, config, trainable=True)
+
+    def detach(self, name: str) -> None:
+        """Remove a role's adapter and head; the others stay as they are."""
+        if self.model is not None and name in self.model.peft_config:
+            if list(self.model.peft_config) == [name]:
+                self.base = self.model.unload()  # type: ignore[operator]
+                self.model = None
+            else:
+                self.model.delete_adapter(name)
+        if name in self.heads:
+            del self.heads[name]
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[nn.Module]:
+        """The model with one role's adapter active; None is the pristine base.
+
+        Whatever was active and whatever was trainable is so again afterwards, also on an error.
+        Forward *and* backward of a role belong inside its block: gradient checkpointing
+        recomputes under whichever adapter is active at the time of the backward pass.
+        """
+        if self.model is None:
+            if name is not None:
+                raise CheckpointError(f"no adapter is attached, so there is no role {name!r}")
+            yield self.base
+            return
+        if name is not None and name not in self.model.peft_config:
+            known = ", ".join(self.model.peft_config)
+            raise CheckpointError(f"no role {name!r} is attached; attached are {known}")
+        before = list(self.model.active_adapters)
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        try:
+            if name is None:
+                self.model.base_model.disable_adapter_layers()
+            else:
+                self.model.set_adapter(name)
+            _restore(flags)
+            yield self.model
+        finally:
+            if name is None:
+                self.model.base_model.enable_adapter_layers()
+            self.model.set_adapter(before[0])
+            _restore(flags)
+
+    def trainable_names(self) -> list[str]:
+        """Names of all parameters that an optimizer would move."""
+        module = self.model or self.base
+        return [n for n, p in module.named_parameters() if p.requires_grad]
+
+    def save(self, name: str, folder: str | Path) -> None:
+        """Write one role as plain PEFT files, with its head and the base's fingerprint beside."""
+        assert self.model is not None
+        folder = Path(folder)
+        save_adapter(self.model, folder, self.fingerprint, name=name)
+        if name in self.heads:
+            head = self.heads[name]
+            assert isinstance(head, ScalarHead)
+            head.save(folder)
+
+    def _add(self, name: str, config: PeftConfig, *, trainable: bool) -> None:
+        config.inference_mode = not trainable
+        if self.model is None:
+            self.model = get_peft_model(self.base, config, adapter_name=name)  # type: ignore[assignment]
+            assert self.model is not None
+            self.model.heads = self.heads
+        else:
+            flags = [(p, p.requires_grad) for p in self.model.parameters()]
+            active = list(self.model.active_adapters)
+            self.model.add_adapter(name, config)
+            self.model.set_adapter(active[0])
+            _restore(flags)
+        for parameter in self._parameters(name):
+            parameter.requires_grad_(trainable)
+
+    def _fill(self, name: str, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        assert self.model is not None
+        expected = set(get_peft_model_state_dict(self.model, adapter_name=name))
+        if expected != set(weights):
+            missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)
+            raise CheckpointError(
+                f"{folder}: the adapter's weights do not fit this base; "
+                f"missing {missing[:2]}, not expected {extra[:2]}"
+            )
+        try:
+            set_peft_model_state_dict(self.model, weights, adapter_name=name)
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{folder}: the adapter does not fit this base: {detail}") from error
+
+    def _add_head(self, name: str, head: ScalarHead, *, trainable: bool) -> None:
+        size = self.base.config.get_text_config().hidden_size
+        if head.weight.shape[1] != size:
+            self.detach(name)
+            raise CheckpointError(
+                f"role {name!r}: the head reads {head.weight.shape[1]} features, the base has {size}"
+            )
+        device = self.base.get_input_embeddings().weight.device
+        self.heads[name] = head.to(device).requires_grad_(trainable)
+
+    def _parameters(self, name: str) -> list[nn.Parameter]:
+        assert self.model is not None
+        return [p for n, p in self.model.named_parameters() if f".{name}." in f".{n}."]
+
+
+def attach_ppo_roles(
+    roles: Roles, *, policy: str | None, reward: str, model: "ModelConfig"
+) -> None:
+    """Attach PPO's four roles: the policy and its frozen reference from SFT, value and reward
+    from the reward model.
+
+    With no SFT run the policy starts as a new adapter and the reference is the bare base, which
+    is said on the screen.
+    """
+    from trl import get_peft_config
+
+    if policy is not None:
+        roles.attach(POLICY, policy, trainable=True)
+        roles.attach(REFERENCE, policy)
+    else:
+        config = get_peft_config(model)
+        if config is None:
+            raise ConfigError("without a parent PPO starts a new adapter: set `use_peft: true`")
+        print("no parent: the reference is the bare base, and the policy starts as a new adapter")
+        roles.create(POLICY, config)
+    roles.attach(REWARD, reward, head=True)
+    roles.attach(VALUE, reward, head=True, trainable=True)
+
+
+def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """Config and weights of an adapter on disk; safetensors only, a pickle is never opened.
+
+    Raises: CheckpointError where a file is missing or damaged or a weight is not finite.
+    """
+    for file in ("adapter_config.json", WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder}: {file} is missing; expected a run with an adapter")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        weights = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: damaged adapter ({error})") from error
+    # one adapter that yields NaN stops sampling for every row of a batch it shares
+    bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
+    if bad:
+        raise CheckpointError(f"{folder}: {bad[0]} holds numbers that are not finite")
+    return config, weights
+
+
+def save_adapter(
+    model: PeftModel, folder: Path, base_fingerprint: dict[str, str], *, name: str = POLICY
+) -> None:
+    """Write one adapter at the folder's root, whatever its name in memory, and whose base it knows.
+
+    PEFT's own `save_pretrained` would put every adapter but "default" into a folder of its name.
+    """
+    weights = get_peft_model_state_dict(model, adapter_name=name)
+    write_adapter(folder, model.peft_config[name], weights)
+    save_fingerprint(folder, base_fingerprint)
+
+
+def write_adapter(folder: Path, config: PeftConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Write an adapter's weights and config as PEFT reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    inference, config.inference_mode = config.inference_mode, True
+    config.save_pretrained(str(folder))
+    config.inference_mode = inference
+
+
+def _restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, flag in flags:
+        if parameter.requires_grad != flag:
+            parameter.requires_grad_(flag)
+
+
+def _refuse_bad_name(name: str) -> None:
+    if not name or "." in name or name in "lora_":
+        raise CheckpointError(f"a role cannot be called {name!r}: PEFT keys would be ambiguous")

@@ -1,0 +1,202 @@
+"""A pipeline: stages from one YAML, each a recipe called as a user would, continued where it stopped."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.errors import CheckpointError, ConfigError, ToolkitError
+from toolkit.runs import Run, write_json
+
+RECIPES = ("sft", "label", "reward", "ppo", "dpo", "evaluate")
+STATE_FILE = "pipeline.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of a recipe. `options` override the config; `{name}` in them is a stage's directory."""
+
+    name: str
+    recipe: str
+    config: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages in order, all under one directory."""
+
+    output_dir: Path
+    seed: int
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def read(cls, file: str, *, output_dir: str | None = None, seed: int | None = None) -> "Pipeline":
+        """Read and check a pipeline's YAML, and that every stage's config file exists.
+
+        Raises: ConfigError naming file, key, what was expected and what was found.
+        """
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot read the config file ({error.strerror})") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file}: not a YAML file ({' '.join(str(error).split())})") from error
+        _require_keys(content, {"output_dir": str, "seed": int, "stages": dict}, file)
+        directory = Path(output_dir or content["output_dir"])
+        stages: list[Stage] = []
+        for name, stage in content["stages"].items():
+            place = f"{file}: stage `{name}`"
+            _require_keys(stage, {"recipe": str, "config": str, "options": dict}, place, {"options"})
+            if stage["recipe"] not in RECIPES:
+                raise ConfigError(
+                    f"{place}: `recipe` must be one of {', '.join(RECIPES)}, got {stage['recipe']!r}"
+                )
+            if not Path(stage["config"]).is_file():
+                raise ConfigError(f"{place}: `config` {stage['config']} does not exist")
+            known = {s.name: str(directory / s.name) for s in stages}
+            known["output_dir"] = str(directory)
+            options = {
+                key: _filled(value, known, place) for key, value in stage.get("options", {}).items()
+            }
+            stages.append(Stage(name, stage["recipe"], stage["config"], options))
+        if not stages:
+            raise ConfigError(f"{file}: `stages` is empty")
+        return cls(directory, content["seed"] if seed is None else seed, tuple(stages))
+
+    def directory(self, stage: Stage) -> Path:
+        """Where a stage writes: a folder of its name, unless its options say otherwise."""
+        return Path(stage.options.get("output_dir", self.output_dir / stage.name))
+
+    def command(self, stage: Stage) -> list[str]:
+        """The words a user would type for a stage."""
+        words = [sys.executable, str(_recipes() / f"{stage.recipe}.py"), "--config", stage.config]
+        options = {"seed": self.seed} | stage.options | {"output_dir": self.directory(stage)}
+        for key, value in options.items():
+            words.append(f"--{key}")
+            words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+        return words
+
+    def fingerprint(self, at: int) -> str:
+        """Changes when the stage `at`, or any stage before it, is asked to do something else."""
+        asked = []
+        for stage in self.stages[: at + 1]:
+            asked += [*self.command(stage)[1:], Path(stage.config).read_text(encoding="utf-8")]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
+    """Run every stage that is not finished yet, with one line of progress per stage.
+
+    A stage whose config changed since it ran is run again, and so is all that follows it. A stage
+    that was interrupted continues from its last checkpoint.
+
+    Returns: seconds per stage, those of earlier calls included.
+    Raises: ToolkitError when a stage fails, with the end of its log.
+    """
+    pipeline.output_dir.mkdir(parents=True, exist_ok=True)
+    state_file = pipeline.output_dir / STATE_FILE
+    done: dict[str, Any] = _read_state(state_file)
+    for at, stage in enumerate(pipeline.stages):
+        fingerprint = pipeline.fingerprint(at)
+        label = f"[{at + 1}/{len(pipeline.stages)}] {stage.name:<12}"
+        entry = done.get(stage.name, {})
+        same = entry.get("fingerprint") == fingerprint
+        if same and entry.get("finished") and _finished(pipeline.directory(stage)):
+            print(f"{label} done before ({entry['seconds']:.0f} s)", flush=True)
+            continue
+        spent = entry.get("seconds", 0.0) if same else 0.0
+        done[stage.name] = {"fingerprint": fingerprint, "finished": False, "seconds": spent}
+        write_json(state_file, done)
+        print(f"{label} running …", end="", flush=True)
+        seconds = spent + _run_stage(pipeline, stage, resume=same, timings=_timings(done))
+        done[stage.name] |= {"finished": True, "seconds": round(seconds, 1)}
+        write_json(state_file, done)
+        print(f"\r{label} finished in {seconds:.0f} s", flush=True)
+    return _timings(done)
+
+
+def _run_stage(
+    pipeline: Pipeline, stage: Stage, *, resume: bool, timings: dict[str, float]
+) -> float:
+    words = pipeline.command(stage)
+    if stage.recipe in ("sft", "reward", "ppo", "dpo"):
+        words += ["--resume_from_checkpoint", str(resume).lower()]
+    if stage.recipe == "evaluate":
+        words += ["--timings", json.dumps(timings)]
+    log = pipeline.output_dir / f"{stage.name}.log"
+    began = time.monotonic()
+    with log.open("a" if resume else "w", encoding="utf-8") as output:
+        ended = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if ended.returncode != 0:
+        print(flush=True)
+        tail = "\n  ".join(_last_lines(log, 5))
+        raise ToolkitError(
+            f"stage {stage.name} failed with exit code {ended.returncode}; its log {log} ends with\n"
+            f"  {tail}\n  Start the same command again to continue."
+        )
+    return time.monotonic() - began
+
+
+def _last_lines(log: Path, count: int) -> list[str]:
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+def _timings(done: dict[str, Any]) -> dict[str, float]:
+    return {name: entry["seconds"] for name, entry in done.items() if entry.get("finished")}
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _finished(directory: Path) -> bool:
+    try:
+        return Run.load(directory).state == "finished"
+    except CheckpointError:
+        return False
+
+
+def _require_keys(
+    content: Any, wanted: dict[str, type], place: str, optional: set[str] | None = None
+) -> None:
+    if not isinstance(content, dict):
+        raise ConfigError(f"{place}: expected a mapping, got {type(content).__name__}")
+    for key in content:
+        if key not in wanted:
+            raise ConfigError(f"{place}: unknown key `{key}`; known are {', '.join(wanted)}")
+    for key, kind in wanted.items():
+        if key not in content and key in (optional or set()):
+            continue
+        if not isinstance(content.get(key), kind):
+            raise ConfigError(f"{place}: `{key}` must be {kind.__name__}, got {content.get(key)!r}")
+
+
+def _filled(value: Any, known: dict[str, str], place: str) -> Any:
+    """Replace `{stage}` by that earlier stage's directory."""
+    if isinstance(value, list):
+        return [_filled(v, known, place) for v in value]
+    if not isinstance(value, str):
+        return value
+    for name in re.findall(r"\{(\w+)\}", value):
+        if name not in known:
+            raise ConfigError(
+                f"{place}: {value!r} names stage `{name}`, which is not an earlier stage"
+            )
+    return re.sub(r"\{(\w+)\}", lambda m: known[m[1]], value)
+
+
+def _recipes() -> Path:
+    return Path(__file__).resolve().parent.parent / "recipes"

@@ -1,0 +1,1 @@
+"""The mathematics of PPO: pure tensor functions, no model and no config."""

@@ -1,0 +1,55 @@
+"""PPO's losses as sums over tokens, to be divided by the minibatch's token count by the caller.
+
+Sums and not means: a minibatch that is cut into micro-batches of unequal length then gives the
+same gradient as one that is not.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """`loss` and what a log wants to know of it, all summed over real tokens."""
+
+    loss: Tensor
+    clipped: Tensor  # tokens whose ratio was clipped
+    approx_kl: Tensor  # ½(Δ logprob)², new against old policy
+    ratio: Tensor
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, cliprange: float
+) -> PolicyLoss:
+    """Clipped surrogate, summed over real tokens. All tensors `(B, T)`.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
+    """
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
+    ratio = log_ratio.exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
+    with torch.no_grad():
+        count = ((clipped > plain) & mask).sum()
+        approx_kl = (0.5 * log_ratio**2 * mask).sum()
+        total_ratio = (ratio * mask).sum()
+    return PolicyLoss((torch.maximum(plain, clipped) * mask).sum(), count, approx_kl, total_ratio)
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, cliprange: float
+) -> tuple[Tensor, Tensor]:
+    """½·max of plain and clipped squared error, summed over real tokens. All tensors `(B, T)`.
+
+    The clip is around the values of rollout time.
+
+    Returns: the loss, and how many tokens were clipped.
+    Source: Stiennon et al. 2020's code base, as described by Huang et al. 2024, arXiv:2403.17031.
+    """
+    near = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    plain, clipped = (values - returns) ** 2, (near - returns) ** 2
+    with torch.no_grad():
+        count = ((clipped > plain) & mask).sum()
+    return 0.5 * (torch.maximum(plain, clipped) * mask).sum(), count

@@ -1,0 +1,140 @@
+"""Rollouts: sampled completions, scored by every role in passes of similar length, as experience."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from toolkit.models.generation import Sampling, sample
+from toolkit.models.passes import Batch, collate, completion_logprobs, scores, state_values
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
+
+
+@dataclass
+class Experience:
+    """One rollout and what PPO learns from it. T is the longest completion.
+
+    `prompts` and `completions` are token ids per row; the tensors are `(B, T)` and zero where
+    `mask` is False. `advantages` and `returns` are filled in after the rewards are known.
+    """
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    mask: Tensor
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def rows(self, index: list[int], pad_id: int) -> tuple[Batch, dict[str, Tensor]]:
+        """Some rows, with no column of padding that none of them needs.
+
+        Returns: the tokens, and `logprobs`, `values`, `advantages`, `returns` cut to their width.
+        """
+        batch = collate(
+            [self.prompts[i] for i in index],
+            [self.completions[i] for i in index],
+            pad_id,
+            self.mask.device,
+        )
+        width = batch.mask.shape[1]
+        names = ("logprobs", "values", "advantages", "returns")
+        return batch, {n: getattr(self, n)[index, :width] for n in names}
+
+    def save(self, file: Path) -> None:
+        """Write everything to one safetensors file, so that training resumes inside a rollout."""
+        tensors = {f.name: getattr(self, f.name).cpu().contiguous() for f in fields(self)[2:]}
+        for name in ("prompts", "completions"):
+            ragged = getattr(self, name)
+            tensors[name] = torch.tensor([token for row in ragged for token in row])
+            tensors[name + "_lengths"] = torch.tensor([len(row) for row in ragged])
+        save_file(tensors, file)
+
+    @classmethod
+    def load(cls, file: Path, device: torch.device) -> "Experience":
+        """Read what `save` wrote."""
+        tensors = load_file(file)
+        ragged = {}
+        for name in ("prompts", "completions"):
+            lengths = tensors.pop(name + "_lengths").tolist()
+            ragged[name] = [part.tolist() for part in tensors.pop(name).split(lengths)]
+        return cls(**ragged, **{k: v.to(device) for k, v in tensors.items()})
+
+
+@dataclass(frozen=True)
+class RewardParts:
+    """What the reward of a rollout is made of: the score `(B,)` before any penalty, and who ended."""
+
+    scores: Tensor
+    ended: Tensor  # (B,) bool
+
+
+def roll_out(
+    roles: Roles,
+    prompts: list[list[int]],
+    *,
+    sampling: Sampling,
+    stop: list[int],
+    pad_id: int,
+    batch_size: int,
+) -> tuple[Experience, RewardParts]:
+    """Sample one completion per prompt from the policy and let every role look at it once.
+
+    Without a `ref` adapter the reference is the base with adapters disabled.
+    Dropout must be off. Raises: nothing of its own; see `Roles.using`.
+    """
+    with roles.using(POLICY) as policy:
+        completions = sample(
+            policy, prompts, sampling=sampling, stop=stop, pad_id=pad_id, batch_size=batch_size
+        )
+    width = max(map(len, completions))
+    device = next(policy.parameters()).device
+    shape = (len(prompts), width)
+    found = {n: torch.zeros(shape, device=device) for n in ("logprobs", "ref_logprobs", "values")}
+    score = torch.zeros(len(prompts), device=device)
+    assert roles.model is not None
+    reference = REFERENCE if REFERENCE in roles.model.peft_config else None
+    for index in by_length(prompts, completions, batch_size):
+        batch = collate([prompts[i] for i in index], [completions[i] for i in index], pad_id, device)
+        seen = _look(roles, batch, reference=reference, temperature=sampling.temperature)
+        score[index] = seen.pop("score")
+        for name, tensor in seen.items():
+            found[name][index, : tensor.shape[1]] = tensor
+    lengths = torch.tensor([len(c) for c in completions], device=device)
+    mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
+    ended = torch.tensor([bool(c) and c[-1] in stop for c in completions], device=device)
+    empty = torch.zeros(shape, device=device)
+    experience = Experience(prompts, completions, mask, **found, advantages=empty, returns=empty)
+    return experience, RewardParts(score, ended)
+
+
+@torch.no_grad()
+def _look(
+    roles: Roles, batch: Batch, *, reference: str | None, temperature: float
+) -> dict[str, Tensor]:
+    """One pass of each role over a batch."""
+    with roles.using(POLICY) as model:
+        logprobs, _ = completion_logprobs(model, batch, temperature=temperature)
+    with roles.using(reference) as model:
+        ref_logprobs, _ = completion_logprobs(model, batch, temperature=temperature)
+    with roles.using(VALUE) as model:
+        values = state_values(model, roles.heads[VALUE], batch)  # type: ignore[arg-type]
+    with roles.using(REWARD) as model:
+        score = scores(model, roles.heads[REWARD], batch)  # type: ignore[arg-type]
+    return {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values, "score": score}
+
+
+def by_length(
+    prompts: list[list[int]], completions: list[list[int]], size: int
+) -> Iterator[list[int]]:
+    """Row numbers in groups of at most `size`, rows of similar length together."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -1,0 +1,270 @@
+"""A run: one execution of a recipe, its directory, its manifest `run.json`, and its lineage."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit import __version__
+from toolkit.errors import CheckpointError
+
+SCHEMA = 1
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass
+class Run:
+    """A run directory and what its `run.json` says.
+
+    `state` is "running", "finished" or "failed"; `parents` maps what a parent was for
+    ("adapter", "reward") to its directory; `base` is the fingerprint of the base model.
+    """
+
+    path: Path
+    recipe: str
+    state: str = "running"
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    base: dict[str, Any] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str | None = None
+    started: float = 0.0
+    seconds: float | None = None
+    results: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    @classmethod
+    def start(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        recipe: str,
+        configs: Iterable[Any] = (),
+        parents: dict[str, str | None] | None = None,
+    ) -> "Run":
+        """Create the directory and write a manifest in state "running"."""
+        merged: dict[str, Any] = {}
+        for config in configs:
+            merged |= _plain(config)
+        run = cls(
+            Path(path),
+            recipe,
+            config=merged,
+            seed=merged.get("seed"),
+            parents={k: str(v) for k, v in (parents or {}).items() if v is not None},
+            versions=_versions(),
+            git_commit=_git_commit(),
+            started=time.time(),
+        )
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.save()
+        return run
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Run":
+        """Read a run directory's manifest.
+
+        Raises: CheckpointError where it is missing or damaged, saying which.
+        """
+        file = Path(path) / "run.json"
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: not a run directory (it has no run.json)") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file}: damaged manifest ({error})") from error
+        known = {f.name for f in dataclasses.fields(cls)} - {"path"}
+        if not isinstance(saved, dict) or saved.get("schema") != SCHEMA or "recipe" not in saved:
+            raise CheckpointError(f"{file}: expected a manifest of schema {SCHEMA} with a recipe")
+        return cls(Path(path), **{k: v for k, v in saved.items() if k in known})
+
+    def save(self) -> None:
+        """Write `run.json` beside and rename it, so that a reader never sees half of it."""
+        content = {"schema": SCHEMA} | {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "path"
+        }
+        write_json(self.path / "run.json", content)
+
+    def finish(self, **results: Any) -> "Run":
+        """Mark the run finished and keep what it measured."""
+        self.state, self.error = "finished", None
+        self.seconds = round(time.time() - self.started, 2)
+        self.results |= results
+        self.save()
+        self._write_card()
+        return self
+
+    def _write_card(self) -> None:
+        """README.md: what made this directory, for whoever finds it."""
+        parents = "".join(f"- {what}: `{path}`\n" for what, path in self.parents.items())
+        base = self.base.get("id", "unknown")
+        text = (
+            f"# {self.name}\n\nMade by `recipes/{self.recipe}.py` on the base `{base}`, "
+            f"seed {self.seed}.\n\n{parents}\n"
+            f"```json\n{json.dumps(self.results, indent=2, default=str)}\n```\n\n"
+            "The whole configuration and all versions are in `run.json`.\n"
+        )
+        (self.path / "README.md").write_text(text, encoding="utf-8")
+
+    def fail(self, error: BaseException) -> None:
+        """Mark the run failed with the reason; its checkpoints stay."""
+        self.state, self.error = "failed", f"{type(error).__name__}: {error}"
+        self.seconds = round(time.time() - self.started, 2)
+        self.save()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self.fail(error)
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    def adapter_problem(self) -> str | None:
+        """Why this run has no adapter that could be loaded, or None where it has one."""
+        for name in ADAPTER_FILES:
+            file = self.path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size == 0:
+                return f"{name} is empty"
+        return None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps of `metrics.jsonl`; a last line cut short by a crash is left out."""
+        file = self.path / "metrics.jsonl"
+        rows = []
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+
+def require_adapter(run: str, option: str) -> None:
+    """Check cheaply that a run named by an option holds an adapter.
+
+    Raises: CheckpointError saying what is missing.
+    """
+    reason = Run(Path(run), "").adapter_problem() if Path(run).is_dir() else "no such directory"
+    if reason:
+        raise CheckpointError(f"{option}: {run} holds no adapter ({reason})")
+
+
+def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> str | None:
+    """The checkpoint to resume from.
+
+    Args:
+        run: the run's directory.
+        wanted: `resume_from_checkpoint` as the user wrote it: a path, true for the newest complete
+            checkpoint (none yet: start from the beginning), or nothing.
+
+    Raises: CheckpointError where a named checkpoint is missing or incomplete.
+    """
+    if not wanted or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() != "true":
+        reason = _incomplete(Path(str(wanted)))
+        if reason:
+            raise CheckpointError(f"{wanted}: cannot resume from it ({reason})")
+        return str(wanted)
+    found = sorted(
+        (f for f in Path(run).glob("checkpoint-*") if f.name.split("-")[1].isdigit()),
+        key=lambda f: int(f.name.split("-")[1]),
+    )
+    complete = [f for f in found if _incomplete(f) is None]
+    return str(complete[-1]) if complete else None
+
+
+def _incomplete(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from. transformers writes trainer_state.json last."""
+    for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt", "trainer_state.json"):
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return "trainer_state.json is cut short"
+    return None
+
+
+@dataclass(frozen=True)
+class BrokenRun:
+    """A directory that looks like a run but cannot be used, with the reason."""
+
+    path: Path
+    reason: str
+
+
+def list_runs(root: str | os.PathLike[str]) -> tuple[list[Run], list[BrokenRun]]:
+    """All runs at any depth below `root`, by path; damaged ones apart, never raised.
+
+    Links are not followed, so nothing outside of `root` is listed.
+    """
+    found: list[Run] = []
+    broken: list[BrokenRun] = []
+    for folder, children, files in os.walk(root, followlinks=False):
+        children[:] = sorted(c for c in children if not c.startswith(("checkpoint-", ".")))
+        if "run.json" not in files and "adapter_config.json" not in files:
+            continue
+        if "run.json" not in files and Path(folder).name in ("value", "ref"):
+            continue  # a role saved inside its run
+        try:
+            found.append(Run.load(folder))
+        except CheckpointError as error:
+            broken.append(BrokenRun(Path(folder), str(error)))
+    return found, broken
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside `path` and rename: a crash leaves the old file or the new one, whole."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A config as JSON values; tokens and keys are left out."""
+    if hasattr(config, "to_dict"):
+        values = config.to_dict()
+    else:
+        values = dataclasses.asdict(config)
+    return {k: v for k, v in values.items() if not k.endswith(("_token", "_key"))}
+
+
+def _versions() -> dict[str, str]:
+    found = {"toolkit": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, where it is a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return asked.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""Trainers that TRL does not have, or has not in this form."""

@@ -1,0 +1,86 @@
+"""PPO's settings; names are those of TRL 1.12's PPOConfig where the thing is the same."""
+
+from dataclasses import dataclass, field
+
+from trl.trainer.base_config import _BaseConfig
+
+
+@dataclass
+class PPOConfig(_BaseConfig):  # type: ignore[misc]
+    """Arguments of `PPOTrainer`, on top of transformers' TrainingArguments.
+
+    One optimizer step is one PPO minibatch of `per_device_train_batch_size ×
+    gradient_accumulation_steps` episodes; a rollout is `num_mini_batches` of them, gone through
+    `num_ppo_epochs` times.
+    """
+
+    learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate."})
+    adam_epsilon: float = field(
+        default=1e-5, metadata={"help": "Adam's epsilon; 1e-5 is usual in RLHF (arXiv:2403.17031)."}
+    )
+    total_episodes: int | None = field(
+        default=None,
+        metadata={"help": "Episodes to sample in all; default num_train_epochs times the prompts."},
+    )
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Minibatches per rollout."})
+    response_length: int = field(default=53, metadata={"help": "Most tokens of a completion."})
+    temperature: float = field(default=0.7, metadata={"help": "Rollout temperature, above 0."})
+    kl_coef: float = field(default=0.05, metadata={"help": "β: reward units per nat of KL."})
+    kl_estimator: str = field(
+        default="k1", metadata={"help": "Per-token estimator of the KL.", "choices": ["k1", "k3"]}
+    )
+    cliprange: float = field(default=0.2, metadata={"help": "Clip of the policy ratio."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip around the old value."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
+    lam: float = field(default=0.95, metadata={"help": "λ of generalized advantage estimation."})
+    whiten_rewards: bool = field(
+        default=False, metadata={"help": "Scale each rollout's rewards to variance 1."}
+    )
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Taken from the score of a completion that did not end."}
+    )
+    local_rollout_forward_batch_size: int = field(
+        default=64, metadata={"help": "Rows per sampling and scoring pass."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: prompts are no model inputs."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = (
+            ("num_ppo_epochs", self.num_ppo_epochs),
+            ("num_mini_batches", self.num_mini_batches),
+            ("response_length", self.response_length),
+            ("temperature", self.temperature),
+            ("total_episodes", 1 if self.total_episodes is None else self.total_episodes),
+        )
+        for name, value in positive:
+            if value <= 0:
+                raise ValueError(f"`{name}` must be above 0, got {value}")
+        if self.kl_estimator not in ("k1", "k3"):
+            raise ValueError(f"`kl_estimator` must be k1 or k3, got {self.kl_estimator!r}")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
+        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no":
+            raise ValueError("`eval_strategy` must be no: evaluate with recipes/evaluate.py")
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must be false: prompts are no model inputs")
+
+    @property
+    def mini_batch_size(self) -> int:
+        """Episodes per optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def rollout_batch_size(self) -> int:
+        """Episodes per rollout."""
+        return self.mini_batch_size * self.num_mini_batches
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps between two rollouts."""
+        return self.num_mini_batches * self.num_ppo_epochs

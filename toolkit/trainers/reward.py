@@ -1,0 +1,119 @@
+"""The reward model: TRL's RewardTrainer on an adapter, and its export as adapter and head apart."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import set_peft_model_state_dict as set_state
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.base import check_fingerprint, save_fingerprint
+from toolkit.models.generation import Prompt, encode_completion, encode_prompt
+from toolkit.models.heads import ScalarHead
+from toolkit.models.passes import collate
+from toolkit.models.roles import read_adapter, write_adapter
+from toolkit.rl.rollout import by_length
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+
+def scalar_adapter(
+    base: PreTrainedModel,
+    base_fingerprint: dict[str, str],
+    *,
+    parent: str | None,
+    model: "ModelConfig",
+) -> PeftModel:
+    """An adapter for a reward model, started from the parent's (the SFT adapter) where there is one.
+
+    The linear head starts with weights of std 1/√(d+1), as in Ziegler et al. 2019.
+
+    Raises: CheckpointError if the parent is of another base or not LoRA; ConfigError without both
+        a parent and `use_peft`.
+    """
+    from trl import get_peft_config
+
+    weights: dict[str, torch.Tensor] = {}
+    if parent is not None:
+        check_fingerprint(Path(parent), base_fingerprint)
+        config, weights = read_adapter(Path(parent))
+    else:
+        config = get_peft_config(model)
+        if config is None:
+            raise ConfigError("without a parent a new adapter is trained: set `use_peft: true`")
+    if not isinstance(config, LoraConfig):
+        raise CheckpointError(f"{parent}: a reward model needs a LoRA adapter, got {config.peft_type}")
+    config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False
+    adapted = get_peft_model(base, config)
+    if weights:
+        own = get_peft_model_state_dict(adapted)
+        set_state(adapted, {k: v for k, v in own.items() if k not in weights} | weights)
+    head = _score_layer(adapted)
+    nn.init.normal_(head.weight, std=(head.weight.shape[1] + 1) ** -0.5)
+    return adapted  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def score_texts(
+    adapted: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[tuple[Prompt, Prompt]],
+    *,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """Raw scores `(N,)` of (prompt, completion) rows, read at each completion's last token."""
+    prompts = [encode_prompt(tokenizer, prompt) for prompt, _ in rows]
+    completions = [encode_completion(tokenizer, prompt, said) for prompt, said in rows]
+    device = next(adapted.parameters()).device
+    found = torch.zeros(len(rows), device=device)
+    adapted.eval()
+    assert isinstance(tokenizer.pad_token_id, int)
+    trunk = adapted.get_base_model().base_model
+    for index in by_length(prompts, completions, batch_size):
+        batch = collate(
+            [prompts[i] for i in index],
+            [completions[i] for i in index],
+            tokenizer.pad_token_id,
+            device,
+        )
+        hidden = trunk(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention.long(),
+            position_ids=batch.positions,
+            use_cache=False,
+        ).last_hidden_state
+        last = (batch.attention.long() * torch.arange(hidden.shape[1], device=device)).amax(-1)
+        at_end = hidden[torch.arange(len(last), device=device), last]
+        found[index] = _score_layer(adapted)(at_end.to(_score_layer(adapted).weight.dtype)).squeeze(-1).float()
+    return found
+
+
+def export(
+    adapted: PeftModel, folder: Path, base_fingerprint: dict[str, str], *, bias: float
+) -> None:
+    """Write the adapter without its head as plain PEFT for the causal base, and the head beside it.
+
+    Args:
+        bias: added to every score; minus the demonstrations' mean makes them average 0.
+    """
+    weights = {k: v for k, v in get_peft_model_state_dict(adapted).items() if ".score." not in k}
+    config: Any = adapted.peft_config["default"]
+    config.task_type, config.modules_to_save = "CAUSAL_LM", None
+    write_adapter(folder, config, weights)
+    save_fingerprint(folder, base_fingerprint)
+    layer = _score_layer(adapted)
+    head = ScalarHead(layer.weight.shape[1])
+    head.load_state_dict({"weight": layer.weight.detach().float(), "bias": torch.tensor([bias])})
+    head.save(folder)
+
+
+def _score_layer(adapted: PeftModel) -> nn.Linear:
+    """The trainable copy of the head that PEFT keeps."""
+    wrapper: Any = adapted.get_base_model().score
+    layer = wrapper.modules_to_save["default"]
+    assert isinstance(layer, nn.Linear)
+    return layer
