@@ -23,7 +23,7 @@ def main(script, training, model, mixture, start) -> Run:
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
 
     from transformers import set_seed
-    from trl import RewardTrainer, ScriptArguments
+    from trl import DatasetMixtureConfig, RewardTrainer, ScriptArguments
 
     from toolkit.models.base import fingerprint, load_base
     from toolkit.trainers.callbacks import RunCallback
@@ -48,7 +48,8 @@ def main(script, training, model, mixture, start) -> Run:
         bias, results = 0.0, {}
         if start.demonstrations is not None:
             source = ScriptArguments(dataset_name=start.demonstrations)
-            shown = load_splits(source, mixture, start, kind="prompt-completion", seed=training.seed)
+            alone = DatasetMixtureConfig()  # the training mixture would take precedence
+            shown = load_splits(source, alone, start, kind="prompt-completion", seed=training.seed)
             rows = [(row["prompt"], row["completion"]) for row in shown["train"]]
             scores = score_texts(trainer.model, tokenizer, rows)
             bias = -scores.mean().item()

@@ -46,6 +46,19 @@ class RunArguments:
 
 
 @dataclass
+class BaseArguments:
+    """Shape of the embedded world's base."""
+
+    vocab_size: int = field(default=1536, metadata={"help": "Tokens of the byte-level BPE."})
+    tokenizer_documents: int = field(default=20000, metadata={"help": "Documents it learns from."})
+    hidden_size: int = field(default=192, metadata={"help": "Width of the trunk."})
+    intermediate_size: int = field(default=512, metadata={"help": "Width of the MLP."})
+    num_hidden_layers: int = field(default=5, metadata={"help": "Layers."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads."})
+    width: int = field(default=128, metadata={"help": "Tokens per row of the packed corpus."})
+
+
+@dataclass
 class LabelArguments:
     """How many comparisons to make in the embedded world, and of which samples."""
 

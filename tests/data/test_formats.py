@@ -482,8 +482,19 @@ CONVERSATION = st.integers(1, 4).map(
     lambda n: [(assistant if i % 2 else user)(f"turn {i}") for i in range(n)]
 )
 VALUES = ANYTHING | st.lists(TURN, max_size=4) | CONVERSATION | st.lists(st.integers(), max_size=3)
-COLUMNS = sorted({c for f in FORMATS.values() for c in (*f.columns, *f.optional)} | {"other"})
-ROWS = st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=5) | ANYTHING
+RANKED = {"prompt": "Sky?", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]}
+RIGHT = [(name, row) for name, row, *_ in CASES] + [("ranked", RANKED)]
+
+
+@st.composite
+def datasets(draw: st.DrawFn) -> tuple[str, list[Any]]:
+    """A format, and rows of it of which some are damaged in a column or replaced by anything."""
+    name = draw(st.sampled_from([*FORMATS]))
+    columns = [*FORMATS[name].columns, *FORMATS[name].optional, "other"]
+    damage = st.dictionaries(st.sampled_from(columns), VALUES, max_size=2)
+    right = st.sampled_from([row for case, row in RIGHT if case == name])
+    rows = right | st.builds(lambda row, other: {**row, **other}, right, damage) | ANYTHING
+    return name, draw(st.lists(rows, max_size=6))
 
 
 def check_completion(value: Any, *, plain: bool) -> None:
@@ -512,13 +523,14 @@ def check_right(row: dict[str, Any], kind: Kind) -> None:
         assert row["chosen"] != row["rejected"]
 
 
-@given(rows=st.lists(ROWS, max_size=5), name=st.sampled_from([None, *FORMATS]), drop=st.booleans())
+@given(dataset=datasets(), detect=st.booleans(), drop=st.booleans())
 def test_any_rows_become_right_rows_or_a_dataset_error(
-    rows: list[Any], name: str | None, drop: bool
+    dataset: tuple[str, list[Any]], detect: bool, drop: bool
 ) -> None:
+    name, rows = dataset
     for kind in KINDS:
         try:
-            found = name or detect_format(rows, place="x")
+            found = detect_format(rows, place="x") if detect else name
             check_conversion(format=found, kind=kind, place="x")
             result = convert_rows(rows, place="x", format=found, kind=kind, drop_bad_rows=drop)
         except DatasetError as error:
@@ -526,5 +538,7 @@ def test_any_rows_become_right_rows_or_a_dataset_error(
             continue
         for row in result.rows:
             check_right(row, kind)
-        if found != "ranked":
-            assert len(result.rows) + len(result.dropped) == len(rows) == result.read
+        assert len({isinstance(row["prompt"], str) for row in result.rows}) < 2
+        assert result.read == len(rows)
+        if found != "ranked" or kind != "preference":
+            assert len(result.rows) + len(result.dropped) == len(rows)

@@ -247,7 +247,7 @@ def test_ragged_rows_keep_other_columns_and_mixed_types_are_named(tmp_path: Path
         {"prompt": "r", "x": None, "y": "b"},
     ]
     name = lines(tmp_path / "b.jsonl", [{"prompt": "q", "x": 1}, {"prompt": "r", "x": {"y": [2]}}])
-    with pytest.raises(DatasetError, match='b.jsonl: column "x" .* its values are dict, int'):
+    with pytest.raises(DatasetError, match=r'b\.jsonl: column "x" .* its values are dict, int'):
         load(name, kind="prompt-only")
 
 
@@ -323,7 +323,7 @@ def test_hub_dataset_with_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [("org/set", "v1")]
     assert splits["train"].to_list() == pairs(2)
     assert splits["test"].to_list() == pairs(1, start=5)
-    with pytest.raises(DatasetError, match="no split 'train' .*it has test, train_gen, train_sft"):
+    with pytest.raises(DatasetError, match=r"no split 'train' .*it has test, train_gen, train_sft"):
         load("org/set")
 
 
@@ -374,7 +374,7 @@ def test_missing_file_is_found_before_anything_is_loaded(name: str) -> None:
 
 def test_missing_file_of_a_mixture() -> None:
     entries = [DatasetConfig(path="json", data_files={"train": ["*.jsonl", "gone.jsonl"]})]
-    with pytest.raises(DatasetError, match="^gone.jsonl: no such file"):
+    with pytest.raises(DatasetError, match=r"^gone\.jsonl: no such file"):
         check_source(ScriptArguments(), DatasetMixtureConfig(datasets=entries))
 
 

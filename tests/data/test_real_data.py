@@ -45,7 +45,7 @@ def test_all_rows_are_converted(file: str, kind: str, rows: int) -> None:
 
 
 def test_alpaca_is_no_preference_data() -> None:
-    with pytest.raises(DatasetError, match="its format is alpaca .*preference needs"):
+    with pytest.raises(DatasetError, match=r"its format is alpaca .*preference needs"):
         load("alpaca_instructions.json", "preference")
 
 

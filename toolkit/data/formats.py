@@ -92,8 +92,8 @@ def detect_format(rows: Sequence[Any], *, place: str) -> str:
             return name
     known = "; ".join(f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items())
     raise DatasetError(
-        f"{place}: the columns {', '.join(sorted(present)) or '(none)'} are of no known format. Rename "
-        f"them to those of one of these: {known}."
+        f"{place}: the columns {', '.join(sorted(present)) or '(none)'} are of no known format. "
+        f"Rename them to those of one of these: {known}."
     )
 
 

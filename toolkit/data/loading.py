@@ -17,7 +17,7 @@ from toolkit.data.splitting import hold_out, prompt_key
 from toolkit.errors import DatasetError
 
 if TYPE_CHECKING:
-    from datasets import Dataset  # type: ignore[import-untyped,unused-ignore]
+    from datasets import Dataset
     from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
 WORLD = "world:"
@@ -193,7 +193,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _read(parts: Sequence[Part], max_rows: int | None) -> list[tuple[str, Sequence[Any], int]]:
-    """Of each part its place, its rows (the first `max_rows` over all parts) and how many it has."""
+    """Of each part its place, its rows (`max_rows` over all parts) and how many it has."""
     left = max_rows
     read = []
     for part in parts:

@@ -47,7 +47,7 @@ def shorten(value: Any, *, chars: int = 24, items: int = 4, depth: int = 4) -> A
     inner = {"chars": chars, "items": items, "depth": depth - 1}
     if isinstance(value, list | tuple):
         cut = [shorten(v, **inner) for v in value[:items]]
-        return cut + ["…"] if len(value) > items else cut
+        return [*cut, "…"] if len(value) > items else cut
     if isinstance(value, dict):
         kept = list(value.items())[: 2 * items]
         short = {shorten(str(k), **inner): shorten(v, **inner) for k, v in kept}

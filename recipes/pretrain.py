@@ -1,0 +1,65 @@
+"""The embedded world's base, from nothing: tokenizer and a small Llama, trained on the corpus.
+
+    python recipes/pretrain.py --config recipes/configs/world/pretrain.yaml
+
+Reads   nothing: the corpus is generated (toolkit/world/corpus.py).
+Writes  the model as safetensors in bfloat16 and its tokenizer; with the default `output_dir`,
+        over the base that ships with the package.
+"""
+
+import itertools
+import sys
+
+import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.config import BaseArguments, run_cli
+
+
+def main(shape, training) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, set_seed
+
+    from toolkit.trainers.packing import PackedCorpus
+    from toolkit.world.corpus import documents
+    from toolkit.world.tokenizer import END, PAD, train_tokenizer
+
+    set_seed(training.seed)
+    texts = (
+        d if isinstance(d, str) else " ".join(m["content"] for m in d)
+        for d in itertools.islice(documents(training.seed), shape.tokenizer_documents)
+    )
+    tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.03,
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END),
+    )
+    model = LlamaForCausalLM(config)
+    print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}")
+    rows = training.max_steps * training.per_device_train_batch_size
+    trainer = Trainer(
+        model,
+        training,
+        train_dataset=PackedCorpus(tokenizer, seed=training.seed, rows=rows, width=shape.width),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    model.to(torch.bfloat16).save_pretrained(training.output_dir)
+    tokenizer.save_pretrained(training.output_dir)
+
+
+def arguments() -> tuple[type, ...]:
+    from trl.trainer.base_config import _BaseConfig
+
+    return BaseArguments, _BaseConfig
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, arguments(), description=__doc__))

@@ -1,0 +1,134 @@
+"""Fixtures: a tiny random base with a tokenizer, and adapters on it, made once per session."""
+
+import itertools
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CI", "true")
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
+from trl import ModelConfig
+
+from toolkit.models.base import fingerprint, load_base
+from toolkit.models.heads import ScalarHead
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
+from toolkit.world.corpus import documents
+from toolkit.world.tokenizer import train_tokenizer
+
+torch.set_num_threads(2)
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+def lora(r: int = 4, **kwargs) -> LoraConfig:
+    """A LoRA config on all linear layers."""
+    return LoraConfig(r=r, target_modules="all-linear", task_type="CAUSAL_LM", **kwargs)
+
+
+def randomise(roles: Roles, name: str, *, seed: int, scale: float = 0.05) -> None:
+    """Give an adapter weights that do something; LoRA's B starts at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter_name, parameter in roles.model.named_parameters():
+            if f".{name}." in parameter_name and "lora_" in parameter_name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A two-layer Llama with random weights and the world's kind of tokenizer, saved to disk."""
+    folder = tmp_path_factory.mktemp("tiny-base")
+    texts = (
+        d if isinstance(d, str) else " ".join(m["content"] for m in d)
+        for d in itertools.islice(documents(0), 400)
+    )
+    tokenizer = train_tokenizer(texts, vocab_size=512)
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model_config(tiny_base) -> ModelConfig:
+    """TRL's ModelConfig of the tiny base in float32."""
+    return ModelConfig(model_name_or_path=str(tiny_base), dtype="float32")
+
+
+@pytest.fixture
+def tokenizer(tiny_base):
+    """The tiny base's tokenizer."""
+    from toolkit.models.base import load_tokenizer
+
+    return load_tokenizer(str(tiny_base))
+
+
+@pytest.fixture
+def pristine(tiny_base):
+    """The same base again, loaded without any of our code."""
+    return AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def sft_run(tmp_path, model_config) -> Path:
+    """A directory with an SFT-like adapter."""
+    roles = fresh_roles(model_config)
+    roles.create(POLICY, lora())
+    randomise(roles, POLICY, seed=1)
+    roles.save(POLICY, tmp_path / "sft")
+    return tmp_path / "sft"
+
+
+@pytest.fixture
+def reward_run(tmp_path, model_config) -> Path:
+    """A directory with a reward-like adapter and its head."""
+    roles = fresh_roles(model_config)
+    roles.create(REWARD, lora())
+    randomise(roles, REWARD, seed=2)
+    set_seed(3)
+    roles.heads[REWARD] = ScalarHead(32)
+    roles.save(REWARD, tmp_path / "reward")
+    return tmp_path / "reward"
+
+
+@pytest.fixture
+def make_ppo_roles(model_config, sft_run, reward_run):
+    """Make policy, reference, value and reward on one tiny base, as PPO wants them."""
+
+    def make() -> Roles:
+        roles = fresh_roles(model_config)
+        roles.attach(POLICY, sft_run, trainable=True)
+        roles.attach(REFERENCE, sft_run)
+        roles.attach(REWARD, reward_run, head=True)
+        roles.attach(VALUE, reward_run, head=True, trainable=True)
+        return roles
+
+    return make
+
+
+@pytest.fixture
+def ppo_roles(make_ppo_roles) -> Roles:
+    """One set of PPO's roles."""
+    return make_ppo_roles()
+
+
+def fresh_roles(model_config: ModelConfig) -> Roles:
+    """A newly loaded base without adapters."""
+    base, tokenizer = load_base(model_config)
+    return Roles(base.eval(), fingerprint(model_config, tokenizer))

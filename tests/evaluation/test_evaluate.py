@@ -1,0 +1,241 @@
+"""End to end on a tiny random model, and each pass against a slow one without batches."""
+
+import pytest
+import torch
+
+from tests.evaluation.conftest import corpus
+from toolkit.errors import CheckpointError, ConfigError, DatasetError
+from toolkit.evaluation.evaluate import (
+    MAIN,
+    Checkpoint,
+    evaluate_all,
+    lm_loss,
+    other_samplings,
+    role_ids,
+    with_demonstrations,
+    world_prompts,
+)
+from toolkit.evaluation.judge import judge_reward_model, score_rows
+from toolkit.evaluation.render import write
+from toolkit.evaluation.report import build, examples
+from toolkit.models.generation import Sampling, encode_completion, encode_prompt
+from toolkit.world.datasets import load, user
+
+SHORT = Sampling(max_new_tokens=8, temperature=0.7)
+CHECKPOINTS = {
+    "base": Checkpoint(None, "base"),
+    "sft": Checkpoint("sft", "sft"),
+    "twin": Checkpoint("twin", "sft"),
+    "other": Checkpoint("other", "ppo"),
+}
+SHOTS = [("What is 1 plus 1?", "It is 2."), ("Hello.", "Hello to you.")]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return [row["prompt"] for row in load("prompts")["test"][:12]]
+
+
+@pytest.fixture(scope="module")
+def evaluation(roles, tokenizer, prompts):
+    texts = [d for d in corpus(40) if isinstance(d, str)][:6]
+    return evaluate_all(
+        roles,
+        tokenizer,
+        CHECKPOINTS,
+        prompts,
+        sampling=SHORT,
+        few_shot=SHOTS,
+        texts=texts,
+        batch_size=5,
+    )
+
+
+def slow_logprob(model, prompt, completion, temperature):
+    """One row, the whole vocabulary, token by token."""
+    logits = model(input_ids=torch.tensor([prompt + completion])).logits[0].double() / temperature
+    at = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+    return sum(
+        torch.log_softmax(logits[i], -1)[t].item() for i, t in zip(at, completion, strict=True)
+    )
+
+
+def test_equal_checkpoints_tie_exactly(evaluation, roles, tokenizer, prompts, tmp_path):
+    rows = load("comparisons")["test"][:30]
+    shown = [(row["prompt"], row["completion"]) for row in load("demonstrations")["test"][:5]]
+    section = judge_reward_model(roles, tokenizer, rows, demonstrations=shown)
+    report = build(evaluation, reward_model=section, timings_s={"evaluate": 1.0})
+    even = {"mean": 0.5, "ci95": [0.5, 0.5]}
+    for name in ("sft", "twin"):
+        found = report["checkpoints"][name]
+        assert found["win_rate_vs_sft"] == {"gold": even, "proxy": even}
+        assert found["kl_to_sft"] == 0.0
+        assert {k: o["win_rate_vs_sft"]["gold"] for k, o in found["other_sampling"].items()} == {
+            "1.0": even,
+            "0": even,
+        }
+    assert report["checkpoints"]["twin"] == report["checkpoints"]["sft"]
+    assert report["checkpoints"]["other"]["kl_to_sft"] != 0.0
+    assert report["checkpoints"]["other"]["win_rate_vs_sft"]["proxy"] != even
+    page = write(tmp_path / "r", report, examples=examples(evaluation, 3)).read_text()
+    assert page.count("score ") >= 3 * len(CHECKPOINTS)
+
+
+def test_same_seed_same_answers_and_nothing_is_left_changed(evaluation, roles, tokenizer, prompts):
+    roles.model.train()
+    active, state = list(roles.model.active_adapters), torch.random.get_rng_state()
+    again = evaluate_all(
+        roles, tokenizer, CHECKPOINTS, prompts, sampling=SHORT, few_shot=SHOTS, batch_size=5
+    )
+    for name in CHECKPOINTS:
+        first, second = (e.checkpoints[name].answers for e in (evaluation, again))
+        assert [c.ids for c in first[MAIN].completions] == [c.ids for c in second[MAIN].completions]
+        assert first[MAIN].proxy == second[MAIN].proxy
+    assert again.checkpoints["sft"].lm_loss is None
+    assert all(m.training for m in roles.model.modules())
+    assert list(roles.model.active_adapters) == active
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["base", "other"])
+def test_kl_agrees_with_a_slow_loop(evaluation, roles, tokenizer, prompts, name):
+    found = evaluation.checkpoints[name]
+    role = CHECKPOINTS[name].role
+    roles.model.eval()
+    for row in (0, 5, 11):
+        ids = found.answers[MAIN].completions[row].ids
+        plain = encode_prompt(tokenizer, prompts[row])
+        own = plain if role else encode_prompt(tokenizer, with_demonstrations(prompts[row], SHOTS))
+        with torch.no_grad(), roles.using(role) as model:
+            ours = slow_logprob(model, own, ids, 0.7)
+        with torch.no_grad(), roles.using("sft") as model:
+            theirs = slow_logprob(model, plain, ids, 0.7)
+        assert found.kl_to_sft[row] == pytest.approx(ours - theirs, abs=1e-3)
+
+
+def test_lm_loss_agrees_with_a_slow_loop(roles, tokenizer):
+    texts = [d for d in corpus(40) if isinstance(d, str)][:4]
+    found = lm_loss(roles, tokenizer, texts, role="other", batch_size=3)
+    total = tokens = 0.0
+    roles.model.eval()
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        with torch.no_grad(), roles.using("other") as model:
+            total += slow_logprob(model, [tokenizer.bos_token_id], ids, 1.0)
+        tokens += len(ids)
+    assert found == pytest.approx(-total / tokens, abs=1e-4)
+    assert lm_loss(roles, tokenizer, [], role=None) is None
+    assert lm_loss(roles, tokenizer, [""], role=None) is None
+
+
+def test_scores_agree_with_one_row_at_a_time(evaluation, roles, tokenizer, prompts):
+    answers = evaluation.checkpoints["base"].answers[MAIN]
+    roles.model.eval()
+    for row in (0, 7):
+        ids = encode_prompt(tokenizer, prompts[row]) + answers.completions[row].ids  # no few-shot
+        with torch.no_grad(), roles.using("reward") as model:
+            hidden = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+            score = roles.heads["reward"](hidden.hidden_states[-1][0, -1]).item()
+        assert answers.proxy[row] == pytest.approx(score, abs=1e-4)
+
+
+def test_outside_of_the_world_and_without_a_reward_model(roles, tokenizer):
+    found = evaluate_all(
+        roles,
+        tokenizer,
+        {name: CHECKPOINTS[name] for name in ("base", "sft")},
+        ["Once upon a time", "What is 1 plus 1?"],
+        sampling=Sampling(4, 0.0),
+        reward=None,
+        few_shot=SHOTS,
+    )
+    report = build(found)
+    sft = report["checkpoints"]["sft"]
+    assert (sft["gold"], sft["proxy"], sft["rates"], sft["kl_to_sft"]) == (None,) * 4
+    assert sft["win_rate_vs_sft"] == {"gold": None, "proxy": None}
+    assert list(sft["other_sampling"]) == ["1.0"]  # the main one is greedy already
+    assert [e["prompt"] for e in examples(found)] == ["Once upon a time", "What is 1 plus 1?"]
+
+
+def test_wrong_input_is_named(roles, tokenizer, prompts):
+    with pytest.raises(ConfigError, match="compares with 'sft', but the checkpoints are: other"):
+        evaluate_all(roles, tokenizer, {"other": CHECKPOINTS["other"]}, prompts)
+    with pytest.raises(DatasetError, match="no prompts"):
+        evaluate_all(roles, tokenizer, CHECKPOINTS, [])
+    with pytest.raises(CheckpointError, match="role 'other' has no head"):
+        score_rows(roles, tokenizer, [("a", "b")], reward="other")
+    with pytest.raises(DatasetError, match="got 0 rows"):
+        judge_reward_model(roles, tokenizer, [])
+    with pytest.raises(DatasetError, match='row 1 of 1: "rejected" is missing'):
+        judge_reward_model(roles, tokenizer, [{"prompt": "a", "chosen": "b"}])
+
+
+def test_the_judge_is_judged_by_hand(roles, tokenizer, monkeypatch):
+    """Three answers a > b > c by label; the score orders them a > c > b, gold b > a > c."""
+    texts = {"a": "Yes.", "b": "Yes. It is so.", "c": "No. I do not think that it is so."}
+    score = {"a": 3.0, "b": 1.0, "c": 2.0}
+    gold = {"a": 0.5, "b": 1.0, "c": -1.0}
+    by_ids = {
+        tuple(encode_completion(tokenizer, "Is it?", texts[k])): value for k, value in score.items()
+    }
+    passes = []
+
+    def fake(roles, pairs, **_):
+        passes.append(len(pairs))
+        return [by_ids[tuple(completion)] for _, completion in pairs]
+
+    monkeypatch.setattr("toolkit.evaluation.judge.score_ids", fake)
+    rows = [
+        {
+            "prompt": "Is it?",
+            "chosen": texts[w],
+            "rejected": texts[x],
+            "chosen_gold": gold[w],
+            "rejected_gold": gold[x],
+            "group_id": 1,
+        }
+        for w, x in ("ab", "ac", "bc")
+    ]
+    found = judge_reward_model(
+        roles,
+        tokenizer,
+        rows,
+        demonstrations=[("Is it?", texts["a"]), ("Is it?", texts["b"])],
+        labeler_agreement=0.75,
+    )
+    assert passes == [3, 2]  # three answers in three pairs, then the demonstrations
+    assert found["pairwise_accuracy"] == 0.666667  # a > b and a > c, not b > c
+    assert found["pairwise_accuracy_ci95"] == [0.666667, 0.666667]  # one prompt, one group
+    assert found["clear_gold_accuracy"] == 0.5  # a over c agrees, b over c does not, a-b is close
+    assert found["ceiling"] == 0.666667  # gold has a > c and b > c
+    assert found["demonstration_mean"] == 2.0
+    assert found["labeler_agreement"] == 0.75
+    assert found["length_accuracy"] == 0.0  # always the shorter one
+    bare = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows]
+    without = judge_reward_model(roles, tokenizer, bare)
+    assert (without["ceiling"], without["clear_gold_accuracy"]) == (None, None)
+
+
+def test_demonstrations_stand_behind_the_system_message():
+    system = {"role": "system", "content": "Be kind."}
+    speakers = [m["role"] for m in with_demonstrations([system, *user("Hi?")], SHOTS)]
+    assert speakers == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert with_demonstrations("Q3: ", [("Q1: ", "A1")]) == "Q1: A1\n\nQ3: "
+
+
+def test_the_world_knows_its_own_prompts_only(prompts):
+    assert world_prompts(prompts[:2]) == [p[0]["content"] for p in prompts[:2]]
+    assert world_prompts([*prompts, user("Who won the 1998 world cup?")]) is None
+    assert world_prompts([[{"role": "system", "content": "x"}, *prompts[0]]]) is None
+
+
+def test_other_samplings_differ_from_the_main_one():
+    assert list(other_samplings(Sampling(temperature=0.7))) == ["1.0", "0"]
+    assert list(other_samplings(Sampling(temperature=1.0))) == ["0"]
+
+
+def test_role_ids_are_safe_for_peft():
+    assert role_ids(["runs/ppo.v2", "lora_"]) == {
+        "runs/ppo.v2": "checkpoint_0",
+        "lora_": "checkpoint_1",
+    }

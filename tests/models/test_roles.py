@@ -1,0 +1,288 @@
+"""Every trap of "roles on one PEFT model", each as the test that catches it."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import fresh_roles, lora, randomise
+from toolkit.errors import CheckpointError
+from toolkit.models.heads import ScalarHead
+from toolkit.models.passes import collate, completion_logprobs, scores, state_values
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
+
+PROMPTS = [[1, 20, 30, 40], [1, 25]]
+COMPLETIONS = [[50, 60, 2], [70, 80, 90, 2]]
+
+
+@pytest.fixture
+def batch():
+    return collate(PROMPTS, COMPLETIONS, pad_id=0)
+
+
+def logits(roles, name, batch):
+    with roles.using(name) as model, torch.no_grad():
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits
+
+
+def weights(roles, name):
+    found = {n: p for n, p in roles.model.named_parameters() if f".{name}." in f".{n}."}
+    return {n: p.detach().clone() for n, p in found.items()}
+
+
+def test_switching_changes_neither_active_nor_trainable(ppo_roles):
+    before = ppo_roles.trainable_names()
+    assert any(".default." in n for n in before)
+    assert any(".value." in n for n in before)
+    assert not any(".ref." in n or ".reward." in n for n in before)
+    for name in (REFERENCE, VALUE, REWARD, None, POLICY):
+        with ppo_roles.using(name):
+            assert ppo_roles.trainable_names() == before
+        assert ppo_roles.trainable_names() == before
+        assert ppo_roles.model.active_adapters == [POLICY]
+
+
+@pytest.mark.parametrize("name", [REFERENCE, None])
+def test_an_error_in_the_body_restores_everything(ppo_roles, batch, name):
+    before, trainable = logits(ppo_roles, POLICY, batch), ppo_roles.trainable_names()
+    with pytest.raises(RuntimeError, match="boom"), ppo_roles.using(name):
+        raise RuntimeError("boom")
+    assert ppo_roles.model.active_adapters == [POLICY]
+    assert ppo_roles.trainable_names() == trainable
+    assert torch.equal(logits(ppo_roles, POLICY, batch), before)
+
+
+def test_contexts_nest(ppo_roles, batch):
+    expected = logits(ppo_roles, REFERENCE, batch)
+    with ppo_roles.using(REFERENCE) as model:
+        logits(ppo_roles, VALUE, batch)
+        logits(ppo_roles, None, batch)
+        with torch.no_grad():
+            again = model(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits
+    assert torch.equal(again, expected)
+
+
+def test_disabled_adapters_are_the_pristine_base(ppo_roles, pristine, batch):
+    with torch.no_grad():
+        expected = pristine(
+            input_ids=batch.input_ids, attention_mask=batch.attention.long()
+        ).logits
+    assert torch.equal(logits(ppo_roles, None, batch), expected)
+
+
+def test_reference_is_sft_and_not_the_base(ppo_roles, batch):
+    policy, reference = (logits(ppo_roles, n, batch) for n in (POLICY, REFERENCE))
+    assert torch.equal(policy, reference)
+    assert (reference - logits(ppo_roles, None, batch)).abs().max() > 1e-3
+
+
+def test_an_edit_of_one_role_leaves_the_others_bit_identical(ppo_roles, batch):
+    before = {n: logits(ppo_roles, n, batch) for n in (POLICY, REFERENCE, VALUE, None)}
+    randomise(ppo_roles, REWARD, seed=99, scale=1.0)
+    for name, expected in before.items():
+        assert torch.equal(logits(ppo_roles, name, batch), expected)
+
+
+def test_value_loss_moves_only_the_value_role(ppo_roles, batch):
+    with ppo_roles.using(VALUE) as model:
+        state_values(model, ppo_roles.heads[VALUE], batch).pow(2).sum().backward()
+    moved = {n for n, p in ppo_roles.model.named_parameters() if p.grad is not None}
+    assert moved
+    assert all(".value." in n or n.startswith("heads.value") for n in moved)
+
+
+def test_policy_loss_moves_only_the_policy(ppo_roles, batch):
+    with ppo_roles.using(POLICY) as model:
+        completion_logprobs(model, batch, temperature=1.0)[0].sum().backward()
+    moved = {n for n, p in ppo_roles.model.named_parameters() if p.grad is not None}
+    assert moved
+    assert all(".default." in n for n in moved)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_each_role_gets_its_own_gradient_in_turn(ppo_roles, batch, checkpointing):
+    """One joint backward after a switch gives the policy nothing, or something wrong."""
+    alone = {}
+    for name in (POLICY, VALUE):
+        step(ppo_roles, name, batch)
+        grads = ppo_roles.model.named_parameters()
+        alone[name] = {n: p.grad.clone() for n, p in grads if p.grad is not None}
+        ppo_roles.model.zero_grad()
+    if checkpointing:
+        ppo_roles.model.train()
+        ppo_roles.model.enable_input_require_grads()
+        ppo_roles.model.gradient_checkpointing_enable()
+    step(ppo_roles, POLICY, batch)
+    step(ppo_roles, VALUE, batch)
+    for name, expected in (alone[POLICY] | alone[VALUE]).items():
+        got = ppo_roles.model.get_parameter(name).grad
+        assert torch.allclose(got, expected, atol=1e-6), name
+
+
+def step(roles, name, batch):
+    with roles.using(name) as model:
+        if name == VALUE:
+            loss = state_values(model, roles.heads[VALUE], batch).sum()
+        else:
+            loss = completion_logprobs(model, batch, temperature=1.0)[0].sum()
+        loss.backward()
+
+
+@pytest.mark.parametrize("pads", [0, 3, 7])
+def test_padding_changes_no_score_and_no_logprob(ppo_roles, pads):
+    alone = collate(PROMPTS[:1], COMPLETIONS[:1], pad_id=0)
+    long = [PROMPTS[0], [9] * (len(PROMPTS[0]) + pads)], [COMPLETIONS[0], [9] * (3 + pads)]
+    padded = collate(*long, pad_id=0)
+    with torch.no_grad():
+        with ppo_roles.using(REWARD) as model:
+            score = [scores(model, ppo_roles.heads[REWARD], b)[0] for b in (alone, padded)]
+        with ppo_roles.using(POLICY) as model:
+            found = [completion_logprobs(model, b, temperature=1.0)[0][0, :3] for b in (alone, padded)]
+    assert score[0].item() == pytest.approx(score[1].item(), abs=1e-5)
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+
+
+def test_a_pad_token_that_is_eos_keeps_its_attention():
+    """An EOS inside a multi-turn prompt, and the one that ends, are real tokens."""
+    batch = collate([[1, 20, 2, 30]], [[50, 2]], pad_id=2)
+    assert batch.attention.all()
+    assert batch.mask.tolist() == [[True, True]]
+
+
+def test_logprobs_are_those_of_the_sampling_temperature(ppo_roles, batch):
+    with ppo_roles.using(POLICY) as model, torch.no_grad():
+        found, entropy = completion_logprobs(model, batch, temperature=0.5, entropy=True)
+        whole = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention.long(),
+            position_ids=batch.positions,
+        ).logits
+    # row 1, completion token 0 is predicted at the prompt's last position, column 3
+    expected = (whole[1, 3] / 0.5).log_softmax(-1)
+    assert found[1, 0].item() == pytest.approx(expected[70].item(), abs=1e-5)
+    by_hand = -(expected.exp() * expected).sum().item()
+    assert entropy[1, 0].item() == pytest.approx(by_hand, abs=1e-4)
+    assert found[0, 3].item() == 0.0
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "lora", "ora_"])
+def test_names_that_peft_would_confuse_are_refused(model_config, name):
+    with pytest.raises(CheckpointError, match="cannot be called"):
+        fresh_roles(model_config).create(name, lora())
+
+
+def test_unknown_role_is_refused(ppo_roles):
+    with pytest.raises(CheckpointError, match="attached are default"), ppo_roles.using("critic"):
+        pass
+
+
+def test_saved_role_loads_with_plain_peft(ppo_roles, tmp_path, tiny_base, batch):
+    randomise(ppo_roles, VALUE, seed=7)
+    ppo_roles.save(VALUE, tmp_path / "out")
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    plain = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    with torch.no_grad():
+        got = plain(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits
+    assert torch.equal(got, logits(ppo_roles, VALUE, batch))
+    assert torch.equal(
+        ScalarHead.load(tmp_path / "out").weight, ppo_roles.heads[VALUE].weight.detach()
+    )
+
+
+def test_a_failed_attach_leaves_nothing_behind(ppo_roles, sft_run, batch):
+    before = logits(ppo_roles, POLICY, batch)
+    tensors = load_file(sft_run / "adapter_model.safetensors")
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, sft_run / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        ppo_roles.attach("extra", sft_run)
+    assert "extra" not in ppo_roles.model.peft_config
+    assert not any(".extra." in n for n, _ in ppo_roles.model.named_parameters())
+    assert ppo_roles.model.active_adapters == [POLICY]
+    assert torch.equal(logits(ppo_roles, POLICY, batch), before)
+
+
+def test_reattaching_under_a_name_takes_the_new_config(model_config, tmp_path, batch):
+    roles = fresh_roles(model_config)
+    roles.create(POLICY, lora())
+    for alpha in (4, 64):
+        config = lora(lora_alpha=alpha)
+        roles.create("extra", config)
+        randomise(roles, "extra", seed=1)
+        roles.save("extra", tmp_path / str(alpha))
+        roles.detach("extra")
+    roles.attach("extra", tmp_path / "4")
+    weak = logits(roles, "extra", batch)
+    roles.detach("extra")
+    roles.attach("extra", tmp_path / "64")
+    assert roles.model.peft_config["extra"].lora_alpha == 64
+    assert (logits(roles, "extra", batch) - weak).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("damage", ["truncated", "nan", "missing", "pickle"])
+def test_damaged_adapters_are_refused_with_a_reason(ppo_roles, sft_run, damage):
+    file = sft_run / "adapter_model.safetensors"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:200])
+    elif damage == "nan":
+        tensors = load_file(file)
+        next(iter(tensors.values()))[0] = float("nan")
+        save_file(tensors, file)
+    elif damage == "missing":
+        file.unlink()
+    else:  # pickled weights are never opened
+        torch.save({}, sft_run / "adapter_model.bin")
+        file.unlink()
+    reason = {"truncated": "damaged", "nan": "not finite"}.get(damage, "is missing")
+    with pytest.raises(CheckpointError, match=reason):
+        ppo_roles.attach("extra", sft_run)
+
+
+def test_an_adapter_of_another_base_is_refused_naming_both(ppo_roles, sft_run):
+    stored = json.loads((sft_run / "base.json").read_text())
+    stored["weights"] = "0123456789abcdef"
+    (sft_run / "base.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="0123456789abcdef") as caught:
+        ppo_roles.attach("extra", sft_run)
+    assert ppo_roles.fingerprint["weights"] in str(caught.value)
+
+
+def test_modules_to_save_break_the_pristine_base_so_they_are_seen(model_config, batch, pristine):
+    """`bias`, `modules_to_save` and tied embeddings: disabled adapters must still be the base."""
+    roles = fresh_roles(model_config)
+    roles.create(POLICY, lora(modules_to_save=["lm_head"]))
+    with torch.no_grad():
+        for name, parameter in roles.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+        expected = pristine(
+            input_ids=batch.input_ids, attention_mask=batch.attention.long()
+        ).logits
+    assert torch.equal(logits(roles, None, batch), expected)
+
+
+def test_heads_start_as_the_literature_says():
+    torch.manual_seed(0)
+    head = ScalarHead(4095)
+    assert head.weight.std().item() == pytest.approx(1 / 64, rel=0.05)
+    assert head.bias.item() == 0.0
+    assert ScalarHead(8, zero=True).weight.abs().sum() == 0
+
+
+def test_rows_of_different_roles_in_one_pass_equal_separate_passes(ppo_roles, batch):
+    """What batched scoring would stand on: PEFT's adapter_names, in eval mode."""
+    ppo_roles.model.eval()
+    ids, attention = batch.input_ids.repeat(2, 1), batch.attention.long().repeat(2, 1)
+    with torch.no_grad():
+        mixed = ppo_roles.model(
+            input_ids=ids, attention_mask=attention, adapter_names=[POLICY, REWARD, "__base__", VALUE]
+        ).logits
+    for row, name in enumerate((POLICY, REWARD, None, VALUE)):
+        expected = logits(ppo_roles, name, batch)[row % 2]
+        assert torch.allclose(mixed[row], expected, atol=1e-5)
+    ppo_roles.model.train()
+    with pytest.raises(ValueError, match="training"):
+        ppo_roles.model(input_ids=ids, attention_mask=attention, adapter_names=[POLICY] * 4)

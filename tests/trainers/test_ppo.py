@@ -1,0 +1,234 @@
+"""PPOTrainer on a tiny random base: what learns, what must not move, and what an episode is worth."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+
+from tests.conftest import fresh_roles
+from toolkit.errors import ConfigError, RewardError
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
+from toolkit.trainers.callbacks import RunCallback
+from toolkit.trainers.ppo import PPOTrainer, RolloutSampler
+from toolkit.trainers.ppo_config import PPOConfig
+
+PROMPTS = ["What is 1 plus 2?", "Hello.", "What colour is the Bramor bird?", "Goodbye for today."] * 4
+
+
+@pytest.fixture
+def dataset():
+    return Dataset.from_dict({"prompt": [[{"role": "user", "content": p}] for p in PROMPTS]})
+
+
+def make(roles, tokenizer, dataset, folder, **changes):
+    settings = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": [],
+        "per_device_train_batch_size": 4,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 2,
+        "total_episodes": 16,
+        "response_length": 8,
+        "temperature": 1.0,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "missing_eos_penalty": 1.0,
+    }
+    config = PPOConfig(**(settings | changes))
+    return PPOTrainer(
+        roles,
+        config,
+        processing_class=tokenizer,
+        train_dataset=dataset,
+        callbacks=[RunCallback(roles.fingerprint)],
+    )
+
+
+def snapshot(roles):
+    return {n: p.detach().clone() for n, p in roles.model.named_parameters()}
+
+
+def changed(roles, before):
+    now = roles.model.named_parameters()
+    return {n for n, p in now if not torch.equal(p, before[n])}
+
+
+def test_only_policy_and_value_move(ppo_roles, tokenizer, dataset, tmp_path):
+    before = snapshot(ppo_roles)
+    trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run")
+    trainer.train()
+    assert trainer.state.global_step == 2 * 2 * 2  # 16 episodes: 2 rollouts × 2 epochs × 2 minibatches
+    moved = changed(ppo_roles, before)
+    assert any(f".{POLICY}." in n for n in moved)
+    assert any(f".{VALUE}." in n for n in moved)
+    assert any(n.startswith("heads.value") for n in moved)
+    fixed = (f".{REFERENCE}.", f".{REWARD}.", "heads.reward")
+    assert not [n for n in moved if any(part in n for part in fixed)]
+    assert all(".lora_" in n or n.startswith("heads.") for n in moved)  # the base, to the bit
+
+
+def test_first_step_has_ratio_one_and_no_kl(ppo_roles, tokenizer, dataset, tmp_path):
+    trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run")
+    trainer.train()
+    rows = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["val/ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert rows[0]["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-8)
+    assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert rows[-2]["val/ratio"] != 1.0
+    assert rows[0]["objective/rlhf_reward"] == pytest.approx(rows[0]["objective/scores"], abs=1e-4)
+    assert {"loss/policy_avg", "loss/value_avg", "episode", "val/clipfrac_avg"} <= set(rows[0])
+
+
+def test_accumulation_changes_no_gradient(tokenizer, dataset, tmp_path, make_ppo_roles):
+    """One minibatch of 8 and the same in 4 micro-batches of ragged length end in the same weights."""
+    ended = []
+    for size, pieces in ((8, 1), (2, 4)):
+        roles = make_ppo_roles()
+        trainer = make(
+            roles,
+            tokenizer,
+            dataset,
+            tmp_path / str(pieces),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=pieces,
+            num_mini_batches=1,
+            num_ppo_epochs=1,
+            total_episodes=8,
+            max_grad_norm=0.0,
+            optim="sgd",
+            learning_rate=1.0,
+        )
+        trainer.train()
+        ended.append(snapshot(roles))
+    assert set(ended[0]) == set(ended[1])
+    for name in ended[0]:
+        assert torch.allclose(ended[0][name], ended[1][name], atol=2e-5), name
+
+
+def test_scoring_twice_is_identical_for_dropout_is_off(ppo_roles, tokenizer, dataset, tmp_path):
+    trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run")
+    dropouts = [m.p for m in ppo_roles.model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert all(p == 0 for p in dropouts)
+    torch.manual_seed(0)
+    first = trainer.make_experience(list(dataset.select(range(4))))
+    torch.manual_seed(0)
+    second = trainer.make_experience(list(dataset.select(range(4))))
+    assert first.completions == second.completions
+    assert torch.equal(first.logprobs, second.logprobs)
+
+
+def test_experience_is_what_the_definitions_say(ppo_roles, tokenizer, dataset, tmp_path):
+    trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run", gamma=1.0, lam=1.0)
+    torch.manual_seed(0)
+    found = trainer.make_experience(list(dataset.select(range(8))))
+    for row, completion in enumerate(found.completions):
+        assert found.mask[row].sum() == len(completion)
+        real = found.mask[row]
+        # with λ = γ = 1 the return at the first token is the whole reward: score − penalty − β·kl
+        kl = (found.logprobs - found.ref_logprobs)[row][real].sum()
+        score = score_of(ppo_roles, tokenizer, found, row)
+        ended = completion[-1] == tokenizer.eos_token_id
+        expected = score - (0.0 if ended else 1.0) - 0.05 * kl.item()
+        assert found.returns[row, 0].item() == pytest.approx(expected, abs=1e-4)
+    mask = found.mask
+    assert found.advantages[mask].mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert found.advantages[mask].std(unbiased=False).item() == pytest.approx(1.0, abs=1e-4)
+    assert found.advantages[~mask].abs().sum() == 0
+
+
+def score_of(roles, tokenizer, experience, row):
+    """The reward model on one unpadded sequence, by hand."""
+    ids = torch.tensor([experience.prompts[row] + experience.completions[row]])
+    with torch.no_grad(), roles.using(REWARD) as model:
+        hidden = model.get_base_model().model(input_ids=ids).last_hidden_state[0, -1]
+    head = roles.heads[REWARD]
+    return (head.weight[0] @ hidden + head.bias[0]).item()
+
+
+def test_policy_learns_what_the_reward_model_likes(ppo_roles, tokenizer, dataset, tmp_path):
+    trainer = make(
+        ppo_roles,
+        tokenizer,
+        dataset,
+        tmp_path / "run",
+        per_device_train_batch_size=32,
+        num_ppo_epochs=4,
+        total_episodes=1280,
+        kl_coef=0.0,
+        missing_eos_penalty=None,
+        learning_rate=3e-2,
+        logging_steps=8,
+    )
+    trainer.train()
+    rows = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scored = [r for r in rows if "objective/scores" in r]
+    spread = scored[0]["objective/scores_std"]
+    assert scored[-1]["objective/scores"] > scored[0]["objective/scores"] + 0.5 * spread
+
+
+def test_a_score_that_is_not_finite_stops_with_the_sample(ppo_roles, tokenizer, dataset, tmp_path):
+    trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run")
+    with torch.no_grad():
+        ppo_roles.heads[REWARD].bias.fill_(float("nan"))
+    with pytest.raises(RewardError, match="the first: "):
+        trainer.train()
+
+
+def test_resumed_training_ends_where_an_uninterrupted_one_does(
+    make_ppo_roles, tokenizer, dataset, tmp_path
+):
+    """Also in the middle of a rollout: step 3 of 4 minibatches."""
+    options = {"save_strategy": "steps", "save_steps": 3, "total_episodes": 24}
+    whole = make_ppo_roles()
+    make(whole, tokenizer, dataset, tmp_path / "whole", **options).train()
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    again = make_ppo_roles()
+    make(again, tokenizer, dataset, tmp_path / "again", **options).train(
+        resume_from_checkpoint=str(checkpoint)
+    )
+    expected = snapshot(whole)
+    assert not changed(again, expected)
+
+
+def test_missing_roles_and_empty_data_are_refused(model_config, ppo_roles, tokenizer, dataset, tmp_path):
+    with pytest.raises(ConfigError, match="'default'"):
+        make(fresh_roles(model_config), tokenizer, dataset, tmp_path / "run")
+    with pytest.raises(ConfigError, match="empty"):
+        make(ppo_roles, tokenizer, dataset.select([]), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"kl_estimator": "k2"}, "k1 or k3"),
+        ({"gamma": 1.5}, "gamma"),
+        ({"eval_strategy": "steps"}, "evaluate"),
+    ],
+)
+def test_bad_settings_name_the_option(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **wrong)
+
+
+def test_adams_epsilon_reaches_the_optimizer(ppo_roles, tokenizer, dataset, tmp_path):
+    trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run")
+    trainer.create_optimizer()
+    assert {group["eps"] for group in trainer.optimizer.param_groups} == {1e-5}
+
+
+def test_sampler_repeats_rollouts_and_covers_all_prompts():
+    drawn = list(RolloutSampler(6, rollouts=3, batch=4, repeat=2, seed=0))
+    assert len(drawn) == 24
+    rollouts = [drawn[i * 8 : i * 8 + 4] for i in range(3)]
+    assert drawn[:4] == drawn[4:8]
+    flat = [row for rollout in rollouts for row in rollout]
+    assert sorted(flat[:6]) == list(range(6))
+    assert sorted(flat[6:]) == list(range(6))
+    assert drawn != list(RolloutSampler(6, rollouts=3, batch=4, repeat=2, seed=1))

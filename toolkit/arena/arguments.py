@@ -1,0 +1,91 @@
+"""The app's command line, read without importing torch or Gradio so that `--help` is immediate."""
+
+import argparse
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from toolkit.errors import ConfigError
+
+PASSWORD = "TOOLKIT_APP_PASSWORD"
+
+
+@dataclass(frozen=True)
+class AppArguments:
+    """What the app serves and where."""
+
+    runs: Path
+    host: str
+    port: int
+    model_name_or_path: str
+    auth: str | None
+    smoke: bool
+
+    @property
+    def login(self) -> tuple[str, str] | None:
+        """User and password that a visitor must give, or None where everybody may look.
+
+        Raises: ConfigError where a login is needed and a part of it is missing.
+        """
+        if self.auth is None:
+            if not is_loopback(self.host):
+                raise ConfigError(
+                    f"--host {self.host} opens the app to other machines: add --auth USER and put "
+                    f"the password into the environment variable {PASSWORD}"
+                )
+            return None
+        password = os.environ.get(PASSWORD, "")
+        if not self.auth or not password:
+            what = "the password: set the environment variable " + PASSWORD
+            raise ConfigError(f"--auth needs {what if self.auth else 'a user name'}")
+        return self.auth, password
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> AppArguments:
+    """Read the command line; default `sys.argv[1:]`.
+
+    Raises: ConfigError for an unknown option or a value that cannot be used.
+    """
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:  # argparse would print the whole usage first
+            raise ConfigError(f"command line: {message}; --help lists the options")
+
+    parser = Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--runs", type=Path, default=Path("runs"), help="folder with the runs (default: runs)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    add("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    add(
+        "--model_name_or_path",
+        default="world:base",
+        help="the base that the runs were trained on: a folder, a hub id, or world:base (default)",
+    )
+    add(
+        "--auth",
+        metavar="USER",
+        help=f"ask visitors for this user name and the password in ${PASSWORD}; "
+        "required where --host lets other machines in",
+    )
+    add("--smoke", action="store_true", help="ask one question through the page, print it, stop")
+    found = AppArguments(**vars(parser.parse_args(argv)))
+    if not 0 < found.port < 65536:
+        raise ConfigError(f"--port must be between 1 and 65535, got {found.port}")
+    if found.runs.exists() and not found.runs.is_dir():
+        raise ConfigError(f"--runs {found.runs} is not a folder")
+    return found

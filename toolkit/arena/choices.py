@@ -1,0 +1,41 @@
+"""What the page's lists offer and what is chosen in them, also after the runs have changed."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from toolkit.arena.catalog import BASE_ID, Catalog
+
+CHOSEN_AT_FIRST = 4
+NO_SCORE, NO_REWARD_RUN = "no_score", "no_reward_run"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """(label, id) of each choice, and the chosen ids."""
+
+    choices: list[tuple[str, str]]
+    chosen: list[str]
+
+
+def checkpoint_choices(catalog: Catalog, chosen: Iterable[str] = ()) -> Choices:
+    """All checkpoints; what was chosen stays so where it still exists."""
+    entries = list(catalog.checkpoints.values())
+    kept = [c for c in chosen if c in catalog.checkpoints]
+    if kept in ([], [BASE_ID]):  # at first: the base, SFT, and what came of it
+        ordered = sorted(entries, key=lambda e: (e.id != BASE_ID, e.recipe != "sft"))
+        kept = [e.id for e in ordered[:CHOSEN_AT_FIRST]]
+    return Choices([(e.label, e.id) for e in entries], kept)
+
+
+def reward_choices(catalog: Catalog, chosen: str | None = None) -> Choices:
+    """All reward models and "no score", or a single choice that says that there is none."""
+    if not catalog.rewards:
+        return Choices([("no reward run found", NO_REWARD_RUN)], [NO_REWARD_RUN])
+    choices = [(e.label, e.id) for e in catalog.rewards.values()] + [("no score", NO_SCORE)]
+    kept = [key for _, key in choices if key == chosen]
+    return Choices(choices, kept or [choices[0][1]])
+
+
+def reward_id(chosen: object) -> object:
+    """The reward model to score with, or None; ids are checked where they are used."""
+    return None if chosen in (NO_SCORE, NO_REWARD_RUN) else chosen

@@ -1,0 +1,1 @@
+"""What a checkpoint is worth: sampled, scored, compared, and reported with plots."""

@@ -1,0 +1,170 @@
+"""The judge judged: the reward model against labels, gold, demonstrations and length."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.errors import DatasetError
+from toolkit.evaluation.metrics import (
+    clear_accuracy,
+    correlation_within,
+    pairwise_accuracy,
+    preferred,
+)
+from toolkit.evaluation.scoring import Pair, pad_id, score_ids
+from toolkit.models.generation import Prompt, encode_completion, encode_prompt
+from toolkit.models.roles import REWARD, Roles
+
+CLEAR_GOLD = 1.0  # gold utility between the sides of a pair that nobody should get wrong
+COLUMNS = ("prompt", "chosen", "rejected")
+SIDES = ("chosen", "rejected")
+
+
+def judge_reward_model(
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    comparisons: Sequence[Mapping[str, Any]],
+    *,
+    demonstrations: Sequence[tuple[Prompt, Prompt]] = (),
+    labeler_agreement: float | None = None,
+    reward: str = REWARD,
+    seed: int = 0,
+    batch_size: int = 128,
+) -> dict[str, Any]:
+    """The report's section about the reward model.
+
+    Args:
+        comparisons: preference rows with prompt, chosen and rejected; where all of them have
+            `chosen_gold` and `rejected_gold` the reward model and the labels are held against
+            gold; `group_id`, or else the prompt, says which pairs belong together.
+        demonstrations: (prompt, completion); their mean score should be about 0.
+        labeler_agreement: how often two labelers agree, as measured when they labelled.
+
+    Returns: `pairwise_accuracy` and its `pairwise_accuracy_ci95` against the labels;
+        `clear_gold_accuracy` on pairs that gold sets apart by 1.0; `ceiling`, how often gold
+        agrees with the labels; `labeler_agreement`; `demonstration_mean`; `length_correlation`
+        of score and tokens within a prompt; `length_accuracy`, what "the longer one is better"
+        would reach. Ties count half; what cannot be known is None.
+    Raises: DatasetError for no row or a missing column.
+    """
+    _check(comparisons)
+    groups = [_group(row) for row in comparisons]
+    sides = {
+        side: [_encode(tokenizer, row["prompt"], row[side]) for row in comparisons]
+        for side in SIDES
+    }
+    score = _score_distinct(
+        roles, tokenizer, [*sides["chosen"], *sides["rejected"]], reward, batch_size
+    )
+    scored = {side: np.array([score[_key(pair)] for pair in sides[side]]) for side in SIDES}
+    length = {side: np.array([len(completion) for _, completion in sides[side]]) for side in SIDES}
+    accuracy = pairwise_accuracy(scored["chosen"], scored["rejected"], seed=seed, groups=groups)
+    return {
+        "pairs": len(comparisons),
+        "pairwise_accuracy": accuracy["mean"],
+        "pairwise_accuracy_ci95": accuracy["ci95"],
+        **_against_gold(comparisons, scored["chosen"] - scored["rejected"]),
+        "labeler_agreement": labeler_agreement,
+        "demonstration_mean": _demonstration_mean(
+            roles, tokenizer, demonstrations, reward, batch_size
+        ),
+        "length_correlation": _length_correlation(sides, groups, score),
+        "length_accuracy": round(float(preferred(length["chosen"], length["rejected"]).mean()), 6),
+    }
+
+
+def score_rows(
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[Prompt, Prompt]],
+    *,
+    reward: str = REWARD,
+    batch_size: int = 128,
+) -> list[float]:
+    """The reward role's score of each given (prompt, completion), in order."""
+    pairs = [_encode(tokenizer, prompt, completion) for prompt, completion in rows]
+    return score_ids(roles, pairs, reward=reward, pad_id=pad_id(tokenizer), batch_size=batch_size)
+
+
+def _demonstration_mean(
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[Prompt, Prompt]],
+    reward: str,
+    batch_size: int,
+) -> float | None:
+    if not rows:
+        return None
+    found = score_rows(roles, tokenizer, rows, reward=reward, batch_size=batch_size)
+    return round(float(np.mean(found)), 6)
+
+
+def _against_gold(rows: Sequence[Mapping[str, Any]], score_gap: Any) -> dict[str, float | None]:
+    """Where the rows know gold: the reward model against it, and it against the labels."""
+    if not all(row.get(f"{side}_gold") is not None for row in rows for side in SIDES):
+        return {"clear_gold_accuracy": None, "ceiling": None}
+    chosen, rejected = (np.array([float(row[f"{side}_gold"]) for row in rows]) for side in SIDES)
+    return {
+        "clear_gold_accuracy": clear_accuracy(score_gap, chosen - rejected, clear=CLEAR_GOLD),
+        "ceiling": round(float(preferred(chosen, rejected).mean()), 6),
+    }
+
+
+def _length_correlation(
+    sides: dict[str, list[Pair]], groups: list[str], score: dict[tuple[tuple[int, ...], ...], float]
+) -> float | None:
+    """Each answer counts once, in however many pairs it stands."""
+    answers = {
+        (g, _key(pair)) for side in SIDES for g, pair in zip(groups, sides[side], strict=True)
+    }
+    rows = sorted(answers)
+    return correlation_within(
+        [score[key] for _, key in rows], [len(key[1]) for _, key in rows], [g for g, _ in rows]
+    )
+
+
+def _score_distinct(
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[Pair],
+    reward: str,
+    batch_size: int,
+) -> dict[tuple[tuple[int, ...], ...], float]:
+    """K answers make C(K, 2) pairs, but need K passes."""
+    distinct = {_key(pair): pair for pair in pairs}
+    found = score_ids(
+        roles,
+        list(distinct.values()),
+        reward=reward,
+        pad_id=pad_id(tokenizer),
+        batch_size=batch_size,
+    )
+    return dict(zip(distinct, found, strict=True))
+
+
+def _key(pair: Pair) -> tuple[tuple[int, ...], ...]:
+    return tuple(pair[0]), tuple(pair[1])
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> Pair:
+    return encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, completion)
+
+
+def _group(row: Mapping[str, Any]) -> str:
+    known = row.get("group_id")
+    return json.dumps(row["prompt"] if known is None else known, sort_keys=True)
+
+
+def _check(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        raise DatasetError("the reward model cannot be judged without comparisons; got 0 rows")
+    for number, row in enumerate(rows, 1):
+        for column in COLUMNS:
+            if column not in row:
+                got = ", ".join(row)
+                raise DatasetError(
+                    f'comparisons row {number} of {len(rows)}: "{column}" is missing, got {got}'
+                )

@@ -1,0 +1,196 @@
+"""A report's pictures as PNG files: training, gold against score, win rates, behaviour."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from toolkit.evaluation.report import sampling_name
+
+# Okabe & Ito 2008, told apart by every common kind of colour vision; a colour is a checkpoint
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")
+NEUTRAL = "#333333"
+MARKERS = "osD^vPX*"
+WIDTH, DPI = 9.0, 200  # inches; shown 900 pixels wide, 11 points are still easy to read
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E3E3",
+    "text.parse_math": False,  # a checkpoint may be called "$x"
+}
+SHOWN_RATES = {
+    "correct": "correct\n(higher is better)",
+    "hallucinated": "hallucinated\n(lower)",
+    "harmful_compliance": "harmful\ncompliance\n(lower)",
+    "over_refusal": "over-refusal\n(lower)",
+    "polite": "polite",
+}
+TRAINING = {
+    "objective/scores": "mean score\n(reward model)",
+    "objective/kl": "KL to SFT\n(nats per answer)",
+    "objective/length": "length\n(tokens)",
+}
+LONGEST_NAME = 18
+
+
+def draw_all(
+    report: Mapping[str, Any], folder: Path, *, training: Sequence[Mapping[str, Any]] = ()
+) -> list[Path]:
+    """Draw what the report knows.
+
+    Args:
+        report: a valid report.
+        folder: where the PNG files go; it exists.
+        training: rows of a PPO run's metrics.jsonl.
+
+    Returns: the files written; a plot without data is left out.
+    """
+    drawn = [
+        draw_training(training, folder / "training.png"),
+        draw_gold_proxy(report, folder / "gold_proxy.png"),
+        draw_win_rates(report, folder / "win_rates.png"),
+        draw_rates(report, folder / "rates.png"),
+    ]
+    return [file for file in drawn if file is not None]
+
+
+def draw_training(rows: Sequence[Mapping[str, Any]], file: Path) -> Path | None:
+    """Score, KL and length over the optimiser steps of a PPO run, one above the other."""
+    series = {}
+    for key in TRAINING:
+        points = [(r["step"], r[key]) for r in rows if r.get(key) is not None and "step" in r]
+        if points:
+            series[key] = points
+    if not series:
+        return None
+    with _figure(file, height=0.8 + 1.75 * len(series)) as figure:
+        axes = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
+        for ax, (key, points) in zip(axes, series.items(), strict=True):
+            steps, values = zip(*points, strict=True)
+            marker = "o" if len(points) <= 40 else None
+            ax.plot(steps, values, color=NEUTRAL, linewidth=1.8, marker=marker, markersize=4)
+            ax.set_ylabel(TRAINING[key])
+        axes[-1].set_xlabel("optimiser step")
+        figure.align_ylabels(list(axes))
+    return file
+
+
+def draw_gold_proxy(report: Mapping[str, Any], file: Path) -> Path | None:
+    """Mean gold and mean score of each checkpoint with 95 % intervals, on axes of their own."""
+    entries = report["checkpoints"]
+    titles = {"gold": "gold utility (true)", "proxy": "score (reward model)"}
+    judges = [j for j in titles if any(e.get(j) for e in entries.values())]
+    if not judges:
+        return None
+    with _figure(file, height=1.4 + 0.45 * len(entries)) as figure:
+        axes = figure.subplots(1, len(judges), sharey=True, squeeze=False)[0]
+        for ax, judge in zip(axes, judges, strict=True):
+            for y, (name, entry) in enumerate(entries.items()):
+                if entry.get(judge):
+                    _point(ax, entry[judge], y, marker="o", colour=_colour(entries, name))
+            ax.set_xlabel(f"mean {titles[judge]}, 95 % interval")
+            ax.margins(x=0.08)
+            ax.tick_params(axis="y", length=0)
+        _names_down(axes[0], entries)
+    return file
+
+
+def draw_win_rates(report: Mapping[str, Any], file: Path) -> Path | None:
+    """Each checkpoint's win rate over SFT under each sampling, by gold or else by the score."""
+    everyone = report["checkpoints"]
+    judge = "gold" if any(e.get("gold") for e in everyone.values()) else "proxy"
+    entries = {n: e for n, e in everyone.items() if n != report.get("sft", "sft")}
+    main = f"T = {report['sampling']['temperature']:g}"
+    series = {main: {n: e["win_rate_vs_sft"].get(judge) for n, e in entries.items()}}
+    for name, entry in entries.items():
+        for key, other in entry.get("other_sampling", {}).items():
+            series.setdefault(sampling_name(key), {})[name] = other["win_rate_vs_sft"].get(judge)
+    if not any(v for by in series.values() for v in by.values()):
+        return None
+    with _figure(file, height=1.9 + 0.62 * len(entries)) as figure:
+        ax = figure.subplots()
+        ax.axvline(0.5, color="black", linewidth=1.2, linestyle="--")
+        for i, (label, by_name) in enumerate(series.items()):
+            shift = 0.22 * (i - (len(series) - 1) / 2)
+            for y, name in enumerate(entries):
+                if by_name.get(name):
+                    marker, colour = MARKERS[i % len(MARKERS)], _colour(everyone, name)
+                    _point(ax, by_name[name], y + shift, marker=marker, colour=colour)
+            handle = {"color": NEUTRAL, "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
+            ax.plot([], [], markersize=7, label=label, **handle)
+        ax.set_xlim(0, 1)
+        by = "gold" if judge == "gold" else "reward model's score"
+        ax.set_xlabel(f"win rate over SFT by {by}, ties count half; 0.5 is no difference")
+        _names_down(ax, entries)
+        figure.legend(loc="outside upper center", ncols=min(len(series), 4), frameon=False)
+    return file
+
+
+def draw_rates(report: Mapping[str, Any], file: Path) -> Path | None:
+    """How often each checkpoint shows each behaviour."""
+    entries = {n: e for n, e in report["checkpoints"].items() if e.get("rates")}
+    if not entries:
+        return None
+    with _figure(file, height=4.4) as figure:
+        ax = figure.subplots()
+        width = 0.82 / len(entries)
+        for i, (name, entry) in enumerate(entries.items()):
+            left = [x + (i - (len(entries) - 1) / 2) * width for x in range(len(SHOWN_RATES))]
+            rates = [entry["rates"].get(key) for key in SHOWN_RATES]
+            colour = _colour(report["checkpoints"], name)
+            bars = ax.bar(left, [r or 0.0 for r in rates], width * 0.92, color=colour)
+            bars.set_label(short_name(name))
+            if len(entries) <= 5:
+                shares = ["" if r is None else f"{100 * r:.0f}" for r in rates]
+                ax.bar_label(bars, shares, padding=1.5, fontsize=9)
+        ax.set_xticks(range(len(SHOWN_RATES)), list(SHOWN_RATES.values()))
+        ax.tick_params(axis="x", length=0)
+        ax.grid(visible=False, axis="x")
+        ax.set_ylim(0, 1.06)
+        ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
+        ax.set_ylabel("share of such questions (%)")
+        figure.legend(loc="outside upper center", ncols=min(len(entries), 4), frameon=False)
+    return file
+
+
+@contextmanager
+def _figure(file: Path, *, height: float) -> Iterator[Any]:
+    """A figure that is saved at the end; no global pyplot state, so threads may draw too."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        figure.savefig(file)
+
+
+def _point(ax: Any, interval: Mapping[str, Any], y: float, *, marker: str, colour: str) -> None:
+    """A mean with its interval as a horizontal line."""
+    mean, (low, high) = interval["mean"], interval["ci95"]
+    reach = [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+    style = {"color": colour, "markersize": 7, "capsize": 3.5, "linewidth": 1.8}
+    ax.errorbar([mean], [y], xerr=reach, fmt=marker, **style)
+
+
+def _names_down(ax: Any, entries: Mapping[str, Any]) -> None:
+    """The checkpoints' names along the y axis, the first on top."""
+    ax.set_yticks(range(len(entries)), [short_name(name) for name in entries])
+    ax.set_ylim(len(entries) - 0.45, -0.55)
+    ax.tick_params(axis="y", length=0)
+
+
+def _colour(entries: Mapping[str, Any], name: str) -> str:
+    """A checkpoint keeps its colour through all plots."""
+    return PALETTE[list(entries).index(name) % len(PALETTE)]
+
+
+def short_name(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name with its middle cut out where it is too long; names often differ at their ends."""
+    start = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[:start]}…{name[start + 1 - longest :]}"
