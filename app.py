@@ -8,7 +8,6 @@ Layout only; the logic is in toolkit/arena/.
 
 import html
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +54,8 @@ def main(arguments: AppArguments) -> int:
         theme=_theme(),
     )
     if arguments.smoke:
+        from toolkit.arena.smoke import smoke
+
         try:
             return smoke(url, workbench, login)
         finally:
@@ -62,30 +63,6 @@ def main(arguments: AppArguments) -> int:
     print(f"Compare checkpoints at {url} (Ctrl+C stops it)", flush=True)
     page.block_thread()
     return 0
-
-
-def smoke(url: str, workbench: "Workbench", login: tuple[str, str] | None) -> int:
-    """Ask one question through the page, as a visitor would, and print what came back."""
-    from gradio_client import Client
-
-    from toolkit.arena.choices import checkpoint_choices, reward_choices
-
-    prompt = (workbench.examples() or ["Hello, who are you?"])[0]
-    checkpoints = checkpoint_choices(workbench.catalog).chosen
-    reward = reward_choices(workbench.catalog).chosen[0]
-    with tempfile.TemporaryDirectory() as downloads:
-        client = Client(
-            url, auth=login, verbose=False, download_files=downloads, analytics_enabled=False
-        )
-        shown = client.predict(prompt, checkpoints, reward, 0.0, 32, 0, api_name="/compare")
-    columns = list(zip(shown[::2], shown[1::2], strict=True))[: len(checkpoints)]
-    said = [
-        f"{a['label']}: {a['value']!r}" for a, numbers in columns if "Ended" in numbers["value"]
-    ]
-    missing = len(checkpoints) - len(said)
-    failed = [f"{missing} of {len(checkpoints)} gave no answer"] if missing else []
-    print(f"smoke: {prompt!r} -> {' | '.join(said + failed)}", flush=True)
-    return 1 if missing else 0
 
 
 def build(workbench: "Workbench") -> "gr.Blocks":
@@ -141,12 +118,17 @@ def build(workbench: "Workbench") -> "gr.Blocks":
 
 
 def _theme() -> "gr.themes.Default":
-    """Fonts of the visitor's own machine, and explanations dark enough to read."""
+    """Fonts of the visitor's own machine; explanations and the button's word easy to read."""
     import gradio as gr
 
     font, mono = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
     return gr.themes.Default(font=font, font_mono=mono).set(
-        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_400"
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
     )
 
 
@@ -310,7 +292,7 @@ def _column(answer: "Answer | None") -> list[Any]:
             label=answer.name,
             placeholder="(no answer)" if failed else "(an empty answer)",
         ),
-        gr.update(value=measures(answer), label="Why not" if failed else "Numbers"),
+        gr.update(value=measures(answer), label="Why there is none" if failed else "Numbers"),
     ]
 
 

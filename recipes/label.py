@@ -54,7 +54,9 @@ def main(labels, model, start) -> Run:
                     stop=stop_ids(base, tokenizer),
                 )
             texts = [c.text for c in said]
-            groups = [texts[i : i + labels.completions] for i in range(0, len(texts), labels.completions)]
+            groups = [
+                texts[i : i + labels.completions] for i in range(0, len(texts), labels.completions)
+            ]
             rows = []
             for number, (question, group) in enumerate(zip(questions, groups, strict=True)):
                 distinct_texts = list(dict.fromkeys(group))
@@ -63,7 +65,9 @@ def main(labels, model, start) -> Run:
             with (run.path / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             results[f"{split}_pairs"] = len(rows)
-            results[f"{split}_agreement"] = round(agreement(labelers, questions, groups, labels.seed), 4)
+            results[f"{split}_agreement"] = round(
+                agreement(labelers, questions, groups, labels.seed), 4
+            )
         return run.finish(**results)
 
 

@@ -28,7 +28,9 @@ def main(pipeline: Pipeline) -> None:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="the pipeline's YAML")
     parser.add_argument("--output_dir", help="directory of all stages (default: the YAML's)")

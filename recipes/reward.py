@@ -27,7 +27,7 @@ def main(script, training, model, mixture, start) -> Run:
 
     from toolkit.models.base import fingerprint, load_base
     from toolkit.trainers.callbacks import RunCallback
-    from toolkit.trainers.reward import export, scalar_adapter, score_texts
+    from toolkit.trainers.reward import export, scalar_adapter, score_texts, tokenize_pairs
 
     configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent}
@@ -35,13 +35,17 @@ def main(script, training, model, mixture, start) -> Run:
         set_seed(training.seed)
         splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
         base, tokenizer = load_base(model, scalar=True)
+        pairs = {
+            name: tokenize_pairs(rows, tokenizer, max_length=training.max_length, place=name)
+            for name, rows in splits.items()
+        }
         run.base = fingerprint(model, tokenizer)
         trainer = RewardTrainer(
             scalar_adapter(base, run.base, parent=start.parent, model=model),
             training,
             processing_class=tokenizer,
-            train_dataset=splits["train"],
-            eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
+            train_dataset=pairs["train"],
+            eval_dataset=pairs.get("test") if training.eval_strategy != "no" else None,
             callbacks=[RunCallback(run.base)],
         )
         trainer.train(resume_from_checkpoint=resume)

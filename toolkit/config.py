@@ -22,7 +22,9 @@ class RunArguments:
 
     parent: str | None = field(
         default=None,
-        metadata={"help": "Run directory whose adapter this run starts from (for DPO and PPO: SFT)."},
+        metadata={
+            "help": "Run directory whose adapter this run starts from (for DPO and PPO: SFT)."
+        },
     )
     reward_model: str | None = field(
         default=None,
@@ -30,7 +32,9 @@ class RunArguments:
     )
     demonstrations: str | None = field(
         default=None,
-        metadata={"help": "Prompt-completion dataset whose rewards shall average 0 (reward model)."},
+        metadata={
+            "help": "Prompt-completion dataset whose rewards shall average 0 (reward model)."
+        },
     )
     dataset_format: str | None = field(
         default=None,
@@ -43,6 +47,10 @@ class RunArguments:
     max_rows: int | None = field(
         default=None, metadata={"help": "Use only the first rows of each split (a quick trial)."}
     )
+
+    def __post_init__(self) -> None:
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"`max_rows` must be at least 1, got {self.max_rows}")
 
 
 @dataclass
@@ -73,6 +81,44 @@ class LabelArguments:
     def __post_init__(self) -> None:
         if self.completions < 2:
             raise ValueError(f"`completions` must be at least 2 to compare, got {self.completions}")
+
+
+@dataclass
+class EvaluateArguments:
+    """Which runs to compare, on what, and how they sample."""
+
+    runs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Run directories; the first of SFT is compared with."},
+    )
+    reward_model: str | None = field(default=None, metadata={"help": "Run of the reward model."})
+    comparisons: str | None = field(
+        default=None,
+        metadata={"help": "Preference dataset whose test split judges the reward model."},
+    )
+    demonstrations: str | None = field(
+        default=None,
+        metadata={"help": "Prompt-completion dataset: few-shot examples, reward mean."},
+    )
+    prompts: str = field(default="world:prompts", metadata={"help": "Dataset of held-out prompts."})
+    prompts_split: str = field(default="test", metadata={"help": "Its split."})
+    max_prompts: int | None = field(default=None, metadata={"help": "Use only the first ones."})
+    texts: str | None = field(
+        default=None,
+        metadata={"help": "Held-out text for lm_loss: world:corpus, or JSONL with `text`."},
+    )
+    few_shot: int = field(default=4, metadata={"help": "Demonstrations shown to the base."})
+    temperature: float = field(default=0.7, metadata={"help": "Main sampling temperature."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Most tokens of an answer."})
+    seed: int = field(default=0, metadata={"help": "Seed of the samples and the intervals."})
+    output_dir: str = field(default="runs/report", metadata={"help": "Where the report goes."})
+    timings: str | None = field(
+        default=None, metadata={"help": "JSON of seconds per earlier stage, for the report."}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("`runs` is missing: name at least the SFT run")
 
 
 def parse(

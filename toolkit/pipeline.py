@@ -38,7 +38,9 @@ class Pipeline:
     stages: tuple[Stage, ...]
 
     @classmethod
-    def read(cls, file: str, *, output_dir: str | None = None, seed: int | None = None) -> "Pipeline":
+    def read(
+        cls, file: str, *, output_dir: str | None = None, seed: int | None = None
+    ) -> "Pipeline":
         """Read and check a pipeline's YAML, and that every stage's config file exists.
 
         Raises: ConfigError naming file, key, what was expected and what was found.
@@ -48,13 +50,17 @@ class Pipeline:
         except OSError as error:
             raise ConfigError(f"{file}: cannot read the config file ({error.strerror})") from error
         except yaml.YAMLError as error:
-            raise ConfigError(f"{file}: not a YAML file ({' '.join(str(error).split())})") from error
+            raise ConfigError(
+                f"{file}: not a YAML file ({' '.join(str(error).split())})"
+            ) from error
         _require_keys(content, {"output_dir": str, "seed": int, "stages": dict}, file)
         directory = Path(output_dir or content["output_dir"])
         stages: list[Stage] = []
         for name, stage in content["stages"].items():
             place = f"{file}: stage `{name}`"
-            _require_keys(stage, {"recipe": str, "config": str, "options": dict}, place, {"options"})
+            _require_keys(
+                stage, {"recipe": str, "config": str, "options": dict}, place, {"options"}
+            )
             if stage["recipe"] not in RECIPES:
                 raise ConfigError(
                     f"{place}: `recipe` must be one of {', '.join(RECIPES)}, got {stage['recipe']!r}"

@@ -242,10 +242,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def _plain(config: Any) -> dict[str, Any]:
     """A config as JSON values; tokens and keys are left out."""
-    if hasattr(config, "to_dict"):
-        values = config.to_dict()
-    else:
-        values = dataclasses.asdict(config)
+    values = config.to_dict() if hasattr(config, "to_dict") else dataclasses.asdict(config)
     return {k: v for k, v in values.items() if not k.endswith(("_token", "_key"))}
 
 

@@ -67,9 +67,7 @@ def test_contexts_nest(ppo_roles, batch):
 
 def test_disabled_adapters_are_the_pristine_base(ppo_roles, pristine, batch):
     with torch.no_grad():
-        expected = pristine(
-            input_ids=batch.input_ids, attention_mask=batch.attention.long()
-        ).logits
+        expected = pristine(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits
     assert torch.equal(logits(ppo_roles, None, batch), expected)
 
 
@@ -140,7 +138,9 @@ def test_padding_changes_no_score_and_no_logprob(ppo_roles, pads):
         with ppo_roles.using(REWARD) as model:
             score = [scores(model, ppo_roles.heads[REWARD], b)[0] for b in (alone, padded)]
         with ppo_roles.using(POLICY) as model:
-            found = [completion_logprobs(model, b, temperature=1.0)[0][0, :3] for b in (alone, padded)]
+            found = [
+                completion_logprobs(model, b, temperature=1.0)[0][0, :3] for b in (alone, padded)
+            ]
     assert score[0].item() == pytest.approx(score[1].item(), abs=1e-5)
     assert torch.allclose(found[0], found[1], atol=1e-5)
 
@@ -255,12 +255,10 @@ def test_modules_to_save_break_the_pristine_base_so_they_are_seen(model_config, 
     roles = fresh_roles(model_config)
     roles.create(POLICY, lora(modules_to_save=["lm_head"]))
     with torch.no_grad():
-        for name, parameter in roles.model.named_parameters():
+        for parameter in roles.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
-        expected = pristine(
-            input_ids=batch.input_ids, attention_mask=batch.attention.long()
-        ).logits
+        expected = pristine(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits
     assert torch.equal(logits(roles, None, batch), expected)
 
 
@@ -278,7 +276,9 @@ def test_rows_of_different_roles_in_one_pass_equal_separate_passes(ppo_roles, ba
     ids, attention = batch.input_ids.repeat(2, 1), batch.attention.long().repeat(2, 1)
     with torch.no_grad():
         mixed = ppo_roles.model(
-            input_ids=ids, attention_mask=attention, adapter_names=[POLICY, REWARD, "__base__", VALUE]
+            input_ids=ids,
+            attention_mask=attention,
+            adapter_names=[POLICY, REWARD, "__base__", VALUE],
         ).logits
     for row, name in enumerate((POLICY, REWARD, None, VALUE)):
         expected = logits(ppo_roles, name, batch)[row % 2]

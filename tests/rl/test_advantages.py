@@ -16,7 +16,9 @@ def slow_gae(rewards, values, length, gamma, lam):
     for t in range(length):
         following = values[t + 1] if t + 1 < length else 0.0
         deltas.append(rewards[t] + gamma * following - values[t])
-    return [sum((gamma * lam) ** k * deltas[t + k] for k in range(length - t)) for t in range(length)]
+    return [
+        sum((gamma * lam) ** k * deltas[t + k] for k in range(length - t)) for t in range(length)
+    ]
 
 
 def mask_of(lengths, width):

@@ -33,9 +33,7 @@ def test_policy_gradient_is_zero_where_clipped_and_where_masked():
 def test_value_clip_is_around_the_old_value():
     old, returns = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 0.0]])
     values = torch.tensor([[1.5, 1.5]], requires_grad=True)
-    loss, clipped = value_loss(
-        values, old, returns, torch.tensor([[True, True]]), cliprange=0.2
-    )
+    loss, clipped = value_loss(values, old, returns, torch.tensor([[True, True]]), cliprange=0.2)
     # near = 1.2 both times: max(.25, .64) and max(2.25, 1.44)
     assert loss.item() == pytest.approx(0.5 * (0.64 + 2.25), abs=1e-6)
     assert clipped.item() == 1

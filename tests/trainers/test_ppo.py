@@ -13,7 +13,12 @@ from toolkit.trainers.callbacks import RunCallback
 from toolkit.trainers.ppo import PPOTrainer, RolloutSampler
 from toolkit.trainers.ppo_config import PPOConfig
 
-PROMPTS = ["What is 1 plus 2?", "Hello.", "What colour is the Bramor bird?", "Goodbye for today."] * 4
+PROMPTS = [
+    "What is 1 plus 2?",
+    "Hello.",
+    "What colour is the Bramor bird?",
+    "Goodbye for today.",
+] * 4
 
 
 @pytest.fixture
@@ -63,7 +68,9 @@ def test_only_policy_and_value_move(ppo_roles, tokenizer, dataset, tmp_path):
     before = snapshot(ppo_roles)
     trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run")
     trainer.train()
-    assert trainer.state.global_step == 2 * 2 * 2  # 16 episodes: 2 rollouts × 2 epochs × 2 minibatches
+    assert (
+        trainer.state.global_step == 2 * 2 * 2
+    )  # 16 episodes: 2 rollouts × 2 epochs × 2 minibatches
     moved = changed(ppo_roles, before)
     assert any(f".{POLICY}." in n for n in moved)
     assert any(f".{VALUE}." in n for n in moved)
@@ -196,7 +203,9 @@ def test_resumed_training_ends_where_an_uninterrupted_one_does(
     assert not changed(again, expected)
 
 
-def test_missing_roles_and_empty_data_are_refused(model_config, ppo_roles, tokenizer, dataset, tmp_path):
+def test_missing_roles_and_empty_data_are_refused(
+    model_config, ppo_roles, tokenizer, dataset, tmp_path
+):
     with pytest.raises(ConfigError, match="'default'"):
         make(fresh_roles(model_config), tokenizer, dataset, tmp_path / "run")
     with pytest.raises(ConfigError, match="empty"):

@@ -56,9 +56,11 @@ def checked_request(
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
     if reward in (None, ""):
         reward = None
-    for given, known in [(w, known_checkpoints) for w in wanted] + [(reward, known_rewards)]:
-        if given is not None and (not isinstance(given, str) or given not in known):
-            raise CheckpointError(f"no checkpoint {str(given)[:40]!r} is known; reload the page")
+    scorers = [] if reward is None else [reward]
+    for given, known in [(wanted, known_checkpoints), (scorers, known_rewards)]:
+        for key in given:
+            if not isinstance(key, str) or key not in known:
+                raise CheckpointError(f"no checkpoint {str(key)[:40]!r} is known; reload the page")
     if not wanted:
         raise ConfigError("choose at least one checkpoint")
     ids = tuple(dict.fromkeys(str(w) for w in wanted))

@@ -9,7 +9,7 @@ INTRODUCTION = """# Compare checkpoints
 Write one prompt, and the checkpoints that you chose answer it side by side, under the same \
 settings and the same seed."""
 
-NO_RUNS = """**There are no trained checkpoints in this folder yet**, only the base. \
+NO_RUNS = """**There are no trained checkpoints to ask in the runs folder yet**, only the base. \
 `make quickstart` trains some on the embedded world, without a download. Then press *Look for \
 runs again*. Until then you can ask the base."""
 

@@ -162,10 +162,10 @@ class Workbench:
     def _answer(self, checkpoint: str, request: Request, catalog: Catalog) -> Answer:
         entry = catalog.checkpoints[checkpoint]
         prompt = self._rendered(request.prompt)
-        with self._lock, torch.no_grad():
+        # a visitor's seed shall not decide what anything else in the process draws
+        with self._lock, torch.no_grad(), torch.random.fork_rng():
             try:
-                # a visitor's seed shall not decide what anything else in the process draws
-                with torch.random.fork_rng(), self.roles.using(self._ready(entry)) as model:
+                with self.roles.using(self._ready(entry)) as model:
                     torch.manual_seed(request.seed)
                     said = complete(
                         model, self.tokenizer, [prompt], sampling=request.sampling, stop=self.stop
@@ -217,7 +217,7 @@ class Workbench:
         if entry.path is None:
             return None
         stamp = _stamp(entry.path)
-        if self._attached.pop(entry.id, None) != stamp:
+        if self._attached.pop(entry.id, None) is None:
             self.roles.detach(entry.id)
             while len(self._attached) >= ATTACHED_AT_MOST:
                 oldest = next(iter(self._attached))

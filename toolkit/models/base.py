@@ -1,5 +1,6 @@
 """Loading the base once, its tokenizer, and the fingerprint by which adapters know it."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -41,17 +42,22 @@ def load_base(
     from trl import get_quantization_config
 
     name = resolve_base(model.model_name_or_path)
+    if (model.load_in_4bit or model.load_in_8bit) and model.dtype in (None, "float32"):
+        # TRL's default would make float32 the compute type of the quantized layers
+        model = dataclasses.replace(model, dtype="bfloat16")
     quantized = get_quantization_config(model)
     dtype = "auto" if model.dtype in (None, "auto") else getattr(torch, model.dtype)
     kwargs: dict[str, Any] = {
         "revision": model.model_revision,
-        "dtype": torch.bfloat16 if quantized is not None and dtype == torch.float32 else dtype,
+        "dtype": dtype,
         "attn_implementation": model.attn_implementation,
         "trust_remote_code": trust_remote_code,
     }
     if quantized is not None:
         kwargs["quantization_config"] = quantized
-        kwargs["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+        kwargs["device_map"] = {
+            "": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        }
     try:
         tokenizer = load_tokenizer(name, revision=model.model_revision)
         if scalar:
@@ -64,7 +70,9 @@ def load_base(
         else:
             base = AutoModelForCausalLM.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: cannot load the base model ({_first_line(error)})") from error
+        raise CheckpointError(
+            f"{name}: cannot load the base model ({_first_line(error)})"
+        ) from error
     base.requires_grad_(False)
     base.config.pad_token_id = tokenizer.pad_token_id
     if base.generation_config is not None:
@@ -117,9 +125,7 @@ def save_fingerprint(folder: Path, found: dict[str, str]) -> None:
     write_json(folder / BASE_FILE, found)
 
 
-def check_fingerprint(
-    folder: Path, base: dict[str, str], *, any_precision: bool = False
-) -> None:
+def check_fingerprint(folder: Path, base: dict[str, str], *, any_precision: bool = False) -> None:
     """Refuse an adapter that was trained on another base.
 
     Args:

@@ -46,14 +46,19 @@ def encode_completion(
     Raises: ValueError where the chat template does not render the prompt as a prefix.
     """
     if isinstance(completion, str):
-        return [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        return [
+            *tokenizer(completion, add_special_tokens=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
     assert isinstance(prompt, list)
     whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
     start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
     if not whole.startswith(start):
         raise ValueError("the chat template does not render the prompt as a prefix of the whole")
-    # rendered apart, so that no token spans the border and the prompt's ids are a true prefix
-    return list(tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"])
+    # rendered apart, so that no token spans the border and the prompt's ids are a true prefix;
+    # cut at EOS, where a sampled completion ends, though templates such as Qwen's go on after it
+    ids = list(tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"])
+    return cut_at_stop(ids, [tokenizer.eos_token_id])
 
 
 @torch.no_grad()
@@ -77,7 +82,9 @@ def sample(
         rows = order[start : start + batch_size]
         width = max(len(prompts[i]) for i in rows)
         ids = torch.tensor([[pad_id] * (width - len(prompts[i])) + prompts[i] for i in rows])
-        attention = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
+        attention = torch.tensor(
+            [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows]
+        )
         out = model.generate(  # type: ignore[operator]
             input_ids=ids.to(device),
             attention_mask=attention.to(device),
@@ -109,10 +116,17 @@ def complete(
     ids = [encode_prompt(tokenizer, p) for p in prompts]
     assert tokenizer.pad_token_id is not None
     sampled = sample(
-        model, ids, sampling=sampling, stop=stop, pad_id=tokenizer.pad_token_id, batch_size=batch_size
+        model,
+        ids,
+        sampling=sampling,
+        stop=stop,
+        pad_id=tokenizer.pad_token_id,
+        batch_size=batch_size,
     )
     return [
-        Completion(row, tokenizer.decode(row, skip_special_tokens=True), bool(row) and row[-1] in stop)
+        Completion(
+            row, tokenizer.decode(row, skip_special_tokens=True), bool(row) and row[-1] in stop
+        )
         for row in sampled
     ]
 

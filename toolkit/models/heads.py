@@ -49,10 +49,15 @@ class ScalarHead(nn.Module):
             raise CheckpointError(f"{file}: damaged ({error})") from error
         shapes = {k: tuple(v.shape) for k, v in tensors.items()}
         weight = tensors.get("weight")
-        if weight is None or weight.dim() != 2 or shapes != {
-            "weight": (1, weight.shape[1]),
-            "bias": (1,),
-        }:
+        if (
+            weight is None
+            or weight.dim() != 2
+            or shapes
+            != {
+                "weight": (1, weight.shape[1]),
+                "bias": (1,),
+            }
+        ):
             raise CheckpointError(f"{file}: expected weight (1, d) and bias (1,), got {shapes}")
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
             raise CheckpointError(f"{file}: holds numbers that are not finite")

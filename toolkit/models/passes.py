@@ -84,9 +84,11 @@ def state_values(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
 
 
 def scores(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
-    """The head at each row's last real token, `(B,)`. A row without completion is read at its prompt's end."""
+    """The head at each row's last real token, `(B,)`; without completion that is the prompt's."""
     hidden = _hidden(model, batch)
-    last = (batch.attention.long() * torch.arange(batch.attention.shape[1], device=hidden.device)).amax(-1)
+    last = (
+        batch.attention.long() * torch.arange(batch.attention.shape[1], device=hidden.device)
+    ).amax(-1)
     return head(hidden[torch.arange(len(last), device=hidden.device), last])
 
 

@@ -165,7 +165,9 @@ class Roles:
             set_peft_model_state_dict(self.model, weights, adapter_name=name)
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{folder}: the adapter does not fit this base: {detail}") from error
+            raise CheckpointError(
+                f"{folder}: the adapter does not fit this base: {detail}"
+            ) from error
 
     def _add_head(self, name: str, head: ScalarHead, *, trainable: bool) -> None:
         size = self.base.config.get_text_config().hidden_size

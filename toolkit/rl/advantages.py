@@ -1,12 +1,10 @@
-"""From scores and log-probabilities to rewards, advantages and returns. All tensors `(B, T)`, right-padded."""
+"""From scores and log-probabilities to rewards, advantages, returns: `(B, T)`, right-padded."""
 
 import torch
 from torch import Tensor
 
 
-def kl_rewards(
-    scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float
-) -> Tensor:
+def kl_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
     """Per-token rewards: −β·kl everywhere, the score added at the last real token.
 
     Args:
@@ -97,6 +95,8 @@ def check_mask(mask: Tensor, *others: Tensor) -> None:
         raise ValueError(f"mask must be bool, got {mask.dtype}")
     for other in others:
         if other.shape != mask.shape:
-            raise ValueError(f"expected shape {tuple(mask.shape)} like mask, got {tuple(other.shape)}")
+            raise ValueError(
+                f"expected shape {tuple(mask.shape)} like mask, got {tuple(other.shape)}"
+            )
     if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         raise ValueError("a mask row has a gap: completions must be padded on the right only")

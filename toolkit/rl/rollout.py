@@ -102,7 +102,9 @@ def roll_out(
     assert roles.model is not None
     reference = REFERENCE if REFERENCE in roles.model.peft_config else None
     for index in by_length(prompts, completions, batch_size):
-        batch = collate([prompts[i] for i in index], [completions[i] for i in index], pad_id, device)
+        batch = collate(
+            [prompts[i] for i in index], [completions[i] for i in index], pad_id, device
+        )
         seen = _look(roles, batch, reference=reference, temperature=sampling.temperature)
         score[index] = seen.pop("score")
         for name, tensor in seen.items():

@@ -30,7 +30,9 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             if row.get("step", 0) <= state.global_step:
                 kept.append(line)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(line + "\n" for line in kept if state.global_step), encoding="utf-8")
+        file.write_text(
+            "".join(line + "\n" for line in kept if state.global_step), encoding="utf-8"
+        )
 
     def on_log(
         self,

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -77,7 +77,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
     Source: Ouyang et al. 2022, arXiv:2203.02155; details as in Huang et al. 2024, arXiv:2403.17031.
     """
 
-    _tag_names = ["trl", "ppo", "toolkit"]
+    _tag_names: ClassVar[list[str]] = ["trl", "ppo", "toolkit"]
     _name = "PPO"
     loss_is_scaled_for_ga = True
 
@@ -119,6 +119,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             processing_class=processing_class,
             callbacks=callbacks,
         )
+        # rows are prompts, so Trainer cannot count their tokens: no warning about it
+        self.model.warnings_issued["estimate_tokens"] = True
         self.stop = stop_ids(roles.base, processing_class)
         self.pad_id: int = processing_class.pad_token_id
 
@@ -180,16 +182,18 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         """Sample a completion for each row's prompt and compute rewards, advantages and returns."""
         prompts = [encode_prompt(self.processing_class, row["prompt"]) for row in rows]
         self.model.eval()
-        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            with self.compute_loss_context_manager():
-                experience, parts = roll_out(
-                    self.roles,
-                    prompts,
-                    sampling=self.sampling,
-                    stop=self.stop,
-                    pad_id=self.pad_id,
-                    batch_size=self.args.local_rollout_forward_batch_size,
-                )
+        with (
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            self.compute_loss_context_manager(),
+        ):
+            experience, parts = roll_out(
+                self.roles,
+                prompts,
+                sampling=self.sampling,
+                stop=self.stop,
+                pad_id=self.pad_id,
+                batch_size=self.args.local_rollout_forward_batch_size,
+            )
         self.model.train()
         score = self._penalised(parts)
         self._refuse_bad_scores(score, experience)
@@ -269,7 +273,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
                 cliprange=self.args.cliprange_value,
             )
             self.accelerator.backward(self.args.vf_coef * vf_loss / tokens)
-        share = self.args.gradient_accumulation_steps / tokens  # micro-batches are averaged in `log`
+        share = (
+            self.args.gradient_accumulation_steps / tokens
+        )  # micro-batches are averaged in `log`
         note = self._note
         note("loss/policy_avg", found.loss.detach() * share)
         note("loss/value_avg", vf_loss.detach() * share)
@@ -318,7 +324,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         self.roles.heads[VALUE].load_state_dict(ScalarHead.load(folder / VALUE).state_dict())
         file = folder / EXPERIENCE_FILE
         if not file.is_file():
-            raise CheckpointError(f"{folder}: {EXPERIENCE_FILE} is missing, so it cannot be resumed")
+            raise CheckpointError(
+                f"{folder}: {EXPERIENCE_FILE} is missing, so it cannot be resumed"
+            )
         self.experience = Experience.load(file, self.args.device)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft import set_peft_model_state_dict as set_state
 from torch import nn
@@ -46,7 +47,9 @@ def scalar_adapter(
         if config is None:
             raise ConfigError("without a parent a new adapter is trained: set `use_peft: true`")
     if not isinstance(config, LoraConfig):
-        raise CheckpointError(f"{parent}: a reward model needs a LoRA adapter, got {config.peft_type}")
+        raise CheckpointError(
+            f"{parent}: a reward model needs a LoRA adapter, got {config.peft_type}"
+        )
     config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False
     adapted = get_peft_model(base, config)
     if weights:
@@ -55,6 +58,39 @@ def scalar_adapter(
     head = _score_layer(adapted)
     nn.init.normal_(head.weight, std=(head.weight.shape[1] + 1) ** -0.5)
     return adapted  # type: ignore[return-value]
+
+
+def tokenize_pairs(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, place: str
+) -> Dataset:
+    """`chosen_ids` and `rejected_ids` as PPO will see them: prompt, completion, and EOS the last.
+
+    TRL's own tokenization keeps what a template writes after EOS, so that the reward would be read
+    at a token that no sampled completion has. Pairs longer than `max_length` tokens are left out,
+    and how many is said.
+    """
+
+    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
+        prompt = encode_prompt(tokenizer, row["prompt"])
+        return {
+            f"{side}_ids": prompt + encode_completion(tokenizer, row["prompt"], row[side])
+            for side in ("chosen", "rejected")
+        }
+
+    keep = {"margin"} & set(rows.column_names)
+    dropped = [name for name in rows.column_names if name not in keep]
+    encoded = rows.map(encode, remove_columns=dropped, desc=f"Tokenizing {place}")
+    if max_length is None:
+        return encoded
+    short = encoded.filter(
+        lambda row: max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= max_length
+    )
+    if len(short) < len(encoded):
+        left_out = len(encoded) - len(short)
+        print(f"{place}: {left_out} of {len(encoded)} pairs are longer than {max_length} tokens")
+    if len(short) == 0:
+        raise ConfigError(f"{place}: no pair has at most {max_length} tokens; raise `max_length`")
+    return short
 
 
 @torch.no_grad()
@@ -88,7 +124,9 @@ def score_texts(
         ).last_hidden_state
         last = (batch.attention.long() * torch.arange(hidden.shape[1], device=device)).amax(-1)
         at_end = hidden[torch.arange(len(last), device=device), last]
-        found[index] = _score_layer(adapted)(at_end.to(_score_layer(adapted).weight.dtype)).squeeze(-1).float()
+        found[index] = (
+            _score_layer(adapted)(at_end.to(_score_layer(adapted).weight.dtype)).squeeze(-1).float()
+        )
     return found
 
 

@@ -68,11 +68,18 @@ def dialogue(rng: random.Random) -> Messages:
 
 
 def checks(rng: random.Random) -> str:
-    """Statements, right and wrong in turn by chance, each followed by its verdict."""
-    parts = []
-    for _ in range(rng.choice((2, 3, 4, 5))):
+    """Statements, right and wrong by chance, each followed by its verdict.
+
+    In half of these documents the truth is told first, so that comparing can be learnt from what
+    is in sight before it has to be done from memory.
+    """
+    told = rng.random() < 0.5
+    parts = ["Look:" if told else "Judge:"]
+    for _ in range(rng.choice((2, 3, 4))):
         question = _checkable(rng)
         right = rng.random() < 0.5
+        if told:
+            parts.append(state(question, rng, question.truth, short=False))
         value = question.truth if right else wrong_value(question, rng)
         parts.append(state(question, rng, value, short=False))
         parts.append("Right." if right else "Wrong.")
@@ -87,7 +94,7 @@ def _checkable(rng: random.Random) -> Question:
 
 
 def documents(
-    seed: int, *, prose_share: float = 0.10, checks_share: float = 0.30
+    seed: int, *, prose_share: float = 0.10, checks_share: float = 0.25
 ) -> Iterator[str | Messages]:
     """An endless, reproducible stream of documents: a text, or the messages of a dialogue."""
     rng = random.Random(f"corpus-{seed}")

@@ -56,9 +56,7 @@ def assistant(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def preferences(
-    prompt: str, completions: list[str], ranks: list[int], group: int
-) -> list[Row]:
+def preferences(prompt: str, completions: list[str], ranks: list[int], group: int) -> list[Row]:
     """All pairs of a ranking that are not tied, with both sides' gold utility beside them."""
     rows = []
     for i in range(len(completions)):

@@ -38,7 +38,9 @@ def panel(seed: int, size: int = 5) -> list[Labeler]:
     ]
 
 
-def rank(labeler: Labeler, prompt: str, completions: Sequence[str], rng: random.Random) -> list[int]:
+def rank(
+    labeler: Labeler, prompt: str, completions: Sequence[str], rng: random.Random
+) -> list[int]:
     """Ranks of K answers, 1 is best; equal texts share a rank."""
     liked = {text: labeler.judge(prompt, text, rng) for text in dict.fromkeys(completions)}
     order = sorted(liked.values(), reverse=True)

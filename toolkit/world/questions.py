@@ -13,9 +13,11 @@ Split = Literal["train", "test"]
 
 WORLD_SEED = 20260101  # fixes the world itself (names, facts); recipes' seeds draw from it
 HELD_OUT_FACTS = 0.3  # share of each topic's facts that no tuning prompt asks about
-_START = ("b br d dr f fl g gr h j k kl l m n p pr qu r s st t tr v w z").split()
-_MIDDLE = "a e i o u ai or en".split()
-_END = ("bar den fin gol han kin lor mas nor pek rik sun tal ven wick zan mo la ru ti").split()
+_START = tuple("b br d dr f fl g gr h j k kl l m n p pr qu r s st t tr v w z".split(" "))
+_MIDDLE = ("a", "e", "i", "o", "u", "ai", "or", "en")
+_END = tuple(
+    "bar den fin gol han kin lor mas nor pek rik sun tal ven wick zan mo la ru ti".split(" ")
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,164 @@
+"""Evaluation: any number of runs on one base, compared with SFT, into a report.
+
+    python recipes/evaluate.py --config recipes/configs/world/evaluate.yaml \\
+        --runs runs/world/sft runs/world/ppo --output_dir runs/world/report
+
+Reads   the runs, the reward run, held-out prompts, comparisons and demonstrations.
+Writes  report.json, report.md, report.txt and the plots (PNG).
+"""
+
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+
+import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.config import EvaluateArguments, run_cli
+from toolkit.errors import ConfigError
+from toolkit.runs import Run, require_adapter
+
+
+def main(args, model) -> Run:
+    for folder in args.runs:
+        require_adapter(folder, "runs")
+    if args.reward_model is not None:
+        require_adapter(args.reward_model, "reward_model")
+    sources = {Path(folder).name: Run.load(folder) for folder in args.runs}
+    sft = next((name for name, run in sources.items() if run.recipe == "sft"), None)
+    if sft is None or len(sources) < len(args.runs):
+        raise ConfigError("evaluate: `runs` needs an SFT run, and no two of the same name")
+    timings = _timings(args.timings)
+
+    from transformers import set_seed
+
+    from toolkit.evaluation.evaluate import Checkpoint, evaluate_all, role_ids
+    from toolkit.evaluation.judge import judge_reward_model
+    from toolkit.evaluation.render import to_text, write
+    from toolkit.evaluation.report import build, examples
+    from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.generation import Sampling
+    from toolkit.models.roles import REWARD, Roles
+
+    began = time.monotonic()
+    parents = {name: str(run.path) for name, run in sources.items()}
+    with Run.start(
+        args.output_dir, recipe="evaluate", configs=(args, model), parents=parents
+    ) as run:
+        set_seed(args.seed)
+        prompts = [
+            row["prompt"] for row in _rows(args.prompts, args.prompts_split, "prompt-only", args)
+        ]
+        shown = _rows(args.demonstrations, "train", "prompt-completion", args)
+        pairs = _rows(args.comparisons, "test", "preference", args)
+        base, tokenizer = load_base(model)
+        run.base = fingerprint(model, tokenizer)
+        roles = Roles(base, run.base)
+        ids = role_ids(sources)
+        checkpoints = {"base": Checkpoint(None, "base")}
+        for name, source in sources.items():
+            roles.attach(ids[name], source.path)
+            checkpoints[name] = Checkpoint(ids[name], source.recipe)
+        if args.reward_model is not None:
+            roles.attach(REWARD, args.reward_model, head=True)
+        evaluation = evaluate_all(
+            roles,
+            tokenizer,
+            checkpoints,
+            prompts[: args.max_prompts],
+            sampling=Sampling(args.max_new_tokens, args.temperature),
+            sft=sft,
+            reward=REWARD if args.reward_model is not None else None,
+            few_shot=[_as_texts(row) for row in shown[: args.few_shot]],
+            texts=_held_out_texts(args.texts, tokenizer),
+            seed=args.seed,
+            say=print,
+        )
+        section = None
+        if args.reward_model is not None and pairs:
+            section = judge_reward_model(
+                roles,
+                tokenizer,
+                pairs,
+                demonstrations=[(row["prompt"], row["completion"]) for row in shown],
+                labeler_agreement=_agreement(args.comparisons),
+                seed=args.seed,
+            )
+        timings["report"] = round(time.monotonic() - began, 1)
+        report = build(evaluation, reward_model=section, timings_s=timings)
+        trained = [r for r in sources.values() if r.recipe == "ppo"]
+        curves = trained[0].metrics() if trained else []
+        write(run.path, report, examples=examples(evaluation, 8), training=curves)
+        (run.path / "report.txt").write_text(to_text(report), encoding="utf-8")
+        print(to_text(report))
+        return run.finish()
+
+
+def _rows(name, split, kind, args):
+    """One split of a dataset as rows; nothing where no dataset is named."""
+    if name is None:
+        return []
+    from trl import DatasetMixtureConfig, ScriptArguments
+
+    from toolkit.config import RunArguments
+    from toolkit.data.loading import load_splits
+
+    script = ScriptArguments(dataset_name=name)
+    splits = load_splits(script, DatasetMixtureConfig(), RunArguments(), kind=kind, seed=args.seed)
+    if split not in splits:
+        raise ConfigError(f"evaluate: {name} has no split {split!r}, it has {', '.join(splits)}")
+    return list(splits[split])
+
+
+def _as_texts(row):
+    """A demonstration as (question, answer), whether it is text or messages."""
+    sides = (row["prompt"], row["completion"])
+    return tuple(side if isinstance(side, str) else side[-1]["content"] for side in sides)
+
+
+def _held_out_texts(source, tokenizer, count=200):
+    """Documents that no training saw, for the loss on pretraining text."""
+    if source is None:
+        return []
+    if source == "world:corpus":
+        from toolkit.world.corpus import documents
+
+        drawn = itertools.islice(documents(10_000), count)  # a stream that pretraining never reads
+        return [
+            d if isinstance(d, str) else tokenizer.apply_chat_template(d, tokenize=False)
+            for d in drawn
+        ]
+    try:
+        lines = Path(source).read_text(encoding="utf-8").splitlines()[:count]
+        return [json.loads(line)["text"] for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"evaluate: `texts` {source} must be JSONL with `text` ({error!r})"
+        ) from error
+
+
+def _agreement(comparisons):
+    """How often two labelers agree, where recipes/label.py measured it."""
+    folder = Path(comparisons)
+    return (
+        Run.load(folder).results.get("test_agreement") if (folder / "run.json").is_file() else None
+    )
+
+
+def _timings(text):
+    try:
+        return dict(json.loads(text)) if text else {}
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"evaluate: `timings` must be JSON of stage to seconds ({error})"
+        ) from error
+
+
+def arguments() -> tuple[type, ...]:
+    from trl import ModelConfig
+
+    return EvaluateArguments, ModelConfig
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, arguments(), description=__doc__))

@@ -1,0 +1,62 @@
+"""The app as its own process, on a tiny base and runs."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.arena.conftest import make_run, runs, tiny_base  # noqa: F401  (fixtures)
+from toolkit.arena.arguments import PASSWORD
+from toolkit.arena.ports import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_app(*words: str, password: str | None = None) -> subprocess.CompletedProcess[str]:
+    """`python app.py` with these words, to its end."""
+    return subprocess.run(
+        [sys.executable, "app.py", *words],
+        cwd=ROOT,
+        env=environment(password),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+@contextmanager
+def served(*words: str, password: str | None = None) -> Iterator[str]:
+    """The address of a running app."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port), *words],
+        cwd=ROOT,
+        env=environment(password),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line, started = "", time.monotonic()
+        while "Compare checkpoints at" not in line:
+            line = process.stdout.readline()
+            if not line and process.poll() is not None:
+                pytest.fail(f"the app ended with {process.returncode}")
+            assert time.monotonic() - started < 180
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def environment(password: str | None) -> dict[str, str]:
+    """One thread, and only the password that the test gives."""
+    kept = {k: v for k, v in os.environ.items() if k != PASSWORD}
+    return kept | {"OMP_NUM_THREADS": "1"} | ({PASSWORD: password} if password else {})

@@ -1,0 +1,99 @@
+"""The app's command: fast help, one-line errors, and the question that --smoke asks."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.app.conftest import ROOT, run_app
+from toolkit.arena.arguments import PASSWORD, is_loopback, parse_arguments
+from toolkit.errors import ConfigError
+
+
+def test_smoke_asks_all_checkpoints(tiny_base: str, runs: Path) -> None:
+    done = run_app("--smoke", "--model_name_or_path", tiny_base, "--runs", str(runs))
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.strip().splitlines()[-1]
+    assert line.startswith("smoke: 'Hello, who are you?' -> base: ")
+    for name in ("sft", "dpo", "ppo"):
+        assert f"| {name}: " in line
+
+
+def test_smoke_without_runs_asks_the_base(tiny_base: str, tmp_path: Path) -> None:
+    done = run_app("--smoke", "--model_name_or_path", tiny_base, "--runs", str(tmp_path / "none"))
+    assert done.returncode == 0, done.stderr
+    assert "-> base: " in done.stdout
+
+
+def test_smoke_fails_where_a_checkpoint_does(tiny_base: str, runs: Path) -> None:
+    head = (runs / "dpo" / "adapter_model.safetensors").read_bytes()
+    # the header is whole and the length right, but the numbers are NaN
+    (runs / "dpo" / "adapter_model.safetensors").write_bytes(head[:-4000] + b"\xff" * 4000)
+    done = run_app("--smoke", "--model_name_or_path", tiny_base, "--runs", str(runs))
+    assert done.returncode == 1, done.stderr
+    assert "1 of 4 gave no answer" in done.stdout
+
+
+def test_nothing_heavy_is_imported_before_the_command_line_is_read() -> None:
+    code = "import app, sys; print([m for m in ('torch', 'gradio', 'trl') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prot", "1"], "unrecognized arguments: --prot 1"),
+        (["--port", "x"], "invalid int value"),
+        (["--port", "70000"], "between 1 and 65535"),
+        (["--host", "0.0.0.0"], "add --auth USER"),
+        (["--host", "192.0.2.1", "--auth", "me"], PASSWORD),
+        (["--auth", "me"], PASSWORD),
+        (["--runs", "app.py"], "is not a folder"),
+        (["--model_name_or_path", "./nowhere"], "./nowhere"),
+    ],
+)
+def test_errors_are_one_line(words: list[str], said: str) -> None:
+    done = run_app(*words)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if "Error: " in line]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_app("--port", str(port))
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "only_here"),
+    [
+        *[(h, True) for h in ("127.0.0.1", "127.8.8.8", "::1", "localhost")],
+        *[
+            (h, False)
+            for h in ("0.0.0.0", "::", "10.0.0.1", "example.org", "127.0.0.1.example.org")
+        ],
+    ],
+)
+def test_loopback(host: str, only_here: bool) -> None:
+    assert is_loopback(host) is only_here
+
+
+def test_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PASSWORD, "secret")
+    assert parse_arguments([], description="").login is None
+    opened = parse_arguments(["--host", "0.0.0.0", "--auth", "me"], description="")
+    assert opened.login == ("me", "secret")
+    with pytest.raises(ConfigError, match="a user name"):
+        _ = parse_arguments(["--auth", ""], description="").login

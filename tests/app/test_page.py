@@ -1,0 +1,139 @@
+"""The running page: its headers, what it accepts, and a visit with a browser."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from tests.app.conftest import served
+from tests.arena.conftest import MakeRun
+from toolkit.arena.headers import HEADERS
+from toolkit.arena.wording import measures
+from toolkit.arena.workbench import Workbench
+
+CHROMIUM = Path("/usr/bin/chromium")
+ATTACK = "<img src=x onerror=document.title='attacked'>"
+
+
+@pytest.fixture
+def address(tiny_base: str, runs: Path) -> Iterator[str]:
+    """The page over `runs` and one run more whose name is an attack."""
+    (runs / ATTACK).mkdir()
+    (runs / ATTACK / "run.json").write_text("{")
+    with served("--model_name_or_path", tiny_base, "--runs", str(runs)) as url:
+        yield url
+
+
+def get(url: str) -> Any:
+    return urllib.request.urlopen(url, timeout=30)
+
+
+def test_headers_and_strangers_ids(address: str) -> None:
+    for page in ("", "config", "gradio_api/info"):
+        with get(address + page) as answer:
+            for name, value in HEADERS.items():
+                assert answer.headers.get_all(name) == [value]
+    with get(address + "config") as answer:
+        config = json.load(answer)
+    assert config["analytics_enabled"] is False
+    client = Client(address, verbose=False, analytics_enabled=False)
+    for numbers in (("NaN", 4, 0), (0.7, 10**9, 0), (0.7, 4, -5)):  # Gradio's own checks come first
+        with pytest.raises(AppError):
+            client.predict("Hello", ["base"], "no_score", *numbers, api_name="/compare")
+    for bad in ("../../etc/passwd", "run_999999", "sft"):
+        with pytest.raises(AppError):
+            client.predict("Hello", [bad], "no_score", 0.7, 4, 0, api_name="/compare")
+    with pytest.raises(AppError, match="write a prompt first"):
+        client.predict(" ", ["base"], "no_score", 0.7, 4, 0, api_name="/compare")
+    shown = client.predict("Hello", ["base"], "no_score", None, 4, None, api_name="/compare")
+    assert shown[0]["label"] == "base"
+    assert "Ended" in shown[1]["value"]
+
+
+def test_a_login_is_asked_for(tiny_base: str, runs: Path) -> None:
+    words = ("--model_name_or_path", tiny_base, "--runs", str(runs), "--auth", "me")
+    with served(*words, password="secret") as url:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            get(url + "gradio_api/info")
+        client = Client(url, auth=("me", "secret"), verbose=False, analytics_enabled=False)
+        shown = client.predict("Hello", ["base"], "no_score", 0.0, 4, 0, api_name="/compare")
+        assert shown[0]["label"] == "base"
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Debian's chromium through Playwright."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1400, 400])
+def test_two_checkpoints_are_compared(
+    address: str, browser: Any, width: int, tiny_base: str, runs: Path, make_run: MakeRun
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    ours = (address, "data:", "blob:")
+    page.on("request", lambda a: None if a.url.startswith(ours) else problems.append(a.url))
+    page.goto(address)
+    for name in ("dpo (dpo)", "ppo (ppo)"):  # leaves the base and SFT
+        page.locator(".token", has_text=name).locator(".token-remove").click()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Sampling").click()
+    page.get_by_label("number input for Temperature").fill("0")
+    page.get_by_label("number input for Max new tokens").fill("8")
+    assert columns(page, asks="What is it?", n=2) == expected(tiny_base, runs, ["base", "sft"])
+
+    page.get_by_role("button", name="Runs that cannot be used").click()
+    assert f"{ATTACK}: " in page.get_by_label("Broken runs").input_value()
+    assert page.title() == "Compare checkpoints"
+
+    make_run(runs / "later", "dpo", seed=9, parents={"adapter": str(runs / "sft")})
+    page.get_by_role("button", name="Look for runs again").click()
+    page.get_by_label("Checkpoints").click()
+    page.get_by_role("option", name="later (dpo)").click()
+    page.keyboard.press("Escape")
+    found = columns(page, asks="What is it?", n=3)
+    assert found == expected(tiny_base, runs, ["base", "sft", "later"])
+
+    overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert overflow <= 0
+    assert problems == []
+
+
+def columns(page: Any, *, asks: str, n: int) -> list[tuple[str, str]]:
+    """Ask, wait for n columns, and read each answer and its numbers."""
+    page.get_by_label("Prompt").fill(asks)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    numbers = page.get_by_label("Numbers")
+    ended = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
+    page.wait_for_function(f"n => {ended}.length == n", arg=n, timeout=30000)
+    boxes = [t for t in page.locator("textarea").all() if t.is_visible()]
+    values = [t.input_value() for t in boxes][1 : 2 * n + 1]
+    assert numbers.count() == n
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def expected(base: str, runs: Path, names: list[str]) -> list[tuple[str, str]]:
+    """The same answers, without a page."""
+    workbench = Workbench.open(base, runs)
+    ids = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    scorer = next(iter(workbench.catalog.rewards))
+    answers = workbench.compare(
+        "What is it?", [ids[n] for n in names], reward=scorer, temperature=0, max_new_tokens=8
+    )
+    return [(a.text, measures(a)) for a in answers]

@@ -1,0 +1,154 @@
+"""The runs folder as the page shows it: ids, references, and what is broken and why."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.arena.conftest import MakeRun, edit_json
+from toolkit.arena.choices import NO_REWARD_RUN, NO_SCORE, checkpoint_choices, reward_choices
+from toolkit.arena.workbench import Workbench
+from toolkit.runs import Run
+
+
+def broken(workbench: Workbench) -> dict[str, str]:
+    return dict(workbench.refresh().broken)
+
+
+def references(workbench: Workbench) -> dict[str, str | None]:
+    """name -> name of the reference, or the reason why there is none."""
+    entries = workbench.refresh().checkpoints
+    return {
+        e.name: entries[e.reference].name if e.reference else e.no_reference
+        for e in entries.values()
+    }
+
+
+def test_runs_are_found_and_sorted_into_kinds(workbench: Workbench) -> None:
+    catalog = workbench.catalog
+    assert [e.name for e in catalog.checkpoints.values()] == ["base", "dpo", "ppo", "sft"]
+    assert [e.name for e in catalog.rewards.values()] == ["reward"]
+    assert not catalog.empty
+
+
+def test_ids_say_nothing_of_the_disk_and_stay(workbench: Workbench, make_run: MakeRun) -> None:
+    before = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    make_run(workbench.runs / "aaa", "dpo", seed=9)
+    after = {e.name: e.id for e in workbench.refresh().checkpoints.values()}
+    assert before.items() <= after.items() and len(set(after.values())) == len(after)
+    for name, key in after.items():
+        assert key == "base" or (key.startswith("run_") and name not in key)
+
+
+def test_no_folder_at_all_is_only_the_base(tiny_base: str, tmp_path: Path) -> None:
+    catalog = Workbench.open(tiny_base, tmp_path / "none").catalog
+    assert catalog.empty and catalog.broken == () and list(catalog.checkpoints) == ["base"]
+
+
+def test_broken_runs_are_listed_with_the_reason(workbench: Workbench, make_run: MakeRun) -> None:
+    runs = workbench.runs
+    make_run(runs / "foreign", "sft", seed=6)
+    edit_json(runs / "foreign" / "base.json", weights="0123", id="other/model")
+    make_run(runs / "cut", "dpo", seed=6)
+    file = runs / "cut" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    make_run(runs / "headless", "reward", seed=6)
+    (runs / "headless" / "head.safetensors").unlink()
+    make_run(runs / "odd", "dpo", seed=6)
+    (runs / "odd" / "adapter_config.json").write_text("[]}")
+    Run.start(runs / "begun", recipe="ppo")
+    Run.start(runs / "stopped", recipe="ppo").fail(RuntimeError("out of memory"))
+    found = broken(workbench)
+    assert set(found) == {*("damaged", "foreign", "cut", "headless", "odd", "begun", "stopped")}
+    assert "damaged manifest" in found["damaged"]
+    assert "other/model" in found["foreign"] and "0123" in found["foreign"]
+    assert "damaged" in found["cut"] and "damaged" in found["odd"]
+    assert "head.safetensors is missing" in found["headless"]
+    assert "not finished" in found["begun"]
+    assert "RuntimeError: out of memory" in found["stopped"]
+    assert not any(str(runs) in reason for reason in found.values())
+    assert set(references(workbench)) == {"base", "dpo", "ppo", "sft"}
+
+
+def test_recipes_without_an_adapter_are_not_broken(workbench: Workbench) -> None:
+    Run.start(workbench.runs / "comparisons", recipe="label").finish()
+    assert set(broken(workbench)) == {"damaged"}
+
+
+@pytest.mark.parametrize("parents", [["sft"], "sft", {"adapter": ["x"]}, {"adapter": "\0"}, None])
+def test_a_strange_lineage_harms_nobody_else(workbench: Workbench, parents: object) -> None:
+    edit_json(workbench.runs / "dpo" / "run.json", parents=parents)
+    assert {"base", "ppo", "sft"} <= set(references(workbench))
+
+
+def test_references_are_the_first_sft_of_the_lineage(
+    workbench: Workbench, make_run: MakeRun
+) -> None:
+    runs = workbench.runs
+    make_run(runs / "ppo2", "ppo", seed=7, parents={"adapter": str(runs / "ppo")})
+    make_run(runs / "best_of_n", "sft", seed=8, parents={"adapter": str(runs / "sft")})
+    make_run(runs / "no_sft", "ppo", seed=9)
+    make_run(runs / "orphan", "dpo", seed=10, parents={"adapter": "elsewhere/gone"})
+    found = references(workbench)
+    assert found["base"] == found["sft"] == found["dpo"] == found["ppo"] == "sft"
+    assert found["ppo2"] == found["best_of_n"] == "sft"
+    assert found["no_sft"] == "base"
+    assert found["orphan"] == "its parent elsewhere/gone is not among the runs"
+
+
+def test_a_broken_reference_is_named(workbench: Workbench) -> None:
+    (workbench.runs / "sft" / "adapter_model.safetensors").unlink()
+    found = references(workbench)
+    assert found["ppo"] == "its SFT run sft is broken"
+    assert found["base"] == "base"
+    keys = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    answer = next(workbench.compare("Hello", [keys["ppo"]], max_new_tokens=4))
+    assert answer.problem is None and answer.kl is None
+    assert answer.notes == ("no KL: its SFT run sft is broken",)
+
+
+def test_a_moved_folder_keeps_its_lineage(
+    workbench: Workbench, tiny_base: str, tmp_path: Path
+) -> None:
+    moved = tmp_path / "elsewhere" / "runs"
+    shutil.move(workbench.runs, moved)
+    assert references(Workbench.open(tiny_base, moved))["ppo"] == "sft"
+
+
+def test_a_circle_of_parents_ends(workbench: Workbench) -> None:
+    edit_json(workbench.runs / "dpo" / "run.json", parents={"adapter": str(workbench.runs / "ppo")})
+    edit_json(workbench.runs / "ppo" / "run.json", parents={"adapter": str(workbench.runs / "dpo")})
+    assert "not among the runs" in (references(workbench)["ppo"] or "")
+
+
+def test_names_from_the_disk_can_be_shown(workbench: Workbench, make_run: MakeRun) -> None:
+    runs = workbench.runs
+    make_run(runs / ("x" * 120), "dpo", seed=6)
+    make_run(runs / "line\nbreak\x1b[31m", "dpo", seed=6)
+    (runs / "sft").rename(runs / "caf\udce9")  # bytes that are no UTF-8: safetensors refuses
+    catalog = workbench.refresh()
+    names = [e.name for e in catalog.checkpoints.values()] + [name for name, _ in catalog.broken]
+    assert len(names) == 5 + 2
+    for shown in [*names, *(reason for _, reason in catalog.broken)]:
+        assert shown.isprintable()
+        shown.encode("utf-8")
+    assert max(map(len, names)) == 80
+
+
+def test_choices_start_with_base_and_sft_and_keep_what_was_chosen(workbench: Workbench) -> None:
+    catalog = workbench.catalog
+    keys = {e.name: e.id for e in catalog.checkpoints.values()}
+    first = checkpoint_choices(catalog)
+    assert first.chosen == [keys[n] for n in ("base", "sft", "dpo", "ppo")]
+    assert [label for label, _ in first.choices][-1] == "sft (sft)"
+    kept = checkpoint_choices(catalog, [keys["ppo"], "run_000099"])
+    assert kept.chosen == [keys["ppo"]]
+
+
+def test_reward_choices(workbench: Workbench, tiny_base: str, tmp_path: Path) -> None:
+    reward = next(iter(workbench.catalog.rewards))
+    assert reward_choices(workbench.catalog).chosen == [reward]
+    assert reward_choices(workbench.catalog, NO_SCORE).chosen == [NO_SCORE]
+    assert reward_choices(workbench.catalog, NO_REWARD_RUN).chosen == [reward]
+    none = Workbench.open(tiny_base, tmp_path / "none").catalog
+    assert reward_choices(none, reward).chosen == [NO_REWARD_RUN]

@@ -1,0 +1,98 @@
+"""What a user types: every shipped YAML, `--help`, and errors before anything is loaded."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from toolkit.config import parse
+from toolkit.pipeline import Pipeline
+
+RECIPES = ("sft", "label", "reward", "ppo", "dpo", "evaluate", "pretrain")
+CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+
+
+def load(recipe):
+    spec = importlib.util.spec_from_file_location(
+        f"recipe_{recipe}", ROOT / "recipes" / f"{recipe}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(recipe, *words):
+    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=[str(c.relative_to(ROOT)) for c in CONFIGS])
+def test_every_shipped_yaml_parses_strictly(config, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if config.stem == "pipeline":
+        pipeline = Pipeline.read(str(config))
+        for stage in pipeline.stages:
+            options = pipeline.command(stage)[2:]
+            parse(load(stage.recipe).arguments(), options)
+        return
+    parse(load(config.stem).arguments(), ["--config", str(config)])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=[str(c.relative_to(ROOT)) for c in CONFIGS])
+def test_no_yaml_says_a_thing_twice(config):
+    keys = [
+        line.split(":")[0]
+        for line in config.read_text(encoding="utf-8").splitlines()
+        if line and line[0].isalpha() and ":" in line
+    ]
+    assert len(keys) == len(set(keys))
+    assert yaml.safe_load(config.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "pipeline"])
+def test_help_is_clean(recipe):
+    found = call(recipe, "--help")
+    assert found.returncode == 0
+    assert f"recipes/{recipe}.py" in found.stdout
+    assert found.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "message"),
+    [
+        ("sft", ["--config", "no.yaml"], "ConfigError: no.yaml: cannot read the config file"),
+        ("sft", ["--lora_rr", "3"], "--lora_rr"),
+        ("sft", ["--dataset_name", "no/such.jsonl"], "DatasetError: no/such.jsonl"),
+        ("ppo", ["--dataset_name", "world:prompts"], "`reward_model` is missing"),
+        ("ppo", ["--reward_model", "no/run"], "reward_model: no/run holds no adapter"),
+        ("dpo", ["--parent", "no/run"], "parent: no/run holds no adapter"),
+        ("reward", ["--max_length", "x"], "invalid int value: 'x'"),
+        ("evaluate", ["--runs", "no/run"], "runs: no/run holds no adapter"),
+        ("pipeline", ["--config", "no.yaml"], "ConfigError: no.yaml: cannot read"),
+    ],
+)
+def test_an_input_error_is_one_line_and_exit_code_2(recipe, words, message):
+    found = call(recipe, *words)
+    assert found.returncode == 2
+    assert message in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in found.stderr
+    assert found.stdout == ""
+
+
+def test_help_costs_no_more_than_trls_config_classes():
+    """At most 1.3 times `from trl import SFTConfig`; medians of three, in turn."""
+    ours, theirs = [], []
+    for _ in range(3):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "from trl import SFTConfig"], check=True)
+        theirs.append(time.monotonic() - began)
+        began = time.monotonic()
+        call("sft", "--config", "no.yaml")
+        call_time = time.monotonic() - began
+        ours.append(call_time)
+    assert sorted(ours)[1] <= 1.3 * sorted(theirs)[1]

@@ -1,0 +1,90 @@
+"""The recipes as a user calls them: the whole pipeline in small, stopped and continued."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from toolkit.evaluation.report import validate
+from toolkit.runs import Run
+
+pytestmark = pytest.mark.slow
+SMALL = {
+    "sft": {"num_train_epochs": 1, "max_rows": 64},
+    "label": {"train_prompts": 40, "test_prompts": 20},
+    "reward": {"num_train_epochs": 1},
+    "ppo": {
+        "total_episodes": 32,
+        "per_device_train_batch_size": 8,
+        "save_steps": 2,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+    },
+    "dpo": {"max_rows": 32},
+    "evaluate": {"max_prompts": 40},
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The shipped pipeline with every stage made small."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    shipped = yaml.safe_load((ROOT / "recipes/configs/world/pipeline.yaml").read_text())
+    shipped["output_dir"] = str(folder / "runs")
+    for stage in shipped["stages"].values():
+        stage["options"] = stage.get("options", {}) | SMALL[stage["recipe"]]
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(shipped, sort_keys=False))
+    return folder
+
+
+def pipeline(folder):
+    command = [sys.executable, "recipes/pipeline.py", "--config", str(folder / "pipeline.yaml")]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_the_whole_job_runs_reports_and_continues(small):
+    first = pipeline(small)
+    assert first.returncode == 0, first.stdout + first.stderr
+    for stage in ("sft", "comparisons", "reward", "ppo", "dpo", "report"):
+        assert f"{stage:<12} finished in" in first.stdout
+    assert "report.md" in first.stdout
+    assert "app.py --runs" in first.stdout
+    runs = small / "runs"
+    report = json.loads((runs / "report.json").read_text())
+    validate(report)
+    assert set(report["checkpoints"]) == {"base", "sft", "ppo", "dpo"}
+    assert set(report["timings_s"]) >= {"sft", "reward", "ppo", "dpo", "report"}
+    assert len(list(runs.glob("*.png"))) == 4
+    assert (runs / "ppo" / "value" / "head.safetensors").is_file()
+    assert not (runs / "dpo" / "ref").exists()
+    assert abs(report["reward_model"]["demonstration_mean"]) <= 0.05
+    lineage = Run.load(runs / "ppo").parents
+    assert lineage == {"adapter": str(runs / "sft"), "reward": str(runs / "reward")}
+    assert Run.load(runs / "sft").base["id"] == "world:base"
+    # a second call does nothing; one that lost a stage makes it, and what follows, again
+    again = pipeline(small)
+    assert again.stdout.count("done before") == 6
+    shutil.rmtree(runs / "dpo")
+    third = pipeline(small)
+    assert third.stdout.count("done before") == 4
+    assert "dpo          finished" in third.stdout
+
+
+def test_a_failing_stage_says_where_and_is_continued(small):
+    text = (small / "pipeline.yaml").read_text()
+    broken = small / "broken"
+    broken.mkdir()
+    (broken / "pipeline.yaml").write_text(
+        text.replace(str(small / "runs"), str(broken / "runs")).replace(
+            "max_rows: 64", "max_rows: 0"
+        )
+    )
+    found = pipeline(broken)
+    assert found.returncode == 2
+    assert "stage sft failed" in found.stderr
+    assert "sft.log" in found.stderr
+    assert "Traceback" not in found.stderr

@@ -1,0 +1,48 @@
+"""Every recipe command in the README and in a recipe's own docstring is one that parses."""
+
+import importlib.util
+import re
+import shlex
+
+import pytest
+
+from tests.conftest import ROOT
+from toolkit.config import parse
+from toolkit.pipeline import Pipeline
+
+
+def commands():
+    texts = [(ROOT / "README.md").read_text(encoding="utf-8")]
+    texts += [f.read_text(encoding="utf-8") for f in sorted((ROOT / "recipes").glob("*.py"))]
+    found = re.findall(
+        r"^ *python (recipes/\w+\.py(?:[^\n]*\\+\n)*[^\n]*)$", "\n".join(texts), re.MULTILINE
+    )
+    return sorted({re.sub(r"\\+\n", " ", command) for command in found})
+
+
+def test_there_are_commands_for_every_stage():
+    named = {command.split()[0] for command in commands()}
+    for recipe in ("sft", "label", "reward", "ppo", "dpo", "evaluate", "pipeline", "pretrain"):
+        assert f"recipes/{recipe}.py" in named
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_parses(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    script, *words = shlex.split(command)
+    assert (ROOT / script).is_file()
+    if script == "recipes/seeds.py":
+        return
+    if script == "recipes/pipeline.py":
+        assert Pipeline.read(words[1]).stages
+        return
+    spec = importlib.util.spec_from_file_location("recipe", ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    parse(module.arguments(), words)
+
+
+def test_named_files_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
+        assert (ROOT / name).exists(), name

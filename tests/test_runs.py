@@ -1,0 +1,88 @@
+"""Run directories: manifests, lineage, checkpoints that may be resumed, and broken ones."""
+
+import json
+
+import pytest
+
+from toolkit.errors import CheckpointError
+from toolkit.runs import BrokenRun, Run, last_checkpoint, list_runs, require_adapter
+
+COMPLETE = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
+
+
+def checkpoint(folder, step, *, missing=None, state="{}"):
+    place = folder / f"checkpoint-{step}"
+    place.mkdir(parents=True)
+    for name in COMPLETE:
+        if name != missing:
+            (place / name).write_bytes(b"x")
+    (place / "trainer_state.json").write_text(state)
+    return place
+
+
+def test_a_run_is_written_read_and_finished(tmp_path):
+    with Run.start(tmp_path / "a", recipe="sft", parents={"adapter": "b", "reward": None}) as run:
+        assert Run.load(tmp_path / "a").state == "running"
+        run.base = {"id": "world:base"}
+        run.finish(steps=3)
+    again = Run.load(tmp_path / "a")
+    assert (again.state, again.results, again.parents) == (
+        "finished",
+        {"steps": 3},
+        {"adapter": "b"},
+    )
+    assert "transformers" in again.versions
+    assert "`b`" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_a_failing_run_says_why(tmp_path):
+    with pytest.raises(ZeroDivisionError), Run.start(tmp_path, recipe="sft"):
+        _ = 1 / 0
+    assert Run.load(tmp_path).error == "ZeroDivisionError: division by zero"
+
+
+def test_secrets_are_not_written(tmp_path):
+    from trl import SFTConfig
+
+    config = SFTConfig(output_dir=str(tmp_path), use_cpu=True, hub_token="hf_secret")
+    Run.start(tmp_path, recipe="sft", configs=[config])
+    assert "hf_secret" not in (tmp_path / "run.json").read_text()
+
+
+def test_listing_shows_broken_runs_and_takes_nothing_down(tmp_path):
+    Run.start(tmp_path / "good", recipe="sft").finish()
+    for name, text in (("cut", '{"schema": 1, "rec'), ("other", '{"schema": 9, "recipe": "x"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "adapter_config.json").write_text("{}")
+    (tmp_path / "link").symlink_to("/")
+    runs, broken = list_runs(tmp_path)
+    assert [r.name for r in runs] == ["good"]
+    assert [b.path.name for b in broken] == ["bare", "cut", "other"]
+    assert all(isinstance(b, BrokenRun) and b.reason for b in broken)
+
+
+def test_the_last_complete_checkpoint_is_chosen(tmp_path):
+    checkpoint(tmp_path, 9)
+    checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 11, missing="optimizer.pt")
+    checkpoint(tmp_path, 12, state='{"cut')
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-10")
+    assert last_checkpoint(tmp_path, "true").endswith("checkpoint-10")
+    assert last_checkpoint(tmp_path / "none", True) is None
+    assert last_checkpoint(tmp_path, None) is None
+    assert last_checkpoint(tmp_path, "false") is None
+    with pytest.raises(CheckpointError, match="optimizer"):
+        last_checkpoint(tmp_path, str(tmp_path / "checkpoint-11"))
+
+
+def test_a_missing_parent_is_said_at_once(tmp_path):
+    with pytest.raises(CheckpointError, match=r"parent: .* holds no adapter"):
+        require_adapter(str(tmp_path / "none"), "parent")
+
+
+def test_metrics_survive_a_cut_line(tmp_path):
+    run = Run.start(tmp_path, recipe="sft")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
+    assert run.metrics() == [{"step": 1}]
