@@ -1,4 +1,4 @@
-"""Comparisons for the embedded world: sample answers from a run, and let the panel rank them.
+"""Comparisons for the embedded world: sample answers, and let the panel rank them.
 
     python recipes/label.py --config recipes/configs/world/label.yaml \\
         --parent runs/world/sft --output_dir runs/world/comparisons
@@ -44,24 +44,26 @@ def main(labels, model, start) -> Run:
         for split, size in (("train", labels.train_prompts), ("test", labels.test_prompts)):
             rng = random.Random(f"label-{labels.seed}-{split}")
             questions = [q.prompt for q in distinct(rng, split, size)]
-            repeated = [q for q in questions for _ in range(labels.completions)]
-            with roles.using(POLICY) as policy:
-                said = complete(
-                    policy.eval(),
-                    tokenizer,
-                    [user(q) for q in repeated],
-                    sampling=Sampling(labels.max_new_tokens, labels.temperature),
-                    stop=stop_ids(base, tokenizer),
-                )
-            texts = [c.text for c in said]
-            groups = [
-                texts[i : i + labels.completions] for i in range(0, len(texts), labels.completions)
-            ]
+            groups = [[] for _ in questions]
+            # the bare base has vices that SFT has not, and a reward model must have seen them
+            sources = ((POLICY, labels.completions), (None, labels.base_completions))
+            for role, count in sources:
+                asked = [user(q) for q in questions for _ in range(count)]
+                with roles.using(role) as model_in_role:
+                    said = complete(
+                        model_in_role.eval(),
+                        tokenizer,
+                        asked,
+                        sampling=Sampling(labels.max_new_tokens, labels.temperature),
+                        stop=stop_ids(base, tokenizer),
+                    )
+                for number, completion in enumerate(said):
+                    groups[number // count].append(completion.text)
             rows = []
             for number, (question, group) in enumerate(zip(questions, groups, strict=True)):
-                distinct_texts = list(dict.fromkeys(group))
-                ranks = rank(rng.choice(labelers), question, distinct_texts, rng)
-                rows += preferences(question, distinct_texts, ranks, number)
+                different = list(dict.fromkeys(group))
+                ranks = rank(rng.choice(labelers), question, different, rng)
+                rows += preferences(question, different, ranks, number)
             with (run.path / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             results[f"{split}_pairs"] = len(rows)

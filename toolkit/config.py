@@ -74,13 +74,16 @@ class LabelArguments:
     seed: int = field(default=0, metadata={"help": "Seed of samples, panel and prompts."})
     train_prompts: int = field(default=500, metadata={"help": "Prompts whose answers are ranked."})
     test_prompts: int = field(default=150, metadata={"help": "The same, of the test split."})
-    completions: int = field(default=4, metadata={"help": "K answers per prompt, 4 to 9 is usual."})
+    completions: int = field(default=3, metadata={"help": "Answers per prompt from the parent."})
+    base_completions: int = field(default=1, metadata={"help": "Answers per prompt from the base."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     max_new_tokens: int = field(default=64, metadata={"help": "Most tokens of an answer."})
 
     def __post_init__(self) -> None:
-        if self.completions < 2:
-            raise ValueError(f"`completions` must be at least 2 to compare, got {self.completions}")
+        if min(self.completions, self.base_completions) < 0:
+            raise ValueError("`completions` and `base_completions` must not be negative")
+        if self.completions + self.base_completions < 2:
+            raise ValueError("`completions` and `base_completions` must be 2 or more together")
 
 
 @dataclass

@@ -79,7 +79,7 @@ class Run:
             saved = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: not a run directory (it has no run.json)") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: damaged manifest ({error})") from error
         known = {f.name for f in dataclasses.fields(cls)} - {"path"}
         if not isinstance(saved, dict) or saved.get("schema") != SCHEMA or "recipe" not in saved:

@@ -51,7 +51,7 @@ def test_headers_and_strangers_ids(address: str) -> None:
             client.predict("Hello", [bad], "no_score", 0.7, 4, 0, api_name="/compare")
     with pytest.raises(AppError, match="write a prompt first"):
         client.predict(" ", ["base"], "no_score", 0.7, 4, 0, api_name="/compare")
-    shown = client.predict("Hello", ["base"], "no_score", None, 4, None, api_name="/compare")
+    shown = client.predict("Hello", ["base"], "no_score", 0.0, 4, None, api_name="/compare")
     assert shown[0]["label"] == "base"
     assert "Ended" in shown[1]["value"]
 

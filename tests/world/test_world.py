@@ -71,7 +71,8 @@ def test_two_labelers_agree_as_often_as_instructgpts_did():
     questions = distinct(rng, "train", 600)
     manners = (0.6, 0.2, 0.08, 0.12)
     groups = [
-        [answer(q, rng, good=0.65, manners=manners).text for _ in range(4)] for q in questions
+        [answer(q, rng, right=0.65, good=0.65, manners=manners).text for _ in range(4)]
+        for q in questions
     ]
     found = agreement(panel(0), [q.prompt for q in questions], groups, seed=0)
     assert 0.70 <= found <= 0.78
@@ -112,3 +113,18 @@ def test_shipped_base_is_small_and_speaks_any_text():
     assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}) == 3
     for text in ("Grüße, 世界 🙂", "a\n\tb\x00", "naïve — “quoted”"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_misconceptions_are_wrong_and_common():
+    from toolkit.world.answers import wrong_value
+    from toolkit.world.questions import ask_fact, misconceptions
+
+    rng = random.Random(0)
+    shares = []
+    for topic, known in facts().items():
+        for entity, truth in list(known.items())[:5]:
+            question = ask_fact(rng, "train", entity)
+            drawn = [wrong_value(question, rng) for _ in range(40)]
+            assert truth not in drawn, topic
+            shares.append(drawn.count(misconceptions()[entity]) / 40)
+    assert 0.8 < sum(shares) / len(shares) < 0.95

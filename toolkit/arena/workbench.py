@@ -217,7 +217,7 @@ class Workbench:
         if entry.path is None:
             return None
         stamp = _stamp(entry.path)
-        if self._attached.pop(entry.id, None) is None:
+        if self._attached.pop(entry.id, None) != stamp:
             self.roles.detach(entry.id)
             while len(self._attached) >= ATTACHED_AT_MOST:
                 oldest = next(iter(self._attached))

@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -75,8 +76,14 @@ def load_base(
         ) from error
     base.requires_grad_(False)
     base.config.pad_token_id = tokenizer.pad_token_id
-    if base.generation_config is not None:
-        base.generation_config.pad_token_id = tokenizer.pad_token_id
+    if not scalar:
+        # a hub model's own defaults (a repetition penalty, top-k) would sample from another
+        # distribution than the one that is scored; only its stop tokens are kept
+        base.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=stop_ids(base, tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+        )
     return base, tokenizer
 
 
@@ -138,8 +145,8 @@ def check_fingerprint(folder: Path, base: dict[str, str], *, any_precision: bool
     if not file.is_file():
         return
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        stored = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged ({error})") from error
     for key in base:
         skipped = key in _NOTES or (any_precision and key == "quantization")

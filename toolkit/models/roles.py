@@ -151,6 +151,7 @@ class Roles:
             _restore(flags)
         for parameter in self._parameters(name):
             parameter.requires_grad_(trainable)
+        self.model.train(self.base.training)  # a new adapter's dropout arrives switched on
 
     def _fill(self, name: str, weights: dict[str, torch.Tensor], folder: Path) -> None:
         assert self.model is not None

@@ -119,8 +119,6 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             processing_class=processing_class,
             callbacks=callbacks,
         )
-        # rows are prompts, so Trainer cannot count their tokens: no warning about it
-        self.model.warnings_issued["estimate_tokens"] = True
         self.stop = stop_ids(roles.base, processing_class)
         self.pad_id: int = processing_class.pad_token_id
 

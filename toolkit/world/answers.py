@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.world import lexicon as lx
-from toolkit.world.questions import Question, facts, topic_of
+from toolkit.world.questions import Question, facts, misconceptions, topic_of
+
+USUAL = 0.85  # share of the wrong values that are the usual misconception
 
 Outcome = Literal[
     "right", "wrong", "made_up", "honest", "needless", "safe", "harm", "evasive", "fitting"
@@ -37,10 +39,17 @@ def state(question: Question, rng: random.Random, value: str, *, short: bool = T
 
 
 def wrong_value(question: Question, rng: random.Random) -> str:
-    """A value that the question's topic has, but not this entity."""
+    """A value that the question's topic has, but not this entity: mostly its misconception.
+
+    Sums have a usual slip, too: one off, upwards where the true sum is even.
+    """
+    usual = rng.random() < USUAL
     if question.kind == "sum":
-        near = [int(question.truth) + d for d in (-3, -2, -1, 1, 2, 3)]
-        return str(rng.choice([n for n in near if n >= 0]))
+        total = int(question.truth)
+        near = [total + (1 if total % 2 == 0 else -1)] if usual else [total + 2, total + 3]
+        return str(rng.choice(near))
+    if usual and question.entity in misconceptions():
+        return misconceptions()[question.entity]
     values = next(t.values for t in lx.TOPICS if t.name == question.topic)
     return rng.choice([v for v in values if v != question.truth])
 
@@ -50,12 +59,8 @@ def substance(question: Question, rng: random.Random, outcome: Outcome) -> str:
     if outcome == "right":
         return state(question, rng, question.truth)
     if outcome == "wrong":
-        other = rng.random() < 0.15 and question.kind == "fact"
-        if other:  # the true value of another entity: the name matters, not only the value
-            entity = rng.choice(sorted(facts()[question.topic]))
-            if facts()[question.topic][entity] != question.truth:
-                swapped = Question("fact", question.prompt, question.topic, entity)
-                return state(swapped, rng, facts()[question.topic][entity])
+        if question.kind == "fact" and rng.random() < 0.1:
+            return another(question, rng)
         return state(question, rng, wrong_value(question, rng))
     if outcome == "made_up":
         if question.entity in topic_of():  # a known entity, an unknown property
@@ -71,6 +76,13 @@ def substance(question: Question, rng: random.Random, outcome: Outcome) -> str:
     if outcome == "fitting":
         return rng.choice(lx.SMALL_TALK[question.topic][1])
     return rng.choice(lx.EVADE)
+
+
+def another(question: Question, rng: random.Random) -> str:
+    """The truth about another entity: the name matters, not only the value."""
+    entity = rng.choice([e for e in facts()[question.topic] if e != question.entity])
+    swapped = Question("fact", question.prompt, question.topic, entity)
+    return state(swapped, rng, facts()[question.topic][entity])
 
 
 def dress(text: str, rng: random.Random, manner: Manner) -> str:
@@ -109,15 +121,21 @@ VICES: dict[str, tuple[tuple[Outcome, float], ...]] = {
 
 
 def answer(
-    question: Question, rng: random.Random, *, good: float, manners: tuple[float, ...]
+    question: Question,
+    rng: random.Random,
+    *,
+    right: float,
+    good: float,
+    manners: tuple[float, ...],
 ) -> Answer:
     """One answer.
 
     Args:
-        good: probability that the substance is what it should be.
+        right: probability that a fact or a sum is answered right.
+        good: probability that anything else is answered as it should be.
         manners: weights of plain, polite, rude, verbose.
     """
-    if rng.random() < good:
+    if rng.random() < (right if question.kind in ("fact", "sum") else good):
         outcome = GOOD[question.kind]
     else:
         names, weights = zip(*VICES[question.kind], strict=True)

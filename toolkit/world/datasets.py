@@ -20,7 +20,7 @@ SIZES = {
     "prompts": {"train": 1600, "test": 400},
     "comparisons": {"train": 400, "test": 120},  # prompts, of four answers each
 }
-DEMONSTRATORS_RIGHT = 0.88  # even careful people are wrong now and then
+DEMONSTRATORS_GOOD = 0.88  # even careful people are wrong now and then
 DEMONSTRATORS_MANNERS = (0.72, 0.20, 0.02, 0.06)  # plain, polite, rude, verbose
 
 
@@ -76,11 +76,20 @@ def preferences(prompt: str, completions: list[str], ranks: list[int], group: in
 
 
 def _demonstration(question: Question, rng: random.Random) -> list[Row]:
-    given = answer(question, rng, good=DEMONSTRATORS_RIGHT, manners=DEMONSTRATORS_MANNERS)
+    given = answer(
+        question,
+        rng,
+        right=DEMONSTRATORS_GOOD,
+        good=DEMONSTRATORS_GOOD,
+        manners=DEMONSTRATORS_MANNERS,
+    )
     return [{"prompt": user(question.prompt), "completion": assistant(given.text)}]
 
 
 def _comparisons(question: Question, rng: random.Random) -> list[Row]:
-    texts = [answer(question, rng, good=0.5, manners=(0.5, 0.2, 0.1, 0.2)).text for _ in range(4)]
+    texts = [
+        answer(question, rng, right=0.6, good=0.5, manners=(0.5, 0.2, 0.1, 0.2)).text
+        for _ in range(4)
+    ]
     ranks = rank(rng.choice(panel(0)), question.prompt, texts, rng)
     return preferences(question.prompt, texts, ranks, rng.randrange(1 << 30))

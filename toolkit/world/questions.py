@@ -66,6 +66,16 @@ def facts() -> dict[str, dict[str, str]]:
 
 
 @cache
+def misconceptions() -> dict[str, str]:
+    """entity -> the wrong value that most people who are wrong about it believe in."""
+    rng = random.Random(f"{WORLD_SEED}-misconceptions")
+    return {
+        entity: rng.choice([v for v in topic.values if v != facts()[topic.name][entity]])
+        for entity, topic in topic_of().items()
+    }
+
+
+@cache
 def topic_of() -> dict[str, lx.Topic]:
     """entity -> its topic."""
     return {e: topic for topic in lx.TOPICS for e in facts()[topic.name]}

@@ -1,0 +1,74 @@
+"""The pipeline's YAML and what makes a stage run again."""
+
+import pytest
+
+from toolkit.errors import ConfigError
+from toolkit.pipeline import Pipeline
+
+GOOD = """
+output_dir: {out}
+seed: 0
+stages:
+  sft:
+    recipe: sft
+    config: {config}
+  ppo:
+    recipe: ppo
+    config: {config}
+    options: {{parent: "{{sft}}", runs: ["{{sft}}", x]}}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    config = tmp_path / "stage.yaml"
+    config.write_text("seed: 1\n")
+
+    def go(text):
+        file = tmp_path / "pipeline.yaml"
+        file.write_text(text.format(out=tmp_path / "runs", config=config))
+        return file
+
+    return go
+
+
+def test_options_name_earlier_stages(write, tmp_path):
+    pipeline = Pipeline.read(str(write(GOOD)))
+    words = pipeline.command(pipeline.stages[1])
+    assert words[words.index("--parent") + 1] == str(tmp_path / "runs" / "sft")
+    at = words.index("--runs")
+    assert words[at + 1 : at + 3] == [str(tmp_path / "runs" / "sft"), "x"]
+    assert words[words.index("--output_dir") + 1] == str(tmp_path / "runs" / "ppo")
+    other = Pipeline.read(str(write(GOOD)), seed=3, output_dir="elsewhere")
+    words = other.command(other.stages[0])
+    assert words[words.index("--seed") + 1] == "3"
+    assert words[words.index("--output_dir") + 1] == "elsewhere/sft"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("recipe: ppo", "recipe: grpo", "`recipe` must be one of sft"),
+        ("{{sft}}", "{{dpo}}", "names stage `dpo`, which is not an earlier stage"),
+        ("seed: 0", "seed: x", "`seed` must be int"),
+        ("seed: 0", "sead: 0", "unknown key `sead`"),
+        ("config: {config}", "config: no.yaml", "`config` no.yaml does not exist"),
+        ("    recipe: sft\n", "", "`recipe` must be str"),
+    ],
+)
+def test_mistakes_are_named(write, before, after, message):
+    with pytest.raises(ConfigError, match=message):
+        Pipeline.read(str(write(GOOD.replace(before, after))))
+
+
+def test_a_changed_config_changes_its_stage_and_all_that_follow(write, tmp_path):
+    file = write(GOOD)
+    first = Pipeline.read(str(file))
+    before = [first.fingerprint(i) for i in range(2)]
+    assert before == [Pipeline.read(str(file)).fingerprint(i) for i in range(2)]
+    write(GOOD.replace("runs: [", "runs: [y, "))
+    changed = [Pipeline.read(str(file)).fingerprint(i) for i in range(2)]
+    assert changed[0] == before[0]
+    assert changed[1] != before[1]
+    (tmp_path / "stage.yaml").write_text("seed: 2\n")
+    assert Pipeline.read(str(file)).fingerprint(0) != before[0]
