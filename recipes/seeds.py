@@ -40,14 +40,18 @@ def main(folders: list[Path]) -> None:
             ]
             print("| " + " | ".join(cells) + " |")
             summary[seed][name] = {"gold_win_rate": win["mean"], "ci95": win["ci95"]} | rates
-    print("\n| seed | RM accuracy | ceiling | clear pairs | demonstrations | agreement | seconds |")
-    print("|---" * 7 + "|")
+    print("\n| seed | reward model: accuracy | ceiling | on clear pairs | mean of demonstrations "
+          "| labelers agree | seconds | peak MB |")  # fmt: skip
+    print("|---" * 8 + "|")
     for seed, report in reports.items():
         found = report["reward_model"]
+        stages = json.loads((folders[0].parent / seed / "pipeline.json").read_text()).values()
+        seconds, peak = sum(s["seconds"] for s in stages), max(s["peak_mb"] for s in stages)
+        summary[seed] |= {"seconds": seconds, "peak_mb": peak}
         print(f"| {seed} | {found['pairwise_accuracy']:.3f} | {found['ceiling']:.3f} "
               f"| {found['clear_gold_accuracy']:.3f} | {found['demonstration_mean']:+.3f} "
               f"| {found['labeler_agreement']:.3f} "
-              f"| {sum(report['timings_s'].values()):.0f} |")  # fmt: skip
+              f"| {seconds:.0f} | {peak} |")  # fmt: skip
     write_json(folders[0].parent / "summary.json", {"schema": 1, "seeds": summary})
 
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -122,16 +123,17 @@ def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
         done[stage.name] = {"fingerprint": fingerprint, "finished": False, "seconds": spent}
         write_json(state_file, done)
         print(f"{label} running …", end="", flush=True)
-        seconds = spent + _run_stage(pipeline, stage, resume=same, timings=_timings(done))
-        done[stage.name] |= {"finished": True, "seconds": round(seconds, 1)}
+        seconds, peak_mb = _run_stage(pipeline, stage, resume=same, timings=_timings(done))
+        seconds = round(spent + seconds, 1)
+        done[stage.name] |= {"finished": True, "seconds": seconds, "peak_mb": peak_mb}
         write_json(state_file, done)
-        print(f"\r{label} finished in {seconds:.0f} s", flush=True)
+        print(f"\r{label} finished in {seconds:.0f} s, at most {peak_mb} MB", flush=True)
     return _timings(done)
 
 
 def _run_stage(
     pipeline: Pipeline, stage: Stage, *, resume: bool, timings: dict[str, float]
-) -> float:
+) -> tuple[float, int]:
     words = pipeline.command(stage)
     if stage.recipe in ("sft", "reward", "ppo", "dpo"):
         words += ["--resume_from_checkpoint", str(resume).lower()]
@@ -140,15 +142,27 @@ def _run_stage(
     log = pipeline.output_dir / f"{stage.name}.log"
     began = time.monotonic()
     with log.open("a" if resume else "w", encoding="utf-8") as output:
-        ended = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if ended.returncode != 0:
+        code, peak_mb = _call(words, output)
+    if code != 0:
         print(flush=True)
         tail = "\n  ".join(_last_lines(log, 5))
         raise ToolkitError(
-            f"stage {stage.name} failed with exit code {ended.returncode}; its log {log} ends with\n"
+            f"stage {stage.name} failed with exit code {code}; its log {log} ends with\n"
             f"  {tail}\n  Start the same command again to continue."
         )
-    return time.monotonic() - began
+    return time.monotonic() - began, peak_mb
+
+
+def _call(words: list[str], output: TextIO) -> tuple[int, int]:
+    """Run a command; its exit code, and the most memory it held in MB."""
+    with subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT) as process:
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # Ctrl-C: the stage gets it too and ends; then we do
+            process.wait()
+            raise
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss // 1024
 
 
 def _last_lines(log: Path, count: int) -> list[str]:
