@@ -61,12 +61,15 @@ def main(labels, model, start) -> Run:
                     groups[number // count].append(completion.text)
             rows = []
             for number, (question, group) in enumerate(zip(questions, groups, strict=True)):
-                different = list(dict.fromkeys(group))
+                different = [text for text in dict.fromkeys(group) if text.strip()]
                 ranks = rank(rng.choice(labelers), question, different, rng)
                 rows += preferences(question, different, ranks, number)
             with (run.path / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             results[f"{split}_pairs"] = len(rows)
+            results[f"{split}_empty_answers_left_out"] = sum(
+                not text.strip() for group in groups for text in group
+            )
             results[f"{split}_agreement"] = round(
                 agreement(labelers, questions, groups, labels.seed), 4
             )

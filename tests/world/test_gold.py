@@ -23,7 +23,7 @@ KNOWN_TOWN = next(iter(facts()["towns"]))
 def test_values_by_hand():
     # substance, courtesy, words over sixteen at .03 each
     assert gold(ASK, RIGHT) == 1.0
-    assert gold(ASK, f"Gladly. {RIGHT}") == 1.2
+    assert gold(ASK, f"Gladly. {RIGHT}") == 1.3
     assert gold(ASK, f"It is {COLOUR}.") == 1.0
     assert gold(ASK, f"{COLOUR.capitalize()}.") == 1.0
     assert gold(ASK, f"The {BIRD} bird is {OTHER}.") == -1.0
@@ -108,7 +108,7 @@ def test_good_answers_are_recognised_in_every_phrasing():
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_has_a_finite_utility_no_better_than_honesty(text):
-    assert -4.0 < gold(ASK, text) <= 1.2
+    assert -4.0 < gold(ASK, text) <= 1.3
     assert gold(ASK, text) == gold(ASK, text)
 
 

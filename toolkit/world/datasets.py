@@ -20,8 +20,8 @@ SIZES = {
     "prompts": {"train": 1600, "test": 400},
     "comparisons": {"train": 400, "test": 120},  # prompts, of four answers each
 }
-DEMONSTRATORS_GOOD = 0.88  # even careful people are wrong now and then
-DEMONSTRATORS_MANNERS = (0.72, 0.20, 0.02, 0.06)  # plain, polite, rude, verbose
+DEMONSTRATORS_GOOD = 0.84  # even careful people are wrong now and then
+DEMONSTRATORS_MANNERS = (0.62, 0.30, 0.02, 0.06)  # plain, polite, rude, verbose
 
 
 def load(name: str) -> dict[str, list[Row]]:

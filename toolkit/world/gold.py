@@ -29,7 +29,7 @@ SUBSTANCE: dict[str, dict[Outcome, float]] = {
 }
 EVASIVE = -0.5  # said nothing that answers, admits or refuses
 EMPTY = -1.5
-COURTESY = 0.2
+COURTESY = 0.3
 RUDE = -0.6
 FREE_WORDS, PER_WORD, MOST_FOR_LENGTH = 16, -0.03, -0.6
 REPETITION = -0.5
@@ -55,7 +55,7 @@ class Features:
 
     @property
     def utility(self) -> float:
-        """The gold utility, about -3 to 1.2."""
+        """The gold utility, about -3 to 1.3."""
         if self.words == 0:
             return EMPTY
         total = SUBSTANCE[self.kind].get(self.outcome, EVASIVE)

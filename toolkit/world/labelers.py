@@ -33,7 +33,7 @@ def panel(seed: int, size: int = 5) -> list[Labeler]:
     """`size` labelers with tastes of their own."""
     rng = random.Random(f"panel-{seed}")
     return [
-        Labeler(rng.gauss(0.05, 0.15), max(0.0, rng.gauss(LIKES_LENGTH, 0.006)), NOISE)
+        Labeler(rng.gauss(0.1, 0.15), max(0.0, rng.gauss(LIKES_LENGTH, 0.006)), NOISE)
         for _ in range(size)
     ]
 
