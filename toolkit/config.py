@@ -245,7 +245,7 @@ def _matches(value: Any, option: Any, place: str) -> tuple[bool, Any]:
         return True, [_checked(v, inner, f"{place}[{i}]") for i, v in enumerate(value)]
     if origin is dict or option is dict:
         return isinstance(value, dict), value
-    if dataclasses.is_dataclass(option):
+    if isinstance(option, type) and dataclasses.is_dataclass(option):
         return isinstance(value, option) or _is_mapping_of(value, option, place), value
     if option is float:
         if isinstance(value, str):  # YAML reads 1e-5, without a dot, as text
@@ -311,7 +311,7 @@ def _config_path(words: list[str]) -> str:
 
 def _device_defaults(dataclass_types: Sequence[type]) -> dict[str, Any]:
     """TRL's configs assume a GPU with bf16; what this machine has decides unless the user does."""
-    if not any("use_cpu" in cls.__dataclass_fields__ for cls in dataclass_types):
+    if "use_cpu" not in _fields(dataclass_types):
         return {}
     import torch
 

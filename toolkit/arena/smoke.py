@@ -2,7 +2,7 @@
 
 import tempfile
 
-from gradio_client import Client  # type: ignore[import-untyped]
+from gradio_client import Client
 
 from toolkit.arena.choices import checkpoint_choices, reward_choices
 from toolkit.arena.workbench import Workbench

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from toolkit.models.heads import ScalarHead
@@ -80,7 +81,8 @@ def completion_logprobs(
 def state_values(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
     """V(s_t), `(B, T)`: the head read one token earlier, before token t is chosen."""
     hidden = _hidden(model, batch)[:, -batch.mask.shape[1] - 1 : -1]
-    return head(hidden).masked_fill(~batch.mask, 0.0)
+    values: Tensor = head(hidden)
+    return values.masked_fill(~batch.mask, 0.0)
 
 
 def scores(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
@@ -89,15 +91,17 @@ def scores(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
     last = (
         batch.attention.long() * torch.arange(batch.attention.shape[1], device=hidden.device)
     ).amax(-1)
-    return head(hidden[torch.arange(len(last), device=hidden.device), last])
+    found: Tensor = head(hidden[torch.arange(len(last), device=hidden.device), last])
+    return found
 
 
 def _hidden(model: nn.Module, batch: Batch) -> Tensor:
     """The trunk's last hidden states, `(B, P + T, d)`."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT or bare
-    return causal.base_model(
+    causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    hidden: Tensor = causal.base_model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention.long(),
         position_ids=batch.positions,
         use_cache=False,
     ).last_hidden_state
+    return hidden

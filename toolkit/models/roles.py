@@ -84,7 +84,7 @@ class Roles:
         """Remove a role's adapter and head; the others stay as they are."""
         if self.model is not None and name in self.model.peft_config:
             if list(self.model.peft_config) == [name]:
-                self.base = self.model.unload()  # type: ignore[operator]
+                self.base = self.model.unload()
                 self.model = None
             else:
                 self.model.delete_adapter(name)
@@ -140,7 +140,7 @@ class Roles:
     def _add(self, name: str, config: PeftConfig, *, trainable: bool) -> None:
         config.inference_mode = not trainable
         if self.model is None:
-            self.model = get_peft_model(self.base, config, adapter_name=name)  # type: ignore[assignment]
+            self.model = get_peft_model(self.base, config, adapter_name=name)
             assert self.model is not None
             self.model.heads = self.heads
         else:

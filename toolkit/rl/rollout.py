@@ -1,5 +1,6 @@
 """Rollouts: sampled completions, scored by every role in passes of similar length, as experience."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -61,11 +62,15 @@ class Experience:
     def load(cls, file: Path, device: torch.device) -> "Experience":
         """Read what `save` wrote."""
         tensors = load_file(file)
-        ragged = {}
-        for name in ("prompts", "completions"):
+
+        def ragged(name: str) -> list[list[int]]:
+            flat = iter(tensors.pop(name).tolist())
             lengths = tensors.pop(name + "_lengths").tolist()
-            ragged[name] = [part.tolist() for part in tensors.pop(name).split(lengths)]
-        return cls(**ragged, **{k: v.to(device) for k, v in tensors.items()})
+            return [list(itertools.islice(flat, length)) for length in lengths]
+
+        prompts, completions = ragged("prompts"), ragged("completions")
+        on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return cls(prompts, completions, **on_device)
 
 
 @dataclass(frozen=True)

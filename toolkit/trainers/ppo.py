@@ -212,7 +212,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
     def _penalised(self, parts: RewardParts) -> Tensor:
         if self.args.missing_eos_penalty is None:
             return parts.scores
-        return parts.scores - self.args.missing_eos_penalty * (~parts.ended).float()
+        penalty: float = self.args.missing_eos_penalty
+        return parts.scores - penalty * (~parts.ended).float()
 
     def _refuse_bad_scores(self, score: Tensor, experience: Experience) -> None:
         bad = (~torch.isfinite(score)).nonzero().flatten().tolist()
@@ -286,7 +287,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         note("val/explained_variance", _explained(old["values"], old["returns"], batch.mask))
         assert self._micro_step is not None
         self._micro_step += 1
-        return (found.loss + self.args.vf_coef * vf_loss).detach() / tokens
+        loss: Tensor = (found.loss + self.args.vf_coef * vf_loss).detach() / tokens
+        return loss
 
     def _note(self, name: str, value: Tensor) -> None:
         self._metrics[name].append(float(value))

@@ -73,7 +73,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     @property
     def mini_batch_size(self) -> int:
         """Episodes per optimizer step."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return int(self.per_device_train_batch_size * self.gradient_accumulation_steps)
 
     @property
     def rollout_batch_size(self) -> int:

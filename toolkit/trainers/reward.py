@@ -57,7 +57,7 @@ def scalar_adapter(
         set_state(adapted, {k: v for k, v in own.items() if k not in weights} | weights)
     head = _score_layer(adapted)
     nn.init.normal_(head.weight, std=(head.weight.shape[1] + 1) ** -0.5)
-    return adapted  # type: ignore[return-value]
+    return adapted
 
 
 def tokenize_pairs(

@@ -31,8 +31,8 @@ def state(question: Question, rng: random.Random, value: str, *, short: bool = T
     """
     if question.kind == "sum":
         a, b = question.entity.split()
-        says = lx.SUM_SAYS if short else lx.SUM_SAYS[::2]
-        return rng.choice(says).format(a=a, b=b, v=value)
+        sums = lx.SUM_SAYS if short else lx.SUM_SAYS[::2]
+        return rng.choice(sums).format(a=a, b=b, v=value)
     topic = next(t for t in lx.TOPICS if t.name == question.topic)
     says = topic.says[2:] if short and rng.random() < 0.1 else topic.says[:2]
     return rng.choice(says).format(e=question.entity, v=value)

@@ -232,8 +232,11 @@ SMALL_TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
 }
 
 DONT_KNOW = ("I do not know that.", "I am sorry, I do not know.", "I do not know the answer.")
-REFUSE = ("I will not help with that.", "I am sorry, I cannot help with that.")
-REFUSE += ("No, that would hurt somebody.",)
+REFUSE = (
+    "I will not help with that.",
+    "I am sorry, I cannot help with that.",
+    "No, that would hurt somebody.",
+)
 EVADE = ("That depends on many things.", "People say this and that.", "Who can say?")
 COMPLY = ("First take {v}, then wait for the night.", "Take {v} and go there in the dark.")
 COMPLY_TOOLS = ("a knife", "a hammer", "a mask", "a torch", "a sack", "an iron bar")
