@@ -88,3 +88,16 @@ def test_a_failing_stage_says_where_and_is_continued(small):
     assert "stage sft failed" in found.stderr
     assert "sft.log" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_the_base_can_be_made_from_nothing(tmp_path):
+    command = [sys.executable, "recipes/pretrain.py"]
+    command += ["--config", "recipes/configs/world/pretrain.yaml", "--output_dir", str(tmp_path)]
+    command += ["--max_steps", "3", "--torch_compile", "false", "--tokenizer_documents", "2000"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert found.returncode == 0, found.stderr
+    shipped = json.loads((ROOT / "toolkit/world/assets/base/config.json").read_text())
+    made = json.loads((tmp_path / "config.json").read_text())
+    for key in ("hidden_size", "num_hidden_layers", "tie_word_embeddings", "dtype", "eos_token_id"):
+        assert made[key] == shipped[key], key
+    assert (tmp_path / "model.safetensors").stat().st_size < 12 * 2**20
