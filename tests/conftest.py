@@ -40,7 +40,7 @@ def randomise(roles: Roles, name: str, *, seed: int, scale: float = 0.05) -> Non
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
-    """A two-layer Llama with random weights and the world's kind of tokenizer, saved to disk."""
+    """A two-layer Llama, wide enough for 4-bit blocks, with random weights."""
     folder = tmp_path_factory.mktemp("tiny-base")
     texts = (
         d if isinstance(d, str) else " ".join(m["content"] for m in d)
@@ -50,8 +50,8 @@ def tiny_base(tmp_path_factory) -> Path:
     set_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,
         tie_word_embeddings=True,
@@ -102,7 +102,7 @@ def reward_run(tmp_path, model_config) -> Path:
     roles.create(REWARD, lora())
     randomise(roles, REWARD, seed=2)
     set_seed(3)
-    roles.heads[REWARD] = ScalarHead(32)
+    roles.heads[REWARD] = ScalarHead(64)
     roles.save(REWARD, tmp_path / "reward")
     return tmp_path / "reward"
 

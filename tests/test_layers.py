@@ -43,10 +43,10 @@ def test_imports_only_lower_layers(file):
     module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for name in imported(file):
         assert not name.startswith("recipes"), f"{module} imports a recipe"
-        assert not name.startswith("gradio"), f"{module} imports gradio; only app.py does"
+        assert name.split(".")[0] != "gradio", f"{module} imports gradio; only app.py does"
         if name.startswith("toolkit."):
             same = name.split(".")[1] == (module.split(".") + [""])[1]
-            assert same or layer(name) < layer(module) or layer(name) == layer(module) == 1, name
+            assert same or layer(name) < layer(module) or layer(name) == layer(module) <= 1, name
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.py")), ids=lambda f: f.name)

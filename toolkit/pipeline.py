@@ -111,20 +111,21 @@ def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
     pipeline.output_dir.mkdir(parents=True, exist_ok=True)
     state_file = pipeline.output_dir / STATE_FILE
     done: dict[str, Any] = _read_state(state_file)
+    again = False  # a stage that ran makes all that follow run again
     for at, stage in enumerate(pipeline.stages):
         fingerprint = pipeline.fingerprint(at)
         label = f"[{at + 1}/{len(pipeline.stages)}] {stage.name:<12}"
         entry = done.get(stage.name, {})
-        same = entry.get("fingerprint") == fingerprint
+        same = entry.get("fingerprint") == fingerprint and not again
         if same and entry.get("finished") and _finished(pipeline.directory(stage)):
             print(f"{label} done before ({entry['seconds']:.0f} s)", flush=True)
             continue
-        spent = entry.get("seconds", 0.0) if same else 0.0
-        done[stage.name] = {"fingerprint": fingerprint, "finished": False, "seconds": spent}
+        again = True
+        done[stage.name] = {"fingerprint": fingerprint, "finished": False}
         write_json(state_file, done)
         print(f"{label} running …", end="", flush=True)
         seconds, peak_mb = _run_stage(pipeline, stage, resume=same, timings=_timings(done))
-        seconds = round(spent + seconds, 1)
+        seconds = round(seconds, 1)
         done[stage.name] |= {"finished": True, "seconds": seconds, "peak_mb": peak_mb}
         write_json(state_file, done)
         print(f"\r{label} finished in {seconds:.0f} s, at most {peak_mb} MB", flush=True)

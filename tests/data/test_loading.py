@@ -271,7 +271,6 @@ def test_dataset_format_overrides_detection(tmp_path: Path) -> None:
         ({"script": {"dataset_config": "main"}}, "`dataset_config` is for datasets of the hub"),
         ({"script": {"dataset_train_split": "x"}}, "no split 'x' (`dataset_train_split`)"),
         ({"script": {"dataset_test_split": "x"}}, "it has train"),
-        ({"max_rows": 0}, "`max_rows` must be at least 1, got 0"),
         ({"kind": "preference"}, "its format is prompt-completion"),
         ({"mixture": {"test_split_size": 3.0}}, "less than the 3 rows, got 3"),
     ],

@@ -38,7 +38,7 @@ def test_real_data_goes_through_every_recipe(folder):
     reward = call("reward", "--dataset_name", HH, "--parent", folder / "sft", *COMMON,
                   "--demonstrations", ALPACA, "--output_dir", folder / "reward",
                   "--num_train_epochs", 1)  # fmt: skip
-    assert reward.results["demonstrations"] == 500
+    assert reward.results["demonstrations"] == 16
     dpo = call("dpo", "--dataset_name", HH, "--parent", folder / "sft", *COMMON,
                "--output_dir", folder / "dpo")  # fmt: skip
     assert dpo.state == "finished"
