@@ -10,7 +10,8 @@ Writes  the run's directory: the adapter, run.json, metrics.jsonl.
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.config import RunArguments, run_cli
+from toolkit.arguments import RunArguments
+from toolkit.config import run_cli
 from toolkit.data.loading import check_source, load_splits
 from toolkit.errors import ConfigError
 from toolkit.runs import Run, last_checkpoint, require_adapter

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.config import EvaluateArguments, run_cli
+from toolkit.arguments import EvaluateArguments
+from toolkit.config import run_cli
 from toolkit.errors import ConfigError
 from toolkit.runs import Run, require_adapter
 
@@ -100,7 +101,7 @@ def _rows(name, split, kind, args):
         return []
     from trl import DatasetMixtureConfig, ScriptArguments
 
-    from toolkit.config import RunArguments
+    from toolkit.arguments import RunArguments
     from toolkit.data.loading import load_splits
 
     script = ScriptArguments(dataset_name=name)

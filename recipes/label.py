@@ -13,7 +13,8 @@ import random
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.config import LabelArguments, RunArguments, run_cli
+from toolkit.arguments import LabelArguments, RunArguments
+from toolkit.config import run_cli
 from toolkit.errors import ConfigError
 from toolkit.runs import Run, require_adapter
 

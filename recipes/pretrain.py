@@ -11,7 +11,8 @@ import itertools
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.config import BaseArguments, run_cli
+from toolkit.arguments import BaseArguments
+from toolkit.config import run_cli
 
 
 def main(shape, training) -> None:

@@ -11,7 +11,8 @@ Writes  the run's directory: the adapter, head.safetensors (its bias makes the d
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.config import RunArguments, run_cli
+from toolkit.arguments import RunArguments
+from toolkit.config import run_cli
 from toolkit.data.loading import check_source, load_splits
 from toolkit.runs import Run, last_checkpoint, require_adapter
 

@@ -3,7 +3,8 @@
 import pytest
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
-from toolkit.config import RunArguments, parse
+from toolkit.arguments import RunArguments
+from toolkit.config import parse
 from toolkit.errors import ConfigError
 
 CLASSES = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, RunArguments)

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 LAYERS = {
     "toolkit": 0,
     "toolkit.errors": 0,
+    "toolkit.arguments": 0,
     "toolkit.config": 0,
     "toolkit.runs": 0,
     "toolkit.data": 1,

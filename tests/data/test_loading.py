@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
-from toolkit.config import RunArguments
+from toolkit.arguments import RunArguments
 from toolkit.data import check_source, load_splits
 from toolkit.data.splitting import hold_out
 from toolkit.errors import DatasetError

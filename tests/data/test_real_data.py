@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
-from toolkit.config import RunArguments
+from toolkit.arguments import RunArguments
 from toolkit.data import load_splits
 from toolkit.errors import DatasetError
 

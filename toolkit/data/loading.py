@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from toolkit.config import RunArguments, is_local_path
+from toolkit.arguments import RunArguments
+from toolkit.config import is_local_path
 from toolkit.data.files import find_files, read_rows
 from toolkit.data.formats import KINDS, Kind, check_conversion, detect_format
 from toolkit.data.messages import Row
