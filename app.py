@@ -34,7 +34,12 @@ def main(arguments: AppArguments) -> int:
     from toolkit.arena.headers import SecurityHeaders
     from toolkit.arena.workbench import Workbench
 
-    workbench = Workbench.open(arguments.model_name_or_path, arguments.runs)
+    workbench = Workbench.open(
+        arguments.model_name_or_path,
+        arguments.runs,
+        load_in_4bit=arguments.load_in_4bit,
+        load_in_8bit=arguments.load_in_8bit,
+    )
     page = build(workbench)
     _, url, _ = page.launch(
         server_name=arguments.host,

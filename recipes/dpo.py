@@ -10,7 +10,7 @@ Writes  the run's directory: the adapter, run.json, metrics.jsonl.
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import RunArguments
+from toolkit.arguments import StartArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import check_source, load_splits
 from toolkit.errors import ConfigError
@@ -33,7 +33,9 @@ def main(script, training, model, mixture, start) -> Run:
 
     configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent}
-    with Run.start(training.output_dir, recipe="dpo", configs=configs, parents=parents) as run:
+    with Run.start(
+        training.output_dir, recipe="dpo", configs=configs, parents=parents, resume=resume
+    ) as run:
         set_seed(training.seed)
         splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
         base, tokenizer = load_base(model)
@@ -57,7 +59,7 @@ def main(script, training, model, mixture, start) -> Run:
 def arguments() -> tuple[type, ...]:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 
-    return ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments
+    return ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, StartArguments
 
 
 if __name__ == "__main__":

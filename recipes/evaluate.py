@@ -7,7 +7,6 @@ Reads   the runs, the reward run, held-out prompts, comparisons and demonstratio
 Writes  report.json, report.md, report.txt and the plots (PNG).
 """
 
-import itertools
 import json
 import sys
 import time
@@ -29,6 +28,12 @@ def main(args, model) -> Run:
     sft = next((name for name, run in sources.items() if run.recipe == "sft"), None)
     if sft is None or len(sources) < len(args.runs):
         raise ConfigError("evaluate: `runs` needs an SFT run, and no two of the same name")
+    wrong = [name for name, run in sources.items() if name == "base" or run.recipe == "reward"]
+    if wrong:
+        raise ConfigError(
+            f"evaluate: `runs` are policies beside the base, got {sources[wrong[0]].path}; a reward "
+            "model is named by --reward_model"
+        )
     timings = _timings(args.timings)
 
     from transformers import set_seed
@@ -37,6 +42,7 @@ def main(args, model) -> Run:
     from toolkit.evaluation.judge import judge_reward_model
     from toolkit.evaluation.render import to_text, write
     from toolkit.evaluation.report import build, examples
+    from toolkit.evaluation.texts import held_out_texts
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.generation import Sampling
     from toolkit.models.roles import REWARD, Roles
@@ -71,7 +77,9 @@ def main(args, model) -> Run:
             sft=sft,
             reward=REWARD if args.reward_model is not None else None,
             few_shot=[_as_texts(row) for row in shown[: args.few_shot]],
-            texts=_held_out_texts(args.texts, tokenizer),
+            texts=held_out_texts(args.texts, tokenizer),
+            batch_size=args.batch_size,
+            generation_batch_size=args.generation_batch_size,
             seed=args.seed,
             say=print,
         )
@@ -81,7 +89,7 @@ def main(args, model) -> Run:
                 roles,
                 tokenizer,
                 pairs,
-                demonstrations=[(row["prompt"], row["completion"]) for row in shown],
+                demonstrations=[(row["prompt"], row["completion"]) for row in shown[:1000]],
                 labeler_agreement=_agreement(args.comparisons),
                 seed=args.seed,
             )
@@ -101,11 +109,11 @@ def _rows(name, split, kind, args):
         return []
     from trl import DatasetMixtureConfig, ScriptArguments
 
-    from toolkit.arguments import RunArguments
+    from toolkit.arguments import DataArguments
     from toolkit.data.loading import load_splits
 
     script = ScriptArguments(dataset_name=name)
-    splits = load_splits(script, DatasetMixtureConfig(), RunArguments(), kind=kind, seed=args.seed)
+    splits = load_splits(script, DatasetMixtureConfig(), DataArguments(), kind=kind, seed=args.seed)
     if split not in splits:
         raise ConfigError(f"evaluate: {name} has no split {split!r}, it has {', '.join(splits)}")
     return list(splits[split])
@@ -115,27 +123,6 @@ def _as_texts(row):
     """A demonstration as (question, answer), whether it is text or messages."""
     sides = (row["prompt"], row["completion"])
     return tuple(side if isinstance(side, str) else side[-1]["content"] for side in sides)
-
-
-def _held_out_texts(source, tokenizer, count=200):
-    """Documents that no training saw, for the loss on pretraining text."""
-    if source is None:
-        return []
-    if source == "world:corpus":
-        from toolkit.world.corpus import documents
-
-        drawn = itertools.islice(documents(10_000), count)  # a stream that pretraining never reads
-        return [
-            d if isinstance(d, str) else tokenizer.apply_chat_template(d, tokenize=False)
-            for d in drawn
-        ]
-    try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()[:count]
-        return [json.loads(line)["text"] for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"evaluate: `texts` {source} must be JSONL with `text` ({error!r})"
-        ) from error
 
 
 def _agreement(comparisons):

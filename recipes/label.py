@@ -13,16 +13,16 @@ import random
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import LabelArguments, RunArguments
+from toolkit.arguments import LabelArguments
 from toolkit.config import run_cli
 from toolkit.errors import ConfigError
 from toolkit.runs import Run, require_adapter
 
 
-def main(labels, model, start) -> Run:
-    if start.parent is None:
+def main(labels, model) -> Run:
+    if labels.parent is None:
         raise ConfigError("label: `parent` is missing; give the SFT run: --parent runs/world/sft")
-    require_adapter(start.parent, "parent")
+    require_adapter(labels.parent, "parent")
 
     from transformers import set_seed
 
@@ -33,14 +33,14 @@ def main(labels, model, start) -> Run:
     from toolkit.world.labelers import agreement, panel, rank
     from toolkit.world.questions import distinct
 
-    parents = {"adapter": start.parent}
-    configs = (labels, model, start)
+    parents = {"adapter": labels.parent}
+    configs = (labels, model)
     with Run.start(labels.output_dir, recipe="label", configs=configs, parents=parents) as run:
         set_seed(labels.seed)
         base, tokenizer = load_base(model)
         run.base = fingerprint(model, tokenizer)
         roles = Roles(base, run.base)
-        roles.attach(POLICY, start.parent)
+        roles.attach(POLICY, labels.parent)
         labelers, results = panel(labels.seed), {}
         for split, size in (("train", labels.train_prompts), ("test", labels.test_prompts)):
             rng = random.Random(f"label-{labels.seed}-{split}")
@@ -50,7 +50,7 @@ def main(labels, model, start) -> Run:
             sources = ((POLICY, labels.completions), (None, labels.base_completions))
             for role, count in sources:
                 asked = [user(q) for q in questions for _ in range(count)]
-                with roles.using(role) as model_in_role:
+                with roles.merged(role) as model_in_role:
                     said = complete(
                         model_in_role.eval(),
                         tokenizer,
@@ -80,7 +80,7 @@ def main(labels, model, start) -> Run:
 def arguments() -> tuple[type, ...]:
     from trl import ModelConfig
 
-    return LabelArguments, ModelConfig, RunArguments
+    return LabelArguments, ModelConfig
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Writes  the run's directory: the policy's adapter, value/, run.json, metrics.jso
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import RunArguments
+from toolkit.arguments import PPOArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import check_source, load_splits
 from toolkit.errors import ConfigError
@@ -35,7 +35,9 @@ def main(script, training, model, mixture, start) -> Run:
 
     configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent, "reward": start.reward_model}
-    with Run.start(training.output_dir, recipe="ppo", configs=configs, parents=parents) as run:
+    with Run.start(
+        training.output_dir, recipe="ppo", configs=configs, parents=parents, resume=resume
+    ) as run:
         set_seed(training.seed)
         splits = load_splits(script, mixture, start, kind="prompt-only", seed=training.seed)
         base, tokenizer = load_base(model)
@@ -59,7 +61,7 @@ def arguments() -> tuple[type, ...]:
 
     from toolkit.trainers.ppo_config import PPOConfig
 
-    return ScriptArguments, PPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments
+    return ScriptArguments, PPOConfig, ModelConfig, DatasetMixtureConfig, PPOArguments
 
 
 if __name__ == "__main__":

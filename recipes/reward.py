@@ -9,22 +9,27 @@ Writes  the run's directory: the adapter, head.safetensors (its bias makes the d
 """
 
 import sys
+from dataclasses import replace
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import RunArguments
+from toolkit.arguments import DataArguments, RewardArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import check_source, load_splits
 from toolkit.runs import Run, last_checkpoint, require_adapter
+
+MOST_DEMONSTRATIONS = 1000  # enough for a mean; a hub dataset may hold a million
 
 
 def main(script, training, model, mixture, start) -> Run:
     if start.parent is not None:
         require_adapter(start.parent, "parent")
     check_source(script, mixture)
+    if start.demonstrations is not None:
+        check_source(replace(script, dataset_name=start.demonstrations), type(mixture)())
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
 
     from transformers import set_seed
-    from trl import DatasetMixtureConfig, RewardTrainer, ScriptArguments
+    from trl import RewardTrainer
 
     from toolkit.models.base import fingerprint, load_base
     from toolkit.trainers.callbacks import RunCallback
@@ -32,9 +37,12 @@ def main(script, training, model, mixture, start) -> Run:
 
     configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent}
-    with Run.start(training.output_dir, recipe="reward", configs=configs, parents=parents) as run:
+    with Run.start(
+        training.output_dir, recipe="reward", configs=configs, parents=parents, resume=resume
+    ) as run:
         set_seed(training.seed)
         splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
+        shown = _demonstrations(start, training.seed)
         base, tokenizer = load_base(model, scalar=True)
         pairs = {
             name: tokenize_pairs(rows, tokenizer, max_length=training.max_length, place=name)
@@ -51,23 +59,32 @@ def main(script, training, model, mixture, start) -> Run:
         )
         trainer.train(resume_from_checkpoint=resume)
         bias, results = 0.0, {}
-        if start.demonstrations is not None:
-            source = ScriptArguments(dataset_name=start.demonstrations)
-            alone = DatasetMixtureConfig()  # the training mixture would take precedence
-            shown = load_splits(source, alone, start, kind="prompt-completion", seed=training.seed)
-            rows = [(row["prompt"], row["completion"]) for row in shown["train"]]
-            scores = score_texts(trainer.model, tokenizer, rows)
+        if shown:
+            scores = score_texts(trainer.model, tokenizer, shown)
             bias = -scores.mean().item()
-            results = {"demonstrations": len(rows), "score_std": round(scores.std().item(), 4)}
+            results = {"demonstrations": len(shown), "score_std": round(scores.std().item(), 4)}
         export(trainer.model, run.path, run.base, bias=bias)
         tokenizer.save_pretrained(run.path)
         return run.finish(steps=trainer.state.global_step, bias=round(bias, 4), **results)
 
 
+def _demonstrations(start, seed):
+    """The (prompt, completion) rows whose scores shall average 0, read before the training."""
+    if start.demonstrations is None:
+        return []
+    from trl import DatasetMixtureConfig, ScriptArguments
+
+    source = ScriptArguments(dataset_name=start.demonstrations)
+    # the training data's mixture would take precedence, and its format is another
+    asked = DataArguments(drop_bad_rows=start.drop_bad_rows, max_rows=MOST_DEMONSTRATIONS)
+    rows = load_splits(source, DatasetMixtureConfig(), asked, kind="prompt-completion", seed=seed)
+    return [(row["prompt"], row["completion"]) for row in rows["train"]]
+
+
 def arguments() -> tuple[type, ...]:
     from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, ScriptArguments
 
-    return ScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, RunArguments
+    return ScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, RewardArguments
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Writes  the run's directory: the adapter, run.json, metrics.jsonl. Loss on the c
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import RunArguments
+from toolkit.arguments import DataArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import check_source, load_splits
 from toolkit.runs import Run, last_checkpoint
@@ -27,7 +27,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.trainers.callbacks import RunCallback
 
     configs = (script, training, model, mixture, start)
-    with Run.start(training.output_dir, recipe="sft", configs=configs) as run:
+    with Run.start(training.output_dir, recipe="sft", configs=configs, resume=resume) as run:
         set_seed(training.seed)  # before the split: TRL's get_dataset passes no seed of its own
         splits = load_splits(script, mixture, start, kind="prompt-completion", seed=training.seed)
         base, tokenizer = load_base(model)
@@ -50,7 +50,7 @@ def main(script, training, model, mixture, start) -> Run:
 def arguments() -> tuple[type, ...]:
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
-    return ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, RunArguments
+    return ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, DataArguments
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 import pytest
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
-from toolkit.arguments import RunArguments
+from toolkit.arguments import StartArguments
 from toolkit.config import parse
 from toolkit.errors import ConfigError
 
-CLASSES = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, RunArguments)
+CLASSES = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, StartArguments)
 
 
 @pytest.fixture

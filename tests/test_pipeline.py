@@ -72,3 +72,12 @@ def test_a_changed_config_changes_its_stage_and_all_that_follow(write, tmp_path)
     assert changed[1] != before[1]
     (tmp_path / "stage.yaml").write_text("seed: 2\n")
     assert Pipeline.read(str(file)).fingerprint(0) != before[0]
+
+
+def test_changed_data_changes_the_stage_that_names_it(write, tmp_path):
+    file, rows = write(GOOD), tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    (tmp_path / "stage.yaml").write_text(f"dataset_name: {rows}\n")
+    before = Pipeline.read(str(file)).fingerprint(0)
+    rows.write_text("{}\n{}\n")
+    assert Pipeline.read(str(file)).fingerprint(0) != before

@@ -82,6 +82,38 @@ def test_a_missing_parent_is_said_at_once(tmp_path):
         require_adapter(str(tmp_path / "none"), "parent")
 
 
+def test_a_run_that_did_not_finish_is_no_parent(tmp_path):
+    run = Run.start(tmp_path / "run", recipe="sft")
+    for name in COMPLETE[:2]:
+        (run.path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="not finished but running"):
+        require_adapter(str(run.path), "parent")
+    run.fail(RuntimeError("out of memory"))
+    with pytest.raises(CheckpointError, match="not finished but failed"):
+        require_adapter(str(run.path), "parent")
+    run.finish()
+    require_adapter(str(run.path), "parent")
+    require_adapter(str(checkpoint(tmp_path / "run", 3)), "parent")
+
+
+def test_checkpoints_of_a_finished_run_do_not_reach_the_next(tmp_path):
+    Run.start(tmp_path, recipe="sft").finish()
+    checkpoint(tmp_path, 9)
+    Run.start(tmp_path, recipe="sft", resume=str(tmp_path / "checkpoint-9"))
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-9")
+    Run.load(tmp_path).finish()
+    Run.start(tmp_path, recipe="sft")
+    assert last_checkpoint(tmp_path, True) is None
+
+
+def test_checkpoints_of_an_unfinished_run_are_not_thrown_away(tmp_path):
+    Run.start(tmp_path, recipe="sft").fail(RuntimeError("out of memory"))
+    checkpoint(tmp_path, 9)
+    with pytest.raises(CheckpointError, match=r"checkpoint-9 of a run that did not finish"):
+        Run.start(tmp_path, recipe="sft")
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-9")
+
+
 def test_metrics_survive_a_cut_line(tmp_path):
     run = Run.start(tmp_path, recipe="sft")
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')

@@ -1,28 +1,13 @@
 """Arguments of the recipes, as dataclasses beside TRL's own."""
 
+import math
 from dataclasses import dataclass, field
 
 
 @dataclass
-class RunArguments:
-    """What a recipe starts from, beside the base model and the data."""
+class DataArguments:
+    """How rows are read, beside TRL's own arguments for it."""
 
-    parent: str | None = field(
-        default=None,
-        metadata={
-            "help": "Run directory whose adapter this run starts from (for DPO and PPO: SFT)."
-        },
-    )
-    reward_model: str | None = field(
-        default=None,
-        metadata={"help": "Run directory of the reward model (PPO)."},
-    )
-    demonstrations: str | None = field(
-        default=None,
-        metadata={
-            "help": "Prompt-completion dataset whose rewards shall average 0 (reward model)."
-        },
-    )
     dataset_format: str | None = field(
         default=None,
         metadata={"help": "Name of the rows' format; by default it is detected from the columns."},
@@ -38,6 +23,34 @@ class RunArguments:
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"`max_rows` must be at least 1, got {self.max_rows}")
+
+
+@dataclass
+class StartArguments(DataArguments):
+    """Which adapter a run starts from."""
+
+    parent: str | None = field(
+        default=None,
+        metadata={"help": "Run directory whose adapter this run starts from: the SFT run."},
+    )
+
+
+@dataclass
+class RewardArguments(StartArguments):
+    """What the reward model starts from, and where its zero is."""
+
+    demonstrations: str | None = field(
+        default=None, metadata={"help": "Prompt-completion dataset whose rewards shall average 0."}
+    )
+
+
+@dataclass
+class PPOArguments(StartArguments):
+    """What PPO's four roles start from."""
+
+    reward_model: str | None = field(
+        default=None, metadata={"help": "Run directory of the reward model."}
+    )
 
 
 @dataclass
@@ -57,6 +70,9 @@ class BaseArguments:
 class LabelArguments:
     """How many comparisons to make in the embedded world, and of which samples."""
 
+    parent: str | None = field(
+        default=None, metadata={"help": "Run directory of the SFT model whose answers are ranked."}
+    )
     output_dir: str = field(default="runs/world/comparisons", metadata={"help": "Where to write."})
     seed: int = field(default=0, metadata={"help": "Seed of samples, panel and prompts."})
     train_prompts: int = field(default=500, metadata={"help": "Prompts whose answers are ranked."})
@@ -71,6 +87,13 @@ class LabelArguments:
             raise ValueError("`completions` and `base_completions` must not be negative")
         if self.completions + self.base_completions < 2:
             raise ValueError("`completions` and `base_completions` must be 2 or more together")
+        for name, most in (("train_prompts", 2000), ("test_prompts", 450)):
+            if not 1 <= getattr(self, name) <= most:  # the world has not many more questions
+                raise ValueError(f"`{name}` must be in 1…{most}, got {getattr(self, name)}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"`temperature` must be above 0, got {self.temperature}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be at least 1, got {self.max_new_tokens}")
 
 
 @dataclass
@@ -100,6 +123,8 @@ class EvaluateArguments:
     few_shot: int = field(default=4, metadata={"help": "Demonstrations shown to the base."})
     temperature: float = field(default=0.7, metadata={"help": "Main sampling temperature."})
     max_new_tokens: int = field(default=64, metadata={"help": "Most tokens of an answer."})
+    batch_size: int = field(default=32, metadata={"help": "Answers scored together."})
+    generation_batch_size: int = field(default=32, metadata={"help": "Prompts sampled together."})
     seed: int = field(default=0, metadata={"help": "Seed of the samples and the intervals."})
     output_dir: str = field(default="runs/report", metadata={"help": "Where the report goes."})
     timings: str | None = field(
@@ -109,3 +134,16 @@ class EvaluateArguments:
     def __post_init__(self) -> None:
         if not self.runs:
             raise ValueError("`runs` is missing: name at least the SFT run")
+        lowest = {
+            "few_shot": 0,
+            "max_new_tokens": 1,
+            "batch_size": 1,
+            "generation_batch_size": 1,
+            "max_prompts": 1,
+        }
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"`{name}` must be at least {low}, got {value}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"`temperature` must be 0 or more, got {self.temperature}")

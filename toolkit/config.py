@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import os
 import sys
 import types
@@ -73,7 +74,7 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
     """The YAML mapping in `path`, every key known to one of the classes and of its type."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        loaded = yaml.safe_load(text)
+        loaded = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config file ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -97,6 +98,17 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
                 f"{path}: `{key}` must be one of {', '.join(map(str, choices))}, got {value!r}"
             )
     return loaded
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of two equal keys in silence, refusing them."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.YAMLError(f"`{twice[0]}` is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def _fields(dataclass_types: Sequence[type]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
@@ -141,10 +153,11 @@ def _matches(value: Any, option: Any, place: str) -> tuple[bool, Any]:
     if option is float:
         if isinstance(value, str):  # YAML reads 1e-5, without a dot, as text
             try:
-                return True, float(value)
+                value = float(value)
             except ValueError:
                 return False, value
-        return isinstance(value, int | float) and not isinstance(value, bool), value
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value), value
     if option is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     if isinstance(option, type) and issubclass(option, str) and option is not str:  # enums
@@ -197,7 +210,10 @@ def _config_path(words: list[str]) -> str:
     if at + 1 >= len(words):
         raise ConfigError("command line: --config needs the path of a YAML file")
     words.pop(at)
-    return words.pop(at)
+    path = words.pop(at)
+    if "--config" in words:
+        raise ConfigError("command line: --config is given twice")
+    return path
 
 
 def _device_defaults(dataclass_types: Sequence[type]) -> dict[str, Any]:

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -92,10 +94,14 @@ class Pipeline:
         return words
 
     def fingerprint(self, at: int) -> str:
-        """Changes when the stage `at`, or any stage before it, is asked to do something else."""
-        asked = []
+        """Changes when a stage up to `at` is asked for something else, or would do it otherwise.
+
+        That is its words, its config, the files it names, and the code and base of this package.
+        """
+        asked = [_code()]
         for stage in self.stages[: at + 1]:
-            asked += [*self.command(stage)[1:], Path(stage.config).read_text(encoding="utf-8")]
+            config = Path(stage.config).read_text(encoding="utf-8")
+            asked += [*self.command(stage)[1:], config, *_named_files(config)]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
@@ -137,6 +143,9 @@ def _run_stage(
 ) -> tuple[float, int]:
     words = pipeline.command(stage)
     if stage.recipe in ("sft", "reward", "ppo", "dpo"):
+        if not resume:  # what an earlier configuration left would be continued later on
+            for checkpoint in pipeline.directory(stage).glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
         words += ["--resume_from_checkpoint", str(resume).lower()]
     if stage.recipe == "evaluate":
         words += ["--timings", json.dumps(timings)]
@@ -217,6 +226,25 @@ def _filled(value: Any, known: dict[str, str], place: str) -> Any:
                 f"{place}: {value!r} names stage `{name}`, which is not an earlier stage"
             )
     return re.sub(r"\{(\w+)\}", lambda m: known[m[1]], value)
+
+
+@cache
+def _code() -> str:
+    """A hash of this package, its assets, and the recipes."""
+    digest = hashlib.sha256()
+    for folder in (Path(__file__).resolve().parent, _recipes()):
+        for file in sorted(folder.rglob("*")):
+            if file.suffix in (".py", ".safetensors", ".json", ".jinja"):
+                digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _named_files(config: str) -> list[str]:
+    """Size and time of every local file that a config names, its data above all."""
+    content = yaml.safe_load(config)
+    values = content.values() if isinstance(content, dict) else ()
+    names = sorted(v for v in values if isinstance(v, str) and "\n" not in v and Path(v).is_file())
+    return [f"{n}:{Path(n).stat().st_size}:{Path(n).stat().st_mtime_ns}" for n in names]
 
 
 def _recipes() -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -49,8 +50,19 @@ class Run:
         recipe: str,
         configs: Iterable[Any] = (),
         parents: dict[str, str | None] | None = None,
+        resume: str | None = None,
     ) -> "Run":
-        """Create the directory and write a manifest in state "running"."""
+        """Create the directory and write a manifest in state "running".
+
+        Args:
+            resume: the checkpoint that the run continues from. Without one a finished run in the
+                directory is replaced, and its checkpoints are removed: they would be mistaken for
+                the new run's.
+
+        Raises: CheckpointError where the directory holds checkpoints of a run that did not finish.
+        """
+        if resume is None:
+            _clear_checkpoints(Path(path))
         merged: dict[str, Any] = {}
         for config in configs:
             merged |= _plain(config)
@@ -155,13 +167,45 @@ class Run:
 
 
 def require_adapter(run: str, option: str) -> None:
-    """Check cheaply that a run named by an option holds an adapter.
+    """Check cheaply that a run named by an option holds an adapter that is whole.
+
+    A checkpoint's folder, or an adapter made elsewhere, will do; a run that did not finish will
+    not, because its adapter may be older than its manifest.
 
     Raises: CheckpointError saying what is missing.
     """
     reason = Run(Path(run), "").adapter_problem() if Path(run).is_dir() else "no such directory"
     if reason:
         raise CheckpointError(f"{option}: {run} holds no adapter ({reason})")
+    if (Path(run) / "run.json").is_file() and (state := Run.load(run).state) != "finished":
+        raise CheckpointError(
+            f"{option}: {run} is not finished but {state}; continue it with "
+            "--resume_from_checkpoint true, or name one of its checkpoints"
+        )
+
+
+def _clear_checkpoints(path: Path) -> None:
+    """Remove a finished run's checkpoints; those of an unfinished one are somebody's work."""
+    found = _checkpoints(path)
+    if not found:
+        return
+    try:
+        finished = Run.load(path).state == "finished"
+    except CheckpointError:
+        finished = False
+    if not finished:
+        raise CheckpointError(
+            f"{path} holds {found[-1].name} of a run that did not finish: continue it with "
+            "--resume_from_checkpoint true, choose another output_dir, or remove the folder"
+        )
+    for folder in found:
+        shutil.rmtree(folder)
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoint folders, oldest first."""
+    found = (f for f in run.glob("checkpoint-*") if f.name.split("-")[1].isdigit())
+    return sorted(found, key=lambda f: int(f.name.split("-")[1]))
 
 
 def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> str | None:
@@ -181,11 +225,7 @@ def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> s
         if reason:
             raise CheckpointError(f"{wanted}: cannot resume from it ({reason})")
         return str(wanted)
-    found = sorted(
-        (f for f in Path(run).glob("checkpoint-*") if f.name.split("-")[1].isdigit()),
-        key=lambda f: int(f.name.split("-")[1]),
-    )
-    complete = [f for f in found if _incomplete(f) is None]
+    complete = [f for f in _checkpoints(Path(run)) if _incomplete(f) is None]
     return str(complete[-1]) if complete else None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
-from toolkit.arguments import RunArguments
+from toolkit.arguments import DataArguments
 from toolkit.data import check_source, load_splits
 from toolkit.data.splitting import hold_out
 from toolkit.errors import DatasetError
@@ -49,7 +49,7 @@ def load(
     return load_splits(
         ScriptArguments(dataset_name=name, **(script or {})),
         DatasetMixtureConfig(**(mixture or {})),
-        RunArguments(**run_args),
+        DataArguments(**run_args),
         kind=kind,
         seed=seed,
     )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
-from toolkit.arguments import RunArguments
+from toolkit.arguments import DataArguments
 from toolkit.data import load_splits
 from toolkit.errors import DatasetError
 
@@ -20,7 +20,7 @@ def load(file: str, kind: str, *, test: float | None = None, **run_args: Any) ->
     return load_splits(
         ScriptArguments(dataset_name=str(path)),
         DatasetMixtureConfig(test_split_size=test),
-        RunArguments(**run_args),
+        DataArguments(**run_args),
         kind=kind,
         seed=0,
     )

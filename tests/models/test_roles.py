@@ -65,6 +65,25 @@ def test_contexts_nest(ppo_roles, batch):
     assert torch.equal(again, expected)
 
 
+def test_contexts_nest_inside_the_bare_base(ppo_roles, batch):
+    bare, policy = logits(ppo_roles, None, batch), logits(ppo_roles, POLICY, batch)
+    with ppo_roles.using(None) as model:
+        assert torch.equal(logits(ppo_roles, POLICY, batch), policy)
+        assert torch.equal(logits(ppo_roles, None, batch), bare)
+        with torch.no_grad():
+            again = model(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits
+    assert torch.equal(again, bare)
+    assert torch.equal(logits(ppo_roles, POLICY, batch), policy)
+
+
+def test_detaching_a_role_leaves_the_others_as_they_were(ppo_roles):
+    frozen = [n for n, p in ppo_roles.model.named_parameters() if not p.requires_grad]
+    ppo_roles.detach(POLICY)
+    left = dict(ppo_roles.model.named_parameters())
+    assert not [n for n in frozen if n in left and left[n].requires_grad]
+    assert any(".value." in n for n in ppo_roles.trainable_names())
+
+
 def test_disabled_adapters_are_the_pristine_base(ppo_roles, pristine, batch):
     with torch.no_grad():
         expected = pristine(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from tests.conftest import fresh_roles
+from tests.conftest import fresh_roles, lora, randomise
 from toolkit.errors import ConfigError, RewardError
 from toolkit.models.passes import completion_logprobs
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
@@ -89,7 +89,9 @@ def test_first_step_has_ratio_one_and_no_kl(ppo_roles, tokenizer, dataset, tmp_p
     assert rows[0]["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-8)
     assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
     assert rows[-2]["val/ratio"] != 1.0
-    assert rows[0]["objective/rlhf_reward"] == pytest.approx(rows[0]["objective/scores"], abs=1e-4)
+    penalty = 1.0 - rows[0]["objective/ended"]  # missing_eos_penalty is 1
+    expected = rows[0]["objective/scores"] - penalty
+    assert rows[0]["objective/rlhf_reward"] == pytest.approx(expected, abs=1e-4)
     assert {"loss/policy_avg", "loss/value_avg", "episode", "val/clipfrac_avg"} <= set(rows[0])
 
 
@@ -119,16 +121,39 @@ def test_accumulation_changes_no_gradient(tokenizer, dataset, tmp_path, make_ppo
         assert torch.allclose(ended[0][name], ended[1][name], atol=2e-5), name
 
 
-def test_scoring_twice_is_identical_for_dropout_is_off(ppo_roles, tokenizer, dataset, tmp_path):
-    trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run")
-    dropouts = [m.p for m in ppo_roles.model.modules() if isinstance(m, torch.nn.Dropout)]
-    assert all(p == 0 for p in dropouts)
-    torch.manual_seed(0)
-    first = trainer.make_experience(list(dataset.select(range(4))))
-    torch.manual_seed(0)
-    second = trainer.make_experience(list(dataset.select(range(4))))
-    assert first.completions == second.completions
-    assert torch.equal(first.logprobs, second.logprobs)
+def test_scoring_twice_is_identical_though_the_adapters_have_dropout(
+    model_config, tokenizer, dataset, tmp_path, reward_run
+):
+    start = fresh_roles(model_config)
+    start.create(POLICY, lora(lora_dropout=0.5))
+    randomise(start, POLICY, seed=1)
+    start.save(POLICY, tmp_path / "sft")
+    roles = fresh_roles(model_config)
+    roles.attach(POLICY, tmp_path / "sft", trainable=True)
+    roles.attach(REFERENCE, tmp_path / "sft")
+    roles.attach(REWARD, reward_run, head=True)
+    roles.attach(VALUE, reward_run, head=True, trainable=True)
+    assert any(m.p == 0.5 for m in roles.model.modules() if isinstance(m, torch.nn.Dropout))
+    trainer = make(roles, tokenizer, dataset, tmp_path / "run")
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        roles.model.train()
+        found.append(trainer.make_experience(list(dataset.select(range(4)))))
+    assert found[0].completions == found[1].completions
+    assert torch.equal(found[0].logprobs, found[1].logprobs)
+    assert torch.equal(found[0].logprobs, found[0].ref_logprobs)
+    batch, old = found[0].rows([0, 1], tokenizer.pad_token_id)
+    roles.model.train()  # as in an update
+    with roles.using(POLICY) as model:
+        again, _ = completion_logprobs(model, batch, temperature=1.0)
+    assert torch.allclose(again, old["logprobs"], atol=1e-5)
+
+
+def test_more_than_one_process_is_refused(ppo_roles, tokenizer, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(PPOConfig, "world_size", property(lambda self: 2))
+    with pytest.raises(ConfigError, match="one process"):
+        make(ppo_roles, tokenizer, dataset, tmp_path / "run")
 
 
 def test_experience_is_what_the_definitions_say(ppo_roles, tokenizer, dataset, tmp_path):

@@ -21,6 +21,8 @@ class AppArguments:
     host: str
     port: int
     model_name_or_path: str
+    load_in_4bit: bool
+    load_in_8bit: bool
     auth: str | None
     smoke: bool
 
@@ -76,6 +78,8 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> A
         default="world:base",
         help="the base that the runs were trained on: a folder, a hub id, or world:base (default)",
     )
+    add("--load_in_4bit", action="store_true", help="the runs were trained on the base in 4 bit")
+    add("--load_in_8bit", action="store_true", help="the runs were trained on the base in 8 bit")
     add(
         "--auth",
         metavar="USER",
@@ -86,6 +90,8 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> A
     found = AppArguments(**vars(parser.parse_args(argv)))
     if not 0 < found.port < 65536:
         raise ConfigError(f"--port must be between 1 and 65535, got {found.port}")
+    if found.load_in_4bit and found.load_in_8bit:
+        raise ConfigError("choose one of --load_in_4bit and --load_in_8bit")
     if found.runs.exists() and not found.runs.is_dir():
         raise ConfigError(f"--runs {found.runs} is not a folder")
     return found

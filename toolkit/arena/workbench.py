@@ -76,18 +76,28 @@ class Workbench:
         self.catalog = self.refresh()
 
     @classmethod
-    def open(cls, model_name: str, runs: Path) -> "Workbench":
-        """Load the base once, on the GPU where there is one.
+    def open(
+        cls,
+        model_name: str,
+        runs: Path,
+        *,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
+    ) -> "Workbench":
+        """Load the base once, on the GPU where there is one, quantized as the runs' base was.
 
         Raises: CheckpointError or ConfigError where there is no usable base of that name.
         """
         from trl import ModelConfig
 
         cuda = torch.cuda.is_available()
-        model = ModelConfig(model_name_or_path=model_name, dtype="bfloat16" if cuda else "float32")
+        model = ModelConfig(
+            model_name_or_path=model_name,
+            dtype="bfloat16" if cuda else "float32",
+            load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit,
+        )
         base, tokenizer = load_base(model)
-        if cuda:
-            base.to("cuda")
         return cls(base, tokenizer, fingerprint(model, tokenizer), runs)
 
     def refresh(self) -> Catalog:

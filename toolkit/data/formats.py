@@ -150,6 +150,8 @@ def convert_row(row: Any, *, format: str, kind: Kind) -> list[Row]:
         return [parts | others]
     if "completions" in parts:
         return [{"prompt": parts["prompt"], "completion": best_completion(parts)}]
+    if fmt.holds == "answers" and row.get("label") is False:
+        raise BadRow("a bad answer", "`label` is false: it would be learned as if it were good")
     completion = parts["chosen"] if "chosen" in parts else parts["completion"]
     return [{"prompt": parts["prompt"], "completion": completion}]
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from toolkit.arguments import RunArguments
+from toolkit.arguments import DataArguments
 from toolkit.config import is_local_path
 from toolkit.data.files import find_files, read_rows
 from toolkit.data.formats import KINDS, Kind, check_conversion, detect_format
@@ -82,7 +82,7 @@ def _local_names(entry: Any) -> list[str]:
 def load_splits(
     script: "ScriptArguments",
     mixture: "DatasetMixtureConfig",
-    run_args: RunArguments,
+    data_args: DataArguments,
     *,
     kind: str,
     seed: int,
@@ -94,7 +94,7 @@ def load_splits(
             .gz), a folder of them, a hub name, or `world:<name>` for the embedded world.
         mixture: TRL's `datasets`, taken in the place of `dataset_name` if set; and
             `test_split_size`, used where the dataset has no test split.
-        run_args: `dataset_format`, `drop_bad_rows` and `max_rows`.
+        data_args: `dataset_format`, `drop_bad_rows` and `max_rows`.
         kind: "prompt-completion", "preference" or "prompt-only" (see `toolkit.data.formats`).
         seed: which prompts are held out.
 
@@ -105,16 +105,16 @@ def load_splits(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
-    if run_args.max_rows is not None and run_args.max_rows < 1:
-        raise DatasetError(f"`max_rows` must be at least 1, got {run_args.max_rows}")
+    if data_args.max_rows is not None and data_args.max_rows < 1:
+        raise DatasetError(f"`max_rows` must be at least 1, got {data_args.max_rows}")
     check_source(script, mixture)
-    place, parts = _find_parts(script, mixture)
-    loaded = {name: _read(found, run_args.max_rows) for name, found in parts.items()}
+    place, parts, unused = _find_parts(script, mixture)
+    loaded = {name: _read(found, data_args.max_rows) for name, found in parts.items()}
     train_rows = [row for _, rows, _ in loaded["train"] for row in rows]
-    format = run_args.dataset_format or detect_format(train_rows, place=place)
+    format = data_args.dataset_format or detect_format(train_rows, place=place)
     check_conversion(format=format, kind=kind, place=place)
     results = {
-        name: _convert(found, format=format, kind=kind, drop=run_args.drop_bad_rows)
+        name: _convert(found, format=format, kind=kind, drop=data_args.drop_bad_rows)
         for name, found in loaded.items()
     }
     splits = {name: result.rows for name, result in results.items()}
@@ -128,17 +128,18 @@ def load_splits(
             splits["train"], mixture.test_split_size, seed=seed, place=place
         )
     total = sum(total for found in loaded.values() for _, _, total in found)
-    print(_summary(place, format, kind, results, splits, total))
+    line = _summary(place, format, kind, results, splits, total)
+    print(line + (f"; not used: the splits {', '.join(unused)}" if unused else ""))
     return {name: _dataset(rows, place=place) for name, rows in splits.items()}
 
 
 def _find_parts(
     script: "ScriptArguments", mixture: "DatasetMixtureConfig"
-) -> tuple[str, dict[str, list[Part]]]:
-    """The name of the source, and the parts of its train and (if there is one) test split."""
+) -> tuple[str, dict[str, list[Part]], list[str]]:
+    """The source's name, the parts of its train and test split, and the splits left over."""
     if mixture.datasets:
         place, table = _load_mixture(mixture)
-        return place, {"train": [Part(place, table.to_list)]}
+        return place, {"train": [Part(place, table.to_list)]}, []
     name = str(script.dataset_name)
     splits: dict[str, list[Part]]
     if name.startswith(WORLD):
@@ -158,7 +159,8 @@ def _find_parts(
                 f"{name}: no split {split!r} (`dataset_{option}_split`); it has "
                 f"{', '.join(sorted(splits))}"
             )
-    return name, {option: splits[split] for option, split in wanted.items() if split in splits}
+    found = {option: splits[split] for option, split in wanted.items() if split in splits}
+    return name, found, sorted(set(splits) - set(wanted.values()))
 
 
 def _load_world(name: str) -> dict[str, list[dict[str, Any]]]:

@@ -77,7 +77,8 @@ def evaluate_all(
     few_shot: Sequence[tuple[str, str]] = (),
     texts: Sequence[str] = (),
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int = 32,
+    generation_batch_size: int = 32,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Sample, score and compare checkpoints whose adapters are attached to one base.
@@ -104,7 +105,9 @@ def evaluate_all(
         raise DatasetError("the evaluation got no prompts")
     main = sampling or Sampling(temperature=MAIN_TEMPERATURE)
     samplings = {MAIN: main, **(other_samplings(main) if others is None else others)}
-    bench = _Bench(roles, tokenizer, list(prompts), list(few_shot), seed, batch_size)
+    bench = _Bench(
+        roles, tokenizer, list(prompts), list(few_shot), seed, batch_size, generation_batch_size
+    )
     said: dict[str, dict[str, list[Completion]]] = {}
     with evaluating(roles), torch.random.fork_rng():
         for name, checkpoint in checkpoints.items():
@@ -201,8 +204,10 @@ class _Bench:
         few_shot: list[tuple[str, str]],
         seed: int,
         batch_size: int,
+        generation_batch_size: int,
     ) -> None:
-        self.roles, self.tokenizer, self.seed, self.batch_size = roles, tokenizer, seed, batch_size
+        self.roles, self.tokenizer, self.seed = roles, tokenizer, seed
+        self.batch_size, self.generation_batch_size = batch_size, generation_batch_size
         self.prompts, self.shown = prompts, [with_demonstrations(p, few_shot) for p in prompts]
         self.ids = [encode_prompt(tokenizer, p) for p in prompts]
         self.world = world_prompts(prompts)
@@ -213,14 +218,14 @@ class _Bench:
         """One answer per prompt."""
         asked = self.prompts if checkpoint.role else self.shown
         torch.manual_seed(self.seed)
-        with self.roles.using(checkpoint.role) as model:
+        with self.roles.merged(checkpoint.role) as model:
             return complete(
                 model,
                 self.tokenizer,
                 asked,
                 sampling=sampling,
                 stop=self.stop,
-                batch_size=self.batch_size,
+                batch_size=self.generation_batch_size,
             )
 
     def score(

@@ -67,7 +67,7 @@ def _taxed(entry: Entry, sft: Entry) -> str | None:
         return None
     return (
         f"alignment tax: lm_loss {ours:.3f} nats per token on pretraining text, "
-        f"against SFT's {theirs:.3f}; mix in pretraining gradients"
+        f"against SFT's {theirs:.3f}; a larger beta or kl_coef keeps more"
     )
 
 

@@ -32,7 +32,7 @@ def judge_reward_model(
     labeler_agreement: float | None = None,
     reward: str = REWARD,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int = 32,
 ) -> dict[str, Any]:
     """The report's section about the reward model.
 
@@ -82,7 +82,7 @@ def score_rows(
     rows: Sequence[tuple[Prompt, Prompt]],
     *,
     reward: str = REWARD,
-    batch_size: int = 128,
+    batch_size: int = 32,
 ) -> list[float]:
     """The reward role's score of each given (prompt, completion), in order."""
     pairs = [_encode(tokenizer, prompt, completion) for prompt, completion in rows]

@@ -9,9 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
 from toolkit.models.heads import ScalarHead
-from toolkit.models.passes import Batch, collate, completion_logprobs, scores
+from toolkit.models.passes import Batch, by_length, collate, completion_logprobs, scores
 from toolkit.models.roles import REWARD, Roles
-from toolkit.rl.rollout import by_length
 
 Pair = tuple[list[int], list[int]]  # token ids of a prompt and of its completion
 

@@ -29,9 +29,11 @@ _NOTES = ("id", "dtype")  # recorded for the reader, not compared
 
 
 def load_base(
-    model: "ModelConfig", *, scalar: bool = False, trust_remote_code: bool = False
+    model: "ModelConfig", *, scalar: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the frozen base and its tokenizer, in the precision that `model` asks for.
+
+    It lands on the GPU where there is one.
 
     Args:
         model: TRL's ModelConfig; `model_name_or_path` is a hub id, a folder, or `world:base`
@@ -52,7 +54,7 @@ def load_base(
         "revision": model.model_revision,
         "dtype": dtype,
         "attn_implementation": model.attn_implementation,
-        "trust_remote_code": trust_remote_code,
+        "use_safetensors": True,  # a pickle is never opened
     }
     if quantized is not None:
         kwargs["quantization_config"] = quantized
@@ -74,6 +76,8 @@ def load_base(
         raise CheckpointError(
             f"{name}: cannot load the base model ({_first_line(error)})"
         ) from error
+    if quantized is None and torch.cuda.is_available():
+        base.to("cuda")
     base.requires_grad_(False)
     base.config.pad_token_id = tokenizer.pad_token_id
     if not scalar:
@@ -88,16 +92,36 @@ def load_base(
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, padding on the left; a missing pad token becomes the EOS token.
+    """The base's tokenizer, padding on the left, its EOS the token that ends a turn of its template.
 
-    Masks never come from `ids != pad`, so pad = EOS is safe here.
+    A base model's own EOS often ends documents, while its chat template ends turns with another
+    token (Qwen3's `<|endoftext|>` and `<|im_end|>`): an answer would be taught to end with the one
+    and be waited for to end with the other. A missing pad token becomes the EOS token; masks never
+    come from `ids != pad`, so that is safe here.
     """
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
     if tokenizer.eos_token is None:
         raise CheckpointError(f"{name}: the tokenizer has no EOS token, so no answer could end")
+    end = _end_of_turn(tokenizer)
+    if end is not None and end != tokenizer.eos_token:
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.eos_token = end
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The special token that the chat template writes right after an assistant's words."""
+    if tokenizer.chat_template is None:
+        return None
+    said = "answer"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
+    rest = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(said)[2].lstrip()
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    starts = [t for t in special | set(tokenizer.all_special_tokens) if rest.startswith(t)]
+    return max(starts, key=len, default=None)
 
 
 def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -166,7 +190,7 @@ def _weights_hash(name: str, revision: str | None) -> str:
         commit = Path(cached).parent.name if isinstance(cached, str) else "unknown"
         return f"{name}@{commit}"
     digest = hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"{name}: no weight files (*.safetensors) in this folder")
     for file in files:

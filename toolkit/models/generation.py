@@ -2,23 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+from toolkit.models.decoding import decode
 
 Prompt = str | list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample; temperature 0 is greedy. top_p and top_k are for looking, never for rollouts."""
+    """How to sample; temperature 0 is greedy."""
 
     max_new_tokens: int = 64
     temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,6 @@ def encode_completion(
     return cut_at_stop(ids, [tokenizer.eos_token_id])
 
 
-@torch.no_grad()
 def sample(
     model: nn.Module,
     prompts: Sequence[list[int]],
@@ -77,21 +74,18 @@ def sample(
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: list[list[int]] = [[] for _ in prompts]
-    device = next(model.parameters()).device
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        width = max(len(prompts[i]) for i in rows)
-        ids = torch.tensor([[pad_id] * (width - len(prompts[i])) + prompts[i] for i in rows])
-        attention = torch.tensor(
-            [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows]
+        said = decode(
+            model,
+            [prompts[i] for i in rows],
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            stop=list(stop),
+            pad_id=pad_id,
         )
-        out = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(device),
-            attention_mask=attention.to(device),
-            **_arguments(sampling, stop, pad_id),
-        )
-        for i, row in zip(rows, out[:, width:].tolist(), strict=True):
-            found[i] = cut_at_stop(row, stop)
+        for i, ids in zip(rows, said, strict=True):
+            found[i] = ids
     return found
 
 
@@ -129,20 +123,3 @@ def complete(
         )
         for row in sampled
     ]
-
-
-def _arguments(sampling: Sampling, stop: Sequence[int], pad_id: int) -> dict[str, Any]:
-    common = {
-        "max_new_tokens": sampling.max_new_tokens,
-        "eos_token_id": list(stop),
-        "pad_token_id": pad_id,
-        "use_cache": True,
-    }
-    if sampling.temperature == 0:
-        return common | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return common | {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-    }

@@ -1,5 +1,6 @@
 """Forward passes over prompt + completion: log-probabilities and scalars at completion tokens only."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,15 @@ def collate(
         attention[row, start:end] = True
     batch = Batch(ids, attention, attention[:, width_p:])
     return Batch(*(t.to(device) for t in (batch.input_ids, batch.attention, batch.mask)))
+
+
+def by_length(
+    prompts: list[list[int]], completions: list[list[int]], size: int
+) -> Iterator[list[int]]:
+    """Row numbers in groups of at most `size`, rows of similar length together."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def completion_logprobs(

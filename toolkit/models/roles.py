@@ -18,6 +18,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -46,6 +47,7 @@ class Roles:
         self.fingerprint = base_fingerprint
         self.model: PeftModel | None = None
         self.heads = nn.ModuleDict()
+        self._bare = False  # whether the adapters are disabled
 
     def attach(
         self,
@@ -87,7 +89,9 @@ class Roles:
                 self.base = self.model.unload()
                 self.model = None
             else:
-                self.model.delete_adapter(name)
+                flags = [(p, p.requires_grad) for p in self.model.parameters()]
+                self.model.delete_adapter(name)  # PEFT activates, and unfreezes, another
+                _restore(flags)
         if name in self.heads:
             del self.heads[name]
 
@@ -107,20 +111,61 @@ class Roles:
         if name is not None and name not in self.model.peft_config:
             known = ", ".join(self.model.peft_config)
             raise CheckpointError(f"no role {name!r} is attached; attached are {known}")
-        before = list(self.model.active_adapters)
+        before, was_bare = list(self.model.active_adapters), self._bare
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
         try:
-            if name is None:
-                self.model.base_model.disable_adapter_layers()
-            else:
-                self.model.set_adapter(name)
-            _restore(flags)
+            self._switch(name, flags)
             yield self.model
         finally:
-            if name is None:
-                self.model.base_model.enable_adapter_layers()
             self.model.set_adapter(before[0])
-            _restore(flags)
+            self._switch(None if was_bare else before[0], flags)
+
+    def _switch(self, name: str | None, flags: list[tuple[nn.Parameter, bool]]) -> None:
+        assert self.model is not None
+        if name is None:
+            self.model.base_model.disable_adapter_layers()
+        else:
+            if self._bare:
+                self.model.base_model.enable_adapter_layers()
+            self.model.set_adapter(name)
+        self._bare = name is None
+        _restore(flags)
+
+    @contextmanager
+    def merged(self, name: str | None) -> Iterator[nn.Module]:
+        """As `using`, with the adapter merged into copies of the base's weights: for sampling.
+
+        A decoding step is a few thousand small operations, and an unmerged LoRA triples their
+        number. The original tensors are put back afterwards, so the base is what it was to the
+        bit. Only float32 layers with weights of their own are merged: in lower precision a small
+        update would be rounded away, and the others keep their adapter beside them.
+        """
+        with self.using(name) as model:
+            swapped: list[tuple[LoraLinear, torch.Tensor]] = []
+            try:
+                if name is not None:
+                    for layer in self._mergeable(name):
+                        weight = layer.get_base_layer().weight
+                        swapped.append((layer, weight.data))
+                        weight.data = weight.data.clone()
+                        layer.merge(adapter_names=[name])
+                yield model
+            finally:
+                for layer, original in swapped:
+                    layer.get_base_layer().weight.data = original
+                    layer.merged_adapters.clear()
+
+    def _mergeable(self, name: str) -> list["LoraLinear"]:
+        assert self.model is not None
+        tied = self.base.get_input_embeddings().weight
+        layers = (m for m in self.model.modules() if type(m) is LoraLinear and name in m.lora_A)
+        found = []
+        for layer in layers:
+            weight = layer.get_base_layer().weight
+            biased = layer.lora_bias[name]
+            if weight.dtype == torch.float32 and weight is not tied and not biased:
+                found.append(layer)
+        return found
 
     def trainable_names(self) -> list[str]:
         """Names of all parameters that an optimizer would move."""
@@ -152,6 +197,17 @@ class Roles:
         for parameter in self._parameters(name):
             parameter.requires_grad_(trainable)
         self.model.train(self.base.training)  # a new adapter's dropout arrives switched on
+
+    def load(self, name: str, folder: Path) -> None:
+        """Replace the weights of an attached role, and its head, by those in a folder.
+
+        Raises: CheckpointError where they are missing, damaged, of another base, or do not fit.
+        """
+        check_fingerprint(folder, self.fingerprint)
+        _, weights = read_adapter(folder)
+        self._fill(name, weights, folder)
+        if name in self.heads:
+            self.heads[name].load_state_dict(ScalarHead.load(folder).state_dict())
 
     def _fill(self, name: str, weights: dict[str, torch.Tensor], folder: Path) -> None:
         assert self.model is not None

@@ -1,7 +1,6 @@
 """Rollouts: sampled completions, scored by every role in passes of similar length, as experience."""
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -10,7 +9,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from toolkit.models.generation import Sampling, sample
-from toolkit.models.passes import Batch, collate, completion_logprobs, scores, state_values
+from toolkit.models.passes import (
+    Batch,
+    by_length,
+    collate,
+    completion_logprobs,
+    scores,
+    state_values,
+)
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 
 
@@ -89,15 +95,21 @@ def roll_out(
     stop: list[int],
     pad_id: int,
     batch_size: int,
+    generation_batch_size: int,
 ) -> tuple[Experience, RewardParts]:
     """Sample one completion per prompt from the policy and let every role look at it once.
 
     Without a `ref` adapter the reference is the base with adapters disabled.
     Dropout must be off. Raises: nothing of its own; see `Roles.using`.
     """
-    with roles.using(POLICY) as policy:
+    with roles.merged(POLICY) as policy:
         completions = sample(
-            policy, prompts, sampling=sampling, stop=stop, pad_id=pad_id, batch_size=batch_size
+            policy,
+            prompts,
+            sampling=sampling,
+            stop=stop,
+            pad_id=pad_id,
+            batch_size=generation_batch_size,
         )
     width = max(map(len, completions))
     device = next(policy.parameters()).device
@@ -136,12 +148,3 @@ def _look(
     with roles.using(REWARD) as model:
         score = scores(model, roles.heads[REWARD], batch)  # type: ignore[arg-type]
     return {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values, "score": score}
-
-
-def by_length(
-    prompts: list[list[int]], completions: list[list[int]], size: int
-) -> Iterator[list[int]]:
-    """Row numbers in groups of at most `size`, rows of similar length together."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
-from peft import set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -24,12 +23,11 @@ from trl.trainer.utils import disable_dropout_in_model
 from toolkit.errors import CheckpointError, ConfigError, RewardError
 from toolkit.models.base import stop_ids
 from toolkit.models.generation import Sampling, encode_prompt
-from toolkit.models.heads import ScalarHead
-from toolkit.models.passes import completion_logprobs, state_values
-from toolkit.models.roles import POLICY, REWARD, VALUE, Roles, read_adapter
+from toolkit.models.passes import by_length, completion_logprobs, state_values
+from toolkit.models.roles import POLICY, REWARD, VALUE, Roles
 from toolkit.rl.advantages import gae, kl_estimate, kl_rewards, masked_mean, whiten
 from toolkit.rl.losses import policy_loss, value_loss
-from toolkit.rl.rollout import Experience, RewardParts, by_length, roll_out
+from toolkit.rl.rollout import Experience, RewardParts, roll_out
 from toolkit.trainers.ppo_config import PPOConfig
 
 EXPERIENCE_FILE = "experience.safetensors"
@@ -95,6 +93,10 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
                 raise ConfigError(f"PPO needs the role {name!r} attached; see toolkit.models.roles")
         if len(train_dataset) == 0:
             raise ConfigError("PPO needs at least one prompt, the training split is empty")
+        if args.world_size > 1:
+            raise ConfigError(
+                f"PPO runs in one process, on one GPU; started with {args.world_size} processes"
+            )
         assert roles.model is not None
         self.roles = roles
         self.sampling = Sampling(max_new_tokens=args.response_length, temperature=args.temperature)
@@ -191,6 +193,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
                 stop=self.stop,
                 pad_id=self.pad_id,
                 batch_size=self.args.local_rollout_forward_batch_size,
+                generation_batch_size=self.args.generation_batch_size
+                or self.args.local_rollout_forward_batch_size,
             )
         self.model.train()
         score = self._penalised(parts)
@@ -206,7 +210,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         )
         # over the whole rollout and never per micro-batch
         experience.advantages = whiten(advantages, experience.mask)
-        self._note_rollout(experience, parts, kl)
+        self._note_rollout(experience, parts, score, kl)
         return experience
 
     def _penalised(self, parts: RewardParts) -> Tensor:
@@ -224,7 +228,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
                 f"completions; the first: {self.processing_class.decode(ids)!r}"
             )
 
-    def _note_rollout(self, experience: Experience, parts: RewardParts, kl: Tensor) -> None:
+    def _note_rollout(
+        self, experience: Experience, parts: RewardParts, score: Tensor, kl: Tensor
+    ) -> None:
         """Metric keys and meanings of TRL 1.12's PPOTrainer, over real tokens only."""
         summed = kl.masked_fill(~experience.mask, 0.0).sum(1)
         penalty = -self.args.kl_coef * summed
@@ -234,7 +240,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         note("objective/non_score_reward", penalty.mean())
         note("objective/scores", parts.scores.mean())
         note("objective/scores_std", parts.scores.std(unbiased=False))
-        note("objective/rlhf_reward", penalty.mean() + parts.scores.mean())
+        note("objective/rlhf_reward", penalty.mean() + score.mean())
         note("objective/length", experience.mask.sum(1).float().mean())
         note("objective/ended", parts.ended.float().mean())
         note("val/num_eos_tokens", parts.ended.sum())
@@ -319,9 +325,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         for name, place in ((POLICY, folder), (VALUE, folder / VALUE)):
-            _, weights = read_adapter(place)
-            set_peft_model_state_dict(self.model, weights, adapter_name=name)
-        self.roles.heads[VALUE].load_state_dict(ScalarHead.load(folder / VALUE).state_dict())
+            self.roles.load(name, place)
         file = folder / EXPERIENCE_FILE
         if not file.is_file():
             raise CheckpointError(

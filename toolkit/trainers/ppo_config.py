@@ -42,7 +42,11 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         default=None, metadata={"help": "Taken from the score of a completion that did not end."}
     )
     local_rollout_forward_batch_size: int = field(
-        default=64, metadata={"help": "Rows per sampling and scoring pass."}
+        default=64, metadata={"help": "Rows per scoring pass of a rollout."}
+    )
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows sampled together; default local_rollout_forward_batch_size."},
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: prompts are no model inputs."}
@@ -55,6 +59,11 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
             ("num_mini_batches", self.num_mini_batches),
             ("response_length", self.response_length),
             ("temperature", self.temperature),
+            ("local_rollout_forward_batch_size", self.local_rollout_forward_batch_size),
+            (
+                "generation_batch_size",
+                1 if self.generation_batch_size is None else self.generation_batch_size,
+            ),
             ("total_episodes", 1 if self.total_episodes is None else self.total_episodes),
         )
         for name, value in positive:

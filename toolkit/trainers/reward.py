@@ -14,9 +14,8 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.generation import Prompt, encode_completion, encode_prompt
 from toolkit.models.heads import ScalarHead
-from toolkit.models.passes import collate
+from toolkit.models.passes import by_length, collate
 from toolkit.models.roles import read_adapter, write_adapter
-from toolkit.rl.rollout import by_length
 
 if TYPE_CHECKING:
     from trl import ModelConfig

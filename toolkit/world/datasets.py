@@ -20,8 +20,9 @@ SIZES = {
     "prompts": {"train": 1600, "test": 400},
     "comparisons": {"train": 400, "test": 120},  # prompts, of four answers each
 }
-DEMONSTRATORS_GOOD = 0.84  # even careful people are wrong now and then
-DEMONSTRATORS_MANNERS = (0.62, 0.30, 0.02, 0.06)  # plain, polite, rude, verbose
+DEMONSTRATORS_RIGHT = 0.80  # even careful people are wrong now and then
+DEMONSTRATORS_GOOD = 0.90
+DEMONSTRATORS_MANNERS = (0.48, 0.44, 0.02, 0.06)  # plain, polite, rude, verbose
 
 
 def load(name: str) -> dict[str, list[Row]]:
@@ -79,7 +80,7 @@ def _demonstration(question: Question, rng: random.Random) -> list[Row]:
     given = answer(
         question,
         rng,
-        right=DEMONSTRATORS_GOOD,
+        right=DEMONSTRATORS_RIGHT,
         good=DEMONSTRATORS_GOOD,
         manners=DEMONSTRATORS_MANNERS,
     )

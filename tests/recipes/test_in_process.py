@@ -1,0 +1,79 @@
+"""The training recipes called in this process: on a 4-bit base, and killed and continued."""
+
+import importlib
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from toolkit.config import run_cli
+from toolkit.runs import Run
+
+WORLD = "recipes/configs/world"
+QUICK = {"logging_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 4}
+STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+
+
+def call(recipe, folder, **options):
+    """Run a recipe with its shipped config of the embedded world and some options changed."""
+    module = importlib.import_module(f"recipes.{recipe}")
+    words = ["--config", f"{WORLD}/{recipe}.yaml", "--output_dir", str(folder)]
+    for name, value in (QUICK | options).items():
+        words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    assert run_cli(module.main, module.arguments(), words) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_qlora_from_sft_to_ppo_through_the_recipes(tiny_base, tmp_path):
+    """Every training recipe on one base in 4 bit, as on a card that holds no more."""
+    base = {"model_name_or_path": tiny_base, "load_in_4bit": True, "dtype": "bfloat16"}
+    few = base | {"max_steps": 2, "max_rows": 16}
+    sft = call("sft", tmp_path / "sft", **few)
+    reward = call(
+        "reward", tmp_path / "reward", parent=sft, dataset_name="world:comparisons", **few
+    )
+    dpo = call("dpo", tmp_path / "dpo", parent=sft, dataset_name="world:comparisons", **few)
+    ppo = call(
+        "ppo",
+        tmp_path / "ppo",
+        parent=sft,
+        reward_model=reward,
+        total_episodes=16,
+        gradient_accumulation_steps=1,
+        response_length=8,
+        **(few | {"max_steps": -1}),
+    )
+    start = load_file(sft / "adapter_model.safetensors")
+    for folder in (sft, reward, dpo, ppo):
+        run = Run.load(folder)
+        assert (run.state, run.base["quantization"]) == ("finished", "4bit-nf4")
+        found = load_file(folder / "adapter_model.safetensors")
+        assert found.keys() == start.keys()
+        assert folder == sft or any((found[k] != start[k]).any() for k in start)
+    assert abs(json.loads((reward / "run.json").read_text())["results"]["bias"]) > 0
+    assert (ppo / "value" / "head.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["sft", "reward", "dpo"])
+def test_a_run_that_died_resumes_to_the_same_adapter(recipe, tiny_base, sft_run, tmp_path):
+    options = STEPS | {"model_name_or_path": tiny_base, "max_rows": 16}
+    if recipe != "sft":
+        options |= {"parent": sft_run, "dataset_name": "world:comparisons"}
+    else:
+        options |= {"lora_r": 4}
+    run = call(recipe, tmp_path / "run", **options)
+    expected = load_file(run / "adapter_model.safetensors")
+    logged = [row["step"] for row in Run.load(run).metrics()]
+    # as a crash after step 3 would have left it
+    shutil.rmtree(run / "checkpoint-4")
+    (run / "adapter_model.safetensors").unlink()
+    died = Run.load(run)
+    died.fail(RuntimeError("out of memory"))
+    call(recipe, run, resume_from_checkpoint=True, **options)
+    found = load_file(run / "adapter_model.safetensors")
+    for name, tensor in expected.items():
+        assert (found[name] == tensor).all(), name
+    assert [row["step"] for row in Run.load(run).metrics()] == logged
