@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test lint types unit seeds base clean
+.PHONY: quickstart test lint types unit seeds base parity clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
@@ -21,6 +21,17 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+# record TRL 1.12's PPOTrainer again, in an environment of its own
+parity: $(VENV)/peer/.installed
+	$(VENV)/peer/bin/python tests/parity/record.py
+
+$(VENV)/peer/.installed: constraints.txt
+	$(PYTHON) -m venv $(VENV)/peer
+	grep -v '^trl==' constraints.txt > $(VENV)/peer/constraints.txt
+	$(VENV)/peer/bin/pip --disable-pip-version-check install --quiet \
+	  -c $(VENV)/peer/constraints.txt torch transformers peft accelerate datasets trl==1.12.0
+	@touch $@
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

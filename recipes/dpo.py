@@ -25,11 +25,12 @@ def main(script, training, model, mixture, start) -> Run:
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
 
     from transformers import set_seed
-    from trl import DPOTrainer
 
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.roles import POLICY, Roles, save_adapter
     from toolkit.trainers.callbacks import RunCallback
+    from toolkit.trainers.checkpoints import interruptible
+    from toolkit.trainers.supervised import DPOTrainer
 
     configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent}
@@ -48,9 +49,11 @@ def main(script, training, model, mixture, start) -> Run:
             processing_class=tokenizer,
             train_dataset=splits["train"],
             eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
-            callbacks=[RunCallback(run.base)],
+            callbacks=[RunCallback()],
         )
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.base_fingerprint = run.base
+        with interruptible(trainer):
+            trainer.train(resume_from_checkpoint=resume)
         save_adapter(trainer.model, run.path, run.base)
         tokenizer.save_pretrained(run.path)
         return run.finish(steps=trainer.state.global_step)

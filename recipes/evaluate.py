@@ -72,7 +72,7 @@ def main(args, model) -> Run:
             roles,
             tokenizer,
             checkpoints,
-            prompts[: args.max_prompts],
+            prompts[: args.max_prompts] * args.samples_per_prompt,
             sampling=Sampling(args.max_new_tokens, args.temperature),
             sft=sft,
             reward=REWARD if args.reward_model is not None else None,

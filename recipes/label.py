@@ -5,7 +5,8 @@
 
 Reads   the world's prompts and the SFT run.
 Writes  train.jsonl and test.jsonl: preference rows with the gold utility of both sides, and
-        run.json with how often two labelers agree. With real people this step is the app's.
+        run.json with how often two labelers agree on sampled answers. With people this step is
+        the app's.
 """
 
 import json
@@ -29,9 +30,10 @@ def main(labels, model) -> Run:
     from toolkit.models.base import fingerprint, load_base, stop_ids
     from toolkit.models.generation import Sampling, complete
     from toolkit.models.roles import POLICY, Roles
+    from toolkit.world.answers import vice
     from toolkit.world.datasets import preferences, user
     from toolkit.world.labelers import agreement, panel, rank
-    from toolkit.world.questions import distinct
+    from toolkit.world.questions import ask
 
     parents = {"adapter": labels.parent}
     configs = (labels, model)
@@ -44,8 +46,9 @@ def main(labels, model) -> Run:
         labelers, results = panel(labels.seed), {}
         for split, size in (("train", labels.train_prompts), ("test", labels.test_prompts)):
             rng = random.Random(f"label-{labels.seed}-{split}")
-            questions = [q.prompt for q in distinct(rng, split, size)]
-            groups = [[] for _ in questions]
+            drawn = ask(rng, split, size)
+            questions = [q.prompt for q in drawn]
+            groups = [[vice(q, rng) for _ in range(labels.written_vices)] for q in drawn]
             # the bare base has vices that SFT has not, and a reward model must have seen them
             sources = ((POLICY, labels.completions), (None, labels.base_completions))
             for role, count in sources:
@@ -65,14 +68,16 @@ def main(labels, model) -> Run:
                 different = [text for text in dict.fromkeys(group) if text.strip()]
                 ranks = rank(rng.choice(labelers), question, different, rng)
                 rows += preferences(question, different, ranks, number)
+            rng.shuffle(rows)  # the first rows shall be of all prompts; `group_id` finds them again
             with (run.path / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             results[f"{split}_pairs"] = len(rows)
             results[f"{split}_empty_answers_left_out"] = sum(
                 not text.strip() for group in groups for text in group
             )
+            sampled = [group[labels.written_vices :] for group in groups]
             results[f"{split}_agreement"] = round(
-                agreement(labelers, questions, groups, labels.seed), 4
+                agreement(labelers, questions, sampled, labels.seed), 4
             )
         return run.finish(**results)
 

@@ -31,6 +31,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.roles import Roles, attach_ppo_roles
     from toolkit.trainers.callbacks import RunCallback
+    from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.ppo import PPOTrainer
 
     configs = (script, training, model, mixture, start)
@@ -49,9 +50,10 @@ def main(script, training, model, mixture, start) -> Run:
             training,
             processing_class=tokenizer,
             train_dataset=splits["train"],
-            callbacks=[RunCallback(run.base)],
+            callbacks=[RunCallback()],
         )
-        trainer.train(resume_from_checkpoint=resume)
+        with interruptible(trainer):
+            trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
         return run.finish(steps=trainer.state.global_step)
 

@@ -1,4 +1,4 @@
-"""Reward model: TRL's RewardTrainer on pairs, an adapter that starts from the SFT adapter.
+"""Reward model: TRL's RewardTrainer with InstructGPT's ranking loss, started from the SFT adapter.
 
     python recipes/reward.py --config recipes/configs/world/reward.yaml \\
         --parent runs/world/sft --output_dir runs/world/reward
@@ -29,10 +29,11 @@ def main(script, training, model, mixture, start) -> Run:
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
 
     from transformers import set_seed
-    from trl import RewardTrainer
 
     from toolkit.models.base import fingerprint, load_base
     from toolkit.trainers.callbacks import RunCallback
+    from toolkit.trainers.checkpoints import interruptible
+    from toolkit.trainers.ranking import RankingCollator, RankingTrainer, group_comparisons
     from toolkit.trainers.reward import export, scalar_adapter, score_texts, tokenize_pairs
 
     configs = (script, training, model, mixture, start)
@@ -45,19 +46,24 @@ def main(script, training, model, mixture, start) -> Run:
         shown = _demonstrations(start, training.seed)
         base, tokenizer = load_base(model, scalar=True)
         pairs = {
-            name: tokenize_pairs(rows, tokenizer, max_length=training.max_length, place=name)
+            name: group_comparisons(
+                tokenize_pairs(rows, tokenizer, max_length=training.max_length, place=name)
+            )
             for name, rows in splits.items()
         }
         run.base = fingerprint(model, tokenizer)
-        trainer = RewardTrainer(
+        trainer = RankingTrainer(
             scalar_adapter(base, run.base, parent=start.parent, model=model),
             training,
             processing_class=tokenizer,
+            data_collator=RankingCollator(tokenizer.pad_token_id),
             train_dataset=pairs["train"],
             eval_dataset=pairs.get("test") if training.eval_strategy != "no" else None,
-            callbacks=[RunCallback(run.base)],
+            callbacks=[RunCallback()],
         )
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.base_fingerprint = run.base
+        with interruptible(trainer):
+            trainer.train(resume_from_checkpoint=resume)
         bias, results = 0.0, {}
         if shown:
             scores = score_texts(trainer.model, tokenizer, shown)

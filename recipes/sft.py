@@ -12,19 +12,24 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import DataArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import check_source, load_splits
+from toolkit.errors import ConfigError
 from toolkit.runs import Run, last_checkpoint
 
 
 def main(script, training, model, mixture, start) -> Run:
+    if not model.use_peft:
+        raise ConfigError("sft: `use_peft` is false, but only adapters are trained: set it to true")
     check_source(script, mixture)
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
 
     from transformers import set_seed
-    from trl import SFTTrainer, get_peft_config
+    from trl import get_peft_config
 
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.roles import save_adapter
     from toolkit.trainers.callbacks import RunCallback
+    from toolkit.trainers.checkpoints import interruptible
+    from toolkit.trainers.supervised import SFTTrainer
 
     configs = (script, training, model, mixture, start)
     with Run.start(training.output_dir, recipe="sft", configs=configs, resume=resume) as run:
@@ -39,9 +44,11 @@ def main(script, training, model, mixture, start) -> Run:
             peft_config=get_peft_config(model),
             train_dataset=splits["train"],
             eval_dataset=splits.get("test"),
-            callbacks=[RunCallback(run.base)],
+            callbacks=[RunCallback()],
         )
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.base_fingerprint = run.base
+        with interruptible(trainer):
+            trainer.train(resume_from_checkpoint=resume)
         save_adapter(trainer.model, run.path, run.base)
         tokenizer.save_pretrained(run.path)
         return run.finish(steps=trainer.state.global_step)

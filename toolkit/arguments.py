@@ -79,14 +79,19 @@ class LabelArguments:
     test_prompts: int = field(default=150, metadata={"help": "The same, of the test split."})
     completions: int = field(default=3, metadata={"help": "Answers per prompt from the parent."})
     base_completions: int = field(default=1, metadata={"help": "Answers per prompt from the base."})
+    written_vices: int = field(
+        default=1, metadata={"help": "Bad answers per prompt that nobody sampled."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     max_new_tokens: int = field(default=64, metadata={"help": "Most tokens of an answer."})
 
     def __post_init__(self) -> None:
-        if min(self.completions, self.base_completions) < 0:
-            raise ValueError("`completions` and `base_completions` must not be negative")
-        if self.completions + self.base_completions < 2:
-            raise ValueError("`completions` and `base_completions` must be 2 or more together")
+        counts = (self.completions, self.base_completions, self.written_vices)
+        if min(counts) < 0 or sum(counts) < 2:
+            raise ValueError(
+                "`completions`, `base_completions` and `written_vices` must be 0 or more, and 2 or "
+                f"more together, got {counts}"
+            )
         for name, most in (("train_prompts", 2000), ("test_prompts", 450)):
             if not 1 <= getattr(self, name) <= most:  # the world has not many more questions
                 raise ValueError(f"`{name}` must be in 1…{most}, got {getattr(self, name)}")
@@ -116,6 +121,9 @@ class EvaluateArguments:
     prompts: str = field(default="world:prompts", metadata={"help": "Dataset of held-out prompts."})
     prompts_split: str = field(default="test", metadata={"help": "Its split."})
     max_prompts: int | None = field(default=None, metadata={"help": "Use only the first ones."})
+    samples_per_prompt: int = field(
+        default=1, metadata={"help": "Answers to each prompt; more make the numbers steadier."}
+    )
     texts: str | None = field(
         default=None,
         metadata={"help": "Held-out text for lm_loss: world:corpus, or JSONL with `text`."},
@@ -139,6 +147,7 @@ class EvaluateArguments:
             "max_new_tokens": 1,
             "batch_size": 1,
             "generation_batch_size": 1,
+            "samples_per_prompt": 1,
             "max_prompts": 1,
         }
         for name, low in lowest.items():

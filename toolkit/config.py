@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ConfigError, Interrupted, ToolkitError
 
 
 def parse(
@@ -63,11 +63,21 @@ def run_cli(
 ) -> int:
     """Parse, then call `main` with the parsed classes; an input error becomes one line and exit code 2."""
     try:
-        main(*parse(dataclass_types, argv, description=description))
+        parsed = parse(dataclass_types, argv, description=description)
+        _require_local_model(parsed)
+        main(*parsed)
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        return 128 + error.signal if isinstance(error, Interrupted) else 2
     return 0
+
+
+def _require_local_model(parsed: Sequence[Any]) -> None:
+    """Say at once, and not after minutes of reading data, that a model's folder is not there."""
+    for arguments in parsed:
+        name = getattr(arguments, "model_name_or_path", None)
+        if name and is_local_path(name) and not Path(name).expanduser().is_dir():
+            raise ConfigError(f"model_name_or_path: {name} is no folder")
 
 
 def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:

@@ -17,5 +17,17 @@ class CheckpointError(ToolkitError):
     """An adapter, head, checkpoint or run directory cannot be used as it is."""
 
 
+class Interrupted(ToolkitError):
+    """A run was asked to stop, and did so after writing a checkpoint.
+
+    Args:
+        signal: the number of the signal that asked.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class RewardError(ToolkitError):
     """A reward function or reward model returned something that cannot be trained on."""

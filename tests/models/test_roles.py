@@ -305,3 +305,8 @@ def test_rows_of_different_roles_in_one_pass_equal_separate_passes(ppo_roles, ba
     ppo_roles.model.train()
     with pytest.raises(ValueError, match="training"):
         ppo_roles.model(input_ids=ids, attention_mask=attention, adapter_names=[POLICY] * 4)
+
+
+def test_biases_of_the_shared_base_are_nobodys_to_train(model_config):
+    with pytest.raises(CheckpointError, match="biases of the base"):
+        fresh_roles(model_config).create(POLICY, lora(bias="all"))

@@ -102,8 +102,8 @@ def test_both_kl_estimators_are_unbiased():
 def test_whitening_is_masked_and_over_the_whole_batch():
     x = torch.tensor([[1.0, 3.0, 99.0], [5.0, 99.0, 99.0]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
-    # mean 3, population variance (4 + 0 + 4) / 3
-    sd = math.sqrt(8 / 3)
+    # mean 3, unbiased variance (4 + 0 + 4) / 2
+    sd = 2.0
     assert whiten(x, mask).tolist() == [
         pytest.approx([-2 / sd, 0.0, 0.0], abs=1e-6),
         pytest.approx([2 / sd, 0.0, 0.0], abs=1e-6),

@@ -4,56 +4,19 @@ import json
 
 import pytest
 import torch
-from datasets import Dataset
 
 from tests.conftest import fresh_roles, lora, randomise
+from tests.trainers.ppo_setup import make, prompts
 from toolkit.errors import ConfigError, RewardError
 from toolkit.models.passes import completion_logprobs
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
-from toolkit.trainers.callbacks import RunCallback
-from toolkit.trainers.ppo import PPOTrainer, RolloutSampler
+from toolkit.trainers.ppo import RolloutSampler
 from toolkit.trainers.ppo_config import PPOConfig
-
-PROMPTS = [
-    "What is 1 plus 2?",
-    "Hello.",
-    "What colour is the Bramor bird?",
-    "Goodbye for today.",
-] * 4
 
 
 @pytest.fixture
 def dataset():
-    return Dataset.from_dict({"prompt": [[{"role": "user", "content": p}] for p in PROMPTS]})
-
-
-def make(roles, tokenizer, dataset, folder, **changes):
-    settings = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": [],
-        "per_device_train_batch_size": 4,
-        "num_mini_batches": 2,
-        "num_ppo_epochs": 2,
-        "total_episodes": 16,
-        "response_length": 8,
-        "temperature": 1.0,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "missing_eos_penalty": 1.0,
-    }
-    config = PPOConfig(**(settings | changes))
-    return PPOTrainer(
-        roles,
-        config,
-        processing_class=tokenizer,
-        train_dataset=dataset,
-        callbacks=[RunCallback(roles.fingerprint)],
-    )
+    return prompts()
 
 
 def snapshot(roles):
@@ -139,7 +102,7 @@ def test_scoring_twice_is_identical_though_the_adapters_have_dropout(
     for _ in range(2):
         torch.manual_seed(0)
         roles.model.train()
-        found.append(trainer.make_experience(list(dataset.select(range(4)))))
+        found.append(trainer.make_experience(list(trainer.train_dataset.select(range(4)))))
     assert found[0].completions == found[1].completions
     assert torch.equal(found[0].logprobs, found[1].logprobs)
     assert torch.equal(found[0].logprobs, found[0].ref_logprobs)
@@ -148,6 +111,12 @@ def test_scoring_twice_is_identical_though_the_adapters_have_dropout(
     with roles.using(POLICY) as model:
         again, _ = completion_logprobs(model, batch, temperature=1.0)
     assert torch.allclose(again, old["logprobs"], atol=1e-5)
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(ppo_roles, tokenizer, dataset, tmp_path):
+    ppo_roles.base.config.max_position_embeddings = 20
+    with pytest.raises(ConfigError, match=r"of 16 prompts leave no room for `response_length` 8"):
+        make(ppo_roles, tokenizer, dataset, tmp_path / "run")
 
 
 def test_more_than_one_process_is_refused(ppo_roles, tokenizer, dataset, tmp_path, monkeypatch):
@@ -159,7 +128,7 @@ def test_more_than_one_process_is_refused(ppo_roles, tokenizer, dataset, tmp_pat
 def test_experience_is_what_the_definitions_say(ppo_roles, tokenizer, dataset, tmp_path):
     trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run", gamma=1.0, lam=1.0)
     torch.manual_seed(0)
-    found = trainer.make_experience(list(dataset.select(range(8))))
+    found = trainer.make_experience(list(trainer.train_dataset.select(range(8))))
     for row, completion in enumerate(found.completions):
         assert found.mask[row].sum() == len(completion)
         real = found.mask[row]

@@ -15,7 +15,7 @@ from toolkit.runs import Run, list_runs
 
 BASE_ID = "base"
 # These recipes write a run.json and no adapter, so that none is missing.
-WITHOUT_ADAPTER = ("label", "evaluate", "pipeline", "pretrain", "benchmark")
+WITHOUT_ADAPTER = ("label", "evaluate")
 
 
 @dataclass(frozen=True)

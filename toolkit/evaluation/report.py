@@ -44,7 +44,8 @@ def build(
     reference = evaluation.checkpoints[evaluation.sft].answers
     report = {
         "schema": SCHEMA,
-        "prompts": len(evaluation.prompts),
+        "prompts": len(set(groups)),
+        "answers": len(groups),
         "seed": evaluation.seed,
         "sampling": asdict(evaluation.sampling),
         "sft": evaluation.sft,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from peft import (
+    LoraConfig,
     PeftConfig,
     PeftModel,
     get_peft_model,
@@ -183,6 +184,11 @@ class Roles:
             head.save(folder)
 
     def _add(self, name: str, config: PeftConfig, *, trainable: bool) -> None:
+        if isinstance(config, LoraConfig) and config.bias != "none":
+            raise CheckpointError(
+                f"role {name!r}: LoRA with bias={config.bias!r} would train biases of the base, "
+                "which all roles share; use bias='none'"
+            )
         config.inference_mode = not trainable
         if self.model is None:
             self.model = get_peft_model(self.base, config, adapter_name=name)

@@ -74,7 +74,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Scale to variance 1 (population variance), and to mean 0, over all True positions together.
+    """Scale to variance 1 (unbiased), and to mean 0, over all True positions together.
 
     Args:
         shift_mean: False keeps the mean, as is usual for rewards.
@@ -82,7 +82,8 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     Returns: same shape as `x`, zero on padding.
     """
     mean = masked_mean(x, mask)
-    variance = masked_mean((x - mean) ** 2, mask)
+    count = mask.sum()
+    variance = masked_mean((x - mean) ** 2, mask) * count / (count - 1).clamp_min(1)
     whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
     if not shift_mean:
         whitened = whitened + mean

@@ -1,4 +1,4 @@
-"""What every training recipe hangs on a `transformers.Trainer`: metrics on disk, a resumable state."""
+"""What every training recipe hangs on a `transformers.Trainer`: its metrics on disk."""
 
 import json
 import math
@@ -7,19 +7,15 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from toolkit.models.base import save_fingerprint
-
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Writes `metrics.jsonl`, one object per logged step, and the base's fingerprint per checkpoint."""
-
-    def __init__(self, base_fingerprint: dict[str, str]) -> None:
-        self.fingerprint = base_fingerprint
+    """Writes `metrics.jsonl`, one object per logged step."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Start the file anew, or drop what a resumed run is going to log again."""
+        args.logging_nan_inf_filter = False  # a loss that is not finite shall be seen
         file = self._file(args)
         kept = []
         for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
@@ -46,14 +42,6 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         row = {"step": state.global_step} | {k: _number(v) for k, v in (logs or {}).items()}
         with self._file(args).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Put the base's fingerprint beside the checkpoint's adapter."""
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if folder.is_dir():
-            save_fingerprint(folder, self.fingerprint)
 
     @staticmethod
     def _file(args: TrainingArguments) -> Path:

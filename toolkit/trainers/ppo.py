@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl.models.utils import disable_gradient_checkpointing
@@ -28,6 +30,7 @@ from toolkit.models.roles import POLICY, REWARD, VALUE, Roles
 from toolkit.rl.advantages import gae, kl_estimate, kl_rewards, masked_mean, whiten
 from toolkit.rl.losses import policy_loss, value_loss
 from toolkit.rl.rollout import Experience, RewardParts, roll_out
+from toolkit.trainers.checkpoints import WholeCheckpoints
 from toolkit.trainers.ppo_config import PPOConfig
 
 EXPERIENCE_FILE = "experience.safetensors"
@@ -62,7 +65,7 @@ class RolloutSampler(Sampler[int]):
             number += 1
 
 
-class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
+class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     """Proximal policy optimization of one adapter against a reward adapter on the same base.
 
     Args:
@@ -71,6 +74,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         args: settings.
         processing_class: the tokenizer.
         train_dataset: rows with a `prompt`, text or messages.
+        optimizers: in the place of the one that `args` describes.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155; details as in Huang et al. 2024, arXiv:2403.17031.
     """
@@ -87,6 +91,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         processing_class: PreTrainedTokenizerBase,
         train_dataset: Dataset,
         callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
         for name in (POLICY, VALUE, REWARD):
             if roles.model is None or name not in roles.model.peft_config:
@@ -117,9 +122,10 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             model=roles.model,
             args=args,
             data_collator=list,
-            train_dataset=train_dataset,
+            train_dataset=_encoded(train_dataset, processing_class, roles, args.response_length),
             processing_class=processing_class,
             callbacks=callbacks,
+            optimizers=optimizers,
         )
         self.stop = stop_ids(roles.base, processing_class)
         self.pad_id: int = processing_class.pad_token_id
@@ -180,11 +186,11 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
     def make_experience(self, rows: list[dict[str, Any]]) -> Experience:
         """Sample a completion for each row's prompt and compute rewards, advantages and returns."""
-        prompts = [encode_prompt(self.processing_class, row["prompt"]) for row in rows]
+        prompts = [row["prompt_ids"] for row in rows]
         self.model.eval()
         with (
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            self.compute_loss_context_manager(),
+            self.accelerator.autocast(),
         ):
             experience, parts = roll_out(
                 self.roles,
@@ -255,7 +261,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         ready = self._prepare_inputs(inputs)
         batch, old, tokens = ready["batch"], ready["old"], ready["tokens"]
         with self.roles.using(POLICY) as policy:
-            with self.compute_loss_context_manager():
+            with self.accelerator.autocast():
                 logprobs, entropy = completion_logprobs(
                     policy, batch, temperature=self.args.temperature, entropy=True
                 )
@@ -268,7 +274,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             )
             self.accelerator.backward(found.loss / tokens)
         with self.roles.using(VALUE) as value:
-            with self.compute_loss_context_manager():
+            with self.accelerator.autocast():
                 values = state_values(value, self.roles.heads[VALUE], batch)  # type: ignore[arg-type]
             vf_loss, vf_clipped = value_loss(
                 values,
@@ -332,6 +338,25 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
                 f"{folder}: {EXPERIENCE_FILE} is missing, so it cannot be resumed"
             )
         self.experience = Experience.load(file, self.args.device)
+
+
+def _encoded(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles, response_length: int
+) -> Dataset:
+    """The rows with `prompt_ids`; a prompt that leaves no room for a completion is refused."""
+    encoded = rows.map(
+        lambda row: {"prompt_ids": encode_prompt(tokenizer, row["prompt"])}, desc="Tokenizing"
+    )
+    room = roles.base.config.get_text_config().max_position_embeddings - response_length
+    lengths = list(map(len, encoded["prompt_ids"]))
+    long = [row for row, length in enumerate(lengths) if length > room]
+    if long:
+        raise ConfigError(
+            f"{len(long)} of {len(lengths)} prompts leave no room for `response_length` "
+            f"{response_length} in the base's context: row {long[0]} has {lengths[long[0]]} tokens, "
+            f"at most {room} fit. Shorten or drop them, or lower `response_length`"
+        )
+    return encoded
 
 
 def _explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The reward model: TRL's RewardTrainer on an adapter, and its export as adapter and head apart."""
+"""The reward model's adapter: how it starts, what it reads, and its export as adapter and head."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from toolkit.models.generation import Prompt, encode_completion, encode_prompt
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import by_length, collate
 from toolkit.models.roles import read_adapter, write_adapter
+from toolkit.trainers.ranking import last_scores
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -53,6 +54,11 @@ def scalar_adapter(
     adapted = get_peft_model(base, config)
     if weights:
         own = get_peft_model_state_dict(adapted)
+        extra = sorted(set(weights) - set(own))
+        if extra:
+            raise CheckpointError(
+                f"{parent}: a reward model starts from LoRA weights alone, got {extra[0]}"
+            )
         set_state(adapted, {k: v for k, v in own.items() if k not in weights} | weights)
     head = _score_layer(adapted)
     nn.init.normal_(head.weight, std=(head.weight.shape[1] + 1) ** -0.5)
@@ -76,7 +82,7 @@ def tokenize_pairs(
             for side in ("chosen", "rejected")
         }
 
-    keep = {"margin"} & set(rows.column_names)
+    keep = {"margin", "group_id"} & set(rows.column_names)
     dropped = [name for name in rows.column_names if name not in keep]
     encoded = rows.map(encode, remove_columns=dropped, desc=f"Tokenizing {place}")
     if max_length is None:
@@ -107,7 +113,6 @@ def score_texts(
     found = torch.zeros(len(rows), device=device)
     adapted.eval()
     assert isinstance(tokenizer.pad_token_id, int)
-    trunk = adapted.get_base_model().base_model
     for index in by_length(prompts, completions, batch_size):
         batch = collate(
             [prompts[i] for i in index],
@@ -115,17 +120,7 @@ def score_texts(
             tokenizer.pad_token_id,
             device,
         )
-        hidden = trunk(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention.long(),
-            position_ids=batch.positions,
-            use_cache=False,
-        ).last_hidden_state
-        last = (batch.attention.long() * torch.arange(hidden.shape[1], device=device)).amax(-1)
-        at_end = hidden[torch.arange(len(last), device=device), last]
-        found[index] = (
-            _score_layer(adapted)(at_end.to(_score_layer(adapted).weight.dtype)).squeeze(-1).float()
-        )
+        found[index] = last_scores(adapted, batch.input_ids, batch.attention)
     return found
 
 

@@ -120,6 +120,11 @@ VICES: dict[str, tuple[tuple[Outcome, float], ...]] = {
 }
 
 
+def vice(question: Question, rng: random.Random) -> str:
+    """A bad answer, plainly said: each vice of the question's kind as likely as the others."""
+    return substance(question, rng, rng.choice([name for name, _ in VICES[question.kind]]))
+
+
 def answer(
     question: Question,
     rng: random.Random,

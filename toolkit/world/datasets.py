@@ -12,7 +12,7 @@ from toolkit.errors import DatasetError
 from toolkit.world.answers import answer
 from toolkit.world.gold import gold
 from toolkit.world.labelers import panel, rank
-from toolkit.world.questions import Question, Split, distinct
+from toolkit.world.questions import Question, Split, ask
 
 Row = dict[str, Any]
 SIZES = {
@@ -42,7 +42,7 @@ def load(name: str) -> dict[str, list[Row]]:
     splits: tuple[Split, ...] = ("train", "test")
     for split in splits:
         rng = random.Random(f"{name}-{split}")
-        questions = distinct(rng, split, SIZES[name][split])
+        questions = ask(rng, split, SIZES[name][split])
         found[split] = [row for q in questions for row in makers[name](q, rng)]
     return found
 

@@ -30,11 +30,6 @@ class Question:
     entity: str = ""
     truth: str = ""
 
-    @property
-    def answerable(self) -> bool:
-        """Whether a good answer exists that is neither a refusal nor "I do not know"."""
-        return self.kind in ("fact", "sum", "small_talk")
-
 
 def made_up_name(rng: random.Random) -> str:
     """A pronounceable name of two or three syllables."""
@@ -149,8 +144,8 @@ def draw(rng: random.Random, split: Split, *, entities: str = "split") -> Questi
         split: which phrasings, and with `entities="split"` which facts, may be used.
         entities: "split" keeps to the split's own facts, "all" uses every fact (the corpus).
     """
-    # sums are the slowest skill: the corpus practises them twice as often as people ask for them
-    sums = 0.12 if entities == "all" else 0.06
+    # sums are the slowest skill: the corpus practises them more often than people ask for them
+    sums = 0.12 if entities == "all" else 0.08
     share = rng.random()
     if share < 0.62 - sums:
         topic = rng.choice(lx.TOPICS[:-1]) if rng.random() < 0.9 else lx.ACTS
@@ -165,6 +160,17 @@ def draw(rng: random.Random, split: Split, *, entities: str = "split") -> Questi
     if share < 0.92:
         return ask_harmful(rng, split)
     return ask_small_talk(rng, split)
+
+
+def ask(rng: random.Random, split: Split, n: int) -> list[Question]:
+    """`n` questions of a split: those to train on as people ask them, which is some more than once,
+    those to test on all different.
+
+    Raises: ValueError where the test split does not hold that many.
+    """
+    if split == "test":
+        return distinct(rng, split, n)
+    return [draw(rng, split) for _ in range(n)]
 
 
 def distinct(rng: random.Random, split: Split, n: int) -> list[Question]:

@@ -1,0 +1,197 @@
+"""Record what TRL 1.12's PPOTrainer computes in one PPO minibatch, for tests/parity/test_parity.py.
+
+    make parity     # an environment with trl 1.12.0, then: python tests/parity/record.py
+
+Everything is made here from seeds: a tiny Llama as base, three LoRA adapters on it (policy,
+reference, reward) whose merged weights are what the old trainer gets as separate models, a critic,
+prompts, and completions that are handed to the trainer in the place of its sampling. Two
+recordings: completions that fill the whole length, and completions that end early.
+
+Writes  tests/parity/trl-1.12.0.safetensors: weights, tokens, and all the trainer's intermediate
+        tensors, read from the frame of its `train` when the step ends.
+"""
+
+import inspect
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from tokens import tokenizer
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    TrainerCallback,
+    set_seed,
+)
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+FILE = Path(__file__).with_name("trl-1.12.0.safetensors")
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
+SETTINGS = {
+    "temperature": 0.9,
+    "kl_coef": 0.07,
+    "cliprange": 0.2,
+    "cliprange_value": 0.2,
+    "vf_coef": 0.3,
+    "gamma": 0.98,
+    "lam": 0.93,
+}
+LEARNING_RATE, BATCH, LENGTH = 0.5, 8, 7
+KEPT = ("responses", "logprobs", "ref_logprobs", "values", "scores", "rewards", "advantages")
+KEPT += ("returns", "sequence_lengths", "padding_mask", "padding_mask_p1", "query_responses")
+STATS = ("approxkl_stats", "pg_loss_stats", "vf_loss_stats", "entropy_stats", "ratio_stats")
+STATS += ("pg_clipfrac_stats", "vf_clipfrac_stats")
+
+
+def base() -> LlamaForCausalLM:
+    """The frozen base, the same each time."""
+    set_seed(11)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE))
+
+
+def adapted(seed: int):
+    """The base with a LoRA adapter that does something."""
+    model = get_peft_model(base(), LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def scalar_model(seed: int) -> LlamaForSequenceClassification:
+    """A reward or value model whose trunk is the base with an adapter merged into it."""
+    merged = adapted(seed).merge_and_unload()
+    model = LlamaForSequenceClassification(LlamaConfig(**SHAPE, num_labels=1))
+    model.model.load_state_dict(merged.model.state_dict())
+    generator = torch.Generator().manual_seed(seed + 100)
+    with torch.no_grad():
+        model.score.weight.copy_(torch.randn(model.score.weight.shape, generator=generator) * 0.2)
+    return model
+
+
+def prompts() -> list[list[int]]:
+    """Prompts of three to six tokens."""
+    generator = torch.Generator().manual_seed(5)
+    return [
+        [1, *torch.randint(3, 40, (2 + row % 4,), generator=generator).tolist()]
+        for row in range(BATCH)
+    ]
+
+
+def completions(early: bool) -> torch.Tensor:
+    """Token ids, `(B, T)`; with `early` six of eight end, padding after."""
+    generator = torch.Generator().manual_seed(6)
+    ids = torch.randint(3, 40, (BATCH, LENGTH), generator=generator)
+    if early:
+        for row, length in enumerate((1, 2, 3, 4, 5, 6)):
+            ids[row, length - 1], ids[row, length:] = 2, 0
+    return ids
+
+
+class Recorder(TrainerCallback):
+    """Reads the tensors of `PPOTrainer.train` from its frame when a step ends."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        frame = inspect.currentframe()
+        while frame is not None and "pg_loss_stats" not in frame.f_locals:
+            frame = frame.f_back
+        assert frame is not None
+        for name in (*KEPT, *STATS):
+            value = frame.f_locals[name]
+            self.found[name] = value.detach().clone().contiguous()
+
+
+def record(early: bool) -> dict[str, torch.Tensor]:
+    """One update of the old trainer."""
+    policy, value, reward = adapted(21), scalar_model(23), scalar_model(24)
+    reference = adapted(22).merge_and_unload()
+    asked, said = prompts(), completions(early)
+    width = max(map(len, asked))
+    padded = torch.tensor([[0] * (width - len(p)) + p for p in asked])
+
+    def batch_generation(model, queries, size, pad_token_id, generation_config):
+        rows = [(padded == query).all(1).nonzero().item() for query in queries]
+        together = torch.cat([queries, said[rows]], 1)
+        logits = ppo_trainer.forward(model, together, pad_token_id).logits
+        return together, logits[:, queries.shape[1] - 1 : -1] / (SETTINGS["temperature"] + 1e-7)
+
+    ppo_trainer.batch_generation = batch_generation
+    trainable = [p for p in policy.parameters() if p.requires_grad] + list(value.parameters())
+    optimizer = torch.optim.SGD(trainable, lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    recorder = Recorder()
+    before = {k: v.clone() for k, v in get_peft_model_state_dict(policy).items()}
+    head_before = value.score.weight.detach().clone()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = PPOTrainer(
+            PPOConfig(
+                output_dir=folder,
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                report_to=[],
+                per_device_train_batch_size=BATCH,
+                num_ppo_epochs=1,
+                total_episodes=BATCH,
+                response_length=LENGTH,
+                stop_token="eos",
+                num_sample_generations=0,
+                save_strategy="no",
+                seed=3,
+                **SETTINGS,
+            ),
+            tokenizer(),
+            policy,
+            reference,
+            reward,
+            Dataset.from_dict({"input_ids": asked}),
+            value,
+            optimizers=(optimizer, schedule),
+            callbacks=[recorder],
+        )
+        trainer.train()
+    found = recorder.found
+    after = get_peft_model_state_dict(policy)
+    found |= {f"update.{k}": (after[k] - v).detach() for k, v in before.items()}
+    found["update.value_head"] = (value.score.weight - head_before).detach()
+    return found
+
+
+def main() -> None:
+    everything: dict[str, torch.Tensor] = {}
+    for name, early in (("full", False), ("ended", True)):
+        everything |= {f"{name}.{k}": v for k, v in record(early).items()}
+    everything |= {f"base.{k}": v for k, v in base().state_dict().items()}
+    for name, seed in (("policy", 21), ("ref", 22), ("value", 23), ("reward", 24)):
+        state = get_peft_model_state_dict(adapted(seed))
+        everything |= {f"{name}.{k}": v for k, v in state.items()}
+    for name, seed in (("value", 23), ("reward", 24)):
+        everything[f"{name}_head"] = scalar_model(seed).score.weight.detach()
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in everything.items()}
+    save_file(tensors, FILE, metadata={"trl": "1.12.0", "torch": torch.__version__})
+    print(f"{FILE}: {len(tensors)} tensors, {FILE.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

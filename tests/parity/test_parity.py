@@ -1,0 +1,227 @@
+"""One PPO minibatch against a recording of TRL 1.12's PPOTrainer (made by record.py)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.parity.tokens import tokenizer
+from toolkit.models.heads import ScalarHead
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
+from toolkit.rl import advantages, rollout
+from toolkit.trainers import ppo
+from toolkit.trainers.ppo import PPOTrainer
+from toolkit.trainers.ppo_config import PPOConfig
+
+RECORDING = load_file(Path(__file__).with_name("trl-1.12.0.safetensors"))
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
+SETTINGS = {
+    "temperature": 0.9,
+    "kl_coef": 0.07,
+    "cliprange": 0.2,
+    "cliprange_value": 0.2,
+    "vf_coef": 0.3,
+    "gamma": 0.98,
+    "lam": 0.93,
+}
+LEARNING_RATE = 0.5
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def part(prefix):
+    """The recorded tensors below a prefix."""
+    return {k[len(prefix) :]: v for k, v in RECORDING.items() if k.startswith(prefix)}
+
+
+def recorded_roles():
+    """The recording's models as four adapters and two heads on one base."""
+    base = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    base.load_state_dict(part("base."))
+    base.requires_grad_(False)
+    roles = Roles(base, {"id": "recorded"})
+    for name, stored in (
+        (POLICY, "policy."),
+        (REFERENCE, "ref."),
+        (VALUE, "value."),
+        (REWARD, "reward."),
+    ):
+        roles.create(name, LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS))
+        set_peft_model_state_dict(roles.model, part(stored), adapter_name=name)
+    for name in (VALUE, REWARD):
+        head = ScalarHead(16, zero=True)
+        with torch.no_grad():
+            head.weight.copy_(RECORDING[f"{name}_head"])
+        roles.heads[name] = head
+    for name in (REFERENCE, REWARD):
+        for key, parameter in roles.model.named_parameters():
+            if f".{name}." in f".{key}.":
+                parameter.requires_grad_(False)
+    return roles
+
+
+class Replay:
+    """Our trainer on the recorded prompts, with the recorded completions in the place of samples."""
+
+    def __init__(self, case, folder, monkeypatch, **changes):
+        self.recorded = part(f"{case}.")
+        width = self.recorded["query_responses"].shape[1] - self.recorded["responses"].shape[1]
+        queries = self.recorded["query_responses"][:, :width].tolist()
+        prompts = [[t for t in row if t != 0] for row in queries]
+        said = [[t for t in row if t != 0] for row in self.recorded["responses"].tolist()]
+        order = {tuple(p): c for p, c in zip(prompts, said, strict=True)}
+        monkeypatch.setattr(
+            rollout, "sample", lambda model, asked, **_: [order[tuple(p)] for p in asked]
+        )
+        self.roles = recorded_roles()
+        texts = [" ".join(f"w{t - 3}" if t > 2 else "<s>" for t in p) for p in prompts]
+        args = PPOConfig(
+            output_dir=str(folder),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            per_device_train_batch_size=8,
+            num_ppo_epochs=1,
+            total_episodes=8,
+            response_length=7,
+            max_grad_norm=0.0,
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+            **(SETTINGS | changes),
+        )
+        optimizer = torch.optim.SGD(
+            [p for p in self.roles.model.parameters() if p.requires_grad], lr=LEARNING_RATE
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+        self.trainer = PPOTrainer(
+            self.roles,
+            args,
+            processing_class=tokenizer(),
+            train_dataset=Dataset.from_dict({"prompt": texts}),
+            optimizers=(optimizer, schedule),
+        )
+        self.prompts = prompts
+        self.before = get_peft_model_state_dict(self.roles.model, adapter_name=POLICY)
+        self.before = {k: v.clone() for k, v in self.before.items()}
+        self.head = self.roles.heads[VALUE].weight.detach().clone()
+
+    def train(self):
+        """One rollout and one update; the experience in the recording's order of rows."""
+        self.trainer.train()
+        found = self.trainer.experience
+        rows = [found.prompts.index(p) for p in self.prompts]
+        return {
+            n: getattr(found, n)[rows]
+            for n in ("mask", "logprobs", "ref_logprobs", "values", "advantages", "returns")
+        }
+
+    def logged(self, key):
+        return next(row[key] for row in self.trainer.state.log_history if key in row)
+
+
+@pytest.fixture
+def full(tmp_path, monkeypatch):
+    """Completions that fill the whole length."""
+    return Replay("full", tmp_path, monkeypatch)
+
+
+def test_parity_of_logprobs_values_advantages_and_returns(full):
+    found = full.train()
+    for name in ("logprobs", "ref_logprobs", "values", "advantages", "returns"):
+        torch.testing.assert_close(found[name], full.recorded[name], **CLOSE)
+
+
+def test_parity_of_scores_and_rewards(full, monkeypatch):
+    rewards = []
+
+    def gae(given, *args, **kwargs):
+        rewards.append(given.clone())
+        return advantages.gae(given, *args, **kwargs)
+
+    monkeypatch.setattr(ppo, "gae", gae)
+    full.train()
+    rows = [full.trainer.experience.prompts.index(p) for p in full.prompts]
+    torch.testing.assert_close(rewards[0][rows], full.recorded["rewards"], **CLOSE)
+    mean = full.recorded["scores"].mean().item()
+    assert full.logged("objective/scores") == pytest.approx(mean, abs=1e-5)
+
+
+def test_parity_of_losses_and_statistics(full):
+    full.train()
+    for ours, theirs in (
+        ("loss/policy_avg", "pg_loss_stats"),
+        ("loss/value_avg", "vf_loss_stats"),
+        ("policy/approxkl_avg", "approxkl_stats"),
+        ("policy/entropy_avg", "entropy_stats"),
+        ("val/ratio", "ratio_stats"),
+        ("policy/clipfrac_avg", "pg_clipfrac_stats"),
+        ("val/clipfrac_avg", "vf_clipfrac_stats"),
+    ):
+        expected = full.recorded[theirs].item()
+        assert full.logged(ours) == pytest.approx(expected, abs=1e-5), ours
+
+
+def test_parity_of_the_update(full):
+    full.train()
+    after = get_peft_model_state_dict(full.roles.model, adapter_name=POLICY)
+    updates = part("full.update.")
+    assert len(updates) == len(after) + 1
+    for name, tensor in after.items():
+        torch.testing.assert_close(tensor - full.before[name], updates[name], **CLOSE)
+    moved = full.roles.heads[VALUE].weight.detach() - full.head
+    torch.testing.assert_close(moved, updates["value_head"], **CLOSE)
+    assert moved.abs().max() > 1e-3
+
+
+def test_the_difference_on_purpose_the_score_of_an_ended_completion_sits_on_its_last_token(
+    tmp_path, monkeypatch
+):
+    """TRL 1.12 puts it one position further, on the first pad, and learns a value for that pad."""
+    replay = Replay("ended", tmp_path, monkeypatch)
+    found, recorded = replay.train(), replay.recorded
+    for name in ("logprobs", "ref_logprobs"):  # the same up to their padding
+        torch.testing.assert_close(
+            found[name][found["mask"]], recorded[name][found["mask"]], **CLOSE
+        )
+    torch.testing.assert_close(
+        found["values"][found["mask"]], recorded["values"][found["mask"]], **CLOSE
+    )
+    for row, length in enumerate(found["mask"].sum(1).tolist()):
+        theirs = recorded["rewards"][row].clone()
+        if length < theirs.shape[0]:
+            assert theirs[length].abs() > 0  # their score, after the end
+            theirs[length - 1] += theirs[length]
+            theirs[length:] = 0
+        # γ-discounted sum from the first token: the return at λ = 1, here by hand
+        kl = recorded["logprobs"][row] - recorded["ref_logprobs"][row]
+        kl = torch.where(found["mask"][row], kl, torch.zeros(()))
+        ours = -SETTINGS["kl_coef"] * kl
+        ours[length - 1] += recorded["scores"][row]
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+    ends = found["mask"].sum(1) < found["mask"].shape[1]
+    assert ends.any()
+    assert not torch.allclose(found["returns"][ends], recorded["returns"][ends], atol=1e-3)
+
+
+def test_the_difference_on_purpose_statistics_leave_padding_out(tmp_path, monkeypatch):
+    """TRL 1.12 averages approx_kl, entropy and ratio over padding too."""
+    replay = Replay("ended", tmp_path, monkeypatch)
+    replay.train()
+    entropy = replay.recorded["entropy_stats"].item()
+    assert replay.logged("policy/entropy_avg") != pytest.approx(entropy, abs=1e-3)

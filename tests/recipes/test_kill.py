@@ -1,0 +1,98 @@
+"""PPO killed with SIGKILL, also while it writes a checkpoint, resumes to what it would have been."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+from toolkit.runs import Run
+
+MOMENTS = 10 if os.environ.get("TOOLKIT_SOAK") else 2
+STEPS = 16
+
+
+def command(folder, base, sft, reward, *more):
+    options = {
+        "model_name_or_path": base,
+        "parent": sft,
+        "reward_model": reward,
+        "output_dir": folder,
+        "total_episodes": 32,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 2,
+        "response_length": 12,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "max_rows": 24,
+    }
+    words = [sys.executable, "recipes/ppo.py", "--config", "recipes/configs/world/ppo.yaml"]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    return [*words, *more]
+
+
+def run(words):
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+
+
+def outcome(folder):
+    """Everything that a user takes from a run: adapters, head, and what was logged per step."""
+    tensors = {}
+    for file in ("adapter_model", "value/adapter_model", "value/head"):
+        tensors |= {f"{file}:{k}": v for k, v in load_file(folder / f"{file}.safetensors").items()}
+    steps = [row for row in Run.load(folder).metrics() if "loss/policy_avg" in row]
+    return tensors, steps
+
+
+def kill_at(words, folder, moment):
+    """Start a run and kill it: at a step, or while the checkpoint of a step is being written."""
+    step, writing = moment
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    incoming = folder / ".incoming" / f"checkpoint-{step}"
+    whole = folder / f"checkpoint-{step}"
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() - began < 300:
+        if incoming.exists() if writing else whole.exists():
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    process.wait()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kill_and_resume_is_the_uninterrupted_run_to_the_bit(
+    tiny_base, sft_run, reward_run, tmp_path
+):
+    whole = tmp_path / "whole"
+    run(command(whole, tiny_base, sft_run, reward_run))
+    tensors, steps = outcome(whole)
+    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+    rng = random.Random(os.environ.get("TOOLKIT_SOAK", "0"))
+    moments = [(rng.randrange(2, STEPS), number % 2 == 0) for number in range(MOMENTS)]
+    for number, moment in enumerate(moments):
+        folder = tmp_path / f"killed-{number}"
+        words = command(folder, tiny_base, sft_run, reward_run)
+        assert kill_at(words, folder, moment), moment
+        assert Run.load(folder).state == "running"
+        run([*words, "--resume_from_checkpoint", "true"])
+        found, logged = outcome(folder)
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert (found[name] == tensor).all(), (moment, name)
+        assert json.dumps(logged) == json.dumps(steps), moment
