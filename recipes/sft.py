@@ -17,9 +17,9 @@ from toolkit.runs import Run, last_checkpoint
 
 
 def main(script, training, model, mixture, start) -> Run:
+    check_source(script, mixture)
     if not model.use_peft:
         raise ConfigError("sft: `use_peft` is false, but only adapters are trained: set it to true")
-    check_source(script, mixture)
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
 
     from transformers import set_seed

@@ -94,8 +94,8 @@ def test_two_checkpoints_are_compared(
         page.locator(".token", has_text=name).locator(".token-remove").click()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Sampling").click()
-    page.get_by_label("number input for Temperature").fill("0")
-    page.get_by_label("number input for Max new tokens").fill("8")
+    set_number(page, "Max new tokens", "8")
+    set_number(page, "Temperature", "0")
     assert columns(page, asks="What is it?", n=2) == expected(tiny_base, runs, ["base", "sft"])
 
     page.get_by_role("button", name="Runs that cannot be used").click()
@@ -113,6 +113,21 @@ def test_two_checkpoints_are_compared(
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert overflow <= 0
     assert problems == []
+
+
+def set_number(page: Any, name: str, value: str) -> None:
+    """Type into a slider's number, as often as it takes: opening its section sets it once more."""
+    box, slider = (
+        page.get_by_label(f"{kind} for {name}") for kind in ("number input", "range slider")
+    )
+    box.wait_for()
+    for _ in range(20):
+        box.fill(value)
+        box.press("Tab")
+        page.wait_for_timeout(150)
+        if (box.input_value(), slider.input_value()) == (value, value):
+            return
+    raise AssertionError(f"{name} stays {box.input_value()!r}")
 
 
 def columns(page: Any, *, asks: str, n: int) -> list[tuple[str, str]]:
