@@ -82,7 +82,8 @@ def _demonstrations(start, seed):
 
     source = ScriptArguments(dataset_name=start.demonstrations)
     # the training data's mixture would take precedence, and its format is another
-    asked = DataArguments(drop_bad_rows=start.drop_bad_rows, max_rows=MOST_DEMONSTRATIONS)
+    most = min(start.max_rows or MOST_DEMONSTRATIONS, MOST_DEMONSTRATIONS)
+    asked = DataArguments(drop_bad_rows=start.drop_bad_rows, max_rows=most)
     rows = load_splits(source, DatasetMixtureConfig(), asked, kind="prompt-completion", seed=seed)
     return [(row["prompt"], row["completion"]) for row in rows["train"]]
 

@@ -114,6 +114,9 @@ def test_scoring_twice_is_identical_though_the_adapters_have_dropout(
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused(ppo_roles, tokenizer, dataset, tmp_path):
+    longest = make(ppo_roles, tokenizer, dataset, tmp_path / "run", max_prompt_length=12)
+    assert 0 < len(longest.train_dataset) < len(dataset)
+    assert max(map(len, longest.train_dataset["prompt_ids"])) <= 12
     ppo_roles.base.config.max_position_embeddings = 20
     with pytest.raises(ConfigError, match=r"of 16 prompts leave no room for `response_length` 8"):
         make(ppo_roles, tokenizer, dataset, tmp_path / "run")

@@ -122,7 +122,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             model=roles.model,
             args=args,
             data_collator=list,
-            train_dataset=_encoded(train_dataset, processing_class, roles, args.response_length),
+            train_dataset=_encoded(train_dataset, processing_class, roles, args),
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -341,20 +341,29 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
 
 
 def _encoded(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles, response_length: int
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles, args: PPOConfig
 ) -> Dataset:
     """The rows with `prompt_ids`; a prompt that leaves no room for a completion is refused."""
     encoded = rows.map(
         lambda row: {"prompt_ids": encode_prompt(tokenizer, row["prompt"])}, desc="Tokenizing"
     )
-    room = roles.base.config.get_text_config().max_position_embeddings - response_length
+    limit = args.max_prompt_length
+    if limit is not None:
+        short = encoded.filter(lambda row: len(row["prompt_ids"]) <= limit)
+        if len(short) < len(encoded):
+            left_out = len(encoded) - len(short)
+            print(f"{left_out} of {len(encoded)} prompts have more than {limit} tokens: left out")
+        if len(short) == 0:
+            raise ConfigError(f"no prompt has at most `max_prompt_length` {limit} tokens")
+        encoded = short
+    room = roles.base.config.get_text_config().max_position_embeddings - args.response_length
     lengths = list(map(len, encoded["prompt_ids"]))
     long = [row for row, length in enumerate(lengths) if length > room]
     if long:
         raise ConfigError(
             f"{len(long)} of {len(lengths)} prompts leave no room for `response_length` "
-            f"{response_length} in the base's context: row {long[0]} has {lengths[long[0]]} tokens, "
-            f"at most {room} fit. Shorten or drop them, or lower `response_length`"
+            f"{args.response_length} in the base's context: row {long[0]} has {lengths[long[0]]} tokens, "
+            f"at most {room} fit. Leave them out with `max_prompt_length`, or lower `response_length`"
         )
     return encoded
 

@@ -25,6 +25,10 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     num_mini_batches: int = field(default=1, metadata={"help": "Minibatches per rollout."})
     response_length: int = field(default=53, metadata={"help": "Most tokens of a completion."})
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Leave out prompts of more tokens, saying how many; default: keep all."},
+    )
     temperature: float = field(default=0.7, metadata={"help": "Rollout temperature, above 0."})
     kl_coef: float = field(default=0.05, metadata={"help": "β: reward units per nat of KL."})
     kl_estimator: str = field(
