@@ -10,8 +10,8 @@ from tests.trainers.ppo_setup import make, prompts
 from toolkit.errors import ConfigError, RewardError
 from toolkit.models.passes import completion_logprobs
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
-from toolkit.trainers.ppo import RolloutSampler
 from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.trainers.prompts import RolloutSampler
 
 
 @pytest.fixture

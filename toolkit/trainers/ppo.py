@@ -7,7 +7,6 @@ step, so that logging, schedules, callbacks, clipping and checkpoints are the li
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
@@ -24,7 +23,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from toolkit.errors import CheckpointError, ConfigError, RewardError
 from toolkit.models.base import stop_ids
-from toolkit.models.generation import Sampling, encode_prompt
+from toolkit.models.generation import Sampling
 from toolkit.models.passes import by_length, completion_logprobs, state_values
 from toolkit.models.roles import POLICY, REWARD, VALUE, Roles
 from toolkit.rl.advantages import gae, kl_estimate, kl_rewards, masked_mean, whiten
@@ -32,37 +31,9 @@ from toolkit.rl.losses import policy_loss, value_loss
 from toolkit.rl.rollout import Experience, RewardParts, roll_out
 from toolkit.trainers.checkpoints import WholeCheckpoints
 from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.trainers.prompts import RolloutSampler, encode_prompts
 
 EXPERIENCE_FILE = "experience.safetensors"
-
-
-class RolloutSampler(Sampler[int]):
-    """Prompt indices, a rollout at a time, each rollout repeated once per micro-batch made of it.
-
-    Every pass over the prompts has an order of its own, drawn from `seed` and the pass's number,
-    so that a resumed run draws the same prompts.
-    """
-
-    def __init__(self, size: int, *, rollouts: int, batch: int, repeat: int, seed: int) -> None:
-        self.size, self.rollouts, self.batch, self.repeat = size, rollouts, batch, repeat
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return self.rollouts * self.batch * self.repeat
-
-    def __iter__(self) -> Iterator[int]:
-        drawn = self._endless()
-        for _ in range(self.rollouts):
-            rows = [next(drawn) for _ in range(self.batch)]
-            for _ in range(self.repeat):
-                yield from rows
-
-    def _endless(self) -> Iterator[int]:
-        number = 0
-        while True:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-            yield from torch.randperm(self.size, generator=generator).tolist()
-            number += 1
 
 
 class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
@@ -122,7 +93,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             model=roles.model,
             args=args,
             data_collator=list,
-            train_dataset=_encoded(train_dataset, processing_class, roles, args),
+            train_dataset=encode_prompts(train_dataset, processing_class, roles, args),
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -338,34 +309,6 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
                 f"{folder}: {EXPERIENCE_FILE} is missing, so it cannot be resumed"
             )
         self.experience = Experience.load(file, self.args.device)
-
-
-def _encoded(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles, args: PPOConfig
-) -> Dataset:
-    """The rows with `prompt_ids`; a prompt that leaves no room for a completion is refused."""
-    encoded = rows.map(
-        lambda row: {"prompt_ids": encode_prompt(tokenizer, row["prompt"])}, desc="Tokenizing"
-    )
-    limit = args.max_prompt_length
-    if limit is not None:
-        short = encoded.filter(lambda row: len(row["prompt_ids"]) <= limit)
-        if len(short) < len(encoded):
-            left_out = len(encoded) - len(short)
-            print(f"{left_out} of {len(encoded)} prompts have more than {limit} tokens: left out")
-        if len(short) == 0:
-            raise ConfigError(f"no prompt has at most `max_prompt_length` {limit} tokens")
-        encoded = short
-    room = roles.base.config.get_text_config().max_position_embeddings - args.response_length
-    lengths = list(map(len, encoded["prompt_ids"]))
-    long = [row for row, length in enumerate(lengths) if length > room]
-    if long:
-        raise ConfigError(
-            f"{len(long)} of {len(lengths)} prompts leave no room for `response_length` "
-            f"{args.response_length} in the base's context: row {long[0]} has {lengths[long[0]]} tokens, "
-            f"at most {room} fit. Leave them out with `max_prompt_length`, or lower `response_length`"
-        )
-    return encoded
 
 
 def _explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""PPO's prompts: encoded once and checked for room, and drawn a rollout at a time."""
+
+from collections.abc import Iterator
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.errors import ConfigError
+from toolkit.models.generation import encode_prompt
+from toolkit.models.roles import Roles
+from toolkit.trainers.ppo_config import PPOConfig
+
+
+class RolloutSampler(Sampler[int]):
+    """Prompt indices, a rollout at a time, each rollout repeated once per micro-batch made of it.
+
+    Every pass over the prompts has an order of its own, drawn from `seed` and the pass's number,
+    so that a resumed run draws the same prompts.
+    """
+
+    def __init__(self, size: int, *, rollouts: int, batch: int, repeat: int, seed: int) -> None:
+        self.size, self.rollouts, self.batch, self.repeat = size, rollouts, batch, repeat
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.rollouts * self.batch * self.repeat
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = self._endless()
+        for _ in range(self.rollouts):
+            rows = [next(drawn) for _ in range(self.batch)]
+            for _ in range(self.repeat):
+                yield from rows
+
+    def _endless(self) -> Iterator[int]:
+        number = 0
+        while True:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            yield from torch.randperm(self.size, generator=generator).tolist()
+            number += 1
+
+
+def encode_prompts(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles, args: PPOConfig
+) -> Dataset:
+    """The rows with `prompt_ids`; a prompt that leaves no room for a completion is refused."""
+    encoded = rows.map(
+        lambda row: {"prompt_ids": encode_prompt(tokenizer, row["prompt"])}, desc="Tokenizing"
+    )
+    limit = args.max_prompt_length
+    if limit is not None:
+        short = encoded.filter(lambda row: len(row["prompt_ids"]) <= limit)
+        if len(short) < len(encoded):
+            left_out = len(encoded) - len(short)
+            print(f"{left_out} of {len(encoded)} prompts have more than {limit} tokens: left out")
+        if len(short) == 0:
+            raise ConfigError(f"no prompt has at most `max_prompt_length` {limit} tokens")
+        encoded = short
+    room = roles.base.config.get_text_config().max_position_embeddings - args.response_length
+    lengths = list(map(len, encoded["prompt_ids"]))
+    long = [row for row, length in enumerate(lengths) if length > room]
+    if long:
+        raise ConfigError(
+            f"{len(long)} of {len(lengths)} prompts leave no room for `response_length` "
+            f"{args.response_length} in the base's context: row {long[0]} has {lengths[long[0]]} tokens, "
+            f"at most {room} fit. Leave them out with `max_prompt_length`, or lower `response_length`"
+        )
+    return encoded
