@@ -26,8 +26,9 @@ def main(script, training, model, mixture, start) -> Run:
 
     from transformers import set_seed
 
+    from toolkit.models.adapters import save_adapter
     from toolkit.models.base import fingerprint, load_base
-    from toolkit.models.roles import POLICY, Roles, save_adapter
+    from toolkit.models.roles import POLICY, Roles
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.supervised import DPOTrainer

@@ -25,8 +25,8 @@ def main(script, training, model, mixture, start) -> Run:
     from transformers import set_seed
     from trl import get_peft_config
 
+    from toolkit.models.adapters import save_adapter
     from toolkit.models.base import fingerprint, load_base
-    from toolkit.models.roles import save_adapter
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.supervised import SFTTrainer

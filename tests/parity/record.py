@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from tokens import tokenizer
+from tokens import LEARNING_RATE, SETTINGS, SHAPE, TARGETS, tokenizer
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -30,29 +30,7 @@ from transformers import (
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 FILE = Path(__file__).with_name("trl-1.12.0.safetensors")
-SHAPE = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "tie_word_embeddings": False,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
-SETTINGS = {
-    "temperature": 0.9,
-    "kl_coef": 0.07,
-    "cliprange": 0.2,
-    "cliprange_value": 0.2,
-    "vf_coef": 0.3,
-    "gamma": 0.98,
-    "lam": 0.93,
-}
-LEARNING_RATE, BATCH, LENGTH = 0.5, 8, 7
+BATCH, LENGTH = 8, 7
 KEPT = ("responses", "logprobs", "ref_logprobs", "values", "scores", "rewards", "advantages")
 KEPT += ("returns", "sequence_lengths", "padding_mask", "padding_mask_p1", "query_responses")
 STATS = ("approxkl_stats", "pg_loss_stats", "vf_loss_stats", "entropy_stats", "ratio_stats")
@@ -62,7 +40,7 @@ STATS += ("pg_clipfrac_stats", "vf_clipfrac_stats")
 def base() -> LlamaForCausalLM:
     """The frozen base, the same each time."""
     set_seed(11)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE))
+    return LlamaForCausalLM(LlamaConfig(**SHAPE, initializer_range=0.3))
 
 
 def adapted(seed: int):
@@ -79,7 +57,9 @@ def adapted(seed: int):
 def scalar_model(seed: int) -> LlamaForSequenceClassification:
     """A reward or value model whose trunk is the base with an adapter merged into it."""
     merged = adapted(seed).merge_and_unload()
-    model = LlamaForSequenceClassification(LlamaConfig(**SHAPE, num_labels=1))
+    model = LlamaForSequenceClassification(
+        LlamaConfig(**SHAPE, initializer_range=0.3, num_labels=1)
+    )
     model.model.load_state_dict(merged.model.state_dict())
     generator = torch.Generator().manual_seed(seed + 100)
     with torch.no_grad():

@@ -9,37 +9,15 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.parity.tokens import tokenizer
+from tests.parity.tokens import LEARNING_RATE, SETTINGS, SHAPE, TARGETS, tokenizer
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 from toolkit.rl import advantages, rollout
-from toolkit.trainers import ppo
+from toolkit.trainers import experience
 from toolkit.trainers.ppo import PPOTrainer
 from toolkit.trainers.ppo_config import PPOConfig
 
 RECORDING = load_file(Path(__file__).with_name("trl-1.12.0.safetensors"))
-SHAPE = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "tie_word_embeddings": False,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
-SETTINGS = {
-    "temperature": 0.9,
-    "kl_coef": 0.07,
-    "cliprange": 0.2,
-    "cliprange_value": 0.2,
-    "vf_coef": 0.3,
-    "gamma": 0.98,
-    "lam": 0.93,
-}
-LEARNING_RATE = 0.5
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
@@ -154,7 +132,7 @@ def test_parity_of_scores_and_rewards(full, monkeypatch):
         rewards.append(given.clone())
         return advantages.gae(given, *args, **kwargs)
 
-    monkeypatch.setattr(ppo, "gae", gae)
+    monkeypatch.setattr(experience, "gae", gae)
     full.train()
     rows = [full.trainer.experience.prompts.index(p) for p in full.prompts]
     torch.testing.assert_close(rewards[0][rows], full.recorded["rewards"], **CLOSE)

@@ -1,7 +1,30 @@
-"""The forty-word tokenizer of the recording; only its special ids matter."""
+"""What the recording and its test share: shapes, settings, and a tokenizer of forty words."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
+SETTINGS = {
+    "temperature": 0.9,
+    "kl_coef": 0.07,
+    "cliprange": 0.2,
+    "cliprange_value": 0.2,
+    "vf_coef": 0.3,
+    "gamma": 0.98,
+    "lam": 0.93,
+}
+LEARNING_RATE = 0.5
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

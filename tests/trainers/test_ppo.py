@@ -10,8 +10,8 @@ from tests.trainers.ppo_setup import make, prompts
 from toolkit.errors import ConfigError, RewardError
 from toolkit.models.passes import completion_logprobs
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
-from toolkit.trainers.ppo import RolloutSampler
 from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.trainers.sampler import RolloutSampler
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_missing_roles_and_empty_data_are_refused(
         ({"temperature": 0.0}, "temperature"),
         ({"kl_estimator": "k2"}, "k1 or k3"),
         ({"gamma": 1.5}, "gamma"),
-        ({"eval_strategy": "steps"}, "evaluate"),
+        ({"value_role": "trunk"}, "adapter or zero or head"),
     ],
 )
 def test_bad_settings_name_the_option(tmp_path, wrong, message):

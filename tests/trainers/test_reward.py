@@ -6,10 +6,11 @@ from datasets import Dataset
 
 from tests.conftest import fresh_roles
 from toolkit.errors import ConfigError
+from toolkit.models.adapters import read_adapter
 from toolkit.models.base import fingerprint, load_base
 from toolkit.models.generation import encode_completion, encode_prompt
 from toolkit.models.passes import collate, scores
-from toolkit.models.roles import REWARD, read_adapter
+from toolkit.models.roles import REWARD
 from toolkit.trainers.reward import export, scalar_adapter, score_texts, tokenize_pairs
 
 ROWS = [

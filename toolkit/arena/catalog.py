@@ -8,9 +8,9 @@ from pathlib import Path
 from safetensors import safe_open
 
 from toolkit.errors import ToolkitError
+from toolkit.models.adapters import WEIGHTS_FILE
 from toolkit.models.base import check_fingerprint
 from toolkit.models.heads import ScalarHead
-from toolkit.models.roles import WEIGHTS_FILE
 from toolkit.runs import Run, list_runs
 
 BASE_ID = "base"

@@ -8,7 +8,6 @@ which parameters are trainable stays as it was, also when the body raises.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from peft import (
@@ -20,20 +19,15 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import Linear as LoraLinear
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.base import check_fingerprint, save_fingerprint
+from toolkit.errors import CheckpointError
+from toolkit.models.adapters import read_adapter, save_adapter
+from toolkit.models.base import check_fingerprint
 from toolkit.models.heads import ScalarHead
 
-if TYPE_CHECKING:
-    from trl import ModelConfig
-
 POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 class Roles:
@@ -168,6 +162,11 @@ class Roles:
                 found.append(layer)
         return found
 
+    @property
+    def rewards(self) -> list[str]:
+        """The attached reward roles: `reward`, or `reward_0`, `reward_1`, … of an ensemble."""
+        return [n for n in self.heads if n == REWARD or n.startswith(f"{REWARD}_")]
+
     def trainable_names(self) -> list[str]:
         """Names of all parameters that an optimizer would move."""
         module = self.model or self.base
@@ -177,11 +176,18 @@ class Roles:
         """Write one role as plain PEFT files, with its head and the base's fingerprint beside."""
         assert self.model is not None
         folder = Path(folder)
-        save_adapter(self.model, folder, self.fingerprint, name=name)
+        if name in self.model.peft_config:
+            save_adapter(self.model, folder, self.fingerprint, name=name)
         if name in self.heads:
+            folder.mkdir(parents=True, exist_ok=True)
             head = self.heads[name]
             assert isinstance(head, ScalarHead)
             head.save(folder)
+
+    def add_value_head(self) -> None:
+        """A trainable head of zeros for the value role; it may do without an adapter of its own."""
+        size = self.base.config.get_text_config().hidden_size
+        self._add_head(VALUE, ScalarHead(size, zero=True), trainable=True)
 
     def _add(self, name: str, config: PeftConfig, *, trainable: bool) -> None:
         if isinstance(config, LoraConfig) and config.bias != "none":
@@ -209,9 +215,11 @@ class Roles:
 
         Raises: CheckpointError where they are missing, damaged, of another base, or do not fit.
         """
-        check_fingerprint(folder, self.fingerprint)
-        _, weights = read_adapter(folder)
-        self._fill(name, weights, folder)
+        assert self.model is not None
+        if name in self.model.peft_config:
+            check_fingerprint(folder, self.fingerprint)
+            _, weights = read_adapter(folder)
+            self._fill(name, weights, folder)
         if name in self.heads:
             self.heads[name].load_state_dict(ScalarHead.load(folder).state_dict())
 
@@ -245,72 +253,6 @@ class Roles:
     def _parameters(self, name: str) -> list[nn.Parameter]:
         assert self.model is not None
         return [p for n, p in self.model.named_parameters() if f".{name}." in f".{n}."]
-
-
-def attach_ppo_roles(
-    roles: Roles, *, policy: str | None, reward: str, model: "ModelConfig"
-) -> None:
-    """Attach PPO's four roles: the policy and its frozen reference from SFT, value and reward
-    from the reward model.
-
-    With no SFT run the policy starts as a new adapter and the reference is the bare base, which
-    is said on the screen.
-    """
-    from trl import get_peft_config
-
-    if policy is not None:
-        roles.attach(POLICY, policy, trainable=True)
-        roles.attach(REFERENCE, policy)
-    else:
-        config = get_peft_config(model)
-        if config is None:
-            raise ConfigError("without a parent PPO starts a new adapter: set `use_peft: true`")
-        print("no parent: the reference is the bare base, and the policy starts as a new adapter")
-        roles.create(POLICY, config)
-    roles.attach(REWARD, reward, head=True)
-    roles.attach(VALUE, reward, head=True, trainable=True)
-
-
-def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
-    """Config and weights of an adapter on disk; safetensors only, a pickle is never opened.
-
-    Raises: CheckpointError where a file is missing or damaged or a weight is not finite.
-    """
-    for file in ("adapter_config.json", WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{folder}: {file} is missing; expected a run with an adapter")
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        weights = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: damaged adapter ({error})") from error
-    # one adapter that yields NaN stops sampling for every row of a batch it shares
-    bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
-    if bad:
-        raise CheckpointError(f"{folder}: {bad[0]} holds numbers that are not finite")
-    return config, weights
-
-
-def save_adapter(
-    model: PeftModel, folder: Path, base_fingerprint: dict[str, str], *, name: str = POLICY
-) -> None:
-    """Write one adapter at the folder's root, whatever its name in memory, and whose base it knows.
-
-    PEFT's own `save_pretrained` would put every adapter but "default" into a folder of its name.
-    """
-    weights = get_peft_model_state_dict(model, adapter_name=name)
-    write_adapter(folder, model.peft_config[name], weights)
-    save_fingerprint(folder, base_fingerprint)
-
-
-def write_adapter(folder: Path, config: PeftConfig, weights: dict[str, torch.Tensor]) -> None:
-    """Write an adapter's weights and config as PEFT reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    inference, config.inference_mode = config.inference_mode, True
-    config.save_pretrained(str(folder))
-    config.inference_mode = inference
 
 
 def _restore(flags: list[tuple[nn.Parameter, bool]]) -> None:

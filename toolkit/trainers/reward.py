@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.adapters import read_adapter, write_adapter
 from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.generation import Prompt, encode_completion, encode_prompt
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import by_length, collate
-from toolkit.models.roles import read_adapter, write_adapter
 from toolkit.trainers.ranking import last_scores
 
 if TYPE_CHECKING:

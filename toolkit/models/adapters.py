@@ -1,0 +1,55 @@
+"""Adapters on disk: plain PEFT files, safetensors only, with the fingerprint of their base."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from toolkit.errors import CheckpointError
+from toolkit.models.base import save_fingerprint
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """Config and weights of an adapter on disk; safetensors only, a pickle is never opened.
+
+    Raises: CheckpointError where a file is missing or damaged or a weight is not finite.
+    """
+    for file in ("adapter_config.json", WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder}: {file} is missing; expected a run with an adapter")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        weights = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: damaged adapter ({error})") from error
+    # one adapter that yields NaN stops sampling for every row of a batch it shares
+    bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
+    if bad:
+        raise CheckpointError(f"{folder}: {bad[0]} holds numbers that are not finite")
+    return config, weights
+
+
+def save_adapter(
+    model: PeftModel, folder: Path, base_fingerprint: dict[str, str], *, name: str = "default"
+) -> None:
+    """Write one adapter at the folder's root, whatever its name in memory, and whose base it knows.
+
+    PEFT's own `save_pretrained` would put every adapter but "default" into a folder of its name.
+    """
+    weights = get_peft_model_state_dict(model, adapter_name=name)
+    write_adapter(folder, model.peft_config[name], weights)
+    save_fingerprint(folder, base_fingerprint)
+
+
+def write_adapter(folder: Path, config: PeftConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Write an adapter's weights and config as PEFT reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    inference, config.inference_mode = config.inference_mode, True
+    config.save_pretrained(str(folder))
+    config.inference_mode = inference
