@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test lint types unit seeds base parity clean
+.PHONY: quickstart test lint types unit seeds base parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
@@ -32,6 +32,10 @@ $(VENV)/peer/.installed: constraints.txt
 	$(VENV)/peer/bin/pip --disable-pip-version-check install --quiet \
 	  -c $(VENV)/peer/constraints.txt torch transformers peft accelerate datasets trl==1.12.0
 	@touch $@
+
+# what takes too long for every change: PPO killed at ten moments
+soak: $(VENV)/.installed-dev
+	TOOLKIT_SOAK=$${TOOLKIT_SOAK:-1} $(BIN)/python -m pytest tests/recipes/test_kill.py
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

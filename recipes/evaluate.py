@@ -38,11 +38,11 @@ def main(args, model) -> Run:
 
     from transformers import set_seed
 
+    from toolkit.data.texts import held_out_texts
     from toolkit.evaluation.evaluate import Checkpoint, evaluate_all, role_ids
     from toolkit.evaluation.judge import judge_reward_model
     from toolkit.evaluation.render import to_text, write
     from toolkit.evaluation.report import build, examples
-    from toolkit.evaluation.texts import held_out_texts
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.generation import Sampling
     from toolkit.models.roles import REWARD, Roles

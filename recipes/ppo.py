@@ -18,9 +18,10 @@ from toolkit.runs import Run, last_checkpoint, require_adapter
 
 
 def main(script, training, model, mixture, start) -> Run:
-    if start.reward_model is None:
+    if not start.reward_model:
         raise ConfigError("ppo: `reward_model` is missing: --reward_model runs/world/reward")
-    require_adapter(start.reward_model, "reward_model")
+    for run in start.reward_model:
+        require_adapter(run, "reward_model")
     if start.parent is not None:
         require_adapter(start.parent, "parent")
     check_source(script, mixture)
@@ -28,14 +29,17 @@ def main(script, training, model, mixture, start) -> Run:
 
     from transformers import set_seed
 
+    from toolkit.data.texts import pretraining_texts
     from toolkit.models.base import fingerprint, load_base
-    from toolkit.models.roles import Roles, attach_ppo_roles
+    from toolkit.models.ppo_roles import attach_ppo_roles
+    from toolkit.models.roles import Roles
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.ppo import PPOTrainer
 
     configs = (script, training, model, mixture, start)
-    parents = {"adapter": start.parent, "reward": start.reward_model}
+    parents = {"adapter": start.parent, "reward": start.reward_model[0]}
+    parents |= {f"reward_{i}": run for i, run in enumerate(start.reward_model[1:], start=1)}
     with Run.start(
         training.output_dir, recipe="ppo", configs=configs, parents=parents, resume=resume
     ) as run:
@@ -44,12 +48,20 @@ def main(script, training, model, mixture, start) -> Run:
         base, tokenizer = load_base(model)
         run.base = fingerprint(model, tokenizer)
         roles = Roles(base, run.base)
-        attach_ppo_roles(roles, policy=start.parent, reward=start.reward_model, model=model)
+        attach_ppo_roles(
+            roles,
+            policy=start.parent,
+            rewards=start.reward_model,
+            model=model,
+            value=training.value_role,
+        )
         trainer = PPOTrainer(
             roles,
             training,
             processing_class=tokenizer,
             train_dataset=splits["train"],
+            eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
+            ptx_texts=pretraining_texts(start.ptx_texts, tokenizer),
             callbacks=[RunCallback()],
         )
         with interruptible(trainer):

@@ -48,8 +48,13 @@ class RewardArguments(StartArguments):
 class PPOArguments(StartArguments):
     """What PPO's four roles start from."""
 
-    reward_model: str | None = field(
-        default=None, metadata={"help": "Run directory of the reward model."}
+    reward_model: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Run directory of the reward model; several make an ensemble."},
+    )
+    ptx_texts: str | None = field(
+        default=None,
+        metadata={"help": "Pretraining text for ptx_coef: world:corpus, or JSONL with `text`."},
     )
 
 

@@ -153,6 +153,8 @@ def _matches(value: Any, option: Any, place: str) -> tuple[bool, Any]:
         return value in typing.get_args(option), value
     if origin is list or option is list:
         inner = (typing.get_args(option) or (Any,))[0]
+        if isinstance(value, str) and inner is str:  # one word is a list of one, as in a shell
+            value = [value]
         if not isinstance(value, list):
             return False, value
         return True, [_checked(v, inner, f"{place}[{i}]") for i, v in enumerate(value)]

@@ -13,7 +13,7 @@ from tests.parity.tokens import LEARNING_RATE, SETTINGS, SHAPE, TARGETS, tokeniz
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 from toolkit.rl import advantages, rollout
-from toolkit.trainers import ppo
+from toolkit.trainers import experience
 from toolkit.trainers.ppo import PPOTrainer
 from toolkit.trainers.ppo_config import PPOConfig
 
@@ -132,7 +132,7 @@ def test_parity_of_scores_and_rewards(full, monkeypatch):
         rewards.append(given.clone())
         return advantages.gae(given, *args, **kwargs)
 
-    monkeypatch.setattr(ppo, "gae", gae)
+    monkeypatch.setattr(experience, "gae", gae)
     full.train()
     rows = [full.trainer.experience.prompts.index(p) for p in full.prompts]
     torch.testing.assert_close(rewards[0][rows], full.recorded["rewards"], **CLOSE)

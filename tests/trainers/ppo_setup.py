@@ -19,7 +19,9 @@ def prompts():
     return Dataset.from_dict({"prompt": [[{"role": "user", "content": p}] for p in PROMPTS]})
 
 
-def make(roles, tokenizer, dataset, folder, **changes):
+def make(
+    roles, tokenizer, dataset, folder, *, reward_funcs=(), ptx_texts=(), held_out=None, **changes
+):
     """Two rollouts of eight episodes, eight steps in all, unless changed."""
     settings = {
         "output_dir": str(folder),
@@ -45,5 +47,8 @@ def make(roles, tokenizer, dataset, folder, **changes):
         config,
         processing_class=tokenizer,
         train_dataset=dataset,
+        eval_dataset=held_out,
+        reward_funcs=reward_funcs,
+        ptx_texts=ptx_texts,
         callbacks=[RunCallback()],
     )

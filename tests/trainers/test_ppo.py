@@ -216,7 +216,7 @@ def test_missing_roles_and_empty_data_are_refused(
         ({"temperature": 0.0}, "temperature"),
         ({"kl_estimator": "k2"}, "k1 or k3"),
         ({"gamma": 1.5}, "gamma"),
-        ({"eval_strategy": "steps"}, "evaluate"),
+        ({"value_role": "trunk"}, "adapter or zero or head"),
     ],
 )
 def test_bad_settings_name_the_option(tmp_path, wrong, message):

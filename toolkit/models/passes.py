@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from toolkit.models.heads import ScalarHead
+from toolkit.models.token_logprobs import VocabularyHead, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -59,33 +60,48 @@ def by_length(
         yield order[start : start + size]
 
 
+@dataclass(frozen=True)
+class PolicyPass:
+    """What one pass of a policy's trunk gives: all `(B, T)`, zero where masked.
+
+    `logprobs` and `entropy` (None unless asked for) in nats; `hidden` is `(B, T, d)`, the states
+    from which each token was chosen.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None
+    hidden: Tensor
+
+
+def policy_pass(
+    model: nn.Module, batch: Batch, *, temperature: float, entropy: bool = False
+) -> PolicyPass:
+    """log π(token) at every completion position under softmax(logits / temperature).
+
+    Logits are computed at real completion tokens only, a slice at a time.
+    """
+    hidden = _hidden(model, batch)[:, -batch.mask.shape[1] - 1 : -1]  # (B, T, d)
+    taken, uncertain = token_logprobs(
+        VocabularyHead.of(_causal(model)),
+        hidden[batch.mask],
+        batch.completion_ids[batch.mask],
+        temperature=temperature,
+        entropy=entropy,
+    )
+
+    def spread(found: Tensor) -> Tensor:
+        empty = torch.zeros(batch.mask.shape, device=found.device)
+        return empty.masked_scatter(batch.mask, found)
+
+    return PolicyPass(spread(taken), None if uncertain is None else spread(uncertain), hidden)
+
+
 def completion_logprobs(
     model: nn.Module, batch: Batch, *, temperature: float, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """log π(token) at every completion position under softmax(logits / temperature).
-
-    The logits of the prompt are never computed.
-
-    Returns: logprobs `(B, T)`, zero where masked, and the entropies `(B, T)` in nats if asked for.
-    """
-    steps = batch.mask.shape[1]
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention.long(),
-        position_ids=batch.positions,
-        logits_to_keep=steps + 1,
-        use_cache=False,
-    ).logits[:, :-1]  # (B, T, V)
-    logits = logits.float() / temperature
-    taken = logits.gather(-1, batch.completion_ids.unsqueeze(-1)).squeeze(-1)
-    normaliser = logits.logsumexp(-1)
-    logprobs = (taken - normaliser).masked_fill(~batch.mask, 0.0)  # (B, T)
-    if not entropy:
-        return logprobs, None
-    with torch.no_grad():
-        # H = log Z - Σ p·logit: exact, one probability tensor and no log-softmax beside it
-        weighted = (logits.softmax(-1) * logits).sum(-1)
-        return logprobs, (normaliser - weighted).masked_fill(~batch.mask, 0.0)
+    """`policy_pass` without the hidden states: logprobs `(B, T)`, and entropies if asked for."""
+    found = policy_pass(model, batch, temperature=temperature, entropy=entropy)
+    return found.logprobs, found.entropy
 
 
 def state_values(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
@@ -107,11 +123,18 @@ def scores(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
 
 def _hidden(model: nn.Module, batch: Batch) -> Tensor:
     """The trunk's last hidden states, `(B, P + T, d)`."""
-    causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden: Tensor = causal.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention.long(),
-        position_ids=batch.positions,
-        use_cache=False,
-    ).last_hidden_state
+    hidden: Tensor = (
+        _causal(model)
+        .base_model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention.long(),
+            position_ids=batch.positions,
+            use_cache=False,
+        )
+        .last_hidden_state
+    )
     return hidden
+
+
+def _causal(model: nn.Module) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -8,7 +8,6 @@ which parameters are trainable stays as it was, also when the body raises.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from peft import (
@@ -23,13 +22,10 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers import PreTrainedModel
 
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError
 from toolkit.models.adapters import read_adapter, save_adapter
 from toolkit.models.base import check_fingerprint
 from toolkit.models.heads import ScalarHead
-
-if TYPE_CHECKING:
-    from trl import ModelConfig
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
 
@@ -166,6 +162,11 @@ class Roles:
                 found.append(layer)
         return found
 
+    @property
+    def rewards(self) -> list[str]:
+        """The attached reward roles: `reward`, or `reward_0`, `reward_1`, … of an ensemble."""
+        return [n for n in self.heads if n == REWARD or n.startswith(f"{REWARD}_")]
+
     def trainable_names(self) -> list[str]:
         """Names of all parameters that an optimizer would move."""
         module = self.model or self.base
@@ -175,11 +176,18 @@ class Roles:
         """Write one role as plain PEFT files, with its head and the base's fingerprint beside."""
         assert self.model is not None
         folder = Path(folder)
-        save_adapter(self.model, folder, self.fingerprint, name=name)
+        if name in self.model.peft_config:
+            save_adapter(self.model, folder, self.fingerprint, name=name)
         if name in self.heads:
+            folder.mkdir(parents=True, exist_ok=True)
             head = self.heads[name]
             assert isinstance(head, ScalarHead)
             head.save(folder)
+
+    def add_value_head(self) -> None:
+        """A trainable head of zeros for the value role; it may do without an adapter of its own."""
+        size = self.base.config.get_text_config().hidden_size
+        self._add_head(VALUE, ScalarHead(size, zero=True), trainable=True)
 
     def _add(self, name: str, config: PeftConfig, *, trainable: bool) -> None:
         if isinstance(config, LoraConfig) and config.bias != "none":
@@ -207,9 +215,11 @@ class Roles:
 
         Raises: CheckpointError where they are missing, damaged, of another base, or do not fit.
         """
-        check_fingerprint(folder, self.fingerprint)
-        _, weights = read_adapter(folder)
-        self._fill(name, weights, folder)
+        assert self.model is not None
+        if name in self.model.peft_config:
+            check_fingerprint(folder, self.fingerprint)
+            _, weights = read_adapter(folder)
+            self._fill(name, weights, folder)
         if name in self.heads:
             self.heads[name].load_state_dict(ScalarHead.load(folder).state_dict())
 
@@ -243,30 +253,6 @@ class Roles:
     def _parameters(self, name: str) -> list[nn.Parameter]:
         assert self.model is not None
         return [p for n, p in self.model.named_parameters() if f".{name}." in f".{n}."]
-
-
-def attach_ppo_roles(
-    roles: Roles, *, policy: str | None, reward: str, model: "ModelConfig"
-) -> None:
-    """Attach PPO's four roles: the policy and its frozen reference from SFT, value and reward
-    from the reward model.
-
-    With no SFT run the policy starts as a new adapter and the reference is the bare base, which
-    is said on the screen.
-    """
-    from trl import get_peft_config
-
-    if policy is not None:
-        roles.attach(POLICY, policy, trainable=True)
-        roles.attach(REFERENCE, policy)
-    else:
-        config = get_peft_config(model)
-        if config is None:
-            raise ConfigError("without a parent PPO starts a new adapter: set `use_peft: true`")
-        print("no parent: the reference is the bare base, and the policy starts as a new adapter")
-        roles.create(POLICY, config)
-    roles.attach(REWARD, reward, head=True)
-    roles.attach(VALUE, reward, head=True, trainable=True)
 
 
 def _restore(flags: list[tuple[nn.Parameter, bool]]) -> None:

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,11 +14,11 @@ from toolkit.models.passes import (
     Batch,
     by_length,
     collate,
-    completion_logprobs,
+    policy_pass,
     scores,
     state_values,
 )
-from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
+from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles
 
 
 @dataclass
@@ -80,11 +81,14 @@ class Experience:
 
 
 @dataclass(frozen=True)
-class RewardParts:
-    """What the reward of a rollout is made of: the score `(B,)` before any penalty, and who ended."""
+class Seen:
+    """What the reward roles and the stop tokens say of a rollout.
+
+    `scores` is `(M, B)`, one row per reward adapter; `ended` is `(B,)` bool.
+    """
 
     scores: Tensor
-    ended: Tensor  # (B,) bool
+    ended: Tensor
 
 
 def roll_out(
@@ -96,7 +100,7 @@ def roll_out(
     pad_id: int,
     batch_size: int,
     generation_batch_size: int,
-) -> tuple[Experience, RewardParts]:
+) -> tuple[Experience, Seen]:
     """Sample one completion per prompt from the policy and let every role look at it once.
 
     Without a `ref` adapter the reference is the base with adapters disabled.
@@ -115,15 +119,15 @@ def roll_out(
     device = next(policy.parameters()).device
     shape = (len(prompts), width)
     found = {n: torch.zeros(shape, device=device) for n in ("logprobs", "ref_logprobs", "values")}
-    score = torch.zeros(len(prompts), device=device)
-    assert roles.model is not None
-    reference = REFERENCE if REFERENCE in roles.model.peft_config else None
+    judges = roles.rewards
+    score = torch.zeros((len(judges), len(prompts)), device=device)
     for index in by_length(prompts, completions, batch_size):
         batch = collate(
             [prompts[i] for i in index], [completions[i] for i in index], pad_id, device
         )
-        seen = _look(roles, batch, reference=reference, temperature=sampling.temperature)
-        score[index] = seen.pop("score")
+        seen = _look(roles, batch, temperature=sampling.temperature)
+        if judges:
+            score[:, index] = _judge(roles, judges, batch)
         for name, tensor in seen.items():
             found[name][index, : tensor.shape[1]] = tensor
     lengths = torch.tensor([len(c) for c in completions], device=device)
@@ -131,20 +135,34 @@ def roll_out(
     ended = torch.tensor([bool(c) and c[-1] in stop for c in completions], device=device)
     empty = torch.zeros(shape, device=device)
     experience = Experience(prompts, completions, mask, **found, advantages=empty, returns=empty)
-    return experience, RewardParts(score, ended)
+    return experience, Seen(score, ended)
 
 
 @torch.no_grad()
-def _look(
-    roles: Roles, batch: Batch, *, reference: str | None, temperature: float
-) -> dict[str, Tensor]:
-    """One pass of each role over a batch."""
+def _look(roles: Roles, batch: Batch, *, temperature: float) -> dict[str, Tensor]:
+    """One pass each of policy, reference and value over a batch; a value on the policy's trunk
+    needs none of its own.
+    """
+    assert roles.model is not None
+    head: Any = roles.heads[VALUE]
     with roles.using(POLICY) as model:
-        logprobs, _ = completion_logprobs(model, batch, temperature=temperature)
-    with roles.using(reference) as model:
-        ref_logprobs, _ = completion_logprobs(model, batch, temperature=temperature)
-    with roles.using(VALUE) as model:
-        values = state_values(model, roles.heads[VALUE], batch)  # type: ignore[arg-type]
-    with roles.using(REWARD) as model:
-        score = scores(model, roles.heads[REWARD], batch)  # type: ignore[arg-type]
-    return {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values, "score": score}
+        policy = policy_pass(model, batch, temperature=temperature)
+    with roles.using(REFERENCE if REFERENCE in roles.model.peft_config else None) as model:
+        reference = policy_pass(model, batch, temperature=temperature)
+    if VALUE in roles.model.peft_config:
+        with roles.using(VALUE) as model:
+            values = state_values(model, head, batch)
+    else:
+        values = head(policy.hidden).masked_fill(~batch.mask, 0.0)
+    return {"logprobs": policy.logprobs, "ref_logprobs": reference.logprobs, "values": values}
+
+
+@torch.no_grad()
+def _judge(roles: Roles, judges: list[str], batch: Batch) -> Tensor:
+    """Every reward adapter's score, `(M, B)`."""
+    found = []
+    for name in judges:
+        head: Any = roles.heads[name]
+        with roles.using(name) as model:
+            found.append(scores(model, head, batch))
+    return torch.stack(found)

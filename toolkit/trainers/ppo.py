@@ -5,8 +5,10 @@ Built on TRL's base trainer and the loop of `transformers.Trainer`: a rollout is
 step, so that logging, schedules, callbacks, clipping and checkpoints are the library's.
 """
 
+import json
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,35 +18,53 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from toolkit.errors import CheckpointError, ConfigError, RewardError
-from toolkit.models.base import stop_ids
-from toolkit.models.generation import Sampling
-from toolkit.models.passes import by_length, completion_logprobs, state_values
-from toolkit.models.roles import POLICY, REWARD, VALUE, Roles
-from toolkit.rl.advantages import gae, kl_estimate, kl_rewards, masked_mean, whiten
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.passes import (
+    Batch,
+    by_length,
+    collate,
+    completion_logprobs,
+    policy_pass,
+    state_values,
+)
+from toolkit.models.roles import POLICY, VALUE, Roles
+from toolkit.rl.advantages import masked_mean
 from toolkit.rl.losses import policy_loss, value_loss
-from toolkit.rl.rollout import Experience, RewardParts, roll_out
-from toolkit.trainers.checkpoints import WholeCheckpoints
+from toolkit.rl.rollout import Experience
+from toolkit.runs import write_json
+from toolkit.trainers.checkpoints import WholeCheckpoints, read_state
+from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.prompts import RolloutSampler, encode_prompts
+from toolkit.trainers.rewards import RewardFunction
 
-EXPERIENCE_FILE = "experience.safetensors"
+EXPERIENCE_FILE, STATE_FILE, SAMPLES_FILE = (
+    "experience.safetensors",
+    "ppo_state.json",
+    "samples.jsonl",
+)
 
 
 class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
-    """Proximal policy optimization of one adapter against a reward adapter on the same base.
+    """Proximal policy optimization of one adapter against rewards, on one base.
 
     Args:
-        roles: with `default` (the policy) and `value` attached as trainable, `reward` frozen, and
-            usually `ref`; without `ref` the KL is to the bare base.
+        roles: with `default` (the policy) attached as trainable, a `value` role (an adapter with a
+            head, or a head alone), usually `ref` (without it the KL is to the bare base), and the
+            reward roles, frozen.
         args: settings.
         processing_class: the tokenizer.
-        train_dataset: rows with a `prompt`, text or messages.
+        train_dataset: rows with a `prompt`, text or messages; other columns go to `reward_funcs`.
+        eval_dataset: held-out rows; see `evaluate`.
+        reward_funcs: Python functions with TRL's signature, added to the reward roles' score with
+            `args.reward_weights`: `f(prompts, completions, completion_ids, **columns)` to a list of
+            numbers or None.
+        ptx_texts: pretraining texts, mixed into every update with `args.ptx_coef`.
         optimizers: in the place of the one that `args` describes.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155; details as in Huang et al. 2024, arXiv:2403.17031.
@@ -61,44 +81,50 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         *,
         processing_class: PreTrainedTokenizerBase,
         train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        reward_funcs: Sequence[RewardFunction] = (),
+        ptx_texts: Sequence[str] = (),
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
-        for name in (POLICY, VALUE, REWARD):
-            if roles.model is None or name not in roles.model.peft_config:
-                raise ConfigError(f"PPO needs the role {name!r} attached; see toolkit.models.roles")
-        if len(train_dataset) == 0:
-            raise ConfigError("PPO needs at least one prompt, the training split is empty")
-        if args.world_size > 1:
-            raise ConfigError(
-                f"PPO runs in one process, on one GPU; started with {args.world_size} processes"
-            )
+        _check(roles, args, train_dataset, reward_funcs, ptx_texts)
         assert roles.model is not None
         self.roles = roles
-        self.sampling = Sampling(max_new_tokens=args.response_length, temperature=args.temperature)
         # dropout would make the ratio differ from 1 before anything is learnt
         disable_dropout_in_model(roles.model)
         if args.gradient_checkpointing:
             roles.model.enable_input_require_grads()
-        per_rollout = args.rollout_batch_size
-        episodes = args.total_episodes or math.ceil(args.num_train_epochs * len(train_dataset))
-        self.rollouts = math.ceil(episodes / per_rollout)
+        episodes = args.total_episodes or math.ceil(
+            args.num_train_epochs * len(train_dataset) * args.num_generations
+        )
+        self.rollouts = math.ceil(episodes / args.rollout_batch_size)
         if args.max_steps <= 0:
             args.max_steps = self.rollouts * args.steps_per_rollout
         self.rollouts = math.ceil(args.max_steps / args.steps_per_rollout)
+        self.maker = ExperienceMaker(
+            roles, args, tokenizer=processing_class, reward_functions=reward_funcs
+        )
+        self.ptx = [
+            processing_class(text)["input_ids"][: args.ptx_max_length] for text in ptx_texts
+        ]
         self.experience: Experience | None = None
+        self.base_fingerprint = roles.fingerprint
         self._micro_step: int | None = None
+        self._stopped = False  # whether the rest of this rollout's updates is skipped
+        self._approx_kl = 0.0  # of the minibatch so far, nats per token
         self._metrics: dict[str, list[float]] = defaultdict(list)
         super().__init__(
             model=roles.model,
             args=args,
             data_collator=list,
             train_dataset=encode_prompts(train_dataset, processing_class, roles, args),
+            eval_dataset=None
+            if eval_dataset is None
+            else encode_prompts(eval_dataset, processing_class, roles, args),
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.stop = stop_ids(roles.base, processing_class)
         self.pad_id: int = processing_class.pad_token_id
 
     # ---- data: a rollout's prompts for every micro-batch made of it
@@ -113,11 +139,11 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         return self._get_dataloader(  # type: ignore[no-any-return]
             dataset=self.train_dataset,
             description="Training",
-            batch_size=self.args.rollout_batch_size,
+            batch_size=self.args.rollout_batch_size // self.args.num_generations,
             sampler_fn=lambda rows: RolloutSampler(
                 len(rows),
                 rollouts=self.rollouts,
-                batch=self.args.rollout_batch_size,
+                batch=self.args.rollout_batch_size // self.args.num_generations,
                 repeat=self.micro_steps_per_rollout,
                 seed=self.args.seed,
             ),
@@ -131,9 +157,23 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         at = self._micro_step % self.micro_steps_per_rollout
         if at == 0 or self.experience is None:
             self.experience = self.make_experience(rows)
+            self._stopped = False
         index, tokens = self._micro_batch(at)
         batch, old = self.experience.rows(index, self.pad_id)
         return {"batch": batch, "old": old, "tokens": tokens}
+
+    def make_experience(self, rows: list[dict[str, Any]]) -> Experience:
+        """A rollout of the rows' prompts; its notes go to the log. See `ExperienceMaker.make`."""
+        self.model.eval()
+        with (
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            self.accelerator.autocast(),
+        ):
+            experience, notes = self.maker.make(rows)
+        self.model.train()
+        for name, value in notes.items():
+            self._metrics[name].append(value)
+        return experience
 
     def _micro_batch(self, at: int) -> tuple[list[int], int]:
         """Row numbers of micro-batch `at` of a rollout, and the real tokens of its whole minibatch."""
@@ -153,75 +193,6 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         groups = list(by_length(prompts, completions, self.args.per_device_train_batch_size))
         return [chosen[i] for i in groups[micro]], sum(map(len, completions))
 
-    # ---- rollout: sample, score, and turn scores into advantages
-
-    def make_experience(self, rows: list[dict[str, Any]]) -> Experience:
-        """Sample a completion for each row's prompt and compute rewards, advantages and returns."""
-        prompts = [row["prompt_ids"] for row in rows]
-        self.model.eval()
-        with (
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            self.accelerator.autocast(),
-        ):
-            experience, parts = roll_out(
-                self.roles,
-                prompts,
-                sampling=self.sampling,
-                stop=self.stop,
-                pad_id=self.pad_id,
-                batch_size=self.args.local_rollout_forward_batch_size,
-                generation_batch_size=self.args.generation_batch_size
-                or self.args.local_rollout_forward_batch_size,
-            )
-        self.model.train()
-        score = self._penalised(parts)
-        self._refuse_bad_scores(score, experience)
-        kl = kl_estimate(
-            experience.logprobs, experience.ref_logprobs, estimator=self.args.kl_estimator
-        )
-        rewards = kl_rewards(score, kl, experience.mask, kl_coef=self.args.kl_coef)
-        if self.args.whiten_rewards:
-            rewards = whiten(rewards, experience.mask, shift_mean=False)
-        advantages, experience.returns = gae(
-            rewards, experience.values, experience.mask, gamma=self.args.gamma, lam=self.args.lam
-        )
-        # over the whole rollout and never per micro-batch
-        experience.advantages = whiten(advantages, experience.mask)
-        self._note_rollout(experience, parts, score, kl)
-        return experience
-
-    def _penalised(self, parts: RewardParts) -> Tensor:
-        if self.args.missing_eos_penalty is None:
-            return parts.scores
-        penalty: float = self.args.missing_eos_penalty
-        return parts.scores - penalty * (~parts.ended).float()
-
-    def _refuse_bad_scores(self, score: Tensor, experience: Experience) -> None:
-        bad = (~torch.isfinite(score)).nonzero().flatten().tolist()
-        if bad:
-            ids = experience.prompts[bad[0]] + experience.completions[bad[0]]
-            raise RewardError(
-                f"the reward model gave {score[bad[0]].item()} to {len(bad)} of {len(score)} "
-                f"completions; the first: {self.processing_class.decode(ids)!r}"
-            )
-
-    def _note_rollout(
-        self, experience: Experience, parts: RewardParts, score: Tensor, kl: Tensor
-    ) -> None:
-        """Metric keys and meanings of TRL 1.12's PPOTrainer, over real tokens only."""
-        summed = kl.masked_fill(~experience.mask, 0.0).sum(1)
-        penalty = -self.args.kl_coef * summed
-        note = self._note
-        note("objective/kl", summed.mean())
-        note("objective/entropy", (-experience.logprobs).sum(1).mean())
-        note("objective/non_score_reward", penalty.mean())
-        note("objective/scores", parts.scores.mean())
-        note("objective/scores_std", parts.scores.std(unbiased=False))
-        note("objective/rlhf_reward", penalty.mean() + score.mean())
-        note("objective/length", experience.mask.sum(1).float().mean())
-        note("objective/ended", parts.ended.float().mean())
-        note("val/num_eos_tokens", parts.ended.sum())
-
     # ---- update: one role after the other, forward and backward inside its block
 
     def training_step(
@@ -231,47 +202,129 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         model.train()
         ready = self._prepare_inputs(inputs)
         batch, old, tokens = ready["batch"], ready["old"], ready["tokens"]
+        assert self._micro_step is not None
+        if self._stopped:
+            loss = torch.zeros((), device=batch.mask.device)
+        else:
+            loss = self._update(batch, old, tokens) + self._pretraining_step()
+        self._micro_step += 1
+        if self._micro_step % self.args.gradient_accumulation_steps == 0:
+            limit = self.args.target_kl
+            self._stopped |= limit is not None and self._approx_kl > limit
+            self._approx_kl = 0.0
+            self._note("policy/updates_skipped", torch.tensor(float(self._stopped)))
+        return loss
+
+    def _update(self, batch: Batch, old: dict[str, Tensor], tokens: int) -> Tensor:
+        """Both losses of a micro-batch over its minibatch's token count, and their backward."""
+        args, head = self.args, self.roles.heads[VALUE]
+        own_trunk = VALUE in self.roles.model.peft_config  # type: ignore[union-attr]
         with self.roles.using(POLICY) as policy:
             with self.accelerator.autocast():
-                logprobs, entropy = completion_logprobs(
-                    policy, batch, temperature=self.args.temperature, entropy=True
-                )
+                seen = policy_pass(policy, batch, temperature=args.temperature, entropy=True)
             found = policy_loss(
-                logprobs,
+                seen.logprobs,
                 old["logprobs"],
                 old["advantages"],
                 batch.mask,
-                cliprange=self.args.cliprange,
+                cliprange=args.cliprange,
             )
-            self.accelerator.backward(found.loss / tokens)
-        with self.roles.using(VALUE) as value:
-            with self.accelerator.autocast():
-                values = state_values(value, self.roles.heads[VALUE], batch)  # type: ignore[arg-type]
-            vf_loss, vf_clipped = value_loss(
-                values,
-                old["values"],
-                old["returns"],
-                batch.mask,
-                cliprange=self.args.cliprange_value,
-            )
-            self.accelerator.backward(self.args.vf_coef * vf_loss / tokens)
-        share = (
-            self.args.gradient_accumulation_steps / tokens
-        )  # micro-batches are averaged in `log`
+            assert seen.entropy is not None
+            bonus = args.ent_coef * seen.entropy.sum()
+            self.accelerator.backward((found.loss - bonus) / tokens)
+        if own_trunk:
+            with self.roles.using(VALUE) as value:
+                with self.accelerator.autocast():
+                    values = state_values(value, head, batch)  # type: ignore[arg-type]
+                vf_loss, vf_clipped = self._value_loss(values, old, batch)
+                self.accelerator.backward(args.vf_coef * vf_loss / tokens)
+        else:  # the head learns, and moves nothing of the policy
+            values = head(seen.hidden.detach()).masked_fill(~batch.mask, 0.0)
+            vf_loss, vf_clipped = self._value_loss(values, old, batch)
+            self.accelerator.backward(args.vf_coef * vf_loss / tokens)
+        # micro-batches are averaged in `log`
+        share = args.gradient_accumulation_steps / tokens
+        self._approx_kl += found.approx_kl.item() / tokens
         note = self._note
         note("loss/policy_avg", found.loss.detach() * share)
         note("loss/value_avg", vf_loss.detach() * share)
         note("policy/approxkl_avg", found.approx_kl * share)
         note("policy/clipfrac_avg", found.clipped * share)
-        assert entropy is not None
-        note("policy/entropy_avg", entropy.sum() * share)
+        note("policy/entropy_avg", seen.entropy.detach().sum() * share)
         note("val/clipfrac_avg", vf_clipped * share)
         note("val/ratio", found.ratio * share)
         note("val/explained_variance", _explained(old["values"], old["returns"], batch.mask))
-        assert self._micro_step is not None
-        self._micro_step += 1
-        loss: Tensor = (found.loss + self.args.vf_coef * vf_loss).detach() / tokens
+        loss: Tensor = (found.loss - bonus + args.vf_coef * vf_loss).detach() / tokens
         return loss
+
+    def _value_loss(
+        self, values: Tensor, old: dict[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        return value_loss(
+            values, old["values"], old["returns"], batch.mask, cliprange=self.args.cliprange_value
+        )
+
+    def _pretraining_step(self) -> Tensor:
+        """PPO-ptx: γ times the loss on some pretraining texts, and its backward.
+
+        Which texts depends on the seed and the micro-step alone, so a resumed run draws the same.
+        """
+        args = self.args
+        if args.ptx_coef == 0:
+            return torch.zeros((), device=self.args.device)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + (self._micro_step or 0))
+        count = args.ptx_batch_size or args.per_device_train_batch_size
+        drawn = torch.randint(len(self.ptx), (count,), generator=generator).tolist()
+        texts = [self.ptx[i] for i in drawn]
+        batch = collate([t[:1] for t in texts], [t[1:] for t in texts], self.pad_id, args.device)
+        with self.roles.using(POLICY) as policy:
+            with self.accelerator.autocast():
+                logprobs, _ = completion_logprobs(policy, batch, temperature=1.0)
+            nll = -logprobs.sum() / batch.mask.sum()
+            loss: Tensor = args.ptx_coef * nll / args.gradient_accumulation_steps
+            self.accelerator.backward(loss)
+        self._note("loss/ptx_avg", nll.detach())
+        return loss.detach()
+
+    # ---- evaluation while training: one completion per held-out prompt
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Sample an answer to each held-out prompt; log means, append the answers to samples.jsonl.
+
+        The same random numbers each time, and the training's own stream is left alone.
+
+        Returns: `eval_objective/scores`, `…/kl`, `…/rlhf_reward`, `…/length`, `…/ended`.
+        """
+        rows = list(self.eval_dataset if eval_dataset is None else eval_dataset)
+        self.model.eval()
+        with (
+            torch.random.fork_rng(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            self.accelerator.autocast(),
+        ):
+            torch.manual_seed(self.args.seed)
+            notes, samples = self.maker.look(rows)
+        self.model.train()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in notes.items()}
+        with (Path(self.args.output_dir) / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            for sample in samples:
+                row = {"step": self.state.global_step} | sample
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        _BaseTrainer.log(self, dict(metrics))
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        self.roles.load(POLICY, best)
+        self.roles.load(VALUE, best / VALUE)
 
     def _note(self, name: str, value: Tensor) -> None:
         self._metrics[name].append(float(value))
@@ -298,6 +351,12 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         self.processing_class.save_pretrained(folder)
         if folder != Path(self.args.output_dir) and self.experience is not None:
             self.experience.save(folder / EXPERIENCE_FILE)
+            state = {
+                "kl_coef": self.maker.control.coef,
+                "stopped": self._stopped,
+                "metrics": dict(self._metrics),
+            }
+            write_json(folder / STATE_FILE, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -309,6 +368,38 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
                 f"{folder}: {EXPERIENCE_FILE} is missing, so it cannot be resumed"
             )
         self.experience = Experience.load(file, self.args.device)
+        state = read_state(folder / STATE_FILE)
+        self.maker.control.coef, self._stopped = float(state["kl_coef"]), bool(state["stopped"])
+        self._metrics = defaultdict(list, state["metrics"])
+
+
+def _check(
+    roles: Roles,
+    args: PPOConfig,
+    train_dataset: Dataset,
+    reward_funcs: Sequence[RewardFunction],
+    ptx_texts: Sequence[str],
+) -> None:
+    """Raise ConfigError for roles, data and settings that do not fit together."""
+    if roles.model is None or POLICY not in roles.model.peft_config or VALUE not in roles.heads:
+        raise ConfigError(
+            f"PPO needs the roles {POLICY!r} and {VALUE!r} attached; see toolkit.models.roles"
+        )
+    if not roles.rewards and not reward_funcs:
+        raise ConfigError("PPO needs a reward: a reward role attached, or `reward_funcs`")
+    if args.reward_weights is not None and len(args.reward_weights) != len(reward_funcs):
+        raise ConfigError(
+            f"`reward_weights` has {len(args.reward_weights)} weights for {len(reward_funcs)} "
+            "reward functions"
+        )
+    if len(train_dataset) == 0:
+        raise ConfigError("PPO needs at least one prompt, the training split is empty")
+    if args.ptx_coef != 0 and not ptx_texts:
+        raise ConfigError(f"`ptx_coef` is {args.ptx_coef}, but there are no pretraining texts")
+    if args.world_size > 1:
+        raise ConfigError(
+            f"PPO runs in one process, on one GPU; started with {args.world_size} processes"
+        )
 
 
 def _explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -31,6 +31,17 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     )
     temperature: float = field(default=0.7, metadata={"help": "Rollout temperature, above 0."})
     kl_coef: float = field(default=0.05, metadata={"help": "β: reward units per nat of KL."})
+    kl_target: float | None = field(
+        default=None,
+        metadata={"help": "Steer β to this KL, nats per completion; default: β stays kl_coef."},
+    )
+    kl_horizon: int = field(
+        default=10_000, metadata={"help": "Episodes over which a steered β may change by a fifth."}
+    )
+    target_kl: float | None = field(
+        default=None,
+        metadata={"help": "Skip the rest of a rollout's updates once approx_kl is above this."},
+    )
     kl_estimator: str = field(
         default="k1", metadata={"help": "Per-token estimator of the KL.", "choices": ["k1", "k3"]}
     )
@@ -41,6 +52,50 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     lam: float = field(default=0.95, metadata={"help": "λ of generalized advantage estimation."})
     whiten_rewards: bool = field(
         default=False, metadata={"help": "Scale each rollout's rewards to variance 1."}
+    )
+    reward_clip: float | None = field(
+        default=None, metadata={"help": "Clip scores to ± this, before penalties."}
+    )
+    length_penalty: float = field(
+        default=0.0, metadata={"help": "Taken from the score per token of the completion."}
+    )
+    reward_aggregation: str = field(
+        default="mean",
+        metadata={
+            "help": "One score from several reward models.",
+            "choices": ["mean", "min", "mean_minus_std"],
+        },
+    )
+    reward_std_coef: float = field(
+        default=1.0, metadata={"help": "λ of mean_minus_std: mean − λ·std over the ensemble."}
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of the reward functions; default 1 each."}
+    )
+    ent_coef: float = field(
+        default=0.0, metadata={"help": "Weight of the entropy bonus in the policy's loss."}
+    )
+    num_generations: int = field(
+        default=1, metadata={"help": "Completions per prompt; they divide a rollout."}
+    )
+    value_role: str = field(
+        default="adapter",
+        metadata={
+            "help": "The critic: an adapter started from the reward model, an adapter started from "
+            "zero, or only a head on the policy's trunk (cheapest).",
+            "choices": ["adapter", "zero", "head"],
+        },
+    )
+    ptx_coef: float = field(
+        default=0.0,
+        metadata={"help": "γ of PPO-ptx: weight of the pretraining loss in every update."},
+    )
+    ptx_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Pretraining texts per micro-batch; default as many as episodes."},
+    )
+    ptx_max_length: int = field(
+        default=512, metadata={"help": "Pretraining texts are cut at this many tokens."}
     )
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Taken from the score of a completion that did not end."}
@@ -62,6 +117,9 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
             ("num_ppo_epochs", self.num_ppo_epochs),
             ("num_mini_batches", self.num_mini_batches),
             ("response_length", self.response_length),
+            ("num_generations", self.num_generations),
+            ("kl_horizon", self.kl_horizon),
+            ("ptx_max_length", self.ptx_max_length),
             ("temperature", self.temperature),
             ("local_rollout_forward_batch_size", self.local_rollout_forward_batch_size),
             (
@@ -73,13 +131,23 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         for name, value in positive:
             if value <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {value}")
-        if self.kl_estimator not in ("k1", "k3"):
-            raise ValueError(f"`kl_estimator` must be k1 or k3, got {self.kl_estimator!r}")
+        for name, choices in (
+            ("kl_estimator", ("k1", "k3")),
+            ("reward_aggregation", ("mean", "min", "mean_minus_std")),
+            ("value_role", ("adapter", "zero", "head")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` must be {' or '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        if self.rollout_batch_size % self.num_generations:
+            raise ValueError(
+                f"`num_generations` {self.num_generations} must divide a rollout of "
+                f"{self.rollout_batch_size} episodes"
+            )
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
-        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no":
-            raise ValueError("`eval_strategy` must be no: evaluate with recipes/evaluate.py")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be false: prompts are no model inputs")
 

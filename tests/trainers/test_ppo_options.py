@@ -1,0 +1,332 @@
+"""What PPO can be asked for beyond the plain case, each option seen to do what it says."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from tests.conftest import fresh_roles
+from tests.trainers.ppo_setup import make, prompts
+from toolkit.errors import ConfigError, RewardError
+from toolkit.models.passes import collate, completion_logprobs
+from toolkit.models.ppo_roles import attach_ppo_roles
+from toolkit.models.roles import POLICY, REFERENCE, VALUE
+
+
+def logged(folder):
+    return [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def snapshot(roles):
+    return {n: p.detach().clone() for n, p in roles.model.named_parameters()}
+
+
+def moved(roles, before):
+    return {n for n, p in roles.model.named_parameters() if not torch.equal(p, before[n])}
+
+
+def roles_with(model_config, sft_run, rewards, **kwargs):
+    roles = fresh_roles(model_config)
+    attach_ppo_roles(roles, policy=str(sft_run), rewards=rewards, model=model_config, **kwargs)
+    return roles
+
+
+def test_several_completions_per_prompt_share_a_rollout(ppo_roles, tokenizer, tmp_path):
+    trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, num_generations=4)
+    rows = list(trainer.train_dataset.select(range(2)))
+    found = trainer.make_experience(rows)
+    assert len(found) == 8
+    assert found.prompts[0] == found.prompts[3] != found.prompts[4]
+    trainer.train()
+    assert len(trainer.experience) == 8
+    assert len({tuple(p) for p in trainer.experience.prompts}) == 2
+
+
+def test_generations_must_divide_a_rollout(ppo_roles, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="`num_generations` 3 must divide a rollout of 8"):
+        make(ppo_roles, tokenizer, prompts(), tmp_path, num_generations=3)
+
+
+def test_an_ensemble_scores_by_its_mean_its_worst_or_its_certainty(
+    model_config, sft_run, reward_run, tokenizer, tmp_path
+):
+    """Two members of which the second says one more: mean +½, min +0, mean − 2·std −½."""
+    roles = roles_with(model_config, sft_run, [str(reward_run)] * 2)
+    assert roles.rewards == ["reward_0", "reward_1"]
+    with torch.no_grad():
+        roles.heads["reward_1"].bias += 1.0
+    found = {}
+    for how in ("mean", "min", "mean_minus_std"):
+        trainer = make(
+            roles,
+            tokenizer,
+            prompts(),
+            tmp_path / how,
+            reward_aggregation=how,
+            reward_std_coef=2.0,
+        )
+        torch.manual_seed(0)
+        trainer.make_experience(list(trainer.train_dataset.select(range(8))))
+        found[how] = trainer._metrics["objective/scores"][0]
+        assert trainer._metrics["objective/ensemble_std"] == [pytest.approx(0.5, abs=1e-5)]
+    assert found["mean"] - found["min"] == pytest.approx(0.5, abs=1e-5)
+    assert found["mean"] - found["mean_minus_std"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_python_functions_alone_are_a_reward(model_config, sft_run, tokenizer, tmp_path):
+    """No reward model; the policy learns to say what the function likes."""
+    roles = roles_with(model_config, sft_run, [], value="zero")
+    seen = {}
+
+    def likes_even(prompts, completions, completion_ids, **columns):
+        seen.update(columns, prompt=prompts[0], completion=completions[0])
+        return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
+
+    data = prompts().add_column("answer", ["x"] * 16)
+    trainer = make(
+        roles,
+        tokenizer,
+        data,
+        tmp_path,
+        reward_funcs=[likes_even],
+        reward_weights=[3.0],
+        total_episodes=320,
+        missing_eos_penalty=0.0,
+        learning_rate=1e-2,
+        kl_coef=0.0,
+    )
+    trainer.train()
+    assert seen["answer"] == ["x"] * 8
+    assert seen["prompt"][0]["role"] == "user"
+    assert seen["completion"][0]["role"] == "assistant"
+    name = "rewards/likes_even/mean"
+    means = [row[name] for row in logged(tmp_path) if name in row]
+    assert len(means) == 40
+    assert sum(means[-10:]) / 10 > sum(means[:10]) / 10 + 0.1
+
+
+def test_a_function_that_fails_leaves_the_last_checkpoint(ppo_roles, tokenizer, tmp_path):
+    calls = []
+
+    def fails_later(completions, **_):
+        calls.append(1)
+        return [float("nan") if len(calls) > 1 else 0.0] * len(completions)
+
+    trainer = make(
+        ppo_roles,
+        tokenizer,
+        prompts(),
+        tmp_path,
+        reward_funcs=[fails_later],
+        save_strategy="steps",
+        save_steps=2,
+    )
+    with pytest.raises(RewardError, match=r"fails_later: gave nan to prompt .*completion"):
+        trainer.train()
+    assert (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
+
+
+def test_the_value_may_be_only_a_head_on_the_policys_trunk(
+    model_config, sft_run, reward_run, tokenizer, tmp_path
+):
+    roles = roles_with(model_config, sft_run, [str(reward_run)], value="head")
+    assert VALUE not in roles.model.peft_config
+    before = snapshot(roles)
+    options = {"save_strategy": "steps", "save_steps": 3}
+    trainer = make(roles, tokenizer, prompts(), tmp_path / "run", **options)
+    trainer.train()
+    names = moved(roles, before)
+    assert any(n.startswith("heads.value") for n in names)
+    assert all(f".{POLICY}." in n or n.startswith("heads.value") for n in names)
+    again = roles_with(model_config, sft_run, [str(reward_run)], value="head")
+    trainer = make(again, tokenizer, prompts(), tmp_path / "again", **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    for name, parameter in again.model.named_parameters():
+        assert torch.equal(parameter, dict(roles.model.named_parameters())[name]), name
+
+
+def test_the_value_heads_loss_moves_nothing_of_the_policy(
+    model_config, sft_run, reward_run, tokenizer, tmp_path
+):
+    """Twice the value loss: the policy ends where it did."""
+    ends = []
+    for coef in (0.1, 0.2):
+        roles = roles_with(model_config, sft_run, [str(reward_run)], value="head")
+        trainer = make(
+            roles,
+            tokenizer,
+            prompts(),
+            tmp_path / str(coef),
+            vf_coef=coef,
+            max_steps=1,
+            max_grad_norm=0.0,
+        )
+        trainer.train()
+        ends.append({n: p for n, p in roles.model.named_parameters() if f".{POLICY}." in n})
+    for name, parameter in ends[0].items():
+        assert torch.equal(parameter, ends[1][name]), name
+
+
+def test_ptx_keeps_the_pretraining_loss_down(make_ppo_roles, tokenizer, tmp_path):
+    texts = ["The Bramor bird is red. The Tadfin bird is blue."] * 4
+    loss = {}
+    for coef in (0.0, 5.0):
+        roles = make_ppo_roles()
+        folder = tmp_path / str(coef)
+        trainer = make(
+            roles,
+            tokenizer,
+            prompts(),
+            folder,
+            ptx_coef=coef,
+            ptx_texts=texts,
+            total_episodes=64,
+        )
+        trainer.train()
+        ids = tokenizer(texts[0])["input_ids"]
+        batch = collate([ids[:1]], [ids[1:]], tokenizer.pad_token_id)
+        with roles.using(POLICY) as model, torch.no_grad():
+            loss[coef] = -completion_logprobs(model, batch, temperature=1.0)[0].sum().item()
+        assert ("loss/ptx_avg" in logged(folder)[0]) is (coef > 0)
+    assert loss[5.0] < loss[0.0] - 1.0
+
+
+def test_ptx_without_texts_is_refused(ppo_roles, tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="no pretraining texts"):
+        make(ppo_roles, tokenizer, prompts(), tmp_path, ptx_coef=1.0)
+
+
+def test_a_steered_kl_coefficient_is_logged_saved_and_resumed(make_ppo_roles, tokenizer, tmp_path):
+    options = {
+        "kl_target": 0.001,
+        "kl_horizon": 40,
+        "total_episodes": 32,
+        "save_strategy": "steps",
+        "save_steps": 6,
+    }
+    whole = make_ppo_roles()
+    make(whole, tokenizer, prompts(), tmp_path / "whole", **options).train()
+    rows = [r for r in logged(tmp_path / "whole") if "objective/kl_coef" in r]
+    coefs = [r["objective/kl_coef"] for r in rows]
+    assert coefs[0] == pytest.approx(0.05)
+    assert len(set(coefs)) > 2
+    again = make_ppo_roles()
+    trainer = make(again, tokenizer, prompts(), tmp_path / "again", **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    resumed = [r for r in logged(tmp_path / "again") if "objective/kl_coef" in r]
+    assert [r["objective/kl_coef"] for r in resumed] == coefs[-len(resumed) :]
+    for name, parameter in again.model.named_parameters():
+        assert torch.equal(parameter, dict(whole.model.named_parameters())[name]), name
+
+
+class Policies(TrainerCallback):
+    """The policy's weights after every step."""
+
+    def __init__(self, roles):
+        self.roles, self.seen = roles, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.append(
+            [p.clone() for n, p in self.roles.model.named_parameters() if ".default." in n]
+        )
+
+
+def test_updates_stop_once_the_policy_is_far_from_the_rollouts(ppo_roles, tokenizer, tmp_path):
+    """The first minibatch has approx_kl 0; the second is above the tiny limit, the rest skipped."""
+    trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, target_kl=1e-9, total_episodes=8)
+    steps = Policies(ppo_roles)
+    trainer.add_callback(steps)
+    trainer.train()
+    assert len(steps.seen) == 4
+    same = [
+        all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        for before, after in zip(steps.seen, steps.seen[1:], strict=False)
+    ]
+    assert same == [False, True, True]
+
+
+def test_the_entropy_bonus_keeps_the_policy_undecided(make_ppo_roles, tokenizer, tmp_path):
+    entropy = {}
+    for coef in (0.0, 1.0):
+        folder = tmp_path / str(coef)
+        make(
+            make_ppo_roles(), tokenizer, prompts(), folder, ent_coef=coef, total_episodes=64
+        ).train()
+        entropy[coef] = [r["policy/entropy_avg"] for r in logged(folder) if "episode" in r][-1]
+    assert entropy[1.0] > entropy[0.0]
+
+
+@pytest.mark.parametrize(
+    "peft",
+    [{"use_rslora": True}, {"use_dora": True}],
+    ids=["rslora", "dora"],
+)
+def test_rslora_and_dora_policies_train(model_config, reward_run, tokenizer, tmp_path, peft):
+    roles = fresh_roles(model_config)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **peft)
+    roles.create(POLICY, config)
+    roles.save(POLICY, tmp_path / "sft")
+    again = fresh_roles(model_config)
+    again.attach(POLICY, tmp_path / "sft", trainable=True)
+    again.attach(REFERENCE, tmp_path / "sft")
+    again.attach("reward", reward_run, head=True)
+    again.attach(VALUE, reward_run, head=True, trainable=True)
+    before = snapshot(again)
+    trainer = make(again, tokenizer, prompts(), tmp_path / "run")
+    trainer.train()
+    names = moved(again, before)
+    assert any(f".{POLICY}." in n for n in names)
+    assert all(f".{POLICY}." in n or f".{VALUE}." in f".{n}." or "heads.value" in n for n in names)
+    first = logged(tmp_path / "run")[0]
+    assert first["val/ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert first["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient(make_ppo_roles, tokenizer, tmp_path):
+    ends = []
+    for on in (False, True):
+        roles = make_ppo_roles()
+        make(
+            roles, tokenizer, prompts(), tmp_path / str(on), gradient_checkpointing=on, max_steps=2
+        ).train()
+        ends.append(snapshot(roles))
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_evaluation_while_training_and_the_best_checkpoint(make_ppo_roles, tokenizer, tmp_path):
+    """Held-out numbers and samples are logged, training is not disturbed, the best is kept."""
+    plain = make_ppo_roles()
+    make(plain, tokenizer, prompts(), tmp_path / "plain", total_episodes=24).train()
+    roles = make_ppo_roles()
+    trainer = make(
+        roles,
+        tokenizer,
+        prompts(),
+        tmp_path / "run",
+        held_out=prompts().select(range(4)),
+        total_episodes=24,
+        eval_strategy="steps",
+        eval_steps=3,
+        save_strategy="steps",
+        save_steps=3,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_objective/rlhf_reward",
+        greater_is_better=True,
+    )
+    steps = Policies(roles)
+    trainer.add_callback(steps)
+    trainer.train()
+    undisturbed = [p for n, p in plain.model.named_parameters() if ".default." in n]
+    assert all(torch.equal(a, b) for a, b in zip(steps.seen[-1], undisturbed, strict=True))
+    rows = [r for r in logged(tmp_path / "run") if "eval_objective/scores" in r]
+    assert [r["step"] for r in rows] == [3, 6, 9, 12]
+    best = max(rows, key=lambda r: r["eval_objective/rlhf_reward"])["step"]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / f"checkpoint-{best}")
+    kept = [p for n, p in roles.model.named_parameters() if ".default." in n]
+    assert all(torch.equal(a, b) for a, b in zip(kept, steps.seen[best - 1], strict=True))
+    samples = [json.loads(r) for r in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 4 * 4
+    assert {"step", "prompt", "completion", "score"} == set(samples[0])

@@ -1,0 +1,61 @@
+"""Rewards of a completion: ensembles, Python functions, penalties; bad ones are shown."""
+
+import pytest
+import torch
+
+from toolkit.errors import RewardError
+from toolkit.trainers.rewards import Answers, aggregate, function_rewards, penalise
+
+SCORES = torch.tensor([[1.0, 2.0], [3.0, 2.0]])  # two adapters, two completions
+ANSWERS = Answers(["p0", "p1"], ["good", "bad"], [[5, 2], [6, 7, 2]], {"answer": ["x", "y"]})
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("mean", [2.0, 2.0]), ("min", [1.0, 2.0]), ("mean_minus_std", [1.5, 2.0])],
+)
+def test_ensembles_by_hand(how, expected):
+    assert aggregate(SCORES, how=how, std_coef=0.5).tolist() == expected
+
+
+def test_functions_are_called_as_trl_calls_them_weighted_and_summed():
+    def length(prompts, completions, completion_ids, **columns):
+        assert prompts == ANSWERS.prompts
+        assert columns == {"answer": ["x", "y"]}
+        return [float(len(ids)) for ids in completion_ids]
+
+    def only_good(completions, **_):
+        return [1.0 if text == "good" else None for text in completions]
+
+    total, each = function_rewards([length, only_good], [0.5, 10.0], ANSWERS)
+    assert total.tolist() == [0.5 * 2 + 10, 0.5 * 3]
+    assert each["length"].tolist() == [2.0, 3.0]
+    assert each["only_good"].isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([1.0], "expected a list of 2 rewards.*got 1 rewards.*'p0'"),
+        (0.5, "got float"),
+        ([1.0, float("nan")], "gave nan to prompt 'p1', completion 'bad'"),
+        ([float("inf"), 0.0], "gave inf to prompt 'p0', completion 'good'"),
+        ([1.0, "high"], "got 'high' for prompt 'p1'"),
+    ],
+)
+def test_a_bad_reward_shows_the_sample(given, message):
+    with pytest.raises(RewardError, match=message):
+        function_rewards([lambda **_: given], [1.0], ANSWERS)
+
+
+def test_penalties_by_hand():
+    found = penalise(
+        torch.tensor([5.0, -5.0, 0.5]),
+        torch.tensor([10, 20, 30]),
+        torch.tensor([True, False, False]),
+        clip=2.0,
+        missing_eos=1.0,
+        per_token=0.01,
+    )
+    expected = torch.tensor([2.0 - 0.1, -2.0 - 0.2 - 1.0, 0.5 - 0.3 - 1.0])
+    torch.testing.assert_close(found, expected)

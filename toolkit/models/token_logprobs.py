@@ -1,0 +1,78 @@
+"""Log-probabilities of given tokens from hidden states, without ever holding all logits.
+
+A completion of 256 tokens times a vocabulary of 152k is 156 MB of float32 logits, per row, and a
+softmax needs it several times over. Here the head runs over a slice of tokens at a time, and the
+backward pass computes each slice again.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+SLICE_BYTES = 64 << 20  # of float32 logits at a time
+
+
+@dataclass(frozen=True)
+class VocabularyHead:
+    """A causal model's head, and what the model does to its logits afterwards."""
+
+    layer: nn.Module
+    size: int
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, causal: Any) -> "VocabularyHead":
+        """The head of a causal language model.
+
+        Gemma squashes its logits by tanh, Cohere multiplies them, Granite divides them.
+        """
+        layer = causal.get_output_embeddings()
+        config = causal.config.get_text_config()
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(layer, int(layer.weight.shape[0]), scale, softcap)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`(n, d)` to `(n, V)`, float32."""
+        found: Tensor = self.layer(hidden).float() * self.scale
+        return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
+
+
+def token_logprobs(
+    head: VocabularyHead, hidden: Tensor, tokens: Tensor, *, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """log π(token) under softmax(logits / temperature), and the entropy if asked for.
+
+    Args:
+        head: of the model.
+        hidden: `(N, d)`, at the positions before the tokens.
+        tokens: `(N,)` ids.
+        temperature: above 0.
+
+    Returns: logprobs and entropies in nats, `(N,)` float32; the gradient goes through both.
+    """
+
+    def part(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head.logits(hidden) / temperature
+        normaliser = logits.logsumexp(-1)
+        taken = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser
+        if not entropy:
+            return taken, taken
+        # H = log Z - Σ p·logit: exact, one probability tensor and no log-softmax beside it
+        return taken, normaliser - ((logits - normaliser.unsqueeze(-1)).exp() * logits).sum(-1)
+
+    size = max(1, SLICE_BYTES // (4 * head.size))
+    again = torch.is_grad_enabled() and hidden.shape[0] > size
+    parts = [
+        checkpoint(part, h, t, use_reentrant=False) if again else part(h, t)
+        for h, t in zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)
+    ]
+    if not parts:
+        return hidden.new_zeros(0).float(), hidden.new_zeros(0).float() if entropy else None
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies) if entropy else None

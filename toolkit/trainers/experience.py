@@ -1,0 +1,191 @@
+"""From prompts to what PPO learns from: sample, score, penalise, and estimate advantages."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.errors import RewardError
+from toolkit.models.base import stop_ids
+from toolkit.models.generation import Sampling
+from toolkit.models.roles import Roles
+from toolkit.rl.advantages import gae, kl_estimate, kl_rewards, whiten
+from toolkit.rl.kl_control import KLController
+from toolkit.rl.rollout import Experience, Seen, roll_out
+from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.trainers.rewards import (
+    Answers,
+    RewardFunction,
+    aggregate,
+    function_rewards,
+    penalise,
+)
+
+Notes = dict[str, float]  # what a rollout says for the log
+
+
+class ExperienceMaker:
+    """Makes rollouts; steers β by what their KL was.
+
+    Args:
+        roles: `default` and, as far as there are, `ref`, `value` and rewards.
+        args: settings.
+        tokenizer: the base's.
+        reward_functions: Python functions whose weighted sum is added to the adapters' score.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        args: PPOConfig,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        reward_functions: Sequence[RewardFunction] = (),
+    ) -> None:
+        self.roles, self.args, self.tokenizer = roles, args, tokenizer
+        self.functions = list(reward_functions)
+        self.weights = list(args.reward_weights or [1.0] * len(self.functions))
+        self.sampling = Sampling(args.response_length, args.temperature)
+        self.stop = stop_ids(roles.base, tokenizer)
+        self.control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        assert isinstance(tokenizer.pad_token_id, int)
+        self.pad_id: int = tokenizer.pad_token_id
+
+    def make(self, rows: Sequence[dict[str, Any]]) -> tuple[Experience, Notes]:
+        """A rollout of the rows' prompts, `num_generations` completions each.
+
+        Returns: experience with advantages (whitened over the rollout) and returns; and its notes.
+        Raises: RewardError for a reward that cannot be trained on, showing the sample.
+        """
+        args = self.args
+        rows = [row for row in rows for _ in range(args.num_generations)]
+        experience, seen = roll_out(
+            self.roles,
+            [row["prompt_ids"] for row in rows],
+            sampling=self.sampling,
+            stop=self.stop,
+            pad_id=self.pad_id,
+            batch_size=args.local_rollout_forward_batch_size,
+            generation_batch_size=args.generation_batch_size
+            or args.local_rollout_forward_batch_size,
+        )
+        raw, notes = self._scores(rows, experience, seen)
+        lengths = experience.mask.sum(1)
+        score = penalise(
+            raw,
+            lengths,
+            seen.ended,
+            clip=args.reward_clip,
+            missing_eos=args.missing_eos_penalty,
+            per_token=args.length_penalty,
+        )
+        kl = kl_estimate(experience.logprobs, experience.ref_logprobs, estimator=args.kl_estimator)
+        beta = self.control.coef
+        rewards = kl_rewards(score, kl, experience.mask, kl_coef=beta)
+        if args.whiten_rewards:
+            rewards = whiten(rewards, experience.mask, shift_mean=False)
+        advantages, experience.returns = gae(
+            rewards, experience.values, experience.mask, gamma=args.gamma, lam=args.lam
+        )
+        # over the whole rollout and never per micro-batch
+        experience.advantages = whiten(advantages, experience.mask)
+        summed = kl.masked_fill(~experience.mask, 0.0).sum(1)
+        penalty = -beta * summed.mean()
+        notes |= _numbers(
+            {
+                "objective/kl": summed.mean(),
+                "objective/kl_coef": torch.tensor(beta),
+                "objective/entropy": (-experience.logprobs).sum(1).mean(),
+                "objective/non_score_reward": penalty,
+                "objective/scores": raw.mean(),
+                "objective/scores_std": raw.std(unbiased=False),
+                "objective/rlhf_reward": penalty + score.mean(),
+                "objective/length": lengths.float().mean(),
+                "objective/ended": seen.ended.float().mean(),
+                "val/num_eos_tokens": seen.ended.sum(),
+            }
+        )
+        self.control.update(summed.mean().item(), len(rows))
+        return experience, notes
+
+    def look(self, rows: Sequence[dict[str, Any]]) -> tuple[Notes, list[dict[str, Any]]]:
+        """One completion of each row's prompt, measured and not learnt from.
+
+        Returns: means over the rows; and each prompt and completion with its score.
+        """
+        args = self.args
+        size = args.local_rollout_forward_batch_size
+        experience, seen = roll_out(
+            self.roles,
+            [row["prompt_ids"] for row in rows],
+            sampling=self.sampling,
+            stop=self.stop,
+            pad_id=self.pad_id,
+            batch_size=size,
+            generation_batch_size=args.generation_batch_size or size,
+        )
+        raw, _ = self._scores(rows, experience, seen)
+        kl = (experience.logprobs - experience.ref_logprobs).sum(1)
+        notes = _numbers(
+            {
+                "objective/scores": raw.mean(),
+                "objective/kl": kl.mean(),
+                "objective/rlhf_reward": (raw - self.control.coef * kl).mean(),
+                "objective/length": experience.mask.sum(1).float().mean(),
+                "objective/ended": seen.ended.float().mean(),
+            }
+        )
+        answers = self._answers(rows, experience)
+        samples = [
+            {"prompt": prompt, "completion": said, "score": round(score, 4)}
+            for prompt, said, score in zip(
+                answers.prompts, answers.completions, raw.tolist(), strict=True
+            )
+        ]
+        return notes, samples
+
+    def _scores(
+        self, rows: Sequence[dict[str, Any]], experience: Experience, seen: Seen
+    ) -> tuple[Tensor, Notes]:
+        """The score of each completion before penalties, `(B,)`, from all sources."""
+        total = torch.zeros(len(rows), device=experience.mask.device)
+        notes: Notes = {}
+        if len(seen.scores):
+            args = self.args
+            total = aggregate(
+                seen.scores, how=args.reward_aggregation, std_coef=args.reward_std_coef
+            )
+            if len(seen.scores) > 1:
+                spread = seen.scores.std(0, unbiased=False).mean()
+                notes["objective/ensemble_std"] = spread.item()
+        if self.functions:
+            answers = self._answers(rows, experience)
+            added, each = function_rewards(self.functions, self.weights, answers)
+            total = total + added.to(total.device)
+            notes |= _numbers({f"rewards/{n}/mean": x.nanmean() for n, x in each.items()})
+        bad = (~torch.isfinite(total)).nonzero().flatten().tolist()
+        if bad:
+            ids = experience.prompts[bad[0]] + experience.completions[bad[0]]
+            raise RewardError(
+                f"the reward model gave {total[bad[0]].item()} to {len(bad)} of {len(total)} "
+                f"completions; the first: {self.tokenizer.decode(ids)!r}"
+            )
+        return total, notes
+
+    def _answers(self, rows: Sequence[dict[str, Any]], experience: Experience) -> Answers:
+        """A rollout as reward functions see it: completions are messages where prompts are."""
+        texts = [self.tokenizer.decode(c, skip_special_tokens=True) for c in experience.completions]
+        said = [
+            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        others = [name for name in rows[0] if name not in ("prompt", "prompt_ids")]
+        columns = {name: [row[name] for row in rows] for name in others}
+        prompts = [row["prompt"] for row in rows]
+        return Answers(prompts, said, experience.completions, columns)
+
+
+def _numbers(tensors: dict[str, Tensor]) -> Notes:
+    return {name: float(value) for name, value in tensors.items()}

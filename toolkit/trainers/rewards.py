@@ -1,0 +1,128 @@
+"""What a completion is worth: reward adapters, Python functions, their sum, and what is taken off."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import RewardError
+
+# (prompts=…, completions=…, completion_ids=…, **columns) -> a number or None per completion
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+def aggregate(scores: Tensor, *, how: str, std_coef: float) -> Tensor:
+    """One score per completion from an ensemble's.
+
+    Args:
+        scores: `(M, B)`, one row per reward adapter, reward units.
+        how: "mean", "min", or "mean_minus_std".
+        std_coef: λ of mean − λ·std (population standard deviation).
+
+    Returns: `(B,)`.
+    Source: Coste et al. 2024, arXiv:2310.02743 (worst case and uncertainty-weighted optimization).
+    """
+    if how == "mean":
+        return scores.mean(0)
+    if how == "min":
+        return scores.amin(0)
+    if how == "mean_minus_std":
+        return scores.mean(0) - std_coef * scores.std(0, unbiased=False)
+    raise ValueError(f"how must be mean, min or mean_minus_std, got {how!r}")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A rollout as a reward function sees it; `columns` are the dataset's others, a list each."""
+
+    prompts: list[Any]
+    completions: list[Any]
+    completion_ids: list[list[int]]
+    columns: dict[str, list[Any]]
+
+
+def function_rewards(
+    functions: Sequence[RewardFunction], weights: Sequence[float], answers: Answers
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of what Python functions say, as TRL's trainers call them.
+
+    A function that has nothing to say of a completion returns None for it, which counts as 0.
+
+    Returns: `(B,)`, and each function's own rewards by its name, NaN where it said None.
+    Raises: RewardError for a wrong number of rewards or one that is not finite, showing the sample.
+    """
+    total = torch.zeros(len(answers.completions))
+    each: dict[str, Tensor] = {}
+    for function, weight in zip(functions, weights, strict=True):
+        name = getattr(function, "__name__", type(function).__name__)
+        given = function(
+            prompts=answers.prompts,
+            completions=answers.completions,
+            completion_ids=answers.completion_ids,
+            **answers.columns,
+        )
+        numbers = _checked(given, name, answers)
+        each[name] = numbers
+        total += weight * numbers.nan_to_num(nan=0.0)
+    return total, each
+
+
+def _checked(given: Any, name: str, answers: Answers) -> Tensor:
+    expected = len(answers.completions)
+    if not isinstance(given, Sequence | Tensor) or len(given) != expected:
+        got = f"{len(given)} rewards" if hasattr(given, "__len__") else f"{type(given).__name__}"
+        raise RewardError(
+            f"reward function {name}: expected a list of {expected} rewards, one per completion, "
+            f"got {got}; the first sample: {_sample(answers, 0)}"
+        )
+    numbers = []
+    for row, value in enumerate(given):
+        if value is None:
+            numbers.append(math.nan)
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise RewardError(
+                f"reward function {name}: expected a number or None, got {value!r} for "
+                f"{_sample(answers, row)}"
+            ) from error
+        if not math.isfinite(number):
+            raise RewardError(f"reward function {name}: gave {number} to {_sample(answers, row)}")
+        numbers.append(number)
+    return torch.tensor(numbers)
+
+
+def _sample(answers: Answers, row: int) -> str:
+    if not answers.completions:
+        return "none"
+    return f"prompt {answers.prompts[row]!r}, completion {answers.completions[row]!r}"
+
+
+def penalise(
+    scores: Tensor,
+    lengths: Tensor,
+    ended: Tensor,
+    *,
+    clip: float | None,
+    missing_eos: float | None,
+    per_token: float,
+) -> Tensor:
+    """Scores as PPO uses them: clipped to ±clip, less what is taken for length and a missing end.
+
+    Args:
+        scores: `(B,)`, reward units.
+        lengths: `(B,)`, tokens.
+        ended: `(B,)` bool.
+        clip: largest absolute score; None leaves scores as they are.
+        missing_eos: taken from a completion that did not end; None takes nothing.
+        per_token: taken per token.
+    """
+    found = scores if clip is None else scores.clamp(-clip, clip)
+    found = found - per_token * lengths
+    if missing_eos is not None:
+        found = found - missing_eos * (~ended).float()
+    return found
