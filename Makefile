@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test lint types unit seeds base parity soak clean
+.PHONY: quickstart test lint types unit seeds tradeoff base parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
@@ -40,13 +40,19 @@ soak: $(VENV)/.installed-dev
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-# the main job for three seeds, and the table of the README
+# the main job and PPO-ptx for five seeds, the tables of the README, and what they shall show
+SEEDS := 0 1 2 3 4
 seeds: $(VENV)/.installed
-	for seed in 0 1 2; do \
-	  $(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml \
+	for seed in $(SEEDS); do \
+	  $(BIN)/python recipes/pipeline.py --config recipes/configs/world/seeds.yaml \
 	    --seed $$seed --output_dir runs/seeds/$$seed || exit 1; \
 	done
-	$(BIN)/python recipes/seeds.py runs/seeds/0 runs/seeds/1 runs/seeds/2
+	$(BIN)/python recipes/seeds.py $(SEEDS:%=runs/seeds/%)
+
+# what PPO-ptx keeps of pretraining and what it costs, for several γ
+tradeoff: $(VENV)/.installed
+	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/tradeoff.yaml
+	$(BIN)/python recipes/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
 
 # make the shipped base again, from nothing
 base: $(VENV)/.installed

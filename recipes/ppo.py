@@ -4,7 +4,8 @@
         --reward_model runs/world/reward --output_dir runs/world/ppo
 
 Reads   prompts (contracts: toolkit/data/formats.py), the SFT run and the reward run.
-Writes  the run's directory: the policy's adapter, value/, run.json, metrics.jsonl.
+Writes  the run's directory: the policy's adapter, value/, run.json, metrics.jsonl; with ema_decay
+        the adapter is the policy's average, and last/ the last policy.
 """
 
 import sys
@@ -30,12 +31,14 @@ def main(script, training, model, mixture, start) -> Run:
     from transformers import set_seed
 
     from toolkit.data.texts import pretraining_texts
+    from toolkit.evaluation.monitor import gold_monitor
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.ppo_roles import attach_ppo_roles
     from toolkit.models.roles import Roles
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.ppo import PPOTrainer
+    from toolkit.trainers.watch import WatchCallback, warned
 
     configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent, "reward": start.reward_model[0]}
@@ -55,19 +58,29 @@ def main(script, training, model, mixture, start) -> Run:
             model=model,
             value=training.value_role,
         )
+        held_out = splits.get("test") if training.eval_strategy != "no" else None
+        if held_out is not None:
+            held_out = held_out.select(range(min(start.eval_prompts, len(held_out))))
         trainer = PPOTrainer(
             roles,
             training,
             processing_class=tokenizer,
             train_dataset=splits["train"],
-            eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
+            eval_dataset=held_out,
             ptx_texts=pretraining_texts(start.ptx_texts, tokenizer),
-            callbacks=[RunCallback()],
+            eval_metrics=None if held_out is None else gold_monitor(held_out["prompt"]),
+            callbacks=[WatchCallback(), RunCallback()],
         )
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
-        return run.finish(steps=trainer.state.global_step)
+        results = {
+            "steps": trainer.state.global_step,
+            "warnings": warned(trainer.state.log_history),
+        }
+        if trainer.ema is not None:
+            results["adapter"] = str(trainer.ema)
+        return run.finish(**results)
 
 
 def arguments() -> tuple[type, ...]:

@@ -22,6 +22,7 @@ LAYERS = {
     "toolkit.evaluation": 4,
     "toolkit.arena": 4,
     "toolkit.pipeline": 4,
+    "toolkit.benchmark": 5,
 }
 FILES = sorted((ROOT / "toolkit").rglob("*.py"))
 

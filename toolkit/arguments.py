@@ -56,6 +56,17 @@ class PPOArguments(StartArguments):
         default=None,
         metadata={"help": "Pretraining text for ptx_coef: world:corpus, or JSONL with `text`."},
     )
+    eval_prompts: int = field(
+        default=96,
+        metadata={
+            "help": "Held-out prompts answered per evaluation while training, the first ones."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval_prompts < 1:
+            raise ValueError(f"`eval_prompts` must be at least 1, got {self.eval_prompts}")
 
 
 @dataclass

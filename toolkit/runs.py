@@ -63,6 +63,7 @@ class Run:
         """
         if resume is None:
             _clear_checkpoints(Path(path))
+            _clear_last(Path(path))
         merged: dict[str, Any] = {}
         for config in configs:
             merged |= _plain(config)
@@ -202,6 +203,13 @@ def _clear_checkpoints(path: Path) -> None:
         shutil.rmtree(folder)
 
 
+def _clear_last(path: Path) -> None:
+    """Remove the last policy of a run that averaged it: the new run may not (`ema_decay`)."""
+    last = path / "last"
+    if (last / ADAPTER_FILES[0]).is_file() and not (last / "run.json").exists():
+        shutil.rmtree(last)
+
+
 def _checkpoints(run: Path) -> list[Path]:
     """A run's checkpoint folders, oldest first."""
     found = (f for f in run.glob("checkpoint-*") if f.name.split("-")[1].isdigit())
@@ -260,7 +268,7 @@ def list_runs(root: str | os.PathLike[str]) -> tuple[list[Run], list[BrokenRun]]
         children[:] = sorted(c for c in children if not c.startswith(("checkpoint-", ".")))
         if "run.json" not in files and "adapter_config.json" not in files:
             continue
-        if "run.json" not in files and Path(folder).name in ("value", "ref"):
+        if "run.json" not in files and Path(folder).name in ("value", "ref", "last"):
             continue  # a role saved inside its run
         try:
             found.append(Run.load(folder))

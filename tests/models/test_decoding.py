@@ -8,6 +8,7 @@ from tests.conftest import fresh_roles, lora, randomise
 from toolkit.models.base import load_tokenizer, stop_ids
 from toolkit.models.decoding import decode
 from toolkit.models.generation import Sampling, sample
+from toolkit.models.passes import collate, policy_pass, spread
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 
 PROMPTS = [[1, 20, 30, 40, 50, 60], [1, 25], [1, 33, 34], [1, 40, 41, 42]] * 3
@@ -36,21 +37,23 @@ def test_greedy_is_what_generate_says_though_rows_leave_the_batch(ppo_roles):
     with ppo_roles.using(POLICY) as model:
         expected = greedy(model, PROMPTS, stop)
         found = decode(model, PROMPTS, max_new_tokens=24, temperature=0, stop=stop, pad_id=0)
-    assert found == expected
-    assert len({len(row) for row in found}) > 2
+    assert found.completions == expected
+    assert len({len(row) for row in found.completions}) > 2
 
 
 def test_rows_leave_the_batch_when_they_end(ppo_roles, monkeypatch):
     stop, widths = list(range(0, 512, 9)), []
-    forward = ppo_roles.model.forward
+    trunk = ppo_roles.base.base_model
+    forward = trunk.forward
 
     def seen(*args, **kwargs):
         widths.append(len(kwargs["input_ids"]))
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(ppo_roles.model, "forward", seen)
+    monkeypatch.setattr(trunk, "forward", seen)
     with ppo_roles.using(POLICY) as model:
         decode(model, PROMPTS, max_new_tokens=24, temperature=1.0, stop=stop, pad_id=0)
+    assert widths.pop(0) == 4  # distinct prompts
     assert widths[0] == len(PROMPTS)
     assert widths[-1] < len(PROMPTS)
     assert widths == sorted(widths, reverse=True)
@@ -63,7 +66,7 @@ def test_samples_follow_the_distribution_that_is_scored(ppo_roles):
     with ppo_roles.using(POLICY) as model:
         found = decode(
             model, [prompt] * draws, max_new_tokens=1, temperature=temperature, stop=[2], pad_id=0
-        )
+        ).completions
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].float()
     expected = (logits / temperature).softmax(-1)
@@ -75,9 +78,52 @@ def test_samples_follow_the_distribution_that_is_scored(ppo_roles):
 def test_completions_come_back_in_the_order_of_their_prompts(ppo_roles):
     one = Sampling(max_new_tokens=6, temperature=0)
     with ppo_roles.using(POLICY) as model:
-        together = sample(model, PROMPTS, sampling=one, stop=[2], pad_id=0, batch_size=5)
-        apart = [sample(model, [p], sampling=one, stop=[2], pad_id=0)[0] for p in PROMPTS]
-    assert together == apart
+        together = sample(
+            model, PROMPTS, sampling=one, stop=[2], pad_id=0, batch_size=5
+        ).completions
+        apart = [sample(model, [p], sampling=one, stop=[2], pad_id=0) for p in PROMPTS]
+    assert together == [one_alone.completions[0] for one_alone in apart]
+
+
+def test_a_prompt_is_read_once_however_often_it_is_answered(ppo_roles, monkeypatch):
+    """Prompts in any order, some asked for several times: greedy answers as if each stood alone."""
+    asked = [PROMPTS[i] for i in (1, 0, 1, 2, 1, 0)]
+    trunk, read = ppo_roles.base.base_model, []
+    forward = trunk.forward
+
+    def seen(*args, **kwargs):
+        read.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(trunk, "forward", seen)
+    with ppo_roles.using(POLICY) as model:
+        found = decode(model, asked, max_new_tokens=5, temperature=0, stop=[], pad_id=0)
+        assert read[0][0] == 3
+        assert set(read[1:]) == {(6, 1)}
+        assert found.completions == greedy(model, asked, [], new=5)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_what_was_drawn_with_is_what_a_pass_over_the_whole_says(ppo_roles, merged):
+    """Log-probabilities and values kept while sampling, against one pass afterwards, in float32."""
+    head = ppo_roles.heads[VALUE]
+    torch.manual_seed(3)
+    with (ppo_roles.merged if merged else ppo_roles.using)(POLICY) as model:
+        said = sample(
+            model,
+            PROMPTS,
+            sampling=Sampling(12, 0.7),
+            stop=list(range(0, 512, 9)),
+            pad_id=0,
+            batch_size=4,
+            value_head=head,
+        )
+    batch = collate(PROMPTS, said.completions, 0)
+    with torch.no_grad(), ppo_roles.using(POLICY) as model:
+        whole = policy_pass(model, batch, temperature=0.7)
+        values = spread(batch.mask, head(whole.states))
+    torch.testing.assert_close(said.logprobs, whole.logprobs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(said.values, values, atol=1e-5, rtol=1e-5)
 
 
 def test_merging_changes_speed_and_nothing_else(ppo_roles, pristine):
@@ -87,7 +133,7 @@ def test_merging_changes_speed_and_nothing_else(ppo_roles, pristine):
     for context in (ppo_roles.using, ppo_roles.merged):
         torch.manual_seed(0)
         with context(POLICY) as model:
-            said.append(sample(model, PROMPTS, sampling=draw, stop=[2], pad_id=0))
+            said.append(sample(model, PROMPTS, sampling=draw, stop=[2], pad_id=0).completions)
     assert said[0] == said[1]
     with pytest.raises(RuntimeError, match="boom"), ppo_roles.merged(VALUE):
         raise RuntimeError("boom")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.parity.tokens import LEARNING_RATE, SETTINGS, SHAPE, TARGETS, tokenizer
+from toolkit.models.decoding import Decoded
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 from toolkit.rl import advantages, rollout
@@ -63,7 +64,7 @@ class Replay:
         said = [[t for t in row if t != 0] for row in self.recorded["responses"].tolist()]
         order = {tuple(p): c for p, c in zip(prompts, said, strict=True)}
         monkeypatch.setattr(
-            rollout, "sample", lambda model, asked, **_: [order[tuple(p)] for p in asked]
+            rollout, "sample", lambda model, asked, **_: Decoded([order[tuple(p)] for p in asked])
         )
         self.roles = recorded_roles()
         texts = [" ".join(f"w{t - 3}" if t > 2 else "<s>" for t in p) for p in prompts]

@@ -33,13 +33,30 @@ def call(recipe, *words):
 @pytest.mark.parametrize("config", CONFIGS, ids=[str(c.relative_to(ROOT)) for c in CONFIGS])
 def test_every_shipped_yaml_parses_strictly(config, monkeypatch):
     monkeypatch.chdir(ROOT)
-    if config.stem == "pipeline":
+    if "stages" in yaml.safe_load(config.read_text(encoding="utf-8")):
         pipeline = Pipeline.read(str(config))
         for stage in pipeline.stages:
             options = pipeline.command(stage)[2:]
             parse(load(stage.recipe).arguments(), options)
         return
-    parse(load(config.stem).arguments(), ["--config", str(config)])
+    recipe, *_ = config.stem.split("-")  # ppo-ptx.yaml is for recipes/ppo.py
+    parse(load(recipe).arguments(), ["--config", str(config)])
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("ppo-ptx", {"ptx_texts", "ptx_coef", "ptx_batch_size", "ptx_max_length"}),
+        ("ppo-beta0", {"kl_coef", "eval_strategy", "eval_steps"}),
+    ],
+)
+def test_a_variant_of_ppo_differs_in_what_it_is_for(name, differs):
+    plain, variant = (
+        yaml.safe_load((ROOT / f"recipes/configs/world/{n}.yaml").read_text())
+        for n in ("ppo", name)
+    )
+    keys = plain.keys() | variant.keys()
+    assert {k for k in keys if plain.get(k) != variant.get(k)} == differs | {"output_dir"}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=[str(c.relative_to(ROOT)) for c in CONFIGS])

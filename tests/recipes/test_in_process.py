@@ -77,3 +77,33 @@ def test_a_run_that_died_resumes_to_the_same_adapter(recipe, tiny_base, sft_run,
     for name, tensor in expected.items():
         assert (found[name] == tensor).all(), name
     assert [row["step"] for row in Run.load(run).metrics()] == logged
+
+
+@pytest.mark.slow
+def test_ppo_hands_over_an_average_and_logs_what_gold_sees(
+    tiny_base, sft_run, reward_run, tmp_path
+):
+    ppo = call(
+        "ppo",
+        tmp_path / "ppo",
+        model_name_or_path=tiny_base,
+        parent=sft_run,
+        reward_model=reward_run,
+        total_episodes=16,
+        gradient_accumulation_steps=1,
+        response_length=8,
+        ema_decay=0.5,
+        eval_strategy="steps",
+        eval_steps=4,
+        eval_prompts=24,
+        max_rows=32,
+    )
+    run = Run.load(ppo)
+    assert run.results["adapter"].startswith("the adapter is the policy's average (ema_decay 0.5)")
+    assert "last/" in (ppo / "README.md").read_text()
+    average, last = (load_file(ppo / f / "adapter_model.safetensors") for f in (".", "last"))
+    assert any((average[name] != last[name]).any() for name in last)
+    evaluated = [row for row in run.metrics() if "eval_gold/over_refusal" in row]
+    assert [row["step"] for row in evaluated] == [4, 8]
+    assert len((ppo / "samples.jsonl").read_text().splitlines()) == 2 * 24
+    assert run.results["warnings"] == []

@@ -53,7 +53,8 @@ def outcome(folder):
     for file in ("adapter_model", "value/adapter_model", "value/head"):
         tensors |= {f"{file}:{k}": v for k, v in load_file(folder / f"{file}.safetensors").items()}
     steps = [row for row in Run.load(folder).metrics() if "loss/policy_avg" in row]
-    return tensors, steps
+    untimed = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in steps]
+    return tensors, untimed
 
 
 def kill_at(words, folder, moment):

@@ -20,7 +20,17 @@ def prompts():
 
 
 def make(
-    roles, tokenizer, dataset, folder, *, reward_funcs=(), ptx_texts=(), held_out=None, **changes
+    roles,
+    tokenizer,
+    dataset,
+    folder,
+    *,
+    reward_funcs=(),
+    ptx_texts=(),
+    held_out=None,
+    eval_metrics=None,
+    callbacks=(),
+    **changes,
 ):
     """Two rollouts of eight episodes, eight steps in all, unless changed."""
     settings = {
@@ -50,5 +60,6 @@ def make(
         eval_dataset=held_out,
         reward_funcs=reward_funcs,
         ptx_texts=ptx_texts,
-        callbacks=[RunCallback()],
+        eval_metrics=eval_metrics,
+        callbacks=[*callbacks, RunCallback()],
     )

@@ -103,7 +103,9 @@ def test_sampling_is_what_the_model_says_merged_or_not(family_roles):
     for context in (family_roles.using, family_roles.merged):
         with context(POLICY) as model:
             found.append(
-                decode(model, PROMPTS * 3, max_new_tokens=10, temperature=0, stop=stop, pad_id=0)
+                decode(
+                    model, PROMPTS * 3, max_new_tokens=10, temperature=0, stop=stop, pad_id=0
+                ).completions
             )
     with family_roles.using(POLICY) as model:
         for prompt, said in zip(PROMPTS * 3, found[0], strict=True):

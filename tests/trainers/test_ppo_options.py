@@ -77,6 +77,7 @@ def test_an_ensemble_scores_by_its_mean_its_worst_or_its_certainty(
 
 def test_python_functions_alone_are_a_reward(model_config, sft_run, tokenizer, tmp_path):
     """No reward model; the policy learns to say what the function likes."""
+    torch.manual_seed(0)
     roles = roles_with(model_config, sft_run, [], value="zero")
     seen = {}
 
@@ -94,7 +95,7 @@ def test_python_functions_alone_are_a_reward(model_config, sft_run, tokenizer, t
         reward_weights=[3.0],
         total_episodes=320,
         missing_eos_penalty=0.0,
-        learning_rate=1e-2,
+        learning_rate=2e-2,
         kl_coef=0.0,
     )
     trainer.train()

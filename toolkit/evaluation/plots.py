@@ -156,6 +156,34 @@ def draw_rates(report: Mapping[str, Any], file: Path) -> Path | None:
     return file
 
 
+def draw_tradeoff(points: Sequence[tuple[float, float, Mapping[str, Any]]], file: Path) -> Path:
+    """What PPO-ptx keeps and what it costs.
+
+    Args:
+        points: per run γ, the rise of lm_loss over SFT's in nats per token, and the win rate over
+            SFT with its interval.
+        file: the PNG to write.
+    """
+    ordered = sorted(points, key=lambda point: point[0])
+    with _figure(file, height=5.0) as figure:
+        ax = figure.subplots()
+        means = [win["mean"] for _, _, win in ordered]
+        ax.plot([rise for _, rise, _ in ordered], means, color="#BBBBBB", linewidth=1.4, zorder=1)
+        for i, (gamma, rise, win) in enumerate(ordered):
+            low, high = win["ci95"]
+            reach = [[max(0.0, win["mean"] - low)], [max(0.0, high - win["mean"])]]
+            style = {"color": PALETTE[i % len(PALETTE)], "markersize": 8, "capsize": 3.5}
+            ax.errorbar([rise], [win["mean"]], yerr=reach, fmt=MARKERS[i % len(MARKERS)], **style)
+            name = "PPO, no ptx" if gamma == 0 else f"γ = {gamma:g}"
+            ax.annotate(name, (rise, win["mean"]), xytext=(9, 7), textcoords="offset points")
+        ax.margins(x=0.16, y=0.12)
+        ax.set_xlabel(
+            "rise of the loss on pretraining text over SFT's (nats per token; lower is better)"
+        )
+        ax.set_ylabel("gold win rate over SFT, 95 % interval\n(higher is better)")
+    return file
+
+
 @contextmanager
 def _figure(file: Path, *, height: float) -> Iterator[Any]:
     """A figure that is saved at the end; no global pyplot state, so threads may draw too."""

@@ -79,6 +79,7 @@ def load_base(
     if quantized is None and torch.cuda.is_available():
         base.to("cuda")
     base.requires_grad_(False)
+    _keep_backward_on_cpu(base)
     base.config.pad_token_id = tokenizer.pad_token_id
     if not scalar:
         # a hub model's own defaults (a repetition penalty, top-k) would sample from another
@@ -89,6 +90,17 @@ def load_base(
             pad_token_id=tokenizer.pad_token_id,
         )
     return base, tokenizer
+
+
+def _keep_backward_on_cpu(base: PreTrainedModel) -> None:
+    """Stop bitsandbytes from packing 4-bit weights for inference on a CPU with AVX512-BF16.
+
+    Its `Linear4bit` packs them at the first pass without gradient and keeps them so; the packed
+    product has no backward, so that after a rollout no gradient reaches the layers below.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -1,14 +1,37 @@
-"""The sampling loop: one batch of prompts, prefilled once, from which rows leave as they end.
+"""The sampling loop: prompts prefilled once each, rows that leave the batch as they end.
 
-`generate` keeps every row until the longest is done. Completions of a policy differ much in
-length, so most of its work would be on rows that have ended.
+`generate` keeps every row until the longest is done, prefills a prompt as often as it is answered,
+and copies the whole cache at every token. Completions of a policy differ much in length, so most of
+its work would be on rows that have ended.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from toolkit.models.heads import ScalarHead
+from toolkit.models.token_logprobs import VocabularyHead
 
 LEAVE_AT = 0.125  # rows leave when this share of the batch has ended: each leaving copies the cache
+GROW_BY = 32  # tokens of room that a full cache is given
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Completions of a batch; the tensors are `(B, T)`, padded on the right with zeros.
+
+    `logprobs` are those that the tokens were drawn with, in nats, None where nothing was drawn;
+    `values` are what a head said of the state each token was chosen in, None without a head.
+    """
+
+    completions: list[list[int]]
+    logprobs: Tensor | None = None
+    values: Tensor | None = None
 
 
 @torch.no_grad()
@@ -20,52 +43,129 @@ def decode(
     temperature: float,
     stop: list[int],
     pad_id: int,
-) -> list[list[int]]:
+    value_head: ScalarHead | None = None,
+) -> Decoded:
     """Completion ids for each prompt's ids, up to and with the first stop token.
 
     Draws from softmax(logits / temperature) with torch's global generator; 0 is greedy. No top-k
-    and no top-p: what is sampled from must be what is scored.
+    and no top-p: what is sampled from must be what is scored. Equal prompts are read once.
+
+    Args:
+        value_head: of a value that lives on this model's trunk.
     """
-    device = next(model.parameters()).device
-    found: list[list[int]] = [[] for _ in prompts]
-    ids, attention = (t.to(device) for t in _pad_left(prompts, pad_id))
-    positions = (attention.cumsum(-1) - 1).clamp_min(0)  # (B, P)
-    cache = DynamicCache(config=model.config.get_text_config())  # type: ignore[union-attr,operator]
-    stops = torch.tensor(stop, device=device)
-    rows = torch.arange(len(prompts), device=device)
+    causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head, device = VocabularyHead.of(causal), next(model.parameters()).device
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    number = {prompt: i for i, prompt in enumerate(distinct)}
+    of_row = torch.tensor([number[tuple(p)] for p in prompts], device=device)
+    cache = _growing_cache(causal)
+    ids, attention = (t.to(device) for t in _pad_left([list(p) for p in distinct], pad_id))
+    hidden = _read(causal, ids, attention, cache)
+    if len(distinct) < len(prompts):
+        cache.batch_select_indices(of_row)
+    hidden, attention = hidden[of_row], attention[of_row]
+    shape, rows = (len(prompts), max_new_tokens), torch.arange(len(prompts), device=device)
+    tokens = torch.full(shape, pad_id, device=device)
+    logprobs, values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    stops = torch.tensor(stop, device=device, dtype=torch.long)
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    for _ in range(max_new_tokens):
-        logits = model(
-            input_ids=ids,
-            attention_mask=attention,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]  # (B, V)
-        token = _choose(logits.float(), temperature)  # (B,)
-        for row, taken, live in zip(rows.tolist(), token.tolist(), going.tolist(), strict=True):
-            if live:
-                found[row].append(taken)
+    lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    for step in range(max_new_tokens):
+        token, logprob = _choose(head.logits(hidden), temperature)  # (B,)
+        live = rows[going]
+        tokens[live, step], logprobs[live, step] = token[going], logprob[going]
+        if value_head is not None:
+            values[live, step] = value_head(hidden[going])
+        lengths[live] += 1
         going &= ~torch.isin(token, stops)
         left = int(going.sum())
-        if left == 0:
+        if left == 0 or step + 1 == max_new_tokens:
             break
-        positions = positions[:, -1:] + 1
         if left <= (1 - LEAVE_AT) * len(going):
             stay = going.nonzero().flatten()
             cache.batch_select_indices(stay)
-            rows, token, going = rows[stay], token[stay], going[stay]
-            attention, positions = attention[stay], positions[stay]
-        ids = token.unsqueeze(1)
+            rows, token, attention, going = rows[stay], token[stay], attention[stay], going[stay]
         attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
-    return found
+        hidden = _read(causal, token.unsqueeze(1), attention, cache)
+    width = max(1, int(lengths.max()))
+    found = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    return Decoded(
+        found,
+        logprobs[:, :width] if temperature > 0 else None,
+        values[:, :width] if value_head is not None else None,
+    )
 
 
-def _choose(logits: Tensor, temperature: float) -> Tensor:
+def _read(causal: Any, ids: Tensor, attention: Tensor, cache: DynamicCache) -> Tensor:
+    """Feed tokens; the trunk's last hidden state, `(B, d)`."""
+    positions = (attention.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+    out = causal.base_model(
+        input_ids=ids,
+        attention_mask=attention,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    last: Tensor = out.last_hidden_state[:, -1]
+    return last
+
+
+def _choose(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """A token per row and its log-probability at that temperature, 0 where it is greedy."""
     if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial((logits / temperature).softmax(-1), 1).squeeze(-1)
+        token = logits.argmax(-1)
+        return token, torch.zeros_like(token, dtype=torch.float32)
+    logprobs = (logits / temperature).log_softmax(-1)
+    token = torch.multinomial(logprobs.exp(), 1)
+    return token.squeeze(-1), logprobs.gather(-1, token).squeeze(-1)
+
+
+class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """A cache layer with room to spare: a token is written in place, not appended to a copy."""
+
+    keys: Tensor
+    values: Tensor
+    _room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As the parent's: store new states `(B, heads, n, d)`, return all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self._room is None or self._room[0].shape[-2] < end:
+            self._room = (
+                self._grown(self.keys, key_states),
+                self._grown(self.values, value_states),
+            )
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows, in this order; a row may be kept twice."""
+        if self._room is not None:
+            end = self.get_seq_length()
+            self._room = (self._room[0][indices], self._room[1][indices])
+            self.keys, self.values = (room[:, :, :end] for room in self._room)
+
+    @staticmethod
+    def _grown(old: Tensor, new: Tensor) -> Tensor:
+        start = old.shape[-2] if old.dim() == new.dim() else 0
+        batch, heads, length, size = new.shape
+        room = new.new_empty(batch, heads, start + length + GROW_BY, size)
+        if start:
+            room[:, :, :start] = old
+        return room
+
+
+def _growing_cache(causal: Any) -> DynamicCache:
+    cache = DynamicCache(config=causal.config.get_text_config())
+    cache.layers = [_GrowingLayer() if type(c) is DynamicLayer else c for c in cache.layers]
+    return cache
 
 
 def _pad_left(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.models.decoding import decode
+from toolkit.models.decoding import Decoded, decode
+from toolkit.models.heads import ScalarHead
 
 Prompt = str | list[dict[str, str]]
 
@@ -67,13 +69,17 @@ def sample(
     stop: Sequence[int],
     pad_id: int,
     batch_size: int = 128,
-) -> list[list[int]]:
-    """Completion ids for each prompt's ids, in order, up to and with the first stop token.
+    value_head: ScalarHead | None = None,
+) -> Decoded:
+    """A completion for each prompt's ids, in order, up to and with the first stop token.
 
-    Draws from torch's global generator. Prompts of similar length share a batch.
+    Draws from torch's global generator. Prompts of similar length share a batch. See `decode`.
     """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     found: list[list[int]] = [[] for _ in prompts]
+    device = next(model.parameters()).device
+    shape = (len(prompts), sampling.max_new_tokens)
+    logprobs, values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         said = decode(
@@ -83,10 +89,19 @@ def sample(
             temperature=sampling.temperature,
             stop=list(stop),
             pad_id=pad_id,
+            value_head=value_head,
         )
-        for i, ids in zip(rows, said, strict=True):
+        for i, ids in zip(rows, said.completions, strict=True):
             found[i] = ids
-    return found
+        for whole, part in ((logprobs, said.logprobs), (values, said.values)):
+            if part is not None:
+                whole[rows, : part.shape[1]] = part
+    width = max([1, *map(len, found)])
+    return Decoded(
+        found,
+        logprobs[:, :width] if sampling.temperature > 0 else None,
+        values[:, :width] if value_head is not None else None,
+    )
 
 
 def cut_at_stop(ids: list[int], stop: Sequence[int]) -> list[int]:
@@ -116,7 +131,7 @@ def complete(
         stop=stop,
         pad_id=tokenizer.pad_token_id,
         batch_size=batch_size,
-    )
+    ).completions
     return [
         Completion(
             row, tokenizer.decode(row, skip_special_tokens=True), bool(row) and row[-1] in stop

@@ -24,7 +24,8 @@ class ScalarHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Scalars `(…)` for hidden states `(…, d)`."""
-        return nn.functional.linear(hidden.float(), self.weight, self.bias).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):  # it would compute in bfloat16
+            return nn.functional.linear(hidden.float(), self.weight, self.bias).squeeze(-1)
 
     def save(self, folder: Path) -> None:
         """Write `head.safetensors`: weight `(1, d)` and bias `(1,)`, float32."""

@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from toolkit.models.heads import ScalarHead
+from toolkit.models.packing import may_join, pack
 from toolkit.models.token_logprobs import VocabularyHead, token_logprobs
 
 
@@ -62,15 +63,15 @@ def by_length(
 
 @dataclass(frozen=True)
 class PolicyPass:
-    """What one pass of a policy's trunk gives: all `(B, T)`, zero where masked.
+    """What one pass of a policy's trunk gives.
 
-    `logprobs` and `entropy` (None unless asked for) in nats; `hidden` is `(B, T, d)`, the states
-    from which each token was chosen.
+    `logprobs` and `entropy` (None unless asked for) are `(B, T)`, in nats, zero where masked;
+    `states` is `(n, d)`, the hidden states from which the n real tokens were chosen, row by row.
     """
 
     logprobs: Tensor
     entropy: Tensor | None
-    hidden: Tensor
+    states: Tensor
 
 
 def policy_pass(
@@ -80,20 +81,16 @@ def policy_pass(
 
     Logits are computed at real completion tokens only, a slice at a time.
     """
-    hidden = _hidden(model, batch)[:, -batch.mask.shape[1] - 1 : -1]  # (B, T, d)
+    states = _states(model, batch, _before_tokens(batch))
     taken, uncertain = token_logprobs(
         VocabularyHead.of(_causal(model)),
-        hidden[batch.mask],
+        states,
         batch.completion_ids[batch.mask],
         temperature=temperature,
         entropy=entropy,
     )
-
-    def spread(found: Tensor) -> Tensor:
-        empty = torch.zeros(batch.mask.shape, device=found.device)
-        return empty.masked_scatter(batch.mask, found)
-
-    return PolicyPass(spread(taken), None if uncertain is None else spread(uncertain), hidden)
+    spread_out = None if uncertain is None else spread(batch.mask, uncertain)
+    return PolicyPass(spread(batch.mask, taken), spread_out, states)
 
 
 def completion_logprobs(
@@ -106,34 +103,43 @@ def completion_logprobs(
 
 def state_values(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
     """V(s_t), `(B, T)`: the head read one token earlier, before token t is chosen."""
-    hidden = _hidden(model, batch)[:, -batch.mask.shape[1] - 1 : -1]
-    values: Tensor = head(hidden)
-    return values.masked_fill(~batch.mask, 0.0)
+    return spread(batch.mask, head(_states(model, batch, _before_tokens(batch))))
 
 
 def scores(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
     """The head at each row's last real token, `(B,)`; without completion that is the prompt's."""
-    hidden = _hidden(model, batch)
-    last = (
-        batch.attention.long() * torch.arange(batch.attention.shape[1], device=hidden.device)
-    ).amax(-1)
-    found: Tensor = head(hidden[torch.arange(len(last), device=hidden.device), last])
+    places = torch.arange(batch.attention.shape[1], device=batch.attention.device)
+    last = (batch.attention * places).amax(-1, keepdim=True)
+    found: Tensor = head(_states(model, batch, places == last))
     return found
 
 
-def _hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """The trunk's last hidden states, `(B, P + T, d)`."""
-    hidden: Tensor = (
-        _causal(model)
-        .base_model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention.long(),
-            position_ids=batch.positions,
-            use_cache=False,
-        )
-        .last_hidden_state
-    )
-    return hidden
+def spread(mask: Tensor, found: Tensor) -> Tensor:
+    """n numbers at the True places of a mask `(B, T)`, row by row; zero elsewhere."""
+    return torch.zeros(mask.shape, device=found.device).masked_scatter(mask, found)
+
+
+def _before_tokens(batch: Batch) -> Tensor:
+    """The places whose states choose the real completion tokens: one earlier, `(B, P + T)` bool."""
+    wanted = torch.zeros_like(batch.attention)
+    wanted[:, -batch.mask.shape[1] - 1 : -1] = batch.mask
+    return wanted
+
+
+def _states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
+    """The trunk's last hidden states at some real tokens, `(n, d)`, row by row.
+
+    Rows are packed first: see `toolkit.models.packing`.
+    """
+    causal = _causal(model)
+    packed = pack(batch.input_ids, batch.attention, join=may_join(causal.config))
+    hidden: Tensor = causal.base_model(
+        input_ids=packed.input_ids,
+        attention_mask=packed.mask,
+        position_ids=packed.positions,
+        use_cache=False,
+    ).last_hidden_state  # (R, L, d)
+    return hidden.flatten(0, 1).index_select(0, packed.places[wanted[batch.attention]])
 
 
 def _causal(model: nn.Module) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-SLICE_BYTES = 64 << 20  # of float32 logits at a time
+SLICE_BYTES = 16 << 20  # of float32 logits at a time
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class VocabularyHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`(n, d)` to `(n, V)`, float32."""
-        found: Tensor = self.layer(hidden).float() * self.scale
+        found: Tensor = self.layer(hidden).float()
+        if self.scale != 1.0:
+            found = found * self.scale
         return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
 
 
@@ -58,13 +60,11 @@ def token_logprobs(
     """
 
     def part(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head.logits(hidden) / temperature
-        normaliser = logits.logsumexp(-1)
-        taken = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser
-        if not entropy:
-            return taken, taken
-        # H = log Z - Σ p·logit: exact, one probability tensor and no log-softmax beside it
-        return taken, normaliser - ((logits - normaliser.unsqueeze(-1)).exp() * logits).sum(-1)
+        logits = head.logits(hidden)
+        if temperature != 1.0:
+            logits = logits / temperature
+        found: tuple[Tensor, Tensor] = _Chosen.apply(logits, tokens, entropy)  # type: ignore[no-untyped-call]
+        return found
 
     size = max(1, SLICE_BYTES // (4 * head.size))
     again = torch.is_grad_enabled() and hidden.shape[0] > size
@@ -76,3 +76,35 @@ def token_logprobs(
         return hidden.new_zeros(0).float(), hidden.new_zeros(0).float() if entropy else None
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies) if entropy else None
+
+
+class _Chosen(torch.autograd.Function):
+    """Log-softmax at one token per row, and the entropy of the row; both from one softmax."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        logprobs = logits.log_softmax(-1)  # (n, V)
+        chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        probs = logprobs.exp()
+        spread = torch.zeros_like(chosen)
+        if entropy:  # H = -Σ p·log p, as n products of a row and a column: no third (n, V)
+            with torch.autocast(logits.device.type, enabled=False):
+                spread = -torch.bmm(probs.unsqueeze(1), logprobs.unsqueeze(2)).flatten()
+        ctx.save_for_backward(probs, tokens, spread)
+        return chosen, spread
+
+    @staticmethod
+    def backward(
+        ctx: Any, to_chosen: Tensor | None, to_spread: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
+        probs, tokens, spread = ctx.saved_tensors
+        found: Tensor | None = None
+        if to_chosen is not None:  # onehot - p
+            found = probs * -to_chosen.unsqueeze(-1)
+            found.scatter_add_(-1, tokens.unsqueeze(-1), to_chosen.unsqueeze(-1))
+        if to_spread is not None:  # -p·(log p + H)
+            slope = -(torch.special.xlogy(probs, probs) + probs * spread.unsqueeze(-1))
+            slope = slope * to_spread.unsqueeze(-1)
+            found = slope if found is None else found + slope
+        return found, None, None

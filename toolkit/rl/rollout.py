@@ -1,6 +1,7 @@
 """Rollouts: sampled completions, scored by every role in passes of similar length, as experience."""
 
 import itertools
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from toolkit.models.passes import (
     collate,
     policy_pass,
     scores,
+    spread,
     state_values,
 )
 from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles
@@ -84,11 +86,13 @@ class Experience:
 class Seen:
     """What the reward roles and the stop tokens say of a rollout.
 
-    `scores` is `(M, B)`, one row per reward adapter; `ended` is `(B,)` bool.
+    `scores` is `(M, B)`, one row per reward adapter; `ended` is `(B,)` bool; `seconds` is how long
+    sampling and scoring took.
     """
 
     scores: Tensor
     ended: Tensor
+    seconds: dict[str, float]
 
 
 def roll_out(
@@ -100,61 +104,77 @@ def roll_out(
     pad_id: int,
     batch_size: int,
     generation_batch_size: int,
+    rescore: bool = True,
 ) -> tuple[Experience, Seen]:
     """Sample one completion per prompt from the policy and let every role look at it once.
 
     Without a `ref` adapter the reference is the base with adapters disabled.
+
+    Args:
+        rescore: take the policy's log-probabilities from a pass of its own. In float32 those that
+            the tokens were drawn with are the same to 1e-5, and a pass is saved; in lower precision
+            they differ by enough to make the first ratios noisy.
+
     Dropout must be off. Raises: nothing of its own; see `Roles.using`.
     """
+    assert roles.model is not None
+    began = time.perf_counter()
+    own_trunk = VALUE in roles.model.peft_config
+    head: Any = roles.heads[VALUE]
     with roles.merged(POLICY) as policy:
-        completions = sample(
+        said = sample(
             policy,
             prompts,
             sampling=sampling,
             stop=stop,
             pad_id=pad_id,
             batch_size=generation_batch_size,
+            value_head=None if own_trunk else head,
         )
-    width = max(map(len, completions))
-    device = next(policy.parameters()).device
-    shape = (len(prompts), width)
-    found = {n: torch.zeros(shape, device=device) for n in ("logprobs", "ref_logprobs", "values")}
+        device = next(policy.parameters()).device
+    sampled, completions = time.perf_counter(), said.completions
+    shape = (len(prompts), max(map(len, completions)))
+    known = {"logprobs": said.logprobs, "values": said.values, "ref_logprobs": None}
+    found = {k: torch.zeros(shape, device=device) if v is None else v for k, v in known.items()}
+    look_again = rescore or said.logprobs is None
     judges = roles.rewards
     score = torch.zeros((len(judges), len(prompts)), device=device)
     for index in by_length(prompts, completions, batch_size):
         batch = collate(
             [prompts[i] for i in index], [completions[i] for i in index], pad_id, device
         )
-        seen = _look(roles, batch, temperature=sampling.temperature)
+        seen = _look(roles, batch, temperature=sampling.temperature, policy=look_again)
         if judges:
             score[:, index] = _judge(roles, judges, batch)
         for name, tensor in seen.items():
             found[name][index, : tensor.shape[1]] = tensor
     lengths = torch.tensor([len(c) for c in completions], device=device)
-    mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
+    mask = torch.arange(shape[1], device=device) < lengths.unsqueeze(1)
     ended = torch.tensor([bool(c) and c[-1] in stop for c in completions], device=device)
     empty = torch.zeros(shape, device=device)
     experience = Experience(prompts, completions, mask, **found, advantages=empty, returns=empty)
-    return experience, Seen(score, ended)
+    seconds = {"generate": sampled - began, "score": time.perf_counter() - sampled}
+    return experience, Seen(score, ended, seconds)
 
 
 @torch.no_grad()
-def _look(roles: Roles, batch: Batch, *, temperature: float) -> dict[str, Tensor]:
-    """One pass each of policy, reference and value over a batch; a value on the policy's trunk
-    needs none of its own.
-    """
+def _look(roles: Roles, batch: Batch, *, temperature: float, policy: bool) -> dict[str, Tensor]:
+    """One pass each of reference, of value if it has a trunk of its own, and of policy if asked."""
     assert roles.model is not None
     head: Any = roles.heads[VALUE]
-    with roles.using(POLICY) as model:
-        policy = policy_pass(model, batch, temperature=temperature)
+    found: dict[str, Tensor] = {}
     with roles.using(REFERENCE if REFERENCE in roles.model.peft_config else None) as model:
-        reference = policy_pass(model, batch, temperature=temperature)
+        found["ref_logprobs"] = policy_pass(model, batch, temperature=temperature).logprobs
     if VALUE in roles.model.peft_config:
         with roles.using(VALUE) as model:
-            values = state_values(model, head, batch)
-    else:
-        values = head(policy.hidden).masked_fill(~batch.mask, 0.0)
-    return {"logprobs": policy.logprobs, "ref_logprobs": reference.logprobs, "values": values}
+            found["values"] = state_values(model, head, batch)
+    if policy:
+        with roles.using(POLICY) as model:
+            seen = policy_pass(model, batch, temperature=temperature)
+        found["logprobs"] = seen.logprobs
+        if VALUE not in roles.model.peft_config:
+            found["values"] = spread(batch.mask, head(seen.states))
+    return found
 
 
 @torch.no_grad()

@@ -49,6 +49,8 @@ class ExperienceMaker:
         self.weights = list(args.reward_weights or [1.0] * len(self.functions))
         self.sampling = Sampling(args.response_length, args.temperature)
         self.stop = stop_ids(roles.base, tokenizer)
+        quantized = getattr(roles.base, "quantization_method", None) is not None
+        self.rescore = quantized or roles.base.dtype != torch.float32
         self.control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         assert isinstance(tokenizer.pad_token_id, int)
         self.pad_id: int = tokenizer.pad_token_id
@@ -70,6 +72,7 @@ class ExperienceMaker:
             batch_size=args.local_rollout_forward_batch_size,
             generation_batch_size=args.generation_batch_size
             or args.local_rollout_forward_batch_size,
+            rescore=self.rescore,
         )
         raw, notes = self._scores(rows, experience, seen)
         lengths = experience.mask.sum(1)
@@ -107,6 +110,7 @@ class ExperienceMaker:
                 "val/num_eos_tokens": seen.ended.sum(),
             }
         )
+        notes |= {f"time/{name}": took for name, took in seen.seconds.items()}
         self.control.update(summed.mean().item(), len(rows))
         return experience, notes
 
@@ -125,6 +129,7 @@ class ExperienceMaker:
             pad_id=self.pad_id,
             batch_size=size,
             generation_batch_size=args.generation_batch_size or size,
+            rescore=self.rescore,
         )
         raw, _ = self._scores(rows, experience, seen)
         kl = (experience.logprobs - experience.ref_logprobs).sum(1)

@@ -9,6 +9,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from toolkit.models.passes import (
     collate,
     completion_logprobs,
     policy_pass,
+    spread,
     state_values,
 )
 from toolkit.models.roles import POLICY, VALUE, Roles
@@ -38,10 +40,11 @@ from toolkit.rl.losses import policy_loss, value_loss
 from toolkit.rl.rollout import Experience
 from toolkit.runs import write_json
 from toolkit.trainers.checkpoints import WholeCheckpoints, read_state
+from toolkit.trainers.ema import LAST, PolicyEMA
 from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.prompts import RolloutSampler, encode_prompts
-from toolkit.trainers.rewards import RewardFunction
+from toolkit.trainers.rewards import EvalMetrics, RewardFunction
 
 EXPERIENCE_FILE, STATE_FILE, SAMPLES_FILE = (
     "experience.safetensors",
@@ -65,6 +68,8 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             `args.reward_weights`: `f(prompts, completions, completion_ids, **columns)` to a list of
             numbers or None.
         ptx_texts: pretraining texts, mixed into every update with `args.ptx_coef`.
+        eval_metrics: further numbers of an evaluation, from its prompts and completions:
+            `f(prompts, completions, **columns)` to a mapping of names to numbers or None.
         optimizers: in the place of the one that `args` describes.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155; details as in Huang et al. 2024, arXiv:2403.17031.
@@ -84,6 +89,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         eval_dataset: Dataset | None = None,
         reward_funcs: Sequence[RewardFunction] = (),
         ptx_texts: Sequence[str] = (),
+        eval_metrics: EvalMetrics | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
@@ -107,6 +113,8 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         self.ptx = [
             processing_class(text)["input_ids"][: args.ptx_max_length] for text in ptx_texts
         ]
+        self.eval_metrics = eval_metrics
+        self.ema = None if args.ema_decay is None else PolicyEMA(roles, args.ema_decay)
         self.experience: Experience | None = None
         self.base_fingerprint = roles.fingerprint
         self._micro_step: int | None = None
@@ -122,7 +130,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             if eval_dataset is None
             else encode_prompts(eval_dataset, processing_class, roles, args),
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), *([self.ema] if self.ema else [])],
             optimizers=optimizers,
         )
         self.pad_id: int = processing_class.pad_token_id
@@ -135,9 +143,9 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         return int(self.args.steps_per_rollout * self.args.gradient_accumulation_steps)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of a whole rollout's rows, as often as the rollout is used."""
+        """Row numbers of a whole rollout, as often as it is used; it reads them only once."""
         return self._get_dataloader(  # type: ignore[no-any-return]
-            dataset=self.train_dataset,
+            dataset=list(range(len(self.train_dataset))),
             description="Training",
             batch_size=self.args.rollout_batch_size // self.args.num_generations,
             sampler_fn=lambda rows: RolloutSampler(
@@ -150,13 +158,13 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             is_training=True,
         )
 
-    def _prepare_inputs(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def _prepare_inputs(self, rows: list[int]) -> dict[str, Any]:
         """Make a rollout if none is left, and return the micro-batch that is due."""
         if self._micro_step is None:
             self._micro_step = self.state.global_step * self.args.gradient_accumulation_steps
         at = self._micro_step % self.micro_steps_per_rollout
         if at == 0 or self.experience is None:
-            self.experience = self.make_experience(rows)
+            self.experience = self.make_experience([self.train_dataset[i] for i in rows])
             self._stopped = False
         index, tokens = self._micro_batch(at)
         batch, old = self.experience.rows(index, self.pad_id)
@@ -196,10 +204,11 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     # ---- update: one role after the other, forward and backward inside its block
 
     def training_step(
-        self, model: nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: list[int], num_items_in_batch: Any = None
     ) -> Tensor:
         """One micro-batch: the policy's loss, then the value's, each under its own adapter."""
-        model.train()
+        if not model.training:  # the call walks every module
+            model.train()
         ready = self._prepare_inputs(inputs)
         batch, old, tokens = ready["batch"], ready["old"], ready["tokens"]
         assert self._micro_step is not None
@@ -230,7 +239,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
                 cliprange=args.cliprange,
             )
             assert seen.entropy is not None
-            bonus = args.ent_coef * seen.entropy.sum()
+            bonus = args.ent_coef * seen.entropy.sum() if args.ent_coef else torch.zeros(())
             self.accelerator.backward((found.loss - bonus) / tokens)
         if own_trunk:
             with self.roles.using(VALUE) as value:
@@ -239,7 +248,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
                 vf_loss, vf_clipped = self._value_loss(values, old, batch)
                 self.accelerator.backward(args.vf_coef * vf_loss / tokens)
         else:  # the head learns, and moves nothing of the policy
-            values = head(seen.hidden.detach()).masked_fill(~batch.mask, 0.0)
+            values = spread(batch.mask, head(seen.states.detach()))
             vf_loss, vf_clipped = self._value_loss(values, old, batch)
             self.accelerator.backward(args.vf_coef * vf_loss / tokens)
         # micro-batches are averaged in `log`
@@ -296,20 +305,31 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """Sample an answer to each held-out prompt; log means, append the answers to samples.jsonl.
 
-        The same random numbers each time, and the training's own stream is left alone.
+        The same random numbers each time, and the training's own stream is left alone. With
+        `ema_decay` it is the average that answers, which is what the run will hand over.
 
-        Returns: `eval_objective/scores`, `…/kl`, `…/rlhf_reward`, `…/length`, `…/ended`.
+        Returns: `eval_objective/scores`, `…/kl`, `…/rlhf_reward`, `…/length`, `…/ended`, and what
+            `eval_metrics` says.
         """
         rows = list(self.eval_dataset if eval_dataset is None else eval_dataset)
         self.model.eval()
         with (
             torch.random.fork_rng(),
+            self._averaged(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
             self.accelerator.autocast(),
         ):
             torch.manual_seed(self.args.seed)
             notes, samples = self.maker.look(rows)
         self.model.train()
+        if self.eval_metrics is not None:
+            others = [name for name in rows[0] if name not in ("prompt", "prompt_ids")]
+            found = self.eval_metrics(
+                prompts=[sample["prompt"] for sample in samples],
+                completions=[sample["completion"] for sample in samples],
+                **{name: [row[name] for row in rows] for name in others},
+            )
+            notes |= {name: float(x) for name, x in found.items() if x is not None}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in notes.items()}
         with (Path(self.args.output_dir) / SAMPLES_FILE).open("a", encoding="utf-8") as file:
             for sample in samples:
@@ -325,6 +345,8 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         best = Path(str(self.state.best_model_checkpoint))
         self.roles.load(POLICY, best)
         self.roles.load(VALUE, best / VALUE)
+        if self.ema is not None:
+            self.ema.load(best)
 
     def _note(self, name: str, value: Tensor) -> None:
         self._metrics[name].append(float(value))
@@ -345,11 +367,19 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     # ---- checkpoints: adapters as PEFT files, the value in a folder of its own, the open rollout
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """A checkpoint holds the policy as it is, to go on from; a finished run what to use."""
         folder = Path(output_dir or self.args.output_dir)
-        self.roles.save(POLICY, folder)
+        finished = folder == Path(self.args.output_dir)
+        with self._averaged() if finished else nullcontext():
+            self.roles.save(POLICY, folder)
         self.roles.save(VALUE, folder / VALUE)
         self.processing_class.save_pretrained(folder)
-        if folder != Path(self.args.output_dir) and self.experience is not None:
+        if self.ema is not None and finished:
+            self.roles.save(POLICY, folder / LAST)
+            print(f"{folder}: {self.ema}", flush=True)
+        elif self.ema is not None:
+            self.ema.save(folder)
+        if not finished and self.experience is not None:
             self.experience.save(folder / EXPERIENCE_FILE)
             state = {
                 "kl_coef": self.maker.control.coef,
@@ -371,6 +401,12 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         state = read_state(folder / STATE_FILE)
         self.maker.control.coef, self._stopped = float(state["kl_coef"]), bool(state["stopped"])
         self._metrics = defaultdict(list, state["metrics"])
+        if self.ema is not None:
+            self.ema.load(folder)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The policy as its average inside, if there is one."""
+        return nullcontext() if self.ema is None else self.ema.in_place()
 
 
 def _check(

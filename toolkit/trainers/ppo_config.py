@@ -97,6 +97,13 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     ptx_max_length: int = field(
         default=512, metadata={"help": "Pretraining texts are cut at this many tokens."}
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Average the policy's adapter over the steps with this decay, such as 0.9; the run's "
+            "adapter is then the average, and `last/` holds the last policy. Default: no average."
+        },
+    )
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Taken from the score of a completion that did not end."}
     )
@@ -148,6 +155,8 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be between 0 and 1, got {self.ema_decay}")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be false: prompts are no model inputs")
 

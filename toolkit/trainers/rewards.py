@@ -1,7 +1,7 @@
 """What a completion is worth: reward adapters, Python functions, their sum, and what is taken off."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from toolkit.errors import RewardError
 
 # (prompts=…, completions=…, completion_ids=…, **columns) -> a number or None per completion
 RewardFunction = Callable[..., Sequence[float | None]]
+# (prompts=…, completions=…, **columns) -> numbers by name; None is left out of the log
+EvalMetrics = Callable[..., Mapping[str, float | None]]
 
 
 def aggregate(scores: Tensor, *, how: str, std_coef: float) -> Tensor:

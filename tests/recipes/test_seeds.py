@@ -1,0 +1,95 @@
+"""The tables over several pipelines, the claims that they decide, and PPO-ptx's trade-off."""
+
+import copy
+import importlib
+import json
+
+import pytest
+
+from tests.evaluation.conftest import entry, interval, report  # noqa: F401
+from toolkit.errors import ConfigError
+from toolkit.runs import Run, write_json
+
+seeds = importlib.import_module("recipes.seeds")
+tradeoff = importlib.import_module("recipes.tradeoff")
+
+
+def model(recipe, win, lm_loss, correct=0.8, over_refusal=0.02):
+    wins = {"gold": interval(win), "proxy": interval(win)}
+    found = entry(recipe, win_rate_vs_sft=wins, lm_loss=lm_loss)
+    found["rates"] |= {"correct": correct, "over_refusal": over_refusal}
+    return found
+
+
+def pipeline(folder, report, **changes):  # noqa: F811
+    """A pipeline's directory: SFT at lm_loss 0.5, PPO at 0.7, PPO-ptx at 0.58."""
+    report = copy.deepcopy(report)
+    report["checkpoints"] = {
+        "sft": model("sft", 0.5, 0.5, correct=0.7),
+        "ppo": model("ppo", 0.85, 0.7),
+        "dpo": model("dpo", 0.78, 0.6),
+        "ppo_ptx": model("ppo", 0.83, 0.58),
+    } | changes
+    folder.mkdir()
+    write_json(folder / "report.json", report)
+    stages = {name: {"seconds": 100.0, "peak_mb": 900} for name in ("sft", "ppo", "ppo_ptx")}
+    write_json(folder / "pipeline.json", stages)
+    return folder
+
+
+def verdicts(folder):
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return summary, {claim["claim"]: claim["verdict"] for claim in summary["claims"]}
+
+
+def test_claims_that_hold(report, tmp_path, capsys):  # noqa: F811
+    seeds.main([pipeline(tmp_path / str(n), report) for n in range(2)])
+    summary, found = verdicts(tmp_path)
+    assert set(found.values()) == {"holds"}
+    assert len(found) == 8
+    assert list(summary["seeds"]) == ["0", "1"]
+    assert summary["seeds"]["1"]["ppo_ptx"]["gold_win_rate"] == 0.83
+    assert summary["seeds"]["0"]["ppo"]["ci95"] == pytest.approx([0.8, 0.9])
+    assert summary["lm_loss"]["ppo_ptx"] == [0.58, 0.58]
+    printed = capsys.readouterr().out
+    # (0.7 − 0.58) / (0.7 − 0.5) and 0.85 − 0.83
+    assert "| share of the rise in lm_loss undone by ptx | ≥ 0.5 | 0.6 | holds |" in printed
+    assert "| cost of ptx in win rate, mean | ≤ 0.03 | 0.02 | holds |" in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "fails"),
+    [
+        ({"ppo": model("ppo", 0.74, 0.7)}, {"each seed", "the same, mean"}),
+        ({"ppo": model("ppo", 0.85, 0.7, correct=0.7)}, {"correct, PPO less SFT"}),
+        ({"ppo": model("ppo", 0.85, 0.7, over_refusal=0.09)}, {"over_refusal"}),
+        ({"ppo_ptx": model("ppo", 0.7, 0.65)}, {"undone by ptx", "cost of ptx"}),
+    ],
+)
+def test_a_claim_that_one_seed_breaks_fails(report, tmp_path, changes, fails):  # noqa: F811
+    seeds.main([pipeline(tmp_path / "0", report), pipeline(tmp_path / "1", report, **changes)])
+    _, found = verdicts(tmp_path)
+    failed = [claim for claim, verdict in found.items() if verdict == "fails"]
+    assert len(failed) == len(fails)
+    assert all(any(name in claim for claim in failed) for name in fails)
+
+
+def test_the_tradeoff_is_drawn_over_gamma(report, tmp_path, capsys):  # noqa: F811
+    folder = pipeline(tmp_path / "t", report)
+    gammas = {"sft": None, "ppo": 0.0, "ppo_ptx": 0.3}
+    for name, gamma in gammas.items():
+        recipe = "sft" if gamma is None else "ppo"
+        with Run.start(folder / name, recipe=recipe) as run:
+            run.config = {"ptx_coef": gamma}
+            run.finish()
+    parents = {name: str(folder / name) for name in gammas}
+    with Run.start(folder, recipe="evaluate", parents=parents) as run:
+        run.finish()
+    image = tmp_path / "images" / "tradeoff.png"
+    tradeoff.main(folder, image)
+    printed = capsys.readouterr().out
+    assert "| 0 | +0.200 | 0% | 0.850 [0.80, 0.90] |" in printed
+    assert "| 0.3 | +0.080 | 60% | 0.830 [0.78, 0.88] |" in printed
+    assert image.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match="make tradeoff"):
+        tradeoff.main(tmp_path, image)

@@ -1,0 +1,98 @@
+"""LoRA's linear layer as one autograd node: no intermediate sums, no scaled copies.
+
+PEFT's layer computes `base(x) + lora_B(lora_A(x)) * scaling`: per layer two passes over the output
+beyond the matrix products, and two more in the backward pass. Here the low-rank products are
+accumulated into the output of the base's. The result is PEFT's, up to float rounding.
+"""
+
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+
+class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
+    """PEFT's layer, whose plain case (one active adapter, one precision) takes the short way."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As PEFT's."""
+        name = self._plain(x) if not args and not kwargs else None
+        if name is None:
+            found: Tensor = super().forward(x, *args, **kwargs)
+            return found
+        base = self.get_base_layer()
+        rows = x.reshape(-1, x.shape[-1])
+        low, high = self.lora_A[name].weight, self.lora_B[name].weight
+        out: Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
+            rows, base.weight, base.bias, low, high, self.scaling[name]
+        )
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    def _plain(self, x: Tensor) -> str | None:
+        """The one active adapter, if nothing but W·x + s·B·A·x is asked of it."""
+        if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+            return None
+        name: str = self.active_adapters[0]
+        if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
+            return None
+        dropout, weight = self.lora_dropout[name], self.get_base_layer().weight
+        if self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
+            return None
+        if weight.requires_grad or torch.is_autocast_enabled(x.device.type):
+            return None
+        alike = x.dtype == weight.dtype == self.lora_A[name].weight.dtype
+        return name if alike else None
+
+
+class _LoraProduct(torch.autograd.Function):
+    """`x W' + b + s · (x A') B'` for `x` `(n, in)`; W and b are frozen."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        low: Tensor,
+        high: Tensor,
+        scale: float,
+    ) -> Tensor:
+        inner = x @ low.t()  # (n, r)
+        ctx.save_for_backward(x, weight, low, high, inner)
+        ctx.scale = scale
+        return nn.functional.linear(x, weight, bias).addmm_(inner, high.t(), alpha=scale)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None]:
+        x, weight, low, high, inner = ctx.saved_tensors
+        scale: float = ctx.scale
+        narrow = (grad @ high).mul_(scale)  # (n, r)
+        to_x = to_low = to_high = None
+        if ctx.needs_input_grad[0]:
+            to_x = (grad @ weight).addmm_(narrow, low)
+        if ctx.needs_input_grad[3]:
+            to_low = narrow.t() @ x
+        if ctx.needs_input_grad[4]:
+            to_high = (grad.t() @ inner).mul_(scale)
+        return to_x, None, None, to_low, to_high, None
+
+
+def fuse(config: PeftConfig) -> None:
+    """Make PEFT build this layer wherever it would put a LoRA beside a plain linear layer."""
+    if hasattr(config, "_register_custom_module"):  # LoRA has it; other kinds of adapter do not
+        config._register_custom_module({nn.Linear: _fused_or_none})
+
+
+def _fused_or_none(
+    target: nn.Module, adapter_name: str, config: Any, **kwargs: Any
+) -> FusedLoraLinear | None:
+    """None where PEFT has a layer of its own, such as for quantized weights."""
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    if type(base) is not nn.Linear:
+        return None
+    return FusedLoraLinear(target, adapter_name, config=config, **kwargs)
