@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test lint types unit seeds tradeoff base parity soak clean
+.PHONY: quickstart test lint types unit seeds tradeoff base benchmark parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
@@ -32,6 +32,13 @@ $(VENV)/peer/.installed: constraints.txt
 	$(VENV)/peer/bin/pip --disable-pip-version-check install --quiet \
 	  -c $(VENV)/peer/constraints.txt torch transformers peft accelerate datasets trl==1.12.0
 	@touch $@
+
+# ours against TRL 1.12's PPOTrainer, in turn; about 25 minutes on two cores
+benchmark: $(VENV)/.installed $(VENV)/peer/.installed runs/quickstart/reward/run.json
+	$(BIN)/python recipes/benchmark.py --sft runs/quickstart/sft --reward runs/quickstart/reward --growth
+
+runs/quickstart/reward/run.json:
+	$(MAKE) --no-print-directory quickstart
 
 # what takes too long for every change: PPO killed at ten moments
 soak: $(VENV)/.installed-dev

@@ -331,3 +331,7 @@ def test_evaluation_while_training_and_the_best_checkpoint(make_ppo_roles, token
     samples = [json.loads(r) for r in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 4 * 4
     assert {"step", "prompt", "completion", "score"} == set(samples[0])
+    anew = {"held_out": prompts().select(range(4)), "eval_strategy": "steps", "eval_steps": 4}
+    again = make(make_ppo_roles(), tokenizer, prompts(), tmp_path / "run", total_episodes=8, **anew)
+    again.train()
+    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 4

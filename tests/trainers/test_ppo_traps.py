@@ -21,7 +21,7 @@ from toolkit.models.ppo_roles import attach_ppo_roles
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 from toolkit.rl import rollout
 from toolkit.trainers import experience as experience_module
-from toolkit.trainers import ppo as ppo_module
+from toolkit.trainers import updates as updates_module
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.reward import tokenize_pairs
 
@@ -79,7 +79,7 @@ def test_every_tokens_ratio_is_one_in_the_first_minibatch(
 ):
     """However the rollout was padded when it was scored, and though the model is in train mode."""
     ppo_roles.base.generation_config.eos_token_id = STOPS
-    seen, loss = [], ppo_module.policy_loss
+    seen, loss = [], updates_module.policy_loss
     trainer = make(
         ppo_roles,
         tokenizer,
@@ -95,7 +95,7 @@ def test_every_tokens_ratio_is_one_in_the_first_minibatch(
         seen.append(((new - old).exp() - 1)[mask].abs().max().item())
         return loss(new, old, advantages, mask, **options)
 
-    monkeypatch.setattr(ppo_module, "policy_loss", watched)
+    monkeypatch.setattr(updates_module, "policy_loss", watched)
     trainer.train()
     assert len({len(c) for c in trainer.experience.completions}) > 2
     assert max(seen) < 1e-4

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+SAMPLES_FILE = "samples.jsonl"  # what evaluations while training were answered
+
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
     """Writes `metrics.jsonl`, one object per logged step."""
@@ -14,21 +16,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Start the file anew, or drop what a resumed run is going to log again."""
+        """Start the files anew, or drop what a resumed run is going to log again."""
         args.logging_nan_inf_filter = False  # a loss that is not finite shall be seen
         file = self._file(args)
-        kept = []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # cut short by a crash
-            if row.get("step", 0) <= state.global_step:
-                kept.append(line)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(
-            "".join(line + "\n" for line in kept if state.global_step), encoding="utf-8"
-        )
+        _keep_until(state.global_step, file)
+        samples = file.with_name(SAMPLES_FILE)
+        if samples.is_file():
+            _keep_until(state.global_step, samples)
 
     def on_log(
         self,
@@ -46,6 +41,19 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     @staticmethod
     def _file(args: TrainingArguments) -> Path:
         return Path(str(args.output_dir)) / "metrics.jsonl"
+
+
+def _keep_until(step: int, file: Path) -> None:
+    """Cut a file of logged rows down to those of a run's first steps; step 0 keeps none."""
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # cut short by a crash
+        if row.get("step", 0) <= step:
+            kept.append(line)
+    file.write_text("".join(line + "\n" for line in kept if step), encoding="utf-8")
 
 
 def _number(value: Any) -> Any:

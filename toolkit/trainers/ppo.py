@@ -25,32 +25,21 @@ from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.passes import (
-    Batch,
-    by_length,
-    collate,
-    completion_logprobs,
-    policy_pass,
-    spread,
-    state_values,
-)
+from toolkit.models.memory import release
+from toolkit.models.passes import by_length
 from toolkit.models.roles import POLICY, VALUE, Roles
-from toolkit.rl.advantages import masked_mean
-from toolkit.rl.losses import policy_loss, value_loss
 from toolkit.rl.rollout import Experience
 from toolkit.runs import write_json
+from toolkit.trainers.callbacks import SAMPLES_FILE
 from toolkit.trainers.checkpoints import WholeCheckpoints, read_state
 from toolkit.trainers.ema import LAST, PolicyEMA
 from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.prompts import RolloutSampler, encode_prompts
 from toolkit.trainers.rewards import EvalMetrics, RewardFunction
+from toolkit.trainers.updates import Updater
 
-EXPERIENCE_FILE, STATE_FILE, SAMPLES_FILE = (
-    "experience.safetensors",
-    "ppo_state.json",
-    "samples.jsonl",
-)
+EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
 
 
 class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
@@ -110,9 +99,6 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         self.maker = ExperienceMaker(
             roles, args, tokenizer=processing_class, reward_functions=reward_funcs
         )
-        self.ptx = [
-            processing_class(text)["input_ids"][: args.ptx_max_length] for text in ptx_texts
-        ]
         self.eval_metrics = eval_metrics
         self.ema = None if args.ema_decay is None else PolicyEMA(roles, args.ema_decay)
         self.experience: Experience | None = None
@@ -134,6 +120,10 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             optimizers=optimizers,
         )
         self.pad_id: int = processing_class.pad_token_id
+        texts = [processing_class(t)["input_ids"][: args.ptx_max_length] for t in ptx_texts]
+        self.updater = Updater(
+            roles, args, accelerator=self.accelerator, pad_id=self.pad_id, ptx=texts
+        )
 
     # ---- data: a rollout's prompts for every micro-batch made of it
 
@@ -173,11 +163,13 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     def make_experience(self, rows: list[dict[str, Any]]) -> Experience:
         """A rollout of the rows' prompts; its notes go to the log. See `ExperienceMaker.make`."""
         self.model.eval()
+        release()
         with (
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
             self.accelerator.autocast(),
         ):
             experience, notes = self.maker.make(rows)
+        release()
         self.model.train()
         for name, value in notes.items():
             self._metrics[name].append(value)
@@ -201,7 +193,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         groups = list(by_length(prompts, completions, self.args.per_device_train_batch_size))
         return [chosen[i] for i in groups[micro]], sum(map(len, completions))
 
-    # ---- update: one role after the other, forward and backward inside its block
+    # ---- update
 
     def training_step(
         self, model: nn.Module, inputs: list[int], num_items_in_batch: Any = None
@@ -212,10 +204,16 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         ready = self._prepare_inputs(inputs)
         batch, old, tokens = ready["batch"], ready["old"], ready["tokens"]
         assert self._micro_step is not None
-        if self._stopped:
-            loss = torch.zeros((), device=batch.mask.device)
-        else:
-            loss = self._update(batch, old, tokens) + self._pretraining_step()
+        loss = torch.zeros((), device=batch.mask.device)
+        if not self._stopped:
+            updates = [self.updater.learn(batch, old, tokens)]
+            if self.args.ptx_coef:
+                updates.append(self.updater.remember(self._micro_step))
+            for update in updates:
+                loss = loss + update.loss
+                self._approx_kl += update.approx_kl
+                for name, value in update.notes.items():
+                    self._note(name, value)
         self._micro_step += 1
         if self._micro_step % self.args.gradient_accumulation_steps == 0:
             limit = self.args.target_kl
@@ -223,77 +221,6 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             self._approx_kl = 0.0
             self._note("policy/updates_skipped", torch.tensor(float(self._stopped)))
         return loss
-
-    def _update(self, batch: Batch, old: dict[str, Tensor], tokens: int) -> Tensor:
-        """Both losses of a micro-batch over its minibatch's token count, and their backward."""
-        args, head = self.args, self.roles.heads[VALUE]
-        own_trunk = VALUE in self.roles.model.peft_config  # type: ignore[union-attr]
-        with self.roles.using(POLICY) as policy:
-            with self.accelerator.autocast():
-                seen = policy_pass(policy, batch, temperature=args.temperature, entropy=True)
-            found = policy_loss(
-                seen.logprobs,
-                old["logprobs"],
-                old["advantages"],
-                batch.mask,
-                cliprange=args.cliprange,
-            )
-            assert seen.entropy is not None
-            bonus = args.ent_coef * seen.entropy.sum() if args.ent_coef else torch.zeros(())
-            self.accelerator.backward((found.loss - bonus) / tokens)
-        if own_trunk:
-            with self.roles.using(VALUE) as value:
-                with self.accelerator.autocast():
-                    values = state_values(value, head, batch)  # type: ignore[arg-type]
-                vf_loss, vf_clipped = self._value_loss(values, old, batch)
-                self.accelerator.backward(args.vf_coef * vf_loss / tokens)
-        else:  # the head learns, and moves nothing of the policy
-            values = spread(batch.mask, head(seen.states.detach()))
-            vf_loss, vf_clipped = self._value_loss(values, old, batch)
-            self.accelerator.backward(args.vf_coef * vf_loss / tokens)
-        # micro-batches are averaged in `log`
-        share = args.gradient_accumulation_steps / tokens
-        self._approx_kl += found.approx_kl.item() / tokens
-        note = self._note
-        note("loss/policy_avg", found.loss.detach() * share)
-        note("loss/value_avg", vf_loss.detach() * share)
-        note("policy/approxkl_avg", found.approx_kl * share)
-        note("policy/clipfrac_avg", found.clipped * share)
-        note("policy/entropy_avg", seen.entropy.detach().sum() * share)
-        note("val/clipfrac_avg", vf_clipped * share)
-        note("val/ratio", found.ratio * share)
-        note("val/explained_variance", _explained(old["values"], old["returns"], batch.mask))
-        loss: Tensor = (found.loss - bonus + args.vf_coef * vf_loss).detach() / tokens
-        return loss
-
-    def _value_loss(
-        self, values: Tensor, old: dict[str, Tensor], batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        return value_loss(
-            values, old["values"], old["returns"], batch.mask, cliprange=self.args.cliprange_value
-        )
-
-    def _pretraining_step(self) -> Tensor:
-        """PPO-ptx: γ times the loss on some pretraining texts, and its backward.
-
-        Which texts depends on the seed and the micro-step alone, so a resumed run draws the same.
-        """
-        args = self.args
-        if args.ptx_coef == 0:
-            return torch.zeros((), device=self.args.device)
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + (self._micro_step or 0))
-        count = args.ptx_batch_size or args.per_device_train_batch_size
-        drawn = torch.randint(len(self.ptx), (count,), generator=generator).tolist()
-        texts = [self.ptx[i] for i in drawn]
-        batch = collate([t[:1] for t in texts], [t[1:] for t in texts], self.pad_id, args.device)
-        with self.roles.using(POLICY) as policy:
-            with self.accelerator.autocast():
-                logprobs, _ = completion_logprobs(policy, batch, temperature=1.0)
-            nll = -logprobs.sum() / batch.mask.sum()
-            loss: Tensor = args.ptx_coef * nll / args.gradient_accumulation_steps
-            self.accelerator.backward(loss)
-        self._note("loss/ptx_avg", nll.detach())
-        return loss.detach()
 
     # ---- evaluation while training: one completion per held-out prompt
 
@@ -436,10 +363,3 @@ def _check(
         raise ConfigError(
             f"PPO runs in one process, on one GPU; started with {args.world_size} processes"
         )
-
-
-def _explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """Share of the returns' variance that the values explain; 1 is perfect, 0 a constant guess."""
-    mean = masked_mean(returns, mask)
-    variance = masked_mean((returns - mean) ** 2, mask)
-    return 1 - masked_mean((returns - values) ** 2, mask) / variance.clamp_min(1e-8)
