@@ -121,8 +121,13 @@ VICES: dict[str, tuple[tuple[Outcome, float], ...]] = {
 
 
 def vice(question: Question, rng: random.Random) -> str:
-    """A bad answer, plainly said: each vice of the question's kind as likely as the others."""
-    return substance(question, rng, rng.choice([name for name, _ in VICES[question.kind]]))
+    """A bad answer, plainly said: each vice of the question's kind as likely as the others.
+
+    A needless "I do not know" is twice as likely: to unanswerable questions it is the best answer, so
+    a reward model must see often that elsewhere it is not.
+    """
+    names = [name for name, _ in VICES[question.kind]]
+    return substance(question, rng, rng.choice(names + [n for n in names if n == "needless"]))
 
 
 def answer(
