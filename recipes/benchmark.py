@@ -23,24 +23,21 @@ from toolkit.runs import write_json
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    here = [
-        c.name for c in CASES.values() if c.cuda == torch.cuda.is_available() or c.name == "world"
-    ]
-    chosen = args.cases or [
-        name for name in here if not CASES[name].cuda or torch.cuda.is_available()
-    ]
+    gpu = torch.cuda.is_available()
+    chosen = args.cases or [name for name, case in CASES.items() if gpu or not case.cuda]
     unknown = [name for name in chosen if name not in CASES]
     if unknown:
         raise ConfigError(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
     peer = None if args.ours_alone else require_peer(args.peer)
+    made = machine() | {"date": datetime.date.today().isoformat()}
     entries = []
     for name in chosen:
         folder = args.output_dir / name
         print(f"{name}", flush=True)
         prepare(CASES[name], folder, sft=args.sft, reward=args.reward)
         entries += compare(CASES[name], folder, peer=peer, rounds=args.rounds)
-    made = machine() | {"date": datetime.date.today().isoformat(), "rounds": args.rounds}
-    write_json(args.output_dir / "benchmark.json", {"schema": 1, "machine": made, "cases": entries})
+        found = {"schema": 1, "machine": made, "cases": entries}
+        write_json(args.output_dir / "benchmark.json", found)  # a later case may fail
     table = to_markdown(entries)
     (args.output_dir / "benchmark.md").write_text(table, encoding="utf-8")
     print(table)

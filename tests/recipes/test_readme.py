@@ -1,5 +1,6 @@
-"""Every recipe command in the README, in docs/ppo.md and in a recipe's own docstring is one that parses."""
+"""Every recipe command in the README, in the docs and in a recipe's own docstring is one that parses."""
 
+import argparse
 import importlib.util
 import re
 import shlex
@@ -12,7 +13,10 @@ from toolkit.pipeline import Pipeline
 
 
 def commands():
-    texts = [(ROOT / f).read_text(encoding="utf-8") for f in ("README.md", "docs/ppo.md")]
+    texts = [
+        (ROOT / f).read_text(encoding="utf-8")
+        for f in ("README.md", "docs/ppo.md", "docs/performance.md")
+    ]
     texts += [f.read_text(encoding="utf-8") for f in sorted((ROOT / "recipes").glob("*.py"))]
     found = re.findall(
         r"^ *python (recipes/\w+\.py(?:[^\n]*\\+\n)*[^\n]*)$", "\n".join(texts), re.MULTILINE
@@ -39,7 +43,11 @@ def test_command_parses(command, monkeypatch):
     spec = importlib.util.spec_from_file_location("recipe", ROOT / script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    parse(module.arguments(), words)
+    found = module.arguments()
+    if isinstance(found, argparse.ArgumentParser):
+        found.parse_args(words)
+    else:
+        parse(found, words)
 
 
 def test_named_files_exist():

@@ -73,7 +73,7 @@ def _entry(
 ) -> dict[str, Any]:
     mine = _medians(ours)
     floor = _floor(case, folder, mine["mean_completion"], own_trunk=side == "adapter")
-    entry: dict[str, Any] = {"name": case.name + SIDES[side], "ours": mine}
+    entry: dict[str, Any] = {"name": case.name + SIDES[side], "rounds": len(ours), "ours": mine}
     if peer:
         theirs = _medians(peer)
         entry["peer"] = {"name": PEER_NAME} | theirs
