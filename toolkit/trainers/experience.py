@@ -63,17 +63,7 @@ class ExperienceMaker:
         """
         args = self.args
         rows = [row for row in rows for _ in range(args.num_generations)]
-        experience, seen = roll_out(
-            self.roles,
-            [row["prompt_ids"] for row in rows],
-            sampling=self.sampling,
-            stop=self.stop,
-            pad_id=self.pad_id,
-            batch_size=args.local_rollout_forward_batch_size,
-            generation_batch_size=args.generation_batch_size
-            or args.local_rollout_forward_batch_size,
-            rescore=self.rescore,
-        )
+        experience, seen = self._roll_out(rows)
         raw, notes = self._scores(rows, experience, seen)
         lengths = experience.mask.sum(1)
         score = penalise(
@@ -119,18 +109,7 @@ class ExperienceMaker:
 
         Returns: means over the rows; and each prompt and completion with its score.
         """
-        args = self.args
-        size = args.local_rollout_forward_batch_size
-        experience, seen = roll_out(
-            self.roles,
-            [row["prompt_ids"] for row in rows],
-            sampling=self.sampling,
-            stop=self.stop,
-            pad_id=self.pad_id,
-            batch_size=size,
-            generation_batch_size=args.generation_batch_size or size,
-            rescore=self.rescore,
-        )
+        experience, seen = self._roll_out(rows)
         raw, _ = self._scores(rows, experience, seen)
         kl = (experience.logprobs - experience.ref_logprobs).sum(1)
         notes = _numbers(
@@ -150,6 +129,20 @@ class ExperienceMaker:
             )
         ]
         return notes, samples
+
+    def _roll_out(self, rows: Sequence[dict[str, Any]]) -> tuple[Experience, Seen]:
+        """One completion per row, read by every role."""
+        size = self.args.local_rollout_forward_batch_size
+        return roll_out(
+            self.roles,
+            [row["prompt_ids"] for row in rows],
+            sampling=self.sampling,
+            stop=self.stop,
+            pad_id=self.pad_id,
+            batch_size=size,
+            generation_batch_size=self.args.generation_batch_size or size,
+            rescore=self.rescore,
+        )
 
     def _scores(
         self, rows: Sequence[dict[str, Any]], experience: Experience, seen: Seen
