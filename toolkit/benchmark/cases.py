@@ -19,7 +19,8 @@ PAD, EOS = 0, 2
 class Case:
     """One comparison. Tokens are per row, `batch` is episodes per rollout.
 
-    sides. With `forced` no completion ends early. `rollouts` are timed, after one that is not.
+    `micro_batch` rows go through a model at a time on both sides; in `world` as many as in its
+    recipe. With `forced` no completion ends early. `rollouts` are timed, after one that is not.
     `end` is the chance per token that a completion ends, where that is made up.
     """
 
@@ -90,7 +91,7 @@ _CUDA |= {"rollouts": 1, "forced": False, "dtype": "bfloat16", "cuda": True}
 CASES = {
     case.name: case
     for case in (
-        Case("world", batch=64, micro_batch=16, prompt=0, completion=64, rollouts=4, forced=False),
+        Case("world", batch=64, micro_batch=32, prompt=0, completion=64, rollouts=4, forced=False),
         Case("fixed-5m", batch=64, micro_batch=8, prompt=32, completion=48, rollouts=2, **_SMALL),
         Case(
             "fixed-129m", batch=16, micro_batch=4, prompt=32, completion=48, rollouts=1, **_MIDDLE

@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from toolkit.models.heads import ScalarHead
+from toolkit.models.last_layer import last_mlp_only_at
 from toolkit.models.packing import may_join, pack
 from toolkit.models.token_logprobs import VocabularyHead, token_logprobs
 
@@ -129,17 +130,20 @@ def _before_tokens(batch: Batch) -> Tensor:
 def _states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
     """The trunk's last hidden states at some real tokens, `(n, d)`, row by row.
 
-    Rows are packed first: see `toolkit.models.packing`.
+    Rows are packed first, and the last layer is cut short: see `toolkit.models.packing` and
+    `toolkit.models.last_layer`.
     """
     causal = _causal(model)
     packed = pack(batch.input_ids, batch.attention, join=may_join(causal.config))
-    hidden: Tensor = causal.base_model(
-        input_ids=packed.input_ids,
-        attention_mask=packed.mask,
-        position_ids=packed.positions,
-        use_cache=False,
-    ).last_hidden_state  # (R, L, d)
-    return hidden.flatten(0, 1).index_select(0, packed.places[wanted[batch.attention]])
+    places = packed.places[wanted[batch.attention]]
+    with last_mlp_only_at(causal, places):
+        hidden: Tensor = causal.base_model(
+            input_ids=packed.input_ids,
+            attention_mask=packed.mask,
+            position_ids=packed.positions,
+            use_cache=False,
+        ).last_hidden_state  # (R, L, d)
+    return hidden.flatten(0, 1).index_select(0, places)
 
 
 def _causal(model: nn.Module) -> Any:
