@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from toolkit.runs import Run
+from toolkit.trainers.callbacks import SAMPLES_FILE
 
 MOMENTS = 10 if os.environ.get("TOOLKIT_SOAK") else 2
 STEPS = 16
@@ -35,6 +36,12 @@ def command(folder, base, sft, reward, *more):
         "save_total_limit": 2,
         "logging_steps": 1,
         "max_rows": 24,
+        "kl_target": 0.5,
+        "kl_horizon": 32,
+        "ema_decay": 0.8,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "eval_prompts": 4,
     }
     words = [sys.executable, "recipes/ppo.py", "--config", "recipes/configs/world/ppo.yaml"]
     for name, value in options.items():
@@ -48,13 +55,13 @@ def run(words):
 
 
 def outcome(folder):
-    """Everything that a user takes from a run: adapters, head, and what was logged per step."""
+    """Everything that a user takes from a run: adapters, head, its log, and what it sampled."""
     tensors = {}
-    for file in ("adapter_model", "value/adapter_model", "value/head"):
+    for file in ("adapter_model", "last/adapter_model", "value/adapter_model", "value/head"):
         tensors |= {f"{file}:{k}": v for k, v in load_file(folder / f"{file}.safetensors").items()}
-    steps = [row for row in Run.load(folder).metrics() if "loss/policy_avg" in row]
+    steps = [row for row in Run.load(folder).metrics() if "train_runtime" not in row]
     untimed = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in steps]
-    return tensors, untimed
+    return tensors, untimed, (folder / SAMPLES_FILE).read_text(encoding="utf-8")
 
 
 def kill_at(words, folder, moment):
@@ -82,8 +89,12 @@ def test_kill_and_resume_is_the_uninterrupted_run_to_the_bit(
 ):
     whole = tmp_path / "whole"
     run(command(whole, tiny_base, sft_run, reward_run))
-    tensors, steps = outcome(whole)
-    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+    tensors, steps, samples = outcome(whole)
+    trained = [row for row in steps if "loss/policy_avg" in row]
+    assert [row["step"] for row in trained] == list(range(1, STEPS + 1))
+    assert len({row["objective/kl_coef"] for row in trained if "objective/kl_coef" in row}) > 1
+    sampled_at = [json.loads(line)["step"] for line in samples.split("\n")[:-1]]
+    assert sampled_at == [step for step in (3, 6, 9, 12, 15, STEPS) for _ in range(4)]
     rng = random.Random(os.environ.get("TOOLKIT_SOAK", "0"))
     moments = [(rng.randrange(2, STEPS), number % 2 == 0) for number in range(MOMENTS)]
     for number, moment in enumerate(moments):
@@ -92,8 +103,9 @@ def test_kill_and_resume_is_the_uninterrupted_run_to_the_bit(
         assert kill_at(words, folder, moment), moment
         assert Run.load(folder).state == "running"
         run([*words, "--resume_from_checkpoint", "true"])
-        found, logged = outcome(folder)
+        found, logged, sampled = outcome(folder)
         assert found.keys() == tensors.keys()
         for name, tensor in tensors.items():
             assert (found[name] == tensor).all(), (moment, name)
         assert json.dumps(logged) == json.dumps(steps), moment
+        assert sampled == samples, moment

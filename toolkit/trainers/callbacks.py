@@ -53,7 +53,9 @@ def _keep_until(step: int, file: Path) -> None:
             continue  # cut short by a crash
         if row.get("step", 0) <= step:
             kept.append(line)
-    file.write_text("".join(line + "\n" for line in kept if step), encoding="utf-8")
+    shorter = file.with_suffix(".incoming")
+    shorter.write_text("".join(line + "\n" for line in kept if step), encoding="utf-8")
+    shorter.replace(file)  # at once, so that no crash can lose what was logged
 
 
 def _number(value: Any) -> Any:

@@ -24,9 +24,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError
 from toolkit.models.memory import release
-from toolkit.models.passes import by_length
 from toolkit.models.roles import POLICY, VALUE, Roles
 from toolkit.rl.rollout import Experience
 from toolkit.runs import write_json
@@ -34,6 +33,8 @@ from toolkit.trainers.callbacks import SAMPLES_FILE
 from toolkit.trainers.checkpoints import WholeCheckpoints, read_state
 from toolkit.trainers.ema import LAST, PolicyEMA
 from toolkit.trainers.experience import ExperienceMaker
+from toolkit.trainers.minibatches import micro_batch
+from toolkit.trainers.ppo_checks import check_ppo
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.prompts import RolloutSampler, encode_prompts
 from toolkit.trainers.rewards import EvalMetrics, RewardFunction
@@ -82,7 +83,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
-        _check(roles, args, train_dataset, reward_funcs, ptx_texts)
+        check_ppo(roles, args, train_dataset, reward_funcs, ptx_texts)
         assert roles.model is not None
         self.roles = roles
         # dropout would make the ratio differ from 1 before anything is learnt
@@ -127,11 +128,6 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
 
     # ---- data: a rollout's prompts for every micro-batch made of it
 
-    @property
-    def micro_steps_per_rollout(self) -> int:
-        """Forward and backward passes between two rollouts."""
-        return int(self.args.steps_per_rollout * self.args.gradient_accumulation_steps)
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Row numbers of a whole rollout, as often as it is used; it reads them only once."""
         return self._get_dataloader(  # type: ignore[no-any-return]
@@ -142,7 +138,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
                 len(rows),
                 rollouts=self.rollouts,
                 batch=self.args.rollout_batch_size // self.args.num_generations,
-                repeat=self.micro_steps_per_rollout,
+                repeat=self.args.micro_steps_per_rollout,
                 seed=self.args.seed,
             ),
             is_training=True,
@@ -152,11 +148,11 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         """Make a rollout if none is left, and return the micro-batch that is due."""
         if self._micro_step is None:
             self._micro_step = self.state.global_step * self.args.gradient_accumulation_steps
-        at = self._micro_step % self.micro_steps_per_rollout
+        at = self._micro_step % self.args.micro_steps_per_rollout
         if at == 0 or self.experience is None:
             self.experience = self.make_experience([self.train_dataset[i] for i in rows])
             self._stopped = False
-        index, tokens = self._micro_batch(at)
+        index, tokens = micro_batch(self.experience, self.args, self._micro_step)
         batch, old = self.experience.rows(index, self.pad_id)
         return {"batch": batch, "old": old, "tokens": tokens}
 
@@ -174,24 +170,6 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         for name, value in notes.items():
             self._metrics[name].append(value)
         return experience
-
-    def _micro_batch(self, at: int) -> tuple[list[int], int]:
-        """Row numbers of micro-batch `at` of a rollout, and the real tokens of its whole minibatch."""
-        assert self.experience is not None and self._micro_step is not None
-        per_epoch = self.args.num_mini_batches * self.args.gradient_accumulation_steps
-        rollout, epoch = self._micro_step // self.micro_steps_per_rollout, at // per_epoch
-        generator = torch.Generator().manual_seed(
-            (self.args.seed * 1_000_003 + rollout) * 1_009 + epoch
-        )
-        order = torch.randperm(len(self.experience), generator=generator).tolist()
-        mini, micro = divmod(at % per_epoch, self.args.gradient_accumulation_steps)
-        size = self.args.mini_batch_size
-        chosen = order[mini * size : (mini + 1) * size]
-        completions = [self.experience.completions[i] for i in chosen]
-        prompts = [self.experience.prompts[i] for i in chosen]
-        # micro-batches of similar length: the gradient is the same, the padding is not
-        groups = list(by_length(prompts, completions, self.args.per_device_train_batch_size))
-        return [chosen[i] for i in groups[micro]], sum(map(len, completions))
 
     # ---- update
 
@@ -289,7 +267,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     @property
     def rollout_number(self) -> int:
         """Rollouts made so far."""
-        return math.ceil((self._micro_step or 0) / self.micro_steps_per_rollout)
+        return math.ceil((self._micro_step or 0) / int(self.args.micro_steps_per_rollout))
 
     # ---- checkpoints: adapters as PEFT files, the value in a folder of its own, the open rollout
 
@@ -334,32 +312,3 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     def _averaged(self) -> AbstractContextManager[None]:
         """The policy as its average inside, if there is one."""
         return nullcontext() if self.ema is None else self.ema.in_place()
-
-
-def _check(
-    roles: Roles,
-    args: PPOConfig,
-    train_dataset: Dataset,
-    reward_funcs: Sequence[RewardFunction],
-    ptx_texts: Sequence[str],
-) -> None:
-    """Raise ConfigError for roles, data and settings that do not fit together."""
-    if roles.model is None or POLICY not in roles.model.peft_config or VALUE not in roles.heads:
-        raise ConfigError(
-            f"PPO needs the roles {POLICY!r} and {VALUE!r} attached; see toolkit.models.roles"
-        )
-    if not roles.rewards and not reward_funcs:
-        raise ConfigError("PPO needs a reward: a reward role attached, or `reward_funcs`")
-    if args.reward_weights is not None and len(args.reward_weights) != len(reward_funcs):
-        raise ConfigError(
-            f"`reward_weights` has {len(args.reward_weights)} weights for {len(reward_funcs)} "
-            "reward functions"
-        )
-    if len(train_dataset) == 0:
-        raise ConfigError("PPO needs at least one prompt, the training split is empty")
-    if args.ptx_coef != 0 and not ptx_texts:
-        raise ConfigError(f"`ptx_coef` is {args.ptx_coef}, but there are no pretraining texts")
-    if args.world_size > 1:
-        raise ConfigError(
-            f"PPO runs in one process, on one GPU; started with {args.world_size} processes"
-        )

@@ -174,3 +174,8 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     def steps_per_rollout(self) -> int:
         """Optimizer steps between two rollouts."""
         return self.num_mini_batches * self.num_ppo_epochs
+
+    @property
+    def micro_steps_per_rollout(self) -> int:
+        """Forward and backward passes between two rollouts."""
+        return self.steps_per_rollout * int(self.gradient_accumulation_steps)

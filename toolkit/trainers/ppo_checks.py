@@ -1,0 +1,39 @@
+"""Whether roles, data and settings of a PPO run fit together, before anything is computed."""
+
+from collections.abc import Sequence
+
+from datasets import Dataset
+
+from toolkit.errors import ConfigError
+from toolkit.models.roles import POLICY, VALUE, Roles
+from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.trainers.rewards import RewardFunction
+
+
+def check_ppo(
+    roles: Roles,
+    args: PPOConfig,
+    train_dataset: Dataset,
+    reward_funcs: Sequence[RewardFunction],
+    ptx_texts: Sequence[str],
+) -> None:
+    """Raises: ConfigError for roles, data or settings that do not fit together."""
+    if roles.model is None or POLICY not in roles.model.peft_config or VALUE not in roles.heads:
+        raise ConfigError(
+            f"PPO needs the roles {POLICY!r} and {VALUE!r} attached; see toolkit.models.roles"
+        )
+    if not roles.rewards and not reward_funcs:
+        raise ConfigError("PPO needs a reward: a reward role attached, or `reward_funcs`")
+    if args.reward_weights is not None and len(args.reward_weights) != len(reward_funcs):
+        raise ConfigError(
+            f"`reward_weights` has {len(args.reward_weights)} weights for {len(reward_funcs)} "
+            "reward functions"
+        )
+    if len(train_dataset) == 0:
+        raise ConfigError("PPO needs at least one prompt, the training split is empty")
+    if args.ptx_coef != 0 and not ptx_texts:
+        raise ConfigError(f"`ptx_coef` is {args.ptx_coef}, but there are no pretraining texts")
+    if args.world_size > 1:
+        raise ConfigError(
+            f"PPO runs in one process, on one GPU; started with {args.world_size} processes"
+        )
