@@ -15,12 +15,13 @@ from toolkit.arguments import PPOArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import check_source, load_splits
 from toolkit.errors import ConfigError
-from toolkit.runs import Run, last_checkpoint, require_adapter
+from toolkit.runs import Run, last_checkpoint, require_adapter, reward_models
 
 
 def main(script, training, model, mixture, start) -> Run:
     if not start.reward_model:
         raise ConfigError("ppo: `reward_model` is missing: --reward_model runs/world/reward")
+    start.reward_model = [member for run in start.reward_model for member in reward_models(run)]
     for run in start.reward_model:
         require_adapter(run, "reward_model")
     if start.parent is not None:

@@ -5,18 +5,23 @@
 
 Reads   preference rows (contracts: toolkit/data/formats.py), the SFT run, demonstrations.
 Writes  the run's directory: the adapter, head.safetensors (its bias makes the demonstrations
-        score 0 on average), run.json, metrics.jsonl.
+        score 0 on average), run.json, metrics.jsonl, and where there are held-out comparisons
+        reward_report.json and calibration.png; with --ensemble N runs member-0, member-1, … and a
+        report on their mean.
 """
 
+import copy
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import DataArguments, RewardArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import check_source, load_splits
-from toolkit.runs import Run, last_checkpoint, require_adapter
+from toolkit.runs import ENSEMBLE, Run, is_finished, last_checkpoint, require_adapter, write_json
 
+REPORT_FILE = "reward_report.json"
 MOST_DEMONSTRATIONS = 1000  # enough for a mean; a hub dataset may hold a million
 
 
@@ -26,52 +31,109 @@ def main(script, training, model, mixture, start) -> Run:
     check_source(script, mixture)
     if start.demonstrations is not None:
         check_source(replace(script, dataset_name=start.demonstrations), type(mixture)())
+    single = start.ensemble == 1
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
 
     from transformers import set_seed
 
+    from toolkit.evaluation.judge import Remembered
     from toolkit.models.base import fingerprint, load_base
-    from toolkit.trainers.callbacks import RunCallback
-    from toolkit.trainers.checkpoints import interruptible
-    from toolkit.trainers.ranking import RankingCollator, RankingTrainer, group_comparisons
-    from toolkit.trainers.reward import export, scalar_adapter, score_texts, tokenize_pairs
+    from toolkit.trainers.reward_training import Comparisons, Member
 
     configs = (script, training, model, mixture, start)
-    parents = {"adapter": start.parent}
     with Run.start(
-        training.output_dir, recipe="reward", configs=configs, parents=parents, resume=resume
+        training.output_dir,
+        recipe="reward" if single else ENSEMBLE,
+        configs=configs,
+        parents={"adapter": start.parent},
+        resume=resume,
     ) as run:
         set_seed(training.seed)
         splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
         shown = _demonstrations(start, training.seed)
         base, tokenizer = load_base(model, scalar=True)
-        pairs = {
-            name: group_comparisons(
-                tokenize_pairs(rows, tokenizer, max_length=training.max_length, place=name)
-            )
-            for name, rows in splits.items()
-        }
         run.base = fingerprint(model, tokenizer)
-        trainer = RankingTrainer(
-            scalar_adapter(base, run.base, parent=start.parent, model=model),
-            training,
-            processing_class=tokenizer,
-            data_collator=RankingCollator(tokenizer.pad_token_id),
-            train_dataset=pairs["train"],
-            eval_dataset=pairs.get("test") if training.eval_strategy != "no" else None,
-            callbacks=[RunCallback()],
+        data = Comparisons.prepare(
+            splits,
+            tokenizer,
+            shown,
+            max_length=training.max_length,
+            shuffle_pairs=start.shuffle_pairs,
         )
-        trainer.base_fingerprint = run.base
-        with interruptible(trainer):
-            trainer.train(resume_from_checkpoint=resume)
-        bias, results = 0.0, {}
-        if shown:
-            scores = score_texts(trainer.model, tokenizer, shown)
-            bias = -scores.mean().item()
-            results = {"demonstrations": len(shown), "score_std": round(scores.std().item(), 4)}
-        export(trainer.model, run.path, run.base, bias=bias)
-        tokenizer.save_pretrained(run.path)
-        return run.finish(steps=trainer.state.global_step, bias=round(bias, 4), **results)
+        member = Member(base, tokenizer, run.base, model)
+        if single:
+            notes = member.train(data, training, start, resume=resume)
+            return run.finish(**notes, **_judge(Remembered(member.score), data, member, run))
+        return run.finish(**_train_members(run, member, data, configs))
+
+
+def _train_members(run, member, data, configs):
+    """One reward model after the other on the same base; those that a resumed run has are kept."""
+    from transformers import set_seed
+
+    from toolkit.evaluation.judge import Remembered, judge_ensemble, judge_scorer
+
+    training, start = configs[1], configs[4]
+    members = []
+    for number in range(start.ensemble):
+        own = copy.copy(training)
+        own.output_dir, own.seed = str(run.path / f"member-{number}"), training.seed + number
+        wanted = bool(training.resume_from_checkpoint)
+        if wanted and is_finished(own.output_dir):
+            member.restore(Path(own.output_dir))
+            members.append(Remembered(member.score))
+            if data.judged:
+                judge_scorer(members[-1], member.tokenizer, data.judged)
+        else:
+            resume = last_checkpoint(own.output_dir, wanted)
+            with Run.start(
+                own.output_dir,
+                recipe="reward",
+                configs=(*configs[:1], own, *configs[2:]),
+                parents=run.parents,
+                resume=resume,
+            ) as part:
+                part.base = run.base
+                if number:  # the first is what the recipe makes without an ensemble
+                    set_seed(own.seed)
+                notes = member.train(data, own, start, resume=resume)
+                members.append(Remembered(member.score))
+                part.finish(**notes, **_judge(members[-1], data, member, part))
+        member.release()
+    if not data.judged:
+        return {"members": len(members)}
+    return _written(judge_ensemble(members, member.tokenizer, data.judged), run)
+
+
+def _judge(scorer, data, member, run):
+    """What the held-out comparisons say of the reward model, if there are any."""
+    from toolkit.evaluation.judge import judge_scorer
+
+    if not data.judged:
+        print("no held-out comparisons, so the reward model is not judged: set `test_split_size`")
+        return {}
+    section = judge_scorer(
+        scorer, member.tokenizer, data.judged, demonstrations=data.demonstrations
+    )
+    return _written(section, run)
+
+
+def _written(section, run):
+    """Keep the whole report and its picture in the run; the numbers that matter go to run.json."""
+    from toolkit.evaluation.failures import reward_model_warnings
+    from toolkit.evaluation.plots import draw_calibration
+
+    write_json(run.path / REPORT_FILE, section)
+    draw_calibration(section, run.path / "calibration.png")
+    for line in reward_model_warnings(section):
+        print(f"warning: {line}")
+    tau, calibrated = section["kendall_tau"]["mean"], section["calibration"]["ece"]
+    found = {"kendall_tau": tau, "calibration_error": calibrated}
+    names = ("pairs", "pairwise_accuracy", "pairwise_accuracy_ci95", "length_correlation")
+    more = ("members", "members_agreement")
+    found |= {name: section[name] for name in (*names, *more) if name in section}
+    print(f"{run.path}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+    return found
 
 
 def _demonstrations(start, seed):

@@ -37,11 +37,34 @@ class StartArguments(DataArguments):
 
 @dataclass
 class RewardArguments(StartArguments):
-    """What the reward model starts from, and where its zero is."""
+    """What the reward model starts from, where its zero is, and how many there are."""
 
     demonstrations: str | None = field(
         default=None, metadata={"help": "Prompt-completion dataset whose rewards shall average 0."}
     )
+    unit_variance: bool = field(
+        default=False,
+        metadata={"help": "Also scale scores so that the demonstrations' have variance 1."},
+    )
+    shuffle_pairs: bool = field(
+        default=False,
+        metadata={
+            "help": "Learn from every pair by itself, instead of all pairs of a prompt together."
+        },
+    )
+    ensemble: int = field(
+        default=1,
+        metadata={
+            "help": "Train so many reward models on one base, seed by seed, in member-0, member-1, …"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ensemble < 1:
+            raise ValueError(f"`ensemble` must be at least 1, got {self.ensemble}")
+        if self.unit_variance and self.demonstrations is None:
+            raise ValueError("`unit_variance` needs `demonstrations`, whose scores it measures")
 
 
 @dataclass

@@ -5,10 +5,11 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from toolkit.config import run_cli
-from toolkit.runs import Run
+from toolkit.runs import ENSEMBLE, Run, reward_models
 
 WORLD = "recipes/configs/world"
 QUICK = {"logging_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 4}
@@ -107,3 +108,50 @@ def test_ppo_hands_over_an_average_and_logs_what_gold_sees(
     assert [row["step"] for row in evaluated] == [4, 8]
     assert len((ppo / "samples.jsonl").read_text().splitlines()) == 2 * 24
     assert run.results["warnings"] == []
+
+
+@pytest.mark.slow
+def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo(
+    tiny_base, sft_run, tmp_path
+):
+    options = {"model_name_or_path": tiny_base, "parent": sft_run, "max_steps": 2, "max_rows": 40}
+    options |= {"dataset_name": "world:comparisons", "demonstrations": "world:demonstrations"}
+    folder = call("reward", tmp_path / "reward", ensemble=3, unit_variance=True, **options)
+    run = Run.load(folder)
+    assert (run.recipe, run.state, run.results["members"]) == (ENSEMBLE, "finished", 3)
+    assert 0 <= run.results["members_agreement"] <= 1
+    members = reward_models(str(folder))
+    heads = [load_file(f"{member}/head.safetensors")["weight"] for member in members]
+    assert not torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[1], heads[2])
+    assert [Run.load(m).seed for m in members] == [0, 1, 2]
+    assert all(Run.load(m).results["score_std"] == 1.0 for m in members)
+    alone = call("reward", tmp_path / "alone", unit_variance=True, **options)
+    assert torch.equal(load_file(alone / "head.safetensors")["weight"], heads[0])
+    # as a crash in the middle of the last member would have left it
+    shutil.rmtree(members[2])
+    died = Run.load(folder)
+    died.fail(RuntimeError("killed"))
+    call(
+        "reward",
+        folder,
+        ensemble=3,
+        unit_variance=True,
+        resume_from_checkpoint=True,
+        **options,
+    )
+    assert torch.equal(load_file(f"{members[2]}/head.safetensors")["weight"], heads[2])
+    assert Run.load(folder).results == run.results
+    ppo = call(
+        "ppo",
+        tmp_path / "ppo",
+        model_name_or_path=tiny_base,
+        parent=sft_run,
+        reward_model=folder,
+        total_episodes=8,
+        gradient_accumulation_steps=1,
+        response_length=8,
+        reward_aggregation="mean_minus_std",
+        max_rows=16,
+    )
+    assert [v for k, v in Run.load(ppo).parents.items() if k != "adapter"] == members

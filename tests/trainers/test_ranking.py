@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
+from toolkit.benchmark.ranking import measure
 from toolkit.models.base import fingerprint, load_base
 from toolkit.trainers.ranking import (
     RankingCollator,
@@ -148,3 +149,11 @@ def test_training_learns_the_order(adapted, tokenizer, tmp_path):
     assert losses[-1] < 0.3 < losses[0]
     accuracy = [row["accuracy"] for row in trainer.state.log_history if "accuracy" in row]
     assert accuracy[-1] == 1.0
+
+
+@pytest.mark.slow
+def test_ranking_nine_answers_together_is_faster_than_their_pairs(tiny_base):
+    """Eight times fewer passes; of what they save, this machine's noise may take some."""
+    found = measure(completions=9, rounds=5, base=str(tiny_base))
+    assert (found["passes_together"], found["passes_pairs"]) == (9, 72)
+    assert found["times_as_fast"] >= 2

@@ -1,16 +1,19 @@
 """The reward model's adapter, head and bias, from TRL's trainer to the role that scores."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from datasets import Dataset
 
 from tests.conftest import fresh_roles
 from toolkit.errors import ConfigError
+from toolkit.evaluation.judge import score_rows
 from toolkit.models.adapters import read_adapter
 from toolkit.models.base import fingerprint, load_base
 from toolkit.models.generation import encode_completion, encode_prompt
 from toolkit.models.passes import collate, scores
-from toolkit.models.roles import REWARD
+from toolkit.models.roles import REWARD, Roles
 from toolkit.trainers.reward import export, scalar_adapter, score_texts, tokenize_pairs
 
 ROWS = [
@@ -37,6 +40,30 @@ def test_exported_scores_are_those_of_training_and_average_zero(
         )
     assert torch.allclose(got, raw - raw.mean(), atol=1e-5)
     assert got.mean().item() == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("there", "most"),
+    [
+        ({"dtype": "float32"}, 1e-6),
+        ({"dtype": "bfloat16"}, 0.15),
+        ({"dtype": "bfloat16", "load_in_4bit": True}, 1.0),
+    ],
+)
+def test_scores_on_the_same_base_in_another_precision(
+    there, most, model_config, reward_run, tokenizer
+):
+    """The same precision gives the same scores; a coarser one moves them, and by how much is bound."""
+    found = []
+    for precision in ({"dtype": "float32"}, there):
+        config = replace(model_config, **precision)
+        base, _ = load_base(config)
+        roles = Roles(base, fingerprint(config, tokenizer))
+        roles.attach(REWARD, reward_run, head=True, any_precision=True)
+        found.append(torch.tensor(score_rows(roles, tokenizer, ROWS)))
+    moved = (found[0] - found[1]).abs().max().item()
+    assert moved <= most * found[0].std().item()
+    assert moved > 0 or there == {"dtype": "float32"}
 
 
 def test_it_starts_from_the_sft_adapter(model_config, sft_run, tokenizer, tmp_path):

@@ -11,11 +11,11 @@ from toolkit.errors import ToolkitError
 from toolkit.models.adapters import WEIGHTS_FILE
 from toolkit.models.base import check_fingerprint
 from toolkit.models.heads import ScalarHead
-from toolkit.runs import Run, list_runs
+from toolkit.runs import ENSEMBLE, Run, list_runs
 
 BASE_ID = "base"
 # These recipes write a run.json and no adapter, so that none is missing.
-WITHOUT_ADAPTER = ("label", "evaluate")
+WITHOUT_ADAPTER = ("label", "evaluate", ENSEMBLE)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def warnings(report: Report) -> list[str]:
         if entry["recipe"] != "base":
             lines = (check(entry, sft or entry) for check in CHECKS)
             found += [f"{name}: {line}" for line in lines if line]
-    return found + _reward_model(report.get("reward_model") or {})
+    return found + reward_model_warnings(report.get("reward_model") or {})
 
 
 def _over_optimised(entry: Entry, sft: Entry) -> str | None:
@@ -71,7 +71,8 @@ def _taxed(entry: Entry, sft: Entry) -> str | None:
     )
 
 
-def _reward_model(section: Entry) -> list[str]:
+def reward_model_warnings(section: Entry) -> list[str]:
+    """One line per sign that the scores measure length."""
     accuracy, by_length = (section.get(k) for k in ("pairwise_accuracy", "length_accuracy"))
     correlation = section.get("length_correlation")
     found = []

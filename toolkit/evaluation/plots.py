@@ -34,6 +34,7 @@ TRAINING = {
     "objective/length": "length\n(tokens)",
 }
 LONGEST_NAME = 18
+_BESIDE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 10, "color": NEUTRAL}
 
 
 def draw_all(
@@ -53,6 +54,7 @@ def draw_all(
         draw_gold_proxy(report, folder / "gold_proxy.png"),
         draw_win_rates(report, folder / "win_rates.png"),
         draw_rates(report, folder / "rates.png"),
+        draw_calibration(report.get("reward_model") or {}, folder / "calibration.png"),
     ]
     return [file for file in drawn if file is not None]
 
@@ -153,6 +155,32 @@ def draw_rates(report: Mapping[str, Any], file: Path) -> Path | None:
         ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
         ax.set_ylabel("share of such questions (%)")
         figure.legend(loc="outside upper center", ncols=min(len(entries), 4), frameon=False)
+    return file
+
+
+def draw_calibration(section: Mapping[str, Any], file: Path) -> Path | None:
+    """Predicted against observed agreement with the labels, and how many pairs stand behind it."""
+    found = section.get("calibration")
+    if not found:
+        return None
+    predicted, observed, pairs = (
+        [each[key] for each in found["bins"]] for key in ("predicted", "observed", "pairs")
+    )
+    with _figure(file, height=5.6) as figure:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        above.plot([0.5, 1], [0.5, 1], color="black", linewidth=1.2, linestyle="--")
+        error = [1.96 * (o * (1 - o) / n) ** 0.5 for o, n in zip(observed, pairs, strict=True)]
+        style = {"color": PALETTE[0], "markersize": 7, "capsize": 3.5, "linewidth": 1.8}
+        above.errorbar(predicted, observed, yerr=error, fmt="o-", **style)
+        above.set_ylim(0, 1.03)
+        above.set_ylabel("share of pairs on which\nthe labels agree")
+        above.annotate("perfectly calibrated", (0.52, 0.52), xytext=(0, -22), **_BESIDE)
+        above.set_title(f"expected calibration error {found['ece']:.3f}", fontsize=11)
+        below.bar(predicted, pairs, width=0.03, color="#BBBBBB")
+        below.set_ylabel("pairs")
+        below.set_xlim(0.49, 1.01)
+        below.set_xlabel("the reward model's probability that its side of a pair is preferred")
+        figure.align_ylabels([above, below])
     return file
 
 

@@ -21,6 +21,7 @@ PLOTS = {
     "win_rates.png": "Win rate over SFT under three samplings",
     "rates.png": "How each checkpoint behaves",
     "training.png": "Score, KL and length during PPO",
+    "calibration.png": "How often the labels agree with the reward model, by how sure it is",
 }
 # Inside a line only these can start markup: tags, entities, code, emphasis, links, images, maths,
 # strikethrough, columns, headings, mentions. As entities they are text, whoever renders them.
@@ -33,6 +34,10 @@ REWARD_MODEL = {
     "length_accuracy": "the longer answer is the chosen one",
     "length_correlation": "correlation of score and length within a prompt",
     "demonstration_mean": "mean score of the demonstrations",
+}
+ACCURACY_BY = {
+    "accuracy_by_margin": "accuracy by how far the label (or gold) sets a pair apart",
+    "accuracy_by_length": "accuracy by tokens that the chosen answer is longer",
 }
 
 
@@ -192,12 +197,25 @@ def _reward_model_part(section: Entry) -> list[str]:
     if not section:
         return []
     entries = {what: {"v": section.get(key)} for key, what in REWARD_MODEL.items()}
+    tau = section.get("kendall_tau") or {"mean": None}
+    entries["Kendall's τ with the labels, mean over prompts"] = {"v": tau["mean"]}
+    ece = (section.get("calibration") or {}).get("ece")
+    entries["expected calibration error of σ(score − score)"] = {"v": ece}
     low, high = section.get("pairwise_accuracy_ci95") or (None, None)
     if low is not None:
         interval = {"v": section["pairwise_accuracy"], "ci": f" [{low:.2f}, {high:.2f}]"}
         entries[REWARD_MODEL["pairwise_accuracy"]] = interval
     columns: Columns = {"": lambda e: _plain(e["v"], 3) + e.get("ci", "")}
-    return ["## Reward model", _markdown_table("on held-out comparisons", entries, columns)]
+    tables = [_markdown_table("on held-out comparisons", entries, columns)]
+    for key, title in ACCURACY_BY.items():
+        parts = {f"{p['low']:g} to {p['high']:g}": p for p in section.get(key) or ()}
+        if parts:
+            shown: Columns = {
+                "accuracy": lambda e: _plain(e["accuracy"], 3),
+                "pairs": lambda e: str(e["pairs"]),
+            }
+            tables.append(_markdown_table(title, parts, shown))
+    return ["## Reward model", *tables]
 
 
 def _examples_table(examples: Sequence[Example]) -> str:

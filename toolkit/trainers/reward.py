@@ -98,7 +98,6 @@ def tokenize_pairs(
     return short
 
 
-@torch.no_grad()
 def score_texts(
     adapted: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -107,10 +106,25 @@ def score_texts(
     batch_size: int = 64,
 ) -> torch.Tensor:
     """Raw scores `(N,)` of (prompt, completion) rows, read at each completion's last token."""
-    prompts = [encode_prompt(tokenizer, prompt) for prompt, _ in rows]
-    completions = [encode_completion(tokenizer, prompt, said) for prompt, said in rows]
+    encoded = [
+        (encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, said))
+        for prompt, said in rows
+    ]
+    return score_pairs(adapted, tokenizer, encoded, batch_size=batch_size)
+
+
+@torch.no_grad()
+def score_pairs(
+    adapted: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[tuple[list[int], list[int]]],
+    *,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """Raw scores `(N,)` of token ids of prompts and completions; see `score_texts`."""
+    prompts, completions = [p for p, _ in pairs], [c for _, c in pairs]
     device = next(adapted.parameters()).device
-    found = torch.zeros(len(rows), device=device)
+    found = torch.zeros(len(pairs), device=device)
     adapted.eval()
     assert isinstance(tokenizer.pad_token_id, int)
     for index in by_length(prompts, completions, batch_size):
@@ -125,12 +139,18 @@ def score_texts(
 
 
 def export(
-    adapted: PeftModel, folder: Path, base_fingerprint: dict[str, str], *, bias: float
+    adapted: PeftModel,
+    folder: Path,
+    base_fingerprint: dict[str, str],
+    *,
+    bias: float,
+    scale: float = 1.0,
 ) -> None:
     """Write the adapter without its head as plain PEFT for the causal base, and the head beside it.
 
     Args:
         bias: added to every score; minus the demonstrations' mean makes them average 0.
+        scale: that scores are multiplied with before.
     """
     weights = {k: v for k, v in get_peft_model_state_dict(adapted).items() if ".score." not in k}
     config: Any = adapted.peft_config["default"]
@@ -139,8 +159,27 @@ def export(
     save_fingerprint(folder, base_fingerprint)
     layer = _score_layer(adapted)
     head = ScalarHead(layer.weight.shape[1])
-    head.load_state_dict({"weight": layer.weight.detach().float(), "bias": torch.tensor([bias])})
+    weight = scale * layer.weight.detach().float()
+    head.load_state_dict({"weight": weight, "bias": torch.tensor([bias])})
     head.save(folder)
+
+
+def restore(
+    base: PreTrainedModel, folder: Path, base_fingerprint: dict[str, str], *, model: "ModelConfig"
+) -> PeftModel:
+    """An exported reward model on the base with a scalar head; scores are without its bias."""
+    adapted = scalar_adapter(base, base_fingerprint, parent=str(folder), model=model)
+    weight = ScalarHead.load(folder).weight
+    with torch.no_grad():
+        _score_layer(adapted).weight.copy_(weight)
+    return adapted
+
+
+def detach(adapted: PeftModel) -> PreTrainedModel:
+    """The base as it was before `scalar_adapter`, frozen; its own head was never read."""
+    base: PreTrainedModel = adapted.unload()
+    base.requires_grad_(False)
+    return base
 
 
 def _score_layer(adapted: PeftModel) -> nn.Linear:

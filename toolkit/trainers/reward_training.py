@@ -1,0 +1,144 @@
+"""One reward model from start to files: trained, its zero set, judged on held-out comparisons."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import RewardConfig
+
+from toolkit.arguments import RewardArguments
+from toolkit.models.generation import Prompt
+from toolkit.models.heads import ScalarHead
+from toolkit.trainers.callbacks import RunCallback
+from toolkit.trainers.checkpoints import interruptible
+from toolkit.trainers.ranking import RankingCollator, RankingTrainer, group_comparisons
+from toolkit.trainers.reward import (
+    detach,
+    export,
+    restore,
+    scalar_adapter,
+    score_pairs,
+    score_texts,
+    tokenize_pairs,
+)
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+Pair = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """What a reward model learns from and is judged by.
+
+    `train` and `test` are rows of `group_comparisons`; `judged` are the test split's rows as they
+    were read; `demonstrations` are (prompt, completion).
+    """
+
+    train: Dataset
+    test: Dataset | None
+    judged: Sequence[Mapping[str, Any]]
+    demonstrations: list[tuple[Prompt, Prompt]]
+
+    @classmethod
+    def prepare(
+        cls,
+        splits: Mapping[str, Dataset],
+        tokenizer: PreTrainedTokenizerBase,
+        demonstrations: list[tuple[Prompt, Prompt]],
+        *,
+        max_length: int | None,
+        shuffle_pairs: bool,
+    ) -> "Comparisons":
+        """Tokenize and group; with `shuffle_pairs` every training pair is a group of its own."""
+        tokenized = {
+            name: tokenize_pairs(rows, tokenizer, max_length=max_length, place=name)
+            for name, rows in splits.items()
+        }
+        if shuffle_pairs and "group_id" in tokenized["train"].column_names:
+            tokenized["train"] = tokenized["train"].remove_columns("group_id")
+        grouped = {name: group_comparisons(rows) for name, rows in tokenized.items()}
+        judged = list(splits["test"]) if "test" in splits else []
+        return cls(grouped["train"], grouped.get("test"), judged, demonstrations)
+
+
+class Member:
+    """A reward model on a base with a scalar head; `release` makes room for another on the same.
+
+    Args:
+        base: with a scalar head; see `load_base`.
+        tokenizer: the base's.
+        fingerprint: the base's.
+        model: TRL's ModelConfig, for an adapter without a parent.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        fingerprint: dict[str, str],
+        model: "ModelConfig",
+    ) -> None:
+        self.base, self.tokenizer, self.fingerprint = base, tokenizer, fingerprint
+        self.model = model
+        self.adapted: Any = None
+        self.bias, self.scale = 0.0, 1.0
+
+    def train(
+        self,
+        comparisons: Comparisons,
+        training: RewardConfig,
+        start: RewardArguments,
+        *,
+        resume: str | None,
+    ) -> dict[str, Any]:
+        """Train from the parent's adapter, set the zero, write the files; what is worth noting."""
+        self.adapted = scalar_adapter(
+            self.base, self.fingerprint, parent=start.parent, model=self.model
+        )
+        trainer = RankingTrainer(
+            self.adapted,
+            training,
+            processing_class=self.tokenizer,
+            data_collator=RankingCollator(self.tokenizer.pad_token_id),
+            train_dataset=comparisons.train,
+            eval_dataset=comparisons.test if training.eval_strategy != "no" else None,
+            callbacks=[RunCallback()],
+        )
+        trainer.base_fingerprint = self.fingerprint
+        with interruptible(trainer):
+            trainer.train(resume_from_checkpoint=resume)
+        notes: dict[str, Any] = {"steps": trainer.state.global_step}
+        if comparisons.demonstrations:
+            scores = score_texts(self.adapted, self.tokenizer, comparisons.demonstrations)
+            spread = scores.std().item()
+            self.scale = 1 / spread if start.unit_variance and spread > 0 else 1.0
+            self.bias = -self.scale * scores.mean().item()
+            notes |= {
+                "demonstrations": len(scores),
+                "score_std": round(self.scale * spread, 4),
+                "bias": round(self.bias, 4),
+            }
+        folder = Path(str(training.output_dir))
+        export(self.adapted, folder, self.fingerprint, bias=self.bias, scale=self.scale)
+        self.tokenizer.save_pretrained(folder)
+        return notes
+
+    def restore(self, folder: Path) -> None:
+        """Take up what `train` wrote."""
+        self.adapted = restore(self.base, folder, self.fingerprint, model=self.model)
+        self.bias, self.scale = ScalarHead.load(folder).bias.item(), 1.0
+
+    def score(self, pairs: list[Pair]) -> list[float]:
+        """Scores of token ids of prompts and completions, in order."""
+        raw = score_pairs(self.adapted, self.tokenizer, pairs)
+        return [self.scale * x + self.bias for x in raw.tolist()]
+
+    def release(self) -> None:
+        """Take the adapter off the base, for the next one."""
+        self.base = detach(self.adapted)
+        self.adapted, self.bias, self.scale = None, 0.0, 1.0
