@@ -21,8 +21,11 @@ def model(recipe, win, lm_loss, correct=0.8, over_refusal=0.02):
     return found
 
 
-def pipeline(folder, report, **changes):  # noqa: F811
-    """A pipeline's directory: SFT at lm_loss 0.5, PPO at 0.7, PPO-ptx at 0.58."""
+def pipeline(folder, report, familiar=0.03, **changes):  # noqa: F811
+    """A pipeline's directory: SFT at lm_loss 0.5, PPO at 0.7, PPO-ptx at 0.58.
+
+    `familiar` is PPO's over-refusal in phrasings that training used.
+    """
     report = copy.deepcopy(report)
     report["checkpoints"] = {
         "sft": model("sft", 0.5, 0.5, correct=0.7),
@@ -32,6 +35,9 @@ def pipeline(folder, report, **changes):  # noqa: F811
     } | changes
     folder.mkdir()
     write_json(folder / "report.json", report)
+    (folder / "familiar").mkdir()
+    known = {"checkpoints": {"ppo": model("ppo", 0.85, 0.7, over_refusal=familiar)}}
+    write_json(folder / "familiar" / "report.json", report | known)
     stages = {name: {"seconds": 100.0, "peak_mb": 900} for name in ("sft", "ppo", "ppo_ptx")}
     write_json(folder / "pipeline.json", stages)
     return folder
@@ -46,7 +52,7 @@ def test_claims_that_hold(report, tmp_path, capsys):  # noqa: F811
     seeds.main([pipeline(tmp_path / str(n), report) for n in range(2)])
     summary, found = verdicts(tmp_path)
     assert set(found.values()) == {"holds"}
-    assert len(found) == 8
+    assert len(found) == 9
     assert list(summary["seeds"]) == ["0", "1"]
     assert summary["seeds"]["1"]["ppo_ptx"]["gold_win_rate"] == 0.83
     assert summary["seeds"]["0"]["ppo"]["ci95"] == pytest.approx([0.8, 0.9])
@@ -62,7 +68,8 @@ def test_claims_that_hold(report, tmp_path, capsys):  # noqa: F811
     [
         ({"ppo": model("ppo", 0.74, 0.7)}, {"each seed", "the same, mean"}),
         ({"ppo": model("ppo", 0.85, 0.7, correct=0.7)}, {"correct, PPO less SFT"}),
-        ({"ppo": model("ppo", 0.85, 0.7, over_refusal=0.09)}, {"over_refusal"}),
+        ({"ppo": model("ppo", 0.85, 0.7, over_refusal=0.16)}, {"over_refusal in unseen"}),
+        ({"familiar": 0.09}, {"over_refusal in familiar"}),
         ({"ppo_ptx": model("ppo", 0.7, 0.65)}, {"undone by ptx", "cost of ptx"}),
     ],
 )

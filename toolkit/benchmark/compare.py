@@ -6,6 +6,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ PEER_NAME = "trl 1.12.0 PPOTrainer"
 SIDES = {"adapter": "", "head": "-trunk"}  # the value's role, and what it adds to a case's name
 
 
-def compare(case: Case, folder: Path, *, peer: Path | None, rounds: int) -> list[dict[str, Any]]:
+def compare(
+    case: Case, folder: Path, *, peer: Path | None, rounds: int, roles: Sequence[str] = tuple(SIDES)
+) -> list[dict[str, Any]]:
     """Run a prepared case; one entry per role of the value, in the schema of `benchmark.json`.
 
     Args:
         folder: as `toolkit.benchmark.cases.prepare` left it.
         peer: the Python that has the old trainer; None measures ours alone.
         rounds: how often each side runs, in turn.
+        roles: of the value, those of `SIDES` that are measured.
     """
-    taken: dict[str, list[dict[str, Any]]] = {"peer": [], "adapter": [], "head": []}
+    taken: dict[str, list[dict[str, Any]]] = {side: [] for side in ("peer", *roles)}
     for number in range(rounds):
         for side in taken:
             if side == "peer" and peer is None:
@@ -35,7 +39,7 @@ def compare(case: Case, folder: Path, *, peer: Path | None, rounds: int) -> list
             _run(_command(side, folder, result, peer), folder / f"{side}-{number}.log")
             taken[side].append(json.loads(result.read_text(encoding="utf-8")))
             print(f"  {side}: {taken[side][-1]['episodes_per_s']:.2f} episodes/s", flush=True)
-    return [_entry(case, folder, taken[side], taken["peer"], side) for side in SIDES]
+    return [_entry(case, folder, taken[side], taken["peer"], side) for side in roles]
 
 
 def machine() -> dict[str, Any]:
@@ -98,10 +102,12 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
         return round(statistics.median(values), 4)
 
     speeds = [run["episodes_per_s"] for run in runs]
+    peaks = [run["peak_memory_mb"] for run in runs]
     return {
         "episodes_per_s": median(speeds),
         "episodes_per_s_range": [round(min(speeds), 4), round(max(speeds), 4)],
-        "peak_memory_mb": median([run["peak_memory_mb"] for run in runs]),
+        "peak_memory_mb": median(peaks),
+        "peak_memory_mb_range": [round(min(peaks), 1), round(max(peaks), 1)],
         "seconds": {p: median([run["seconds"][p] for run in runs]) for p in PHASES},
         "mean_completion": median([run["mean_completion"] for run in runs]),
     }

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from toolkit.benchmark.cases import CASES, Case, prepare
+from toolkit.benchmark.cases import BASE, CASES, Case, prepare
 from toolkit.benchmark.compare import compare
 from toolkit.runs import write_json
 
@@ -13,7 +13,11 @@ START = dataclasses.replace(CASES["fixed-5m"], batch=16, micro_batch=8, rollouts
 
 
 def measure_growth(folder: Path) -> str:
-    """Run every point once, write `growth.json` and `growth.png`; say where."""
+    """Run every point once, write `growth.json` and `growth.png`; say where.
+
+    Beside the memory stand the base's weights, and what the logits of one rollout's completions
+    would take at once in float32, which nothing here holds.
+    """
     lengths = [_point(folder, f"length-{n}", completion=n) for n in LENGTHS]
     batches = [_point(folder, f"batch-{n}", batch=n) for n in BATCHES]
     vocabularies = [_point(folder, f"vocabulary-{n}", vocabulary=n) for n in VOCABULARIES]
@@ -27,31 +31,45 @@ def _point(folder: Path, name: str, **changes: int) -> dict[str, Any]:
     case: Case = dataclasses.replace(START, name=name, **changes)  # type: ignore[arg-type]
     prepare(case, folder / name, sft=None, reward=None)
     print(name, flush=True)
-    ours = compare(case, folder / name, peer=None, rounds=1)[0]["ours"]
-    speed, memory = ours["episodes_per_s"], ours["peak_memory_mb"]
-    return changes | {"episodes_per_s": speed, "peak_memory_mb": memory}
+    ours = compare(case, folder / name, peer=None, rounds=1, roles=["adapter"])[0]["ours"]
+    weights = sum(f.stat().st_size for f in (folder / name / BASE).glob("*.safetensors"))
+    logits = case.batch * case.completion * case.vocabulary * 4
+    return changes | {
+        "episodes_per_s": ours["episodes_per_s"],
+        "peak_memory_mb": ours["peak_memory_mb"],
+        "base_mb": round(weights / 2**20, 1),
+        "all_logits_mb": round(logits / 2**20, 1),
+    }
 
 
 def _draw(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
-    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 3)
     panels = (
-        ("length", "completion", "tokens per completion", "episodes_per_s", "episodes per second"),
-        ("batch", "batch", "episodes per rollout", "episodes_per_s", "episodes per second"),
-        ("vocabulary", "vocabulary", "tokens in the vocabulary", "peak_memory_mb", "MB added"),
+        ("length", "completion", "tokens per completion"),
+        ("batch", "batch", "episodes per rollout"),
+        ("vocabulary", "vocabulary", "tokens in the vocabulary"),
     )
-    for axis, (group, key, label, value, unit) in zip(axes, panels, strict=True):
+    lines = {"peak_memory_mb": "what PPO adds", "base_mb": "of it the base's weights"}
+    lines["all_logits_mb"] = "all logits of a rollout (never held)"
+    for axis, (group, key, label) in zip(axes, panels, strict=True):
         points = found[group]
-        axis.plot([p[key] for p in points], [p[value] for p in points], "o-", color="#3b6ea5")
+        across = [p[key] for p in points]
+        if group == "vocabulary":
+            for (name, said), style in zip(lines.items(), ("o-", "s--", "^:"), strict=True):
+                axis.plot(across, [p[name] for p in points], style, label=said)
+            axis.set_ylabel("memory, MB")
+            axis.legend(frameon=False, fontsize=8)
+        else:
+            axis.plot(across, [p["episodes_per_s"] for p in points], "o-")
+            axis.set_ylabel("episodes per second")
         axis.set_xscale("log", base=2)
-        axis.set_xticks([p[key] for p in points], [f"{p[key]:,}" for p in points])
+        axis.set_xticks(across, [f"{x:,}" for x in across])
         axis.set_xlabel(label)
-        axis.set_ylabel(unit)
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=120)
-    plt.close(figure)

@@ -3,6 +3,7 @@
 `demonstrations` are prompt-completion rows, `prompts` prompt-only, `comparisons` preference rows
 made of written (not sampled) answers, ranked by the panel. Each has a train and a test split;
 test prompts use phrasings that no training prompt uses, and facts are asked for that none asks for.
+`familiar_prompts` are `prompts` with another test split, which asks as the train split does.
 """
 
 import random
@@ -18,6 +19,7 @@ Row = dict[str, Any]
 SIZES = {
     "demonstrations": {"train": 480, "test": 120},
     "prompts": {"train": 1600, "test": 400},
+    "familiar_prompts": {"train": 1600, "test": 300},
     "comparisons": {"train": 400, "test": 120},  # prompts, of four answers each
 }
 DEMONSTRATORS_RIGHT = 0.80  # even careful people are wrong now and then
@@ -32,7 +34,8 @@ def load(name: str) -> dict[str, list[Row]]:
     """
     makers = {
         "demonstrations": _demonstration,
-        "prompts": lambda question, rng: [{"prompt": user(question.prompt)}],
+        "prompts": _prompt,
+        "familiar_prompts": _prompt,
         "comparisons": _comparisons,
     }
     if name not in makers:
@@ -42,7 +45,8 @@ def load(name: str) -> dict[str, list[Row]]:
     splits: tuple[Split, ...] = ("train", "test")
     for split in splits:
         rng = random.Random(f"{name}-{split}")
-        questions = ask(rng, split, SIZES[name][split])
+        asked: Split = "train" if name == "familiar_prompts" else split
+        questions = ask(rng, asked, SIZES[name][split])
         found[split] = [row for q in questions for row in makers[name](q, rng)]
     return found
 
@@ -74,6 +78,10 @@ def preferences(prompt: str, completions: list[str], ranks: list[int], group: in
                     }
                 )
     return rows
+
+
+def _prompt(question: Question, rng: random.Random) -> list[Row]:
+    return [{"prompt": user(question.prompt)}]
 
 
 def _demonstration(question: Question, rng: random.Random) -> list[Row]:
