@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import errno
 import math
 import os
 import sys
@@ -69,6 +70,12 @@ def run_cli(
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 128 + error.signal if isinstance(error, Interrupted) else 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = error.filename or "the output"
+        print(f"{place}: no space left on the device; make room and start again", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,5 +1,6 @@
 """A run: one execution of a recipe, its directory, its manifest `run.json`, and its lineage."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -132,7 +133,8 @@ class Run:
         """Mark the run failed with the reason; its checkpoints stay."""
         self.state, self.error = "failed", f"{type(error).__name__}: {error}"
         self.seconds = round(time.time() - self.started, 2)
-        self.save()
+        with contextlib.suppress(OSError):  # a full disk: the reason itself shall be seen
+            self.save()
 
     def __enter__(self) -> "Run":
         return self
@@ -215,7 +217,7 @@ def require_adapter(run: str, option: str) -> None:
 
 def _clear_checkpoints(path: Path) -> None:
     """Remove a finished run's checkpoints; those of an unfinished one are somebody's work."""
-    found = _checkpoints(path)
+    found = checkpoints(path)
     if not found:
         return
     try:
@@ -238,10 +240,15 @@ def _clear_last(path: Path) -> None:
         shutil.rmtree(last)
 
 
-def _checkpoints(run: Path) -> list[Path]:
+def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoint folders, oldest first."""
     found = (f for f in run.glob("checkpoint-*") if f.name.split("-")[1].isdigit())
-    return sorted(found, key=lambda f: int(f.name.split("-")[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> str | None:
@@ -261,7 +268,7 @@ def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> s
         if reason:
             raise CheckpointError(f"{wanted}: cannot resume from it ({reason})")
         return str(wanted)
-    complete = [f for f in _checkpoints(Path(run)) if _incomplete(f) is None]
+    complete = [f for f in checkpoints(Path(run)) if _incomplete(f) is None]
     return str(complete[-1]) if complete else None
 
 
@@ -309,11 +316,14 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON beside `path` and rename: a crash leaves the old file or the new one, whole."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _plain(config: Any) -> dict[str, Any]:

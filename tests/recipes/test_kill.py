@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import pytest
 from safetensors.torch import load_file
@@ -16,25 +17,25 @@ from toolkit.runs import Run
 from toolkit.trainers.callbacks import SAMPLES_FILE
 
 MOMENTS = 10 if os.environ.get("TOOLKIT_SOAK") else 2
-STEPS = 16
+STEPS, SAVED = 16, 3
 
 
 def command(folder, base, sft, reward, *more):
     options = {
         "model_name_or_path": base,
         "parent": sft,
-        "reward_model": reward,
         "output_dir": folder,
         "total_episodes": 32,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 2,
         "num_mini_batches": 2,
         "num_ppo_epochs": 2,
         "response_length": 12,
         "save_strategy": "steps",
-        "save_steps": 1,
+        "save_steps": SAVED,
         "save_total_limit": 2,
-        "logging_steps": 1,
+        "logging_steps": 2,
         "max_rows": 24,
         "kl_target": 0.5,
         "kl_horizon": 32,
@@ -42,11 +43,14 @@ def command(folder, base, sft, reward, *more):
         "eval_strategy": "steps",
         "eval_steps": 3,
         "eval_prompts": 4,
+        "ptx_texts": "world:corpus",
+        "ptx_coef": 0.2,
+        "ptx_batch_size": 4,
     }
     words = [sys.executable, "recipes/ppo.py", "--config", "recipes/configs/world/ppo.yaml"]
     for name, value in options.items():
         words += [f"--{name}", str(value)]
-    return [*words, *more]
+    return [*words, "--reward_model", str(reward), str(reward), *more]  # an ensemble of two
 
 
 def run(words):
@@ -64,17 +68,26 @@ def outcome(folder):
     return tensors, untimed, (folder / SAMPLES_FILE).read_text(encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: while a checkpoint is written, or some seconds after it was."""
+
+    step: int
+    writing: bool
+    delay: float = 0.0
+
+
 def kill_at(words, folder, moment):
-    """Start a run and kill it: at a step, or while the checkpoint of a step is being written."""
-    step, writing = moment
+    """Start a run and kill it; whether it lived until then."""
     process = subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    incoming = folder / ".incoming" / f"checkpoint-{step}"
-    whole = folder / f"checkpoint-{step}"
+    name = f"checkpoint-{moment.step}"
+    awaited = folder / ".incoming" / name if moment.writing else folder / name
     began = time.monotonic()
     while process.poll() is None and time.monotonic() - began < 300:
-        if incoming.exists() if writing else whole.exists():
+        if awaited.exists():
+            time.sleep(moment.delay)
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.001)
@@ -82,23 +95,31 @@ def kill_at(words, folder, moment):
     return process.returncode == -signal.SIGKILL
 
 
+def seconds_of(folder):
+    """How long three steps took, by when their checkpoints were written."""
+    times = sorted(f.stat().st_mtime for f in folder.glob("checkpoint-*"))
+    return times[-1] - times[-2]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_kill_and_resume_is_the_uninterrupted_run_to_the_bit(
     tiny_base, sft_run, reward_run, tmp_path
 ):
+    """Killed in a rollout, an update, an evaluation or a checkpoint: wherever the clock strikes."""
     whole = tmp_path / "whole"
     run(command(whole, tiny_base, sft_run, reward_run))
     tensors, steps, samples = outcome(whole)
     trained = [row for row in steps if "loss/policy_avg" in row]
-    assert [row["step"] for row in trained] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in trained] == list(range(2, STEPS + 1, 2))
     assert len({row["objective/kl_coef"] for row in trained if "objective/kl_coef" in row}) > 1
     sampled_at = [json.loads(line)["step"] for line in samples.split("\n")[:-1]]
     assert sampled_at == [step for step in (3, 6, 9, 12, 15, STEPS) for _ in range(4)]
     rng = random.Random(os.environ.get("TOOLKIT_SOAK", "0"))
-    moments = [(rng.randrange(2, STEPS), number % 2 == 0) for number in range(MOMENTS)]
-    for number, moment in enumerate(moments):
-        folder = tmp_path / f"killed-{number}"
+    for number in range(MOMENTS):
+        step, writing = SAVED * rng.randrange(1, STEPS // SAVED), number % 2 == 0
+        delay = 0.0 if writing else rng.uniform(0, 0.9) * seconds_of(whole)
+        moment, folder = Moment(step, writing, delay), tmp_path / f"killed-{number}"
         words = command(folder, tiny_base, sft_run, reward_run)
         assert kill_at(words, folder, moment), moment
         assert Run.load(folder).state == "running"
@@ -109,3 +130,4 @@ def test_kill_and_resume_is_the_uninterrupted_run_to_the_bit(
             assert (found[name] == tensor).all(), (moment, name)
         assert json.dumps(logged) == json.dumps(steps), moment
         assert sampled == samples, moment
+        print(f"{moment}: the same to the bit")

@@ -50,7 +50,7 @@ FAMILIES = {
 PROMPTS, COMPLETIONS = [[1, 20, 30, 40], [1, 25]], [[50, 60, 2], [70, 80, 90, 2]]
 
 
-def roles_of(family, tokenizer):
+def roles_of(family, tokenizer, attention="eager"):
     """Policy, reference, value and reward on a random base of a family."""
     kind, shape, targets = FAMILIES[family]
     set_seed(0)
@@ -60,7 +60,7 @@ def roles_of(family, tokenizer):
         "eos_token_id": tokenizer.eos_token_id,
     }
     config: AutoConfig = kind(vocab_size=len(tokenizer), **shape, **ids)
-    base = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     base.requires_grad_(False)
     roles = Roles(base.eval(), {"id": family})
     for seed, name in enumerate((POLICY, REFERENCE, VALUE, REWARD)):
@@ -82,9 +82,14 @@ def roles_of(family, tokenizer):
     return roles
 
 
-@pytest.fixture(params=FAMILIES)
+WAYS = [(name, "eager") for name in FAMILIES]
+WAYS += [(name, "sdpa") for name in FAMILIES if name != "gemma2"]  # which has no SDPA
+
+
+@pytest.fixture(params=WAYS, ids="-".join)
 def family_roles(request, tokenizer):
-    return roles_of(request.param, tokenizer)
+    """SDPA is what a model gets by default, and what lets sequences share a row."""
+    return roles_of(request.param[0], tokenizer, request.param[1])
 
 
 def test_logprobs_are_the_models_own(family_roles):

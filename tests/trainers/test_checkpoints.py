@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import TrainerCallback
 
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.errors import CheckpointError, Interrupted
-from toolkit.runs import last_checkpoint
+from toolkit.runs import Run, last_checkpoint
 from toolkit.trainers.checkpoints import INCOMING, interruptible
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
@@ -96,3 +97,146 @@ def test_a_signal_saves_and_the_run_resumes_to_the_same_policy(
     expected = dict(whole.model.named_parameters())
     for name, parameter in resumed.model.named_parameters():
         assert torch.equal(parameter, expected[name]), name
+
+
+class InEvaluation(TrainerCallback):
+    """Sends a signal from the evaluation of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_does_not_cost_the_newest_checkpoint_where_only_the_best_is_kept(
+    ppo_roles, tokenizer, tmp_path
+):
+    """The library removes all but the best at the end of a run whose limit is one."""
+    options = SAVING | {"eval_strategy": "steps", "eval_steps": 2, "greater_is_better": False}
+    trainer = make(
+        ppo_roles,
+        tokenizer,
+        prompts(),
+        tmp_path,
+        held_out=prompts().select(range(2)),
+        metric_for_best_model="step_number",
+        eval_metrics=lambda **_: {"step_number": float(trainer.state.global_step)},
+        **options,
+    )
+    trainer.add_callback(AtStep(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(Interrupted, match="checkpoint-6 is whole"), interruptible(trainer):
+        trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-6")
+    assert trainer.args.save_total_limit == 1
+
+
+@pytest.mark.parametrize("save", ["steps", "no"])
+def test_a_signal_during_an_evaluation_ends_the_run_at_that_step(
+    ppo_roles, tokenizer, tmp_path, save
+):
+    trainer = make(
+        ppo_roles,
+        tokenizer,
+        prompts(),
+        tmp_path,
+        held_out=prompts().select(range(2)),
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy=save,
+        save_steps=4,
+    )
+    trainer.add_callback(InEvaluation(2))
+    with pytest.raises(Interrupted, match=r"at step 2; .*checkpoint-2"), interruptible(trainer):
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_a_signal_in_the_last_evaluation_is_no_interruption(ppo_roles, tokenizer, tmp_path):
+    trainer = make(
+        ppo_roles,
+        tokenizer,
+        prompts(),
+        tmp_path,
+        held_out=prompts().select(range(2)),
+        eval_strategy="steps",
+        eval_steps=8,
+    )
+    trainer.add_callback(InEvaluation(8))
+    with interruptible(trainer):
+        trainer.train()
+    assert trainer.state.global_step == 8
+
+
+def test_in_another_thread_signals_are_left_alone(ppo_roles, tokenizer, tmp_path):
+    trainer = make(ppo_roles, tokenizer, prompts(), tmp_path)
+    seen = []
+
+    def work():
+        with interruptible(trainer):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_checkpoints_of_another_training_are_not_mixed_with(make_ppo_roles, tokenizer, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options).train()
+    with pytest.raises(CheckpointError, match="checkpoint-8 of another training: resume it"):
+        make(make_ppo_roles(), tokenizer, prompts(), tmp_path, seed=1, **options).train()
+    # going on from an older one, the newer ones are of a future that is not this run's
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options)
+    trainer.add_callback(AtStep(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(Interrupted), interruptible(trainer):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    left = sorted(f.name for f in tmp_path.glob("checkpoint-*"))
+    assert left == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"per_device_train_batch_size": 8, "num_mini_batches": 1}, "per_device_train_batch_size"),
+        ({"kl_coef": 0.2}, "was made with `kl_coef` 0.05, this run has 0.2"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_settings(
+    make_ppo_roles, tokenizer, tmp_path, changes, message
+):
+    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING).train()
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **(SAVING | changes))
+    with pytest.raises(CheckpointError, match=message):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+
+def test_a_full_disk_leaves_the_reason_to_be_read(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    run = Run.start(tmp_path, recipe="ppo")
+    monkeypatch.setattr("toolkit.runs.write_json", full)
+    with pytest.raises(CheckpointError, match="the reason"), run:
+        raise CheckpointError("the reason")
+
+
+def test_a_trainer_can_train_twice(make_ppo_roles, tokenizer, tmp_path):
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path)
+    trainer.train()
+    trainer.train()
+    assert trainer.rollout_number == 2
+
+
+def test_what_is_saved_elsewhere_is_a_finished_run(make_ppo_roles, tokenizer, tmp_path):
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path / "run", ema_decay=0.5)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "run"))
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    here, there = (files(tmp_path / name) for name in ("run", "elsewhere"))
+    assert set(there) <= set(here)
+    assert {"adapter_model.safetensors", "last", "value"} <= set(there)

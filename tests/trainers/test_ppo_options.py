@@ -1,9 +1,11 @@
 """What PPO can be asked for beyond the plain case, each option seen to do what it says."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
@@ -331,7 +333,52 @@ def test_evaluation_while_training_and_the_best_checkpoint(make_ppo_roles, token
     samples = [json.loads(r) for r in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 4 * 4
     assert {"step", "prompt", "completion", "score"} == set(samples[0])
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
     anew = {"held_out": prompts().select(range(4)), "eval_strategy": "steps", "eval_steps": 4}
     again = make(make_ppo_roles(), tokenizer, prompts(), tmp_path / "run", total_episodes=8, **anew)
     again.train()
     assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kl_target": 0.0}, "`kl_target` must be above 0"),
+        ({"kl_target": 1.0, "kl_coef": 0.0}, "must not start at 0"),
+        ({"kl_target": 1.0, "kl_horizon": 1}, "at least a rollout's 8 episodes"),
+        ({"reward_clip": -1.0}, "`reward_clip` must be above 0"),
+        ({"cliprange": -0.1}, "`cliprange` must be above 0"),
+        ({"target_kl": -1.0}, "`target_kl` must be above 0"),
+        ({"ptx_coef": -1.0}, "`ptx_coef` must be at least 0"),
+        ({"ptx_batch_size": 0}, "`ptx_batch_size` must be at least 1"),
+        ({"vf_coef": float("nan")}, "`vf_coef` must be at least 0"),
+        ({"temperature": 0.0}, "`temperature` must be above 0"),
+        ({"num_ppo_epochs": 0}, "`num_ppo_epochs` must be at least 1"),
+        ({"gamma": 1.5}, r"`gamma` must be in \[0, 1\]"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(ppo_roles, tokenizer, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(ppo_roles, tokenizer, prompts(), tmp_path, **changes)
+
+
+def test_data_that_cannot_work_is_refused(ppo_roles, tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match=r"needs a column `prompt`.*got input_ids"):
+        make(ppo_roles, tokenizer, Dataset.from_dict({"input_ids": [[1, 2]]}), tmp_path)
+    with pytest.raises(ConfigError, match="none of the 1 pretraining texts has two tokens"):
+        make(ppo_roles, tokenizer, prompts(), tmp_path, ptx_texts=[""], ptx_coef=0.1)
+    trainer = make(ppo_roles, tokenizer, prompts(), tmp_path)
+    with pytest.raises(ConfigError, match="give PPOTrainer an `eval_dataset`"):
+        trainer.evaluate()
+    assert "eval_objective/scores" in trainer.evaluate(prompts().select(range(2)))
+
+
+def test_a_function_that_never_says_anything_adds_nothing(ppo_roles, tokenizer, tmp_path):
+    def silent(completions, **_):
+        return [None] * len(completions)
+
+    make(ppo_roles, tokenizer, prompts(), tmp_path, reward_funcs=[silent]).train()
+    row = logged(tmp_path)[0]
+    assert row["rewards/silent/mean"] is None
+    assert row["objective/scores"] is not None

@@ -115,3 +115,13 @@ def gradients(roles):
 
 def alike(a, b):
     return torch.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
+
+
+def test_a_float32_base_under_autocast_starts_at_ratio_one_and_no_kl(
+    make_ppo_roles, tokenizer, tmp_path
+):
+    """TRL's defaults: sampling in float32 and scoring in bfloat16 would be two distributions."""
+    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, bf16=True).train()
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["objective/kl"] == pytest.approx(0.0, abs=1e-3)
+    assert first["val/ratio"] == pytest.approx(1.0, abs=5e-3)

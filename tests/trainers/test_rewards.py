@@ -1,5 +1,6 @@
 """Rewards of a completion: ensembles, Python functions, penalties; bad ones are shown."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,11 +42,20 @@ def test_functions_are_called_as_trl_calls_them_weighted_and_summed():
         ([1.0, float("nan")], "gave nan to prompt 'p1', completion 'bad'"),
         ([float("inf"), 0.0], "gave inf to prompt 'p0', completion 'good'"),
         ([1.0, "high"], "got 'high' for prompt 'p1'"),
+        ([1.0, 1e39], "gave 1e\\+39 to prompt 'p1'"),  # infinite in float32
+        (torch.tensor(1.0), "got Tensor"),
+        ({"a": 1.0, "b": 2.0}, "got dict"),
     ],
 )
 def test_a_bad_reward_shows_the_sample(given, message):
     with pytest.raises(RewardError, match=message):
         function_rewards([lambda **_: given], [1.0], ANSWERS)
+
+
+@pytest.mark.parametrize("given", [np.array([1.0, 2.5]), torch.tensor([1.0, 2.5]), (1, 2.5)])
+def test_arrays_and_tensors_of_one_dimension_are_lists(given):
+    total, _ = function_rewards([lambda **_: given], [2.0], ANSWERS)
+    assert total.tolist() == [2.0, 5.0]
 
 
 def test_penalties_by_hand():

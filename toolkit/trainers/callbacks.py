@@ -51,7 +51,7 @@ def _keep_until(step: int, file: Path) -> None:
             row = json.loads(line)
         except ValueError:
             continue  # cut short by a crash
-        if row.get("step", 0) <= step:
+        if row.get("step", 0) <= step and "train_runtime" not in row:  # a summary comes at the end
             kept.append(line)
     shorter = file.with_suffix(".incoming")
     shorter.write_text("".join(line + "\n" for line in kept if step), encoding="utf-8")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,10 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from toolkit.errors import CheckpointError, Interrupted
 from toolkit.models.base import save_fingerprint
+from toolkit.runs import checkpoints, last_checkpoint, step_of, write_json
 
 INCOMING = ".incoming"
+LOSS_FILE = "loss_since_log.json"
 
 
 class WholeCheckpoints:
@@ -35,6 +38,37 @@ class WholeCheckpoints:
 
     base_fingerprint: dict[str, str] | None = None  # put beside the adapter, if known
     _incoming: Path | None = None
+    _resumed: Path | None = None  # the checkpoint that this training goes on from
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As the library's, from a whole checkpoint only, with no other one in the way.
+
+        Raises: CheckpointError where the directory holds checkpoints and none is to be resumed.
+        """
+        trainer: Any = self
+        chosen = last_checkpoint(trainer.args.output_dir, resume_from_checkpoint)
+        self._resumed = None if chosen is None else Path(chosen).resolve()
+        self._clear_way(resume=bool(resume_from_checkpoint))
+        if not any(isinstance(c, _LossCallback) for c in trainer.callback_handler.callbacks):
+            trainer.add_callback(_LossCallback(trainer))
+        return super().train(resume_from_checkpoint=chosen, **kwargs)  # type: ignore[misc]
+
+    def _clear_way(self, *, resume: bool) -> None:
+        """Remove what an earlier run wrote after the step that this one goes on from."""
+        trainer: Any = self
+        found = checkpoints(Path(trainer.args.output_dir))
+        if found and not resume:
+            raise CheckpointError(
+                f"{trainer.args.output_dir} holds {found[-1].name} of another training: resume it, "
+                "choose another output_dir, or remove it"
+            )
+        step = 0
+        if self._resumed is not None:
+            step = int(read_state(self._resumed / "trainer_state.json")["global_step"])
+        for folder in found:
+            if step_of(folder) > step:
+                print(f"{folder}: removed, since training goes on from step {step}", flush=True)
+                shutil.rmtree(folder)
 
     def _get_output_dir(self, trial: Any) -> str:
         if self._incoming is not None:
@@ -46,23 +80,25 @@ class WholeCheckpoints:
         trainer: Any = self
         run_dir = Path(self._get_output_dir(trial))
         final = run_dir / f"checkpoint-{trainer.state.global_step}"
-        if final.exists():  # resumed at this very step: it is there, and whole
+        if final.exists():  # written at this step, or resumed from it: it is there, and whole
             return
         shutil.rmtree(run_dir / INCOMING, ignore_errors=True)
         self._incoming = run_dir / INCOMING
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             written = self._incoming / final.name
+            write_json(written / LOSS_FILE, _LossCallback.state_of(trainer))
             if self.base_fingerprint is not None:
                 save_fingerprint(written, self.base_fingerprint)
             _name_best(trainer.state, written, final)
             _sync(written)
             os.replace(written, final)
+            _sync_folder(run_dir)
         except Exception as error:  # torch, safetensors and the system each raise their own
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise CheckpointError(
-                f"{final}: cannot be written ({reason}); earlier checkpoints are whole. Make room, "
-                "then continue with --resume_from_checkpoint true"
+                f"{final}: cannot be written ({reason}); earlier checkpoints are whole. Where the "
+                "disk is full make room, then continue with --resume_from_checkpoint true"
             ) from error
         finally:
             shutil.rmtree(run_dir / INCOMING, ignore_errors=True)
@@ -72,6 +108,39 @@ class WholeCheckpoints:
             save_total_limit=trainer.args.save_total_limit,
             best_model_checkpoint=trainer.state.best_model_checkpoint,
         )
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As the library's, which with a limit of one keeps the best checkpoint only: not if stopped."""
+        trainer: Any = self
+        limit = trainer.args.save_total_limit
+        if trainer.state.global_step < trainer.state.max_steps:
+            trainer.args.save_total_limit = None
+        try:
+            return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            trainer.args.save_total_limit = limit
+
+
+class _LossCallback(TrainerCallback):  # type: ignore[misc]
+    """Gives a resumed training the loss that was summed since the last log, so that it logs the same."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    @staticmethod
+    def state_of(trainer: Any) -> dict[str, Any]:
+        """What the library forgets: the sum, and the step of the last log."""
+        return {"loss": trainer._tr_loss.item(), "logged": trainer._globalstep_last_logged}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Take them up."""
+        resumed = self.trainer._resumed
+        if resumed is not None and (resumed / LOSS_FILE).is_file():
+            saved = read_state(resumed / LOSS_FILE)
+            self.trainer._tr_loss += float(saved["loss"])
+            self.trainer._globalstep_last_logged = int(saved["logged"])
 
 
 def _name_best(state: TrainerState, written: Path, final: Path) -> None:
@@ -84,24 +153,38 @@ def _name_best(state: TrainerState, written: Path, final: Path) -> None:
 def _sync(folder: Path) -> None:
     """Ask the system to put every file of a folder on disk, and the folder itself."""
     for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
+    """The same of one file, or of a folder's list of names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class _StopCallback(TrainerCallback):  # type: ignore[misc]
-    """Ends the training after the current step, with a checkpoint, once `signal` is set."""
+    """Ends the training after what is being done, with a checkpoint, once `signal` is set."""
 
     signal: int | None = None
 
-    def on_step_end(
+    def _ask(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask for a checkpoint and for the end."""
         if self.signal is not None:
             control.should_save = control.should_training_stop = True
+
+    # a step, its log or its evaluation: a checkpoint of the step is still to come
+    on_step_end = on_log = on_evaluate = _ask
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The checkpoint is there."""
+        if self.signal is not None:
+            control.should_training_stop = True
 
 
 @contextmanager
@@ -110,7 +193,7 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
 
     A second signal ends it at once. Only in the main thread; elsewhere signals are not ours.
 
-    Raises: Interrupted after the body, if it was.
+    Raises: Interrupted after the body, if it was, and if steps are left.
     """
     stop = _StopCallback()
 
@@ -121,19 +204,22 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
         print("stopping after this step, with a checkpoint; once more to stop at once", flush=True)
 
     trainer.add_callback(stop)
-    before = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
+    ours = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if ours else ()
+    before = {n: signal.signal(n, receive) for n in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stop.signal is not None:
-        name = signal.Signals(stop.signal).name
-        raise Interrupted(
-            f"{name} at step {trainer.state.global_step}; a checkpoint is in "
-            f"{trainer.args.output_dir}, continue with --resume_from_checkpoint true",
-            stop.signal,
-        )
+    if stop.signal is None or trainer.state.global_step >= trainer.state.max_steps:
+        return
+    name, step = signal.Signals(stop.signal).name, trainer.state.global_step
+    found = last_checkpoint(str(trainer.args.output_dir), True)
+    kept = f"{found} is whole, continue with --resume_from_checkpoint true"
+    raise Interrupted(
+        f"{name} at step {step}; {kept if found else 'there is no checkpoint'}", stop.signal
+    )
 
 
 def read_state(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from toolkit.errors import RewardError
 from toolkit.models.base import stop_ids
 from toolkit.models.generation import Sampling
 from toolkit.models.roles import Roles
-from toolkit.rl.advantages import gae, kl_estimate, kl_rewards, whiten
+from toolkit.rl.advantages import gae, kl_estimate, kl_rewards, masked_mean, whiten
 from toolkit.rl.kl_control import KLController
 from toolkit.rl.rollout import Experience, Seen, roll_out
 from toolkit.trainers.ppo_config import PPOConfig
@@ -50,7 +50,9 @@ class ExperienceMaker:
         self.sampling = Sampling(args.response_length, args.temperature)
         self.stop = stop_ids(roles.base, tokenizer)
         quantized = getattr(roles.base, "quantization_method", None) is not None
-        self.rescore = quantized or roles.base.dtype != torch.float32
+        # sampled in lower precision, or scored in it later: the first ratio would not be 1
+        low = roles.base.dtype != torch.float32 or args.bf16 or args.fp16
+        self.rescore = quantized or low
         self.control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         assert isinstance(tokenizer.pad_token_id, int)
         self.pad_id: int = tokenizer.pad_token_id
@@ -66,14 +68,7 @@ class ExperienceMaker:
         experience, seen = self._roll_out(rows)
         raw, notes = self._scores(rows, experience, seen)
         lengths = experience.mask.sum(1)
-        score = penalise(
-            raw,
-            lengths,
-            seen.ended,
-            clip=args.reward_clip,
-            missing_eos=args.missing_eos_penalty,
-            per_token=args.length_penalty,
-        )
+        score = self._penalised(raw, lengths, seen)
         kl = kl_estimate(experience.logprobs, experience.ref_logprobs, estimator=args.kl_estimator)
         beta = self.control.coef
         rewards = kl_rewards(score, kl, experience.mask, kl_coef=beta)
@@ -98,6 +93,7 @@ class ExperienceMaker:
                 "objective/length": lengths.float().mean(),
                 "objective/ended": seen.ended.float().mean(),
                 "val/num_eos_tokens": seen.ended.sum(),
+                "val/explained_variance": _explained(experience),
             }
         )
         notes |= {f"time/{name}": took for name, took in seen.seconds.items()}
@@ -111,13 +107,18 @@ class ExperienceMaker:
         """
         experience, seen = self._roll_out(rows)
         raw, _ = self._scores(rows, experience, seen)
-        kl = (experience.logprobs - experience.ref_logprobs).sum(1)
+        lengths = experience.mask.sum(1)
+        score = self._penalised(raw, lengths, seen)
+        kl = kl_estimate(
+            experience.logprobs, experience.ref_logprobs, estimator=self.args.kl_estimator
+        )
+        kl = kl.masked_fill(~experience.mask, 0.0).sum(1)
         notes = _numbers(
             {
                 "objective/scores": raw.mean(),
                 "objective/kl": kl.mean(),
-                "objective/rlhf_reward": (raw - self.control.coef * kl).mean(),
-                "objective/length": experience.mask.sum(1).float().mean(),
+                "objective/rlhf_reward": (score - self.control.coef * kl).mean(),
+                "objective/length": lengths.float().mean(),
                 "objective/ended": seen.ended.float().mean(),
             }
         )
@@ -144,6 +145,17 @@ class ExperienceMaker:
             rescore=self.rescore,
         )
 
+    def _penalised(self, raw: Tensor, lengths: Tensor, seen: Seen) -> Tensor:
+        """Scores as PPO uses them, `(B,)`."""
+        return penalise(
+            raw,
+            lengths,
+            seen.ended,
+            clip=self.args.reward_clip,
+            missing_eos=self.args.missing_eos_penalty,
+            per_token=self.args.length_penalty,
+        )
+
     def _scores(
         self, rows: Sequence[dict[str, Any]], experience: Experience, seen: Seen
     ) -> tuple[Tensor, Notes]:
@@ -167,8 +179,8 @@ class ExperienceMaker:
         if bad:
             ids = experience.prompts[bad[0]] + experience.completions[bad[0]]
             raise RewardError(
-                f"the reward model gave {total[bad[0]].item()} to {len(bad)} of {len(total)} "
-                f"completions; the first: {self.tokenizer.decode(ids)!r}"
+                f"the reward of {len(bad)} of {len(total)} completions is not finite: "
+                f"{total[bad[0]].item()} for the first, {self.tokenizer.decode(ids)!r}"
             )
         return total, notes
 
@@ -183,6 +195,13 @@ class ExperienceMaker:
         columns = {name: [row[name] for row in rows] for name in others}
         prompts = [row["prompt"] for row in rows]
         return Answers(prompts, said, experience.completions, columns)
+
+
+def _explained(experience: Experience) -> Tensor:
+    """Share of the returns' variance that the values explain; 1 is perfect, 0 a constant guess."""
+    returns, mask = experience.returns, experience.mask
+    variance = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
+    return 1 - masked_mean((returns - experience.values) ** 2, mask) / variance.clamp_min(1e-8)
 
 
 def _numbers(tensors: dict[str, Tensor]) -> Notes:

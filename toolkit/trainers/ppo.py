@@ -24,7 +24,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.memory import release
 from toolkit.models.roles import POLICY, VALUE, Roles
 from toolkit.rl.rollout import Experience
@@ -36,11 +36,14 @@ from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.minibatches import micro_batch
 from toolkit.trainers.ppo_checks import check_ppo
 from toolkit.trainers.ppo_config import PPOConfig
-from toolkit.trainers.prompts import RolloutSampler, encode_prompts
+from toolkit.trainers.prompts import RolloutSampler, encode_prompts, encode_texts
 from toolkit.trainers.rewards import EvalMetrics, RewardFunction
 from toolkit.trainers.updates import Updater
 
 EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
+# what decides which rows an update gets, and what they are worth
+SAME_ON_RESUME = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+SAME_ON_RESUME += ("num_mini_batches", "num_ppo_epochs", "num_generations", "kl_coef", "kl_target")
 
 
 class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
@@ -121,10 +124,20 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             optimizers=optimizers,
         )
         self.pad_id: int = processing_class.pad_token_id
-        texts = [processing_class(t)["input_ids"][: args.ptx_max_length] for t in ptx_texts]
         self.updater = Updater(
-            roles, args, accelerator=self.accelerator, pad_id=self.pad_id, ptx=texts
+            roles,
+            args,
+            accelerator=self.accelerator,
+            pad_id=self.pad_id,
+            ptx=encode_texts(ptx_texts, processing_class, args),
         )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As the library's; a trainer may train again."""
+        self._micro_step, self.experience, self._stopped = None, None, False
+        self._approx_kl = 0.0
+        self._metrics.clear()
+        return super().train(resume_from_checkpoint, **kwargs)
 
     # ---- data: a rollout's prompts for every micro-batch made of it
 
@@ -194,10 +207,10 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
                     self._note(name, value)
         self._micro_step += 1
         if self._micro_step % self.args.gradient_accumulation_steps == 0:
+            self._note("policy/updates_skipped", torch.tensor(float(self._stopped)))
             limit = self.args.target_kl
             self._stopped |= limit is not None and self._approx_kl > limit
             self._approx_kl = 0.0
-            self._note("policy/updates_skipped", torch.tensor(float(self._stopped)))
         return loss
 
     # ---- evaluation while training: one completion per held-out prompt
@@ -216,7 +229,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         Returns: `eval_objective/scores`, `…/kl`, `…/rlhf_reward`, `…/length`, `…/ended`, and what
             `eval_metrics` says.
         """
-        rows = list(self.eval_dataset if eval_dataset is None else eval_dataset)
+        rows = self._held_out(eval_dataset)
         self.model.eval()
         with (
             torch.random.fork_rng(),
@@ -246,6 +259,15 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         )
         return metrics
 
+    def _held_out(self, given: Dataset | None) -> list[dict[str, Any]]:
+        """Encoded rows to evaluate on."""
+        chosen = self.eval_dataset if given is None else given
+        if chosen is None or len(chosen) == 0:
+            raise ConfigError("there is nothing to evaluate on: give PPOTrainer an `eval_dataset`")
+        if "prompt_ids" not in chosen.column_names:
+            chosen = encode_prompts(chosen, self.processing_class, self.roles, self.args)
+        return list(chosen)
+
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
         self.roles.load(POLICY, best)
@@ -274,7 +296,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint holds the policy as it is, to go on from; a finished run what to use."""
         folder = Path(output_dir or self.args.output_dir)
-        finished = folder == Path(self.args.output_dir)
+        finished = not folder.name.startswith("checkpoint-")
         with self._averaged() if finished else nullcontext():
             self.roles.save(POLICY, folder)
         self.roles.save(VALUE, folder / VALUE)
@@ -290,6 +312,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
                 "kl_coef": self.maker.control.coef,
                 "stopped": self._stopped,
                 "metrics": dict(self._metrics),
+                "settings": {name: getattr(self.args, name) for name in SAME_ON_RESUME},
             }
             write_json(folder / STATE_FILE, state)
 
@@ -304,6 +327,12 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             )
         self.experience = Experience.load(file, self.args.device)
         state = read_state(folder / STATE_FILE)
+        for name, before in state["settings"].items():
+            if getattr(self.args, name) != before:
+                raise CheckpointError(
+                    f"{folder}: it was made with `{name}` {before}, this run has "
+                    f"{getattr(self.args, name)}; a run goes on with the settings it began with"
+                )
         self.maker.control.coef, self._stopped = float(state["kl_coef"]), bool(state["stopped"])
         self._metrics = defaultdict(list, state["metrics"])
         if self.ema is not None:

@@ -1,8 +1,41 @@
 """PPO's settings; names are those of TRL 1.12's PPOConfig where the thing is the same."""
 
+import math
 from dataclasses import dataclass, field
 
 from trl.trainer.base_config import _BaseConfig
+
+# names, their lower bound, whether it is excluded
+BOUNDS: tuple[tuple[tuple[str, ...], float, bool], ...] = (
+    (
+        (
+            "num_ppo_epochs",
+            "num_mini_batches",
+            "response_length",
+            "max_prompt_length",
+            "num_generations",
+            "kl_horizon",
+            "local_rollout_forward_batch_size",
+            "generation_batch_size",
+            "total_episodes",
+            "ptx_batch_size",
+        ),
+        1,
+        False,
+    ),
+    (("ptx_max_length",), 2, False),  # one token has nothing before it
+    (
+        ("temperature", "cliprange", "cliprange_value", "kl_target", "target_kl", "reward_clip"),
+        0,
+        True,
+    ),
+    (("kl_coef", "vf_coef", "ptx_coef", "ent_coef", "reward_std_coef"), 0, False),
+)
+CHOICES = {
+    "kl_estimator": ("k1", "k3"),
+    "reward_aggregation": ("mean", "min", "mean_minus_std"),
+    "value_role": ("adapter", "zero", "head"),
+}
 
 
 @dataclass
@@ -92,7 +125,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     )
     ptx_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Pretraining texts per micro-batch; default as many as episodes."},
+        metadata={"help": "Pretraining texts per optimizer step; default as many as episodes."},
     )
     ptx_max_length: int = field(
         default=512, metadata={"help": "Pretraining texts are cut at this many tokens."}
@@ -120,45 +153,43 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = (
-            ("num_ppo_epochs", self.num_ppo_epochs),
-            ("num_mini_batches", self.num_mini_batches),
-            ("response_length", self.response_length),
-            ("num_generations", self.num_generations),
-            ("kl_horizon", self.kl_horizon),
-            ("ptx_max_length", self.ptx_max_length),
-            ("temperature", self.temperature),
-            ("local_rollout_forward_batch_size", self.local_rollout_forward_batch_size),
-            (
-                "generation_batch_size",
-                1 if self.generation_batch_size is None else self.generation_batch_size,
-            ),
-            ("total_episodes", 1 if self.total_episodes is None else self.total_episodes),
-        )
-        for name, value in positive:
-            if value <= 0:
-                raise ValueError(f"`{name}` must be above 0, got {value}")
-        for name, choices in (
-            ("kl_estimator", ("k1", "k3")),
-            ("reward_aggregation", ("mean", "min", "mean_minus_std")),
-            ("value_role", ("adapter", "zero", "head")),
-        ):
+        for names, low, strict in BOUNDS:
+            for name in names:
+                value = getattr(self, name)
+                if value is None:
+                    continue
+                if not (value > low if strict else value >= low) or value == math.inf:
+                    wanted = f"above {low}" if strict else f"at least {low}"
+                    raise ValueError(f"`{name}` must be {wanted}, got {value}")
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"`{name}` must be {' or '.join(choices)}, got {getattr(self, name)!r}"
                 )
-        if self.rollout_batch_size % self.num_generations:
-            raise ValueError(
-                f"`num_generations` {self.num_generations} must divide a rollout of "
-                f"{self.rollout_batch_size} episodes"
-            )
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be between 0 and 1, got {self.ema_decay}")
+        if self.rollout_batch_size % self.num_generations:
+            raise ValueError(
+                f"`num_generations` {self.num_generations} must divide a rollout of "
+                f"{self.rollout_batch_size} episodes"
+            )
+        if self.kl_target is not None:
+            self._check_steering()
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be false: prompts are no model inputs")
+
+    def _check_steering(self) -> None:
+        """A steered β is multiplied: 0 would stay, and a horizon below a rollout's fifth turn its sign."""
+        if self.kl_coef == 0:
+            raise ValueError("`kl_target` steers `kl_coef` by a factor, so it must not start at 0")
+        if self.kl_horizon < self.rollout_batch_size:
+            raise ValueError(
+                f"`kl_horizon` must be at least a rollout's {self.rollout_batch_size} episodes, got "
+                f"{self.kl_horizon}"
+            )
 
     @property
     def mini_batch_size(self) -> int:

@@ -1,6 +1,6 @@
 """PPO's prompts: encoded once and checked for room, and drawn a rollout at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from datasets import Dataset
@@ -45,7 +45,15 @@ class RolloutSampler(Sampler[int]):
 def encode_prompts(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles, args: PPOConfig
 ) -> Dataset:
-    """The rows with `prompt_ids`; a prompt that leaves no room for a completion is refused."""
+    """The rows with `prompt_ids`; a prompt that leaves no room for a completion is refused.
+
+    Raises: ConfigError for rows without prompts, or prompts of no or of too many tokens.
+    """
+    if "prompt" not in rows.column_names:
+        raise ConfigError(
+            f"PPO needs a column `prompt`, text or messages, got {', '.join(rows.column_names)}; "
+            "tokenized prompts are not taken, since reward functions and logs need the text"
+        )
     encoded = rows.map(
         lambda row: {"prompt_ids": encode_prompt(tokenizer, row["prompt"])}, desc="Tokenizing"
     )
@@ -60,6 +68,8 @@ def encode_prompts(
         encoded = short
     room = roles.base.config.get_text_config().max_position_embeddings - args.response_length
     lengths = list(map(len, encoded["prompt_ids"]))
+    if 0 in lengths:
+        raise ConfigError(f"prompt {lengths.index(0)} of {len(lengths)} has no token: it is empty")
     long = [row for row, length in enumerate(lengths) if length > room]
     if long:
         raise ConfigError(
@@ -68,3 +78,17 @@ def encode_prompts(
             f"at most {room} fit. Leave them out with `max_prompt_length`, or lower `response_length`"
         )
     return encoded
+
+
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, args: PPOConfig
+) -> list[list[int]]:
+    """Token ids of pretraining texts, cut at `ptx_max_length`; texts of one token teach nothing.
+
+    Raises: ConfigError where there are texts but none of two tokens.
+    """
+    encoded = [tokenizer(text)["input_ids"][: args.ptx_max_length] for text in texts]
+    long_enough = [ids for ids in encoded if len(ids) > 1]
+    if texts and not long_enough:
+        raise ConfigError(f"none of the {len(texts)} pretraining texts has two tokens or more")
+    return long_enough

@@ -12,6 +12,7 @@ from toolkit.errors import RewardError
 
 # (prompts=…, completions=…, completion_ids=…, **columns) -> a number or None per completion
 RewardFunction = Callable[..., Sequence[float | None]]
+LARGEST = torch.finfo(torch.float32).max
 # (prompts=…, completions=…, **columns) -> numbers by name; None is left out of the log
 EvalMetrics = Callable[..., Mapping[str, float | None]]
 
@@ -68,20 +69,21 @@ def function_rewards(
         )
         numbers = _checked(given, name, answers)
         each[name] = numbers
-        total += weight * numbers.nan_to_num(nan=0.0)
+        total += weight * torch.where(numbers.isnan(), 0.0, numbers)
     return total, each
 
 
 def _checked(given: Any, name: str, answers: Answers) -> Tensor:
     expected = len(answers.completions)
-    if not isinstance(given, Sequence | Tensor) or len(given) != expected:
-        got = f"{len(given)} rewards" if hasattr(given, "__len__") else f"{type(given).__name__}"
+    rewards = _as_list(given)
+    if rewards is None or len(rewards) != expected:
+        got = f"{type(given).__name__}" if rewards is None else f"{len(rewards)} rewards"
         raise RewardError(
             f"reward function {name}: expected a list of {expected} rewards, one per completion, "
             f"got {got}; the first sample: {_sample(answers, 0)}"
         )
     numbers = []
-    for row, value in enumerate(given):
+    for row, value in enumerate(rewards):
         if value is None:
             numbers.append(math.nan)
             continue
@@ -92,10 +94,18 @@ def _checked(given: Any, name: str, answers: Answers) -> Tensor:
                 f"reward function {name}: expected a number or None, got {value!r} for "
                 f"{_sample(answers, row)}"
             ) from error
-        if not math.isfinite(number):
+        if not abs(number) <= LARGEST:  # NaN is not either
             raise RewardError(f"reward function {name}: gave {number} to {_sample(answers, row)}")
         numbers.append(number)
     return torch.tensor(numbers)
+
+
+def _as_list(given: Any) -> list[Any] | None:
+    """Rewards as a list: a sequence, or an array or tensor of one dimension; None for anything else."""
+    if isinstance(given, str | bytes | Mapping):
+        return None
+    found = given.tolist() if hasattr(given, "tolist") else given
+    return list(found) if isinstance(found, Sequence) else None
 
 
 def _sample(answers: Answers, row: int) -> str:

@@ -16,7 +16,6 @@ from toolkit.models.passes import (
     state_values,
 )
 from toolkit.models.roles import POLICY, VALUE, Roles
-from toolkit.rl.advantages import masked_mean
 from toolkit.rl.losses import policy_loss, value_loss
 from toolkit.trainers.ppo_config import PPOConfig
 
@@ -90,7 +89,6 @@ class Updater:
             "policy/entropy_avg": seen.entropy.detach().sum() * share,
             "val/clipfrac_avg": vf_clipped * share,
             "val/ratio": found.ratio * share,
-            "val/explained_variance": _explained(old["values"], old["returns"], batch.mask),
         }
         loss = (found.loss - bonus).detach() + args.vf_coef * vf_loss
         return Update(loss / tokens, found.approx_kl.item() / tokens, notes)
@@ -120,25 +118,25 @@ class Updater:
     def remember(self, micro_step: int) -> Update:
         """PPO-ptx: γ times the loss on some pretraining texts, and its backward.
 
-        Which texts depends on the seed and the micro-step alone, so a resumed run draws the same.
+        An optimizer step has its texts drawn together, by the seed and the step's number alone, so
+        that a resumed run draws the same; its micro-batches take turns, and the loss is a mean over
+        the tokens of all of them.
         """
         args = self.args
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + micro_step)
-        count = args.ptx_batch_size or args.per_device_train_batch_size
+        step, turn = divmod(micro_step, args.gradient_accumulation_steps)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        count = args.ptx_batch_size or args.mini_batch_size
         drawn = torch.randint(len(self.ptx), (count,), generator=generator).tolist()
-        texts = [self.ptx[i] for i in drawn]
+        tokens = sum(len(self.ptx[i]) - 1 for i in drawn)
+        texts = [self.ptx[i] for i in drawn[turn :: args.gradient_accumulation_steps]]
+        if not texts:
+            nothing = torch.zeros((), device=args.device)
+            return Update(nothing, 0.0, {"loss/ptx_avg": nothing})
         batch = collate([t[:1] for t in texts], [t[1:] for t in texts], self.pad_id, args.device)
         with self.roles.using(POLICY) as policy:
             with self.accelerator.autocast():
                 logprobs, _ = completion_logprobs(policy, batch, temperature=1.0)
-            nll = -logprobs.sum() / batch.mask.sum()
-            loss = args.ptx_coef * nll / args.gradient_accumulation_steps
-            self.accelerator.backward(loss)
-        return Update(loss.detach(), 0.0, {"loss/ptx_avg": nll.detach()})
-
-
-def _explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """Share of the returns' variance that the values explain; 1 is perfect, 0 a constant guess."""
-    mean = masked_mean(returns, mask)
-    variance = masked_mean((returns - mean) ** 2, mask)
-    return 1 - masked_mean((returns - values) ** 2, mask) / variance.clamp_min(1e-8)
+            nll = -logprobs.sum() / tokens
+            self.accelerator.backward(args.ptx_coef * nll)
+        share = nll.detach() * args.gradient_accumulation_steps
+        return Update((args.ptx_coef * nll).detach(), 0.0, {"loss/ptx_avg": share})
