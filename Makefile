@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test lint types unit seeds tradeoff base benchmark parity soak clean
+.PHONY: quickstart test lint types unit seeds tradeoff ranking base benchmark parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
@@ -42,7 +42,7 @@ runs/quickstart/reward/run.json:
 
 # what takes too long for every change: PPO killed at ten moments
 soak: $(VENV)/.installed-dev
-	TOOLKIT_SOAK=$${TOOLKIT_SOAK:-1} $(BIN)/python -m pytest tests/recipes/test_kill.py
+	TOOLKIT_SOAK=$${TOOLKIT_SOAK:-1} $(BIN)/python -m pytest -s tests/recipes/test_kill.py
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
@@ -60,6 +60,10 @@ seeds: $(VENV)/.installed
 tradeoff: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/tradeoff.yaml
 	$(BIN)/python recipes/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
+
+# all pairs of a prompt together against shuffled pairs, on the comparisons of `make seeds`
+ranking: $(VENV)/.installed
+	$(BIN)/python recipes/ranking.py $(SEEDS:%=runs/seeds/%)
 
 # make the shipped base again, from nothing
 base: $(VENV)/.installed

@@ -4,8 +4,10 @@
 
 Everything is made here from seeds: a tiny Llama as base, three LoRA adapters on it (policy,
 reference, reward) whose merged weights are what the old trainer gets as separate models, a critic,
-prompts, and completions that are handed to the trainer in the place of its sampling. Two
-recordings: completions that fill the whole length, and completions that end early.
+prompts, and completions that are handed to the trainer in the place of its sampling. Three
+recordings: completions that fill the whole length; completions that end early; and two epochs over
+the former, with the rewards whitened and a missing end penalised, where of the critic only the head
+is trained, so that its second epoch can be compared.
 
 Writes  tests/parity/trl-1.12.0.safetensors: weights, tokens, and all the trainer's intermediate
         tensors, read from the frame of its `train` when the step ends.
@@ -19,7 +21,15 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from tokens import LEARNING_RATE, SETTINGS, SHAPE, TARGETS, tokenizer
+from tokens import (
+    EPOCHS,
+    EPOCHS_LEARNING_RATE,
+    LEARNING_RATE,
+    SETTINGS,
+    SHAPE,
+    TARGETS,
+    tokenizer,
+)
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -102,8 +112,8 @@ class Recorder(TrainerCallback):
             self.found[name] = value.detach().clone().contiguous()
 
 
-def record(early: bool) -> dict[str, torch.Tensor]:
-    """One update of the old trainer."""
+def record(early: bool, *, head_only: bool = False, **changes: object) -> dict[str, torch.Tensor]:
+    """One rollout of the old trainer and its updates."""
     policy, value, reward = adapted(21), scalar_model(23), scalar_model(24)
     reference = adapted(22).merge_and_unload()
     asked, said = prompts(), completions(early)
@@ -117,8 +127,10 @@ def record(early: bool) -> dict[str, torch.Tensor]:
         return together, logits[:, queries.shape[1] - 1 : -1] / (SETTINGS["temperature"] + 1e-7)
 
     ppo_trainer.batch_generation = batch_generation
-    trainable = [p for p in policy.parameters() if p.requires_grad] + list(value.parameters())
-    optimizer = torch.optim.SGD(trainable, lr=LEARNING_RATE)
+    critic = value.score if head_only else value
+    trainable = [p for p in policy.parameters() if p.requires_grad] + list(critic.parameters())
+    rate = EPOCHS_LEARNING_RATE if head_only else LEARNING_RATE
+    optimizer = torch.optim.SGD(trainable, lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     recorder = Recorder()
     before = {k: v.clone() for k, v in get_peft_model_state_dict(policy).items()}
@@ -132,14 +144,13 @@ def record(early: bool) -> dict[str, torch.Tensor]:
                 gradient_checkpointing=False,
                 report_to=[],
                 per_device_train_batch_size=BATCH,
-                num_ppo_epochs=1,
                 total_episodes=BATCH,
                 response_length=LENGTH,
                 stop_token="eos",
                 num_sample_generations=0,
                 save_strategy="no",
                 seed=3,
-                **SETTINGS,
+                **({"num_ppo_epochs": 1} | SETTINGS | changes),
             ),
             tokenizer(),
             policy,
@@ -162,6 +173,8 @@ def main() -> None:
     everything: dict[str, torch.Tensor] = {}
     for name, early in (("full", False), ("ended", True)):
         everything |= {f"{name}.{k}": v for k, v in record(early).items()}
+    twice = record(False, head_only=True, **EPOCHS)
+    everything |= {f"epochs.{k}": v for k, v in twice.items()}
     everything |= {f"base.{k}": v for k, v in base().state_dict().items()}
     for name, seed in (("policy", 21), ("ref", 22), ("value", 23), ("reward", 24)):
         state = get_peft_model_state_dict(adapted(seed))

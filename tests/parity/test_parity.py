@@ -9,7 +9,15 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.parity.tokens import LEARNING_RATE, SETTINGS, SHAPE, TARGETS, tokenizer
+from tests.parity.tokens import (
+    EPOCHS,
+    EPOCHS_LEARNING_RATE,
+    LEARNING_RATE,
+    SETTINGS,
+    SHAPE,
+    TARGETS,
+    tokenizer,
+)
 from toolkit.models.decoding import Decoded
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
@@ -56,7 +64,7 @@ def recorded_roles():
 class Replay:
     """Our trainer on the recorded prompts, with the recorded completions in the place of samples."""
 
-    def __init__(self, case, folder, monkeypatch, **changes):
+    def __init__(self, case, folder, monkeypatch, *, head_only=False, **changes):
         self.recorded = part(f"{case}.")
         width = self.recorded["query_responses"].shape[1] - self.recorded["responses"].shape[1]
         queries = self.recorded["query_responses"][:, :width].tolist()
@@ -75,17 +83,22 @@ class Replay:
             gradient_checkpointing=False,
             report_to=[],
             per_device_train_batch_size=8,
-            num_ppo_epochs=1,
             total_episodes=8,
             response_length=7,
             max_grad_norm=0.0,
             save_strategy="no",
             logging_steps=1,
             disable_tqdm=True,
-            **(SETTINGS | changes),
+            **({"num_ppo_epochs": 1} | SETTINGS | changes),
         )
         optimizer = torch.optim.SGD(
-            [p for p in self.roles.model.parameters() if p.requires_grad], lr=LEARNING_RATE
+            [
+                p
+                for n, p in self.roles.model.named_parameters()
+                if p.requires_grad and not (head_only and ".value." in n)
+            ]
+            + ([self.roles.heads[VALUE].weight] if head_only else []),  # the old head has no bias
+            lr=EPOCHS_LEARNING_RATE if head_only else LEARNING_RATE,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         self.trainer = PPOTrainer(
@@ -110,8 +123,8 @@ class Replay:
             for n in ("mask", "logprobs", "ref_logprobs", "values", "advantages", "returns")
         }
 
-    def logged(self, key):
-        return next(row[key] for row in self.trainer.state.log_history if key in row)
+    def logged(self, key, epoch=0):
+        return [row[key] for row in self.trainer.state.log_history if key in row][epoch]
 
 
 @pytest.fixture
@@ -141,31 +154,55 @@ def test_parity_of_scores_and_rewards(full, monkeypatch):
     assert full.logged("objective/scores") == pytest.approx(mean, abs=1e-5)
 
 
+STATISTICS = {
+    "loss/policy_avg": "pg_loss_stats",
+    "loss/value_avg": "vf_loss_stats",
+    "policy/approxkl_avg": "approxkl_stats",
+    "policy/entropy_avg": "entropy_stats",
+    "val/ratio": "ratio_stats",
+    "policy/clipfrac_avg": "pg_clipfrac_stats",
+    "val/clipfrac_avg": "vf_clipfrac_stats",
+}
+
+
 def test_parity_of_losses_and_statistics(full):
     full.train()
-    for ours, theirs in (
-        ("loss/policy_avg", "pg_loss_stats"),
-        ("loss/value_avg", "vf_loss_stats"),
-        ("policy/approxkl_avg", "approxkl_stats"),
-        ("policy/entropy_avg", "entropy_stats"),
-        ("val/ratio", "ratio_stats"),
-        ("policy/clipfrac_avg", "pg_clipfrac_stats"),
-        ("val/clipfrac_avg", "vf_clipfrac_stats"),
-    ):
+    for ours, theirs in STATISTICS.items():
         expected = full.recorded[theirs].item()
         assert full.logged(ours) == pytest.approx(expected, abs=1e-5), ours
 
 
-def test_parity_of_the_update(full):
-    full.train()
-    after = get_peft_model_state_dict(full.roles.model, adapter_name=POLICY)
-    updates = part("full.update.")
+def assert_same_update(replay, case):
+    after = get_peft_model_state_dict(replay.roles.model, adapter_name=POLICY)
+    updates = part(f"{case}.update.")
     assert len(updates) == len(after) + 1
     for name, tensor in after.items():
-        torch.testing.assert_close(tensor - full.before[name], updates[name], **CLOSE)
-    moved = full.roles.heads[VALUE].weight.detach() - full.head
+        torch.testing.assert_close(tensor - replay.before[name], updates[name], **CLOSE)
+    moved = replay.roles.heads[VALUE].weight.detach() - replay.head
     torch.testing.assert_close(moved, updates["value_head"], **CLOSE)
     assert moved.abs().max() > 1e-3
+
+
+def test_parity_of_the_update(full):
+    full.train()
+    assert_same_update(full, "full")
+
+
+def test_parity_of_a_second_epoch_where_ratios_and_values_have_moved(tmp_path, monkeypatch):
+    """With whitened rewards and a penalty for a missing end; clipping is at work on both sides."""
+    replay = Replay("epochs", tmp_path, monkeypatch, head_only=True, **EPOCHS)
+    found = replay.train()
+    for name in ("logprobs", "values", "advantages", "returns"):
+        torch.testing.assert_close(found[name], replay.recorded[name], **CLOSE)
+    for ours, theirs in STATISTICS.items():
+        expected = replay.recorded[theirs][1].item()
+        assert replay.logged(ours, epoch=1) == pytest.approx(expected, abs=1e-5), ours
+    moved = {name: replay.recorded[name][1].item() for name in STATISTICS.values()}
+    assert moved["approxkl_stats"] > 1e-3
+    assert abs(moved["ratio_stats"] - 1) > 1e-4
+    assert moved["pg_clipfrac_stats"] > 0
+    assert moved["vf_clipfrac_stats"] > 0
+    assert_same_update(replay, "epochs")
 
 
 def test_the_difference_on_purpose_the_score_of_an_ended_completion_sits_on_its_last_token(
@@ -202,5 +239,22 @@ def test_the_difference_on_purpose_statistics_leave_padding_out(tmp_path, monkey
     """TRL 1.12 averages approx_kl, entropy and ratio over padding too."""
     replay = Replay("ended", tmp_path, monkeypatch)
     replay.train()
+    mask = replay.trainer.experience.mask
+    assert mask.sum() < mask.numel()
     entropy = replay.recorded["entropy_stats"].item()
     assert replay.logged("policy/entropy_avg") != pytest.approx(entropy, abs=1e-3)
+    expected = _entropy_over_real_tokens(replay)
+    assert replay.logged("policy/entropy_avg") == pytest.approx(expected, abs=1e-5)
+
+
+def _entropy_over_real_tokens(replay):
+    """Row by row from the recorded policy's logits, by a second copy of the models."""
+    roles, total, tokens = recorded_roles(), 0.0, 0
+    with roles.using(POLICY) as model, torch.no_grad():
+        experience = replay.trainer.experience
+        for prompt, said in zip(experience.prompts, experience.completions, strict=True):
+            logits = model(input_ids=torch.tensor([prompt + said])).logits[0]
+            p = (logits[len(prompt) - 1 : -1] / SETTINGS["temperature"]).softmax(-1)
+            total += -(p * p.log()).sum().item()
+            tokens += len(said)
+    return total / tokens

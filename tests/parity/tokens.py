@@ -24,7 +24,9 @@ SETTINGS = {
     "gamma": 0.98,
     "lam": 0.93,
 }
-LEARNING_RATE = 0.5
+EPOCHS = {"num_ppo_epochs": 2, "whiten_rewards": True, "missing_eos_penalty": 1.0}
+EPOCHS |= {"cliprange_value": 0.02}  # so that some values reach it
+LEARNING_RATE, EPOCHS_LEARNING_RATE = 0.5, 0.05
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,71 @@
+"""What only a CUDA device can show; skipped where there is none."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from trl import ModelConfig
+
+from tests.conftest import fresh_roles
+from tests.trainers.ppo_setup import make, prompts
+from toolkit.benchmark.cases import CASES, prepare
+from toolkit.benchmark.compare import compare
+from toolkit.models.passes import collate, completion_logprobs
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("bits", [0, 4], ids=["bf16", "4bit"])
+def test_ppo_trains_policy_and_value_alone(
+    bits, tiny_base, sft_run, reward_run, tokenizer, tmp_path
+):
+    config = ModelConfig(str(tiny_base), dtype="bfloat16", load_in_4bit=bits == 4)
+    roles = fresh_roles(config)
+    roles.attach(POLICY, sft_run, trainable=True, any_precision=True)
+    roles.attach(REFERENCE, sft_run, any_precision=True)
+    roles.attach(REWARD, reward_run, head=True, any_precision=True)
+    roles.attach(VALUE, reward_run, head=True, trainable=True, any_precision=True)
+    assert all(p.is_cuda for p in roles.model.parameters())
+    before = {n: p.detach().clone() for n, p in roles.model.named_parameters()}
+    make(roles, tokenizer, prompts(), tmp_path, use_cpu=False, bf16=True).train()
+    moved = {n for n, p in roles.model.named_parameters() if not torch.equal(before[n], p)}
+    assert moved == set(roles.trainable_names())
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert abs(first["objective/kl"]) < 1e-2
+    assert first["val/ratio"] == pytest.approx(1.0, abs=0.02)
+
+
+def test_logprobs_are_those_of_the_cpu(make_ppo_roles):
+    roles = make_ppo_roles()
+    batch = collate([[1, 20, 30, 40], [1, 25]], [[50, 60, 2], [70, 80, 90, 2]], pad_id=0)
+    found = []
+    for device in ("cpu", "cuda"):
+        roles.model.to(device)
+        there = type(batch)(*(t.to(device) for t in dataclasses.astuple(batch)))
+        with roles.using(POLICY) as model, torch.no_grad():
+            logprobs, entropy = completion_logprobs(model, there, temperature=0.7, entropy=True)
+        found.append((logprobs.cpu(), entropy.cpu()))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_a_cuda_case_of_the_benchmark_runs_in_small(tmp_path):
+    small = {"hidden": 128, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate": 256}
+    case = dataclasses.replace(
+        CASES["cuda-0.5b"],
+        **small,
+        vocabulary=512,
+        batch=8,
+        micro_batch=4,
+        prompt=16,
+        completion=16,
+    )
+    prepare(case, tmp_path, sft=None, reward=None)
+    entries = compare(case, tmp_path, peer=None, rounds=1)
+    assert [entry["name"] for entry in entries] == ["cuda-0.5b", "cuda-0.5b-trunk"]
+    assert all(entry["ours"]["peak_memory_mb"] > 0 for entry in entries)
