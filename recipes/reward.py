@@ -30,12 +30,15 @@ def main(script, training, model, mixture, start) -> Run:
 
     from transformers import set_seed
 
+    from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.ranking import RankingCollator, RankingTrainer, group_comparisons
     from toolkit.trainers.reward import export, scalar_adapter, score_texts, tokenize_pairs
 
+    if start.parent is not None:
+        refuse_adapter_options(model, because=f"the adapter is that of the parent {start.parent}")
     configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent}
     with Run.start(
@@ -44,7 +47,12 @@ def main(script, training, model, mixture, start) -> Run:
         set_seed(training.seed)
         splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
         shown = _demonstrations(start, training.seed)
-        base, tokenizer = load_base(model, scalar=True)
+        base, tokenizer = load_base(
+            model,
+            scalar=True,
+            parent=start.parent,
+            trust_remote_code=training.trust_remote_code,
+        )
         pairs = {
             name: group_comparisons(
                 tokenize_pairs(rows, tokenizer, max_length=training.max_length, place=name)
@@ -89,9 +97,11 @@ def _demonstrations(start, seed):
 
 
 def arguments() -> tuple[type, ...]:
-    from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, ScriptArguments
+    from trl import DatasetMixtureConfig, RewardConfig, ScriptArguments
 
-    return ScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, RewardArguments
+    from toolkit.models.arguments import ModelArguments
+
+    return ScriptArguments, RewardConfig, ModelArguments, DatasetMixtureConfig, RewardArguments
 
 
 if __name__ == "__main__":
