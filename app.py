@@ -39,6 +39,7 @@ def main(arguments: AppArguments) -> int:
         arguments.runs,
         load_in_4bit=arguments.load_in_4bit,
         load_in_8bit=arguments.load_in_8bit,
+        trust_remote_code=arguments.trust_remote_code,
     )
     page = build(workbench)
     _, url, _ = page.launch(

@@ -27,12 +27,14 @@ def main(script, training, model, mixture, start) -> Run:
     from transformers import set_seed
 
     from toolkit.models.adapters import save_adapter
+    from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
-    from toolkit.models.roles import POLICY, Roles
+    from toolkit.models.start import trainable_policy
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.supervised import DPOTrainer
 
+    refuse_adapter_options(model, because=f"the adapter is that of the parent {start.parent}")
     configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent}
     with Run.start(
@@ -40,12 +42,17 @@ def main(script, training, model, mixture, start) -> Run:
     ) as run:
         set_seed(training.seed)
         splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
-        base, tokenizer = load_base(model)
+        base, tokenizer = load_base(
+            model, parent=start.parent, trust_remote_code=training.trust_remote_code
+        )
         run.base = fingerprint(model, tokenizer)
-        roles = Roles(base, run.base)
-        roles.attach(POLICY, start.parent, trainable=True)  # DPOTrainer copies it to "ref"
-        trainer = DPOTrainer(
-            roles.model,
+        trainer = DPOTrainer(  # which copies the adapter to "ref"
+            trainable_policy(
+                base,
+                run.base,
+                start.parent,
+                gradient_checkpointing=training.gradient_checkpointing,
+            ),
             args=training,
             processing_class=tokenizer,
             train_dataset=splits["train"],
@@ -61,9 +68,11 @@ def main(script, training, model, mixture, start) -> Run:
 
 
 def arguments() -> tuple[type, ...]:
-    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
+    from trl import DatasetMixtureConfig, DPOConfig, ScriptArguments
 
-    return ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, StartArguments
+    from toolkit.models.arguments import ModelArguments
+
+    return ScriptArguments, DPOConfig, ModelArguments, DatasetMixtureConfig, StartArguments
 
 
 if __name__ == "__main__":

@@ -43,10 +43,12 @@ def main(args, model) -> Run:
     from toolkit.evaluation.judge import judge_reward_model
     from toolkit.evaluation.render import to_text, write
     from toolkit.evaluation.report import build, examples
+    from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.generation import Sampling
     from toolkit.models.roles import REWARD, Roles
 
+    refuse_adapter_options(model, because="the adapters are those of the runs")
     began = time.monotonic()
     parents = {name: str(run.path) for name, run in sources.items()}
     with Run.start(
@@ -58,7 +60,9 @@ def main(args, model) -> Run:
         ]
         shown = _rows(args.demonstrations, "train", "prompt-completion", args)
         pairs = _rows(args.comparisons, "test", "preference", args)
-        base, tokenizer = load_base(model)
+        base, tokenizer = load_base(
+            model, parent=sources[sft].path, trust_remote_code=args.trust_remote_code
+        )
         run.base = fingerprint(model, tokenizer)
         roles = Roles(base, run.base)
         ids = role_ids(sources)
@@ -113,7 +117,8 @@ def _rows(name, split, kind, args):
     from toolkit.data.loading import load_splits
 
     script = ScriptArguments(dataset_name=name)
-    splits = load_splits(script, DatasetMixtureConfig(), DataArguments(), kind=kind, seed=args.seed)
+    asked = DataArguments(drop_bad_rows=args.drop_bad_rows)
+    splits = load_splits(script, DatasetMixtureConfig(), asked, kind=kind, seed=args.seed)
     if split not in splits:
         raise ConfigError(f"evaluate: {name} has no split {split!r}, it has {', '.join(splits)}")
     return list(splits[split])
@@ -143,9 +148,9 @@ def _timings(text):
 
 
 def arguments() -> tuple[type, ...]:
-    from trl import ModelConfig
+    from toolkit.models.arguments import ModelArguments
 
-    return EvaluateArguments, ModelConfig
+    return EvaluateArguments, ModelArguments
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def main(labels, model) -> Run:
 
     from transformers import set_seed
 
+    from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base, stop_ids
     from toolkit.models.generation import Sampling, complete
     from toolkit.models.roles import POLICY, Roles
@@ -35,11 +36,14 @@ def main(labels, model) -> Run:
     from toolkit.world.labelers import agreement, panel, rank
     from toolkit.world.questions import ask
 
+    refuse_adapter_options(model, because=f"the adapter is that of the parent {labels.parent}")
     parents = {"adapter": labels.parent}
     configs = (labels, model)
     with Run.start(labels.output_dir, recipe="label", configs=configs, parents=parents) as run:
         set_seed(labels.seed)
-        base, tokenizer = load_base(model)
+        base, tokenizer = load_base(
+            model, parent=labels.parent, trust_remote_code=labels.trust_remote_code
+        )
         run.base = fingerprint(model, tokenizer)
         roles = Roles(base, run.base)
         roles.attach(POLICY, labels.parent)
@@ -83,9 +87,9 @@ def main(labels, model) -> Run:
 
 
 def arguments() -> tuple[type, ...]:
-    from trl import ModelConfig
+    from toolkit.models.arguments import ModelArguments
 
-    return LabelArguments, ModelConfig
+    return LabelArguments, ModelArguments
 
 
 if __name__ == "__main__":

@@ -35,13 +35,17 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="the pipeline's YAML")
     parser.add_argument("--output_dir", help="directory of all stages (default: the YAML's)")
     parser.add_argument("--seed", type=int, help="seed of every stage (default: the YAML's)")
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run Python that comes with the model"
+    )
     return parser
 
 
 if __name__ == "__main__":
     args = arguments().parse_args()
     try:
-        main(Pipeline.read(args.config, output_dir=args.output_dir, seed=args.seed))
+        asked = vars(args)
+        main(Pipeline.read(asked.pop("config"), **asked))
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -33,6 +33,7 @@ def main(script, training, model, mixture, start) -> Run:
 
     from toolkit.data.texts import pretraining_texts
     from toolkit.evaluation.monitor import gold_monitor
+    from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.ppo_roles import attach_ppo_roles
     from toolkit.models.roles import Roles
@@ -41,6 +42,8 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.trainers.ppo import PPOTrainer
     from toolkit.trainers.watch import WatchCallback, warned
 
+    if start.parent is not None:
+        refuse_adapter_options(model, because=f"the adapter is that of the parent {start.parent}")
     configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent, "reward": start.reward_model[0]}
     parents |= {f"reward_{i}": run for i, run in enumerate(start.reward_model[1:], start=1)}
@@ -49,7 +52,11 @@ def main(script, training, model, mixture, start) -> Run:
     ) as run:
         set_seed(training.seed)
         splits = load_splits(script, mixture, start, kind="prompt-only", seed=training.seed)
-        base, tokenizer = load_base(model)
+        base, tokenizer = load_base(
+            model,
+            parent=start.parent or start.reward_model[0],
+            trust_remote_code=training.trust_remote_code,
+        )
         run.base = fingerprint(model, tokenizer)
         roles = Roles(base, run.base)
         attach_ppo_roles(
@@ -85,11 +92,12 @@ def main(script, training, model, mixture, start) -> Run:
 
 
 def arguments() -> tuple[type, ...]:
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+    from trl import DatasetMixtureConfig, ScriptArguments
 
+    from toolkit.models.arguments import ModelArguments
     from toolkit.trainers.ppo_config import PPOConfig
 
-    return ScriptArguments, PPOConfig, ModelConfig, DatasetMixtureConfig, PPOArguments
+    return ScriptArguments, PPOConfig, ModelArguments, DatasetMixtureConfig, PPOArguments
 
 
 if __name__ == "__main__":

@@ -37,9 +37,12 @@ def main(script, training, model, mixture, start) -> Run:
     from transformers import set_seed
 
     from toolkit.evaluation.judge import Remembered
+    from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
     from toolkit.trainers.reward_training import Comparisons, Member
 
+    if start.parent is not None:
+        refuse_adapter_options(model, because=f"the adapter is that of the parent {start.parent}")
     configs = (script, training, model, mixture, start)
     with Run.start(
         training.output_dir,
@@ -51,7 +54,12 @@ def main(script, training, model, mixture, start) -> Run:
         set_seed(training.seed)
         splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
         shown = _demonstrations(start, training.seed)
-        base, tokenizer = load_base(model, scalar=True)
+        base, tokenizer = load_base(
+            model,
+            scalar=True,
+            parent=start.parent,
+            trust_remote_code=training.trust_remote_code,
+        )
         run.base = fingerprint(model, tokenizer)
         data = Comparisons.prepare(
             splits,
@@ -151,9 +159,11 @@ def _demonstrations(start, seed):
 
 
 def arguments() -> tuple[type, ...]:
-    from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, ScriptArguments
+    from trl import DatasetMixtureConfig, RewardConfig, ScriptArguments
 
-    return ScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, RewardArguments
+    from toolkit.models.arguments import ModelArguments
+
+    return ScriptArguments, RewardConfig, ModelArguments, DatasetMixtureConfig, RewardArguments
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: teach the base to answer prompts, stored as one LoRA adapter.
+"""Supervised fine-tuning: teach the base to answer prompts, stored as one adapter.
 
     python recipes/sft.py --config recipes/configs/world/sft.yaml --output_dir runs/world/sft
 
@@ -21,43 +21,54 @@ def main(script, training, model, mixture, start) -> Run:
     if not model.use_peft:
         raise ConfigError("sft: `use_peft` is false, but only adapters are trained: set it to true")
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
+    if resume and model.method == "adalora":
+        raise ConfigError(
+            "sft: adalora cannot be resumed, no checkpoint holds what it knows of the importance of "
+            "ranks; start again with --resume_from_checkpoint false"
+        )
 
     from transformers import set_seed
-    from trl import get_peft_config
 
     from toolkit.models.adapters import save_adapter
     from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.peft_methods import build_peft_config
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
+    from toolkit.trainers.rank_allocation import RankAllocation
     from toolkit.trainers.supervised import SFTTrainer
 
     configs = (script, training, model, mixture, start)
     with Run.start(training.output_dir, recipe="sft", configs=configs, resume=resume) as run:
         set_seed(training.seed)  # before the split: TRL's get_dataset passes no seed of its own
         splits = load_splits(script, mixture, start, kind="prompt-completion", seed=training.seed)
-        base, tokenizer = load_base(model)
+        base, tokenizer = load_base(model, trust_remote_code=training.trust_remote_code)
         run.base = fingerprint(model, tokenizer)
         trainer = SFTTrainer(
             base,
             training,
             processing_class=tokenizer,
-            peft_config=get_peft_config(model),
+            peft_config=build_peft_config(
+                model, base, gradient_checkpointing=training.gradient_checkpointing
+            ),
             train_dataset=splits["train"],
             eval_dataset=splits.get("test"),
-            callbacks=[RunCallback()],
+            callbacks=[RunCallback(), *([RankAllocation()] if model.method == "adalora" else [])],
         )
         trainer.base_fingerprint = run.base
+        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
         save_adapter(trainer.model, run.path, run.base)
         tokenizer.save_pretrained(run.path)
-        return run.finish(steps=trainer.state.global_step)
+        return run.finish(steps=trainer.state.global_step, trainable_parameters=trained)
 
 
 def arguments() -> tuple[type, ...]:
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
+    from trl import DatasetMixtureConfig, ScriptArguments, SFTConfig
 
-    return ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, DataArguments
+    from toolkit.models.arguments import ModelArguments
+
+    return ScriptArguments, SFTConfig, ModelArguments, DatasetMixtureConfig, DataArguments
 
 
 if __name__ == "__main__":

@@ -97,3 +97,24 @@ def test_a_machine_without_gpu_needs_no_option(read):
 def test_resume_may_be_a_switch(read):
     _, training, *_ = read("resume_from_checkpoint: true")
     assert training.resume_from_checkpoint is True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "trust_remote_code: true",
+        'trust_remote_code: "yes"',
+        "model_init_kwargs: {trust_remote_code: true}",
+        "model_init_kwargs: {more: [{trust_remote_code: true}]}",
+    ],
+)
+def test_no_file_switches_on_code_that_comes_with_a_model(read, text):
+    with pytest.raises(ConfigError, match=r"not read from a file.*--trust_remote_code true"):
+        read(text)
+
+
+def test_the_command_line_does(read):
+    _, training, *_ = read("trust_remote_code: false\nlora_r: 8", "--trust_remote_code", "true")
+    assert training.trust_remote_code is True
+    _, training, *_ = read("lora_r: 8")
+    assert training.trust_remote_code is False

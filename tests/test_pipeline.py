@@ -81,3 +81,25 @@ def test_changed_data_changes_the_stage_that_names_it(write, tmp_path):
     before = Pipeline.read(str(file)).fingerprint(0)
     rows.write_text("{}\n{}\n")
     assert Pipeline.read(str(file)).fingerprint(0) != before
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "trust_remote_code: true",
+        '"trust-remote-code": true',
+        '"trust_remote_code=true": []',
+        "runs: [x, --trust_remote_code, true]",
+    ],
+)
+def test_code_that_comes_with_a_model_is_asked_for_on_the_command_line_alone(write, option):
+    text = GOOD.replace('runs: ["{{sft}}", x]', option)
+    assert text != GOOD
+    with pytest.raises(
+        ConfigError, match="stage `ppo`: `trust_remote_code` is not read from a file"
+    ):
+        Pipeline.read(str(write(text)))
+    pipeline = Pipeline.read(str(write(GOOD)), trust_remote_code=True)
+    for stage in pipeline.stages:
+        assert pipeline.command(stage)[-2:] == ["--trust_remote_code", "true"]
+    assert "--trust_remote_code" not in Pipeline.read(str(write(GOOD))).command(pipeline.stages[0])

@@ -123,6 +123,10 @@ class LabelArguments:
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     max_new_tokens: int = field(default=64, metadata={"help": "Most tokens of an answer."})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run Python that comes with the model; on the command line only."},
+    )
 
     def __post_init__(self) -> None:
         counts = (self.completions, self.base_completions, self.written_vices)
@@ -157,6 +161,10 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Prompt-completion dataset: few-shot examples, reward mean."},
     )
+    drop_bad_rows: bool = field(
+        default=False,
+        metadata={"help": "Drop malformed rows, saying how many, instead of stopping at them."},
+    )
     prompts: str = field(default="world:prompts", metadata={"help": "Dataset of held-out prompts."})
     prompts_split: str = field(default="test", metadata={"help": "Its split."})
     max_prompts: int | None = field(default=None, metadata={"help": "Use only the first ones."})
@@ -176,6 +184,10 @@ class EvaluateArguments:
     output_dir: str = field(default="runs/report", metadata={"help": "Where the report goes."})
     timings: str | None = field(
         default=None, metadata={"help": "JSON of seconds per earlier stage, for the report."}
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run Python that comes with the model; on the command line only."},
     )
 
     def __post_init__(self) -> None:

@@ -101,6 +101,14 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected a mapping of options to values, got {got}")
     known = _fields(dataclass_types)
     for key, value in loaded.items():
+        if key == "trust_remote_code" and value is False:
+            continue
+        if "trust_remote_code" in _keys({key: value}):
+            raise ConfigError(
+                f"{path}: `trust_remote_code` is not read from a file, whose author may not be you: "
+                "it runs Python that comes with a model. If you trust it, add --trust_remote_code "
+                "true on the command line"
+            )
         if key == "env":
             raise ConfigError(f"{path}: `env` is not read; set the variables in your shell")
         if key not in known:
@@ -115,6 +123,15 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
                 f"{path}: `{key}` must be one of {', '.join(map(str, choices))}, got {value!r}"
             )
     return loaded
+
+
+def _keys(value: Any) -> set[str]:
+    """All keys of nested mappings and lists."""
+    if isinstance(value, list):
+        return set().union(*map(_keys, value))
+    if not isinstance(value, dict):
+        return set()
+    return {str(key) for key in value}.union(*map(_keys, value.values()))
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -39,12 +39,21 @@ class Pipeline:
     output_dir: Path
     seed: int
     stages: tuple[Stage, ...]
+    trust_remote_code: bool = False
 
     @classmethod
     def read(
-        cls, file: str, *, output_dir: str | None = None, seed: int | None = None
+        cls,
+        file: str,
+        *,
+        output_dir: str | None = None,
+        seed: int | None = None,
+        trust_remote_code: bool = False,
     ) -> "Pipeline":
         """Read and check a pipeline's YAML, and that every stage's config file exists.
+
+        Args:
+            trust_remote_code: for every stage; only the command line may ask for it.
 
         Raises: ConfigError naming file, key, what was expected and what was found.
         """
@@ -70,6 +79,12 @@ class Pipeline:
                 )
             if not Path(stage["config"]).is_file():
                 raise ConfigError(f"{place}: `config` {stage['config']} does not exist")
+            # as a key or hidden in a value: all of them become words of a command
+            if "trust_remote_code" in str(stage.get("options", {})).replace("-", "_"):
+                raise ConfigError(
+                    f"{place}: `trust_remote_code` is not read from a file; if you trust the model's "
+                    "code, call recipes/pipeline.py with --trust_remote_code"
+                )
             known = {s.name: str(directory / s.name) for s in stages}
             known["output_dir"] = str(directory)
             options = {
@@ -78,7 +93,8 @@ class Pipeline:
             stages.append(Stage(name, stage["recipe"], stage["config"], options))
         if not stages:
             raise ConfigError(f"{file}: `stages` is empty")
-        return cls(directory, content["seed"] if seed is None else seed, tuple(stages))
+        seed = content["seed"] if seed is None else seed
+        return cls(directory, seed, tuple(stages), trust_remote_code)
 
     def directory(self, stage: Stage) -> Path:
         """Where a stage writes: a folder of its name, unless its options say otherwise."""
@@ -91,7 +107,7 @@ class Pipeline:
         for key, value in options.items():
             words.append(f"--{key}")
             words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
-        return words
+        return words + (["--trust_remote_code", "true"] if self.trust_remote_code else [])
 
     def fingerprint(self, at: int) -> str:
         """Changes when a stage up to `at` is asked for something else, or would do it otherwise.

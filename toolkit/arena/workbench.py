@@ -24,7 +24,8 @@ from toolkit.models.generation import Prompt, complete, encode_prompt
 from toolkit.models.heads import HEAD_FILE, ScalarHead
 from toolkit.models.passes import Batch, collate, completion_logprobs, scores
 from toolkit.models.roles import Roles
-from toolkit.runs import ADAPTER_FILES
+from toolkit.models.templates import saved_template
+from toolkit.runs import ADAPTER_FILES, list_runs
 from toolkit.world import BASE_NAME
 from toolkit.world.questions import distinct
 
@@ -83,6 +84,7 @@ class Workbench:
         *,
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
+        trust_remote_code: bool = False,
     ) -> "Workbench":
         """Load the base once, on the GPU where there is one, quantized as the runs' base was.
 
@@ -97,7 +99,9 @@ class Workbench:
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
         )
-        base, tokenizer = load_base(model)
+        base, tokenizer = load_base(
+            model, parent=_first_sft(runs, model_name), trust_remote_code=trust_remote_code
+        )
         return cls(base, tokenizer, fingerprint(model, tokenizer), runs)
 
     def refresh(self) -> Catalog:
@@ -240,8 +244,9 @@ class Workbench:
                 if isinstance(error, ToolkitError):
                     self._refused[entry.path] = (stamp, str(error))
                 raise
-            assert self.roles.model is not None
-            self.roles.model.eval()  # an adapter's dropout arrives in train mode
+            (
+                self.roles.model or self.roles.base
+            ).eval()  # an adapter's dropout arrives in train mode
         self._attached[entry.id] = stamp
         return entry.id
 
@@ -259,6 +264,18 @@ class Workbench:
         if not isinstance(error, ToolkitError):
             logging.getLogger(__name__).exception("an answer failed")
         return tidy(str(error), self.runs) or type(error).__name__
+
+
+def _first_sft(folder: Path, base_name: str) -> Path | None:
+    """A run of SFT on this base, whose chat template the others have too."""
+    for run in list_runs(folder)[0]:
+        if run.recipe == "sft" and isinstance(run.base, dict) and run.base.get("id") == base_name:
+            try:
+                saved_template(run.path)
+            except ToolkitError:  # its own trouble, which the page will show
+                continue
+            return run.path
+    return None
 
 
 def _stamp(folder: Path) -> tuple[float, ...]:

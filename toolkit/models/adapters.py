@@ -1,13 +1,20 @@
-"""Adapters on disk: plain PEFT files, safetensors only, with the fingerprint of their base."""
+"""Adapters on disk and into memory: plain PEFT files, safetensors only, with their base's fingerprint."""
 
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import (
+    AdaLoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from toolkit.errors import CheckpointError
+from toolkit.models.adalora import as_lora
 from toolkit.models.base import save_fingerprint
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -15,6 +22,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
     """Config and weights of an adapter on disk; safetensors only, a pickle is never opened.
+
+    AdaLoRA is read as the LoRA that it comes to.
 
     Raises: CheckpointError where a file is missing or damaged or a weight is not finite.
     """
@@ -30,7 +39,26 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
     bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
     if bad:
         raise CheckpointError(f"{folder}: {bad[0]} holds numbers that are not finite")
-    return config, weights
+    return as_lora(config, weights) if isinstance(config, AdaLoraConfig) else (config, weights)
+
+
+def fill(model: PeftModel, name: str, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Put weights read from a folder into an attached adapter.
+
+    Raises: CheckpointError where any is missing, is too many or has another shape.
+    """
+    expected = set(get_peft_model_state_dict(model, adapter_name=name))
+    if expected != set(weights):
+        missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)
+        raise CheckpointError(
+            f"{folder}: the adapter's weights do not fit this base; "
+            f"missing {missing[:2]}, not expected {extra[:2]}"
+        )
+    try:
+        set_peft_model_state_dict(model, weights, adapter_name=name)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder}: the adapter does not fit this base: {detail}") from error
 
 
 def save_adapter(
@@ -39,9 +67,13 @@ def save_adapter(
     """Write one adapter at the folder's root, whatever its name in memory, and whose base it knows.
 
     PEFT's own `save_pretrained` would put every adapter but "default" into a folder of its name.
+    AdaLoRA is written as the LoRA that it comes to.
     """
+    config = model.peft_config[name]
     weights = get_peft_model_state_dict(model, adapter_name=name)
-    write_adapter(folder, model.peft_config[name], weights)
+    if isinstance(config, AdaLoraConfig):
+        config, weights = as_lora(config, weights)
+    write_adapter(folder, config, weights)
     save_fingerprint(folder, base_fingerprint)
 
 

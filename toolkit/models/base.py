@@ -16,7 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from toolkit.config import is_local_path
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.arguments import ModelArguments
+from toolkit.models.templates import after_assistant, set_template, special_tokens
 from toolkit.runs import write_json
 from toolkit.world import resolve_base
 
@@ -29,22 +32,34 @@ _NOTES = ("id", "dtype")  # recorded for the reader, not compared
 
 
 def load_base(
-    model: "ModelConfig", *, scalar: bool = False
+    model: "ModelConfig",
+    *,
+    scalar: bool = False,
+    parent: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the frozen base and its tokenizer, in the precision that `model` asks for.
 
-    It lands on the GPU where there is one.
+    It lands on the GPU where there is one, unless `device_map` says otherwise.
 
     Args:
-        model: TRL's ModelConfig; `model_name_or_path` is a hub id, a folder, or `world:base`
+        model: TRL's ModelConfig or ours; `model_name_or_path` is a hub id, a folder, or `world:base`
             (also the default), which ships with the package.
         scalar: load it with a linear head to one scalar instead of the language-model head.
+        parent: a run whose adapter is gone on from; its chat template is taken.
+        trust_remote_code: run Python that comes with the model.
 
-    Raises: CheckpointError where there is no such model or it has no usable tokenizer.
+    Raises: CheckpointError where there is no such model or it has no usable tokenizer; ConfigError
+        for options that this model cannot have.
     """
     from trl import get_quantization_config
 
+    model = ModelArguments.of(model)
     name = resolve_base(model.model_name_or_path)
+    if model.model_revision != "main" and (is_local_path(name) or Path(name).is_dir()):
+        raise ConfigError(
+            f"model_revision: {model.model_revision} is for models of the hub; {name} is a folder"
+        )
     if (model.load_in_4bit or model.load_in_8bit) and model.dtype in (None, "float32"):
         # TRL's default would make float32 the compute type of the quantized layers
         model = dataclasses.replace(model, dtype="bfloat16")
@@ -55,14 +70,24 @@ def load_base(
         "dtype": dtype,
         "attn_implementation": model.attn_implementation,
         "use_safetensors": True,  # a pickle is never opened
+        "trust_remote_code": trust_remote_code,
     }
-    if quantized is not None:
-        kwargs["quantization_config"] = quantized
+    if model.device_map is not None:
+        kwargs["device_map"] = _device_map(model.device_map)
+    elif quantized is not None:
         kwargs["device_map"] = {
             "": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         }
+    if quantized is not None:
+        kwargs["quantization_config"] = quantized
     try:
-        tokenizer = load_tokenizer(name, revision=model.model_revision)
+        tokenizer = load_tokenizer(
+            name,
+            revision=model.model_revision,
+            chat_template=model.chat_template,
+            parent=parent,
+            trust_remote_code=trust_remote_code,
+        )
         if scalar:
             from trl.trainer.reward_trainer import suppress_seqcls_warning
 
@@ -72,11 +97,17 @@ def load_base(
                 )
         else:
             base = AutoModelForCausalLM.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(
-            f"{name}: cannot load the base model ({_first_line(error)})"
+            f"{name}: cannot load the base model ({_first_line(error)}){_if_code(error)}"
         ) from error
-    if quantized is None and torch.cuda.is_available():
+    places = {str(place) for place in getattr(base, "hf_device_map", {}).values()}
+    if len(places) > 1:
+        raise ConfigError(
+            f"device_map: {model.device_map} spreads the base over {', '.join(sorted(places))}, but "
+            "adapters are trained on one device; load it in 4 bit, or take a smaller base"
+        )
+    if quantized is None and model.device_map is None and torch.cuda.is_available():
         base.to("cuda")
     base.requires_grad_(False)
     _keep_backward_on_cpu(base)
@@ -103,17 +134,44 @@ def _keep_backward_on_cpu(base: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+def _device_map(asked: str) -> str | dict[str, str]:
+    """`auto` and its kin as they are; a device is where everything goes."""
+    if asked in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return asked
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device_map: must be a device (cpu, cuda, cuda:1) or auto, got {asked!r}"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device_map: {asked} is not there; {torch.cuda.device_count()} CUDA devices are"
+        )
+    return {"": asked}
+
+
+def load_tokenizer(
+    name: str,
+    *,
+    revision: str | None = None,
+    chat_template: str | None = None,
+    parent: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerBase:
     """The base's tokenizer, padding on the left, its EOS the token that ends a turn of its template.
 
     A base model's own EOS often ends documents, while its chat template ends turns with another
     token (Qwen3's `<|endoftext|>` and `<|im_end|>`): an answer would be taught to end with the one
     and be waited for to end with the other. A missing pad token becomes the EOS token; masks never
-    come from `ids != pad`, so that is safe here.
+    come from `ids != pad`, so that is safe here. For the chat template see `set_template`.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(
+        name, revision=revision, padding_side="left", trust_remote_code=trust_remote_code
+    )
     if tokenizer.eos_token is None:
         raise CheckpointError(f"{name}: the tokenizer has no EOS token, so no answer could end")
+    set_template(tokenizer, asked=chat_template, parent=parent)
     end = _end_of_turn(tokenizer)
     if end is not None and end != tokenizer.eos_token:
         if tokenizer.pad_token is None:
@@ -128,11 +186,8 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The special token that the chat template writes right after an assistant's words."""
     if tokenizer.chat_template is None:
         return None
-    said = "answer"
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
-    rest = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(said)[2].lstrip()
-    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    starts = [t for t in special | set(tokenizer.all_special_tokens) if rest.startswith(t)]
+    rest = after_assistant(tokenizer).lstrip()
+    starts = [t for t in special_tokens(tokenizer) if rest.startswith(t)]
     return max(starts, key=len, default=None)
 
 
@@ -152,6 +207,8 @@ def fingerprint(model: "ModelConfig", tokenizer: PreTrainedTokenizerBase) -> dic
     name = resolve_base(model.model_name_or_path)
     bits = "4bit" if model.load_in_4bit else "8bit" if model.load_in_8bit else "none"
     quantization = f"{bits}-{model.bnb_4bit_quant_type}" if bits == "4bit" else bits
+    if model.use_bnb_nested_quant:
+        quantization += "-double"
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
     return {
         "id": model.model_name_or_path or "world:base",
@@ -220,6 +277,13 @@ def _weights_hash(name: str, revision: str | None) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _if_code(error: BaseException) -> str:
+    """How to go on where a model comes with Python of its own."""
+    if "trust_remote_code" not in str(error):
+        return ""
+    return "; if you trust its code, add --trust_remote_code true on the command line"
 
 
 def _first_line(error: BaseException) -> str:

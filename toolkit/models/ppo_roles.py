@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ConfigError
+from toolkit.models.peft_methods import build_peft_config
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 
 if TYPE_CHECKING:
@@ -33,13 +34,11 @@ def attach_ppo_roles(
     With no SFT run the policy starts as a new adapter and the reference is the bare base, which
     is said on the screen.
     """
-    from trl import get_peft_config
-
     if policy is not None:
         roles.attach(POLICY, policy, trainable=True)
         roles.attach(REFERENCE, policy)
     else:
-        config = get_peft_config(model)
+        config = build_peft_config(model, roles.base)
         if config is None:
             raise ConfigError("without a parent PPO starts a new adapter: set `use_peft: true`")
         print("no parent: the reference is the bare base, and the policy starts as a new adapter")

@@ -9,26 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
-from peft.tuners.lora import Linear as LoraLinear
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from toolkit.errors import CheckpointError
-from toolkit.models.adapters import read_adapter, save_adapter
+from toolkit.models.adapters import fill, read_adapter, save_adapter
 from toolkit.models.base import check_fingerprint
 from toolkit.models.fused_lora import fuse
 from toolkit.models.heads import ScalarHead
+from toolkit.models.inserted import INSERTED, Inserted, insertable
+from toolkit.models.merging import merged_weights
+from toolkit.models.peft_methods import NEEDS_LORA
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
 
@@ -36,8 +31,9 @@ POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
 class Roles:
     """The adapters on one base and the heads that belong to them.
 
-    `model` is the PeftModel once a first adapter is attached. Heads are registered on it as
-    `model.heads`, so that an optimizer over the model's parameters sees them.
+    `model` is the PeftModel once a first LoRA is attached. Heads are registered on it as
+    `model.heads`, so that an optimizer over the model's parameters sees them. `inserted` are the
+    adapters of other kinds, which are not trained here.
     """
 
     def __init__(self, base: PreTrainedModel, base_fingerprint: dict[str, str]) -> None:
@@ -45,7 +41,10 @@ class Roles:
         self.fingerprint = base_fingerprint
         self.model: PeftModel | None = None
         self.heads = nn.ModuleDict()
+        self.inserted: dict[str, Inserted] = {}
         self._bare = False  # whether the adapters are disabled
+        self._speaking: str | None = None  # which of the inserted is in place
+        self._handles: list[RemovableHandle] = []
         self._index()
 
     def attach(
@@ -66,10 +65,17 @@ class Roles:
         _refuse_bad_name(name)
         check_fingerprint(folder, self.fingerprint, any_precision=any_precision)
         config, weights = read_adapter(folder)
+        if isinstance(config, INSERTED):
+            if trainable or head:
+                raise CheckpointError(f"{folder} is {_kind(config)}, but {NEEDS_LORA}")
+            with self.using(None):
+                self.inserted[name] = insertable(self.base, config, weights, str(folder))
+            return
         loaded_head = ScalarHead.load(folder) if head else None
         self._add(name, config, trainable=trainable)
+        assert self.model is not None
         try:
-            self._fill(name, weights, folder)
+            fill(self.model, name, weights, folder)
         except BaseException:
             self.detach(name)
             raise
@@ -83,6 +89,7 @@ class Roles:
 
     def detach(self, name: str) -> None:
         """Remove a role's adapter and head; the others stay as they are."""
+        self.inserted.pop(name, None)
         if self.model is not None and name in self.model.peft_config:
             if list(self.model.peft_config) == [name]:
                 self.base = self.model.unload()
@@ -103,20 +110,37 @@ class Roles:
         Forward *and* backward of a role belong inside its block: gradient checkpointing
         recomputes under whichever adapter is active at the time of the backward pass.
         """
-        if self.model is None:
-            if name is not None:
-                raise CheckpointError(f"no adapter is attached, so there is no role {name!r}")
-            yield self.base
-            return
-        if name is not None and name not in self.model.peft_config:
-            known = ", ".join(self.model.peft_config)
+        inserted = name if name in self.inserted else None
+        attached = [*self.inserted, *([] if self.model is None else self.model.peft_config)]
+        if name is not None and name not in attached:
+            known = ", ".join(attached) or "none"
             raise CheckpointError(f"no role {name!r} is attached; attached are {known}")
+        speaking = self._speaking
+        if self.model is None:
+            try:
+                self._insert(inserted)
+                yield self.base
+            finally:
+                self._insert(speaking)
+            return
         before, was_bare = self.model.active_adapters[0], self._bare
+        bare = name is None or inserted is not None
         try:
-            self._switch(name or before, bare=name is None)
+            self._insert(inserted)
+            self._switch(before if bare else str(name), bare=bare)
             yield self.model
         finally:
             self._switch(before, bare=was_bare)
+            self._insert(speaking)
+
+    def _insert(self, name: str | None) -> None:
+        """Put one of the inserted adapters in the place of another, or of none."""
+        if name == self._speaking:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [] if name is None else self.inserted[name].hook(self.base)
+        self._speaking = name
 
     def _switch(self, name: str, *, bare: bool) -> None:
         """Activate an adapter, or with `bare` none, and touch nothing else.
@@ -152,39 +176,14 @@ class Roles:
 
     @contextmanager
     def merged(self, name: str | None) -> Iterator[nn.Module]:
-        """As `using`, with the adapter merged into copies of the base's weights: for sampling.
-
-        A decoding step is a few thousand small operations, and an unmerged LoRA triples their
-        number. The original tensors are put back afterwards, so the base is what it was to the
-        bit. Only float32 layers with weights of their own are merged: in lower precision a small
-        update would be rounded away, and the others keep their adapter beside them.
-        """
+        """As `using`, with a LoRA merged into copies of the base's weights: see `merged_weights`."""
         with self.using(name) as model:
-            swapped: list[tuple[LoraLinear, torch.Tensor]] = []
-            try:
-                if name is not None:
-                    for layer in self._mergeable(name):
-                        weight = layer.get_base_layer().weight
-                        swapped.append((layer, weight.data))
-                        weight.data = weight.data.clone()
-                        layer.merge(adapter_names=[name])
+            if name is None or name in self.inserted:
                 yield model
-            finally:
-                for layer, original in swapped:
-                    layer.get_base_layer().weight.data = original
-                    layer.merged_adapters.clear()
-
-    def _mergeable(self, name: str) -> list["LoraLinear"]:
-        assert self.model is not None
-        tied = self.base.get_input_embeddings().weight
-        layers = (m for m in self._layers if isinstance(m, LoraLinear) and name in m.lora_A)
-        found = []
-        for layer in layers:
-            weight = layer.get_base_layer().weight
-            biased = layer.lora_bias[name]
-            if weight.dtype == torch.float32 and weight is not tied and not biased:
-                found.append(layer)
-        return found
+                return
+            tied = self.base.get_input_embeddings().weight
+            with merged_weights(self._layers, name, tied=tied):
+                yield model
 
     @property
     def rewards(self) -> list[str]:
@@ -214,7 +213,9 @@ class Roles:
         self._add_head(VALUE, ScalarHead(size, zero=True), trainable=True)
 
     def _add(self, name: str, config: PeftConfig, *, trainable: bool) -> None:
-        if isinstance(config, LoraConfig) and config.bias != "none":
+        if not isinstance(config, LoraConfig) or isinstance(config, AdaLoraConfig):
+            raise CheckpointError(f"role {name!r} is {_kind(config)}, but {NEEDS_LORA}")
+        if config.bias != "none":
             raise CheckpointError(
                 f"role {name!r}: LoRA with bias={config.bias!r} would train biases of the base, "
                 "which all roles share; use bias='none'"
@@ -228,7 +229,14 @@ class Roles:
         else:
             flags = [(p, p.requires_grad) for p in self.model.parameters()]
             active = list(self.model.active_adapters)
-            self.model.add_adapter(name, config)
+            try:
+                self.model.add_adapter(name, config)
+            except ValueError as error:
+                reason = " ".join(str(error).split())[:300]
+                raise CheckpointError(
+                    f"role {name!r}: PEFT cannot hold it beside {', '.join(self.model.peft_config)} "
+                    f"({reason})"
+                ) from error
             self.model.set_adapter(active[0])
             _restore(flags)
         self._index()
@@ -245,26 +253,9 @@ class Roles:
         if name in self.model.peft_config:
             check_fingerprint(folder, self.fingerprint)
             _, weights = read_adapter(folder)
-            self._fill(name, weights, folder)
+            fill(self.model, name, weights, folder)
         if name in self.heads:
             self.heads[name].load_state_dict(ScalarHead.load(folder).state_dict())
-
-    def _fill(self, name: str, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        assert self.model is not None
-        expected = set(get_peft_model_state_dict(self.model, adapter_name=name))
-        if expected != set(weights):
-            missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)
-            raise CheckpointError(
-                f"{folder}: the adapter's weights do not fit this base; "
-                f"missing {missing[:2]}, not expected {extra[:2]}"
-            )
-        try:
-            set_peft_model_state_dict(self.model, weights, adapter_name=name)
-        except RuntimeError as error:
-            detail = " ".join(str(error).split())[:300]
-            raise CheckpointError(
-                f"{folder}: the adapter does not fit this base: {detail}"
-            ) from error
 
     def _add_head(self, name: str, head: ScalarHead, *, trainable: bool) -> None:
         size = self.base.config.get_text_config().hidden_size
@@ -285,6 +276,10 @@ def _restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
     for parameter, flag in flags:
         if parameter.requires_grad != flag:
             parameter.requires_grad_(flag)
+
+
+def _kind(config: PeftConfig) -> str:
+    return f"a {config.peft_type.value} adapter" if config.peft_type else "no known adapter"
 
 
 def _refuse_bad_name(name: str) -> None:

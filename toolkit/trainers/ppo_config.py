@@ -147,6 +147,10 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         default=None,
         metadata={"help": "Rows sampled together; default local_rollout_forward_batch_size."},
     )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run Python that comes with the model; on the command line only."},
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: prompts are no model inputs."}
     )

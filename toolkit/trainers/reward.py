@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft import set_peft_model_state_dict as set_state
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.generation import Prompt, encode_completion, encode_prompt
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import by_length, collate
+from toolkit.models.peft_methods import NEEDS_LORA, build_peft_config
 from toolkit.trainers.ranking import last_scores
 
 if TYPE_CHECKING:
@@ -36,19 +37,18 @@ def scalar_adapter(
     Raises: CheckpointError if the parent is of another base or not LoRA; ConfigError without both
         a parent and `use_peft`.
     """
-    from trl import get_peft_config
-
     weights: dict[str, torch.Tensor] = {}
     if parent is not None:
         check_fingerprint(Path(parent), base_fingerprint)
         config, weights = read_adapter(Path(parent))
     else:
-        config = get_peft_config(model)
+        config = build_peft_config(model, base)
         if config is None:
             raise ConfigError("without a parent a new adapter is trained: set `use_peft: true`")
-    if not isinstance(config, LoraConfig):
+    if not isinstance(config, LoraConfig) or isinstance(config, AdaLoraConfig):
         raise CheckpointError(
-            f"{parent}: a reward model needs a LoRA adapter, got {config.peft_type}"
+            f"{parent or 'peft_method'}: a reward model cannot be {config.peft_type.value}, since "
+            f"{NEEDS_LORA}"
         )
     config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False
     adapted = get_peft_model(base, config)

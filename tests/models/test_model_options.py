@@ -1,0 +1,249 @@
+"""Every option of TRL's ModelConfig, and ours, has its effect or is refused with a reason."""
+
+import dataclasses
+import importlib
+import json
+import shutil
+
+import pytest
+import torch
+from trl import ModelConfig
+
+from tests.models.methods import call
+from toolkit.config import run_cli
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.arguments import METHODS, ModelArguments, refuse_adapter_options
+from toolkit.models.base import fingerprint, load_base
+from toolkit.models.peft_methods import build_peft_config
+
+FOUR_BIT = {"load_in_4bit": True, "dtype": "bfloat16"}
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+def loaded(base, **options):
+    return load_base(ModelArguments(str(base), **options))[0]
+
+
+def layer(base, **options):
+    return loaded(base, **options).get_submodule(LAYER)
+
+
+def config(base, **options):
+    model = ModelArguments(str(base), use_peft=True, **options)
+    return build_peft_config(model, loaded(base))
+
+
+def names(error, message, **options):
+    """A probe: these options are refused."""
+
+    def probe(base):
+        with pytest.raises(error, match=message):
+            loaded(base, **options)
+
+    return probe
+
+
+# what shows that an option is honoured or refused; each gets the tiny base's folder
+PROBES = {
+    "model_name_or_path": lambda b: names(CheckpointError, "cannot load")(b / "no"),
+    "model_revision": names(ConfigError, "is a folder", model_revision="v1"),
+    "dtype": lambda b: loaded(b, dtype="bfloat16").dtype is torch.bfloat16,
+    "attn_implementation": lambda b: (
+        loaded(b, attn_implementation="eager").config._attn_implementation == "eager"
+    ),
+    "use_peft": lambda b: build_peft_config(ModelArguments(str(b)), loaded(b)) is None,
+    "lora_r": lambda b: config(b, lora_r=3).r == 3,
+    "lora_alpha": lambda b: config(b, lora_alpha=5).lora_alpha == 5,
+    "lora_dropout": lambda b: config(b, lora_dropout=0.3).lora_dropout == 0.3,
+    "lora_target_modules": lambda b: (
+        config(b, lora_target_modules=["k_proj", "up_proj"]).target_modules == {"k_proj", "up_proj"}
+    ),
+    "lora_target_parameters": names(
+        ValueError, "use `lora_target_modules`", lora_target_parameters=["q_proj.weight"]
+    ),
+    "lora_modules_to_save": lambda b: (
+        config(b, lora_modules_to_save=["lm_head"]).modules_to_save == ["lm_head"]
+    ),
+    "lora_task_type": names(ValueError, "recipe knows its task", lora_task_type="SEQ_CLS"),
+    "use_rslora": lambda b: config(b, use_rslora=True).use_rslora,
+    "use_dora": lambda b: config(b, use_dora=True).use_dora,
+    "load_in_8bit": lambda b: type(layer(b, load_in_8bit=True)).__name__ == "Linear8bitLt",
+    "load_in_4bit": lambda b: type(layer(b, **FOUR_BIT)).__name__ == "Linear4bit",
+    "bnb_4bit_quant_type": lambda b: (
+        layer(b, **FOUR_BIT, bnb_4bit_quant_type="fp4").weight.quant_type == "fp4"
+        and layer(b, **FOUR_BIT).weight.quant_type == "nf4"
+    ),
+    "use_bnb_nested_quant": lambda b: (
+        layer(b, **FOUR_BIT, use_bnb_nested_quant=True).weight.quant_state.nested
+        and not layer(b, **FOUR_BIT).weight.quant_state.nested
+    ),
+    "bnb_4bit_quant_storage": lambda b: (
+        layer(b, **FOUR_BIT, bnb_4bit_quant_storage="bfloat16").weight.dtype is torch.bfloat16
+    ),
+    "peft_method": lambda b: config(b, peft_method="ia3").peft_type == "IA3",
+    "num_virtual_tokens": lambda b: (
+        config(b, peft_method="prompt", num_virtual_tokens=7).num_virtual_tokens == 7
+    ),
+    "device_map": lambda b: loaded(b, device_map="cpu").device.type == "cpu",
+    "chat_template": names(ConfigError, "must be chatml, plain", chat_template="no.jinja"),
+}
+
+
+def test_no_option_is_left_out():
+    assert set(PROBES) == {f.name for f in dataclasses.fields(ModelArguments)}
+    assert {f.name for f in dataclasses.fields(ModelConfig)} < set(PROBES)
+
+
+@pytest.mark.parametrize("option", PROBES)
+def test_an_option_has_its_effect_or_is_refused(option, tiny_base):
+    assert PROBES[option](tiny_base) in (True, None)
+
+
+ADAPTER = {
+    "peft_method": "dora",
+    "num_virtual_tokens": 3,
+    "lora_r": 3,
+    "lora_alpha": 5,
+    "lora_dropout": 0.3,
+    "lora_target_modules": ["k_proj", "q_proj"],
+    "lora_modules_to_save": ["lm_head"],
+    "use_rslora": True,
+    "use_dora": True,
+}
+WITH = {"num_virtual_tokens": {"peft_method": "prefix"}}
+
+
+@pytest.mark.parametrize("option", ADAPTER)
+def test_where_the_parent_decides_an_adapters_shape_is_refused(option):
+    model = ModelArguments(**{option: ADAPTER[option]}, **WITH.get(option, {}))
+    with pytest.raises(ConfigError, match=rf"`{option}`.*would have no effect: the parent"):
+        refuse_adapter_options(model, because="the parent decides")
+    refuse_adapter_options(ModelArguments(use_peft=True), because="the parent decides")
+
+
+@pytest.mark.parametrize("recipe", ["dpo", "reward", "ppo", "evaluate", "label"])
+def test_recipes_that_go_on_from_a_run_refuse_it(recipe, tmp_path, capsys):
+    for folder in ("sft", "reward"):
+        (tmp_path / folder).mkdir()
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            (tmp_path / folder / file).write_text("{}")
+        (tmp_path / folder / "run.json").write_text(
+            f'{{"schema": 1, "recipe": "{folder}", "state": "finished"}}'
+        )
+    given = {
+        "dpo": ["--parent", "sft", "--dataset_name", "world:comparisons"],
+        "reward": ["--parent", "sft", "--dataset_name", "world:comparisons"],
+        "ppo": ["--parent", "sft", "--reward_model", "reward", "--dataset_name", "world:prompts"],
+        "evaluate": ["--runs", "sft"],
+        "label": ["--parent", "sft"],
+    }[recipe]
+    words = [str(tmp_path / word) if word in ("sft", "reward") else word for word in given]
+    words += ["--lora_r", "8", "--output_dir", str(tmp_path / "out")]
+    module = importlib.import_module(f"recipes.{recipe}")
+    assert run_cli(module.main, module.arguments(), words) == 2
+    assert "`lora_r` would have no effect" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"peft_method": "lorra"}, "must be one of lora, rslora"),
+        ({"peft_method": "prefix", "lora_r": 4}, "prefix has no lora_r"),
+        ({"peft_method": "ia3", "lora_dropout": 0.1}, "ia3 has no lora_dropout"),
+        ({"peft_method": "adalora", "use_dora": True}, "adalora has no use_dora"),
+        ({"num_virtual_tokens": 4}, "lora has no num_virtual_tokens"),
+        ({"use_bnb_nested_quant": True}, "is for 4 bit only"),
+        ({"load_in_8bit": True, "bnb_4bit_quant_type": "fp4"}, "is for 4 bit only"),
+        ({"lora_r": 0}, "must be at least 1, got 0"),
+        ({"lora_dropout": 1.0}, r"must be in \[0, 1\)"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelArguments(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_target_modules": ["q_proj", "qproj"]}, "no layer is called qproj; .* q_proj"),
+        ({"device_map": "gpu"}, "must be a device"),
+        ({"device_map": "cuda:9"}, "cuda:9 is not there"),
+    ],
+)
+def test_options_that_do_not_fit_the_base_are_refused(options, message, tiny_base):
+    with pytest.raises(ConfigError, match=message):
+        config(tiny_base, **({} if "device_map" in options else options)) and loaded(
+            tiny_base, **options
+        )
+
+
+def test_double_quantization_is_another_base(tiny_base):
+    found = []
+    for nested in (False, True):
+        model = ModelArguments(str(tiny_base), **FOUR_BIT, use_bnb_nested_quant=nested)
+        found.append(fingerprint(model, load_base(model)[1])["quantization"])
+    assert found == ["4bit-nf4", "4bit-nf4-double"]
+
+
+def test_ia3s_own_targets_are_scaled_at_the_right_side(tiny_base):
+    found = config(tiny_base, peft_method="ia3", lora_target_modules=["v_proj", "down_proj"])
+    assert (found.target_modules, found.feedforward_modules) == (
+        {"v_proj", "down_proj"},
+        {"down_proj"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_method_trains_on_a_quantized_base(method, bits, tiny_base, tmp_path):
+    options = {"peft_method": method, f"load_in_{bits}bit": True, "dtype": "bfloat16"}
+    refused = method == "dora" and bits == 8 and not torch.cuda.is_available()
+    assert call("sft", tmp_path, tiny_base, max_steps=2, bf16=True, **options) == 2 * refused
+
+
+# ---- code that comes with a model
+
+CODE = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+from transformers import LlamaConfig
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+"""
+MODEL = """
+from transformers import LlamaForCausalLM
+from .configuration_own import OwnConfig
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(tiny_base, tmp_path, monkeypatch):
+    """The tiny base as a model whose Python comes with it."""
+    folder = tmp_path / "own_model"
+    shutil.copytree(tiny_base, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["model_type"] = "own_llama"
+    settings["auto_map"] = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForCausalLM": "modeling_own.OwnModel",
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "configuration_own.py").write_text(CODE)
+    (folder / "modeling_own.py").write_text(MODEL)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    return folder
+
+
+def test_a_models_own_code_runs_only_when_asked_for(own_code, tmp_path):
+    model = ModelArguments(str(own_code), dtype="float32")
+    with pytest.raises(CheckpointError, match="add --trust_remote_code true on the command line"):
+        load_base(model)
+    assert not list(tmp_path.rglob("ran"))
+    base, _ = load_base(model, trust_remote_code=True)
+    assert type(base).__name__ == "OwnModel"
+    assert list(tmp_path.rglob("ran"))

@@ -1,0 +1,130 @@
+"""The presets for hub models, run on a tiny base and on rows shaped like their datasets."""
+
+import importlib
+import json
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from toolkit.config import run_cli
+from toolkit.pipeline import RECIPES
+from toolkit.runs import Run
+
+PRESETS = ("qwen3-0.6b", "llama-3.2-1b", "qwen3-4b-qlora", "qwen3-8b-qlora", "mistral-7b-qlora")
+STAGES = ("sft", "reward", "ppo", "dpo", "evaluate")
+
+
+def said(who, text):
+    return {"role": who, "content": text}
+
+
+def asked(i):
+    return said("user", f"What is {i}?")
+
+
+# rows with the columns that the hub's datasets have
+HUB = {
+    "trl-lib/Capybara": lambda i: {
+        "source": "x",
+        "messages": [asked(i), said("assistant", f"It is {i}.")],
+        "num_turns": 1,
+    },
+    "trl-lib/ultrafeedback_binarized": lambda i: {
+        "chosen": [asked(i), said("assistant", f"It is {i}.")],
+        "rejected": [asked(i), said("assistant", "No idea.")],
+        "score_chosen": 8.0,
+        "score_rejected": 2.5,
+    },
+    "trl-lib/ultrafeedback-prompt": lambda i: {"prompt": [asked(i)]},
+    "trl-lib/tldr": lambda i: {"prompt": f"POST: {i}\n\nTL;DR:", "completion": f" It is {i}."},
+    "trl-lib/tldr-preference": lambda i: {
+        "prompt": f"POST: {i}\n\nTL;DR:",
+        "chosen": f" It is {i}.",
+        "rejected": " Nothing.",
+    },
+    "Anthropic/hh-rlhf": lambda i: {
+        "chosen": f"\n\nHuman: What is {i}?\n\nAssistant: It is {i}.",
+        "rejected": f"\n\nHuman: What is {i}?\n\nAssistant: No idea." if i else "\n\nHuman: ",
+    },
+}
+QUICK = {"max_steps": 2, "max_rows": 8, "per_device_train_batch_size": 2, "save_strategy": "no"}
+QUICK |= {"gradient_accumulation_steps": 1, "optim": "adamw_torch", "logging_steps": 1}
+EPISODES = {"total_episodes": 4, "num_mini_batches": 1, "num_ppo_epochs": 1, "response_length": 4}
+LOOK = {"max_prompts": 4, "max_new_tokens": 4, "few_shot": 1}
+CHANGED = {"sft": QUICK, "reward": QUICK, "dpo": QUICK, "ppo": QUICK | EPISODES, "evaluate": LOOK}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Each dataset as a folder of JSONL files."""
+    root = tmp_path_factory.mktemp("hub")
+    for name, row in HUB.items():
+        folder = root / name
+        folder.mkdir(parents=True)
+        for split, numbers in (("train", range(12)), ("test", range(20, 26))):
+            lines = "".join(json.dumps(row(i)) + "\n" for i in numbers)
+            (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    return root
+
+
+def run(preset, stage, out, base, hub):
+    """A stage with its preset's YAML: only the model, the data, the places and the size change."""
+    given = yaml.safe_load((ROOT / f"recipes/configs/{preset}/{stage}.yaml").read_text())
+    shared = f"runs/{preset}/"
+
+    def here(value):
+        if isinstance(value, list):
+            return [here(v) for v in value]
+        if isinstance(value, str) and value in HUB:
+            return str(hub / value)
+        if isinstance(value, str) and value.startswith(shared):
+            return str(out / value.removeprefix(shared))
+        return value
+
+    changed = {key: here(value) for key, value in given.items()} | CHANGED[stage]
+    changed |= {"model_name_or_path": str(base)}
+    assert changed["output_dir"].startswith(str(out))
+    file = out / f"{stage}.yaml"
+    file.write_text(yaml.safe_dump(changed), encoding="utf-8")
+    module = importlib.import_module(f"recipes.{stage}")
+    assert run_cli(module.main, module.arguments(), ["--config", str(file)]) == 0
+    return Run.load(changed["output_dir"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_presets_sft_trains(preset, tiny_base, hub, tmp_path):
+    made = run(preset, "sft", tmp_path, tiny_base, hub)
+    assert made.results["steps"] == 2
+    expected = "4bit-nf4-double" if preset.endswith("qlora") else "none"
+    assert made.base["quantization"] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["llama-3.2-1b", "mistral-7b-qlora"])
+def test_a_presets_stages_follow_one_another(preset, tiny_base, hub, tmp_path):
+    made = {stage: run(preset, stage, tmp_path, tiny_base, hub) for stage in STAGES}
+    assert {stage: r.state for stage, r in made.items()} == dict.fromkeys(STAGES, "finished")
+    assert len({json.dumps(r.base, sort_keys=True) for r in made.values()}) == 1
+    report = json.loads((made["evaluate"].path / "report.json").read_text())
+    assert set(report["checkpoints"]) == {"base", "sft", "ppo", "dpo"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_presets_pipeline_names_its_own_files(preset):
+    folder = ROOT / "recipes" / "configs" / preset
+    assert {f.stem for f in folder.glob("*.yaml")} == {*STAGES, "pipeline"}
+    pipeline = yaml.safe_load((folder / "pipeline.yaml").read_text())
+    configs = [stage["config"] for stage in pipeline["stages"].values()]
+    assert [stage["recipe"] for stage in pipeline["stages"].values()] == list(STAGES)
+    assert set(STAGES) <= set(RECIPES)
+    assert configs == [f"recipes/configs/{preset}/{stage}.yaml" for stage in STAGES]
+    models = {yaml.safe_load((ROOT / c).read_text())["model_name_or_path"] for c in configs}
+    assert len(models) == 1
+    for config in configs:
+        lines = (ROOT / config).read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            name = line.split(":")[0]
+            if name in ("learning_rate", "beta", "lora_r", "bnb_4bit_quant_type"):
+                assert "#" in line, f"{config}: {name} names no source"
