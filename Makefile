@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test lint types unit seeds tradeoff base benchmark parity soak clean
+.PHONY: quickstart test lint types unit seeds tradeoff adapters base benchmark parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
@@ -60,6 +60,10 @@ seeds: $(VENV)/.installed
 tradeoff: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/tradeoff.yaml
 	$(BIN)/python recipes/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
+
+# the table of docs/adapters.md: every kind of adapter in SFT
+adapters: $(VENV)/.installed
+	$(BIN)/python recipes/adapters.py --output_dir runs/adapters
 
 # make the shipped base again, from nothing
 base: $(VENV)/.installed
