@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test lint types unit seeds tradeoff ranking base benchmark parity soak clean
+.PHONY: quickstart test lint types unit seeds tradeoff ranking adapters base benchmark parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
@@ -64,6 +64,10 @@ tradeoff: $(VENV)/.installed
 # all pairs of a prompt together against shuffled pairs, on the comparisons of `make seeds`
 ranking: $(VENV)/.installed
 	$(BIN)/python recipes/ranking.py $(SEEDS:%=runs/seeds/%)
+
+# the table of docs/adapters.md: every kind of adapter in SFT
+adapters: $(VENV)/.installed
+	$(BIN)/python recipes/adapters.py --output_dir runs/adapters
 
 # make the shipped base again, from nothing
 base: $(VENV)/.installed

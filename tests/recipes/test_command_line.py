@@ -1,6 +1,7 @@
 """What a user types: every shipped YAML, `--help`, and errors before anything is loaded."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 import time
@@ -70,7 +71,7 @@ def test_no_yaml_says_a_thing_twice(config):
     assert yaml.safe_load(config.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "pipeline"])
+@pytest.mark.parametrize("recipe", [*RECIPES, "pipeline", "adapters"])
 def test_help_is_clean(recipe):
     found = call(recipe, "--help")
     assert found.returncode == 0
@@ -113,3 +114,16 @@ def test_help_costs_no_more_than_trls_config_classes():
         call_time = time.monotonic() - began
         ours.append(call_time)
     assert sorted(ours)[1] <= 1.3 * sorted(theirs)[1]
+
+
+@pytest.mark.slow
+def test_the_table_of_adapters_is_made_by_one_command(tmp_path):
+    words = ["--methods", "none", "prompt", "--output_dir", str(tmp_path)]
+    found = call("adapters", *words, "--num_train_epochs", "1", "--max_rows", "32")
+    assert found.returncode == 0, found.stderr
+    none, prompt = json.loads((tmp_path / "adapters.json").read_text())["methods"]
+    assert (none["trainable"], prompt["trainable"]) == (0, 20 * 192)
+    weights = (tmp_path / "prompt" / "adapter_model.safetensors").stat().st_size
+    assert prompt["bytes"] > weights > 4 * 20 * 192
+    assert none["loss"] != prompt["loss"]
+    assert f"| `prompt` | 0.1 | 3,840 | {prompt['bytes'] / 1000:.0f} kB |" in found.stdout
