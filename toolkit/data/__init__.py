@@ -1,5 +1,6 @@
 """Datasets: what rows may look like, and loading them as TRL's trainers want them."""
 
+from toolkit.data.checks import check_texts
 from toolkit.data.formats import FORMATS, KINDS, convert_row, detect_format
 from toolkit.data.loading import load_splits
 from toolkit.data.ranking import ranked_to_pairs
@@ -13,6 +14,7 @@ __all__ = [
     "Converted",
     "Splits",
     "check_source",
+    "check_texts",
     "convert_row",
     "convert_rows",
     "detect_format",
