@@ -3,7 +3,7 @@
     python recipes/dpo.py --config recipes/configs/world/dpo.yaml \\
         --parent runs/world/sft --output_dir runs/world/dpo
 
-Reads   preference rows (contracts: toolkit/data/formats.py) and the SFT run.
+Reads   preference rows (contracts: docs/data.md) and the SFT run.
 Writes  the run's directory: the adapter, run.json, metrics.jsonl.
 """
 
@@ -21,11 +21,12 @@ def main(script, training, model, mixture, start) -> Run:
     if start.parent is None:
         raise ConfigError("dpo: `parent` is missing; give the SFT run: --parent runs/world/sft")
     require_adapter(start.parent, "parent")
-    check_source(script, mixture)
+    check_source(script, mixture, start)
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
 
     from transformers import set_seed
 
+    from toolkit.data.checks import check_texts
     from toolkit.models.adapters import save_adapter
     from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
@@ -41,10 +42,14 @@ def main(script, training, model, mixture, start) -> Run:
         training.output_dir, recipe="dpo", configs=configs, parents=parents, resume=resume
     ) as run:
         set_seed(training.seed)
-        splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
+        splits = load_splits(
+            script, mixture, start, kind="preference", seed=training.seed, folder=run.path
+        )
         base, tokenizer = load_base(
             model, parent=start.parent, trust_remote_code=training.trust_remote_code
         )
+        limit = training.max_length
+        splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)
         run.base = fingerprint(model, tokenizer)
         trainer = DPOTrainer(  # which copies the adapter to "ref"
             trainable_policy(

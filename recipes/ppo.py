@@ -3,7 +3,7 @@
     python recipes/ppo.py --config recipes/configs/world/ppo.yaml --parent runs/world/sft \\
         --reward_model runs/world/reward --output_dir runs/world/ppo
 
-Reads   prompts (contracts: toolkit/data/formats.py), the SFT run and the reward run.
+Reads   prompts (contracts: docs/data.md), the SFT run and the reward run.
 Writes  the run's directory: the policy's adapter, value/, run.json, metrics.jsonl; with ema_decay
         the adapter is the policy's average, and last/ the last policy.
 """
@@ -26,11 +26,12 @@ def main(script, training, model, mixture, start) -> Run:
         require_adapter(run, "reward_model")
     if start.parent is not None:
         require_adapter(start.parent, "parent")
-    check_source(script, mixture)
+    check_source(script, mixture, start)
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
 
     from transformers import set_seed
 
+    from toolkit.data.checks import check_texts
     from toolkit.data.texts import pretraining_texts
     from toolkit.evaluation.monitor import gold_monitor
     from toolkit.models.arguments import refuse_adapter_options
@@ -51,12 +52,15 @@ def main(script, training, model, mixture, start) -> Run:
         training.output_dir, recipe="ppo", configs=configs, parents=parents, resume=resume
     ) as run:
         set_seed(training.seed)
-        splits = load_splits(script, mixture, start, kind="prompt-only", seed=training.seed)
+        splits = load_splits(
+            script, mixture, start, kind="prompt-only", seed=training.seed, folder=run.path
+        )
         base, tokenizer = load_base(
             model,
             parent=start.parent or start.reward_model[0],
             trust_remote_code=training.trust_remote_code,
         )
+        splits = check_texts(splits, tokenizer, start, folder=run.path)
         run.base = fingerprint(model, tokenizer)
         roles = Roles(base, run.base)
         attach_ppo_roles(

@@ -36,6 +36,7 @@ def main(script, training, model, mixture, start) -> Run:
 
     from transformers import set_seed
 
+    from toolkit.data.checks import check_texts
     from toolkit.evaluation.judge import Remembered
     from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
@@ -52,7 +53,9 @@ def main(script, training, model, mixture, start) -> Run:
         resume=resume,
     ) as run:
         set_seed(training.seed)
-        splits = load_splits(script, mixture, start, kind="preference", seed=training.seed)
+        splits = load_splits(
+            script, mixture, start, kind="preference", seed=training.seed, folder=run.path
+        )
         shown = _demonstrations(start, training.seed)
         base, tokenizer = load_base(
             model,
@@ -60,6 +63,8 @@ def main(script, training, model, mixture, start) -> Run:
             parent=start.parent,
             trust_remote_code=training.trust_remote_code,
         )
+        limit = training.max_length
+        splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)
         run.base = fingerprint(model, tokenizer)
         data = Comparisons.prepare(
             splits,

@@ -2,7 +2,7 @@
 
     python recipes/sft.py --config recipes/configs/world/sft.yaml --output_dir runs/world/sft
 
-Reads   prompt-completion or messages rows (contracts: toolkit/data/formats.py).
+Reads   prompt-completion, messages or text rows (contracts: docs/data.md).
 Writes  the run's directory: the adapter, run.json, metrics.jsonl. Loss on the completion only.
 """
 
@@ -17,7 +17,7 @@ from toolkit.runs import Run, last_checkpoint
 
 
 def main(script, training, model, mixture, start) -> Run:
-    check_source(script, mixture)
+    check_source(script, mixture, start)
     if not model.use_peft:
         raise ConfigError("sft: `use_peft` is false, but only adapters are trained: set it to true")
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
@@ -29,6 +29,7 @@ def main(script, training, model, mixture, start) -> Run:
 
     from transformers import set_seed
 
+    from toolkit.data.checks import check_texts
     from toolkit.models.adapters import save_adapter
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.peft_methods import build_peft_config
@@ -40,8 +41,18 @@ def main(script, training, model, mixture, start) -> Run:
     configs = (script, training, model, mixture, start)
     with Run.start(training.output_dir, recipe="sft", configs=configs, resume=resume) as run:
         set_seed(training.seed)  # before the split: TRL's get_dataset passes no seed of its own
-        splits = load_splits(script, mixture, start, kind="prompt-completion", seed=training.seed)
+        splits = load_splits(
+            script,
+            mixture,
+            start,
+            kind="prompt-completion",
+            seed=training.seed,
+            texts=True,
+            folder=run.path,
+        )
         base, tokenizer = load_base(model, trust_remote_code=training.trust_remote_code)
+        limit = None if training.packing else training.max_length
+        splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)
         run.base = fingerprint(model, tokenizer)
         trainer = SFTTrainer(
             base,

@@ -1,7 +1,28 @@
 """Arguments of the recipes, as dataclasses beside TRL's own."""
 
+import json
 import math
 from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class SourceArguments:
+    """One dataset of a mixture: an entry of `sources`."""
+
+    dataset_name: str
+    dataset_config: str | None = None
+    split: str = "train"
+    fraction: float | None = None
+    columns: dict[str, str] | None = None
+    dataset_format: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.fraction is not None and not 0 < self.fraction < math.inf:
+            raise ValueError(
+                f"{self.dataset_name}: `fraction` must be above 0, got {self.fraction}"
+            )
+        self.columns = _column_map(self.columns)
 
 
 @dataclass
@@ -12,9 +33,33 @@ class DataArguments:
         default=None,
         metadata={"help": "Name of the rows' format; by default it is detected from the columns."},
     )
+    columns: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Other names for columns, {yours: theirs}; as JSON on the command line, such as "
+            '{"question": "prompt"}.'
+        },
+    )
+    sources: list[SourceArguments] = field(
+        default_factory=list,
+        metadata={
+            "help": "A mixture, in the YAML: a list of dataset_name with fraction, columns, split, "
+            "dataset_config, dataset_format (docs/data.md)."
+        },
+    )
+    pairs: Literal["all", "best"] = field(
+        default="all",
+        metadata={"help": "Of a ranking: all its pairs, or the best against each of the rest."},
+    )
     drop_bad_rows: bool = field(
         default=False,
-        metadata={"help": "Drop malformed rows, saying how many, instead of stopping at them."},
+        metadata={
+            "help": "Drop malformed rows into dropped_rows.jsonl, saying how many, instead of "
+            "stopping at them."
+        },
+    )
+    drop_duplicates: bool = field(
+        default=False, metadata={"help": "Drop rows that repeat an earlier one, too."}
     )
     max_rows: int | None = field(
         default=None, metadata={"help": "Use only the first rows of each split (a quick trial)."}
@@ -23,6 +68,32 @@ class DataArguments:
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"`max_rows` must be at least 1, got {self.max_rows}")
+        self.columns = _column_map(self.columns)
+        self.sources = [
+            SourceArguments(**source) if isinstance(source, dict) else source
+            for source in self.sources
+        ]
+
+
+def _column_map(given: dict[str, str] | str | None) -> dict[str, str] | None:
+    """`columns` as a mapping.
+
+    Raises: ValueError where it is none, or gives two columns one name.
+    """
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise ValueError(f"`columns` must be a JSON object, got {given!r}") from error
+    if given is None:
+        return None
+    if not isinstance(given, dict) or not all(
+        isinstance(name, str) for pair in given.items() for name in pair
+    ):
+        raise ValueError(f"`columns` must map names to names, got {given!r}")
+    if len(set(given.values())) < len(given):
+        raise ValueError(f"`columns` gives two columns the same name, got {given!r}")
+    return given
 
 
 @dataclass

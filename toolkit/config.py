@@ -209,7 +209,7 @@ def _is_mapping_of(value: Any, option: Any, place: str) -> bool:
     for key, inner in value.items():
         if key not in known:
             raise ConfigError(f"{place}: unknown option `{key}`{_did_you_mean(key, known)}")
-        _checked(inner, known[key][0], f"{place}.{key}")
+        value[key] = _checked(inner, known[key][0], f"{place}.{key}")
     missing = [
         f.name
         for f in dataclasses.fields(option)

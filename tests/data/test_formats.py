@@ -3,12 +3,9 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from toolkit.data import FORMATS, convert_row, convert_rows, detect_format, ranked_to_pairs
-from toolkit.data.formats import KINDS, Kind, check_conversion
-from toolkit.data.messages import SPEAKERS
+from toolkit.data import FORMATS, convert_row, convert_rows, detect_format
+from toolkit.data.formats import Kind, check_conversion
 from toolkit.errors import DatasetError
 
 
@@ -128,6 +125,27 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, Any] | N
         None,
         [SYSTEM, user("Greet.")],
     ),
+    (  # LLaMA-Factory's earlier turns
+        "alpaca",
+        {"instruction": "Sky?", "output": "Blue.", "history": [["Hi", "Hello!"]]},
+        {"prompt": HH_PROMPT, "completion": [assistant("Blue.")]},
+        None,
+        HH_PROMPT,
+    ),
+    (
+        "alpaca_preference",
+        {"instruction": "Sky?", "input": "", "chosen": "Blue.", "rejected": "Green."},
+        {"prompt": [user("Sky?")], "completion": [assistant("Blue.")]},
+        {"prompt": [user("Sky?")], **PAIR},
+        [user("Sky?")],
+    ),
+    (
+        "unpaired",
+        {"prompt": "Sky?", "completion": "Blue.", "label": True},
+        {"prompt": "Sky?", "completion": "Blue."},
+        None,
+        "Sky?",
+    ),
     (
         "sharegpt",
         SHAREGPT,
@@ -173,7 +191,70 @@ def test_each_format_becomes_each_kind(
 
 
 def test_every_format_has_a_case() -> None:
-    assert {name for name, *_ in CASES} | {"ranked"} == set(FORMATS)
+    assert {name for name, *_ in CASES} | {"ranked", "ultrafeedback", "text"} == set(FORMATS)
+
+
+@pytest.mark.parametrize(("name", "row", "sft", "preference", "asked"), CASES)
+def test_formats_become_unpaired_where_answers_are_known_to_be_good_or_bad(
+    name: str, row: Any, sft: Any, preference: Any, asked: Any
+) -> None:
+    if name == "unpaired":
+        assert convert_row(row, format=name, kind="unpaired") == [row]
+    elif preference is None:
+        with pytest.raises(DatasetError, match="which has no answers known to be good or bad"):
+            check_conversion(format=name, kind="unpaired", place="x")
+    else:
+        good = {"prompt": asked, "completion": preference["chosen"], "label": True}
+        bad = {"prompt": asked, "completion": preference["rejected"], "label": False}
+        assert convert_row(row, format=name, kind="unpaired") == [good, bad]
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [(True, True), (False, False), (1, True), (0, False), ("True", True), ("false ", False)],
+)
+def test_formats_of_labels(given: Any, label: bool) -> None:
+    row = {"prompt": "q", "completion": "a", "label": given, "id": 7}
+    assert detect_format([row], place="x") == "unpaired"
+    (made,) = convert_row(row, format="unpaired", kind="unpaired")
+    assert made == {"prompt": "q", "completion": "a", "label": label, "id": 7}
+    assert made["label"] is label
+    sft = convert_row(row, format="unpaired", kind="prompt-completion")
+    assert sft == ([{"prompt": "q", "completion": "a"}] if label else [])
+
+
+def test_formats_with_a_label_of_something_else() -> None:
+    row = {"prompt": "q", "completion": "a", "label": "sports"}
+    assert detect_format([row], place="x") == "prompt-completion"
+    with pytest.raises(DatasetError, match=r'"label" must be true or false, got "sports" \(str\)'):
+        convert_row(row, format="unpaired", kind="unpaired")
+
+
+def test_bad_answers_are_left_out_of_sft_and_counted() -> None:
+    rows = [{"prompt": "q", "completion": str(i), "label": i < 2} for i in range(5)]
+    result = convert_rows(rows, place="x", format="unpaired", kind="prompt-completion")
+    assert [row["completion"] for row in result.rows] == ["0", "1"]
+    assert (result.read, result.dropped, result.unused) == (5, [], {"are labelled bad": 3})
+
+
+def test_formats_of_text_without_a_prompt() -> None:
+    row = {"text": " A story.\n", "url": "x"}
+    assert detect_format([row], place="x") == "text"
+    assert convert_row(row, format="text", kind="text") == [{"text": " A story.\n"}]
+    with pytest.raises(
+        DatasetError, match=r"its format is text .* which has no prompts; prompt-on"
+    ):
+        check_conversion(format="text", kind="prompt-only", place="x")
+    with pytest.raises(DatasetError, match=r"text needs the columns text\.$"):
+        check_conversion(format="alpaca", kind="text", place="x")
+
+
+def test_formats_that_would_lose_the_prompt_are_refused() -> None:
+    row = {"system": "Be brief.", "question": "Sky?", "chosen": "It is.", "rejected": "It isn't."}
+    with pytest.raises(DatasetError, match=r"say `columns: \{question: prompt\}`"):
+        detect_format([row], place="x")
+    asked = {"question": "Sky?", **PAIR}  # messages hold their prompt, or fail for the lack of it
+    assert detect_format([asked], place="x") == "implicit-preference"
 
 
 def test_impossible_conversion_names_format_kind_and_columns() -> None:
@@ -181,8 +262,9 @@ def test_impossible_conversion_names_format_kind_and_columns() -> None:
         check_conversion(format="alpaca", kind="preference", place="data/a.json")
     assert str(caught.value) == (
         "data/a.json: its format is alpaca (columns instruction, output), which has no better and "
-        "worse answers; preference needs the columns prompt, chosen, rejected, or one of the "
-        "formats sharegpt_preference, hh, implicit-preference, ranked."
+        "worse answers to one prompt; preference needs the columns prompt, chosen, rejected, or one "
+        "of the formats sharegpt_preference, alpaca_preference, hh, implicit-preference, ranked, "
+        "ultrafeedback."
     )
 
 
@@ -195,48 +277,6 @@ def test_other_columns_stay_where_trainers_and_reward_functions_read_them() -> N
     assert convert_row(pair, format="preference", kind="preference") == [
         {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green.", "margin": 0.5}
     ]
-
-
-def test_ranked_gives_all_pairs_that_are_not_tied() -> None:
-    row = {"prompt": "Sky?", "completions": ["a", "b", "c", "d"], "ranks": [2, 1, 2, 3]}
-    assert ranked_to_pairs(row) == [
-        {"prompt": "Sky?", "chosen": "b", "rejected": "a"},
-        {"prompt": "Sky?", "chosen": "a", "rejected": "d"},
-        {"prompt": "Sky?", "chosen": "b", "rejected": "c"},
-        {"prompt": "Sky?", "chosen": "b", "rejected": "d"},
-        {"prompt": "Sky?", "chosen": "c", "rejected": "d"},
-    ]
-
-
-def test_ranked_by_scores_highest_first_and_equal_completions_are_tied() -> None:
-    row = {"prompt": "Sky?", "completions": ["a", "b", "a"], "scores": [0.1, 0.9, -1]}
-    assert ranked_to_pairs(row) == [
-        {"prompt": "Sky?", "chosen": "b", "rejected": "a"},
-        {"prompt": "Sky?", "chosen": "b", "rejected": "a"},
-    ]
-
-
-def test_ranked_kinds_and_style() -> None:
-    row = {"prompt": [user("Sky?")], "completions": ["Green.", "Blue."], "ranks": [2, 1]}
-    assert detect_format([row], place="x") == "ranked"
-    (pair,) = convert_row(row, format="ranked", kind="preference")
-    assert isinstance(pair.pop("group_id"), int)
-    assert pair == {"prompt": [user("Sky?")], **PAIR}
-    assert convert_row(row, format="ranked", kind="prompt-completion") == [
-        {"prompt": [user("Sky?")], "completion": [assistant("Blue.")]}
-    ]
-
-
-def test_pairs_of_one_ranking_share_a_group() -> None:
-    rows = [
-        {"prompt": p, "completions": ["a", "b", "c"], "ranks": [1, 2, 3]} for p in ("Sky?", "Sea?")
-    ]
-    made = convert_rows(rows, place="x", format="ranked", kind="preference").rows
-    groups = [row["group_id"] for row in made]
-    assert len(groups) == 6
-    assert groups[:3] == [groups[0]] * 3
-    assert groups[3:] == [groups[3]] * 3
-    assert groups[0] != groups[3]
 
 
 BAD: list[tuple[str, Any, str]] = [
@@ -316,6 +356,13 @@ BAD: list[tuple[str, Any, str]] = [
         '"prompt" must be the last user message',
     ),
     (
+        "preference",
+        {"prompt": "Sky?", "chosen": "Blue.", "rejected": " Blue.\n"},
+        '"chosen" and "rejected" must differ, got the same but for blanks at an end',
+    ),
+    ("unpaired", {"prompt": "x", "completion": "y", "label": None}, '"label" must be true or'),
+    ("unpaired", {"prompt": "x", "completion": "y", "label": -1}, "true or false, got -1 (int)"),
+    (
         "implicit-preference",
         {"chosen": "Blue.", "rejected": "Green."},
         '"chosen" and "rejected" must start with the same words',
@@ -328,8 +375,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("alpaca", {"instruction": "Add.", "input": 3, "output": "3"}, '"input" must be non-empty'),
     (
         "alpaca",
-        {"instruction": "Add.", "output": "3", "history": [["a", "b"]]},
-        '"history" must be empty',
+        {"instruction": "Add.", "output": "3", "history": [["a", "b", "c"]]},
+        '"history" must be a list of [question, answer], got [["a", "b", "c"]]',
     ),
     (
         "sharegpt",
@@ -446,7 +493,8 @@ def test_all_ties_are_counted_and_not_malformed() -> None:
         {"prompt": "Sea?", "completions": ["a", "b"], "ranks": [1, 2]},
     ]
     result = convert_rows(rows, place="x", format="ranked", kind="preference")
-    assert (result.read, len(result.rows), result.tied, result.dropped) == (2, 1, 1, [])
+    assert (result.read, len(result.rows), result.dropped) == (2, 1, [])
+    assert result.unused == {"hold only ties": 1}
 
 
 def test_text_among_messages_is_refused() -> None:
@@ -466,79 +514,3 @@ def test_detection_goes_by_what_most_rows_have() -> None:
     assert detect_format(rows, place="x") == "prompt-completion"
     with pytest.raises(DatasetError, match=r"x: the columns answer, question are of no known form"):
         detect_format([{"question": "a", "answer": "b"}], place="x")
-
-
-TEXTS = st.sampled_from(["", " ", "Hi", "The sky is", "The sky is blue", HH["chosen"], "\ud800"])
-SPEAKER = st.sampled_from([*SPEAKERS, "robot"])
-TURN = st.fixed_dictionaries({}, optional={"role": SPEAKER, "content": TEXTS}) | st.builds(
-    lambda who, what: {"from": who, "value": what}, SPEAKER, TEXTS
-)
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | TEXTS,
-    lambda inner: st.lists(inner | TURN, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=8,
-)
-CONVERSATION = st.integers(1, 4).map(
-    lambda n: [(assistant if i % 2 else user)(f"turn {i}") for i in range(n)]
-)
-VALUES = ANYTHING | st.lists(TURN, max_size=4) | CONVERSATION | st.lists(st.integers(), max_size=3)
-RANKED = {"prompt": "Sky?", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]}
-RIGHT = [(name, row) for name, row, *_ in CASES] + [("ranked", RANKED)]
-
-
-@st.composite
-def datasets(draw: st.DrawFn) -> tuple[str, list[Any]]:
-    """A format, and rows of it of which some are damaged in a column or replaced by anything."""
-    name = draw(st.sampled_from([*FORMATS]))
-    columns = [*FORMATS[name].columns, *FORMATS[name].optional, "other"]
-    damage = st.dictionaries(st.sampled_from(columns), VALUES, max_size=2)
-    right = st.sampled_from([row for case, row in RIGHT if case == name])
-    rows = right | st.builds(lambda row, other: {**row, **other}, right, damage) | ANYTHING
-    return name, draw(st.lists(rows, max_size=6))
-
-
-def check_completion(value: Any, *, plain: bool) -> None:
-    if not plain:
-        assert [m["role"] for m in value] == ["assistant"]
-        assert set(value[0]) == {"role", "content"}
-        value = value[0]["content"]
-    assert isinstance(value, str)
-    assert value.strip()
-
-
-def check_right(row: dict[str, Any], kind: Kind) -> None:
-    plain = isinstance(row["prompt"], str)
-    if not plain:
-        spoken = [m["role"] for m in row["prompt"]]
-        turns = spoken[1:] if spoken[0] == "system" else spoken
-        assert turns[::2] == ["user"] * len(turns[::2])
-        assert turns[1::2] == ["assistant"] * len(turns[1::2])
-        assert turns[-1] == "user"
-    if kind == "prompt-completion":
-        assert set(row) == {"prompt", "completion"}
-        check_completion(row["completion"], plain=plain)
-    if kind == "preference":
-        check_completion(row["chosen"], plain=plain)
-        check_completion(row["rejected"], plain=plain)
-        assert row["chosen"] != row["rejected"]
-
-
-@given(dataset=datasets(), detect=st.booleans(), drop=st.booleans())
-def test_any_rows_become_right_rows_or_a_dataset_error(
-    dataset: tuple[str, list[Any]], detect: bool, drop: bool
-) -> None:
-    name, rows = dataset
-    for kind in KINDS:
-        try:
-            found = detect_format(rows, place="x") if detect else name
-            check_conversion(format=found, kind=kind, place="x")
-            result = convert_rows(rows, place="x", format=found, kind=kind, drop_bad_rows=drop)
-        except DatasetError as error:
-            str(error).encode()  # can be printed
-            continue
-        for row in result.rows:
-            check_right(row, kind)
-        assert len({isinstance(row["prompt"], str) for row in result.rows}) < 2
-        assert result.read == len(rows)
-        if found != "ranked" or kind != "preference":
-            assert len(result.rows) + len(result.dropped) == len(rows)

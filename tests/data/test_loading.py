@@ -59,7 +59,8 @@ def test_jsonl_and_its_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str
     name = lines(tmp_path / "d.jsonl", pairs(3))
     splits = load(name)
     assert {k: v.to_list() for k, v in splits.items()} == {"train": pairs(3)}
-    said = f"{name}: prompt-completion, 3 rows -> prompt-completion (train 3)\n"
+    said = f"{name}: prompt-completion (by its columns prompt, completion), 3 rows -> "
+    said += "prompt-completion (train 3)\n"
     assert capsys.readouterr().out == said
 
 
@@ -142,7 +143,7 @@ def test_held_out_by_number_of_rows_and_whatever_the_order() -> None:
     train, test = hold_out(rows, 3, seed=0, place="x")
     assert (len(train), len(test)) == (7, 3)
     _, again = hold_out(rows[::-1], 3, seed=0, place="x")
-    assert again == test[::-1]
+    assert [rows[::-1][i] for i in again] == [rows[i] for i in reversed(test)]
 
 
 def test_held_out_never_empty_with_large_groups() -> None:
@@ -192,8 +193,8 @@ def test_bad_rows_stop_or_are_dropped_aloud(
     assert capsys.readouterr().out == (
         f"{file}: dropped 4 of 6 rows: "
         "1 empty text (3), 1 not text (4), 1 unreadable (5), 1 not a row (6)\n"
-        f"{file}: prompt-completion, 6 rows -> prompt-completion (train 2); "
-        "4 malformed rows dropped\n"
+        f"{file}: prompt-completion (by its columns prompt, completion), 6 rows -> "
+        "prompt-completion (train 2); 4 malformed rows dropped\n"
     )
 
 
@@ -220,11 +221,15 @@ def test_csv_record_of_another_length_is_named(tmp_path: Path) -> None:
         ("d.json", b'[{"prompt": "q"},\n{"prompt"]', "d.json line 2: not JSON"),
         ("d.json", b"3", "expected a list of rows, got int"),
         ("d.json", b"[" * 100_000, "not JSON"),
-        ("d.jsonl", b"\xff\xfe", "not UTF-8 text at byte 1"),
+        ("d.jsonl", b"\xff\xfe", "row 1: line 1 is not UTF-8 text at byte 1"),
+        ("d.json", b'["a",\n"\xff"]', "line 2: not UTF-8 text at byte 8 of the file"),
+        ("d.csv", b"prompt\n\xe9t\xe9\n", "line 2: not UTF-8 text at byte 8 of the file"),
         ("d.jsonl.gz", b"plain", "cannot read the file"),
         ("d.jsonl.gz", gzip.compress(b'{"prompt": "q"}' * 99)[:-12], "cannot read the file"),
         ("d.parquet", b"plain", "not a Parquet file"),
         ("d.csv", b"prompt,prompt\na,b\n", "the header names a column twice"),
+        ("d.jsonl", b'{"prompt": "a", "prompt": "b"}\n', 'the key "prompt" stands twice in an obj'),
+        ("d.json", b'[{"prompt": "a", "prompt": "b"}]', 'the key "prompt" stands twice in an obj'),
         ("d.csv", b'prompt\n"a', "not CSV"),
         ("d.jsonl", b"", "it has no rows"),
         ("d.csv", b"prompt\n", "it has no rows"),
@@ -284,9 +289,7 @@ def test_unusable_option(tmp_path: Path, options: dict[str, Any], message: str) 
 
 def test_only_ties_leave_nothing(tmp_path: Path) -> None:
     row = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 1]}
-    with pytest.raises(
-        DatasetError, match="nothing to use in the train split: all 2 rows are ties"
-    ):
+    with pytest.raises(DatasetError, match="in the train split: all 2 rows hold only ties"):
         load(lines(tmp_path / "d.jsonl", [row, row]), kind="preference")
 
 
@@ -357,7 +360,9 @@ def test_embedded_world(name: str, kind: str, capsys: pytest.CaptureFixture[str]
     splits = load(name, kind=kind, max_rows=20)
     assert set(splits) == {"train", "test"}
     assert all(isinstance(row["prompt"], list) for rows in splits.values() for row in rows)
-    assert capsys.readouterr().out.startswith(f"{name}: {kind}, the first 40 of ")
+    said = capsys.readouterr().out
+    assert said.startswith(f"{name}: {kind} (by its columns ")
+    assert "), the first 40 of " in said
 
 
 def test_embedded_world_without_that_name() -> None:

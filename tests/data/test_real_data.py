@@ -1,29 +1,109 @@
 """Real files: every row is converted or accounted for."""
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
-from toolkit.arguments import DataArguments
-from toolkit.data import load_splits
+from toolkit.arguments import DataArguments, SourceArguments
+from toolkit.data import Splits, check_texts, load_splits
+from toolkit.data.faults import DROPPED_FILE
 from toolkit.errors import DatasetError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def load(file: str, kind: str, *, test: float | None = None, **run_args: Any) -> dict[str, Any]:
+def find(file: str) -> Path:
     path = DATA / file
     if not path.exists():
         pytest.skip(f"the real data file {file} is not at ../shared/data")
+    return path
+
+
+def load(
+    file: str,
+    kind: str,
+    *,
+    test: float | None = None,
+    folder: Path | None = None,
+    **run_args: Any,
+) -> Splits:
     return load_splits(
-        ScriptArguments(dataset_name=str(path)),
+        ScriptArguments(dataset_name=str(find(file))),
         DatasetMixtureConfig(test_split_size=test),
         DataArguments(**run_args),
         kind=kind,
         seed=0,
+        folder=folder,
     )
+
+
+def count_rows(file: str) -> int:
+    path = find(file)
+    if path.suffix == ".gz":
+        with gzip.open(path, "rt") as lines:
+            return sum(bool(line.strip()) for line in lines)
+    return len(json.loads(path.read_text()))
+
+
+HH, SHAREGPT = "hh_rlhf_harmless.jsonl.gz", "sharegpt_preferences.json"
+CHINESE, ALPACA = "sharegpt_preferences_zh.json", "alpaca_instructions.json"
+# rows of each file that are malformed, counted by reading them
+MALFORMED = {HH: 6, SHAREGPT: 0, CHINESE: 0, ALPACA: 0}
+
+
+@pytest.mark.parametrize("kind", ["prompt-completion", "preference", "prompt-only", "unpaired"])
+@pytest.mark.parametrize("file", [HH, SHAREGPT, CHINESE, ALPACA])
+def test_real_data_rows_read_are_rows_converted_and_dropped(
+    file: str, kind: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    options: dict[str, Any] = {"drop_bad_rows": True, "folder": tmp_path}
+    if file == ALPACA and kind in ("preference", "unpaired"):
+        with pytest.raises(DatasetError, match=rf"its format is alpaca .*{kind} needs"):
+            load(file, kind, **options)
+        return
+    splits = load(file, kind, test=0.1, **options)
+    splits = check_texts(splits, tokenizer, DataArguments())
+    dropped = tmp_path / DROPPED_FILE
+    lost = dropped.read_text().splitlines() if dropped.exists() else []
+    assert len(lost) == MALFORMED[file]
+    made = [(o.place, o.number) for origins in splits.origins.values() for o in origins]
+    each = 2 if kind == "unpaired" else 1
+    assert len(made) == each * len(set(made)) == len(splits["train"]) + len(splits["test"])
+    assert len(set(made)) + len(lost) == count_rows(file)
+    prompts = [{str(row["prompt"]) for row in splits[name]} for name in ("train", "test")]
+    assert not prompts[0] & prompts[1]
+
+
+def test_real_data_repeats_are_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(load(ALPACA, "prompt-completion", drop_duplicates=True)["train"]) == 499
+    assert "; 1 train row repeats an earlier one (" in capsys.readouterr().out
+
+
+def test_real_data_in_one_mixture(tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    shares = {HH: 0.5, SHAREGPT: 0.2, CHINESE: 0.05, ALPACA: 0.25}
+    sources = [SourceArguments(str(find(file)), fraction=f) for file, f in shares.items()]
+    splits = load_splits(
+        ScriptArguments(),
+        DatasetMixtureConfig(test_split_size=0.1),
+        DataArguments(sources=sources, drop_bad_rows=True),
+        kind="prompt-completion",
+        seed=0,
+    )
+    # 150 rows are a fifth of 750, and the other files have more than their shares of that
+    drawn = {HH: 375, SHAREGPT: 150, CHINESE: 38, ALPACA: 188}
+    said = capsys.readouterr().out
+    for file, count in drawn.items():
+        of = count_rows(file)
+        rows = f"{count} rows" if count == of else f"{count} of {of} rows"
+        assert f"), {rows} -> prompt-completion (train " in said
+    dropped = sum(int(line.split("dropped ")[1].split()[0]) for line in said.splitlines()
+                  if ": dropped " in line)  # fmt: skip
+    assert len(splits["train"]) + len(splits["test"]) == sum(drawn.values()) - dropped
+    assert len(check_texts(splits, tokenizer, DataArguments())["train"]) == len(splits["train"])
 
 
 @pytest.mark.parametrize(
@@ -64,9 +144,8 @@ def test_hh_counts_add_up(kind: str, capsys: pytest.CaptureFixture[str]) -> None
     assert len(splits["train"]) + len(splits["test"]) == 1156 - 6
     said = capsys.readouterr().out
     assert "dropped 6 of 1156 rows: 4 empty text (87, 517, 926, 1104)" in said
-    assert f"hh, 1156 rows -> {kind} (train {len(splits['train'])}, test {len(splits['test'])}" in (
-        said
-    )
+    sizes = f"(train {len(splits['train'])}, test {len(splits['test'])})"
+    assert f"hh (by its columns chosen, rejected), 1156 rows -> {kind} {sizes}" in said
 
 
 def test_hh_prompt_and_answers_are_the_transcript() -> None:

@@ -1,5 +1,6 @@
 """Data files on this machine: found by split, and read as rows that keep their numbers."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.messages import Unreadable
+from toolkit.data.messages import Unreadable, as_json
 from toolkit.errors import DatasetError
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
@@ -69,32 +70,39 @@ def read_rows(path: Path) -> list[Any]:
         raise DatasetError(f"{path}: cannot read the file ({error})") from error
     if name.endswith(".parquet"):
         return _parquet(data, path)
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if name.endswith(".jsonl"):
+        return list(_json_lines(data))
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode()
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not UTF-8 text at byte {error.start + 1}") from error
-    if name.endswith(".csv"):
-        return list(_csv(text, path))
-    return _json(text, path) if name.endswith(".json") else list(_json_lines(text))
+        line = data.count(b"\n", 0, error.start) + 1
+        reason = f"line {line}: not UTF-8 text at byte {error.start + 1} of the file"
+        raise DatasetError(f"{path} {reason}; save it as UTF-8") from error
+    return list(_csv(text, path)) if name.endswith(".csv") else _json(text, path)
 
 
-def _json_lines(text: str) -> Iterator[Any]:
-    # Not splitlines(): JSON may hold U+2028 and others that it would take for a line's end.
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+def _json_lines(data: bytes) -> Iterator[Any]:
+    # Of bytes splitlines() breaks at \n and \r alone, not at U+2028, which JSON may hold.
+    for number, line in enumerate(data.splitlines(), start=1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield json.loads(line.decode(), object_pairs_hook=_object)
+            except UnicodeDecodeError as error:
+                reason = f"line {number} is not UTF-8 text at byte {error.start + 1}"
+                yield Unreadable(reason, line.decode(errors="backslashreplace").strip())
             except (ValueError, RecursionError) as error:
-                yield Unreadable(f"line {number} is not JSON ({_reason(error)})", line.strip())
+                reason = f"line {number} is not JSON ({_reason(error)})"
+                yield Unreadable(reason, line.decode().strip())
 
 
 def _json(text: str, path: Path) -> list[Any]:
     """A list of rows; or one row to a line, which many files called .json are."""
     try:
-        loaded = json.loads(text)
+        loaded = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{"):
-            return list(_json_lines(text))
+            return list(_json_lines(text.encode()))
         place = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DatasetError(f"{path}{place}: not JSON ({_reason(error)})") from error
     if isinstance(loaded, dict):
@@ -102,6 +110,16 @@ def _json(text: str, path: Path) -> list[Any]:
     if not isinstance(loaded, list):
         raise DatasetError(f"{path}: expected a list of rows, got {type(loaded).__name__}")
     return loaded
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two equal keys Python would keep the last and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {as_json(twice)} stands twice in an object")
+    return found
 
 
 def _reason(error: Exception) -> str:

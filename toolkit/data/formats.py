@@ -1,44 +1,83 @@
 """The formats that a dataset's rows may have, and their conversion to what a recipe asks for.
 
-Rows come in one of `FORMATS` and leave as one of three kinds, in TRL's own columns:
+Rows come in one of `FORMATS` and leave as one of these kinds, in TRL's own columns:
 
     prompt-completion   {"prompt", "completion"}            SFT
     preference          {"prompt", "chosen", "rejected"}    reward model, DPO
+    unpaired            {"prompt", "completion", "label"}   KTO
     prompt-only         {"prompt"}                          PPO, RLOO, GRPO
+    text                {"text"}                            SFT on text without prompts
 
-Preference and prompt-only rows keep the other columns ("margin", "group_id", a reference answer)
-for trainers and reward functions that read them. A ranking's pairs share a "group_id".
-Plain text stays plain text; alpaca, sharegpt and hh rows become messages.
-See https://huggingface.co/docs/trl/dataset_formats.
+All but prompt-completion and text rows keep the other columns ("margin", a reference answer) for
+trainers and reward functions that read them. What is made of one ranking shares a "group_id".
+Plain text stays plain text; alpaca, sharegpt, hh and ultrafeedback rows become messages.
+See docs/data.md and https://huggingface.co/docs/trl/dataset_formats.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from toolkit.data import readers
 from toolkit.data.messages import BadRow, Message, Row, Unreadable, shown
-from toolkit.data.ranking import best_completion, group_id, ranked_to_pairs, read_ranked
+from toolkit.data.ranking import (
+    Pairs,
+    best_completion,
+    group_id,
+    labels_of,
+    pairs_of,
+    read_ranked,
+    read_ultrafeedback,
+)
 from toolkit.errors import DatasetError
 
-Kind = Literal["prompt-completion", "preference", "prompt-only"]
+Kind = Literal["prompt-completion", "preference", "unpaired", "prompt-only", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Holds = Literal["texts", "prompts", "answers", "labels", "choices"]
+
+# What rows of each kind can be made of.
+MAKES: Mapping[Kind, tuple[Holds, ...]] = {
+    "prompt-completion": ("answers", "labels", "choices"),
+    "preference": ("choices",),
+    "unpaired": ("labels", "choices"),
+    "prompt-only": ("prompts", "answers", "labels", "choices"),
+    "text": ("texts",),
+}
+COLUMNS: Mapping[Kind, tuple[str, ...]] = {
+    "prompt-completion": ("prompt", "completion"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "unpaired": ("prompt", "completion", "label"),
+    "prompt-only": ("prompt",),
+    "text": ("text",),
+}
+LACKS: Mapping[Kind, str] = {
+    "prompt-completion": "answers",
+    "preference": "better and worse answers to one prompt",
+    "unpaired": "answers known to be good or bad",
+    "prompt-only": "prompts",
+    "text": "texts",
+}
 
 # TRL tells formats apart by these columns, so none may stay beside those of a kind.
 TRL_COLUMNS = {"prompt", "completion", "chosen", "rejected", "messages", "label", "text"}
 TRL_COLUMNS |= {"input_ids", "prompt_ids", "completion_ids", "chosen_ids", "rejected_ids"}
+
+# Beside texts with a shared beginning, one of these is likely the prompt that they lack.
+LIKELY_PROMPTS = ("question", "query", "input", "context", "instruction", "user", "problem", "post")
 
 
 @dataclass(frozen=True)
 class Format:
     """A row contract: its columns, what a row holds, and how to read one.
 
-    `holds` is "prompts", "answers" (a prompt and one good completion) or "choices" (a prompt,
-    and completions of which some are better). `read` raises BadRow.
+    `holds` is "texts", "prompts", "answers" (a prompt and one good completion), "labels" (a prompt
+    and a completion, good or bad) or "choices" (a prompt, and completions of which some are
+    better). `read` raises BadRow.
     """
 
     columns: tuple[str, ...]
-    holds: Literal["prompts", "answers", "choices"]
+    holds: Holds
     read: Callable[[Row], Row]
     optional: tuple[str, ...] = ()
 
@@ -51,10 +90,18 @@ FORMATS: Mapping[str, Format] = {
         readers.read_sharegpt_preference,
         ("system",),
     ),
+    "alpaca_preference": Format(
+        ("instruction", "chosen", "rejected"),
+        "choices",
+        readers.read_alpaca_preference,
+        ("input", "system", "history"),
+    ),
     "preference": Format(("prompt", "chosen", "rejected"), "choices", readers.read_preference),
     "hh": Format(("chosen", "rejected"), "choices", readers.read_hh),
     "implicit-preference": Format(("chosen", "rejected"), "choices", readers.read_implicit),
     "ranked": Format(("prompt", "completions"), "choices", read_ranked, ("ranks", "scores")),
+    "ultrafeedback": Format(("instruction", "completions"), "choices", read_ultrafeedback),
+    "unpaired": Format(("prompt", "completion", "label"), "labels", readers.read_unpaired),
     "prompt-completion": Format(
         ("prompt", "completion"), "answers", readers.read_prompt_completion
     ),
@@ -64,6 +111,7 @@ FORMATS: Mapping[str, Format] = {
         ("instruction", "output"), "answers", readers.read_alpaca, ("input", "system", "history")
     ),
     "prompt-only": Format(("prompt",), "prompts", readers.read_prompt),
+    "text": Format(("text",), "texts", readers.read_text),
 }
 
 
@@ -74,7 +122,8 @@ def detect_format(rows: Sequence[Any], *, place: str) -> str:
         rows: all rows; what is no dictionary is passed over.
         place: the file or dataset, for the error.
 
-    Raises: DatasetError if there are no rows or their columns are of no known format.
+    Raises: DatasetError if there are no rows, or their columns are of no known format, or a column
+        beside `chosen` and `rejected` looks like the prompt that would be lost.
     """
     if not rows:
         raise DatasetError(f"{place}: it has no rows")
@@ -82,24 +131,45 @@ def detect_format(rows: Sequence[Any], *, place: str) -> str:
     if not found:
         first = rows[0].reason if isinstance(rows[0], Unreadable) else f"got {shown(rows[0])}"
         raise DatasetError(f"{place}: no row is an object with columns; row 1: {first}")
-    counts: dict[str, int] = {}
-    for row in found:
-        for name in row:
-            counts[name] = counts.get(name, 0) + 1
-    present = {name for name, n in counts.items() if 2 * n >= len(found)}
+    present = common_columns(found)
     for name, fmt in FORMATS.items():
-        if present.issuperset(fmt.columns) and (name != "hh" or _mostly_transcripts(found)):
+        if present.issuperset(fmt.columns) and _fits(name, found):
+            if name == "implicit-preference":
+                _check_no_prompt(found, present, place=place)
             return name
     known = "; ".join(f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items())
     raise DatasetError(
         f"{place}: the columns {', '.join(sorted(present)) or '(none)'} are of no known format. "
-        f"Rename them to those of one of these: {known}."
+        f"Rename them, with `columns: {{yours: theirs}}`, to those of one of these: {known}."
     )
 
 
-def _mostly_transcripts(rows: Sequence[Row]) -> bool:
-    texts: list[str] = [row["chosen"] for row in rows if isinstance(row.get("chosen"), str)]
-    return 2 * sum(t.lstrip().startswith("Human:") for t in texts) > len(texts)
+def common_columns(rows: Sequence[Row]) -> set[str]:
+    """The columns that at least half of the rows have."""
+    counts = Counter(name for row in rows for name in row)
+    return {name for name, n in counts.items() if 2 * n >= len(rows)}
+
+
+def _fits(name: str, rows: Sequence[Row]) -> bool:
+    """What the columns alone do not say: whether most values are of the format's kind."""
+    if name == "hh":
+        texts: list[str] = [row["chosen"] for row in rows if isinstance(row.get("chosen"), str)]
+        return 2 * sum(t.lstrip().startswith("Human:") for t in texts) > len(texts)
+    if name == "unpaired":  # a column "label" may be about anything
+        return 2 * sum(readers.is_label(row.get("label")) for row in rows) > len(rows)
+    return True
+
+
+def _check_no_prompt(rows: Sequence[Row], present: set[str], *, place: str) -> None:
+    if not any(isinstance(row.get("chosen"), str) for row in rows):
+        return
+    for name in LIKELY_PROMPTS:
+        if name in present:
+            raise DatasetError(
+                f'{place}: beside "chosen" and "rejected" there is a column "{name}". If it is the '
+                f"prompt, say `columns: {{{name}: prompt}}`; if the two begin with the prompt, say "
+                "`dataset_format: implicit-preference`."
+            )
 
 
 def check_conversion(*, format: str, kind: Kind, place: str) -> None:
@@ -108,28 +178,29 @@ def check_conversion(*, format: str, kind: Kind, place: str) -> None:
         raise DatasetError(
             f"{place}: unknown dataset_format {format!r}; known: {', '.join(FORMATS)}"
         )
-    fits = {"prompts": 0, "answers": 1, "choices": 2}
-    needs = {"prompt-only": 0, "prompt-completion": 1, "preference": 2}[kind]
-    if fits[FORMATS[format].holds] < needs:
-        wanted = {1: "prompt, completion", 2: "prompt, chosen, rejected"}[needs]
-        others = [n for n, f in FORMATS.items() if fits[f.holds] >= needs and n != kind]
-        raise DatasetError(
-            f"{place}: its format is {format} (columns {', '.join(FORMATS[format].columns)}), "
-            f"which has no {'better and worse answers' if needs == 2 else 'answers'}; {kind} "
-            f"needs the columns {wanted}, or one of the formats {', '.join(others)}."
-        )
+    if FORMATS[format].holds in MAKES[kind]:
+        return
+    others = [n for n, f in FORMATS.items() if f.holds in MAKES[kind] and n != kind]
+    wanted = f"the columns {', '.join(COLUMNS[kind])}"
+    raise DatasetError(
+        f"{place}: its format is {format} (columns {', '.join(FORMATS[format].columns)}), "
+        f"which has no {LACKS[kind]}; {kind} needs {wanted}"
+        + (f", or one of the formats {', '.join(others)}." if others else ".")
+    )
 
 
-def convert_row(row: Any, *, format: str, kind: Kind) -> list[Row]:
-    """One row as rows of a kind: one, or for ranked completions as many as there are pairs.
+def convert_row(row: Any, *, format: str, kind: Kind, pairs: Pairs = "all") -> list[Row]:
+    """One row as rows of a kind: one, or what a ranking or a label makes of it, perhaps none.
 
-    A preference row used for SFT gives what was chosen. Of a dialogue, SFT learns the last
-    assistant message; prompt-only keeps everything before a final answer.
+    A preference row used for SFT gives what was chosen, for KTO both answers with their labels.
+    An answer labelled bad gives SFT nothing. Of a dialogue, SFT learns the last assistant message;
+    prompt-only keeps everything before a final answer.
 
     Args:
         row: a dictionary with the columns of `format`.
         format: a name in `FORMATS` that can be converted (see `check_conversion`).
         kind: what the recipe asks for.
+        pairs: of a ranking "all" pairs, or the "best" against the rest.
 
     Raises: DatasetError (BadRow) if the row is malformed.
     """
@@ -139,21 +210,48 @@ def convert_row(row: Any, *, format: str, kind: Kind) -> list[Row]:
     parts = fmt.read(row)
     if "messages" in parts:
         parts = _split_answer(parts["messages"], kind)
-    used = {*fmt.columns, *fmt.optional} | TRL_COLUMNS
-    others = {name: value for name, value in row.items() if name not in used}
-    if kind == "prompt-only":
-        return [{"prompt": parts["prompt"]} | others]
-    if kind == "preference":
-        if "completions" in parts:
-            others = {"group_id": group_id(parts)} | others
-            return [pair | others for pair in ranked_to_pairs(parts)]
-        return [parts | others]
-    if "completions" in parts:
-        return [{"prompt": parts["prompt"], "completion": best_completion(parts)}]
-    if fmt.holds == "answers" and row.get("label") is False:
+    if fmt.holds == "answers" and kind != "prompt-only" and row.get("label") is False:
         raise BadRow("a bad answer", "`label` is false: it would be learned as if it were good")
-    completion = parts["chosen"] if "chosen" in parts else parts["completion"]
-    return [{"prompt": parts["prompt"], "completion": completion}]
+    if kind == "text":
+        return [parts]
+    made = _made(parts, kind, pairs)
+    if kind == "prompt-completion":
+        return made
+    others = {name: row[name] for name in row if name not in read_columns(format)}
+    if "completions" in parts and kind != "prompt-only":
+        others = {"group_id": group_id(parts)} | others
+    return [one | others for one in made]
+
+
+def read_columns(format: str) -> set[str]:
+    """The columns of a format that a conversion reads, or leaves out so as not to confuse TRL."""
+    return {*FORMATS[format].columns, *FORMATS[format].optional} | TRL_COLUMNS
+
+
+def _made(parts: Row, kind: Kind, pairs: Pairs) -> list[Row]:
+    """The rows of a kind that a row's parts make, without its other columns."""
+    asked = {"prompt": parts["prompt"]}
+    if kind == "prompt-only":
+        return [asked]
+    if "completions" in parts:
+        if kind == "preference":
+            return pairs_of(parts, pairs=pairs)
+        if kind == "unpaired":
+            return labels_of(parts, pairs=pairs)
+        return [asked | {"completion": best_completion(parts)}]
+    if "chosen" in parts:
+        if kind == "preference":
+            return [parts]
+        good = asked | {"completion": parts["chosen"]}
+        if kind == "prompt-completion":
+            return [good]
+        bad = asked | {"completion": parts["rejected"], "label": False}
+        return [good | {"label": True}, bad]
+    if kind == "unpaired":
+        return [parts]
+    if parts.get("label") is False:
+        return []
+    return [asked | {"completion": parts["completion"]}]
 
 
 def _split_answer(found: list[Message], kind: Kind) -> Row:

@@ -1,32 +1,79 @@
-"""Ranked completions: K answers to one prompt in a labeler's order, expanded to pairs."""
+"""Ranked completions: K answers to one prompt in a labeler's order, and what is made of them.
 
+Pairs, labels and the best answer all come from the same comparisons: an answer beats another if
+its rank is lower and the two are not the same text.
+"""
+
+import hashlib
 import itertools
 import json
 import math
-import zlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from toolkit.data.messages import BadRow, Row, answer, column, prompt, shown
+from toolkit.data.messages import BadRow, Row, answer, column, dialogue, prompt, shown, text
+
+Pairs = Literal["all", "best"]
 
 
 def read_ranked(row: Row) -> Row:
     """`{"prompt", "completions", "ranks"}` of a row that has ranks, or scores in their place.
 
-    Ranks are whole numbers, 1 is best, ties are allowed; of scores the highest is best. A
-    prompt of messages may have plain texts as completions.
+    Ranks are whole numbers, 1 is best, ties are allowed; of scores the highest is best. A prompt
+    of messages may have plain texts as completions; a text with completions of messages becomes
+    the user's message. A completion of several messages must start with the prompt's.
 
-    Raises: BadRow if they do not fit together.
+    Raises: BadRow if they do not fit together, or contradict themselves.
     """
     asked = prompt(column(row, "prompt"), '"prompt"')
-    given = column(row, "completions")
+    given = _listed(column(row, "completions"))
+    if isinstance(asked, str) and any(isinstance(item, list | dict) for item in given):
+        asked = [{"role": "user", "content": asked}]
+    completions = [
+        _completion(item, f'"completions" {i}', asked) for i, item in enumerate(given, start=1)
+    ]
+    return _ranked(asked, completions, _ranks(row, len(given)))
+
+
+def read_ultrafeedback(row: Row) -> Row:
+    """An instruction, and completions as objects with a `response` and what judges gave it.
+
+    The score is the mean of the aspects' ratings, as `fine-grained_score` or from `annotations`.
+    `overall_score` counts only where neither is there: in the first published version, of which
+    many copies live on, some answers that the judge gave 1 have 10.
+    See https://github.com/OpenBMB/UltraFeedback (Update).
+
+    Raises: BadRow for a missing response or score.
+    """
+    asked = text(column(row, "instruction"), '"instruction"')
+    given = _listed(column(row, "completions"))
+    completions = []
+    for i, item in enumerate(given, start=1):
+        if not isinstance(item, dict):
+            wanted = f'"completions" {i} must have "response" and a score'
+            raise BadRow("not a list of completions", f"{wanted}, got {shown(item)}")
+        said = text(item.get("response"), f'"completions" {i} "response"')
+        completions.append([{"role": "assistant", "content": said}])
+    ranks = _by_score(_scores(given))
+    return _ranked([{"role": "user", "content": asked}], completions, ranks)
+
+
+def _listed(given: Any) -> list[Any]:
     if not isinstance(given, list) or len(given) < 2:
         wanted = '"completions" must be a list of 2 or more'
         raise BadRow("not a list of completions", f"{wanted}, got {shown(given)}")
-    completions = [
-        answer(item, f'"completions" {i}', like=asked, wrap=True)
-        for i, item in enumerate(given, start=1)
-    ]
-    return {"prompt": asked, "completions": completions, "ranks": _ranks(row, len(given))}
+    return given
+
+
+def _completion(item: Any, name: str, asked: Any) -> Any:
+    """One completion; a whole dialogue is cut to its last message if it starts with the prompt."""
+    if isinstance(item, list) and len(item) > 1 and isinstance(asked, list):
+        found = dialogue(item, name)
+        if found[:-1] != asked:
+            wanted = f"{name} must start with the prompt's {len(asked)} messages, and add one"
+            raise BadRow("prompt is not the prefix", f"{wanted}, got {len(found)} that differ")
+        item = found[-1:]
+    return answer(item, name, like=asked, wrap=True)
 
 
 def _ranks(row: Row, k: int) -> list[int]:
@@ -42,35 +89,129 @@ def _ranks(row: Row, k: int) -> list[int]:
             raise BadRow("ranks do not fit", f"{wanted}, got {shown(value)}")
         if not number or (isinstance(value, float) and not math.isfinite(value)):
             raise BadRow("ranks do not fit", f'"scores" must be numbers, got {shown(value)}')
-    if name == "ranks":
-        return [int(v) for v in values]
-    return [1 + sum(other > value for other in values) for value in values]
+    return [int(v) for v in values] if name == "ranks" else _by_score(values)
 
 
-def ranked_to_pairs(row: Row) -> list[dict[str, Any]]:
-    """All pairs of a ranked row that are not tied, as `{"prompt", "chosen", "rejected"}`.
+def _by_score(scores: list[Any]) -> list[int]:
+    return [1 + sum(other > value for other in scores) for value in scores]
+
+
+def _scores(completions: list[dict[str, Any]]) -> list[float]:
+    """A score for each completion, all from the same of UltraFeedback's fields."""
+    for name in ("fine-grained_score", "annotations", "overall_score"):
+        if name == "annotations":
+            found = _mean_ratings([item.get(name) for item in completions])
+        else:
+            found = [_number(item.get(name)) for item in completions]
+        scores = [value for value in found if value is not None]
+        if len(scores) == len(completions):
+            return scores
+    wanted = 'every completion must have a "fine-grained_score", ratings of one aspect or more in '
+    wanted += '"annotations", or an "overall_score"'
+    raise BadRow("no scores", f"{wanted}; got {shown([sorted(map(str, c)) for c in completions])}")
+
+
+def _mean_ratings(annotations: list[Any]) -> list[float | None]:
+    """The mean rating of each completion over the aspects that all of them were rated in."""
+    rated = [
+        {
+            aspect: rating
+            for aspect, given in found.items()
+            if isinstance(given, dict) and (rating := _number(given.get("Rating"))) is not None
+        }
+        for found in annotations
+        if isinstance(found, dict)
+    ]
+    shared = sorted(set.intersection(*map(set, rated))) if rated else []
+    if not shared or len(rated) < len(annotations):
+        return [None] * len(annotations)
+    return [sum(one[aspect] for aspect in shared) / len(shared) for one in rated]
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also as text ("4"); None for "N/A" and all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _ranked(asked: Any, completions: list[Any], ranks: list[int]) -> Row:
+    ranked = {"prompt": asked, "completions": completions, "ranks": ranks}
+    keys = [_key(completion).strip() for completion in completions]
+    wins = {(keys[i], keys[j]) for i, j in _wins(ranked)}
+    if any((b, a) in wins for a, b in wins):
+        wanted = '"completions" holds one text twice, better than another answer and worse than it'
+        raise BadRow("contradictory ranks", f"{wanted}; got the ranks {shown(ranks)}")
+    return ranked
+
+
+def _key(completion: Any) -> str:
+    return completion if isinstance(completion, str) else str(completion[0]["content"])
+
+
+def _wins(ranked: Row) -> Iterator[tuple[int, int]]:
+    """The numbers (better, worse) of every two completions that are not tied."""
+    options = list(zip(ranked["completions"], ranked["ranks"], strict=True))
+    for (i, (a, rank_a)), (j, (b, rank_b)) in itertools.combinations(enumerate(options), 2):
+        if rank_a != rank_b and _key(a).strip() != _key(b).strip():
+            yield (i, j) if rank_a < rank_b else (j, i)
+
+
+def ranked_to_pairs(row: Row, *, pairs: Pairs = "all") -> list[Row]:
+    """The pairs of a ranked row that are not tied, as `{"prompt", "chosen", "rejected"}`.
 
     Two equal completions count as tied whatever their ranks: no model can tell them apart.
 
     Args:
         row: `{"prompt", "completions": [K], "ranks": [K]}`, or "scores" in place of "ranks".
+        pairs: "all", at most C(K,2); or "best", the best against each of the rest (several that
+            share the best rank each against the rest).
 
-    Returns: at most C(K,2) rows, in the order of the completions.
+    Returns: rows in the order of the completions.
     Raises: DatasetError if the row is malformed.
     """
-    ranked = read_ranked(row)
-    pairs = []
-    options = zip(ranked["completions"], ranked["ranks"], strict=True)
-    for (a, rank_a), (b, rank_b) in itertools.combinations(options, 2):
-        if rank_a != rank_b and a != b:
-            better, worse = (a, b) if rank_a < rank_b else (b, a)
-            pairs.append({"prompt": ranked["prompt"], "chosen": better, "rejected": worse})
-    return pairs
+    return pairs_of(read_ranked(row), pairs=pairs)
+
+
+def pairs_of(ranked: Row, *, pairs: Pairs) -> list[Row]:
+    """`ranked_to_pairs` of a row that was read."""
+    said, best = ranked["completions"], min(ranked["ranks"])
+    return [
+        {"prompt": ranked["prompt"], "chosen": said[i], "rejected": said[j]}
+        for i, j in _wins(ranked)
+        if pairs == "all" or ranked["ranks"][i] == best
+    ]
+
+
+def labels_of(ranked: Row, *, pairs: Pairs) -> list[Row]:
+    """Each completion with the label of whether it is good, as `{"prompt", "completion", "label"}`.
+
+    Good is what wins more of the row's pairs than it loses, bad what loses more than it wins; what
+    is in the middle (of three, the second) says neither and is left out. With `pairs="best"` that
+    is: the best is good, all others are bad. Equal completions make one row.
+    """
+    said: dict[str, Any] = {}
+    for completion in ranked["completions"]:
+        said.setdefault(_key(completion).strip(), completion)
+    balance = dict.fromkeys(said, 0)
+    for pair in pairs_of(ranked, pairs=pairs):
+        balance[_key(pair["chosen"]).strip()] += 1
+        balance[_key(pair["rejected"]).strip()] -= 1
+    return [
+        {"prompt": ranked["prompt"], "completion": said[key], "label": net > 0}
+        for key, net in balance.items()
+        if net
+    ]
 
 
 def group_id(ranked: Row) -> int:
-    """A number by which the pairs of one ranking find together again in a batch."""
-    return zlib.crc32(json.dumps([ranked["prompt"], ranked["completions"]]).encode())
+    """A number by which the rows of one ranking find together again; 63 bits, so that no two meet."""
+    said = json.dumps([ranked["prompt"], ranked["completions"]])
+    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8]) >> 1
 
 
 def best_completion(ranked: Row) -> Any:

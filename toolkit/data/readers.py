@@ -2,7 +2,8 @@
 
 Each returns one of these, with texts or messages as the row has them:
 
-    {"prompt"}, {"prompt", "completion"}, {"prompt", "chosen", "rejected"}, {"messages"}
+    {"prompt"}, {"prompt", "completion"}, {"prompt", "completion", "label"},
+    {"prompt", "chosen", "rejected"}, {"messages"}, {"text"}
 """
 
 import re
@@ -16,6 +17,7 @@ from toolkit.data.messages import (
     column,
     dialogue,
     prompt,
+    shown,
     text,
     transcript,
 )
@@ -35,6 +37,28 @@ def read_prompt_completion(row: Row) -> Row:
         "prompt": asked,
         "completion": answer(column(row, "completion"), '"completion"', like=asked),
     }
+
+
+LABELS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value says good or bad: true or false, 1 or 0; as text too, for CSV has no other."""
+    return isinstance(value, bool | int | str) and str(value).strip().lower() in LABELS
+
+
+def read_unpaired(row: Row) -> Row:
+    """A prompt, one completion, and whether it is good."""
+    found = read_prompt_completion(row)
+    label = column(row, "label")
+    if not is_label(label):
+        raise BadRow("not a label", f'"label" must be true or false, got {shown(label)}')
+    return found | {"label": LABELS[str(label).strip().lower()]}
+
+
+def read_text(row: Row) -> Row:
+    """A text without a prompt."""
+    return {"text": text(column(row, "text"), '"text"')}
 
 
 def read_messages(row: Row) -> Row:
@@ -104,6 +128,10 @@ def _split_dialogues(chosen: list[Message], rejected: list[Message]) -> Row:
 def _pair(chosen: Any, rejected: Any) -> Row:
     if chosen == rejected:
         raise BadRow("chosen equals rejected", '"chosen" and "rejected" must differ, got the same')
+    a, b = (side if isinstance(side, str) else side[0]["content"] for side in (chosen, rejected))
+    if a.strip() == b.strip():
+        got = '"chosen" and "rejected" must differ, got the same but for blanks at an end'
+        raise BadRow("chosen equals rejected", got)
     return {"chosen": chosen, "rejected": rejected}
 
 
@@ -114,21 +142,45 @@ def _system(row: Row) -> list[Message]:
     return [{"role": "system", "content": text(row["system"], '"system"')}]
 
 
-def read_alpaca(row: Row) -> Row:
-    """An instruction, with its input after a blank line, and the output."""
+def _instruction(row: Row) -> list[Message]:
+    """The messages before an answer: system, the turns of `history`, instruction and input."""
     asked = text(column(row, "instruction"), '"instruction"')
     extra = row.get("input")
     if extra is not None and not isinstance(extra, str):
         text(extra, '"input"')  # raises
     if extra and extra.strip():
         asked += "\n\n" + text(extra, '"input"')
-    if row.get("history"):
-        raise BadRow("has a history", '"history" must be empty; use "messages" for several turns')
+    found = _system(row)
+    for i, turn in enumerate(_history(row), start=1):
+        said = [text(value, f'"history" {i}') for value in turn]
+        found += [{"role": "user", "content": said[0]}, {"role": "assistant", "content": said[1]}]
+    return [*found, {"role": "user", "content": asked}]
+
+
+def _history(row: Row) -> list[Any]:
+    """Earlier turns as LLaMA-Factory writes them: `[[asked, answered], …]`."""
+    turns = row.get("history")
+    if turns in (None, "", []):
+        return []
+    if not isinstance(turns, list) or any(not isinstance(t, list) or len(t) != 2 for t in turns):
+        wanted = '"history" must be a list of [question, answer]'
+        raise BadRow("not a history", f"{wanted}, got {shown(turns)}")
+    return turns
+
+
+def read_alpaca(row: Row) -> Row:
+    """An instruction, with its input after a blank line, and the output."""
+    asked = _instruction(row)
     completion = text(column(row, "output"), '"output"')
-    return {
-        "prompt": [*_system(row), {"role": "user", "content": asked}],
-        "completion": [{"role": "assistant", "content": completion}],
-    }
+    return {"prompt": asked, "completion": [{"role": "assistant", "content": completion}]}
+
+
+def read_alpaca_preference(row: Row) -> Row:
+    """An instruction as in `read_alpaca`, and two answers."""
+    asked = _instruction(row)
+    chosen = answer(column(row, "chosen"), '"chosen"', like=asked, wrap=True)
+    rejected = answer(column(row, "rejected"), '"rejected"', like=asked, wrap=True)
+    return {"prompt": asked} | _pair(chosen, rejected)
 
 
 def _conversations(row: Row) -> list[Message]:

@@ -1,0 +1,232 @@
+"""Ranked lists: pairs, labels, the best answer, and judges' scores in their place."""
+
+from typing import Any
+
+import pytest
+
+from toolkit.data import convert_row, convert_rows, detect_format, ranked_to_pairs
+from toolkit.data.ranking import labels_of, read_ranked
+from toolkit.errors import DatasetError
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+PAIR = {"chosen": [assistant("Blue.")], "rejected": [assistant("Green.")]}
+
+
+def ranked(ranks: list[int], **more: Any) -> dict[str, Any]:
+    """Completions a, b, c, … with these ranks."""
+    return {"prompt": "q", "completions": list("abcdefghi")[: len(ranks)], "ranks": ranks} | more
+
+
+def said(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["chosen"] + ">" + row["rejected"] for row in rows]
+
+
+def test_ranking_gives_all_pairs_that_are_not_tied() -> None:
+    row = {"prompt": "Sky?", "completions": ["a", "b", "c", "d"], "ranks": [2, 1, 2, 3]}
+    assert ranked_to_pairs(row) == [
+        {"prompt": "Sky?", "chosen": "b", "rejected": "a"},
+        {"prompt": "Sky?", "chosen": "a", "rejected": "d"},
+        {"prompt": "Sky?", "chosen": "b", "rejected": "c"},
+        {"prompt": "Sky?", "chosen": "b", "rejected": "d"},
+        {"prompt": "Sky?", "chosen": "c", "rejected": "d"},
+    ]
+
+
+def test_ranking_by_scores_highest_first_and_equal_completions_are_tied() -> None:
+    row = {"prompt": "Sky?", "completions": ["a", "b", "a"], "scores": [0.1, 0.9, -1]}
+    assert ranked_to_pairs(row) == [
+        {"prompt": "Sky?", "chosen": "b", "rejected": "a"},
+        {"prompt": "Sky?", "chosen": "b", "rejected": "a"},
+    ]
+
+
+def test_ranking_kinds_and_style() -> None:
+    row = {"prompt": [user("Sky?")], "completions": ["Green.", "Blue."], "ranks": [2, 1]}
+    assert detect_format([row], place="x") == "ranked"
+    (pair,) = convert_row(row, format="ranked", kind="preference")
+    assert isinstance(pair.pop("group_id"), int)
+    assert pair == {"prompt": [user("Sky?")], **PAIR}
+    assert convert_row(row, format="ranked", kind="prompt-completion") == [
+        {"prompt": [user("Sky?")], "completion": [assistant("Blue.")]}
+    ]
+
+
+def test_pairs_of_one_ranking_share_a_group() -> None:
+    rows = [
+        {"prompt": p, "completions": ["a", "b", "c"], "ranks": [1, 2, 3]} for p in ("Sky?", "Sea?")
+    ]
+    made = convert_rows(rows, place="x", format="ranked", kind="preference").rows
+    groups = [row["group_id"] for row in made]
+    assert len(groups) == 6
+    assert groups[:3] == [groups[0]] * 3
+    assert groups[3:] == [groups[3]] * 3
+    assert groups[0] != groups[3]
+
+
+def test_ranking_best_against_the_rest() -> None:
+    assert said(ranked_to_pairs(ranked([3, 1, 2, 4]), pairs="best")) == ["b>a", "b>c", "b>d"]
+    # two share the best rank: each beats the rest, neither the other
+    assert said(ranked_to_pairs(ranked([1, 2, 1]), pairs="best")) == ["a>b", "c>b"]
+    assert ranked_to_pairs(ranked([2, 2]), pairs="best") == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "labels"),
+    [
+        ([1, 2], "a+ b-"),
+        ([2, 1, 3], "a. b+ c-"),  # the second of three says neither
+        ([1, 2, 3, 4], "a+ b+ c- d-"),
+        ([1, 2, 3, 4, 5], "a+ b+ c. d- e-"),
+        ([1, 1, 2], "a+ b+ c-"),
+        ([1, 2, 2], "a+ b- c-"),
+        ([1, 2, 2, 3], "a+ b. c. d-"),
+        ([1, 1, 1], "a. b. c."),
+    ],
+)
+def test_ranking_as_labels(ranks: list[int], labels: str) -> None:
+    found = {row["completion"]: row["label"] for row in labels_of(ranked(ranks), pairs="all")}
+    marks = {True: "+", False: "-", None: "."}
+    assert " ".join(c + marks[found.get(c)] for c in "abcde"[: len(ranks)]) == labels
+
+
+def test_ranking_as_labels_best_against_the_rest() -> None:
+    rows = convert_row(ranked([2, 1, 3]), format="ranked", kind="unpaired", pairs="best")
+    assert [(row["completion"], row["label"]) for row in rows] == [
+        ("a", False),
+        ("b", True),
+        ("c", False),
+    ]
+    assert len({row["group_id"] for row in rows}) == 1
+
+
+def test_ranking_as_labels_says_each_answer_once() -> None:
+    row = {"prompt": "q", "completions": ["a", "b", "a "], "ranks": [1, 3, 2]}
+    assert labels_of(read_ranked(row), pairs="all") == [
+        {"prompt": "q", "completion": "a", "label": True},
+        {"prompt": "q", "completion": "b", "label": False},
+    ]
+
+
+def test_ranking_that_contradicts_itself_is_refused() -> None:
+    row = {"prompt": "q", "completions": ["a", "b", "a"], "ranks": [1, 2, 3]}
+    with pytest.raises(DatasetError, match="one text twice, better than another answer and worse"):
+        ranked_to_pairs(row)
+    tied = {"prompt": "q", "completions": ["a", "b", "a"], "ranks": [1, 2, 2]}
+    assert said(ranked_to_pairs(tied)) == ["a>b"]
+
+
+def test_ranking_of_message_lists() -> None:
+    row = {
+        "prompt": [user("Sky?")],
+        "completions": [
+            [assistant("Green.")],
+            [user("Sky?"), assistant("Blue.")],  # a whole dialogue
+            assistant("Red."),
+        ],
+        "ranks": [2, 1, 2],
+    }
+    assert ranked_to_pairs(row) == [
+        {"prompt": [user("Sky?")], **PAIR},
+        {"prompt": [user("Sky?")], **PAIR, "rejected": [assistant("Red.")]},
+    ]
+    as_text = row | {"prompt": "Sky?"}
+    assert ranked_to_pairs(as_text) == ranked_to_pairs(row)
+
+
+def test_ranking_whose_prompt_is_not_the_prefix() -> None:
+    others = [[user("Sea?"), assistant("Blue.")], "Green."]
+    row = {"prompt": [user("Sky?")], "completions": others, "ranks": [1, 2]}
+    with pytest.raises(
+        DatasetError, match='"completions" 1 must start with the prompt\'s 1 message'
+    ):
+        ranked_to_pairs(row)
+
+
+def test_ranking_groups_do_not_meet_by_chance() -> None:
+    """32 bits would let about 12 of 320,000 prompts share a group with another."""
+    rows = [{"prompt": f"q{i}", "completions": ["a", "b"], "ranks": [1, 2]} for i in range(2000)]
+    made = convert_rows(rows, place="x", format="ranked", kind="preference").rows
+    ids = {row["group_id"] for row in made}
+    assert len(ids) == 2000
+    assert max(ids) > 2**60
+    assert max(ids) < 2**63  # a table's int64
+
+
+def judged(*scores: Any, field: str = "overall_score") -> list[dict[str, Any]]:
+    return [{"model": "m", "response": f"answer {i}", field: s} for i, s in enumerate(scores, 1)]
+
+
+def ratings(**aspects: Any) -> dict[str, Any]:
+    return {"response": "x", "annotations": {k: {"Rating": v} for k, v in aspects.items()}}
+
+
+def best(completions: list[dict[str, Any]]) -> str:
+    """The ranks of an UltraFeedback row's completions, by its pairs' winners."""
+    named = [c | {"response": letter} for c, letter in zip(completions, "abcd", strict=False)]
+    row = {"instruction": "q", "completions": named}
+    assert detect_format([row], place="x") == "ultrafeedback"
+    pairs = convert_row(row, format="ultrafeedback", kind="preference")
+    return " ".join(p["chosen"][0]["content"] + p["rejected"][0]["content"] for p in pairs)
+
+
+def test_formats_ultrafeedback() -> None:
+    row = {"source": "s", "instruction": "Sky?", "models": ["m"], "completions": judged(2.0, 4.5)}
+    asked = [user("Sky?")]
+    good, bad = [assistant("answer 2")], [assistant("answer 1")]
+    (pair,) = convert_row(row, format="ultrafeedback", kind="preference")
+    group = pair.pop("group_id")
+    others = {"source": "s", "models": ["m"]}
+    assert pair == {"prompt": asked, "chosen": good, "rejected": bad} | others
+    assert convert_row(row, format="ultrafeedback", kind="prompt-completion") == [
+        {"prompt": asked, "completion": good}
+    ]
+    assert convert_row(row, format="ultrafeedback", kind="unpaired") == [
+        {"prompt": asked, "completion": bad, "label": False, "group_id": group} | others,
+        {"prompt": asked, "completion": good, "label": True, "group_id": group} | others,
+    ]
+    assert convert_row(row, format="ultrafeedback", kind="prompt-only") == [
+        {"prompt": asked} | others
+    ]
+
+
+def test_formats_ultrafeedback_scores_of_aspects() -> None:
+    assert best(judged(3, 1, 2)) == "ab ac cb"
+    assert best(judged("1.5", 2, field="fine-grained_score")) == "ba"
+    # (5 + 1) / 2 against (4 + 4) / 2
+    assert best([ratings(help="5", truth="1"), ratings(help="4", truth="4")]) == "ba"
+    # what was not rated everywhere does not count: 3 against 2
+    assert best([ratings(help="3", truth="N/A"), ratings(help="2", truth="5")]) == "ab"
+    # aspects go before the overall score, of which wrong tens are about
+    mixed = [ratings(help="1") | {"overall_score": 10}, ratings(help="4") | {"overall_score": 7}]
+    assert best(mixed) == "ba"
+
+
+@pytest.mark.parametrize(
+    ("completions", "message"),
+    [
+        ([], '"completions" must be a list of 2 or more'),
+        (judged(1.0), '"completions" must be a list of 2 or more'),
+        (["a", "b"], '"completions" 1 must have "response" and a score, got "a" (str)'),
+        ([{"response": ""}, {"response": "b"}], '"completions" 1 "response" must be non-empty'),
+        (judged(1.0, "N/A"), 'every completion must have a "fine-grained_score"'),
+        ([ratings(help="3"), ratings(truth="3")], "every completion must have"),
+        (judged(1.0, float("nan")), "every completion must have"),
+        (judged(True, 2), "every completion must have"),
+    ],
+)
+def test_formats_ultrafeedback_malformed(completions: Any, message: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        convert_row(
+            {"instruction": "q", "completions": completions},
+            format="ultrafeedback",
+            kind="preference",
+        )
+    assert message in str(caught.value)
