@@ -15,7 +15,7 @@ from toolkit.pipeline import Pipeline
 def commands():
     texts = [
         (ROOT / f).read_text(encoding="utf-8")
-        for f in ("README.md", "docs/ppo.md", "docs/performance.md")
+        for f in ("README.md", "docs/ppo.md", "docs/reward.md", "docs/performance.md")
     ]
     texts += [f.read_text(encoding="utf-8") for f in sorted((ROOT / "recipes").glob("*.py"))]
     found = re.findall(
