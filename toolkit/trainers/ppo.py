@@ -42,7 +42,11 @@ from toolkit.trainers.updates import Updater
 
 EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
 # what decides which rows an update gets, and what they are worth
-SAME_ON_RESUME = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+SAME_ON_RESUME: tuple[str, ...] = (
+    "seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
 SAME_ON_RESUME += ("num_mini_batches", "num_ppo_epochs", "num_generations", "kl_coef", "kl_target")
 
 
