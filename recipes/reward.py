@@ -19,16 +19,15 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import DataArguments, RewardArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import check_source, load_splits
-from toolkit.runs import ENSEMBLE, Run, is_finished, last_checkpoint, require_adapter, write_json
+from toolkit.runs import ENSEMBLE, Run, is_finished, last_checkpoint, require_adapter
 
-REPORT_FILE = "reward_report.json"
 MOST_DEMONSTRATIONS = 1000  # enough for a mean; a hub dataset may hold a million
 
 
 def main(script, training, model, mixture, start) -> Run:
     if start.parent is not None:
         require_adapter(start.parent, "parent")
-    check_source(script, mixture)
+    check_source(script, mixture, start)
     if start.demonstrations is not None:
         check_source(replace(script, dataset_name=start.demonstrations), type(mixture)())
     single = start.ensemble == 1
@@ -85,6 +84,7 @@ def _train_members(run, member, data, configs):
     from transformers import set_seed
 
     from toolkit.evaluation.judge import Remembered, judge_ensemble, judge_scorer
+    from toolkit.evaluation.reward_report import write_reward_report
 
     training, start = configs[1], configs[4]
     members = []
@@ -115,12 +115,13 @@ def _train_members(run, member, data, configs):
         member.release()
     if not data.judged:
         return {"members": len(members)}
-    return _written(judge_ensemble(members, member.tokenizer, data.judged), run)
+    return write_reward_report(judge_ensemble(members, member.tokenizer, data.judged), run.path)
 
 
 def _judge(scorer, data, member, run):
     """What the held-out comparisons say of the reward model, if there are any."""
     from toolkit.evaluation.judge import judge_scorer
+    from toolkit.evaluation.reward_report import write_reward_report
 
     if not data.judged:
         print("no held-out comparisons, so the reward model is not judged: set `test_split_size`")
@@ -128,25 +129,7 @@ def _judge(scorer, data, member, run):
     section = judge_scorer(
         scorer, member.tokenizer, data.judged, demonstrations=data.demonstrations
     )
-    return _written(section, run)
-
-
-def _written(section, run):
-    """Keep the whole report and its picture in the run; the numbers that matter go to run.json."""
-    from toolkit.evaluation.failures import reward_model_warnings
-    from toolkit.evaluation.plots import draw_calibration
-
-    write_json(run.path / REPORT_FILE, section)
-    draw_calibration(section, run.path / "calibration.png")
-    for line in reward_model_warnings(section):
-        print(f"warning: {line}")
-    tau, calibrated = section["kendall_tau"]["mean"], section["calibration"]["ece"]
-    found = {"kendall_tau": tau, "calibration_error": calibrated}
-    names = ("pairs", "pairwise_accuracy", "pairwise_accuracy_ci95", "length_correlation")
-    more = ("members", "members_agreement")
-    found |= {name: section[name] for name in (*names, *more) if name in section}
-    print(f"{run.path}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
-    return found
+    return write_reward_report(section, run.path)
 
 
 def _demonstrations(start, seed):
