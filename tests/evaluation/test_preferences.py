@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import scipy.stats
 
 from toolkit.evaluation.plots import draw_calibration
 from toolkit.evaluation.preferences import accuracy_by, calibration, kendall_tau, members_agreement
@@ -18,13 +17,14 @@ def test_kendall_is_a_mean_over_prompts_and_not_over_pairs():
     assert 1 / 3 - 1e-6 <= low < high <= 1
 
 
-def test_kendall_of_a_ranking_is_scipys():
+def test_kendall_of_a_ranking_by_hand():
+    """Best to worst the scores are 1.2, 0.3, 0.9, 0.1, -0.5: one of ten pairs is the wrong way round."""
     scores, ranks = [0.3, 1.2, -0.5, 0.9, 0.1], [2, 1, 5, 3, 4]
     pairs = [(i, j) for i in range(5) for j in range(5) if ranks[i] < ranks[j]]
     found = kendall_tau(
         [scores[i] for i, _ in pairs], [scores[j] for _, j in pairs], seed=0, groups=[0] * 10
     )
-    assert found["mean"] == pytest.approx(scipy.stats.kendalltau(scores, ranks).statistic * -1)
+    assert found["mean"] == pytest.approx(0.8)
 
 
 def test_tied_scores_count_for_neither_side():
