@@ -19,7 +19,7 @@ def main(shape, training) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, set_seed
 
-    from toolkit.trainers.packing import PackedCorpus
+    from toolkit.trainers.pretraining import PackedCorpus
     from toolkit.world.corpus import documents
     from toolkit.world.tokenizer import END, PAD, train_tokenizer
 

@@ -15,7 +15,7 @@ from toolkit.rl.advantages import gae, kl_estimate, kl_rewards, masked_mean, whi
 from toolkit.rl.kl_control import KLController
 from toolkit.rl.rollout import Experience, Seen, roll_out
 from toolkit.trainers.ppo_config import PPOConfig
-from toolkit.trainers.rewards import (
+from toolkit.trainers.ppo_rewards import (
     Answers,
     RewardFunction,
     aggregate,

@@ -36,8 +36,8 @@ from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.minibatches import micro_batch
 from toolkit.trainers.ppo_checks import check_ppo
 from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.trainers.ppo_rewards import EvalMetrics, RewardFunction
 from toolkit.trainers.prompts import RolloutSampler, encode_prompts, encode_texts
-from toolkit.trainers.rewards import EvalMetrics, RewardFunction
 from toolkit.trainers.updates import Updater
 
 EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"

@@ -7,7 +7,7 @@ from datasets import Dataset
 from toolkit.errors import ConfigError
 from toolkit.models.roles import POLICY, VALUE, Roles
 from toolkit.trainers.ppo_config import PPOConfig
-from toolkit.trainers.rewards import RewardFunction
+from toolkit.trainers.ppo_rewards import RewardFunction
 
 
 def check_ppo(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from toolkit.errors import RewardError
-from toolkit.trainers.rewards import Answers, aggregate, function_rewards, penalise
+from toolkit.trainers.ppo_rewards import Answers, aggregate, function_rewards, penalise
 
 SCORES = torch.tensor([[1.0, 2.0], [3.0, 2.0]])  # two adapters, two completions
 ANSWERS = Answers(["p0", "p1"], ["good", "bad"], [[5, 2], [6, 7, 2]], {"answer": ["x", "y"]})
