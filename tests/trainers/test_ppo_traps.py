@@ -22,6 +22,7 @@ from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 from toolkit.rl import rollout
 from toolkit.trainers import experience as experience_module
 from toolkit.trainers import updates as updates_module
+from toolkit.trainers.callbacks import SAMPLES_FILE
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.reward import tokenize_pairs
 
@@ -399,14 +400,22 @@ def test_a_resumed_run_logs_the_same_numbers_to_the_last_digit(
         "save_strategy": "steps",
         "save_steps": saved,
         "logging_steps": 2,  # a mean over two steps, of which one is before the checkpoint
+        "eval_strategy": "steps",
+        "eval_steps": 100,
+        "eval_on_start": True,
     }
     runs = {}
     for name, resume in (("whole", None), ("again", f"checkpoint-{saved}")):
         roles = make_ppo_roles()
         roles.base.generation_config.eos_token_id = STOPS
-        trainer = make(roles, tokenizer, prompts(), tmp_path / name, **options)
+        trainer = make(
+            roles, tokenizer, prompts(), tmp_path / name, held_out=prompts().select([0]), **options
+        )
         torch.manual_seed(0 if resume is None else 99)
         trainer.train(resume_from_checkpoint=resume and str(tmp_path / "whole" / resume))
+        said = (tmp_path / name / SAMPLES_FILE).read_text().splitlines()
+        asked = [json.loads(line)["step"] for line in said]
+        assert asked == ([0, 16] if resume is None else [16])  # the start is evaluated once
         rows = [r for r in logged(tmp_path / name) if "episode" in r and r["step"] > saved]
         runs[name] = [{k: v for k, v in r.items() if not k.startswith("time/")} for r in rows]
     assert runs["again"] == runs["whole"]

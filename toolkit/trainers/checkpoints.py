@@ -51,7 +51,12 @@ class WholeCheckpoints:
         self._clear_way(resume=bool(resume_from_checkpoint))
         if not any(isinstance(c, _LossCallback) for c in trainer.callback_handler.callbacks):
             trainer.add_callback(_LossCallback(trainer))
-        return super().train(resume_from_checkpoint=chosen, **kwargs)  # type: ignore[misc]
+        at_start = trainer.args.eval_on_start
+        trainer.args.eval_on_start = at_start and self._resumed is None  # it has been, once
+        try:
+            return super().train(resume_from_checkpoint=chosen, **kwargs)  # type: ignore[misc]
+        finally:
+            trainer.args.eval_on_start = at_start
 
     def _clear_way(self, *, resume: bool) -> None:
         """Remove what an earlier run wrote after the step that this one goes on from."""
