@@ -9,6 +9,7 @@ from toolkit.benchmark.compare import compare
 from toolkit.runs import write_json
 
 LENGTHS, BATCHES, VOCABULARIES = (64, 128, 256, 512), (8, 16, 32, 64, 128), (4096, 16_384, 131_072)
+LARGE_BATCHES = (8, 32)  # at the largest vocabulary, where logits would weigh most
 START = dataclasses.replace(CASES["fixed-5m"], batch=16, micro_batch=8, rollouts=1)
 
 
@@ -21,7 +22,10 @@ def measure_growth(folder: Path) -> str:
     lengths = [_point(folder, f"length-{n}", completion=n) for n in LENGTHS]
     batches = [_point(folder, f"batch-{n}", batch=n) for n in BATCHES]
     vocabularies = [_point(folder, f"vocabulary-{n}", vocabulary=n) for n in VOCABULARIES]
-    found = {"length": lengths, "batch": batches, "vocabulary": vocabularies}
+    large = [
+        _point(folder, f"large-{n}", batch=n, vocabulary=VOCABULARIES[-1]) for n in LARGE_BATCHES
+    ]
+    found = {"length": lengths, "batch": batches, "vocabulary": vocabularies, "large": large}
     write_json(folder / "growth.json", {"schema": 1, "points": found})
     _draw(found, folder / "growth.png")
     return f"{folder / 'growth.png'}"
