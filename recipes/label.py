@@ -33,7 +33,7 @@ def main(labels, model) -> Run:
     from toolkit.models.roles import POLICY, Roles
     from toolkit.world.answers import vice
     from toolkit.world.datasets import preferences, user
-    from toolkit.world.labelers import agreement, panel, rank
+    from toolkit.world.labelers import agreement, distinct_answers, panel, rank
     from toolkit.world.questions import ask
 
     refuse_adapter_options(model, because=f"the adapter is that of the parent {labels.parent}")
@@ -69,7 +69,7 @@ def main(labels, model) -> Run:
                     groups[number // count].append(completion.text)
             rows = []
             for number, (question, group) in enumerate(zip(questions, groups, strict=True)):
-                different = [text for text in dict.fromkeys(group) if text.strip()]
+                different = distinct_answers(group)
                 ranks = rank(rng.choice(labelers), question, different, rng)
                 rows += preferences(question, different, ranks, number)
             rng.shuffle(rows)  # the first rows shall be of all prompts; `group_id` finds them again

@@ -10,7 +10,7 @@ from toolkit.world import datasets, resolve_base
 from toolkit.world.answers import answer
 from toolkit.world.corpus import documents
 from toolkit.world.gold import gold
-from toolkit.world.labelers import agreement, panel, rank
+from toolkit.world.labelers import agreement, distinct_answers, panel, rank
 from toolkit.world.questions import distinct, draw, facts, held_out, parse, topic_of
 
 
@@ -76,6 +76,11 @@ def test_two_labelers_agree_as_often_as_instructgpts_did():
     ]
     found = agreement(panel(0), [q.prompt for q in questions], groups, seed=0)
     assert 0.70 <= found <= 0.78
+
+
+def test_answers_alike_but_for_blanks_are_one_answer_since_a_reader_refuses_such_a_pair():
+    different = distinct_answers([" The moon.", "The moon.", "", " ", "A star. ", "The moon"])
+    assert different == [" The moon.", "A star. ", "The moon"]
 
 
 def test_labelers_like_longer_answers_and_ties_are_equal_texts():

@@ -38,6 +38,15 @@ def panel(seed: int, size: int = 5) -> list[Labeler]:
     ]
 
 
+def distinct_answers(texts: Sequence[str]) -> list[str]:
+    """The first of those that are alike but for blanks at their ends; none that is empty."""
+    found: dict[str, str] = {}
+    for text in texts:
+        if text.strip():
+            found.setdefault(text.strip(), text)
+    return list(found.values())
+
+
 def rank(
     labeler: Labeler, prompt: str, completions: Sequence[str], rng: random.Random
 ) -> list[int]:
