@@ -9,7 +9,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,33 +23,23 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import ConfigError
 from toolkit.models.memory import release
-from toolkit.models.roles import POLICY, VALUE, Roles
+from toolkit.models.roles import Roles
 from toolkit.rl.rollout import Experience
-from toolkit.runs import write_json
 from toolkit.trainers.callbacks import SAMPLES_FILE
-from toolkit.trainers.checkpoints import WholeCheckpoints, read_state
-from toolkit.trainers.ema import LAST, PolicyEMA
+from toolkit.trainers.ema import PolicyEMA
 from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.minibatches import micro_batch
+from toolkit.trainers.ppo_checkpoints import PPOCheckpoints
 from toolkit.trainers.ppo_checks import check_ppo
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.ppo_rewards import EvalMetrics, RewardFunction
 from toolkit.trainers.prompts import RolloutSampler, encode_prompts, encode_texts
 from toolkit.trainers.updates import Updater
 
-EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
-# what decides which rows an update gets, and what they are worth
-SAME_ON_RESUME: tuple[str, ...] = (
-    "seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-)
-SAME_ON_RESUME += ("num_mini_batches", "num_ppo_epochs", "num_generations", "kl_coef", "kl_target")
 
-
-class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
+class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
     """Proximal policy optimization of one adapter against rewards, on one base.
 
     Args:
@@ -272,13 +261,6 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             chosen = encode_prompts(chosen, self.processing_class, self.roles, self.args)
         return list(chosen)
 
-    def _load_best_model(self) -> None:
-        best = Path(str(self.state.best_model_checkpoint))
-        self.roles.load(POLICY, best)
-        self.roles.load(VALUE, best / VALUE)
-        if self.ema is not None:
-            self.ema.load(best)
-
     def _note(self, name: str, value: Tensor) -> None:
         self._metrics[name].append(float(value))
 
@@ -294,54 +276,3 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     def rollout_number(self) -> int:
         """Rollouts made so far."""
         return math.ceil((self._micro_step or 0) / int(self.args.micro_steps_per_rollout))
-
-    # ---- checkpoints: adapters as PEFT files, the value in a folder of its own, the open rollout
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """A checkpoint holds the policy as it is, to go on from; a finished run what to use."""
-        folder = Path(output_dir or self.args.output_dir)
-        finished = not folder.name.startswith("checkpoint-")
-        with self._averaged() if finished else nullcontext():
-            self.roles.save(POLICY, folder)
-        self.roles.save(VALUE, folder / VALUE)
-        self.processing_class.save_pretrained(folder)
-        if self.ema is not None and finished:
-            self.roles.save(POLICY, folder / LAST)
-            print(f"{folder}: {self.ema}", flush=True)
-        elif self.ema is not None:
-            self.ema.save(folder)
-        if not finished and self.experience is not None:
-            self.experience.save(folder / EXPERIENCE_FILE)
-            state = {
-                "kl_coef": self.maker.control.coef,
-                "stopped": self._stopped,
-                "metrics": dict(self._metrics),
-                "settings": {name: getattr(self.args, name) for name in SAME_ON_RESUME},
-            }
-            write_json(folder / STATE_FILE, state)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        for name, place in ((POLICY, folder), (VALUE, folder / VALUE)):
-            self.roles.load(name, place)
-        file = folder / EXPERIENCE_FILE
-        if not file.is_file():
-            raise CheckpointError(
-                f"{folder}: {EXPERIENCE_FILE} is missing, so it cannot be resumed"
-            )
-        self.experience = Experience.load(file, self.args.device)
-        state = read_state(folder / STATE_FILE)
-        for name, before in state["settings"].items():
-            if getattr(self.args, name) != before:
-                raise CheckpointError(
-                    f"{folder}: it was made with `{name}` {before}, this run has "
-                    f"{getattr(self.args, name)}; a run goes on with the settings it began with"
-                )
-        self.maker.control.coef, self._stopped = float(state["kl_coef"]), bool(state["stopped"])
-        self._metrics = defaultdict(list, state["metrics"])
-        if self.ema is not None:
-            self.ema.load(folder)
-
-    def _averaged(self) -> AbstractContextManager[None]:
-        """The policy as its average inside, if there is one."""
-        return nullcontext() if self.ema is None else self.ema.in_place()
