@@ -37,7 +37,7 @@ def _over_optimised(entry: Entry, sft: Entry) -> str | None:
         return None
     return (
         f"over-optimised: the score rose from {sft['proxy']['mean']:.2f} (SFT) to "
-        f"{entry['proxy']['mean']:.2f}, but gold fell from {sft['gold']['mean']:.2f} to "
+        f"{entry['proxy']['mean']:.2f}, but gold did not: {sft['gold']['mean']:.2f} to "
         f"{entry['gold']['mean']:.2f}; raise the KL coefficient or stop earlier"
     )
 
