@@ -203,8 +203,14 @@ def draw_tradeoff(points: Sequence[tuple[float, float, Mapping[str, Any]]], file
             style = {"color": PALETTE[i % len(PALETTE)], "markersize": 8, "capsize": 3.5}
             ax.errorbar([rise], [win["mean"]], yerr=reach, fmt=MARKERS[i % len(MARKERS)], **style)
             name = "PPO, no ptx" if gamma == 0 else f"γ = {gamma:g}"
-            ax.annotate(name, (rise, win["mean"]), xytext=(9, 7), textcoords="offset points")
-        ax.margins(x=0.16, y=0.12)
+            ax.annotate(
+                name,
+                (rise, win["mean"]),
+                xytext=(10, 8),
+                textcoords="offset points",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+            )
+        ax.margins(x=0.2, y=0.12)
         ax.set_xlabel(
             "rise of the loss on pretraining text over SFT's (nats per token; lower is better)"
         )
