@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
-    """PEFT's layer, whose plain case (one active adapter, one precision) takes the short way."""
+    """PEFT's layer, whose plain cases (one precision, and one adapter for all rows or for each) take
+    the short way."""
+
+    _rows: tuple[list[str], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As PEFT's."""
@@ -30,6 +33,50 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
             rows, base.weight, base.bias, low, high, self.scaling[name]
         )
         return out.view(*x.shape[:-1], out.shape[-1])
+
+    def _mixed_batch_forward(
+        self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
+    ) -> Tensor:
+        """An adapter for each row: three products for all of them, where PEFT takes them in turn."""
+        stacks = self._stacks(x, adapter_names)
+        if stacks is None:
+            found: Tensor = super()._mixed_batch_forward(
+                x, *args, adapter_names=adapter_names, **kwargs
+            )
+            return found
+        low, high = stacks
+        return torch.baddbmm(self.get_base_layer()(x), torch.bmm(x, low), high)
+
+    def _stacks(self, x: Tensor, names: list[str]) -> tuple[Tensor, Tensor] | None:
+        """A' `(B, in, r)` and s·B' `(B, r, out)` of each row, zeros where it has no adapter here.
+
+        Kept until `forget_rows`, since every token needs them. None where PEFT must do it.
+        """
+        if self._rows is not None and self._rows[0] is names:
+            return self._rows[1]
+        ours = [n if n in self.lora_A else None for n in names]
+        dtype = self.get_base_layer().weight.dtype
+        for name in {n for n in ours if n is not None}:
+            if name in self.lora_variant or self.lora_bias[name]:
+                return None
+            if not x.dtype == dtype == self.lora_A[name].weight.dtype:
+                return None
+        if x.dim() != 3 or torch.is_grad_enabled():
+            return None
+        rank = max([1, *(self.r[n] for n in ours if n is not None)])
+        low = x.new_zeros(len(ours), self.in_features, rank)
+        high = x.new_zeros(len(ours), rank, self.out_features)
+        for row, name in enumerate(ours):
+            if name is not None:
+                r = self.r[name]
+                low[row, :, :r] = self.lora_A[name].weight.t()
+                high[row, :r] = self.lora_B[name].weight.t() * self.scaling[name]
+        self._rows = (names, (low, high))
+        return low, high
+
+    def forget_rows(self) -> None:
+        """Free what `_stacks` keeps."""
+        self._rows = None
 
     def _plain(self, x: Tensor) -> str | None:
         """The one active adapter, if nothing but W·x + s·B·A·x is asked of it."""
