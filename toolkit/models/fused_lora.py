@@ -66,11 +66,11 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         rank = max([1, *(self.r[n] for n in ours if n is not None)])
         low = x.new_zeros(len(ours), self.in_features, rank)
         high = x.new_zeros(len(ours), rank, self.out_features)
-        for row, name in enumerate(ours):
-            if name is not None:
-                r = self.r[name]
-                low[row, :, :r] = self.lora_A[name].weight.t()
-                high[row, :r] = self.lora_B[name].weight.t() * self.scaling[name]
+        for row, own in enumerate(ours):
+            if own is not None:
+                r = self.r[own]
+                low[row, :, :r] = self.lora_A[own].weight.t()
+                high[row, :r] = self.lora_B[own].weight.t() * self.scaling[own]
         self._rows = (names, (low, high))
         return low, high
 

@@ -159,9 +159,9 @@ class Roles:
         first = next(n for n in names if n is not None)
         rows = [n or "__base__" for n in names]  # PEFT's word
         try:
-            with self.using(first) as model:
-                with self.model.base_model._enable_peft_forward_hooks(adapter_names=rows):
-                    yield model
+            hooks = self.model.base_model._enable_peft_forward_hooks(adapter_names=rows)
+            with self.using(first) as model, hooks:
+                yield model
         finally:
             for layer in self._layers:
                 if isinstance(layer, FusedLoraLinear):
