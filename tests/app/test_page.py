@@ -1,6 +1,8 @@
 """The running page: its headers, what it accepts, and a visit with a browser."""
 
 import json
+import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from gradio_client.exceptions import AppError
 from tests.app.conftest import served
 from tests.arena.conftest import MakeRun
 from toolkit.arena.headers import HEADERS
+from toolkit.arena.smoke import answers_shown
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Workbench
 
@@ -45,15 +48,70 @@ def test_headers_and_strangers_ids(address: str) -> None:
     client = Client(address, verbose=False, analytics_enabled=False)
     for numbers in (("NaN", 4, 0), (0.7, 10**9, 0), (0.7, 4, -5)):  # Gradio's own checks come first
         with pytest.raises(AppError):
-            client.predict("Hello", ["base"], "no_score", *numbers, api_name="/compare")
-    for bad in ("../../etc/passwd", "run_999999", "sft"):
+            asked(client, "Hello", ["base"], *numbers)
+    for bad in ("../../etc/passwd", "run_999999", "sft", "base\0"):
         with pytest.raises(AppError):
-            client.predict("Hello", [bad], "no_score", 0.7, 4, 0, api_name="/compare")
+            asked(client, "Hello", [bad])
     with pytest.raises(AppError, match="write a prompt first"):
-        client.predict(" ", ["base"], "no_score", 0.7, 4, 0, api_name="/compare")
-    shown = client.predict("Hello", ["base"], "no_score", 0.0, 4, None, api_name="/compare")
-    assert shown[0]["label"] == "base"
-    assert "Ended" in shown[1]["value"]
+        asked(client, " ", ["base"])
+    ((name, _, numbers),) = asked(client, "Hello", ["base"], 0.0, 4, None)
+    assert name == "base" and "Ended" in numbers
+
+
+def asked(
+    client: Client,
+    prompt: str,
+    checkpoints: list[str],
+    temperature: object = 0.0,
+    tokens: object = 4,
+    seed: object = 0,
+) -> list[tuple[str, str, str]]:
+    """Name, answer and numbers of each column."""
+    settings = (temperature, tokens, 0, 1.0, 1, "", seed)
+    shown = client.predict(prompt, checkpoints, "no_score", *settings, api_name="/compare")
+    return answers_shown(shown)
+
+
+def test_a_visitor_who_leaves_stops_the_engine(tiny_base: str, runs: Path) -> None:
+    """Over the wire: a question that would take 120 tokens each is cancelled, the next one served."""
+    with served("--model_name_or_path", tiny_base, "--runs", str(runs)) as url:
+        client = Client(url, verbose=False, analytics_enabled=False)
+        expected = asked(client, "Hello", ["base"])
+        jobs = [
+            client.submit(
+                "What is it?",
+                ["base"],
+                "no_score",
+                2.0,
+                100,
+                0,
+                1.0,
+                1,
+                "",
+                seed,
+                api_name="/compare",
+            )
+            for seed in range(12)
+        ]
+        for job in jobs:
+            job.cancel()
+        start = time.monotonic()
+        assert asked(client, "Hello", ["base"]) == expected
+        assert time.monotonic() - start < 10
+
+
+def test_32_clients_at_once_get_their_own_answers(tiny_base: str, runs: Path) -> None:
+    prompts = [f"What is it? {'it ' * (i % 5)}{i}" for i in range(32)]
+    with served("--model_name_or_path", tiny_base, "--runs", str(runs)) as url:
+        first = Client(url, verbose=False, analytics_enabled=False)
+        expected = [asked(first, prompt, ["base"])[0][1] for prompt in prompts]
+        jobs = [
+            first.submit(p, ["base"], "no_score", 0.0, 4, 0, 1.0, 1, "", 0, api_name="/compare")
+            for p in prompts
+        ]
+        found = [answers_shown(job.result(60))[0][1] for job in jobs]
+    assert found == expected
+    assert len(set(expected)) > 8
 
 
 def test_a_login_is_asked_for(tiny_base: str, runs: Path) -> None:
@@ -62,8 +120,7 @@ def test_a_login_is_asked_for(tiny_base: str, runs: Path) -> None:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             get(url + "gradio_api/info")
         client = Client(url, auth=("me", "secret"), verbose=False, analytics_enabled=False)
-        shown = client.predict("Hello", ["base"], "no_score", 0.0, 4, 0, api_name="/compare")
-        assert shown[0]["label"] == "base"
+        assert asked(client, "Hello", ["base"])[0][0] == "base"
 
 
 @pytest.fixture
@@ -100,7 +157,7 @@ def test_two_checkpoints_are_compared(
 
     page.get_by_role("button", name="Runs that cannot be used").click()
     assert f"{ATTACK}: " in page.get_by_label("Broken runs").input_value()
-    assert page.title() == "Compare checkpoints"
+    assert page.title() == "toolkit: compare checkpoints"
 
     make_run(runs / "later", "dpo", seed=9, parents={"adapter": str(runs / "sft")})
     page.get_by_role("button", name="Look for runs again").click()
@@ -131,16 +188,23 @@ def set_number(page: Any, name: str, value: str) -> None:
 
 
 def columns(page: Any, *, asks: str, n: int) -> list[tuple[str, str]]:
-    """Ask, wait for n columns, and read each answer and its numbers."""
+    """Ask, wait for n columns, and read each answer and its numbers but the speed."""
     page.get_by_label("Prompt").fill(asks)
     page.get_by_role("button", name="Ask", exact=True).click()
-    numbers = page.get_by_label("Numbers")
     ended = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
     page.wait_for_function(f"n => {ended}.length == n", arg=n, timeout=30000)
-    boxes = [t for t in page.locator("textarea").all() if t.is_visible()]
-    values = [t.input_value() for t in boxes][1 : 2 * n + 1]
-    assert numbers.count() == n
-    return list(zip(values[::2], values[1::2], strict=True))
+    numbers = [t for t in page.get_by_label("Numbers").all() if t.is_visible()]
+    answers = [b for b in page.locator(".answers .bot.message").all() if b.is_visible()]
+    assert len(answers) == len(numbers) == n
+    return [
+        (answer.inner_text().strip(), without_speed(said.input_value()))
+        for answer, said in zip(answers, numbers, strict=True)
+    ]
+
+
+def without_speed(numbers: str) -> str:
+    """What is the same at every run."""
+    return re.sub(r", \d+ per second", "", numbers)
 
 
 def expected(base: str, runs: Path, names: list[str]) -> list[tuple[str, str]]:
@@ -151,4 +215,4 @@ def expected(base: str, runs: Path, names: list[str]) -> list[tuple[str, str]]:
     answers = workbench.compare(
         "What is it?", [ids[n] for n in names], reward=scorer, temperature=0, max_new_tokens=8
     )
-    return [(a.text, measures(a)) for a in answers]
+    return [(a.text.strip(), without_speed(measures(a))) for a in answers]

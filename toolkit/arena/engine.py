@@ -158,7 +158,6 @@ class Engine:
             job.deadline = time.monotonic() + MAX_SECONDS
             self._running.append(job)
             for column in job.columns:
-                column.started = time.monotonic()
                 try:
                     role = self._shelf.ready(column.entry, self.in_use())
                 except Exception as error:
@@ -188,6 +187,8 @@ class Engine:
             new = [(j, c) for j, c in self._unread if self._key(c) == key]
             self._unread = [pair for pair in self._unread if pair not in new]
             self._pause()
+            for _, column in new:
+                column.started = column.started or time.monotonic()
             try:
                 batch.join([c.row for _, c in new if c.row is not None])
             except Exception as error:
@@ -217,10 +218,12 @@ class Engine:
         except Exception as error:
             self._rescue(key, error, [])
         self._pause()
-        for job in self._running:
-            for column in job.columns:
-                if column.row in done and column.answer is None:
-                    self._finish(job, column)
+        ready = [(j, c) for j in self._running for c in j.columns if c.row in done]
+        for _, column in ready:
+            column.finished = time.monotonic()
+        for job, column in ready:
+            if column.answer is None:
+                self._finish(job, column)
         if not batch.rows and key is not None:
             self._batches.pop(key, None)
 
@@ -252,6 +255,7 @@ class Engine:
         assert column.row is not None
         self._pause()
         row, until = column.row, job.deadline
+        column.started = time.monotonic()
 
         def give_up() -> bool:
             return job.cancelled or bool(column.stopped) or time.monotonic() > until
@@ -268,6 +272,7 @@ class Engine:
         self._pause()
         row = column.row or Row(column.prompt, None, job.request.sampling)
         column.row = row
+        column.finished = column.finished or time.monotonic()
         answer = ended(column, self._tokens.text(row.ids))
         if row.ids:
             answer = self.measurer.measured(

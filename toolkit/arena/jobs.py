@@ -22,7 +22,8 @@ class Column:
     entry: Entry
     prompt: list[int]
     row: Row | None = None
-    started: float = 0.0
+    started: float = 0.0  # of time.monotonic(), when its prompt began to be read
+    finished: float = 0.0
     answer: Answer | None = None  # once it is whole
     stopped: str = ""  # why it ends before it is done
 
@@ -104,7 +105,7 @@ def ended(column: Column, text: str) -> Answer:
     """The answer of a column whose row is done, without its measures."""
     row = column.row
     assert row is not None
-    seconds = time.monotonic() - column.started
+    seconds = column.finished - column.started
     answer = Answer(
         column.entry.id,
         column.entry.name,

@@ -204,8 +204,9 @@ def _answers() -> tuple[list[Any], list[gr.Button]]:
                 numbers = gr.Textbox(lines=4, max_lines=12, interactive=False)
                 command = gr.Textbox(
                     label="Command",
+                    info="Prints the same answer without this page.",
                     lines=1,
-                    max_lines=3,
+                    max_lines=8,
                     interactive=False,
                     buttons=["copy"],
                 )

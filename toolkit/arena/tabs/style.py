@@ -7,6 +7,7 @@ CSS = """
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 280px), 1fr)); }
 .answers > * { min-width: 0 !important; }
 .answers .message { overflow-wrap: anywhere; }
+.answers button[aria-label="Clear"] { display: none; }
 .note, .note p { color: var(--block-info-text-color); font-size: var(--text-sm); }
 @media (max-width: 700px) { .answers { grid-template-columns: 1fr; } }
 """
