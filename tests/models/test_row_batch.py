@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 from tests.arena.conftest import make_run, runs, tiny_base  # noqa: F401  (fixtures)
 from toolkit.arena.workbench import Workbench
 from toolkit.models.choosing import Drawing, choose
+from toolkit.models.fused_lora import FusedLoraLinear
 from toolkit.models.row_batch import Row, RowBatch
 
 PROMPTS = [[5, 9, 30], [7] * 9, [40, 41, 42, 43, 44], [11]]
@@ -121,6 +122,28 @@ def test_what_cannot_be_mixed_is_named(roles: Any) -> None:
     decoding.join(rows)
     finish(decoding)
     assert [r.ids for r in rows] == [alone(roles, r) for r in rows]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_stacked_adapters_compute_what_peft_computes_one_by_one(
+    roles: Any, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if half:  # the base in half precision, its adapters in float32: PEFT's default
+        for module in roles.base.modules():
+            layer = getattr(module, "base_layer", None)
+            if layer is not None:
+                layer.to(torch.bfloat16)
+    layer = roles.base.model.layers[1].mlp.up_proj
+    x = torch.randn(4, 3, 32, dtype=torch.bfloat16 if half else torch.float32)
+    found = []
+    with torch.no_grad(), roles.mixed(["sft", None, "wide", "dpo"]):
+        found.append(layer(x))
+        assert layer._rows is not None
+        monkeypatch.setattr(FusedLoraLinear, "_stacks", lambda *_: None)
+        found.append(layer(x))
+    assert torch.allclose(found[0], found[1], atol=0.05 if half else 1e-5)
+    assert not torch.allclose(found[0], layer.get_base_layer()(x), atol=0.1)
+    assert layer._rows is None
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.5), (5, 0.7), (0, 1.0)])

@@ -45,7 +45,11 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
             )
             return found
         low, high = stacks
-        return torch.baddbmm(self.get_base_layer()(x), torch.bmm(x, low), high)
+        found = self.get_base_layer()(x)
+        if low.dtype == found.dtype:
+            return torch.baddbmm(found, torch.bmm(x, low), high)
+        # as PEFT does: adapters of a base in half precision are kept, and multiplied, in float32
+        return found + torch.bmm(torch.bmm(x.to(low.dtype), low), high).to(found.dtype)
 
     def _stacks(self, x: Tensor, names: list[str]) -> tuple[Tensor, Tensor] | None:
         """A' `(B, in, r)` and s·B' `(B, r, out)` of each row, zeros where it has no adapter here.
@@ -54,23 +58,21 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         """
         if self._rows is not None and self._rows[0] is names:
             return self._rows[1]
-        ours = [n if n in self.lora_A else None for n in names]
-        dtype = self.get_base_layer().weight.dtype
-        for name in {n for n in ours if n is not None}:
-            if name in self.lora_variant or self.lora_bias[name]:
-                return None
-            if not x.dtype == dtype == self.lora_A[name].weight.dtype:
-                return None
+        rows = [n if n in self.lora_A else None for n in names]
+        ours = {n for n in rows if n is not None}
+        dtypes = {self.lora_A[n].weight.dtype for n in ours} or {x.dtype}
+        if len(dtypes) > 1 or any(n in self.lora_variant or self.lora_bias[n] for n in ours):
+            return None
         if x.dim() != 3 or torch.is_grad_enabled():
             return None
-        rank = max([1, *(self.r[n] for n in ours if n is not None)])
-        low = x.new_zeros(len(ours), self.in_features, rank)
-        high = x.new_zeros(len(ours), rank, self.out_features)
-        for row, own in enumerate(ours):
-            if own is not None:
-                r = self.r[own]
-                low[row, :, :r] = self.lora_A[own].weight.t()
-                high[row, :r] = self.lora_B[own].weight.t() * self.scaling[own]
+        rank, (dtype,) = max([1, *(self.r[n] for n in ours)]), dtypes
+        low = x.new_zeros(len(rows), self.in_features, rank, dtype=dtype)
+        high = x.new_zeros(len(rows), rank, self.out_features, dtype=dtype)
+        for row, name in enumerate(rows):
+            if name is not None:
+                r = self.r[name]
+                low[row, :, :r] = self.lora_A[name].weight.t()
+                high[row, :r] = self.lora_B[name].weight.t() * self.scaling[name]
         self._rows = (names, (low, high))
         return low, high
 
