@@ -54,7 +54,7 @@ class Comparison:
     """What a visitor holds while answers are made: iterate over what there is so far.
 
     Each item is the answers of all columns, in the order asked for, whole or in part; the last item
-    has all of them whole. Closing it, or leaving its `with` block, stops what is left.
+    has all of them whole, unless it was closed, by whoever iterates or by another thread.
     """
 
     def __init__(self, job: Job, tokens: Tokens, wake: Callable[[], None]) -> None:
@@ -67,7 +67,7 @@ class Comparison:
             while True:
                 done = self._job.done
                 yield self.now()
-                if done:
+                if done or self._job.cancelled:
                     return
                 time.sleep(REFRESH_S)
                 with self._job.changed:

@@ -39,11 +39,11 @@ def smoke(url: str, workbench: Workbench, login: tuple[str, str] | None) -> int:
 def answers_shown(shown: Sequence[Any]) -> list[tuple[str, str, str]]:
     """Name, answer and numbers of each column, from what `/compare` gives a client.
 
-    That is the prompt's box, then of each column the answer, stop button, numbers and command.
+    That is the prompt's box, then of each column the answer, numbers and command.
     """
     found = []
-    for start in range(1, len(shown), 4):
-        answer, _, numbers, _ = shown[start : start + 4]
+    for start in range(1, len(shown), 3):
+        answer, numbers, _ = shown[start : start + 3]
         if answer["value"]:
             said = answer["value"][-1]["content"]
             text = said if isinstance(said, str) else "".join(part["text"] for part in said)

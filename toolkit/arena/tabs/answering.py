@@ -1,6 +1,7 @@
 """What happens on the Compare tab: answers that stream into columns, and the buttons that end them."""
 
 import html
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Comparison, Workbench
 from toolkit.errors import ToolkitError
 
+HEARTBEAT_S = 1.0  # a page that was closed while its question waits is noticed at the next one
 PARTS = 5  # of a column: itself, answer, stop button, numbers, command
 
 
@@ -68,7 +70,7 @@ class Visitors:
         """Updates of chat, prompt and all columns: once with all parts, then of what grows."""
         temperature, tokens, top_k, top_p, beams, seed = settings
         ids = [c for c in checkpoints if isinstance(c, str)] if checkpoints else []
-        key = str(visitor.session_hash)
+        key = _session(visitor)
         self.leave(visitor)
         try:
             comparison = self.workbench.stream(
@@ -86,13 +88,18 @@ class Visitors:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         self._running[key] = comparison
         before: list[Answer | None] = []
+        told = time.monotonic()
         try:
             for answers in comparison:
                 done = all(a.done for a in answers)
                 if done:
                     chat = chat.answered(answers)
                 if list(answers) == before and not done:
+                    if time.monotonic() - told > HEARTBEAT_S:  # Gradio ends us at a yield only
+                        told = time.monotonic()
+                        yield [gr.skip() for _ in range(2 + PARTS * MAX_COLUMNS)]
                     continue
+                told = time.monotonic()
                 # an update is made again each time: Gradio empties those that it is given
                 parts = self._columns(chat, answers, [] if done else before, comparison)
                 yield [chat if done else gr.skip(), gr.skip() if before else "", *parts]
@@ -191,7 +198,7 @@ class Visitors:
 
     def stop(self, visitor: gr.Request) -> None:
         """End all answers where they are."""
-        comparison = self._running.get(str(visitor.session_hash))
+        comparison = self._running.get(_session(visitor))
         if comparison is not None:
             comparison.stop()
 
@@ -199,7 +206,7 @@ class Visitors:
         """An event that ends one column's answer."""
 
         def stop(visitor: gr.Request) -> None:
-            comparison = self._running.get(str(visitor.session_hash))
+            comparison = self._running.get(_session(visitor))
             answers = () if comparison is None else comparison.now()
             if comparison is not None and number < len(answers):
                 comparison.stop(answers[number].checkpoint)
@@ -208,7 +215,7 @@ class Visitors:
 
     def leave(self, visitor: gr.Request) -> None:
         """Give up what a visitor waits for: the page was closed, or something else is asked."""
-        comparison = self._running.pop(str(visitor.session_hash), None)
+        comparison = self._running.pop(_session(visitor), None)
         if comparison is not None:
             comparison.close()
 
@@ -226,6 +233,10 @@ def further(chat: Chat, prompt: str, system: str) -> Chat:
 def again(chat: Chat, prompt: str, system: str) -> Chat:
     """The last turn once more, whatever stands in the prompt's box."""
     return chat.unanswered()
+
+
+def _session(visitor: gr.Request) -> str:
+    return visitor.session_hash or f"request {id(visitor)}"
 
 
 def _text(prompt: Any) -> str:

@@ -175,7 +175,7 @@ def _sampling() -> list[Any]:
             "temperature, top k, top p and seed do nothing.",
         )
         system = gr.Textbox(
-            label="System prompt",
+            label="System message",
             info="Said before the conversation. Empty for none, as the embedded runs were trained.",
             lines=1,
             max_lines=6,
