@@ -39,6 +39,17 @@ NO_ANSWER_YET = (
     "Nothing to look at yet: ask something on *Compare* first, or fill in the fields below."
 )
 
+TOKENS_LEGEND = """
+- **log π**: how likely the checkpoint finds the token after what stands before it, in nats. 0 is \
+certain; −2.3 is one in ten.
+- **log π/π_ref**: the same less what the reference finds. Above 0: training made the token likelier. \
+Summed over the answer it is the KL of *Compare* for greedy answers and those at temperature 1.
+- **V(s)**: the score that PPO's critic expects when this token is about to be chosen.
+- **Entropy**: how uncertain the checkpoint was there, in nats. 0 is sure.
+- **Policy's likeliest**, **Reference's likeliest**: the token that this checkpoint, or the \
+reference, would most probably put there, with its probability.
+"""
+
 COLOURS = {
     "log_ratio": "Colour: log π − log π_ref of each token, in nats. Red: {name} likes the token "
     "better than {reference} does; blue: less.",

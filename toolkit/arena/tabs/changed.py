@@ -9,7 +9,7 @@ from toolkit.arena.changes import ENTROPY, LOG_RATIO, VALUE, Changes, scaled, te
 from toolkit.arena.chat import Chat
 from toolkit.arena.choices import checkpoint_choices
 from toolkit.arena.request import MAX_PROMPT_CHARACTERS
-from toolkit.arena.wording import CHANGES, NO_ANSWER_YET, scale
+from toolkit.arena.wording import CHANGES, NO_ANSWER_YET, TOKENS_LEGEND, scale
 from toolkit.arena.workbench import Workbench
 from toolkit.errors import ToolkitError
 
@@ -25,10 +25,10 @@ TOKENS = [
     "log π/π_ref",
     "V(s)",
     "Entropy",
-    "Policy's first",
-    "Reference's first",
+    "Policy's likeliest",
+    "Reference's likeliest",
 ]
-PLACE = ["Rank", "Policy", "p", "Reference", "p_ref"]
+PLACE = ["Policy", "p", "Reference", "p_ref"]
 
 
 def changed_tab(tab: gr.Tab, workbench: Workbench, chat: gr.State) -> None:
@@ -48,8 +48,11 @@ def changed_tab(tab: gr.Tab, workbench: Workbench, chat: gr.State) -> None:
         wrap=True,
         max_height=360,
         label="All tokens",
+        column_widths=["48px", "110px", "80px", "120px", "70px", "90px", "150px", "170px"],
         elem_classes="tokens",
     )
+    with gr.Accordion("What the numbers mean", open=False):
+        gr.Markdown(TOKENS_LEGEND)
     other, diff, diff_note = _difference()
 
     def examine(chat: Chat, name: Any, asked: Any, text: Any, what: Any) -> list[Any]:
@@ -213,7 +216,7 @@ def _place(changes: Changes, number: int) -> list[Any]:
         for side in (token.policy, token.reference):
             there = side[rank] if rank < len(side) else None
             sides += [_visible(there.text), f"{there.probability:.3f}"] if there else ["", ""]
-        rows.append([str(rank + 1), *sides])
+        rows.append(sides)
     title = f"What else could stand at {number + 1}, in place of {_visible(token.text)!r}"
     return [gr.update(value=rows, label=title)]
 
