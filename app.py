@@ -56,7 +56,7 @@ def main(arguments: AppArguments) -> int:
         footer_links=[],
         theme=theme(),
         css=CSS,
-        max_threads=64,  # each visitor whose answer streams holds one
+        max_threads=128,  # a visitor whose answer streams holds one; the engine takes on 80
     )
     if arguments.smoke:
         from toolkit.arena.smoke import smoke
@@ -101,7 +101,7 @@ def build(workbench: "Workbench") -> "gr.Blocks":
             chat = compare_tab(page, workbench)
         with gr.Tab("What changed") as tab:
             changed_tab(tab, workbench, chat)
-    page.queue(max_size=128)  # the engine's own queue is shorter, and says what to do
+    page.queue(max_size=128)
     return page
 
 

@@ -21,6 +21,7 @@ from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Workbench
 
 CHROMIUM = Path("/usr/bin/chromium")
+ENDED = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
 ATTACK = "<img src=x onerror=document.title='attacked'>"
 
 
@@ -155,8 +156,14 @@ def test_two_checkpoints_are_compared(
     page.wait_for_function(
         "n => document.querySelectorAll('.answers .bot.message').length >= n", arg=6
     )
+    page.wait_for_function(f"n => {ENDED}.length == n", arg=3)
     said = [b.inner_text() for b in page.locator(".answers .user.message").all() if b.is_visible()]
     assert [s.strip() for s in said] == ["What is it?", ATTACK] * 3
+    page.get_by_role("button", name="Edit last").click()
+    page.wait_for_timeout(1000)
+    assert page.get_by_placeholder("Ask something…").input_value() == ATTACK
+    said = [b.inner_text() for b in page.locator(".answers .user.message").all() if b.is_visible()]
+    assert [s.strip() for s in said] == ["What is it?"] * 3
     page.get_by_role("tab", name="What changed").click()
     page.get_by_label("Answer to look at").fill(ATTACK)
     page.get_by_role("button", name="Look", exact=True).click()
@@ -193,8 +200,7 @@ def columns(page: Any, *, asks: str, n: int) -> list[tuple[str, str]]:
     """Ask, wait for n columns, and read each answer and its numbers but the speed."""
     page.get_by_label("Prompt").fill(asks)
     page.get_by_role("button", name="Ask", exact=True).click()
-    ended = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
-    page.wait_for_function(f"n => {ended}.length == n", arg=n, timeout=30000)
+    page.wait_for_function(f"n => {ENDED}.length == n", arg=n, timeout=30000)
     numbers = [t for t in page.get_by_label("Numbers").all() if t.is_visible()]
     answers = [b for b in page.locator(".answers .bot.message").all() if b.is_visible()]
     assert len(answers) == len(numbers) == n

@@ -12,8 +12,6 @@ from toolkit.arena.tabs.answering import PARTS, Visitors, again, anew, further
 from toolkit.arena.wording import INTRODUCTION, LEGEND, NO_RUNS
 from toolkit.arena.workbench import Workbench
 
-VISITORS = 40  # whose answers may be streamed at once; the engine has a queue of its own
-
 
 def compare_tab(page: gr.Blocks, workbench: Workbench) -> gr.State:
     """The tab's contents. What it shows of the disk or of a model is escaped or plain text.
@@ -37,8 +35,7 @@ def compare_tab(page: gr.Blocks, workbench: Workbench) -> gr.State:
     asked = [chat, prompt, checkpoints, reward, *settings]
     shown = [chat, prompt, *columns]
     stream: dict[str, Any] = {
-        "concurrency_limit": VISITORS,
-        "concurrency_id": "answers",
+        "concurrency_limit": None,  # the engine's own queue is shorter, and says what to do
         "show_progress": "minimal",
     }
     first, more = visitors.answering(anew), visitors.answering(further)
