@@ -1,12 +1,14 @@
 """The app: ask several checkpoints the same thing and read their answers side by side.
 
     python app.py --runs runs
+    python app.py --ask "What is it?" --checkpoint quickstart/sft
 
 Reads   the runs below --runs and the base that they were trained on. Writes nothing.
 Layout only; the logic is in toolkit/arena/.
 """
 
 import sys
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def main(arguments: AppArguments) -> int:
-    """Serve the page until interrupted, or ask it one question and stop."""
+    """Serve the page until interrupted, or answer one question and stop."""
+    if arguments.ask is not None or arguments.conversation is not None:
+        from toolkit.arena.recall import ask_once
+
+        return ask_once(_open(arguments), arguments)
     login = arguments.login
     port = free_port() if arguments.smoke else arguments.port
     require_free(arguments.host, port)
@@ -29,15 +35,9 @@ def main(arguments: AppArguments) -> int:
     from starlette.middleware import Middleware
 
     from toolkit.arena.headers import SecurityHeaders
-    from toolkit.arena.workbench import Workbench
+    from toolkit.arena.tabs.style import CSS, theme
 
-    workbench = Workbench.open(
-        arguments.model_name_or_path,
-        arguments.runs,
-        load_in_4bit=arguments.load_in_4bit,
-        load_in_8bit=arguments.load_in_8bit,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    workbench = _open(arguments)
     page = build(workbench)
     _, url, _ = page.launch(
         server_name=arguments.host,
@@ -54,7 +54,9 @@ def main(arguments: AppArguments) -> int:
         pwa=False,
         max_file_size="1mb",  # nothing is uploaded here, but the route is open
         footer_links=[],
-        theme=_theme(),
+        theme=theme(),
+        css=CSS,
+        max_threads=128,  # a visitor whose answer streams holds one; the engine takes on 80
     )
     if arguments.smoke:
         from toolkit.arena.smoke import smoke
@@ -63,37 +65,44 @@ def main(arguments: AppArguments) -> int:
             return smoke(url, workbench, login)
         finally:
             page.close(verbose=False)
+    Thread(target=workbench.warm, daemon=True).start()
     print(f"Compare checkpoints at {url} (Ctrl+C stops it)", flush=True)
     page.block_thread()
     return 0
+
+
+def _open(arguments: AppArguments) -> "Workbench":
+    from toolkit.arena.recall import options
+    from toolkit.arena.workbench import Workbench
+
+    workbench = Workbench.open(
+        arguments.model_name_or_path,
+        arguments.runs,
+        load_in_4bit=arguments.load_in_4bit,
+        load_in_8bit=arguments.load_in_8bit,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    workbench.options = options(arguments)
+    return workbench
 
 
 def build(workbench: "Workbench") -> "gr.Blocks":
     """The page, tab by tab."""
     import gradio as gr
 
+    from toolkit.arena.tabs.changed import changed_tab
     from toolkit.arena.tabs.compare import compare_tab
 
-    whole = gr.Blocks(title="Compare checkpoints", analytics_enabled=False, fill_width=True)
-    with whole as page, gr.Tab("Compare"):
-        compare_tab(page, workbench)
-    page.queue(max_size=32)
-    return page
-
-
-def _theme() -> "gr.themes.Default":
-    """Fonts of the visitor's own machine; explanations and the button's word easy to read."""
-    import gradio as gr
-
-    font, mono = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
-    return gr.themes.Default(font=font, font_mono=mono).set(
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_400",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_800",
+    whole = gr.Blocks(
+        title="toolkit: compare checkpoints", analytics_enabled=False, fill_width=True
     )
+    with whole as page:
+        with gr.Tab("Compare"):
+            chat = compare_tab(page, workbench)
+        with gr.Tab("What changed") as tab:
+            changed_tab(tab, workbench, chat)
+    page.queue(max_size=128)
+    return page
 
 
 if __name__ == "__main__":

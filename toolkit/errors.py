@@ -31,3 +31,7 @@ class Interrupted(ToolkitError):
 
 class RewardError(ToolkitError):
     """A reward function or reward model returned something that cannot be trained on."""
+
+
+class BusyError(ToolkitError):
+    """The app has as much to do as it takes on; asking again later helps."""

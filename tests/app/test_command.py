@@ -1,5 +1,6 @@
 """The app's command: fast help, one-line errors, and the question that --smoke asks."""
 
+import shlex
 import socket
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import pytest
 
 from tests.app.conftest import ROOT, run_app
 from toolkit.arena.arguments import PASSWORD, is_loopback, parse_arguments
+from toolkit.arena.recall import command
+from toolkit.arena.wording import measures
+from toolkit.arena.workbench import Workbench
 from toolkit.errors import ConfigError
 
 
@@ -97,3 +101,39 @@ def test_login(monkeypatch: pytest.MonkeyPatch) -> None:
     assert opened.login == ("me", "secret")
     with pytest.raises(ConfigError, match="a user name"):
         _ = parse_arguments(["--auth", ""], description="").login
+
+
+def test_the_page_s_command_repeats_its_answer(tiny_base: str, runs: Path) -> None:
+    workbench = Workbench.open(tiny_base, runs)
+    ids = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    reward = next(iter(workbench.catalog.rewards))
+    messages = [
+        {"role": "user", "content": 'It\'s "it"; $HOME'},
+        {"role": "assistant", "content": "-- it"},
+        {"role": "user", "content": "What is it?"},
+    ]
+    comparison = workbench.stream(
+        messages, [ids["dpo"]], reward=reward, temperature=0.9, top_k=40, top_p=0.9, seed=5
+    )
+    *_, (answer,) = comparison
+    said = command(
+        ["--runs", str(runs), "--model_name_or_path", tiny_base],
+        checkpoint="dpo",
+        messages=messages,
+        drawing=comparison.request.sampling,
+        reward="reward",
+    )
+    words = shlex.split(said)
+    assert words[:2] == ["python", "app.py"]
+    done = run_app(*words[2:])
+    assert done.returncode == 0, done.stderr
+    text, _, numbers = done.stdout.rstrip("\n").rpartition("\n\n")
+    assert text.strip() == answer.text.strip()
+    assert numbers.splitlines()[:2] == measures(answer).splitlines()[:2]
+
+
+def test_ask_names_what_it_does_not_know(tiny_base: str, runs: Path) -> None:
+    asked = ("--ask", "Hi", "--model_name_or_path", tiny_base, "--runs", str(runs))
+    done = run_app(*asked, "--checkpoint", "nobody")
+    assert done.returncode == 2
+    assert "no checkpoint 'nobody'; known: base, dpo, ppo, sft" in done.stderr

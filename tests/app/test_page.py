@@ -1,6 +1,8 @@
 """The running page: its headers, what it accepts, and a visit with a browser."""
 
 import json
+import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,10 +16,12 @@ from gradio_client.exceptions import AppError
 from tests.app.conftest import served
 from tests.arena.conftest import MakeRun
 from toolkit.arena.headers import HEADERS
+from toolkit.arena.smoke import answers_shown
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Workbench
 
 CHROMIUM = Path("/usr/bin/chromium")
+ENDED = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
 ATTACK = "<img src=x onerror=document.title='attacked'>"
 
 
@@ -45,15 +49,53 @@ def test_headers_and_strangers_ids(address: str) -> None:
     client = Client(address, verbose=False, analytics_enabled=False)
     for numbers in (("NaN", 4, 0), (0.7, 10**9, 0), (0.7, 4, -5)):  # Gradio's own checks come first
         with pytest.raises(AppError):
-            client.predict("Hello", ["base"], "no_score", *numbers, api_name="/compare")
-    for bad in ("../../etc/passwd", "run_999999", "sft"):
+            asked(client, "Hello", ["base"], *numbers)
+    for bad in ("../../etc/passwd", "run_999999", "sft", "base\0"):
         with pytest.raises(AppError):
-            client.predict("Hello", [bad], "no_score", 0.7, 4, 0, api_name="/compare")
+            asked(client, "Hello", [bad])
     with pytest.raises(AppError, match="write a prompt first"):
-        client.predict(" ", ["base"], "no_score", 0.7, 4, 0, api_name="/compare")
-    shown = client.predict("Hello", ["base"], "no_score", 0.0, 4, None, api_name="/compare")
-    assert shown[0]["label"] == "base"
-    assert "Ended" in shown[1]["value"]
+        asked(client, " ", ["base"])
+    ((name, _, numbers),) = asked(client, "Hello", ["base"], 0.0, 4, None)
+    assert name == "base" and "Ended" in numbers
+
+
+def asked(
+    client: Client,
+    prompt: str,
+    checkpoints: list[str],
+    temperature: object = 0.0,
+    tokens: object = 4,
+    seed: object = 0,
+) -> list[tuple[str, str, str]]:
+    """Name, answer and numbers of each column."""
+    settings = (temperature, tokens, 0, 1.0, 1, "", seed)
+    shown = client.predict(prompt, checkpoints, "no_score", *settings, api_name="/compare")
+    return answers_shown(shown)
+
+
+def visitor(url: str) -> Client:
+    return Client(url, verbose=False, analytics_enabled=False)
+
+
+def submit(client: Client, prompt: str, tokens: int, temperature: float) -> Any:
+    settings = (temperature, tokens, 0, 1.0, 1, "", 0)
+    return client.submit(prompt, ["base"], "no_score", *settings, api_name="/compare")
+
+
+def test_32_clients_at_once_get_their_own_answers_and_may_leave(tiny_base: str, runs: Path) -> None:
+    prompts = [f"What is it? {'it ' * (i % 5)}{i}" for i in range(32)]
+    with served("--model_name_or_path", tiny_base, "--runs", str(runs)) as url:
+        visitors = [visitor(url) for _ in prompts]
+        expected = [asked(visitors[0], prompt, ["base"])[0][1] for prompt in prompts]
+        jobs = [submit(v, p, 4, 0.0) for v, p in zip(visitors, prompts, strict=True)]
+        assert [answers_shown(job.result(60))[0][1] for job in jobs] == expected
+        assert len(set(expected)) > 8
+
+        for job in [submit(v, "What is it?", 100, 2.0) for v in visitors]:
+            job.cancel()
+        start = time.monotonic()
+        assert asked(visitors[0], prompts[0], ["base"])[0][1] == expected[0]
+        assert time.monotonic() - start < 5
 
 
 def test_a_login_is_asked_for(tiny_base: str, runs: Path) -> None:
@@ -62,8 +104,7 @@ def test_a_login_is_asked_for(tiny_base: str, runs: Path) -> None:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             get(url + "gradio_api/info")
         client = Client(url, auth=("me", "secret"), verbose=False, analytics_enabled=False)
-        shown = client.predict("Hello", ["base"], "no_score", 0.0, 4, 0, api_name="/compare")
-        assert shown[0]["label"] == "base"
+        assert asked(client, "Hello", ["base"])[0][0] == "base"
 
 
 @pytest.fixture
@@ -100,7 +141,7 @@ def test_two_checkpoints_are_compared(
 
     page.get_by_role("button", name="Runs that cannot be used").click()
     assert f"{ATTACK}: " in page.get_by_label("Broken runs").input_value()
-    assert page.title() == "Compare checkpoints"
+    assert page.title() == "toolkit: compare checkpoints"
 
     make_run(runs / "later", "dpo", seed=9, parents={"adapter": str(runs / "sft")})
     page.get_by_role("button", name="Look for runs again").click()
@@ -109,6 +150,31 @@ def test_two_checkpoints_are_compared(
     page.keyboard.press("Escape")
     found = columns(page, asks="What is it?", n=3)
     assert found == expected(tiny_base, runs, ["base", "sft", "later"])
+
+    page.get_by_label("Prompt").fill(ATTACK)  # what is said is text, in bubbles and in tokens
+    page.get_by_role("button", name="Follow up").click()
+    page.wait_for_function(
+        "n => document.querySelectorAll('.answers .bot.message').length >= n", arg=6
+    )
+    page.wait_for_function(f"n => {ENDED}.length == n", arg=3)
+    said = [b.inner_text() for b in page.locator(".answers .user.message").all() if b.is_visible()]
+    assert [s.strip() for s in said] == ["What is it?", ATTACK] * 3
+    page.get_by_role("button", name="Edit last").click()
+    page.wait_for_timeout(1000)
+    assert page.get_by_placeholder("Ask something…").input_value() == ATTACK
+    said = [b.inner_text() for b in page.locator(".answers .user.message").all() if b.is_visible()]
+    assert [s.strip() for s in said] == ["What is it?"] * 3
+    page.get_by_role("tab", name="What changed").click()
+    page.get_by_label("Answer to look at").fill(ATTACK)
+    page.get_by_role("button", name="Look", exact=True).click()
+    scale = page.get_by_label("Scale")
+    for _ in range(100):
+        if "Deepest colour" in scale.input_value():
+            break
+        page.wait_for_timeout(100)
+    assert "Deepest colour" in scale.input_value()
+    assert "onerror" in "".join(page.locator(".coloured").inner_text().split())
+    assert page.title() == "toolkit: compare checkpoints"
 
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert overflow <= 0
@@ -131,16 +197,22 @@ def set_number(page: Any, name: str, value: str) -> None:
 
 
 def columns(page: Any, *, asks: str, n: int) -> list[tuple[str, str]]:
-    """Ask, wait for n columns, and read each answer and its numbers."""
+    """Ask, wait for n columns, and read each answer and its numbers but the speed."""
     page.get_by_label("Prompt").fill(asks)
     page.get_by_role("button", name="Ask", exact=True).click()
-    numbers = page.get_by_label("Numbers")
-    ended = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
-    page.wait_for_function(f"n => {ended}.length == n", arg=n, timeout=30000)
-    boxes = [t for t in page.locator("textarea").all() if t.is_visible()]
-    values = [t.input_value() for t in boxes][1 : 2 * n + 1]
-    assert numbers.count() == n
-    return list(zip(values[::2], values[1::2], strict=True))
+    page.wait_for_function(f"n => {ENDED}.length == n", arg=n, timeout=30000)
+    numbers = [t for t in page.get_by_label("Numbers").all() if t.is_visible()]
+    answers = [b for b in page.locator(".answers .bot.message").all() if b.is_visible()]
+    assert len(answers) == len(numbers) == n
+    return [
+        (answer.inner_text().strip(), without_speed(said.input_value()))
+        for answer, said in zip(answers, numbers, strict=True)
+    ]
+
+
+def without_speed(numbers: str) -> str:
+    """What is the same at every run."""
+    return re.sub(r", \d+ per second", "", numbers)
 
 
 def expected(base: str, runs: Path, names: list[str]) -> list[tuple[str, str]]:
@@ -151,4 +223,4 @@ def expected(base: str, runs: Path, names: list[str]) -> list[tuple[str, str]]:
     answers = workbench.compare(
         "What is it?", [ids[n] for n in names], reward=scorer, temperature=0, max_new_tokens=8
     )
-    return [(a.text, measures(a)) for a in answers]
+    return [(a.text.strip(), without_speed(measures(a))) for a in answers]

@@ -49,10 +49,49 @@ def test_seed(sent: object, used: int) -> None:
     assert check(seed=sent).seed == used
 
 
-@pytest.mark.parametrize("sent", ["", " \n", None, 5, ["Hi"]])
+@pytest.mark.parametrize("sent", ["", " \n", None, 5, [], [{"role": "user"}]])
 def test_no_prompt(sent: object) -> None:
     with pytest.raises(ConfigError, match="write a prompt"):
         check(prompt=sent)
+
+
+@pytest.mark.parametrize("sent", [["Hi"], [{"role": "tool", "content": "x"}], [None], [[]]])
+def test_messages_that_are_none(sent: object) -> None:
+    with pytest.raises(ConfigError, match="needs a role out of system, user, assistant"):
+        check(prompt=sent)
+
+
+def test_conversations_have_limits() -> None:
+    said = {"role": "user", "content": "Hi"}
+    with pytest.raises(ConfigError, match="65 messages; the limit is 64"):
+        check(prompt=[said] * 65)
+    with pytest.raises(ConfigError, match="36000 characters; the limit is 32000"):
+        check(prompt=[said | {"content": "x" * 6000}] * 6)
+    with pytest.raises(ConfigError, match="write a prompt"):
+        check(prompt=[said, {"role": "assistant", "content": "Hello"}])
+
+
+def test_a_nul_byte_is_no_text() -> None:
+    assert check(prompt="a\0b").conversations[0][0]["content"] == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    ("name", "sent", "used"),
+    [
+        ("beams", 100, 8),
+        ("beams", -1, 1),
+        ("beams", "x", 1),
+        ("top_k", 10**9, 1000),
+        ("top_k", -4, 0),
+        ("top_k", math.nan, 0),
+        ("top_p", 7, 1.0),
+        ("top_p", 0, 0.01),
+        ("top_p", math.nan, 1.0),
+        ("top_p", "../../etc", 1.0),
+    ],
+)
+def test_other_settings(name: str, sent: object, used: float) -> None:
+    assert getattr(check(**{name: sent}).sampling, name) == used
 
 
 def test_prompt_too_long() -> None:

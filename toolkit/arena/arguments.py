@@ -26,6 +26,16 @@ class AppArguments:
     trust_remote_code: bool
     auth: str | None
     smoke: bool
+    ask: str | None
+    conversation: str | None
+    checkpoint: list[str] | None
+    reward: str | None
+    temperature: float
+    top_k: int
+    top_p: float
+    beams: int
+    max_new_tokens: int
+    seed: int
 
     @property
     def login(self) -> tuple[str, str] | None:
@@ -53,6 +63,21 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _add_question(parser: argparse.ArgumentParser) -> None:
+    """Options of a question that is answered without a page."""
+    add = parser.add_argument_group("ask without a page", "print the answer and stop").add_argument
+    add("--ask", metavar="PROMPT", help="what to ask")
+    add("--conversation", metavar="JSON", help="a list of messages in the place of --ask")
+    add("--checkpoint", action="append", help="a run's name, or base (default); may be repeated")
+    add("--reward", metavar="RUN", help="the reward run that scores the answer (default: none)")
+    add("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
+    add("--top_k", type=int, default=0, help="draw among the k likeliest tokens (default: all)")
+    add("--top_p", type=float, default=1.0, help="draw within this probability (default: 1)")
+    add("--beams", type=int, default=1, help="beam search instead of drawing (default: 1, none)")
+    add("--max_new_tokens", type=int, default=128, help="where an answer is cut (default: 128)")
+    add("--seed", type=int, default=0, help="where chance starts (default: 0)")
 
 
 def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> AppArguments:
@@ -89,6 +114,7 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> A
         "required where --host lets other machines in",
     )
     add("--smoke", action="store_true", help="ask one question through the page, print it, stop")
+    _add_question(parser)
     found = AppArguments(**vars(parser.parse_args(argv)))
     if not 0 < found.port < 65536:
         raise ConfigError(f"--port must be between 1 and 65535, got {found.port}")

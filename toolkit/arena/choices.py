@@ -22,7 +22,8 @@ def checkpoint_choices(catalog: Catalog, chosen: Iterable[str] = ()) -> Choices:
     entries = list(catalog.checkpoints.values())
     kept = [c for c in chosen if c in catalog.checkpoints]
     if kept in ([], [BASE_ID]):  # at first: the base, SFT, and what came of it
-        ordered = sorted(entries, key=lambda e: (e.id != BASE_ID, e.recipe != "sft"))
+        sft = catalog.checkpoints[BASE_ID].reference
+        ordered = sorted(entries, key=lambda e: (e.id != BASE_ID, e.id != sft, e.reference != sft))
         kept = [e.id for e in ordered[:CHOSEN_AT_FIRST]]
     return Choices([(e.label, e.id) for e in entries], kept)
 

@@ -1,6 +1,8 @@
 """One question through the running page: does the whole app work?"""
 
 import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 from gradio_client import Client
 
@@ -20,12 +22,30 @@ def smoke(url: str, workbench: Workbench, login: tuple[str, str] | None) -> int:
         client = Client(
             url, auth=login, verbose=False, download_files=downloads, analytics_enabled=False
         )
-        shown = client.predict(prompt, checkpoints, reward, 0.0, 32, 0, api_name="/compare")
-    columns = list(zip(shown[::2], shown[1::2], strict=True))[: len(checkpoints)]
+        shown = client.predict(
+            prompt, checkpoints, reward, 0.0, 32, 0, 1.0, 1, "", 0, api_name="/compare"
+        )
     said = [
-        f"{a['label']}: {a['value']!r}" for a, numbers in columns if "Ended" in numbers["value"]
+        f"{name}: {text!r}"
+        for name, text, numbers in answers_shown(shown)[: len(checkpoints)]
+        if "Ended" in numbers
     ]
     missing = len(checkpoints) - len(said)
     failed = [f"{missing} of {len(checkpoints)} gave no answer"] if missing else []
     print(f"smoke: {prompt!r} -> {' | '.join(said + failed)}", flush=True)
     return 1 if missing else 0
+
+
+def answers_shown(shown: Sequence[Any]) -> list[tuple[str, str, str]]:
+    """Name, answer and numbers of each column, from what `/compare` gives a client.
+
+    That is the prompt's box, then of each column the answer, numbers and command.
+    """
+    found = []
+    for start in range(1, len(shown), 3):
+        answer, numbers, _ = shown[start : start + 3]
+        if answer["value"]:
+            said = answer["value"][-1]["content"]
+            text = said if isinstance(said, str) else "".join(part["text"] for part in said)
+            found.append((answer["label"], text, numbers["value"]))
+    return found

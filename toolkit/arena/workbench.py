@@ -1,61 +1,44 @@
-"""One base in memory and the adapters asked for: several checkpoints' answers to one prompt."""
+"""One base in memory and the adapters asked for: several checkpoints' answers to one conversation."""
 
-import logging
 import random
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.arena.catalog import Catalog, Entry, scan, tidy
+from toolkit.arena.answers import Answer
+from toolkit.arena.catalog import Catalog, scan
+from toolkit.arena.changes import Changes, Examiner
+from toolkit.arena.engine import Engine
+from toolkit.arena.jobs import Column, Comparison, Job
+from toolkit.arena.measuring import Measurer
 from toolkit.arena.request import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_TEMPERATURE,
+    Message,
     Request,
     checked_request,
 )
+from toolkit.arena.shelf import Shelf
+from toolkit.arena.tokens import Tokens
 from toolkit.config import is_local_path
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.base import fingerprint, load_base, stop_ids
-from toolkit.models.generation import Prompt, complete, encode_prompt
-from toolkit.models.heads import HEAD_FILE, ScalarHead
-from toolkit.models.passes import Batch, collate, completion_logprobs, scores
 from toolkit.models.roles import Roles
 from toolkit.models.templates import saved_template
-from toolkit.runs import ADAPTER_FILES, list_runs
+from toolkit.runs import list_runs
 from toolkit.world import BASE_NAME
 from toolkit.world.questions import distinct
 
-ATTACHED_AT_MOST = 12  # adapters kept in memory; the one unused for longest makes room
+EXAMPLES, BASELINE_PROMPTS = 8, 32
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What one checkpoint answered.
-
-    `score` is the reward model's scalar at the last token; `kl` is Σ over the completion's tokens
-    of log π − log π_ref, in nats, one sample's estimate that may be negative; `reference` is the
-    name of π_ref. `tokens` counts the end token too. `notes` say why a number is missing, and
-    `problem` why there is no answer at all.
-    """
-
-    checkpoint: str
-    name: str
-    text: str = ""
-    tokens: int = 0
-    ended: bool = False
-    score: float | None = None
-    kl: float | None = None
-    reference: str = ""
-    notes: tuple[str, ...] = ()
-    problem: str | None = None
+__all__ = ["Answer", "Comparison", "Workbench"]
 
 
 class Workbench:
-    """Owns the base and its roles. Safe to use from several threads: one answer at a time."""
+    """Owns the base, its roles and the thread that runs them. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -66,14 +49,18 @@ class Workbench:
     ) -> None:
         self.tokenizer = tokenizer
         self.runs = runs
+        self.options: list[str] = []  # of the app's command line, for commands that the page offers
         self.roles = Roles(base.eval(), base_fingerprint)
         self.stop = stop_ids(base, tokenizer)
         self.context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-        self._lock = threading.Lock()  # adapters switch globally: nobody else may run meanwhile
+        self.tokens = Tokens(tokenizer)
+        self.shelf = Shelf(self.roles)
+        self.measurer = Measurer(
+            self.shelf, self.tokens, stop=self.stop, runs=runs, prompts=self._questions()
+        )
+        self.engine = Engine(self.measurer)
         self._scan_lock = threading.Lock()
         self._ids: dict[Path, str] = {}
-        self._attached: dict[str, tuple[float, ...]] = {}  # id -> stamp, oldest use first
-        self._refused: dict[Path, tuple[tuple[float, ...], str]] = {}  # stamp, reason
         self.catalog = self.refresh()
 
     @classmethod
@@ -90,6 +77,7 @@ class Workbench:
 
         Raises: CheckpointError or ConfigError where there is no usable base of that name.
         """
+        import torch
         from trl import ModelConfig
 
         cuda = torch.cuda.is_available()
@@ -113,15 +101,27 @@ class Workbench:
                 base_name=Path(name).name if is_local_path(name) else name,
                 fingerprint=self.roles.fingerprint,
                 identify=self._identify,
-                refused=self._refusal,
+                refused=self.shelf.refusal,
             )
             return self.catalog
 
     def examples(self) -> list[str]:
         """Prompts to try: questions no recipe trains on, where the base is the embedded world's."""
+        return self._questions()[:EXAMPLES]
+
+    def _questions(self) -> list[str]:
         if self.roles.fingerprint["id"] != BASE_NAME:
             return []
-        return [q.prompt for q in distinct(random.Random(0), "test", 8)]
+        return [q.prompt for q in distinct(random.Random(0), "test", BASELINE_PROMPTS)]
+
+    def warm(self) -> None:
+        """Score SFT's answers once, so that no visitor waits for what a score is worth."""
+        catalog = self.catalog
+        for reward in list(catalog.rewards.values())[:1]:
+            try:
+                self.engine.call(lambda r=reward: self.measurer.baseline(r, catalog))  # type: ignore[misc]
+            except Exception as error:  # said again under the answer that needs it
+                self.measurer.explain(error)
 
     def compare(
         self,
@@ -129,141 +129,142 @@ class Workbench:
         checkpoints: object,
         *,
         reward: object = None,
+        system: object = "",
         temperature: object = DEFAULT_TEMPERATURE,
+        top_k: object = 0,
+        top_p: object = 1.0,
+        beams: object = 1,
         max_new_tokens: object = DEFAULT_NEW_TOKENS,
         seed: object = 0,
     ) -> Iterator[Answer]:
-        """Each checkpoint's answer in the order asked for, one by one as they are made.
+        """Each checkpoint's whole answer in the order asked for, one by one as they are made.
 
         A checkpoint that fails gives an answer with a `problem`; the others are not touched by it.
 
-        Raises: CheckpointError for an unknown id, ConfigError for a prompt that cannot be used;
-            both before anything is generated.
+        Args:
+            prompt: a text, or messages that end with the user's, or such messages by checkpoint id.
+
+        Raises: CheckpointError for an unknown id, ConfigError for a prompt that cannot be used,
+            BusyError where too many wait; all before anything is generated.
         """
+        comparison = self.stream(
+            prompt,
+            checkpoints,
+            reward=reward,
+            system=system,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            beams=beams,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
+        return _in_order(comparison)
+
+    def stream(
+        self,
+        prompt: object,
+        checkpoints: object,
+        *,
+        reward: object = None,
+        system: object = "",
+        temperature: object = DEFAULT_TEMPERATURE,
+        top_k: object = 0,
+        top_p: object = 1.0,
+        beams: object = 1,
+        max_new_tokens: object = DEFAULT_NEW_TOKENS,
+        seed: object = 0,
+    ) -> Comparison:
+        """As `compare`, with the answers as they grow."""
         catalog = self.catalog
         request = checked_request(
             prompt=prompt,
             checkpoints=checkpoints,
             reward=reward,
+            system=system,
             temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            beams=beams,
             max_new_tokens=max_new_tokens,
             seed=seed,
             known_checkpoints=catalog.checkpoints,
             known_rewards=catalog.rewards,
         )
-        request = self._fitted(request)
-        return (self._answer(c, request, catalog) for c in request.checkpoints)
+        prompts = [self.tokens.prompt(messages) for messages in request.conversations]
+        request = self._fitted(request, prompts)
+        columns = [
+            Column(catalog.checkpoints[c], ids)
+            for c, ids in zip(request.checkpoints, prompts, strict=True)
+        ]
+        return self.engine.submit(Job(request, catalog, columns))
 
-    def _fitted(self, request: Request) -> Request:
+    def changes(
+        self, checkpoint: object, messages: object, answer: object, *, ids: tuple[int, ...] = ()
+    ) -> Changes:
+        """What one checkpoint thinks of an answer, token by token, and what its reference does.
+
+        Args:
+            messages: the conversation before the answer, as in `compare`.
+            answer: its text; `ids` are its tokens where they are known.
+
+        Raises: as `compare`, and BusyError where others take too long.
+        """
+        catalog = self.catalog
+        request = checked_request(
+            prompt=messages,
+            checkpoints=[checkpoint],
+            known_checkpoints=catalog.checkpoints,
+            known_rewards=catalog.rewards,
+        )
+        conversation = request.conversations[0]
+        prompt = self.tokens.prompt(conversation)
+        given = list(ids) or self.tokens.completion(conversation, _answer_text(answer))
+        if self.context is not None and len(prompt) + len(given) > self.context:
+            raise ConfigError(
+                f"prompt and answer have {len(prompt) + len(given)} tokens; the base reads "
+                f"{self.context}"
+            )
+        examiner = Examiner(self.measurer)
+        entry = catalog.checkpoints[request.checkpoints[0]]
+        return self.engine.call(
+            lambda: examiner.examine(entry, catalog, prompt, given, self.engine.in_use())
+        )
+
+    def _fitted(self, request: Request, prompts: list[list[int]]) -> Request:
         """The request with room for prompt and answer in the base's context.
 
-        Raises: ConfigError where the prompt alone fills it.
+        Raises: ConfigError where a prompt alone fills it.
         """
         if self.context is None:
             return request
-        used = len(encode_prompt(self.tokenizer, self._rendered(request.prompt)))
+        used = max(map(len, prompts))
         room = self.context - used
         if room < 1:
             raise ConfigError(f"the prompt has {used} tokens; the base reads {self.context}")
         tokens = min(request.sampling.max_new_tokens, room)
         return replace(request, sampling=replace(request.sampling, max_new_tokens=tokens))
 
-    def _rendered(self, prompt: str) -> Prompt:
-        if self.tokenizer.chat_template is None:
-            return prompt
-        return [{"role": "user", "content": prompt}]
-
-    def _answer(self, checkpoint: str, request: Request, catalog: Catalog) -> Answer:
-        entry = catalog.checkpoints[checkpoint]
-        prompt = self._rendered(request.prompt)
-        # a visitor's seed shall not decide what anything else in the process draws
-        with self._lock, torch.no_grad(), torch.random.fork_rng():
-            try:
-                with self.roles.using(self._ready(entry)) as model:
-                    torch.manual_seed(request.seed)
-                    said = complete(
-                        model, self.tokenizer, [prompt], sampling=request.sampling, stop=self.stop
-                    )[0]
-            except Exception as error:  # one bad checkpoint must not take the others down
-                return Answer(checkpoint, entry.name, problem=self._explain(error))
-            answer = Answer(checkpoint, entry.name, said.text, len(said.ids), said.ended)
-            return self._measured(answer, entry, self._batch(prompt, said.ids), request, catalog)
-
-    def _measured(
-        self, answer: Answer, entry: Entry, batch: Batch, request: Request, catalog: Catalog
-    ) -> Answer:
-        """The answer with score and KL, or with a note on why there is none."""
-        if request.reward is not None:
-            try:
-                answer = replace(answer, score=self._score(catalog.rewards[request.reward], batch))
-            except Exception as error:
-                answer = replace(answer, notes=(*answer.notes, f"no score: {self._explain(error)}"))
-        if entry.reference is None:
-            return replace(answer, notes=(*answer.notes, f"no KL: {entry.no_reference}"))
-        try:
-            reference = catalog.checkpoints[entry.reference]
-            answer = replace(answer, reference=reference.name)
-            return replace(answer, kl=self._kl(entry, reference, batch, request.kl_temperature))
-        except Exception as error:
-            return replace(answer, notes=(*answer.notes, f"no KL: {self._explain(error)}"))
-
-    def _score(self, reward: Entry, batch: Batch) -> float:
-        with self.roles.using(self._ready(reward)) as model:
-            head = self.roles.heads[reward.id]
-            assert isinstance(head, ScalarHead)
-            return scores(model, head, batch).item()
-
-    def _kl(self, entry: Entry, reference: Entry, batch: Batch, temperature: float) -> float:
-        sums = []
-        for side in (entry, reference):
-            with self.roles.using(self._ready(side)) as model:
-                logprobs, _ = completion_logprobs(model, batch, temperature=temperature)
-                sums.append(logprobs.double().sum().item())
-        return sums[0] - sums[1]
-
-    def _batch(self, prompt: Prompt, completion: list[int]) -> Batch:
-        ids = encode_prompt(self.tokenizer, prompt)
-        assert isinstance(self.tokenizer.pad_token_id, int)
-        return collate([ids], [completion], self.tokenizer.pad_token_id, self.roles.base.device)
-
-    def _ready(self, entry: Entry) -> str | None:
-        """Attach a run's adapter unless it is; read it again where its files have changed."""
-        if entry.path is None:
-            return None
-        stamp = _stamp(entry.path)
-        if self._attached.pop(entry.id, None) != stamp:
-            self.roles.detach(entry.id)
-            while len(self._attached) >= ATTACHED_AT_MOST:
-                oldest = next(iter(self._attached))
-                del self._attached[oldest]
-                self.roles.detach(oldest)
-            try:
-                self.roles.attach(entry.id, entry.path, head=entry.recipe == "reward")
-            except BaseException as error:
-                self.roles.detach(entry.id)
-                if isinstance(error, ToolkitError):
-                    self._refused[entry.path] = (stamp, str(error))
-                raise
-            (
-                self.roles.model or self.roles.base
-            ).eval()  # an adapter's dropout arrives in train mode
-        self._attached[entry.id] = stamp
-        return entry.id
-
     def _identify(self, path: Path) -> str:
-        # of one length, so that no adapter's name is the beginning of another's
         return self._ids.setdefault(path, f"run_{len(self._ids):06d}")
 
-    def _refusal(self, path: Path) -> str | None:
-        """Why a run could not be loaded, as long as its files are the same."""
-        stamp, reason = self._refused.get(path, (None, None))
-        return reason if stamp == _stamp(path) else None
 
-    def _explain(self, error: Exception) -> str:
-        """One line for the page. What nobody foresaw is logged whole on the server."""
-        if not isinstance(error, ToolkitError):
-            logging.getLogger(__name__).exception("an answer failed")
-        return tidy(str(error), self.runs) or type(error).__name__
+def _in_order(comparison: Comparison) -> Iterator[Answer]:
+    given = 0
+    for answers in comparison:
+        while given < len(answers) and answers[given].done:
+            yield answers[given]
+            given += 1
+
+
+def _answer_text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError("there is no answer to look at: ask first, or write one")
+    message: Message = {"role": "user", "content": value}
+    checked = checked_request(
+        prompt=[message], checkpoints=["any"], known_checkpoints=["any"], known_rewards=[]
+    )
+    return checked.conversations[0][0]["content"]
 
 
 def _first_sft(folder: Path, base_name: str) -> Path | None:
@@ -276,9 +277,3 @@ def _first_sft(folder: Path, base_name: str) -> Path | None:
                 continue
             return run.path
     return None
-
-
-def _stamp(folder: Path) -> tuple[float, ...]:
-    """What changes when a run is trained again in the same place."""
-    files = [folder / name for name in (*ADAPTER_FILES, HEAD_FILE)]
-    return tuple(f.stat().st_mtime_ns if f.is_file() else 0 for f in files)

@@ -58,9 +58,9 @@ def decode(
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     number = {prompt: i for i, prompt in enumerate(distinct)}
     of_row = torch.tensor([number[tuple(p)] for p in prompts], device=device)
-    cache = _growing_cache(causal)
-    ids, attention = (t.to(device) for t in _pad_left([list(p) for p in distinct], pad_id))
-    hidden = _read(causal, ids, attention, cache)
+    cache = growing_cache(causal)
+    ids, attention = (t.to(device) for t in pad_left([list(p) for p in distinct], pad_id))
+    hidden = read(causal, ids, attention, cache)
     if len(distinct) < len(prompts):
         cache.batch_select_indices(of_row)
     hidden, attention = hidden[of_row], attention[of_row]
@@ -86,7 +86,7 @@ def decode(
             cache.batch_select_indices(stay)
             rows, token, attention, going = rows[stay], token[stay], attention[stay], going[stay]
         attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
-        hidden = _read(causal, token.unsqueeze(1), attention, cache)
+        hidden = read(causal, token.unsqueeze(1), attention, cache)
     width = max(1, int(lengths.max()))
     found = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
     return Decoded(
@@ -96,7 +96,7 @@ def decode(
     )
 
 
-def _read(causal: Any, ids: Tensor, attention: Tensor, cache: DynamicCache) -> Tensor:
+def read(causal: Any, ids: Tensor, attention: Tensor, cache: DynamicCache) -> Tensor:
     """Feed tokens; the trunk's last hidden state, `(B, d)`."""
     positions = (attention.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
     out = causal.base_model(
@@ -120,7 +120,7 @@ def _choose(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return token.squeeze(-1), logprobs.gather(-1, token).squeeze(-1)
 
 
-class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """A cache layer with room to spare: a token is written in place, not appended to a copy."""
 
     keys: Tensor
@@ -147,10 +147,21 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows, in this order; a row may be kept twice."""
-        if self._room is not None:
-            end = self.get_seq_length()
-            self._room = (self._room[0][indices], self._room[1][indices])
-            self.keys, self.values = (room[:, :, :end] for room in self._room)
+        if self._room is None:
+            super().batch_select_indices(indices)
+            return
+        end = self.get_seq_length()
+        self._room = (self._room[0][indices], self._room[1][indices])
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
+
+    def join(self, other: "GrowingLayer", length: int) -> None:
+        """Put another's rows after these; both are padded on the left to `length` tokens."""
+        if self.is_initialized:
+            pairs = ((self.keys, other.keys), (self.values, other.values))
+            self.keys, self.values = (
+                torch.cat([_padded(states, length) for states in pair]) for pair in pairs
+            )
+            self._room = None
 
     @staticmethod
     def _grown(old: Tensor, new: Tensor) -> Tensor:
@@ -162,13 +173,19 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return room
 
 
-def _growing_cache(causal: Any) -> DynamicCache:
+def _padded(states: Tensor, length: int) -> Tensor:
+    """`(B, heads, n, d)` to `(B, heads, length, d)`, zeros before."""
+    return nn.functional.pad(states, (0, 0, length - states.shape[-2], 0))
+
+
+def growing_cache(causal: Any) -> DynamicCache:
+    """A cache whose layers have room to spare, where they keep the whole sequence."""
     cache = DynamicCache(config=causal.config.get_text_config())
-    cache.layers = [_GrowingLayer() if type(c) is DynamicLayer else c for c in cache.layers]
+    cache.layers = [GrowingLayer() if type(c) is DynamicLayer else c for c in cache.layers]
     return cache
 
 
-def _pad_left(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_left(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Ids and attention, `(B, P)`."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])

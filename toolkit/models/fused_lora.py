@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
-    """PEFT's layer, whose plain case (one active adapter, one precision) takes the short way."""
+    """PEFT's layer, whose plain cases (one precision, and one adapter for all rows or for each) take
+    the short way."""
+
+    _rows: tuple[list[str], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As PEFT's."""
@@ -30,6 +33,52 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
             rows, base.weight, base.bias, low, high, self.scaling[name]
         )
         return out.view(*x.shape[:-1], out.shape[-1])
+
+    def _mixed_batch_forward(
+        self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
+    ) -> Tensor:
+        """An adapter for each row: three products for all of them, where PEFT takes them in turn."""
+        stacks = self._stacks(x, adapter_names)
+        if stacks is None:
+            found: Tensor = super()._mixed_batch_forward(
+                x, *args, adapter_names=adapter_names, **kwargs
+            )
+            return found
+        low, high = stacks
+        found = self.get_base_layer()(x)
+        if low.dtype == found.dtype:
+            return torch.baddbmm(found, torch.bmm(x, low), high)
+        # as PEFT does: adapters of a base in half precision are kept, and multiplied, in float32
+        return found + torch.bmm(torch.bmm(x.to(low.dtype), low), high).to(found.dtype)
+
+    def _stacks(self, x: Tensor, names: list[str]) -> tuple[Tensor, Tensor] | None:
+        """A' `(B, in, r)` and s·B' `(B, r, out)` of each row, zeros where it has no adapter here.
+
+        Kept until `forget_rows`, since every token needs them. None where PEFT must do it.
+        """
+        if self._rows is not None and self._rows[0] is names:
+            return self._rows[1]
+        rows = [n if n in self.lora_A else None for n in names]
+        ours = {n for n in rows if n is not None}
+        dtypes = {self.lora_A[n].weight.dtype for n in ours} or {x.dtype}
+        if len(dtypes) > 1 or any(n in self.lora_variant or self.lora_bias[n] for n in ours):
+            return None
+        if x.dim() != 3 or torch.is_grad_enabled():
+            return None
+        rank, (dtype,) = max([1, *(self.r[n] for n in ours)]), dtypes
+        low = x.new_zeros(len(rows), self.in_features, rank, dtype=dtype)
+        high = x.new_zeros(len(rows), rank, self.out_features, dtype=dtype)
+        for row, name in enumerate(rows):
+            if name is not None:
+                r = self.r[name]
+                low[row, :, :r] = self.lora_A[name].weight.t()
+                high[row, :r] = self.lora_B[name].weight.t() * self.scaling[name]
+        self._rows = (names, (low, high))
+        return low, high
+
+    def forget_rows(self) -> None:
+        """Free what `_stacks` keeps."""
+        self._rows = None
 
     def _plain(self, x: Tensor) -> str | None:
         """The one active adapter, if nothing but W·x + s·B·A·x is asked of it."""

@@ -5,7 +5,7 @@ activated that was not before. Here a switch changes which adapter is active and
 which parameters are trainable stays as it was, also when the body raises.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from toolkit.errors import CheckpointError
 from toolkit.models.adapters import fill, read_adapter, save_adapter
 from toolkit.models.base import check_fingerprint
-from toolkit.models.fused_lora import fuse
+from toolkit.models.fused_lora import FusedLoraLinear, fuse
 from toolkit.models.heads import ScalarHead
 from toolkit.models.inserted import INSERTED, Inserted, insertable
 from toolkit.models.merging import merged_weights
@@ -132,6 +132,40 @@ class Roles:
         finally:
             self._switch(before, bare=was_bare)
             self._insert(speaking)
+
+    def mixes(self, name: str | None) -> bool:
+        """Whether rows of this role may share a batch with rows of others: see `mixed`."""
+        if name is None:
+            return True
+        return (
+            name not in self.inserted
+            and self._plain
+            and not any(
+                name in getattr(layer, "lora_variant", ())
+                for layer in self._layers  # such as DoRA
+            )
+        )
+
+    @contextmanager
+    def mixed(self, names: Sequence[str | None]) -> Iterator[nn.Module]:
+        """The model with a role for each row of the batches that it is given; None is the base.
+
+        In eval mode, without gradients. The roles must `mixes`, unless all names are one.
+        """
+        if len(set(names)) == 1 or self.model is None:
+            with self.using(names[0]) as model:
+                yield model
+            return
+        first = next(n for n in names if n is not None)
+        rows = [n or "__base__" for n in names]  # PEFT's word
+        try:
+            hooks = self.model.base_model._enable_peft_forward_hooks(adapter_names=rows)
+            with self.using(first) as model, hooks:
+                yield model
+        finally:
+            for layer in self._layers:
+                if isinstance(layer, FusedLoraLinear):
+                    layer.forget_rows()
 
     def _insert(self, name: str | None) -> None:
         """Put one of the inserted adapters in the place of another, or of none."""

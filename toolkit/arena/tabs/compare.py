@@ -1,38 +1,56 @@
 """Several checkpoints answer the same thing side by side."""
 
-import html
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
 from toolkit.arena import request as limits
-from toolkit.arena.choices import checkpoint_choices, reward_choices, reward_id
+from toolkit.arena.chat import Chat
+from toolkit.arena.choices import checkpoint_choices, reward_choices
 from toolkit.arena.request import MAX_COLUMNS, MAX_PROMPT_CHARACTERS
-from toolkit.arena.wording import INTRODUCTION, LEGEND, NO_RUNS, measures
-from toolkit.errors import ToolkitError
-
-if TYPE_CHECKING:
-    from toolkit.arena.workbench import Answer, Workbench
+from toolkit.arena.tabs.answering import PARTS, Visitors, again, anew, further
+from toolkit.arena.wording import INTRODUCTION, LEGEND, NO_RUNS
+from toolkit.arena.workbench import Workbench
 
 
-def compare_tab(page: gr.Blocks, workbench: "Workbench") -> None:
-    """The tab's contents. What it shows of the disk or of a model is escaped or plain text."""
+def compare_tab(page: gr.Blocks, workbench: Workbench) -> gr.State:
+    """The tab's contents. What it shows of the disk or of a model is escaped or plain text.
+
+    Returns: the visitor's `Chat`, for other tabs to look at.
+    """
+    chat, visitors = gr.State(Chat()), Visitors(workbench)
     gr.Markdown(INTRODUCTION)
     no_runs = gr.Markdown(NO_RUNS, visible=workbench.catalog.empty)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            prompt, ask = _prompt(workbench.examples())
+            prompt, ask, follow, stop, repeat, edit, clear = _prompt(workbench.examples())
         with gr.Column(scale=2, min_width=320):
             checkpoints, reward, look = _models(workbench)
-            sampling = _sampling()
-    columns = _answers()
+            settings = _sampling()
+    columns, stops = _answers()
     with gr.Accordion("What the numbers mean", open=False):
         gr.Markdown(LEGEND)
     broken_box, broken = _broken()
 
-    def compare(*asked: Any) -> Iterator[list[Any]]:
-        yield from _compare(workbench, *asked)
+    asked = [chat, prompt, checkpoints, reward, *settings]
+    shown = [chat, prompt, *columns]
+    stream: dict[str, Any] = {
+        "concurrency_limit": None,  # the engine's own queue is shorter, and says what to do
+        "show_progress": "minimal",
+    }
+    first, more = visitors.answering(anew), visitors.answering(further)
+    gr.on([ask.click, prompt.submit], first, asked, shown, api_name="compare", **stream)
+    follow.click(more, asked, shown, api_name="follow_up", **stream)
+    seed, once_more = settings[-1], visitors.answering(again, keep_prompt=True)
+    repeat.click(
+        visitors.new_seed, [chat, seed], seed, api_visibility="private", show_progress="hidden"
+    ).success(once_more, asked, shown, api_name="regenerate", **stream)
+    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "queue": False}
+    stop.click(visitors.stop, None, None, api_name="stop", **quiet)
+    for number, button in enumerate(stops):
+        button.click(visitors.stop_column(number), None, None, api_visibility="private", **quiet)
+    edit.click(visitors.edit, chat, shown, api_visibility="private")
+    clear.click(visitors.clear, None, shown, api_visibility="private")
 
     def refresh(chosen: list[str] | None, scorer: str | None) -> list[Any]:
         catalog = workbench.refresh()
@@ -47,21 +65,14 @@ def compare_tab(page: gr.Blocks, workbench: "Workbench") -> None:
             "\n".join(f"{name}: {reason}" for name, reason in catalog.broken),
         ]
 
-    gr.on(
-        [ask.click, prompt.submit],
-        compare,
-        [prompt, checkpoints, reward, *sampling],
-        columns,
-        api_name="compare",
-        concurrency_limit=1,
-        show_progress="minimal",
-    )
     lists = [no_runs, checkpoints, reward, broken_box, broken]
     look.click(refresh, [checkpoints, reward], lists, api_name="refresh")
     page.load(refresh, [checkpoints, reward], lists, api_visibility="private")
+    page.unload(visitors.leave)
+    return chat
 
 
-def _prompt(examples: list[str]) -> tuple[gr.Textbox, gr.Button]:
+def _prompt(examples: list[str]) -> tuple[Any, ...]:
     prompt = gr.Textbox(
         label="Prompt",
         info="What all of them are asked. Shift+Enter asks, too.",
@@ -70,13 +81,26 @@ def _prompt(examples: list[str]) -> tuple[gr.Textbox, gr.Button]:
         max_length=MAX_PROMPT_CHARACTERS,
         placeholder="Ask something…",
     )
-    ask = gr.Button("Ask", variant="primary")
+    with gr.Row():
+        ask = gr.Button("Ask", variant="primary", min_width=120)
+        follow = gr.Button("Follow up", min_width=120)
+        stop = gr.Button("Stop all", min_width=120)
+    with gr.Row():
+        repeat = gr.Button("Regenerate", size="sm", min_width=90)
+        edit = gr.Button("Edit last", size="sm", min_width=90)
+        clear = gr.Button("Clear", size="sm", min_width=90)
+    gr.Markdown(
+        "*Ask* begins anew; *Follow up* goes on, and each checkpoint sees its own earlier answers. "
+        "*Regenerate* answers again with the next seed; *Edit last* takes the last prompt back into "
+        "the box.",
+        elem_classes="note",
+    )
     if examples:
         gr.Examples([[e] for e in examples], prompt, label="Questions to try")
-    return prompt, ask
+    return prompt, ask, follow, stop, repeat, edit, clear
 
 
-def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button]:
+def _models(workbench: Workbench) -> tuple[gr.Dropdown, gr.Dropdown, gr.Button]:
     models, rewards = checkpoint_choices(workbench.catalog), reward_choices(workbench.catalog)
     checkpoints = gr.Dropdown(
         models.choices,
@@ -84,7 +108,7 @@ def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button
         multiselect=True,
         max_choices=MAX_COLUMNS,
         label="Checkpoints",
-        info=f"Two or more, up to {MAX_COLUMNS}. The base is the model before any training.",
+        info=f"One to {MAX_COLUMNS - 1}, and the base: the model before any training.",
     )
     reward = gr.Dropdown(
         rewards.choices,
@@ -95,7 +119,8 @@ def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button
     return checkpoints, reward, gr.Button("Look for runs again", size="sm")
 
 
-def _sampling() -> tuple[gr.Slider, gr.Slider, gr.Number]:
+def _sampling() -> list[Any]:
+    """System prompt and everything that decides how tokens are drawn, the seed last."""
     with gr.Accordion("Sampling", open=False):
         temperature = gr.Slider(
             0,
@@ -121,25 +146,71 @@ def _sampling() -> tuple[gr.Slider, gr.Slider, gr.Number]:
             label="Seed",
             info="Where chance starts, alike in all columns. The same seed repeats an answer.",
         )
-    return temperature, tokens, seed
+        top_k = gr.Slider(
+            0,
+            limits.MAX_TOP_K,
+            value=0,
+            step=1,
+            label="Top k",
+            info="Draw among this many likeliest tokens only; 0 draws among all.",
+        )
+        top_p = gr.Slider(
+            limits.MIN_TOP_P,
+            1,
+            value=1,
+            step=0.01,
+            label="Top p",
+            info="Draw among the likeliest tokens that together have this probability; 1 is all.",
+        )
+        beams = gr.Slider(
+            1,
+            limits.MAX_BEAMS,
+            value=1,
+            step=1,
+            label="Beams",
+            info="Above 1: search for the likeliest whole answer. It comes all at once, and "
+            "temperature, top k, top p and seed do nothing.",
+        )
+        system = gr.Textbox(
+            label="System message",
+            info="Said before the conversation. Empty for none, as the embedded runs were trained.",
+            lines=1,
+            max_lines=6,
+            max_length=MAX_PROMPT_CHARACTERS,
+        )
+    return [temperature, tokens, top_k, top_p, beams, system, seed]
 
 
-def _answers() -> list[Any]:
-    """Column, answer and measures of each checkpoint, one after the other."""
+def _answers() -> tuple[list[Any], list[gr.Button]]:
+    """The parts of each checkpoint's column, one column after the other, and their stop buttons."""
     parts: list[Any] = []
-    with gr.Row(equal_height=False):
+    stops: list[gr.Button] = []
+    with gr.Row(equal_height=False, elem_classes="answers"):
         for _ in range(MAX_COLUMNS):
             with gr.Column(min_width=280, visible=False) as column:
-                answer = gr.Textbox(
+                answer = gr.Chatbot(
                     label="Answer",
-                    lines=5,
-                    max_lines=24,
+                    height=None,
+                    max_height=420,
+                    render_markdown=False,  # an answer is text, whatever it holds
+                    allow_tags=False,
+                    buttons=["copy"],
+                    feedback_options=None,
+                )
+                stop = gr.Button("Stop this one", size="sm", visible=False)
+                numbers = gr.Textbox(lines=4, max_lines=12, interactive=False)
+                command = gr.Textbox(
+                    label="Command",
+                    info="Prints the same answer without this page.",
+                    lines=1,
+                    max_lines=8,
                     interactive=False,
                     buttons=["copy"],
                 )
-                numbers = gr.Textbox(lines=4, max_lines=9, interactive=False)
-                parts += [column, answer, numbers]
-    return parts
+                parts += [column, answer, stop, numbers, command]
+                stops.append(stop)
+    assert len(parts) == PARTS * MAX_COLUMNS
+    return parts, stops
 
 
 def _broken() -> tuple[gr.Accordion, gr.Textbox]:
@@ -152,48 +223,3 @@ def _broken() -> tuple[gr.Accordion, gr.Textbox]:
             interactive=False,
         )
     return box, reasons
-
-
-def _compare(
-    workbench: "Workbench",
-    prompt: Any,
-    checkpoints: Any,
-    reward: Any,
-    temperature: Any,
-    tokens: Any,
-    seed: Any,
-) -> Iterator[list[Any]]:
-    """Updates of all columns, again after each answer."""
-    try:
-        answers = workbench.compare(
-            prompt,
-            checkpoints,
-            reward=reward_id(reward),
-            temperature=temperature,
-            max_new_tokens=tokens,
-            seed=seed,
-        )
-    except ToolkitError as error:  # the toast is HTML
-        raise gr.Error(html.escape(str(error)), print_exception=False) from error
-    shown: list[Answer] = []
-    for answer in answers:
-        shown.append(answer)
-        unused = [None] * (MAX_COLUMNS - len(shown))
-        # made again each time: Gradio empties the updates that it is given
-        yield [part for column in [*shown, *unused] for part in _column(column)]
-
-
-def _column(answer: "Answer | None") -> list[Any]:
-    """Updates of one column's three parts."""
-    if answer is None:
-        return [gr.update(visible=False), gr.update(value=""), gr.update(value="")]
-    failed = answer.problem is not None
-    return [
-        gr.update(visible=True),
-        gr.update(
-            value=answer.text,
-            label=answer.name,
-            placeholder="(no answer)" if failed else "(an empty answer)",
-        ),
-        gr.update(value=measures(answer), label="Why there is none" if failed else "Numbers"),
-    ]
