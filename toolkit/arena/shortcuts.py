@@ -19,7 +19,6 @@ ARENA_KEYS: Mapping[str, str] = {
 }
 RANK_KEYS: Mapping[str, str] = {str(n): f"rank-place-{n}" for n in range(1, 10)} | {
     "t": "rank-tie",
-    "s": "rank-skip",
     "Control+Enter": "rank-save",
     "Escape": "rank-clear",
 }
