@@ -61,9 +61,9 @@ class Visitor:
 
 
 def test_names_are_sent_after_the_vote_only(page: Page) -> None:
-    url, fake, store = page
+    url, _, store = page
     visitor = Visitor(url, "visitor")
-    secrets = [*NAMES.split(), *POOL, *fake.catalog.checkpoints, "secret"]
+    secrets = [*NAMES.split(), *POOL, "secret", "run_"]
     for verdict in ("a", "both_bad"):
         before = visitor.sends("battle", "Who is it?", POOL, 0.7, 16)
         assert "Which answer is better?" in before and "Who is it? " in before
@@ -123,7 +123,7 @@ def test_what_strangers_send_is_refused_in_words(page: Page) -> None:
         with pytest.raises(AppError):
             client.predict("Hi", ["base", bad], 0.7, 16, api_name="/battle")
     client.predict("Hi", POOL, 4, 0.7, 16, api_name="/ranking")
-    for order, said in (("", "nothing"), ("1 > 2", "3, 4 missing"), ("<b>", "&lt;b&gt;")):
+    for order, said in (("", "nothing"), ("1 > 2", "3, 4 missing"), ("<b", "&lt;b")):
         with pytest.raises(AppError, match=said):
             client.predict(order, "", "", *[0] * 9, *[[]] * 9, api_name="/save_ranking")
     assert store.count() == 0
@@ -132,18 +132,16 @@ def test_what_strangers_send_is_refused_in_words(page: Page) -> None:
 def test_leaderboard_and_data_show_what_was_judged(page: Page, tmp_path: Path) -> None:
     url, _, store = page
     client = Client(url, verbose=False, analytics_enabled=False, download_files=tmp_path / "got")
-    empty, results, *_ = client.predict(api_name="/leaderboard")
-    assert (empty["visible"], results["visible"]) == (True, False)
+    empty, *_ = client.predict(api_name="/leaderboard")
+    assert empty["visible"] is True
     *_, said, files, reward, dpo = client.predict(api_name="/export")
     assert said == "There is nothing to export yet." and not files
     for verdict in ("a", "b", "tie"):
         client.predict("Hi", POOL, 0.7, 16, api_name="/battle")
         client.predict("", "Ann", api_name=f"/vote_{verdict}")
-    empty, results, table, _, pairs, agreement = client.predict(api_name="/leaderboard")
-    assert (empty["visible"], results["visible"]) == (False, True)
-    assert [row[2:] for row in table["value"]["data"]] == [
-        ["not enough votes", "", "3", "3"]
-    ] * 2 or [row[2:5] for row in table["value"]["data"]] == [["not enough votes", "", "3"]] * 2
+    empty, table, *_, agreement = client.predict(api_name="/leaderboard")
+    assert empty["visible"] is False
+    assert [row[2:] for row in table["value"]["data"]] == [["not enough votes", "", "3", "1"]] * 2
     assert sorted(row[1] for row in table["value"]["data"]) == sorted(NAMES.split())
     assert "No two labelers" in agreement
     *_, said, files, reward, dpo = client.predict(api_name="/export")
