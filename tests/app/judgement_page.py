@@ -1,0 +1,61 @@
+"""A page of the tabs about judgements alone, over a workbench without a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from tests.arena.fake_workbench import FakeWorkbench
+from toolkit.arena.battles import Battles
+from toolkit.arena.headers import SecurityHeaders
+from toolkit.arena.ports import free_port
+from toolkit.arena.shortcuts import SHORTCUTS_HEAD
+from toolkit.arena.store import Store
+from toolkit.arena.tabs.arena import arena_tab
+from toolkit.arena.tabs.data import data_tab
+from toolkit.arena.tabs.leaderboard import leaderboard_tab
+from toolkit.arena.tabs.rank import rank_tab
+from toolkit.arena.workbench import Workbench
+
+NAMES = "secret-sft-run secret-dpo-run"
+
+
+@contextmanager
+def judgement_page(folder: Path) -> Iterator[tuple[str, FakeWorkbench, Store]]:
+    """The page's address, its workbench and its store."""
+    fake = FakeWorkbench(folder / "runs", NAMES)
+    store = Store(folder / "runs" / "judgements.sqlite")
+    workbench = cast(Workbench, fake)
+    battles = Battles(workbench, store)
+    with gr.Blocks(analytics_enabled=False) as page:
+        with gr.Tab("Arena"):
+            arena_tab(page, battles)
+        with gr.Tab("Rank"):
+            rank_tab(page, battles, ["A prompt from a file"])
+        with gr.Tab("Leaderboard") as tab:
+            leaderboard_tab(page, tab, store)
+        with gr.Tab("Data") as tab:
+            data_tab(page, tab, workbench, store)
+    page.queue(max_size=32)
+    port = free_port()
+    page.launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        enable_monitoring=False,
+        run_history=False,
+        mcp_server=False,
+        ssr_mode=False,
+        footer_links=[],
+        head=SHORTCUTS_HEAD,
+        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
+    )
+    try:
+        yield f"http://127.0.0.1:{port}/", fake, store
+    finally:
+        page.close(verbose=False)

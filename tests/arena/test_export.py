@@ -1,0 +1,216 @@
+"""Judgements become datasets that our reader takes, and that the recipes train on."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from peft import LoraConfig
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+from tests.arena.fake_workbench import FakeWorkbench
+from tests.arena.judgements import BASE, battle, ranking, reply
+from tests.conftest import ROOT
+from toolkit.arena.battles import Battles
+from toolkit.arena.export import FILES, export, training_commands
+from toolkit.arena.judgement import Judgement, parse_order
+from toolkit.arena.store import Store
+from toolkit.arena.workbench import Workbench
+from toolkit.arguments import DataArguments
+from toolkit.data.loading import load_splits
+from toolkit.models.base import fingerprint, load_base
+from toolkit.models.roles import Roles
+from toolkit.runs import Run
+
+SAID: list[Judgement] = [
+    battle("1", "sft", "dpo", "b", labeler="Ann", reason="kinder", asked="Füße?\u2028"),
+    battle("2", "base", "dpo", "a", asked="What?"),
+    battle("3", "sft", "dpo", "tie"),
+    battle("4", "sft", "dpo", "both_bad"),
+    battle("5", "sft", "dpo", "skip"),
+    ranking("6", "sft dpo ppo base", (2, 1, 2, 3), likert=(4, 7, None, 1), asked="Where?"),
+]
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def says(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def read(file: Path, kind: str) -> list[dict[str, Any]]:
+    """What a recipe gets of a file."""
+    script = ScriptArguments(dataset_name=str(file))
+    splits = load_splits(script, DatasetMixtureConfig(), DataArguments(), kind=kind, seed=0)
+    return list(splits["train"])
+
+
+def test_preferences_are_what_was_chosen_with_where_it_comes_from(tmp_path: Path) -> None:
+    export(SAID).write(tmp_path)
+    first, second, *pairs = read(tmp_path / "preference.jsonl", "preference")
+    assert first["prompt"] == user("Füße?\u2028")
+    assert first["chosen"] == says("dpo says 1.")
+    assert first["rejected"] == says("sft says 1.")
+    assert first["group_id"] is None
+    assert first["provenance"] == {
+        "judgement": "1",
+        "kind": "battle",
+        "labeler": "Ann",
+        "reason": "kinder",
+        "time": "2026-01-02T03:04:05Z",
+        "sampling": {"temperature": 0.7, "max_new_tokens": 64},
+        "base": BASE,
+        "chosen": {"checkpoint": "dpo", "adapter_sha256": "hash of dpo", "seed": 1},
+        "rejected": {"checkpoint": "sft", "adapter_sha256": "hash of sft", "seed": 1},
+    }
+    assert (second["chosen"], second["rejected"]) == (says("base says 1."), says("dpo says 1."))
+    assert second["provenance"]["chosen"]["adapter_sha256"] is None
+    better = [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in pairs]
+    assert sorted(better) == [
+        ("dpo says 2.", "base says 4."),
+        ("dpo says 2.", "ppo says 3."),
+        ("dpo says 2.", "sft says 1."),
+        ("ppo says 3.", "base says 4."),
+        ("sft says 1.", "base says 4."),
+    ]
+    assert len({p["group_id"] for p in pairs}) == 1 and pairs[0]["group_id"]
+    assert all(
+        p["provenance"][side]["checkpoint"] == p[side][0]["content"].split()[0]
+        for p in pairs
+        for side in ("chosen", "rejected")
+    )
+
+
+def test_the_other_files_by_our_reader(tmp_path: Path) -> None:
+    written = export(SAID).write(tmp_path)
+    assert [f.name for f in written] == list(FILES)
+    ranked = json.loads((tmp_path / "ranked.jsonl").read_text())
+    assert ranked["ranks"] == [2, 1, 2, 3]
+    assert ranked["provenance"]["likert"] == [4, 7, None, 1]
+    assert [a["seed"] for a in ranked["provenance"]["answers"]] == [1, 2, 3, 4]
+    assert len(read(tmp_path / "ranked.jsonl", "preference")) == 5
+    labels = [
+        (row["completion"][0]["content"], row["label"], row["provenance"]["answer"]["checkpoint"])
+        for row in read(tmp_path / "unpaired.jsonl", "unpaired")
+    ]
+    assert labels == [
+        ("dpo says 1.", True, "dpo"),
+        ("sft says 1.", False, "sft"),
+        ("base says 1.", True, "base"),
+        ("dpo says 1.", False, "dpo"),
+        ("dpo says 2.", True, "dpo"),  # the two in the middle of the ranking say neither
+        ("base says 4.", False, "base"),
+    ]
+    bad = read(tmp_path / "both_bad.jsonl", "unpaired")
+    assert [row["label"] for row in bad] == [False, False]
+    (tie,) = [json.loads(line) for line in (tmp_path / "ties.jsonl").read_text().splitlines()]
+    assert tie["ranks"] == [1, 1] and tie["provenance"]["judgement"] == "3"
+
+
+def test_the_same_judgements_give_the_same_bytes_and_fewer_leave_no_old_file(
+    tmp_path: Path,
+) -> None:
+    first = {f.name: f.read_bytes() for f in export(SAID).write(tmp_path)}
+    assert {f.name: f.read_bytes() for f in export(SAID).write(tmp_path)} == first
+    assert [f.name for f in export(SAID[:2]).write(tmp_path)] == [
+        "preference.jsonl",
+        "unpaired.jsonl",
+    ]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["preference.jsonl", "unpaired.jsonl"]
+
+
+def test_what_the_reader_would_refuse_is_left_out_and_counted() -> None:
+    same = (reply("sft", "Yes."), reply("dpo", "Yes. "))
+    empty = (reply("sft", "Yes."), reply("dpo", " \n"))
+    made = export(
+        [
+            battle("1", "sft", "dpo", "a", replies=same),
+            battle("2", "sft", "dpo", "a", replies=empty),
+            battle("3", "sft", "dpo", "b", replies=empty),
+            battle("4", "sft", "dpo", "tie", replies=same),
+        ]
+    )
+    assert made.left_out == {"chosen equals rejected": 1, "empty text": 2}
+    assert {name: len(rows) for name, rows in made.rows.items() if rows} == {"ties.jsonl": 1}
+
+
+def test_commands_are_quoted_and_name_the_base() -> None:
+    base = {"id": "org/it's a model", "quantization": "4bit-nf4-double"}
+    commands = training_commands(
+        Path("my runs/j/preference.jsonl"), base=base, parent=Path("my runs/$sft"), runs=Path("r")
+    )
+    words = shlex.split(commands["dpo"])
+    assert words[:2] == ["python", "recipes/dpo.py"]
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    assert options == {
+        "--model_name_or_path": "org/it's a model",
+        "--load_in_4bit": "true",
+        "--bnb_4bit_quant_type": "nf4",
+        "--use_bnb_nested_quant": "true",
+        "--dataset_name": "my runs/j/preference.jsonl",
+        "--parent": "my runs/$sft",
+        "--output_dir": "r/judged/dpo",
+        "--drop_bad_rows": "true",
+    }
+    assert training_commands(Path("x"), base=base, parent=None, runs=Path("r")) == {}
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SFT run on the embedded base, its adapter as it is before training."""
+    folder = tmp_path_factory.mktemp("with a blank") / "sft"
+    model = ModelConfig(model_name_or_path="world:base", dtype="float32")
+    base, tokenizer = load_base(model)
+    torch.manual_seed(0)
+    run = Run.start(folder, recipe="sft")
+    run.base = fingerprint(model, tokenizer)
+    roles = Roles(base, run.base)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    roles.create("default", lora)
+    roles.save("default", folder)
+    tokenizer.save_pretrained(folder)
+    run.finish()
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["reward", "dpo"])
+def test_votes_are_exported_and_trained_on(tmp_path: Path, sft: Path, recipe: str) -> None:
+    fake = FakeWorkbench(tmp_path / "runs")
+    battles = Battles(cast(Workbench, fake), Store(tmp_path / "runs" / "j.sqlite"))
+    pool = list(fake.catalog.checkpoints)
+    for i in range(6):
+        *_, shown = battles.battle(f"What is {i}?", pool)
+        battles.vote(shown.id, ("a", "b", "both_bad")[i % 3])
+    for i in range(2):
+        *_, shown = battles.ranking(f"Who is {i}?", pool, 4)
+        battles.rank(shown.id, parse_order("3 > 1 = 2 > 4", 4))
+    export(battles.store.all()).write(tmp_path / "runs" / "j")
+    file = tmp_path / "runs" / "j" / "preference.jsonl"
+    assert len(file.read_text().splitlines()) == 4 + 2 * 5
+    commands = training_commands(
+        file, base={"id": "world:base"}, parent=sft, runs=tmp_path / "runs"
+    )
+    python, *words = shlex.split(commands[recipe])
+    assert python == "python"
+    small = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--save_strategy", "no"]
+    if recipe == "reward":
+        small += ["--max_rows", "64"]
+    done = subprocess.run(
+        [sys.executable, *words, *small, "--warmup_steps", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "14 rows -> preference (train 14)" in done.stdout
+    run = Run.load(tmp_path / "runs" / "judged" / recipe)
+    assert run.state == "finished" and run.adapter_problem() is None

@@ -1,0 +1,186 @@
+"""Strengths of checkpoints from battles and rankings: Plackett-Luce, of which Bradley-Terry is K = 2.
+
+A checkpoint has a strength θ in nats of log-odds, so that A beats B with probability
+σ(θ_A − θ_B). Of a ranking, the best is drawn from all with probability ∝ exp θ, then the next from
+the rest, and so on. Tied answers count as every order of them in equal shares; two tied answers
+are half a win for each. A normal prior on θ keeps the strength of one who never lost finite.
+
+Bradley & Terry 1952; Plackett 1975; Caron & Doucet 2012, arXiv:1011.1761 (with a prior).
+"""
+
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+PRIOR_SD = 2.0  # nats; two thirds of all checkpoints within ±350 points before any vote
+POINTS = 400 / math.log(10)  # per nat, Elo's scale: 400 points are odds of 10 to 1
+MIDDLE = 1000.0  # where the mean checkpoint is
+RESAMPLES = 300
+MAX_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Order:
+    """One judgement as an order: who gave each answer, its rank (1 is best), and the prompt.
+
+    `players` `(K,)` are indices, one of them perhaps several times; `ranks` `(K,)`.
+    """
+
+    players: tuple[int, ...]
+    ranks: tuple[int, ...]
+    prompt: Hashable
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Orders as the sums that the likelihood is made of.
+
+    The log-likelihood of θ is Σ wins·θ − Σ_s weight_s · log Σ_i count_si · exp θ_i. `wins` is
+    `(P, N)` per prompt; `counts` `(S, N)`, the sets from which somebody was drawn; `weights`
+    `(W,)` with the prompt and the set of each.
+    """
+
+    wins: Floats
+    counts: Floats
+    weights: Floats
+    prompt_of: NDArray[np.int64]
+    set_of: NDArray[np.int64]
+
+    def drawn(self, times: Floats) -> tuple[Floats, Floats]:
+        """Wins `(N,)` and set weights `(S,)` where each prompt is counted so many `times` `(P,)`."""
+        weights = self.weights * times[self.prompt_of]
+        summed = np.bincount(self.set_of, weights=weights, minlength=len(self.counts))
+        return times @ self.wins, summed.astype(np.float64)
+
+
+def collect(orders: Sequence[Order], players: int) -> Votes:
+    """The sums of the orders of `players` players."""
+    prompts: dict[Hashable, int] = {}
+    sets: dict[tuple[int, ...], int] = {}
+    terms: dict[tuple[int, int], float] = {}
+    wins: dict[tuple[int, int], float] = {}
+    for order in orders:
+        if len(set(order.players)) < 2:  # a checkpoint against itself says nothing of its strength
+            continue
+        prompt = prompts.setdefault(order.prompt, len(prompts))
+        for winner in order.players:
+            wins[prompt, winner] = wins.get((prompt, winner), 0.0) + 1.0
+        for members, weight in _draws(order):
+            key = prompt, sets.setdefault(members, len(sets))
+            terms[key] = terms.get(key, 0.0) + weight
+    table = np.zeros((len(prompts), players))
+    for (prompt, winner), times in wins.items():
+        table[prompt, winner] = times
+    counts = np.zeros((len(sets), players))
+    for members, s in sets.items():
+        np.add.at(counts[s], list(members), 1.0)
+    return Votes(
+        table,
+        counts,
+        np.array(list(terms.values()), dtype=np.float64),
+        np.array([p for p, _ in terms], dtype=np.int64),
+        np.array([s for _, s in terms], dtype=np.int64),
+    )
+
+
+def _draws(order: Order) -> list[tuple[tuple[int, ...], float]]:
+    """The sets that an order's answers were drawn from, best first, each with its weight.
+
+    Of m tied answers all m! orders count alike, so before the (t+1)-th of them is drawn every
+    choice of t of them may be gone: C(m, t) sets of weight 1 / C(m, t).
+    """
+    found: list[tuple[tuple[int, ...], float]] = []
+    for rank in sorted(set(order.ranks)):
+        both = list(zip(order.players, order.ranks, strict=True))
+        tied = [p for p, r in both if r == rank]
+        worse = [p for p, r in both if r > rank]
+        for gone in range(len(tied)):
+            kept = list(itertools.combinations(tied, len(tied) - gone))
+            found += [(tuple(sorted((*k, *worse))), 1 / len(kept)) for k in kept]
+    return found
+
+
+def strengths(votes: Votes, *, prior_sd: float = PRIOR_SD, times: Floats | None = None) -> Floats:
+    """The most probable strengths `(N,)` in nats, their mean 0.
+
+    Args:
+        prior_sd: of the normal prior, nats.
+        times: `(P,)`, how often each prompt counts; once by default.
+
+    By Newton's method: the log-posterior is strictly concave.
+    """
+    wins, weights = votes.drawn(np.ones(len(votes.wins)) if times is None else times)
+    theta = np.zeros(votes.counts.shape[1])
+    precision = prior_sd**-2
+    value = _log_posterior(theta, wins, weights, votes.counts, precision)
+    for _ in range(MAX_STEPS):
+        share = votes.counts * np.exp(theta - theta.max())
+        share /= share.sum(1, keepdims=True)
+        drawn = weights @ share  # how often each is expected to be drawn
+        slope = wins - drawn - precision * theta
+        if np.abs(slope).max(initial=0.0) < 1e-9 * (1 + weights.sum()):
+            break
+        curve = np.diag(drawn + precision) - (share * weights[:, None]).T @ share
+        step = np.linalg.solve(curve, slope)
+        for _ in range(40):  # a full step may overshoot far from the top
+            tried = _log_posterior(theta + step, wins, weights, votes.counts, precision)
+            if tried >= value:
+                break
+            step /= 2
+        theta, value = theta + step, tried
+    centred: Floats = theta - theta.mean()
+    return centred
+
+
+def _log_posterior(
+    theta: Floats, wins: Floats, weights: Floats, counts: Floats, precision: float
+) -> float:
+    top = theta.max(initial=-np.inf)
+    drawn_from = np.log(counts @ np.exp(theta - top)) + top
+    return float(wins @ theta - weights @ drawn_from - precision / 2 * theta @ theta)
+
+
+def intervals(
+    votes: Votes, *, seed: int, resamples: int = RESAMPLES, prior_sd: float = PRIOR_SD
+) -> Floats:
+    """95 % bootstrap intervals `(N, 2)` of the strengths, in nats.
+
+    Prompts are drawn with replacement, each with all of its judgements: two verdicts on one prompt
+    are not independent. Percentiles.
+    """
+    rng, p = np.random.default_rng(seed), len(votes.wins)
+    found = [
+        strengths(votes, prior_sd=prior_sd, times=rng.multinomial(p, [1 / p] * p).astype(float))
+        for _ in range(resamples)
+    ]
+    ends: Floats = np.quantile(found, (0.025, 0.975), axis=0).T
+    return ends
+
+
+def points(nats: Floats) -> Floats:
+    """Strengths on an Elo-like scale: the mean is 1000, and 400 more are odds of 10 to 1."""
+    return MIDDLE + POINTS * nats
+
+
+def pair_table(orders: Sequence[Order], players: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Wins of the row over the column `(N, N)`, ties half, and comparisons of the two `(N, N)`.
+
+    A ranking compares each two of its answers that are of different checkpoints.
+    """
+    wins, seen = np.zeros((players, players)), np.zeros((players, players), dtype=np.int64)
+    for order in orders:
+        both = list(zip(order.players, order.ranks, strict=True))
+        for (i, of_i), (j, of_j) in itertools.combinations(both, 2):
+            if i != j:
+                won = 0.5 if of_i == of_j else float(of_i < of_j)
+                wins[i, j] += won
+                wins[j, i] += 1 - won
+                seen[i, j] += 1
+                seen[j, i] += 1
+    return wins, seen

@@ -1,0 +1,117 @@
+"""The judgements as training data: counts, files to download, and the command that uses them."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from toolkit.arena.catalog import Catalog
+from toolkit.arena.explained import DATA, FILES_TEXT, NO_VOTES, count_rows
+from toolkit.arena.export import PREFERENCE, Export, export, training_commands
+from toolkit.arena.tabs.parts import page_error
+from toolkit.errors import DatasetError, ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.arena.store import Store
+    from toolkit.arena.workbench import Workbench
+
+FOLDER = "judgements"  # beside the store
+
+
+def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store") -> None:
+    """The tab's contents; counts are made again when `tab` is opened."""
+    gr.Markdown(DATA)
+    empty = gr.Markdown(NO_VOTES)
+    counts = gr.Dataframe(
+        headers=["What", "How many"], interactive=False, label="Judgements", max_height=480
+    )
+    make = gr.Button("Export", variant="primary")
+    said = gr.Textbox(
+        "Press Export to write the files.",
+        label="What was exported",
+        info="Rows of each file, and what was left out because no recipe could use it.",
+        lines=1,
+        max_lines=10,
+        interactive=False,
+    )
+    files = gr.File(label="Files to download", file_count="multiple", interactive=False)
+    with gr.Row():
+        commands = [_command("reward", "a reward model"), _command("dpo", "a policy by DPO")]
+    with gr.Accordion("What the files hold", open=False):
+        gr.Markdown(FILES_TEXT)
+    downloads = tempfile.TemporaryDirectory()  # Gradio hands out copies of what lies here
+
+    def refresh() -> list[Any]:
+        try:
+            judgements = store.all()
+        except ToolkitError as error:
+            raise page_error(error, store.path.parent) from error
+        return [gr.update(visible=not judgements), count_rows(judgements)]
+
+    def write() -> list[Any]:
+        folder = store.path.parent / FOLDER
+        try:
+            made = export(store.all())
+            made.write(folder)
+            written = made.write(Path(downloads.name))
+        except OSError as error:
+            problem = DatasetError(f"{folder.name}: cannot be written ({error.strerror})")
+            raise page_error(problem, store.path.parent) from error
+        except ToolkitError as error:
+            raise page_error(error, store.path.parent) from error
+        lines = {}
+        if made.rows[PREFERENCE]:
+            lines = training_commands(
+                folder / PREFERENCE,
+                base=workbench.roles.fingerprint,
+                parent=_first_sft(workbench.catalog),
+                runs=workbench.runs,
+            )
+        return [
+            *refresh(),
+            _summary(made, folder),
+            [str(file) for file in written] or None,
+            *(_line(lines, recipe, made) for recipe in ("reward", "dpo")),
+        ]
+
+    make.click(
+        write, None, [empty, counts, said, files, *commands], api_name="export", concurrency_limit=1
+    )
+    tab.select(refresh, None, [empty, counts], api_visibility="private", show_progress="hidden")
+    page.load(refresh, None, [empty, counts], api_visibility="private", show_progress="hidden")
+
+
+def _command(recipe: str, makes: str) -> gr.Textbox:
+    return gr.Textbox(
+        label=f"Command that trains {makes} on it",
+        info=f"Runs recipes/{recipe}.py; start it in the project's folder.",
+        placeholder="Stands here after an export.",
+        lines=3,
+        max_lines=8,
+        interactive=False,
+        buttons=["copy"],
+        min_width=300,
+    )
+
+
+def _line(lines: Mapping[str, str], recipe: str, made: Export) -> str:
+    if not made.rows[PREFERENCE]:
+        return "No comparison yet in which one answer is better: there is nothing to train on."
+    start = "There is no SFT run to start from: make one with recipes/sft.py, then export again."
+    return lines.get(recipe, start)
+
+
+def _summary(made: Export, folder: Path) -> str:
+    rows = [f"{name}: {len(found)} rows" for name, found in made.rows.items() if found]
+    left = [f"left out, {why}: {n} judgements" for why, n in made.left_out.items()]
+    where = f"Written to the folder {folder.name} beside the judgements"
+    return "\n".join([where, *rows, *left] if rows or left else ["There is nothing to export yet."])
+
+
+def _first_sft(catalog: Catalog) -> Path | None:
+    """The run that training starts from: the first SFT run that is finished."""
+    found = [e for e in catalog.checkpoints.values() if e.recipe == "sft" and e.path is not None]
+    finished = [e for e in found if e.state == "finished"]
+    return (finished or found)[0].path if found else None

@@ -1,0 +1,89 @@
+"""Ratings, their intervals, the win matrix and the labelers' agreement."""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from toolkit.arena.board_plot import interval_plot
+from toolkit.arena.explained import (
+    LEADERBOARD,
+    METHOD,
+    NO_VOTES,
+    agreement_text,
+    standings_rows,
+    wins_rows,
+)
+from toolkit.arena.leaderboard import Board, leaderboard
+from toolkit.arena.tabs.parts import page_error
+from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.arena.store import Store
+
+HEADERS = ["Place", "Checkpoint", "Rating", "95 % interval", "Votes", "Prompts"]
+
+
+def leaderboard_tab(page: gr.Blocks, tab: gr.Tab, store: "Store") -> None:
+    """The tab's contents, worked out again when `tab` is opened and there are new judgements."""
+    gr.Markdown(LEADERBOARD)
+    empty = gr.Markdown(NO_VOTES, visible=True)
+    look = gr.Button("Count again", size="sm")
+    with gr.Column(visible=False) as results:
+        table = gr.Dataframe(
+            headers=HEADERS, interactive=False, wrap=True, label="Ratings, the best first"
+        )
+        plot = gr.Plot(label="Ratings with their 95 % intervals")
+        pairs = gr.Dataframe(
+            headers=["Checkpoint", "1"],
+            interactive=False,
+            wrap=True,
+            label="Wins of the row's checkpoint over the column's (numbered by place), and votes",
+        )
+        agreement = gr.Textbox(
+            label="Agreement between labelers",
+            info="How often two people said the same of the same pair.",
+            lines=2,
+            interactive=False,
+        )
+    with gr.Accordion("How ratings are made", open=False):
+        gr.Markdown(METHOD)
+    counted = _Counted(store)
+
+    def refresh() -> list[Any]:
+        try:
+            board = counted.board()
+        except ToolkitError as error:
+            raise page_error(error, store.path.parent) from error
+        numbers = [str(place) for place in range(1, len(board.standings) + 1)]
+        return [
+            gr.update(visible=not board.standings),
+            gr.update(visible=bool(board.standings)),
+            gr.update(value=standings_rows(board)),
+            gr.update(value=interval_plot(board)),
+            gr.update(value=wins_rows(board), headers=["Checkpoint", *numbers]),
+            agreement_text(board),
+        ]
+
+    outputs = [empty, results, table, plot, pairs, agreement]
+    look.click(refresh, None, outputs, api_name="leaderboard")
+    tab.select(refresh, None, outputs, api_visibility="private", show_progress="hidden")
+    page.load(refresh, None, outputs, api_visibility="private", show_progress="hidden")
+
+
+class _Counted:
+    """The board of the judgements there are; rows are never changed, so their number tells."""
+
+    def __init__(self, store: "Store") -> None:
+        self.store = store
+        self._lock = threading.Lock()
+        self._last: tuple[int, Board] | None = None
+
+    def board(self) -> Board:
+        """The leaderboard."""
+        with self._lock:
+            found = self.store.count()
+            if self._last is None or self._last[0] != found:
+                judgements = self.store.all()
+                self._last = len(judgements), leaderboard(judgements)
+            return self._last[1]

@@ -1,0 +1,97 @@
+"""Parts that the tabs about judgements share."""
+
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from toolkit.arena import request as limits
+from toolkit.arena.catalog import tidy
+from toolkit.arena.choices import checkpoint_choices
+from toolkit.arena.judgement import MAX_LABELER, MAX_REASON
+from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.arena.workbench import Workbench
+
+GENERATION = "generation"  # events that generate share one queue
+
+
+def page_error(error: ToolkitError, root: Path) -> gr.Error:
+    """An error as the page's toast, which is HTML, without the folder's own path in it."""
+    return gr.Error(html.escape(tidy(str(error), root)), print_exception=False)
+
+
+def prompt_box() -> gr.Textbox:
+    """Where the prompt is typed."""
+    return gr.Textbox(
+        label="Prompt",
+        info="What the checkpoints are asked. Type it, or draw one.",
+        lines=3,
+        max_lines=12,
+        max_length=limits.MAX_PROMPT_CHARACTERS,
+        placeholder="Ask something…",
+    )
+
+
+def pool_list(workbench: "Workbench", info: str) -> gr.Dropdown:
+    """The checkpoints that may be asked."""
+    found = checkpoint_choices(workbench.catalog)
+    return gr.Dropdown(
+        found.choices, value=found.chosen, multiselect=True, label="Checkpoints", info=info
+    )
+
+
+def refreshed_pool(workbench: "Workbench", chosen: list[str] | None) -> Any:
+    """The list as the runs folder is."""
+    found = checkpoint_choices(workbench.refresh(), chosen or [])
+    return gr.update(choices=found.choices, value=found.chosen)
+
+
+def sampling() -> tuple[gr.Slider, gr.Slider]:
+    """Temperature and maximum length; seeds are the server's, so that nobody can foresee answers."""
+    with gr.Accordion("Sampling", open=False):
+        temperature = gr.Slider(
+            0,
+            limits.MAX_TEMPERATURE,
+            value=limits.DEFAULT_TEMPERATURE,
+            step=0.05,
+            label="Temperature",
+            info="0 always takes the likeliest token; higher is more varied.",
+        )
+        tokens = gr.Slider(
+            1,
+            limits.MAX_NEW_TOKENS,
+            value=limits.DEFAULT_NEW_TOKENS,
+            step=1,
+            label="Max new tokens",
+            info="Where an answer is cut off if it does not end by itself.",
+        )
+    return temperature, tokens
+
+
+def about_labeler() -> tuple[gr.Textbox, gr.Textbox]:
+    """The optional reason and the labeler's name."""
+    with gr.Row():
+        reason = gr.Textbox(
+            label="Reason (optional)",
+            info="Why; it is kept with the judgement.",
+            max_length=MAX_REASON,
+            lines=1,
+            scale=2,
+            min_width=240,
+        )
+        labeler = gr.Textbox(
+            label="Your name (optional)",
+            info="Tells labelers apart, to see how far they agree. It is in the exported data.",
+            max_length=MAX_LABELER,
+            lines=1,
+            min_width=240,
+        )
+    return reason, labeler
+
+
+def status_box(value: str) -> gr.Textbox:
+    """What happens, in plain text: it holds names from the disk."""
+    return gr.Textbox(value, label="Status", lines=1, max_lines=4, interactive=False)

@@ -1,0 +1,188 @@
+"""K answers to one prompt, put in order."""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from toolkit.arena.battles import MAX_ANSWERS, MIN_ANSWERS
+from toolkit.arena.explained import RANK, revealed
+from toolkit.arena.judgement import FLAGS, LIKERT, parse_order
+from toolkit.arena.tabs.parts import (
+    GENERATION,
+    about_labeler,
+    page_error,
+    pool_list,
+    prompt_box,
+    refreshed_pool,
+    sampling,
+    status_box,
+)
+from toolkit.errors import ConfigError, ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.arena.battles import Battles
+
+IDLE = "Ask for answers; then put them in order, the best first."
+FLAG_WORDS = dict(zip(("Harmful", "Untruthful", "Off task"), FLAGS, strict=True))
+NO_GRADE = 0
+
+# The order is a text such as "3 > 1 = 2", which these add to without asking the server.
+PLACE_JS = """(order) => {
+  const said = (order || "").trim(), n = "%d";
+  if (said.split(/[>=]/).some((word) => word.trim() === n)) return said;
+  return !said ? n : /[>=]$/.test(said) ? said + " " + n : said + " > " + n;
+}"""
+TIE_JS = """(order) => {
+  const said = (order || "").trim();
+  return /[0-9]$/.test(said) ? said + " =" : said;
+}"""
+
+
+def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -> None:
+    """The tab's contents; `prompts` as in the arena."""
+    workbench, root = battles.workbench, battles.store.path.parent
+    drawn_from = list(prompts) or workbench.examples()
+    gr.Markdown(RANK)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=320):
+            prompt = prompt_box()
+            with gr.Row():
+                draw = gr.Button("Draw a prompt", size="md", visible=bool(drawn_from))
+                start = gr.Button("Get answers", variant="primary", elem_id="rank-start")
+                stop = gr.Button("Stop", size="md", scale=0, min_width=100)
+        with gr.Column(scale=2, min_width=320):
+            info = "One or several; one alone gives several samples."
+            pool = pool_list(workbench, info)
+            many = gr.Slider(
+                MIN_ANSWERS,
+                MAX_ANSWERS,
+                value=MIN_ANSWERS,
+                step=1,
+                label="Answers",
+                info="How many to put in order. They are shared out evenly.",
+            )
+            temperature, tokens = sampling()
+    columns = _answers()
+    order, tie, clear = _order()
+    status = status_box(IDLE)
+    reason, labeler = about_labeler()
+    save = gr.Button(
+        "Save the order (Ctrl+Enter)", variant="primary", interactive=False, elem_id="rank-save"
+    )
+    ranking, count = gr.State(""), gr.State(0)  # stay on the server
+    boxes, texts, places, grades, flags = map(list, zip(*columns, strict=True))
+
+    def begin(*asked: Any) -> Iterator[list[Any]]:
+        try:
+            question, chosen, k, heat, length = asked
+            for shown in battles.ranking(
+                question, chosen, k, temperature=heat, max_new_tokens=length
+            ):
+                if shown.id:
+                    said = "Put the answers in order: press their numbers, the best first."
+                    parts = _shown(shown.texts)
+                else:
+                    said = f"{shown.done} of {shown.wanted} answers are ready…"
+                    parts = _shown(())
+                save_button = gr.update(interactive=bool(shown.id))
+                yield [shown.id, len(shown.texts), "", said, save_button, *parts]
+        except ToolkitError as error:
+            raise page_error(error, root) from error
+
+    def keep(id: str, k: int, said: str, why: str, who: str, *graded: Any) -> list[Any]:
+        given = [int(g) if g else None for g in graded[:k]]
+        flagged = [list(f or ()) for f in graded[MAX_ANSWERS : MAX_ANSWERS + k]]
+        try:
+            if not id:
+                raise ConfigError("ask for answers first")
+            ranks = parse_order(said, k)
+            told = battles.rank(id, ranks, likert=given, flags=flagged, reason=why, labeler=who)
+        except ToolkitError as error:
+            raise page_error(error, root) from error
+        return [revealed(told), "", gr.update(interactive=False)]
+
+    started = start.click(
+        begin,
+        [prompt, pool, many, temperature, tokens],
+        [ranking, count, order, status, save, *boxes, *texts, *grades, *flags],
+        api_name="ranking",
+        concurrency_limit=1,
+        concurrency_id=GENERATION,
+        show_progress="minimal",
+    )
+    stop.click(lambda: IDLE, None, status, cancels=[started], queue=False, api_visibility="private")
+    save.click(
+        keep,
+        [ranking, count, order, reason, labeler, *grades, *flags],
+        [status, reason, save],
+        api_name="save_ranking",
+        concurrency_limit=4,
+    )
+    for number, button in enumerate(places, start=1):
+        button.click(None, order, order, js=PLACE_JS % number, api_visibility="private")
+    tie.click(None, order, order, js=TIE_JS, api_visibility="private")
+    clear.click(None, None, order, js='() => ""', api_visibility="private")
+    draw.click(lambda: secrets.choice(drawn_from), None, prompt, api_visibility="private")
+    page.load(lambda c: refreshed_pool(workbench, c), pool, pool, api_visibility="private")
+
+
+def _answers() -> list[tuple[Any, ...]]:
+    """Column, text, place button, quality and flags of each answer."""
+    made: list[tuple[Any, ...]] = []
+    with gr.Row(equal_height=False):
+        for number in range(1, MAX_ANSWERS + 1):
+            with gr.Column(min_width=300, visible=False) as column:
+                text = gr.Textbox(
+                    label=f"Answer {number}", lines=5, max_lines=20, interactive=False
+                )
+                place = gr.Button(
+                    f"Next best is {number} (key {number})",
+                    size="md",
+                    elem_id=f"rank-place-{number}",
+                )
+                with gr.Accordion("Quality and flags (optional)", open=False):
+                    grade = gr.Dropdown(
+                        [("not graded", NO_GRADE), *((str(n), n) for n in LIKERT)],
+                        value=NO_GRADE,
+                        label="Overall quality",
+                        info="1 is useless, 7 could not be better.",
+                    )
+                    flags = gr.CheckboxGroup(
+                        list(FLAG_WORDS.items()),
+                        label="Flags",
+                        info="What is wrong with the answer, whatever its place.",
+                    )
+            made.append((column, text, place, grade, flags))
+    return made
+
+
+def _order() -> tuple[gr.Textbox, gr.Button, gr.Button]:
+    with gr.Row():
+        order = gr.Textbox(
+            label="Order, the best first",
+            info="Made by the buttons and keys, or typed: 3 > 1 = 2 > 4, where = is a tie.",
+            max_length=200,
+            lines=1,
+            scale=3,
+            elem_id="rank-order",
+        )
+        tie = gr.Button(
+            "The next one ties (T)", size="md", elem_id="rank-tie", scale=1, min_width=160
+        )
+        clear = gr.Button(
+            "Clear the order (Esc)", size="md", elem_id="rank-clear", scale=1, min_width=160
+        )
+    return order, tie, clear
+
+
+def _shown(texts: Sequence[str]) -> list[Any]:
+    """Updates of all columns, texts, grades and flags, with nothing said of them yet."""
+    n = len(texts)
+    return [
+        *(gr.update(visible=i < n) for i in range(MAX_ANSWERS)),
+        *(texts[i] if i < n else "" for i in range(MAX_ANSWERS)),
+        *([NO_GRADE] * MAX_ANSWERS),
+        *([] for _ in range(MAX_ANSWERS)),
+    ]
