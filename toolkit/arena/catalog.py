@@ -7,13 +7,16 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import CheckpointError, ToolkitError
+from toolkit.integrity import changed, stray
 from toolkit.models.adapters import WEIGHTS_FILE
 from toolkit.models.base import check_fingerprint
 from toolkit.models.heads import ScalarHead
-from toolkit.runs import ENSEMBLE, Run, list_runs
+from toolkit.runs import ENSEMBLE, MANIFEST, Run, list_runs
 
 BASE_ID = "base"
+# Larger weights are hashed when they are loaded, so that a look at many runs stays quick.
+HASHED_AT_A_LOOK = 32 << 20
 # These recipes write a run.json and no adapter, so that none is missing.
 WITHOUT_ADAPTER = ("label", "evaluate", ENSEMBLE)
 
@@ -140,7 +143,30 @@ def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
     check_fingerprint(run.path, fingerprint)
     if run.recipe == "reward":
         ScalarHead.load(run.path)
+    if (run.path / WEIGHTS_FILE).stat().st_size <= HASHED_AT_A_LOOK:
+        return changed(run.path, run.weights)
     return None
+
+
+def require_inside(folder: Path, root: Path) -> None:
+    """Refuse a run with a file that is none of its folder's, before any of them is read.
+
+    Raises: CheckpointError saying which file.
+    """
+    reason = stray(folder, root)
+    if reason is not None:
+        raise CheckpointError(f"{folder}: {reason}")
+
+
+def require_unchanged(folder: Path) -> None:
+    """Refuse a run whose files are not those that it wrote.
+
+    Raises: CheckpointError saying which file.
+    """
+    if (folder / MANIFEST).is_file():
+        reason = changed(folder, Run.load(folder).weights)
+        if reason is not None:
+            raise CheckpointError(f"{folder}: {reason}")
 
 
 def _reference(run: Run, runs: list[Run]) -> tuple[Run | None, str]:

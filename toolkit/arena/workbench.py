@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.arena.catalog import Catalog, Entry, scan, tidy
+from toolkit.arena.catalog import (
+    Catalog,
+    Entry,
+    require_inside,
+    require_unchanged,
+    scan,
+    tidy,
+)
 from toolkit.arena.request import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_TEMPERATURE,
@@ -25,7 +32,7 @@ from toolkit.models.heads import HEAD_FILE, ScalarHead
 from toolkit.models.passes import Batch, collate, completion_logprobs, scores
 from toolkit.models.roles import Roles
 from toolkit.models.templates import saved_template
-from toolkit.runs import ADAPTER_FILES, list_runs
+from toolkit.runs import ADAPTER_FILES, MANIFEST, list_runs
 from toolkit.world import BASE_NAME
 from toolkit.world.questions import distinct
 
@@ -238,7 +245,9 @@ class Workbench:
                 del self._attached[oldest]
                 self.roles.detach(oldest)
             try:
+                require_inside(entry.path, self.runs)
                 self.roles.attach(entry.id, entry.path, head=entry.recipe == "reward")
+                require_unchanged(entry.path)
             except BaseException as error:
                 self.roles.detach(entry.id)
                 if isinstance(error, ToolkitError):
@@ -280,5 +289,5 @@ def _first_sft(folder: Path, base_name: str) -> Path | None:
 
 def _stamp(folder: Path) -> tuple[float, ...]:
     """What changes when a run is trained again in the same place."""
-    files = [folder / name for name in (*ADAPTER_FILES, HEAD_FILE)]
+    files = [folder / name for name in (*ADAPTER_FILES, HEAD_FILE, MANIFEST)]
     return tuple(f.stat().st_mtime_ns if f.is_file() else 0 for f in files)
