@@ -170,7 +170,7 @@ def log_notes(keys: Sequence[str], logs: Mapping[str, Log]) -> str:
         for key in keys:
             found = log.series.get(key)
             if found and found.missed:
-                notes.append(f"{name}: {printable(key)} was not finite at {found.missed} steps")
+                notes.append(f"{name}: {printable(key)} was not finite {found.missed} times")
             if found and found.stride > 1:
                 notes.append(f"{name}: every {found.stride}th value of {printable(key)} is drawn")
         notes += [f"{name}: {sentence}" for sentence in log.warnings.values()]

@@ -1,5 +1,6 @@
 """A run's report as text and pictures; both come from the disk and are trusted with nothing."""
 
+import html
 import io
 import json
 from dataclasses import dataclass
@@ -37,9 +38,9 @@ def read_report(folder: Path, root: Path) -> ReportShown:
 
     A part that is missing is left out; one that is damaged is said to be.
     """
-    return ReportShown(
-        _summary(folder, root), _text(folder / "report.md", root), tuple(_pictures(folder, root))
-    )
+    # in report.md what could be markup stands as entities; shown as text they are what they mean
+    text = html.unescape(_text(folder / "report.md", root))
+    return ReportShown(_summary(folder, root), text, tuple(_pictures(folder, root)))
 
 
 def _summary(folder: Path, root: Path) -> str:

@@ -19,6 +19,7 @@ from toolkit.arena.curves import (
 )
 from toolkit.arena.history import History, Record, duration, moment
 from toolkit.arena.reports import read_report
+from toolkit.evaluation.render import PLOTS
 
 if TYPE_CHECKING:
     from toolkit.arena.workbench import Workbench
@@ -31,14 +32,14 @@ NO_RUNS = """**There are no runs yet.** `make quickstart` trains some on the emb
 without a download; a recipe such as `python recipes/sft.py --config \
 recipes/configs/world/sft.yaml --output_dir runs/sft` makes one. They appear here by themselves."""
 COLUMNS = {
-    "run": "22%",
-    "recipe": "10%",
-    "state": "26%",
-    "started": "14%",
-    "took": "10%",
-    "made from": "18%",
+    "run": "190px",
+    "recipe": "100px",
+    "state": "330px",
+    "started": "160px",
+    "took": "100px",
+    "made from": "220px",
 }
-LONGEST_REASON = 160  # characters in the table; the whole stands below
+LONGEST_REASON = 110  # characters in the table; the whole stands below
 # Pictures are dark on white; in the dark theme they are turned round, hues kept.
 CSS = """
 .dark .toolkit-curve img { filter: invert(0.9) hue-rotate(180deg); }
@@ -50,7 +51,7 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
     history = History(workbench.runs)
     gr.Markdown(INTRODUCTION)
     nothing = gr.Markdown(NO_RUNS, visible=False)
-    table = _table("Runs", list(COLUMNS), max_height=330, widths=list(COLUMNS.values()))
+    table = _table("Runs", list(COLUMNS), max_height=420, widths=list(COLUMNS.values()))
     chosen, metrics = _choices()
     pictures = _pictures()
     latest = _table("Latest values", ["run", "step"], max_height=260)
@@ -120,14 +121,21 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
     def details_of(run: Any) -> list[Any]:
         record = look().get(run) if isinstance(run, str) else None
         if record is None:
-            return ["", "", gr.update(visible=False), "", gr.update(visible=False)]
+            hidden = [gr.update(visible=False, value=None) for _ in PLOTS]
+            return ["", "", gr.update(visible=False), "", *hidden]
         found = read_report(record.path, history.root)
+        pictures = [
+            gr.update(value=picture, label=caption, visible=True)
+            for picture, caption in found.pictures
+        ]
+        unused = len(PLOTS) - len(pictures)
+        pictures += [gr.update(visible=False, value=None) for _ in range(unused)]
         return [
             _story(record, history),
             _results(record),
             gr.update(visible=not found.empty),
             "\n\n".join(part for part in (found.summary, found.text) if part),
-            gr.update(value=list(found.pictures), visible=bool(found.pictures)),
+            *pictures,
         ]
 
     asked = [chosen, metrics, which, one]
@@ -189,6 +197,7 @@ def _choices() -> tuple[gr.Dropdown, gr.Dropdown]:
         chosen = gr.Dropdown(
             [],
             multiselect=True,
+            min_width=320,
             max_choices=MOST_LINES,
             label="Runs to lay over each other",
             info=f"Up to {MOST_LINES}; each keeps one colour.",
@@ -196,6 +205,7 @@ def _choices() -> tuple[gr.Dropdown, gr.Dropdown]:
         metrics = gr.Dropdown(
             [],
             multiselect=True,
+            min_width=320,
             max_choices=MOST_PICTURES,
             label="Metrics",
             info=f"What these runs logged; up to {MOST_PICTURES}. docs/metrics.md explains each.",
@@ -245,15 +255,19 @@ def _one_run() -> tuple[gr.Dropdown, gr.Code, gr.Code, list[Any]]:
             results = _text("What it measured")
     with gr.Accordion("Its report", visible=False, open=True) as box:
         text = _text("Report, as text", wrap=False)
-        gallery = gr.Gallery(
-            label="Pictures of the report",
-            columns=[1, 1, 2],
-            height="auto",
-            object_fit="contain",
+        with gr.Row(equal_height=False):
+            pictures = [_report_picture(number) for number in range(1, len(PLOTS) + 1)]
+    return one, story, results, [box, text, *pictures]
+
+
+def _report_picture(number: int) -> gr.Image:
+    with gr.Column(min_width=340):
+        return gr.Image(
+            label=f"Picture {number}",
             interactive=False,
             visible=False,
+            buttons=["fullscreen"],
         )
-    return one, story, results, [box, text, gallery]
 
 
 def _text(label: str, *, wrap: bool = True) -> gr.Code:
