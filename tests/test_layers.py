@@ -13,6 +13,7 @@ LAYERS = {
     "toolkit.errors": 0,
     "toolkit.arguments": 0,
     "toolkit.config": 0,
+    "toolkit.integrity": 0,
     "toolkit.runs": 0,
     "toolkit.data": 1,
     "toolkit.world": 1,
@@ -20,7 +21,7 @@ LAYERS = {
     "toolkit.rl": 3,
     "toolkit.trainers": 4,
     "toolkit.evaluation": 4,
-    "toolkit.arena": 4,
+    "toolkit.arena": 5,
     "toolkit.pipeline": 4,
     "toolkit.benchmark": 5,
 }

@@ -15,10 +15,12 @@ from typing import Any
 
 from toolkit import __version__
 from toolkit.errors import CheckpointError
+from toolkit.integrity import WITHIN_A_RUN, hashes, stray
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of their own inside
+MANIFEST = "run.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -27,7 +29,8 @@ class Run:
     """A run directory and what its `run.json` says.
 
     `state` is "running", "finished" or "failed"; `parents` maps what a parent was for
-    ("adapter", "reward") to its directory; `base` is the fingerprint of the base model.
+    ("adapter", "reward") to its directory; `base` is the fingerprint of the base model; `weights`
+    maps the files that answers depend on to their sha256 when the run finished.
     """
 
     path: Path
@@ -42,6 +45,7 @@ class Run:
     started: float = 0.0
     seconds: float | None = None
     results: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
     error: str | None = None
 
     @classmethod
@@ -90,6 +94,8 @@ class Run:
         Raises: CheckpointError where it is missing or damaged, saying which.
         """
         file = Path(path) / "run.json"
+        if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+            raise CheckpointError(f"{file}: expected a file, found a folder, a pipe or a device")
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -113,6 +119,7 @@ class Run:
         self.state, self.error = "finished", None
         self.seconds = round(time.time() - self.started, 2)
         self.results |= results
+        self.weights = hashes(self.path)
         self.save()
         self._write_card()
         return self
@@ -153,7 +160,9 @@ class Run:
         for name in ADAPTER_FILES:
             file = self.path / name
             if not file.is_file():
-                return f"{name} is missing"
+                pickled = name.endswith(".safetensors") and file.with_suffix(".bin").exists()
+                refused = "; adapter_model.bin is a pickle, which is never opened"
+                return f"{name} is missing{refused if pickled else ''}"
             if file.stat().st_size == 0:
                 return f"{name} is empty"
         return None
@@ -295,7 +304,8 @@ class BrokenRun:
 def list_runs(root: str | os.PathLike[str]) -> tuple[list[Run], list[BrokenRun]]:
     """All runs at any depth below `root`, by path; damaged ones apart, never raised.
 
-    Links are not followed, so nothing outside of `root` is listed.
+    Links to folders are not followed, and a run with a file that is a link out of `root`, a pipe or
+    a device counts as damaged and is not read: see `stray`.
     """
     found: list[Run] = []
     broken: list[BrokenRun] = []
@@ -303,8 +313,12 @@ def list_runs(root: str | os.PathLike[str]) -> tuple[list[Run], list[BrokenRun]]
         children[:] = sorted(c for c in children if not c.startswith(("checkpoint-", ".")))
         if "run.json" not in files and "adapter_config.json" not in files:
             continue
-        if "run.json" not in files and Path(folder).name in ("value", "ref", "last"):
-            continue  # a role saved inside its run
+        if "run.json" not in files and Path(folder).name in WITHIN_A_RUN:
+            continue
+        reason = stray(Path(folder), Path(root))
+        if reason is not None:
+            broken.append(BrokenRun(Path(folder), reason))
+            continue
         try:
             found.append(Run.load(folder))
         except CheckpointError as error:

@@ -23,6 +23,7 @@ def run_app(*words: str, password: str | None = None) -> subprocess.CompletedPro
         [sys.executable, "app.py", *words],
         cwd=ROOT,
         env=environment(password),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=180,

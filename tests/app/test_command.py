@@ -137,3 +137,34 @@ def test_ask_names_what_it_does_not_know(tiny_base: str, runs: Path) -> None:
     done = run_app(*asked, "--checkpoint", "nobody")
     assert done.returncode == 2
     assert "no checkpoint 'nobody'; known: base, dpo, ppo, sft" in done.stderr
+
+
+def test_a_password_is_asked_for_at_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PASSWORD, raising=False)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "typed")
+    arguments = parse_arguments(["--auth", "me"], description="")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert arguments.login == ("me", "typed")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    with pytest.raises(ConfigError, match=PASSWORD):
+        _ = arguments.login
+
+
+def test_no_option_takes_a_password() -> None:
+    with pytest.raises(ConfigError, match="unrecognized"):
+        parse_arguments(["--auth", "me", "--password", "secret"], description="")
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_an_open_host_is_told_of_tls(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str, warned: bool
+) -> None:
+    monkeypatch.setenv(PASSWORD, "secret")
+    assert parse_arguments(["--host", host, "--auth", "me"], description="").login is not None
+    said = capsys.readouterr()
+    assert ("TLS" in said.err) is warned
+    assert "secret" not in said.err + said.out
+
+
+def test_the_default_listens_on_this_machine_only() -> None:
+    assert parse_arguments([], description="").host == "127.0.0.1"

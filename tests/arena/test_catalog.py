@@ -1,6 +1,10 @@
 """The runs folder as the page shows it: ids, references, and what is broken and why."""
 
+import json
+import os
+import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -152,3 +156,104 @@ def test_reward_choices(workbench: Workbench, tiny_base: str, tmp_path: Path) ->
     assert reward_choices(workbench.catalog, NO_REWARD_RUN).chosen == [reward]
     none = Workbench.open(tiny_base, tmp_path / "none").catalog
     assert reward_choices(none, reward).chosen == [NO_REWARD_RUN]
+
+
+def test_changed_weights_are_broken_and_put_back_are_not(workbench: Workbench) -> None:
+    file = workbench.runs / "dpo" / "adapter_model.safetensors"
+    before = file.read_bytes()
+    keys = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))  # finite, and of the same length
+    answer, fine = workbench.compare("Hello", [keys["dpo"], keys["ppo"]], max_new_tokens=4)
+    assert "was changed after the run finished" in (answer.problem or "")
+    assert fine.problem is None
+    assert "was changed after the run finished" in broken(workbench)["dpo"]
+    file.write_bytes(before)
+    assert "dpo" not in broken(workbench)
+    assert next(workbench.compare("Hello", [keys["dpo"]], max_new_tokens=4)).problem is None
+
+
+def test_a_run_that_recorded_no_hashes_still_loads(workbench: Workbench) -> None:
+    file = workbench.runs / "dpo" / "run.json"
+    saved = json.loads(file.read_text())
+    del saved["weights"]
+    file.write_text(json.dumps(saved))
+    assert "dpo" not in broken(workbench)
+    keys = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    assert next(workbench.compare("Hello", [keys["dpo"]], max_new_tokens=4)).problem is None
+
+
+def test_a_pickle_is_never_opened(workbench: Workbench) -> None:
+    folder = workbench.runs / "dpo"
+    touched = workbench.runs / "touched"
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Touch(touched)))
+    assert "adapter_model.bin is a pickle, which is never opened" in broken(workbench)["dpo"]
+    assert not touched.exists()
+    pickle.loads((folder / "adapter_model.bin").read_bytes())
+    assert touched.exists()  # opening it would have shown
+
+
+class Touch:
+    """Unpickling it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.file,))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"auto_mapping": {"base_model_class": "X", "parent_library": "planted"}}, None),
+        ({"megatron_config": {"a": 1}, "megatron_core": "planted"}, "megatron_config"),
+        ({"init_lora_weights": "pissa"}, "would change the base's weights"),
+        ({"peft_type": "XLORA", "adapters": {"0": "planted"}}, ""),
+        ({"peft_type": "planted"}, ""),
+    ],
+)
+def test_an_adapters_config_runs_no_code_and_leaves_the_base(
+    workbench: Workbench,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    config: dict[str, object],
+    said: str | None,
+) -> None:
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    keys = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    ask = partial(workbench.compare, "Hello", max_new_tokens=6, temperature=0)
+    base, ppo = ask(["base", keys["ppo"]])
+    edit_json(workbench.runs / "dpo" / "adapter_config.json", **config)
+    Run.load(workbench.runs / "dpo").finish()  # as if it had been written so
+    answer = next(ask([keys["dpo"]]))
+    assert (answer.problem is None) == (said is None)
+    assert (said or "") in (answer.problem or "")
+    assert list(ask(["base", keys["ppo"]])) == [base, ppo]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_links_and_pipes_in_a_run_are_broken_and_nothing_is_read(workbench: Workbench) -> None:
+    runs = workbench.runs
+    secret = runs.parent / "secret"
+    secret.write_text("SECRET")
+    (runs / "dpo" / "adapter_config.json").unlink()
+    (runs / "dpo" / "adapter_config.json").symlink_to(secret)
+    (runs / "ppo" / "base.json").unlink()
+    os.mkfifo(runs / "ppo" / "base.json")
+    found = broken(workbench)
+    assert "leads out of the runs folder" in found["dpo"]
+    assert "a pipe, a socket or a device" in found["ppo"]
+    assert "SECRET" not in str(found)
+    assert set(references(workbench)) == {"base", "sft"}
+
+
+def test_an_adapter_replaced_by_a_link_after_the_look_is_refused(workbench: Workbench) -> None:
+    file = workbench.runs / "dpo" / "adapter_model.safetensors"
+    elsewhere = workbench.runs.parent / "elsewhere.safetensors"
+    keys = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    answer = next(workbench.compare("Hello", [keys["dpo"]], max_new_tokens=4))
+    assert "leads out of the runs folder" in (answer.problem or "")

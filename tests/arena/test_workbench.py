@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from toolkit.arena import shelf as module
 from toolkit.arena.workbench import Answer, Workbench
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.runs import Run
 
 PROMPT = "What is it?"
 
@@ -160,11 +161,13 @@ def test_a_run_trained_again_in_place_is_read_again(
     before = ask(workbench, "dpo")[0]
     file = runs / "dpo" / "adapter_model.safetensors"
     save_file({k: -v for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    Run.load(runs / "dpo").finish()
     after = ask(workbench, "dpo")[0]
     # A and B both changed sign: the same delta
     assert after.text == before.text
     weights = load_file(file)
     save_file({k: -v if "lora_B" in k else v for k, v in weights.items()}, file)
+    Run.load(runs / "dpo").finish()
     assert ask(workbench, "dpo")[0].text == Plain(tiny_base, runs / "dpo").answer()[1]
     assert ask(workbench, "dpo")[0].text != before.text
 

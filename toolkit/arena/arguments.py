@@ -1,8 +1,10 @@
 """The app's command line, read without importing torch or Gradio so that `--help` is immediate."""
 
 import argparse
+import getpass
 import ipaddress
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import NoReturn
 from toolkit.errors import ConfigError
 
 PASSWORD = "TOOLKIT_APP_PASSWORD"
+NOT_ENCRYPTED = """warning: {host} lets other machines in over plain HTTP, so that passwords and \
+conversations can be read on the way; put a reverse proxy with TLS in front (docs/app.md)"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class AppArguments:
     def login(self) -> tuple[str, str] | None:
         """User and password that a visitor must give, or None where everybody may look.
 
+        The password comes from the environment, or is asked for where somebody sits at a terminal;
+        a command line is seen by every user of the machine. Where other machines are let in, a
+        warning says that the connection is not encrypted.
+
         Raises: ConfigError where a login is needed and a part of it is missing.
         """
         if self.auth is None:
@@ -50,11 +58,24 @@ class AppArguments:
                     f"the password into the environment variable {PASSWORD}"
                 )
             return None
-        password = os.environ.get(PASSWORD, "")
-        if not self.auth or not password:
-            what = "the password: set the environment variable " + PASSWORD
-            raise ConfigError(f"--auth needs {what if self.auth else 'a user name'}")
+        if not self.auth:
+            raise ConfigError("--auth needs a user name")
+        password = os.environ.get(PASSWORD, "") or _typed_password(self.auth)
+        if not password:
+            raise ConfigError(
+                f"--auth needs the password: set the environment variable {PASSWORD}, or start the "
+                "app at a terminal, where it asks"
+            )
+        if not is_loopback(self.host):
+            print(NOT_ENCRYPTED.format(host=self.host), file=sys.stderr, flush=True)
         return self.auth, password
+
+
+def _typed_password(user: str) -> str:
+    """The password as typed at the terminal, unseen; nothing where there is no terminal."""
+    if not sys.stdin.isatty():
+        return ""
+    return getpass.getpass(f"Password that visitors give as {user}: ")
 
 
 def is_loopback(host: str) -> bool:
@@ -110,8 +131,8 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> A
     add(
         "--auth",
         metavar="USER",
-        help=f"ask visitors for this user name and the password in ${PASSWORD}; "
-        "required where --host lets other machines in",
+        help=f"ask visitors for this user name and the password in ${PASSWORD}, which is asked for "
+        "at the terminal where it is not set; required where --host lets other machines in",
     )
     add("--smoke", action="store_true", help="ask one question through the page, print it, stop")
     _add_question(parser)

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import CheckpointError, ToolkitError
+from toolkit.integrity import changed, stray
 from toolkit.models.adapters import WEIGHTS_FILE
 from toolkit.models.base import check_fingerprint
 from toolkit.models.heads import ScalarHead
-from toolkit.runs import ENSEMBLE, Run, list_runs
+from toolkit.runs import ENSEMBLE, MANIFEST, Run, list_runs
 
 BASE_ID = "base"
+# Larger weights are hashed when they are loaded, so that a look at many runs stays quick.
+HASHED_AT_A_LOOK = 32 << 20
 # These recipes write a run.json and no adapter, so that none is missing.
 WITHOUT_ADAPTER = ("label", "evaluate", ENSEMBLE)
 
@@ -73,7 +76,8 @@ def scan(
     """
     runs, damaged = list_runs(root)
     broken = [
-        (_name(b.path, root), tidy(b.reason.removeprefix(f"{b.path}: "), root)) for b in damaged
+        (place_name(b.path, root), tidy(b.reason.removeprefix(f"{b.path}: "), root))
+        for b in damaged
     ]
     usable: list[Run] = []
     for run in runs:
@@ -86,7 +90,7 @@ def scan(
         except Exception as error:  # a manifest or adapter damaged in a way nobody thought of
             holds_none, reason = False, f"damaged: {error}"
         if reason is not None:
-            broken.append((_name(run.path, root), tidy(reason, root)))
+            broken.append((place_name(run.path, root), tidy(reason, root)))
         elif not holds_none:
             usable.append(run)
     entries: list[Entry] = []
@@ -94,10 +98,10 @@ def scan(
         try:
             entries.append(_entry(run, runs, usable, root, identify))
         except Exception as error:
-            broken.append((_name(run.path, root), tidy(f"unreadable lineage: {error}", root)))
+            broken.append((place_name(run.path, root), tidy(f"unreadable lineage: {error}", root)))
     found = {entry.id: entry for entry in entries}
     first_sft = next((e.id for e in entries if e.recipe == "sft" and e.reference == e.id), BASE_ID)
-    base = Entry(BASE_ID, BASE_ID, _printable(base_name), reference=first_sft)
+    base = Entry(BASE_ID, BASE_ID, printable(base_name), reference=first_sft)
     return Catalog(
         {BASE_ID: base} | {k: e for k, e in found.items() if e.recipe != "reward"},
         {k: e for k, e in found.items() if e.recipe == "reward"},
@@ -112,13 +116,13 @@ def _entry(
     reference: str | None = None if why_not else BASE_ID
     if above is not None:
         reference = identify(above.path) if above in usable else None
-        why_not = "" if reference else f"its SFT run {_name(above.path, root)} is broken"
+        why_not = "" if reference else f"its SFT run {place_name(above.path, root)} is broken"
     return Entry(
         identify(run.path),
-        _name(run.path, root),
-        _printable(run.recipe),
+        place_name(run.path, root),
+        printable(run.recipe),
         run.path,
-        _printable(run.state),
+        printable(run.state),
         reference,
         tidy(why_not, root),
     )
@@ -140,7 +144,30 @@ def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
     check_fingerprint(run.path, fingerprint)
     if run.recipe == "reward":
         ScalarHead.load(run.path)
+    if (run.path / WEIGHTS_FILE).stat().st_size <= HASHED_AT_A_LOOK:
+        return changed(run.path, run.weights)
     return None
+
+
+def require_inside(folder: Path, root: Path) -> None:
+    """Refuse a run with a file that is none of its folder's, before any of them is read.
+
+    Raises: CheckpointError saying which file.
+    """
+    reason = stray(folder, root)
+    if reason is not None:
+        raise CheckpointError(f"{folder}: {reason}")
+
+
+def require_unchanged(folder: Path) -> None:
+    """Refuse a run whose files are not those that it wrote.
+
+    Raises: CheckpointError saying which file.
+    """
+    if (folder / MANIFEST).is_file():
+        reason = changed(folder, Run.load(folder).weights)
+        if reason is not None:
+            raise CheckpointError(f"{folder}: {reason}")
 
 
 def _reference(run: Run, runs: list[Run]) -> tuple[Run | None, str]:
@@ -156,14 +183,14 @@ def _reference(run: Run, runs: list[Run]) -> tuple[Run | None, str]:
         parent = current.parents.get("adapter") if isinstance(current.parents, dict) else None
         if not parent:
             return found, ""
-        above = _find(str(parent), runs)
+        above = find_run(str(parent), runs)
         if above is None or above.path in seen:
             return found, "" if found else f"its parent {parent} is not among the runs"
         current = above
         seen.add(current.path)
 
 
-def _find(parent: str, runs: list[Run]) -> Run | None:
+def find_run(parent: str, runs: list[Run]) -> Run | None:
     """The run that a manifest calls `parent`, also where the folder of all runs has moved."""
     wanted = Path(parent)
     for run in runs:
@@ -174,18 +201,18 @@ def _find(parent: str, runs: list[Run]) -> Run | None:
     return alike[0] if len(alike) == 1 else None
 
 
-def _name(path: Path, root: Path) -> str:
+def place_name(path: Path, root: Path) -> str:
     """A run's name on the page: its place below the runs folder."""
     name = path.relative_to(root).as_posix() if path != root else path.resolve().name
-    return _printable(name)
+    return printable(name)
 
 
 def tidy(reason: str, root: Path) -> str:
     """A reason in one line without the runs folder's own path in it."""
-    return _printable(" ".join(reason.replace(f"{root}/", "").split()), longest=400)
+    return printable(" ".join(reason.replace(f"{root}/", "").split()), longest=400)
 
 
-def _printable(text: object, *, longest: int = 80) -> str:
+def printable(text: object, *, longest: int = 80) -> str:
     """Text from the disk without control characters, bytes that are no text, or endless length."""
     decoded = str(text).encode("utf-8", "replace").decode("utf-8")
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in decoded)

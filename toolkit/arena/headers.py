@@ -40,13 +40,27 @@ class SecurityHeaders:
         self.app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request; an error that nobody caught is answered here, with the headers."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
 
         async def with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 ours = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
                 theirs = [h for h in message["headers"] if h[0].decode().lower() not in HEADERS]
                 message["headers"] = theirs + ours
             await send(message)
 
-        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+        try:
+            await self.app(scope, receive, with_headers)
+        except Exception:
+            if not started:
+                kind = [(b"content-type", b"text/plain; charset=utf-8")]
+                start = {"type": "http.response.start", "status": 500, "headers": kind}
+                await with_headers(start)
+                await send({"type": "http.response.body", "body": b"Internal Server Error"})
+            raise  # the server logs it

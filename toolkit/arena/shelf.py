@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from toolkit.arena.catalog import Entry
+from toolkit.arena.catalog import Entry, require_inside, require_unchanged
 from toolkit.errors import ToolkitError
 from toolkit.models.heads import HEAD_FILE
 from toolkit.models.roles import Roles
-from toolkit.runs import ADAPTER_FILES
+from toolkit.runs import ADAPTER_FILES, MANIFEST
 
 ATTACHED_AT_MOST = 12  # adapters kept in memory; the one unused for longest makes room
 Stamp = tuple[float, ...]
@@ -25,10 +25,11 @@ class Attached:
 
 
 class Shelf:
-    """Attaches runs to the base. Used by the engine's thread only, but for `refusal`."""
+    """Attaches runs below `runs` to the base. Used by the engine's thread only, but for `refusal`."""
 
-    def __init__(self, roles: Roles) -> None:
+    def __init__(self, roles: Roles, runs: Path) -> None:
         self.roles = roles
+        self.runs = runs
         self._attached: dict[Path, Attached] = {}  # the oldest use first
         self._refused: dict[Path, tuple[Stamp, str]] = {}
         self._outdated: list[str] = []  # roles whose files have changed, still in use then
@@ -69,7 +70,9 @@ class Shelf:
     def _load(self, role: str, folder: Path, *, head: bool) -> None:
         # PEFT draws a new adapter's weights before they are filled: nobody else's chance shall move
         with torch.random.fork_rng():
+            require_inside(_run_of(folder), self.runs)
             self.roles.attach(role, folder, head=head)
+            require_unchanged(_run_of(folder))
         # an adapter's dropout arrives in train mode
         (self.roles.model or self.roles.base).eval()
 
@@ -90,4 +93,10 @@ class Shelf:
 def stamp_of(folder: Path) -> Stamp:
     """What changes when a run is trained again in the same place."""
     files = [folder / name for name in (*ADAPTER_FILES, HEAD_FILE)]
+    files.append(_run_of(folder) / MANIFEST)
     return tuple(f.stat().st_mtime_ns if f.is_file() else 0 for f in files)
+
+
+def _run_of(folder: Path) -> Path:
+    """The run that a folder is, or whose value it is."""
+    return folder if (folder / MANIFEST).is_file() else folder.parent

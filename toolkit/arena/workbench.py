@@ -54,7 +54,7 @@ class Workbench:
         self.stop = stop_ids(base, tokenizer)
         self.context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         self.tokens = Tokens(tokenizer)
-        self.shelf = Shelf(self.roles)
+        self.shelf = Shelf(self.roles, runs)
         self.measurer = Measurer(
             self.shelf, self.tokens, stop=self.stop, runs=runs, prompts=self._questions()
         )

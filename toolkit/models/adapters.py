@@ -18,6 +18,9 @@ from toolkit.models.adalora import as_lora
 from toolkit.models.base import save_fingerprint
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+# Ways to initialise LoRA that put what they take out of the base's weights back into the adapter.
+# PEFT does so again whenever such an adapter is attached, and all roles share the base.
+CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
@@ -35,6 +38,18 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
         weights = load_file(folder / WEIGHTS_FILE)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: damaged adapter ({error})") from error
+    init = getattr(config, "init_lora_weights", None)
+    if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
+        raise CheckpointError(
+            f"{folder}: its init_lora_weights is {init[:40]!r}, which would change the base's weights, "
+            "and all checkpoints share them; convert it to plain LoRA with PEFT's "
+            "`path_initial_model_for_weight_conversion`"
+        )
+    if getattr(config, "megatron_config", None):
+        raise CheckpointError(
+            f"{folder}: it has a `megatron_config`, for which PEFT imports a module that the adapter "
+            "names; expected a plain LoRA"
+        )
     # one adapter that yields NaN stops sampling for every row of a batch it shares
     bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
     if bad:

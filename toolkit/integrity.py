@@ -1,0 +1,116 @@
+"""What a run's files must be before they are read: regular, inside the folder, and unchanged."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+# What an answer depends on. Paths in a manifest are never followed, only these looked up in it.
+HASHED = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "head.safetensors",
+    "value/adapter_config.json",
+    "value/adapter_model.safetensors",
+    "value/head.safetensors",
+)
+WITHIN_A_RUN = ("value", "ref", "last")  # folders of roles that are saved inside their run
+_CHUNK = 1 << 20
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of each of `HASHED` that is in a run's folder."""
+    return {name: sha256(folder / name) for name in HASHED if (folder / name).is_file()}
+
+
+def changed(folder: Path, recorded: Any) -> str | None:
+    """Which file is not what the run wrote, or None. Runs that recorded nothing are let through.
+
+    Args:
+        folder: the run's directory.
+        recorded: `weights` of its manifest, file -> sha256; anything else counts as nothing.
+    """
+    if not isinstance(recorded, Mapping):
+        return None
+    for name in HASHED:
+        expected, file = recorded.get(name), folder / name
+        if isinstance(expected, str) and file.is_file() and (found := sha256(file)) != expected:
+            return (
+                f"{name} was changed after the run finished: its sha256 is {found[:12]}…, run.json "
+                f"has {expected[:12]}…; put the file back or train the run again"
+            )
+    return None
+
+
+def sha256(file: Path) -> str:
+    """A file's sha256 in hex."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def stray(folder: Path, root: Path) -> str | None:
+    """Why a run's folder must not be read: a link that leads out of `root`, a pipe or a device.
+
+    Checkpoints are left out, which may lie on another disk; nothing here reads them.
+    """
+    for place in (folder, *(folder / name for name in WITHIN_A_RUN)):
+        if place.is_symlink():
+            continue  # judged as one of its parent's entries
+        try:
+            names = sorted(
+                e.name for e in os.scandir(place) if not e.name.startswith("checkpoint-")
+            )
+        except OSError:
+            continue
+        found = _first_stray(place, names, root.resolve())
+        if found is not None:
+            return found
+    return None
+
+
+def _first_stray(folder: Path, names: Iterable[str], root: Path) -> str | None:
+    for name in names:
+        path = folder / name
+        try:
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                return f"{name} is a link that leads out of the runs folder"
+            mode = path.stat().st_mode
+        except (OSError, RuntimeError):  # gone meanwhile, or a link that leads nowhere
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            return f"{name} is neither a file nor a folder (a pipe, a socket or a device)"
+    return None
+
+
+def open_inside(file: Path, root: Path) -> BinaryIO:
+    """Open a regular file that lies below `root`, for reading bytes.
+
+    A pipe that took the file's place meanwhile does not block, and is refused.
+
+    Raises: OSError where it is missing, is not a regular file, or lies elsewhere.
+    """
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise OSError(f"{file.name} is a link that leads out of the runs folder")
+    number = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    stream = os.fdopen(number, "rb", closefd=True)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        stream.close()
+        raise OSError(f"{file.name} is not a regular file")
+    return stream
+
+
+def read_inside(file: Path, root: Path, *, at_most: int) -> bytes:
+    """The content of a regular file below `root`.
+
+    Raises: OSError as `open_inside`, or where it has more than `at_most` bytes.
+    """
+    with open_inside(file, root) as stream:
+        content = stream.read(at_most + 1)
+    if len(content) > at_most:
+        raise OSError(f"{file.name} has more than {at_most >> 20} MiB")
+    return content
