@@ -1,9 +1,10 @@
-"""The app: ask several checkpoints the same thing and read their answers side by side.
+"""The app: compare checkpoints side by side, judge their answers blind, follow the runs.
 
     python app.py --runs runs
     python app.py --ask "What is it?" --checkpoint quickstart/sft
 
-Reads   the runs below --runs and the base that they were trained on. Writes nothing.
+Reads   the runs below --runs and the base that they were trained on.
+Writes  judgements.sqlite there once somebody has judged, and judgements/ at an export.
 Layout only; the logic is in toolkit/arena/.
 """
 
@@ -19,6 +20,7 @@ from toolkit.errors import ToolkitError
 if TYPE_CHECKING:
     import gradio as gr
 
+    from toolkit.arena.battles import Battles
     from toolkit.arena.workbench import Workbench
 
 
@@ -34,16 +36,25 @@ def main(arguments: AppArguments) -> int:
 
     from starlette.middleware import Middleware
 
+    from toolkit.arena.battles import Battles
     from toolkit.arena.headers import SecurityHeaders
+    from toolkit.arena.limits import BodyLimit, LoginThrottle
+    from toolkit.arena.prompts import read_prompts
+    from toolkit.arena.shortcuts import SHORTCUTS_HEAD
+    from toolkit.arena.store import FILE, Store
     from toolkit.arena.tabs.style import CSS, theme
 
+    prompts = read_prompts(arguments.prompts) if arguments.prompts else []
+    store = Store(arguments.judgements or arguments.runs / FILE)
     workbench = _open(arguments)
-    page = build(workbench)
+    page = build(workbench, Battles(workbench, store), prompts)
     _, url, _ = page.launch(
         server_name=arguments.host,
         server_port=port,
         auth=login,
-        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
+        app_kwargs={
+            "middleware": [Middleware(m) for m in (SecurityHeaders, BodyLimit, LoginThrottle)]
+        },
         prevent_thread_lock=True,
         quiet=True,
         share=False,  # None would let the environment decide
@@ -56,6 +67,7 @@ def main(arguments: AppArguments) -> int:
         footer_links=[],
         theme=theme(),
         css=CSS,
+        head=SHORTCUTS_HEAD,
         max_threads=128,  # a visitor whose answer streams holds one; the engine takes on 80
     )
     if arguments.smoke:
@@ -86,21 +98,34 @@ def _open(arguments: AppArguments) -> "Workbench":
     return workbench
 
 
-def build(workbench: "Workbench") -> "gr.Blocks":
+def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr.Blocks":
     """The page, tab by tab."""
     import gradio as gr
 
+    from toolkit.arena.tabs.arena import arena_tab
     from toolkit.arena.tabs.changed import changed_tab
     from toolkit.arena.tabs.compare import compare_tab
+    from toolkit.arena.tabs.data import data_tab
+    from toolkit.arena.tabs.leaderboard import leaderboard_tab
+    from toolkit.arena.tabs.rank import rank_tab
+    from toolkit.arena.tabs.runs import runs_tab
 
-    whole = gr.Blocks(
-        title="toolkit: compare checkpoints", analytics_enabled=False, fill_width=True
-    )
-    with whole as page:
+    store = battles.store
+    with gr.Blocks(title="toolkit", analytics_enabled=False, fill_width=True) as page:
         with gr.Tab("Compare"):
             chat = compare_tab(page, workbench)
         with gr.Tab("What changed") as tab:
             changed_tab(tab, workbench, chat)
+        with gr.Tab("Arena"):
+            arena_tab(page, battles, prompts)
+        with gr.Tab("Rank"):
+            rank_tab(page, battles, prompts)
+        with gr.Tab("Leaderboard") as tab:
+            leaderboard_tab(page, tab, store)
+        with gr.Tab("Runs"):
+            runs_tab(page, workbench)
+        with gr.Tab("Data") as tab:
+            data_tab(page, tab, workbench, store)
     page.queue(max_size=128)
     return page
 

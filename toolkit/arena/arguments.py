@@ -29,6 +29,8 @@ class AppArguments:
     load_in_8bit: bool
     trust_remote_code: bool
     auth: str | None
+    prompts: Path | None
+    judgements: Path | None
     smoke: bool
     ask: str | None
     conversation: str | None
@@ -133,6 +135,13 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> A
         metavar="USER",
         help=f"ask visitors for this user name and the password in ${PASSWORD}, which is asked for "
         "at the terminal where it is not set; required where --host lets other machines in",
+    )
+    add("--prompts", type=Path, metavar="FILE", help="prompts that Arena and Rank draw from")
+    add(
+        "--judgements",
+        type=Path,
+        metavar="FILE",
+        help="where votes and rankings are stored (default: judgements.sqlite in the runs folder)",
     )
     add("--smoke", action="store_true", help="ask one question through the page, print it, stop")
     _add_question(parser)
