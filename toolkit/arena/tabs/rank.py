@@ -118,7 +118,7 @@ def _answers() -> list[tuple[Any, ...]]:
     made: list[tuple[Any, ...]] = []
     with gr.Row(equal_height=False):
         for number in range(1, MAX_ANSWERS + 1):
-            with gr.Column(min_width=300, visible=False) as column:
+            with gr.Column(min_width=260, visible=False) as column:
                 text = gr.Textbox(
                     label=f"Answer {number}", lines=5, max_lines=20, interactive=False
                 )
@@ -152,6 +152,7 @@ def _order() -> gr.Textbox:
             max_length=200,
             lines=1,
             scale=3,
+            min_width=300,
             elem_id="rank-order",
         )
         gr.Button("The next one ties (T)", size="md", elem_id="rank-tie", scale=1, min_width=160)
