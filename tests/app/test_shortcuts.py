@@ -41,7 +41,7 @@ def status(page: Any, *, says: str) -> None:
 
 def leave_fields(page: Any) -> None:
     """Nothing has the focus, as after a click on the page."""
-    page.evaluate("document.activeElement.blur()")
+    page.evaluate("() => document.activeElement.blur()")
 
 
 @pytest.mark.browser
@@ -60,7 +60,7 @@ def test_battles_and_rankings_by_keyboard(tmp_path: Path, chromium: Any) -> None
         for judged, (key, verdict) in enumerate(votes):
             leave_fields(page)
             page.keyboard.press("Control+Enter")
-            page.wait_for_function("!document.getElementById('arena-a').disabled")
+            page.wait_for_function("() => !document.getElementById('arena-a').disabled")
             seen(page, "Reason (optional)").press_sequentially("1tbs")
             page.keyboard.press("Escape")
             page.wait_for_timeout(300)
@@ -105,7 +105,7 @@ def test_no_tab_is_wider_than_the_window(tmp_path: Path, chromium: Any, width: i
         for tab in ("Rank", "Arena"):
             page.get_by_role("tab", name=tab).click()
             seen(page, "Prompt").wait_for()
-            wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+            wide = page.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
             assert wide <= 0
 
 

@@ -17,7 +17,7 @@ def interval_plot(board: Board) -> "Figure | None":
     rated = [s for s in board.standings if s.rating is not None and s.interval is not None]
     if not rated:
         return None
-    figure = Figure(figsize=(8, 1.1 + 0.45 * len(rated)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(8, 1.4 + 0.45 * len(rated)), dpi=110, layout="constrained")
     axes = figure.subplots()
     for place, one in enumerate(rated):
         assert one.rating is not None and one.interval is not None
@@ -29,7 +29,8 @@ def interval_plot(board: Board) -> "Figure | None":
     # a run may be called "$x", which is no formula
     axes.set_yticks(range(len(rated)), names, parse_math=False)
     axes.set_ylim(len(rated) - 0.5, -0.5)
-    axes.set_xlabel("rating with its 95 % interval (400 points more: odds of 10 to 1)")
+    axes.set_title("Ratings with their 95 % intervals")
+    axes.set_xlabel("rating (400 points more: odds of 10 to 1)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#E3E3E3")
     axes.set_axisbelow(True)

@@ -1,7 +1,9 @@
-"""Keys for the tabs Arena and Rank, as a script that the page is given once.
+"""Keys for the tabs Arena and Rank, and the buttons that make an order, as one script for the page.
 
 A key presses the button that carries it, so that nothing can be done by key alone. Keys are ignored
 while somebody types, with Ctrl, Alt or Meta held (but for Ctrl+Enter), and where the tab is not open.
+The order of a ranking is a text such as "3 > 1 = 2"; its buttons add to it without asking the
+server. Gradio's own way to do so, `js=`, compiles a string, which the page's CSP forbids.
 """
 
 import json
@@ -33,6 +35,23 @@ _SCRIPT = """
       element.tagName === "TEXTAREA" ||
       element.tagName === "SELECT" ||
       (element.tagName === "INPUT" && !["checkbox", "radio", "range"].includes(element.type)));
+  const ordered = (said, id) => {
+    const place = /^rank-place-([1-9])$/.exec(id);
+    if (id === "rank-clear") return "";
+    if (id === "rank-tie") return /[0-9]$/.test(said) ? said + " =" : said;
+    if (!place || said.split(/[>=]/).some((word) => word.trim() === place[1])) return said;
+    return !said ? place[1] : said + (/[>=]$/.test(said) ? " " : " > ") + place[1];
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[id^='rank-']");
+    const field = document.querySelector("#rank-order textarea, #rank-order input");
+    if (!button || !field) return;
+    const said = field.value.trim(), then = ordered(said, button.id);
+    if (then !== said) {
+      field.value = then;
+      field.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+  });
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.repeat || event.isComposing) return;
     if (event.altKey || event.metaKey || typing(event.target)) return;

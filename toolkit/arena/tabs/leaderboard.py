@@ -21,7 +21,7 @@ from toolkit.errors import ToolkitError
 if TYPE_CHECKING:
     from toolkit.arena.store import Store
 
-HEADERS = ["Place", "Checkpoint", "Rating", "95 % interval", "Votes", "Prompts"]
+HEADERS = ["#", "Checkpoint", "Rating", "95 % interval", "Votes", "Prompts"]
 
 
 def leaderboard_tab(page: gr.Blocks, tab: gr.Tab, store: "Store") -> None:
@@ -31,9 +31,13 @@ def leaderboard_tab(page: gr.Blocks, tab: gr.Tab, store: "Store") -> None:
     look = gr.Button("Count again", size="sm")
     with gr.Column(visible=False) as results:
         table = gr.Dataframe(
-            headers=HEADERS, interactive=False, wrap=True, label="Ratings, the best first"
+            headers=HEADERS,
+            column_widths=["50px", "180px", "150px", "150px", "80px", "90px"],
+            interactive=False,
+            wrap=True,
+            label="Ratings, the best first",
         )
-        plot = gr.Plot(label="Ratings with their 95 % intervals")
+        plot = gr.Plot(show_label=False)  # a label would lie over the picture
         pairs = gr.Dataframe(
             headers=["Checkpoint", "1"],
             interactive=False,

@@ -94,4 +94,6 @@ def about_labeler() -> tuple[gr.Textbox, gr.Textbox]:
 
 def status_box(value: str) -> gr.Textbox:
     """What happens, in plain text: it holds names from the disk."""
-    return gr.Textbox(value, label="Status", lines=1, max_lines=4, interactive=False)
+    return gr.Textbox(
+        value, label="Status", lines=1, max_lines=4, interactive=False, scale=1, min_width=300
+    )

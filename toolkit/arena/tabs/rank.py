@@ -28,17 +28,6 @@ IDLE = "Ask for answers; then put them in order, the best first."
 FLAG_WORDS = dict(zip(("Harmful", "Untruthful", "Off task"), FLAGS, strict=True))
 NO_GRADE = 0
 
-# The order is a text such as "3 > 1 = 2", which these add to without asking the server.
-PLACE_JS = """(order) => {
-  const said = (order || "").trim(), n = "%d";
-  if (said.split(/[>=]/).some((word) => word.trim() === n)) return said;
-  return !said ? n : /[>=]$/.test(said) ? said + " " + n : said + " > " + n;
-}"""
-TIE_JS = """(order) => {
-  const said = (order || "").trim();
-  return /[0-9]$/.test(said) ? said + " =" : said;
-}"""
-
 
 def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -> None:
     """The tab's contents; `prompts` as in the arena."""
@@ -65,14 +54,14 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
             )
             temperature, tokens = sampling()
     columns = _answers()
-    order, tie, clear = _order()
+    order = _order()
     status = status_box(IDLE)
     reason, labeler = about_labeler()
     save = gr.Button(
         "Save the order (Ctrl+Enter)", variant="primary", interactive=False, elem_id="rank-save"
     )
     ranking, count = gr.State(""), gr.State(0)  # stay on the server
-    boxes, texts, places, grades, flags = map(list, zip(*columns, strict=True))
+    boxes, texts, grades, flags = map(list, zip(*columns, strict=True))
 
     def begin(*asked: Any) -> Iterator[list[Any]]:
         try:
@@ -120,24 +109,20 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
         api_name="save_ranking",
         concurrency_limit=4,
     )
-    for number, button in enumerate(places, start=1):
-        button.click(None, order, order, js=PLACE_JS % number, api_visibility="private")
-    tie.click(None, order, order, js=TIE_JS, api_visibility="private")
-    clear.click(None, None, order, js='() => ""', api_visibility="private")
     draw.click(lambda: secrets.choice(drawn_from), None, prompt, api_visibility="private")
     page.load(lambda c: refreshed_pool(workbench, c), pool, pool, api_visibility="private")
 
 
 def _answers() -> list[tuple[Any, ...]]:
-    """Column, text, place button, quality and flags of each answer."""
+    """Column, text, quality and flags of each answer; its button is the page's script's."""
     made: list[tuple[Any, ...]] = []
     with gr.Row(equal_height=False):
         for number in range(1, MAX_ANSWERS + 1):
-            with gr.Column(min_width=300, visible=False) as column:
+            with gr.Column(min_width=260, visible=False) as column:
                 text = gr.Textbox(
                     label=f"Answer {number}", lines=5, max_lines=20, interactive=False
                 )
-                place = gr.Button(
+                gr.Button(
                     f"Next best is {number} (key {number})",
                     size="md",
                     elem_id=f"rank-place-{number}",
@@ -154,11 +139,12 @@ def _answers() -> list[tuple[Any, ...]]:
                         label="Flags",
                         info="What is wrong with the answer, whatever its place.",
                     )
-            made.append((column, text, place, grade, flags))
+            made.append((column, text, grade, flags))
     return made
 
 
-def _order() -> tuple[gr.Textbox, gr.Button, gr.Button]:
+def _order() -> gr.Textbox:
+    """The order as text, which the buttons change through the page's script (shortcuts.py)."""
     with gr.Row():
         order = gr.Textbox(
             label="Order, the best first",
@@ -166,15 +152,12 @@ def _order() -> tuple[gr.Textbox, gr.Button, gr.Button]:
             max_length=200,
             lines=1,
             scale=3,
+            min_width=300,
             elem_id="rank-order",
         )
-        tie = gr.Button(
-            "The next one ties (T)", size="md", elem_id="rank-tie", scale=1, min_width=160
-        )
-        clear = gr.Button(
-            "Clear the order (Esc)", size="md", elem_id="rank-clear", scale=1, min_width=160
-        )
-    return order, tie, clear
+        gr.Button("The next one ties (T)", size="md", elem_id="rank-tie", scale=1, min_width=160)
+        gr.Button("Clear the order (Esc)", size="md", elem_id="rank-clear", scale=1, min_width=160)
+    return order
 
 
 def _shown(texts: Sequence[str]) -> list[Any]:
