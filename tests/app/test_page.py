@@ -154,7 +154,7 @@ def test_two_checkpoints_are_compared(
     page.get_by_label("Prompt").fill(ATTACK)  # what is said is text, in bubbles and in tokens
     page.get_by_role("button", name="Follow up").click()
     page.wait_for_function(
-        "n => document.querySelectorAll('.answers .bot.message').length >= n", arg=6
+        "n => document.querySelectorAll('.answers .user.message').length >= n", arg=6
     )
     page.wait_for_function(f"n => {ENDED}.length == n", arg=3)
     said = [b.inner_text() for b in page.locator(".answers .user.message").all() if b.is_visible()]
