@@ -115,5 +115,5 @@ def test_each_checkpoint_sees_its_own_answers_only(workbench: Workbench) -> None
         ]
     # one that was chosen later has heard nothing of it
     assert [m["content"] for m in later.conversation(ids["ppo"])] == ["Be brief.", "And?"]
-    assert later.without_last() == chat and later.last_prompt == "And?"
+    assert later.without_last().turns == chat.turns and later.last_prompt == "And?"
     assert chat.unanswered().conversation(ids["sft"])[-1]["content"] == "Hello"

@@ -17,10 +17,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Chat:
-    """Turns so far. Every checkpoint sees the prompts that it was asked and its own answers only."""
+    """Turns so far. Every checkpoint sees the prompts that it was asked and its own answers only.
+
+    `columns` is how many of them the page shows.
+    """
 
     turns: tuple[Turn, ...] = ()
     system: str = ""
+    columns: int = 0
 
     def asked(self, prompt: str) -> "Chat":
         """With one turn more, not answered yet."""
@@ -37,7 +41,8 @@ class Chat:
 
     def without_last(self) -> "Chat":
         """With the last turn taken back."""
-        return replace(self, turns=self.turns[:-1])
+        left = self.turns[:-1]
+        return replace(self, turns=left, columns=len(left[-1].answers) if left else 0)
 
     @property
     def last_prompt(self) -> str:

@@ -44,7 +44,7 @@ def answers_shown(shown: Sequence[Any]) -> list[tuple[str, str, str]]:
     found = []
     for start in range(1, len(shown), 3):
         answer, numbers, _ = shown[start : start + 3]
-        if answer["value"]:
+        if answer.get("value"):
             said = answer["value"][-1]["content"]
             text = said if isinstance(said, str) else "".join(part["text"] for part in said)
             found.append((answer["label"], text, numbers["value"]))

@@ -101,8 +101,10 @@ class Visitors:
                     continue
                 told = time.monotonic()
                 # an update is made again each time: Gradio empties those that it is given
-                parts = self._columns(chat, answers, [] if done else before, comparison)
-                yield [chat if done else gr.skip(), gr.skip() if before else "", *parts]
+                shown, chat = chat.columns, replace(chat, columns=len(answers))
+                parts = self._columns(chat, answers, [] if done else before, comparison, shown)
+                news = chat if done or not before else gr.skip()
+                yield [news, gr.skip() if before else "", *parts]
                 before = list(answers)
         finally:
             comparison.close()
@@ -115,11 +117,15 @@ class Visitors:
         answers: Sequence[Answer],
         before: Sequence[Answer | None],
         comparison: Comparison,
+        shown: int,
     ) -> list[Any]:
+        """Updates of all columns, of which the first `shown` are on the page."""
         found: list[Any] = []
         for number in range(MAX_COLUMNS):
             answer = answers[number] if number < len(answers) else None
-            if before:
+            if answer is None and number >= shown:  # each update costs Gradio a new component
+                found += [gr.skip() for _ in range(PARTS)]
+            elif before:
                 old = before[number] if number < len(before) else None
                 found += self._grown(chat, old, answer, comparison)
             else:
@@ -174,7 +180,8 @@ class Visitors:
         """The last prompt back into the box, and its answers off the page."""
         if not chat.turns:
             raise gr.Error("Ask something first.", print_exception=False)
-        return [chat.without_last(), chat.last_prompt, *self._earlier(chat.without_last())]
+        earlier = chat.without_last()
+        return [earlier, chat.last_prompt, *self._earlier(earlier)]
 
     def clear(self, visitor: gr.Request) -> list[Any]:
         """Nothing asked, nothing answered."""
@@ -222,7 +229,7 @@ class Visitors:
 
 def anew(chat: Chat, prompt: str, system: str) -> Chat:
     """A conversation that begins with this prompt."""
-    return Chat(system=system).asked(prompt)
+    return Chat(system=system, columns=chat.columns).asked(prompt)
 
 
 def further(chat: Chat, prompt: str, system: str) -> Chat:
