@@ -205,3 +205,24 @@ def test_an_adapter_trained_again_has_another_hash(battles: Battles, fake: FakeW
 def test_messages_are_kept_as_messages() -> None:
     talk = [{"role": "user", "content": "Hi\ud800", "more": 1}]
     assert as_messages(talk) == ({"role": "user", "content": "Hi?"},)
+
+
+def test_real_checkpoints_battle_and_are_ranked(
+    workbench: Workbench, runs: Path, tmp_path: Path
+) -> None:
+    battles = Battles(workbench, Store(tmp_path / "j.sqlite"))
+    pool = list(workbench.catalog.checkpoints)
+    battle = last(battles.battle("What is it?", pool, temperature=0, max_new_tokens=6))
+    ranked = last(battles.ranking("What is it?", pool[1:], 4, temperature=1, max_new_tokens=6))
+    told = [battles.vote(battle.id, "a"), battles.rank(ranked.id, (1, 2, 2, 3))]
+    assert battles.store.all() == told
+    for judgement in told:
+        for reply in judgement.replies:
+            (again,) = workbench.compare(
+                "What is it?", [reply.checkpoint], seed=reply.seed, **judgement.sampling
+            )
+            assert (again.name, again.text) == (reply.name, reply.text)
+            if reply.name != "base":
+                weights = (runs / reply.name / "adapter_model.safetensors").read_bytes()
+                assert reply.adapter == hashlib.sha256(weights).hexdigest()
+        assert judgement.base == workbench.roles.fingerprint

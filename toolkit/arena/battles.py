@@ -1,6 +1,5 @@
 """Blind battles and rankings: drawn and kept on the server until they are judged."""
 
-import hashlib
 import logging
 import secrets
 import threading
@@ -8,10 +7,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from toolkit.arena.adapter_hashes import AdapterHashes
 from toolkit.arena.judgement import BATTLE, RANKING, Judgement, Message, Reply, judged
 from toolkit.arena.request import (
     DEFAULT_NEW_TOKENS,
@@ -25,7 +24,6 @@ from toolkit.arena.request import (
 )
 from toolkit.arena.store import Store
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.adapters import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from toolkit.arena.workbench import Answer, Workbench
@@ -248,27 +246,6 @@ class Battles:
 
     def _seeds(self, n: int) -> list[int]:
         return self._rng.sample(range(MAX_SEED), n)
-
-
-class AdapterHashes:
-    """SHA-256 of adapters' weights files, read again where a file has changed."""
-
-    def __init__(self) -> None:
-        self._known: dict[Path, tuple[tuple[int, int, int], str]] = {}
-
-    def of(self, run: Path) -> str:
-        """The hash of a run's adapter.
-
-        Raises: OSError where it cannot be read.
-        """
-        file = run / WEIGHTS_FILE
-        found = file.stat()
-        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
-        if self._known.get(file, (None, ""))[0] != stamp:
-            with file.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            self._known[file] = (stamp, digest)
-        return self._known[file][1]
 
 
 def as_messages(prompt: object) -> tuple[Message, ...]:
