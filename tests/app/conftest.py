@@ -32,13 +32,13 @@ def run_app(*words: str, password: str | None = None) -> subprocess.CompletedPro
 
 
 @contextmanager
-def served(*words: str, password: str | None = None) -> Iterator[str]:
-    """The address of a running app."""
+def served(*words: str, password: str | None = None, script: str = "app.py") -> Iterator[str]:
+    """The address of a running app, or of another script with its arguments."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port), *words],
+        [sys.executable, script, "--port", str(port), *words],
         cwd=ROOT,
-        env=environment(password),
+        env=environment(password) | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,29 +49,32 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def make_run(tiny_base: str) -> MakeRun:
     """Write a finished run with a random adapter, and a head where it is a reward run."""
-    model = ModelConfig(model_name_or_path=tiny_base, dtype="float32")
+    return partial(write_run, tiny_base)
 
-    def make(path: Path, recipe: str, *, seed: int, parents: dict[str, Any] | None = None) -> Run:
-        base, tokenizer = load_base(model)
-        torch.manual_seed(seed)
-        run = Run.start(path, recipe=recipe, parents=parents)
-        run.base = fingerprint(model, tokenizer)
-        roles = Roles(base, run.base)
-        # with dropout, so that a pass in train mode shows
-        roles.create(
-            "default",
-            LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.5),
-        )
-        assert roles.model is not None
-        for name, parameter in roles.model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.3)
-        roles.save("default", path)
-        if recipe == "reward":
-            ScalarHead(32).save(path)
-        return run.finish()
 
-    return make
+def write_run(
+    base_name: str, path: Path, recipe: str, *, seed: int, parents: dict[str, Any] | None = None
+) -> Run:
+    """The same on any base of hidden size 32."""
+    model = ModelConfig(model_name_or_path=base_name, dtype="float32")
+    base, tokenizer = load_base(model)
+    torch.manual_seed(seed)
+    run = Run.start(path, recipe=recipe, parents=parents)
+    run.base = fingerprint(model, tokenizer)
+    roles = Roles(base, run.base)
+    # with dropout, so that a pass in train mode shows
+    roles.create(
+        "default",
+        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.5),
+    )
+    assert roles.model is not None
+    for name, parameter in roles.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    roles.save("default", path)
+    if recipe == "reward":
+        ScalarHead(32).save(path)
+    return run.finish()
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def test_curves_of_several_runs(root: Path) -> None:
         ["all/sft", "2", "not finite", ""],
         ["all/ppo", "3", "0.25", "0.5"],
     ]
-    assert log_notes(["loss"], logs) == "all/sft: loss was not finite 1 times"
+    assert log_notes(["loss"], logs) == "all/sft: values of loss that were not finite: 1"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_report_is_text_and_real_pictures(root: Path) -> None:
     assert found.text == "a_b <img src=x onerror=alert(1)>"
     assert "schema" in found.summary and "damaged" in found.summary
     assert [(picture.size, caption) for picture, caption in found.pictures] == [
-        ((40, 30), "How each checkpoint behaves")
+        ((40, 33), "How each checkpoint behaves")
     ]
 
 

@@ -170,7 +170,9 @@ def log_notes(keys: Sequence[str], logs: Mapping[str, Log]) -> str:
         for key in keys:
             found = log.series.get(key)
             if found and found.missed:
-                notes.append(f"{name}: {printable(key)} was not finite {found.missed} times")
+                notes.append(
+                    f"{name}: values of {printable(key)} that were not finite: {found.missed}"
+                )
             if found and found.stride > 1:
                 notes.append(f"{name}: every {found.stride}th value of {printable(key)} is drawn")
         notes += [f"{name}: {sentence}" for sentence in log.warnings.values()]

@@ -72,7 +72,7 @@ def _text(file: Path, root: Path) -> str:
 
 def _pictures(folder: Path, root: Path) -> "list[tuple[Image.Image, str]]":
     """The PNG files that a report draws, decoded here so that nothing else can be in them."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     found = []
     for name, caption in PLOTS.items():
@@ -81,7 +81,8 @@ def _pictures(folder: Path, root: Path) -> "list[tuple[Image.Image, str]]":
             picture = Image.open(io.BytesIO(content), formats=["PNG"])
             if picture.width * picture.height > MOST_PIXELS:
                 continue
-            found.append((picture.convert("RGB"), caption))
+            above = (0, picture.width // 11, 0, 0)  # the page writes the caption over the corner
+            found.append((ImageOps.expand(picture.convert("RGB"), above, fill="white"), caption))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue  # missing or damaged: the report's text is what counts
     return found

@@ -300,7 +300,9 @@ def _table(
 
 
 def _filled(headers: list[str], rows: list[list[str]]) -> Any:
-    return gr.update(value={"headers": headers, "data": rows}, visible=bool(rows))
+    widths = ["220px", *["170px"] * (len(headers) - 1)]
+    filled = {"headers": headers, "data": rows}
+    return gr.update(value=filled, column_widths=widths, visible=bool(rows))
 
 
 def _story(record: Record, history: History) -> str:

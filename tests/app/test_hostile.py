@@ -1,0 +1,192 @@
+"""A model that says scripts, and runs that are named and filled with them: all of it stays text."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.app.conftest import served
+from tests.app.test_page import browser  # noqa: F401  (fixture)
+from tests.arena.conftest import write_run
+from toolkit.arena.headers import HEADERS
+from toolkit.runs import Run
+
+SCRIPT = "tests/app/hostile_page.py"
+ELSEWHERE = "attacker.invalid"
+ATTACK = "<img src=x onerror=document.title='attacked'>"
+LINK = "[click](javascript:document.title='attacked')"
+ATTACKS = (
+    ATTACK,
+    "<svg onload=document.title='attacked'>",
+    LINK,
+    f"![a](http://{ELSEWHERE}/a.png)",
+    f"<img src=http://{ELSEWHERE}/b.png>",
+    "<script>document.title='attacked'</script>",
+    f"<iframe src=http://{ELSEWHERE}/c></iframe>",
+    "{{constructor.constructor('document.title=1')()}}",
+    "${document.title='attacked'}",
+)
+
+
+@pytest.fixture(scope="session")
+def hostile_base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model with no other words than the attacks."""
+    folder = tmp_path_factory.mktemp("base") / "hostile"
+    special = ("<unk>", "<s>", "</s>")
+    vocabulary = {word: i for i, word in enumerate((*special, *ATTACKS))}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    named = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<unk>", **named)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    head = model.lm_head.weight.data
+    head[:3] = 0  # and of an attack and its opposite one is likelier than that
+    head[4] = -head[3]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def hostile_runs(tmp_path: Path, hostile_base: str) -> Path:
+    """One run that can be asked, one that failed, and one with a report; all say the attacks."""
+    root = tmp_path / "runs"
+    write_run(hostile_base, root / ATTACK, "sft", seed=1)
+    run = Run.start(root / ATTACKS[1], recipe=ATTACK)
+    run.base, run.parents = {"id": ATTACK}, {ATTACK: LINK, "adapter": ATTACKS[1]}
+    run.config = {name: list(ATTACKS) for name in (*ATTACKS, "learning_rate")}
+    run.results = dict.fromkeys(ATTACKS, ATTACK)
+    run.fail(RuntimeError(" ".join(ATTACKS)))
+    rows = [{"step": i, "loss": 1 / i, "warning/a": ATTACK, ATTACK: i} for i in (1, 2, 3)]
+    for folder in (root / ATTACK, root / ATTACKS[1]):
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / ATTACKS[1] / "report.md").write_text("\n\n".join(ATTACKS))
+    (root / ATTACKS[1] / "reward_report.json").write_text(json.dumps(dict.fromkeys(ATTACKS, 1)))
+    (root / LINK).mkdir()
+    (root / LINK / "run.json").write_text(ATTACK)
+    return root
+
+
+@pytest.fixture
+def address(hostile_base: str, hostile_runs: Path) -> Iterator[str]:
+    words = ("--model_name_or_path", hostile_base, "--runs", str(hostile_runs))
+    with served(*words, script=SCRIPT) as url:
+        yield url
+
+
+@pytest.mark.browser
+def test_nothing_that_is_shown_runs_or_loads(address: str, browser: Any) -> None:  # noqa: F811
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    left: list[str] = []
+    ours = (address, "data:", "blob:")
+    page.on("request", lambda a: None if a.url.startswith(ours) else left.append(a.url))
+    page.on("console", lambda said: left.append(said.text) if ELSEWHERE in said.text else None)
+    page.on("dialog", lambda dialog: left.append(dialog.message))
+    page.goto(address)
+    page.get_by_label("Prompt").fill("Hello")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    said = "[...document.querySelectorAll('textarea')].filter(t => /attack/.test(t.value)).length"
+    page.wait_for_function(
+        f"n => {said} >= n", arg=2, timeout=60000
+    )  # the base's answer and the run's
+
+    page.get_by_role("tab", name="Runs").click()
+    page.locator(".toolkit-curve img").first.wait_for(timeout=60000)
+    page.get_by_role("button", name="Settings of these runs").click()
+    page.get_by_label("All", exact=True).click()
+    page.get_by_label("Run", exact=True).click()
+    page.get_by_role("option", name=ATTACKS[1]).click()
+    page.get_by_text(f"adapter: {ATTACKS[1]}").or_(page.get_by_text("and so on")).first.wait_for()
+    for text in (ATTACK, ATTACKS[1], LINK):
+        assert page.locator("td", has_text=text).count() > 0  # there, as text
+    page.wait_for_timeout(6000)  # longer than the time between two looks at the runs
+    made = "img[src='x'], svg[onload], a[href^='javascript:'], iframe, [src*='attacker']"
+    assert page.locator(made).count() == 0
+    assert page.title() == "Compare checkpoints"
+    assert left == []
+    # the same attack, put into the page as markup, would have shown
+    page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", ATTACK)
+    page.wait_for_timeout(1000)
+    assert page.title() == "attacked"
+
+
+def test_every_answer_has_the_headers_and_names_no_other_host(address: str) -> None:
+    whole = get(address)[2].decode()
+    asset = re.search(r'(?:src|href)="\.?/?(assets/[^"]+\.js)"', whole)
+    assert asset is not None
+    routes = {
+        "": 200,
+        "config": 200,
+        "gradio_api/info": 200,
+        "theme.css": 200,
+        asset[1]: 200,
+        "nowhere": 404,
+        "gradio_api/heartbeat/abc": 200,  # a stream of events
+        "gradio_api/queue/data?session_hash=abc": 200,
+        "monitoring": None,
+        "gradio_api/file=/etc/passwd": None,
+        "gradio_api/file=..%2F..%2Fetc%2Fpasswd": None,
+        "gradio_api/file=a%00b": None,
+        "gradio_api/component_server": 405,
+    }
+    for route, expected in routes.items():
+        status, headers, body = get(address + route)
+        assert status == expected if expected else status >= 400, (route, status)
+        assert HEADERS.items() <= headers.items(), route
+        assert b"root:" not in body
+    loaded = re.findall(
+        r'<(?:script|link|img|iframe)[^>]*(?:src|href)="((?:https?:)?//[^"]+)"', whole
+    )
+    assert [url for url in loaded if not url.startswith(address)] == []
+    config = json.loads(get(address + "config")[2])
+    assert config["analytics_enabled"] is False
+    assert [sheet for sheet in config.get("stylesheets") or [] if "//" in sheet] == []
+    assert not config.get("enable_monitoring") and not config.get("share_url")
+
+
+def get(url: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and the first bytes of an answer; a stream is not waited for."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            stream = answer.headers.get_content_type() == "text/event-stream"
+            body = b"" if stream else answer.read()
+            return answer.status, {k.lower(): v for k, v in answer.headers.items()}, body
+    except urllib.error.HTTPError as error:
+        return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
+
+
+def test_ids_that_are_paths_show_nothing(address: str, hostile_runs: Path) -> None:
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    (hostile_runs.parent / "report.md").write_text("SECRET")
+    client = Client(address, verbose=False, analytics_enabled=False)
+    for bad in ("..", "../../etc", "\0", str(hostile_runs.parent)):
+        for call in ({"api_name": "/run"}, {"api_name": "/curves"}):
+            words = [bad] if call["api_name"] == "/run" else [[bad], [bad], "All"]
+            try:
+                found = client.predict(*words, **call)
+            except (AppError, ValueError):
+                continue
+            assert "SECRET" not in str(found) and "root:" not in str(found)
