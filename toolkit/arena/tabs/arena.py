@@ -9,7 +9,6 @@ import gradio as gr
 from toolkit.arena.explained import ARENA, VERDICT_WORDS, revealed
 from toolkit.arena.judgement import BOTH_BAD, SKIP, TIE, A, B
 from toolkit.arena.tabs.parts import (
-    GENERATION,
     about_labeler,
     page_error,
     pool_list,
@@ -90,8 +89,7 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
         [prompt, pool, temperature, tokens],
         [battle, *answers, status, *buttons],
         api_name="battle",
-        concurrency_limit=1,
-        concurrency_id=GENERATION,
+        concurrency_limit=None,  # the engine's own queue is shorter, and says what to do
         show_progress="minimal",
     )
     stop.click(lambda: IDLE, None, status, cancels=[started], queue=False, api_visibility="private")

@@ -15,8 +15,6 @@ from toolkit.errors import ToolkitError
 if TYPE_CHECKING:
     from toolkit.arena.workbench import Workbench
 
-GENERATION = "generation"  # events that generate share one queue
-
 
 def page_error(error: ToolkitError, root: Path) -> gr.Error:
     """An error as the page's toast, which is HTML, without the folder's own path in it."""

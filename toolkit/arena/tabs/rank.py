@@ -10,7 +10,6 @@ from toolkit.arena.battles import MAX_ANSWERS, MIN_ANSWERS
 from toolkit.arena.explained import RANK, revealed
 from toolkit.arena.judgement import FLAGS, LIKERT, parse_order
 from toolkit.arena.tabs.parts import (
-    GENERATION,
     about_labeler,
     page_error,
     pool_list,
@@ -97,8 +96,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
         [prompt, pool, many, temperature, tokens],
         [ranking, count, order, status, save, *boxes, *texts, *grades, *flags],
         api_name="ranking",
-        concurrency_limit=1,
-        concurrency_id=GENERATION,
+        concurrency_limit=None,  # the engine's own queue is shorter, and says what to do
         show_progress="minimal",
     )
     stop.click(lambda: IDLE, None, status, cancels=[started], queue=False, api_visibility="private")
