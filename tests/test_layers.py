@@ -23,6 +23,7 @@ LAYERS = {
     "toolkit.arena": 4,
     "toolkit.pipeline": 4,
     "toolkit.benchmark": 5,
+    "toolkit.preflight": 5,
 }
 FILES = sorted((ROOT / "toolkit").rglob("*.py"))
 

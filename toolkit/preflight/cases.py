@@ -1,4 +1,4 @@
-"""Training runs on random bases, small enough for a CPU, on which predictions are held against measurements."""
+"""Small training runs on random bases, whose predicted memory is held against what they take."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -15,7 +15,7 @@ CHUNK = 32768  # vocabulary columns of the buffer that TRL's fused head multipli
 ACTIVATIONS, LOGITS = "activations", "logits"
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside the block, every new storage is counted from its first tensor to its last.
 
     Tensors without data (`FakeTensor`) take the place of weights and states; token ids and masks are
@@ -31,7 +31,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
     """
 
     def __init__(self, vocabulary: int, *, resident: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary, self.resident = vocabulary, resident
         self.live: Counter[str] = Counter()
         self.total = self.peak = self.number = self.peak_number = 0

@@ -109,7 +109,13 @@ def measure_here(case: Case) -> float:
 
 def measure(case: Case) -> float:
     """The same in a process of its own."""
-    words = [sys.executable, "-m", "toolkit.preflight.measure", "--child", json.dumps(case.as_row())]
+    words = [
+        sys.executable,
+        "-m",
+        "toolkit.preflight.measure",
+        "--child",
+        json.dumps(case.as_row()),
+    ]
     environment = os.environ | ALLOCATOR | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -60,6 +60,15 @@ def _converted(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = 
     return self
 
 
+def base_config(model: "ModelConfig", *, trust_remote_code: bool = False) -> Any:
+    """The base's config, which is all that is read of it."""
+    return AutoConfig.from_pretrained(
+        resolve_base(model.model_name_or_path),
+        revision=model.model_revision,
+        trust_remote_code=trust_remote_code,
+    )
+
+
 def phantom_base(
     model: "ModelConfig",
     mode: FakeTensorMode,
@@ -77,11 +86,7 @@ def phantom_base(
         layers: so many of its layers; default all.
     """
     model = ModelArguments.of(model)
-    config = AutoConfig.from_pretrained(
-        resolve_base(model.model_name_or_path),
-        revision=model.model_revision,
-        trust_remote_code=trust_remote_code,
-    )
+    config = base_config(model, trust_remote_code=trust_remote_code)
     quantized = model.load_in_4bit or model.load_in_8bit
     asked = "bfloat16" if quantized and model.dtype in (None, "float32") else model.dtype
     dtype = getattr(config, "dtype", None) if asked in (None, "auto") else getattr(torch, asked)
@@ -120,6 +125,7 @@ def adapter_config(
     if parent is not None:
         config = PeftConfig.from_pretrained(str(parent))
         config.inference_mode = False
+        config.base_model_name_or_path = base.config._name_or_path  # PEFT warns of another
         return config
     made = build_peft_config(model, base, gradient_checkpointing=gradient_checkpointing)
     if made is None:
@@ -158,7 +164,7 @@ def _quantize(base: PreTrainedModel, model: ModelArguments) -> None:
     base.is_loaded_in_4bit, base.is_loaded_in_8bit = model.load_in_4bit, model.load_in_8bit
 
 
-def _quantized(layer: nn.Linear, model: ModelArguments) -> nn.Linear:
+def _quantized(layer: nn.Linear, model: ModelArguments) -> Any:
     import bitsandbytes as bnb
 
     four = bool(model.load_in_4bit)

@@ -38,6 +38,7 @@ class PPORehearsal:
         training: PPO's settings.
         model: which base, and the adapter of a policy without a parent.
         parent, reward_model: runs whose adapters' shapes are taken.
+        reference: whether there is an adapter of it; by default where there is a parent.
         cuda: count as on a GPU.
         layers: so many of the base's layers; default all.
     """
@@ -49,6 +50,7 @@ class PPORehearsal:
         *,
         parent: str | None,
         reward_model: Sequence[str],
+        reference: bool | None = None,
         cuda: bool = False,
         layers: int | None = None,
     ) -> None:
@@ -70,7 +72,7 @@ class PPORehearsal:
                 self.roles,
                 policy,
                 judges or [policy],
-                reference=parent is not None,
+                reference=parent is not None if reference is None else reference,
                 value=training.value_role,
             )
         assert self.roles.model is not None
@@ -125,7 +127,7 @@ class PPORehearsal:
     def _generate(self, prompt: int) -> Peak:
         """Prompts read, and the last token of the longest completions, at full cache."""
         args = self.training
-        size = args.generation_batch_size or args.local_rollout_forward_batch_size
+        size: int = args.generation_batch_size or args.local_rollout_forward_batch_size
         rows = min(size, args.rollout_batch_size)
         live, made = self._live(), args.response_length - 1
         with live, self.roles.merged(POLICY) as policy, self._autocast():
@@ -149,7 +151,9 @@ class PPORehearsal:
     def _score(self, prompt: int) -> Peak:
         """The passes of reference, value, reward and, in low precision, policy."""
         args, roles = self.training, self.roles
-        batch = self._batch(prompt, min(args.local_rollout_forward_batch_size, args.rollout_batch_size))
+        batch = self._batch(
+            prompt, min(args.local_rollout_forward_batch_size, args.rollout_batch_size)
+        )
         assert roles.model is not None
         known = roles.model.peft_config
         live = self._live()
@@ -244,7 +248,7 @@ class _Alone:
 
     def backward(self, loss: Tensor) -> None:
         """As accelerate's, on one device."""
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _fill(layer: Any, tokens: int) -> None:
@@ -257,5 +261,7 @@ def _fill(layer: Any, tokens: int) -> None:
 
 def _cache_bytes(layer: Any) -> int:
     room = getattr(layer, "_room", None)
-    tensors = room if room is not None else (getattr(layer, "keys", None), getattr(layer, "values", None))
+    tensors = (
+        room if room is not None else (getattr(layer, "keys", None), getattr(layer, "values", None))
+    )
     return sum(t.untyped_storage().nbytes() for t in tensors if t is not None)

@@ -1,4 +1,4 @@
-"""The trainer of SFT, reward model or DPO on a phantom base: its real data code, its real loss, no weights."""
+"""The trainer of SFT, reward model or DPO on a phantom base: its data code and its loss, no weights."""
 
 import copy
 import random
@@ -180,9 +180,7 @@ def with_score_head(base: PreTrainedModel, config: Any) -> Any:
 def weights(adapted: Any, base_bytes: int, optimizer: str) -> dict[str, int]:
     """Bytes that are held all the time: base, adapters, heads, optimizer."""
     named = list(adapted.named_parameters())
-    heads = sum(
-        p.untyped_storage().nbytes() for n, p in named if ".score." in n or "heads." in n
-    )
+    heads = sum(p.untyped_storage().nbytes() for n, p in named if ".score." in n or "heads." in n)
     trained = [p for _, p in named if p.requires_grad]
     return {
         "base": base_bytes,
@@ -235,8 +233,10 @@ def _as_on_cuda(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    places = [(trl_utils, "_use_triton", lambda _: True)]
-    places += [(chunked_logprob, n, lambda *_, **__: None) for n in ("_forward_tile", "_backward_tile")]
+    places: list[tuple[Any, str, Any]] = [(trl_utils, "_use_triton", lambda _: True)]
+    places += [
+        (chunked_logprob, n, lambda *_, **__: None) for n in ("_forward_tile", "_backward_tile")
+    ]
     before = [(module, name, getattr(module, name)) for module, name, _ in places]
     try:
         for module, name, stand_in in places:
