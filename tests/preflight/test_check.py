@@ -122,7 +122,7 @@ def test_a_yaml_is_known_by_its_name_then_by_its_options(tmp_path):
     file.write_text("dataset_name: world:prompts\nresponse_length: 8\n")
     assert [stage.recipe for stage in find_stages(str(file))] == ["ppo"]
     file.write_text("dataset_name: world:demonstrations\n")
-    with pytest.raises(ConfigError, match="--recipe sft|reward|ppo|dpo"):
+    with pytest.raises(ConfigError, match=r"--recipe sft"):
         find_stages(str(file))
     assert find_stages(str(file), recipe="sft")[0].recipe == "sft"
 

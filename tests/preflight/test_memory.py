@@ -1,6 +1,7 @@
 """Predicted memory against counting by hand, against recorded peaks, and against a run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,15 @@ def base(tmp_path_factory):
         return folder
 
     return make
+
+
+def planner_of(case, folder):
+    """As the recipes predict: from two layers."""
+    return Planner(
+        case.model(folder),
+        lambda layers: layers,
+        lambda layers, batch: predict_case(replace(case, batch=batch), folder, layers=layers),
+    )
 
 
 def test_live_bytes_follow_what_is_allocated_and_freed():
@@ -101,8 +111,7 @@ def test_what_a_layer_keeps_is_what_counting_by_hand_says(base):
 @pytest.mark.parametrize("recorded", RECORDED, ids=[row["case"]["name"] for row in RECORDED])
 def test_recorded_peaks_are_predicted_within_15_percent(recorded, base):
     case = Case(**recorded["case"])
-    peaks = predict_case(case, base(case), layers=None)
-    predicted = max(peak.total for peak in peaks) / 2**20
+    predicted = planner_of(case, base(case)).highest(case.batch).total / 2**20
     assert abs(predicted / recorded["measured_mb"] - 1) <= WITHIN
 
 
@@ -126,11 +135,7 @@ def test_a_run_takes_what_was_predicted(base):
 def test_two_layers_tell_what_all_take(recipe, base):
     case = Case("depth", recipe, layers=6, batch=4, length=64, checkpointing=recipe == "sft")
     folder = base(case)
-    plan = Planner(
-        case.model(folder),
-        lambda layers: layers,
-        lambda layers, batch: predict_case(case, folder, layers=layers),
-    )
+    plan = planner_of(case, folder)
     assert len(plan.rehearsals) == 2
     every = predict_case(case, folder)
     for told, whole in zip(plan.peaks(case.batch), every, strict=True):
@@ -140,13 +145,7 @@ def test_two_layers_tell_what_all_take(recipe, base):
 def test_the_largest_batch_fits_and_the_next_does_not(base):
     case = Case("largest", "sft", layers=2, batch=4, length=64)
     folder = base(case)
-    from dataclasses import replace
-
-    plan = Planner(
-        case.model(folder),
-        lambda layers: layers,
-        lambda layers, batch: predict_case(replace(case, batch=batch), folder, layers=layers),
-    )
+    plan = planner_of(case, folder)
     memory = 60 << 20
     found = plan.largest_batch(memory, 4, plan.highest(4))
     assert found > 4

@@ -115,7 +115,8 @@ def _first_ids(recipe: str, row: dict[str, Any]) -> list[int]:
     if recipe == "sft":
         return list(row["input_ids"])
     if recipe == "reward":
-        return list(max(row["ids"], key=lambda ids: len(ids)))
+        answers: list[list[int]] = row["ids"]
+        return max(answers, key=len)
     return list(row["prompt_ids"])
 
 

@@ -131,7 +131,8 @@ class PPORehearsal:
         rows = min(size, args.rollout_batch_size)
         live, made = self._live(), args.response_length - 1
         with live, self.roles.merged(POLICY) as policy, self._autocast():
-            causal: Any = policy.get_base_model()
+            adapted: Any = policy
+            causal: Any = adapted.get_base_model()
             merged = live.total
             cache, head = _growing_cache(causal), VocabularyHead.of(causal)
             seen = torch.ones((rows, prompt), dtype=torch.long)
