@@ -14,6 +14,7 @@ from toolkit.preflight.phantom import base_config
 from toolkit.preflight.ppo_rehearsal import PPORehearsal
 from toolkit.preflight.rehearsal import Peak, Rehearsal
 
+MOST_TRIED = 64  # a larger batch is what a straight line says, and not tried
 SHALLOW = (1, 2)  # layers that are traced; all others cost what the second does
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
@@ -95,6 +96,8 @@ class Planner:
         if per_row <= 0:
             return batch
         found = 1 + int((memory - one.total) // per_row)
+        if found > max(MOST_TRIED, 2 * batch):  # far more than anybody asked for
+            return found
         while found > 1 and self.highest(found).total > memory:  # not quite a straight line
             found = min(found - 1, int(found * 0.95))
         return found
