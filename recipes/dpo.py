@@ -31,6 +31,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.start import trainable_policy
+    from toolkit.preflight.report import preflight
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.supervised import DPOTrainer
@@ -65,6 +66,7 @@ def main(script, training, model, mixture, start) -> Run:
             callbacks=[RunCallback()],
         )
         trainer.base_fingerprint = run.base
+        preflight("dpo", configs, tokenizer, trainer.train_dataset, trainer.data_collator)
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
         save_adapter(trainer.model, run.path, run.base)

@@ -38,6 +38,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.ppo_roles import attach_ppo_roles
     from toolkit.models.roles import Roles
+    from toolkit.preflight.report import preflight
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.ppo import PPOTrainer
@@ -83,6 +84,7 @@ def main(script, training, model, mixture, start) -> Run:
             eval_metrics=None if held_out is None else gold_monitor(held_out["prompt"]),
             callbacks=[WatchCallback(), RunCallback()],
         )
+        preflight("ppo", configs, tokenizer, trainer.train_dataset, ptx=trainer.updater.ptx)
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()

@@ -39,6 +39,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.evaluation.judge import Remembered
     from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
+    from toolkit.preflight.report import preflight
     from toolkit.trainers.reward_training import Comparisons, Member
 
     if start.parent is not None:
@@ -72,6 +73,7 @@ def main(script, training, model, mixture, start) -> Run:
             max_length=training.max_length,
             shuffle_pairs=start.shuffle_pairs,
         )
+        preflight("reward", configs, tokenizer, data.train)
         member = Member(base, tokenizer, run.base, model)
         if single:
             notes = member.train(data, training, start, resume=resume)

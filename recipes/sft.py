@@ -33,6 +33,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.models.adapters import save_adapter
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.peft_methods import build_peft_config
+    from toolkit.preflight.report import preflight
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.rank_allocation import RankAllocation
@@ -67,6 +68,7 @@ def main(script, training, model, mixture, start) -> Run:
         )
         trainer.base_fingerprint = run.base
         trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        preflight("sft", configs, tokenizer, trainer.train_dataset, trainer.data_collator)
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
         save_adapter(trainer.model, run.path, run.base)

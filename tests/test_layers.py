@@ -24,6 +24,7 @@ LAYERS = {
     "toolkit.arena": 5,
     "toolkit.pipeline": 4,
     "toolkit.benchmark": 5,
+    "toolkit.preflight": 5,
 }
 FILES = sorted((ROOT / "toolkit").rglob("*.py"))
 

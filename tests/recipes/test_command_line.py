@@ -71,7 +71,7 @@ def test_no_yaml_says_a_thing_twice(config):
     assert yaml.safe_load(config.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "pipeline", "adapters"])
+@pytest.mark.parametrize("recipe", [*RECIPES, "pipeline", "adapters", "check"])
 def test_help_is_clean(recipe):
     found = call(recipe, "--help")
     assert found.returncode == 0

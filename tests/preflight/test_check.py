@@ -1,0 +1,183 @@
+"""What `recipes/check.py` and the recipes say before a run."""
+
+import importlib.util
+
+import pytest
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from tests.conftest import ROOT, SHARED
+from toolkit.config import parse
+from toolkit.errors import ConfigError
+from toolkit.preflight.check import check_stage
+from toolkit.preflight.findings import Findings, check_disk, check_tokens
+from toolkit.preflight.lengths import histogram, neediest_row, percentiles, row_tokens
+from toolkit.preflight.report import preflight
+from toolkit.preflight.stages import Stage, argument_classes, find_stages
+
+WORLD = "recipes/configs/world"
+REAL = sorted((SHARED / "data").glob("*.json*")) if (SHARED / "data").is_dir() else []
+
+
+@pytest.fixture(autouse=True)
+def _at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def stage_of(recipe, *words):
+    config = ["--config", f"{WORLD}/{recipe}.yaml", *map(str, words)]
+    return Stage.of(recipe, parse(argument_classes(recipe), config))
+
+
+def load_check():
+    spec = importlib.util.spec_from_file_location("check", ROOT / "recipes" / "check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sft_is_described_with_the_loss_on_the_answer_alone(tiny_base, tmp_path, capsys):
+    found = check_stage(
+        stage_of("sft", "--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run")
+    )
+    said = capsys.readouterr().out
+    assert found.errors == []
+    assert "480 rows" in said
+    assert "predicted peak" in said
+    sample = said.split("--- 1, row\n")[1].split("\n--- ")[0]
+    before, _, rest = sample.partition("⟦")
+    assert before.startswith("<|user|>")
+    assert before.endswith("<|assistant|>")
+    assert rest.endswith("<|end|>⟧")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit_that_cuts_every_end_is_warned_of(tiny_base):
+    stage = stage_of("sft", "--model_name_or_path", tiny_base)
+    found = Findings()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    rows = Dataset.from_list([{"input_ids": [9, 9, 9]}] * 3)
+
+    def collator(some):
+        import torch
+
+        ids = torch.tensor([row["input_ids"] for row in some])
+        return {"input_ids": ids, "labels": ids}
+
+    class Config:
+        vocab_size, max_position_embeddings = 100, 2
+
+    check_tokens(stage, tokenizer, rows, collator, Config, found)
+    assert any("no row teaches to end" in line for line in found.warnings)
+    assert any("the base embeds 100" in line for line in found.errors)
+    assert any("context has 2" in line for line in found.errors)
+
+
+def test_checkpoints_that_find_no_room_are_an_error(tmp_path, monkeypatch):
+    stage = stage_of("sft", "--output_dir", tmp_path / "new" / "run", "--save_total_limit", 2)
+    parts = {"adapters": 1 << 30, "heads": 0, "optimizer": 2 << 30}
+    for free, fails in ((20 << 30, False), (8 << 30, True)):
+        found = Findings()
+        monkeypatch.setattr(
+            "toolkit.preflight.findings.shutil.disk_usage",
+            lambda _, free=free: type("Usage", (), {"free": free}),
+        )
+        check_disk(stage, parts, 100, found)
+        assert bool(found.errors) == fails
+
+
+def test_an_adapter_of_another_base_ends_with_exit_code_2(tiny_base, sft_run, capsys):
+    main = load_check().main
+    base = "toolkit/world/assets/base"
+    data = ["--dataset_name", "world:comparisons", "--max_rows", "16"]
+    words = ["--parent", str(sft_run), *data]
+    assert main(f"{WORLD}/dpo.yaml", [*words, "--model_name_or_path", base], "dpo", None) == 2
+    assert "trained on base" in capsys.readouterr().out
+    code = main(f"{WORLD}/dpo.yaml", [*words, "--model_name_or_path", str(tiny_base)], None, 8.0)
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "1, chosen" in said
+    assert "a card of 8 GB" in said
+
+
+def test_a_run_that_does_not_fit_names_the_batch_that_does(tiny_base, capsys):
+    words = ["--model_name_or_path", str(tiny_base), "--max_rows", "16"]
+    code = load_check().main(f"{WORLD}/sft.yaml", words, None, 0.02)
+    said = capsys.readouterr().out
+    assert code == 2
+    assert "will not fit in 20 MB; the largest `per_device_train_batch_size` that does is" in said
+
+
+def test_every_stage_of_a_pipeline_is_checked_before_the_first_has_run(capsys):
+    assert load_check().main(f"{WORLD}/pipeline.yaml", [], None, None) == 0
+    said = capsys.readouterr().out
+    for name in ("sft", "reward", "ppo", "dpo"):
+        assert f"=== {name} ({name})" in said
+    assert said.count("predicted peak") == 4
+    assert "made by an earlier stage" in said
+
+
+def test_a_yaml_is_known_by_its_name_then_by_its_options(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("dataset_name: world:prompts\nresponse_length: 8\n")
+    assert [stage.recipe for stage in find_stages(str(file))] == ["ppo"]
+    file.write_text("dataset_name: world:demonstrations\n")
+    with pytest.raises(ConfigError, match=r"--recipe sft"):
+        find_stages(str(file))
+    assert find_stages(str(file), recipe="sft")[0].recipe == "sft"
+
+
+def test_the_short_form_never_stops_a_run(tiny_base, tmp_path, capsys):
+    """An unknown kind of model: one line, and the random numbers go on as if nothing had been."""
+    import torch
+
+    stage = stage_of("sft", "--model_name_or_path", tiny_base, "--output_dir", tmp_path)
+    configs = (stage.script, stage.training, stage.model, stage.mixture, stage.start)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    rows = Dataset.from_list([{"input_ids": [5] * 9, "labels": [5] * 9}] * 4)
+    collator = lambda some: {"labels": torch.tensor([row["labels"] for row in some])}  # noqa: E731
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    preflight("sft", configs, tokenizer, rows, collator)
+    assert torch.equal(torch.rand(1), expected)
+    assert "predicted peak" in capsys.readouterr().out
+    stage.model.lora_target_modules = ["no_such_layer"]
+    preflight("sft", configs, tokenizer, rows, collator)
+    said = capsys.readouterr().out
+    assert "memory cannot be predicted (ConfigError: lora_target_modules" in said
+    assert len(said.splitlines()) <= 6
+
+
+def test_lengths_are_those_of_what_is_read():
+    ranking = {"ids": [[1] * 4, [1] * 9], "better": [0], "worse": [1], "margins": [0.0]}
+    more = {"ids": [[1] * 3] * 3, "better": [0], "worse": [1], "margins": [0.0]}
+    rows = Dataset.from_list([ranking, more])
+    lengths = row_tokens("reward", rows)
+    assert lengths == [9, 3]
+    assert [len(ids) for ids in neediest_row("reward", rows, lengths)["ids"]] == [9, 9, 9]
+    pairs = Dataset.from_list(
+        [{"prompt_ids": [1, 2], "chosen_ids": [1], "rejected_ids": [1, 2, 3]}]
+    )
+    assert row_tokens("dpo", pairs) == [5]
+    assert row_tokens("dpo", pairs, 4) == [4]
+    assert percentiles(range(1, 101)) == {
+        "least": 1, "median": 51, "95 %": 96, "99 %": 100, "most": 100,
+    }  # fmt: skip
+    bars = histogram([1] * 10 + [80])
+    assert sum(int(line.rsplit(" ", 1)[1]) for line in bars) == 11
+
+
+@pytest.mark.skipif(not REAL, reason="the shared real data is not here")
+@pytest.mark.parametrize("file", REAL, ids=[file.stem for file in REAL])
+def test_real_data_goes_through_check(file, tiny_base, tmp_path, capsys, sft_run):
+    recipe = "sft" if "alpaca" in file.name else "dpo"
+    words = ["--dataset_name", file, "--model_name_or_path", tiny_base, "--max_length", 512]
+    words += ["--max_rows", 64, "--drop_bad_rows", "true", "--output_dir", tmp_path / "run"]
+    if recipe == "dpo":
+        words += ["--parent", sft_run]
+    found = check_stage(stage_of(recipe, *words))
+    said = capsys.readouterr().out
+    assert found.errors == []
+    assert "predicted peak" in said
+    assert "--- 2, " in said

@@ -1,0 +1,194 @@
+"""The long form: everything that can be known of a run before it starts, from its config and data."""
+
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.config import is_local_path
+from toolkit.data.checks import check_texts
+from toolkit.data.loading import check_source, load_splits
+from toolkit.data.tables import Splits
+from toolkit.data.texts import pretraining_texts
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.models.base import load_tokenizer
+from toolkit.preflight.findings import Findings, check_adapters, check_disk, check_tokens
+from toolkit.preflight.fit import device_memory
+from toolkit.preflight.lengths import histogram, percentiles, row_tokens
+from toolkit.preflight.phantom import base_config, recorded_parent
+from toolkit.preflight.ppo_rehearsal import PPORehearsal
+from toolkit.preflight.rehearsal import Rehearsal, require_rows, undisturbed
+from toolkit.preflight.report import fit_line, parts_table, planner, steps_of, summary, too_much
+from toolkit.preflight.samples import shown_sample
+from toolkit.preflight.stages import KINDS, Stage
+from toolkit.trainers.prompts import encode_prompts, encode_texts
+from toolkit.trainers.reward_training import Comparisons
+from toolkit.world import resolve_base
+
+SAMPLES = 2
+
+
+def check_stage(stage: Stage, *, card_memory_gb: float | None = None) -> Findings:
+    """Print what is known of a run; nothing is trained, written, or put on a GPU.
+
+    Returns: what was found; `errors` is not empty where the run would fail.
+    Raises: ToolkitError for data, a model or options that cannot be read.
+    """
+    found = Findings()
+    if stage.recipe == "ppo" and not stage.rewards:
+        raise ConfigError("ppo: `reward_model` is missing: --reward_model runs/world/reward")
+    if stage.recipe == "dpo" and stage.parent is None:
+        raise ConfigError("dpo: `parent` is missing; give the SFT run: --parent runs/world/sft")
+    tokenizer = _tokenizer(stage)
+    check_adapters(stage, tokenizer, found)
+    waiting = _made_later(stage)
+    if waiting:
+        found.notes.append(f"{waiting}: made by an earlier stage, so its rows are not checked")
+        rows, collator = _full_rows(stage, tokenizer), None
+    else:
+        with undisturbed():
+            rows, collator = _rows(stage, tokenizer)
+    _describe(stage, rows, tokenizer, collator, found, real=not waiting)
+    _fit(stage, rows, tokenizer, found, card_memory_gb)
+    return found
+
+
+def _tokenizer(stage: Stage) -> PreTrainedTokenizerBase:
+    """The run's, with the template that it will find."""
+    parent = recorded_parent(stage.parent)
+    planned = stage.made_before.get(str(stage.parent)) if parent is None else None
+    asked = stage.model.chat_template
+    if planned is not None:
+        asked = asked or planned.chat_template
+    try:
+        return load_tokenizer(
+            resolve_base(stage.model.model_name_or_path),
+            revision=stage.model.model_revision,
+            chat_template=asked,
+            parent=parent,
+            trust_remote_code=stage.training.trust_remote_code,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{stage.model.model_name_or_path}: no tokenizer ({reason})") from error
+
+
+def _made_later(stage: Stage) -> str | None:
+    """The dataset, if it is what an earlier stage will write."""
+    name = stage.script.dataset_name
+    if name in stage.made_before and not (is_local_path(name) and Path(name).exists()):
+        return str(name)
+    return None
+
+
+def _splits(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Splits:
+    check_source(stage.script, stage.mixture, stage.start)
+    splits = load_splits(
+        stage.script,
+        stage.mixture,
+        stage.start,
+        kind=KINDS[stage.recipe],
+        seed=stage.training.seed,
+        texts=stage.recipe == "sft",
+    )
+    return check_texts(splits, tokenizer, stage.start, max_length=stage.limit)
+
+
+def _rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, object]:
+    """The rows as the recipe's own trainer prepares them, and its collator."""
+    splits, training = _splits(stage, tokenizer), stage.training
+    if stage.recipe == "reward":
+        data = Comparisons.prepare(
+            splits,
+            tokenizer,
+            [],
+            max_length=training.max_length,
+            shuffle_pairs=stage.start.shuffle_pairs,
+        )
+        return data.train, None
+    parent = recorded_parent(stage.parent)
+    planned = stage.made_before.get(str(stage.parent)) if parent is None else None
+    model = planned or stage.model
+    if stage.recipe == "ppo":
+        shapes = PPORehearsal(training, model, parent=parent, reward_model=[], layers=1)
+        return encode_prompts(splits["train"], tokenizer, shapes.roles, training), None
+    dry = Rehearsal(
+        stage.recipe, training, model, splits["train"], tokenizer, parent=parent, layers=1
+    )
+    require_rows(dry.trainer.train_dataset)
+    kept, given = len(dry.trainer.train_dataset), len(splits["train"])
+    if kept != given:
+        packed = getattr(training, "packing", False)
+        what = "packed together" if packed else "the others carry no loss and are left out"
+        print(f"{given} rows become {kept}: {what}")
+    return dry.trainer.train_dataset, dry.trainer.data_collator
+
+
+def _full_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """A row as long as the limit allows, in the place of rows that are not there yet."""
+    limit = stage.limit or getattr(stage.training, "max_prompt_length", None) or 512
+    ids, half = [int(tokenizer.eos_token_id)] * limit, limit // 2
+    row: dict[str, object] = {"input_ids": ids, "completion_mask": [1] * limit}
+    if stage.recipe == "reward":
+        row = {"ids": [ids, ids], "better": [0], "worse": [1], "margins": [0.0]}
+    elif stage.recipe == "dpo":
+        row = {"prompt_ids": ids[:half], "chosen_ids": ids[half:], "rejected_ids": ids[half:]}
+    elif stage.recipe == "ppo":
+        row = {"prompt_ids": ids}
+    return Dataset.from_list([row])
+
+
+def _describe(
+    stage: Stage,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    collator: object,
+    found: Findings,
+    *,
+    real: bool,
+) -> None:
+    if not real:
+        return
+    lengths = row_tokens(stage.recipe, rows, stage.limit)
+    ranks = ", ".join(f"{name} {n}" for name, n in percentiles(lengths).items())
+    print(f"{summary(lengths)}\ntokens: {ranks}")
+    print("".join(f"  {line}\n" for line in histogram(lengths)), end="")
+    print("samples, as the trainer reads them; ⟦ ⟧ holds the tokens with a loss:")
+    for number in range(min(SAMPLES, len(rows))):
+        for name, text in shown_sample(stage.recipe, dict(rows[number]), tokenizer, collator):
+            print(f"--- {number + 1}, {name}\n{text}")
+    print("---")
+    config = base_config(stage.model, trust_remote_code=stage.training.trust_remote_code)
+    check_tokens(stage, tokenizer, rows, collator, config.get_text_config(), found)
+
+
+def _fit(
+    stage: Stage,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    found: Findings,
+    card_memory_gb: float | None,
+) -> None:
+    args = stage.training
+    lengths = row_tokens(stage.recipe, rows, stage.limit)
+    memory = device_memory(card_memory_gb, use_cpu=args.use_cpu)
+    ptx: list[list[int]] = []
+    if stage.recipe == "ppo" and args.ptx_coef:
+        ptx = encode_texts(pretraining_texts(stage.start.ptx_texts, tokenizer), tokenizer, args)
+    try:
+        with undisturbed():
+            plan = planner(stage, tokenizer, rows, lengths, memory, ptx=ptx)
+            peaks = plan.peaks(args.per_device_train_batch_size)
+            peak = max(peaks, key=lambda each: each.total)
+            largest = plan.largest_batch(memory.total, args.per_device_train_batch_size, peak)
+    except ToolkitError:
+        raise
+    except Exception as error:  # an exotic model: the rest of the check stands
+        found.warnings.append(f"memory cannot be predicted ({type(error).__name__}: {error})")
+        return
+    print(fit_line(peak, memory))
+    print("".join(f"  {line}\n" for line in parts_table(peaks)), end="")
+    print(f"largest `per_device_train_batch_size` that fits: {largest or 'none'}")
+    if peak.total > memory.total:
+        found.errors.append(too_much(plan, stage, peak, memory))
+    check_disk(stage, peak.parts, steps_of(stage, len(rows)), found)

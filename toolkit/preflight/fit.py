@@ -1,0 +1,177 @@
+"""Will it fit: the predicted peak of a run's phases, the device's memory, the largest batch."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.preflight.phantom import base_config
+from toolkit.preflight.ppo_rehearsal import PPORehearsal
+from toolkit.preflight.rehearsal import Peak, Rehearsal
+
+MOST_TRIED = 64  # a larger batch is what a straight line says, and not tried
+SHALLOW = (1, 2)  # layers that are traced; all others cost what the second does
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What there is to fit into: bytes, and what they are of."""
+
+    total: int
+    of: str
+    cuda: bool
+
+
+def device_memory(card_memory_gb: float | None, *, use_cpu: bool) -> Memory:
+    """The card that was named, the one that is there, or the machine's memory.
+
+    Args:
+        card_memory_gb: of a card that need not be there, in units of 2^30 bytes.
+        use_cpu: the run shall not use the card.
+    """
+    if card_memory_gb is not None:
+        return Memory(int(card_memory_gb * 2**30), f"a card of {card_memory_gb:g} GB", True)
+    if not use_cpu and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        return Memory(int(found.total_memory), found.name, True)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no limit
+        total = min(total, int(_CGROUP.read_text(encoding="utf-8")))
+    return Memory(total, "this machine's memory", False)
+
+
+class Planner:
+    """Predicted peaks of a run at any batch.
+
+    Args:
+        model: which base.
+        make: a rehearsal on so many layers (None for all).
+        run: all phases' peaks of a rehearsal at a batch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        make: Callable[[int | None], Any],
+        run: Callable[[Any, int], list[Peak]],
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
+        text = base_config(model, trust_remote_code=trust_remote_code).get_text_config()
+        self.layers, self.run = int(text.num_hidden_layers), run
+        alike = len(set(getattr(text, "layer_types", None) or ["one"])) == 1
+        depths: tuple[int | None, ...] = SHALLOW if alike and self.layers > 2 else (None,)
+        self.rehearsals = [make(depth) for depth in depths]
+
+    def peaks(self, batch: int) -> list[Peak]:
+        """Every phase's peak."""
+        found = [self.run(rehearsal, batch) for rehearsal in self.rehearsals]
+        if len(found) == 1:
+            return found[0]
+        return [_deeper(a, b, self.layers) for a, b in zip(*found, strict=True)]
+
+    def highest(self, batch: int) -> Peak:
+        """The highest of them."""
+        return max(self.peaks(batch), key=lambda peak: peak.total)
+
+    def largest_batch(self, memory: int, batch: int, peak: Peak) -> int:
+        """The largest batch that fits, 0 if none does.
+
+        Args:
+            memory: bytes.
+            batch: one that was predicted.
+            peak: of it.
+        """
+        one = self.highest(1) if batch > 1 else peak
+        if one.total > memory:
+            return 0
+        other = peak if batch > 1 else self.highest(2)
+        per_row = (other.total - one.total) / max(1, (batch if batch > 1 else 2) - 1)
+        if per_row <= 0:
+            return batch
+        found = 1 + int((memory - one.total) // per_row)
+        if found > max(MOST_TRIED, 2 * batch):  # far more than anybody asked for
+            return found
+        while found > 1 and self.highest(found).total > memory:  # not quite a straight line
+            found = min(found - 1, int(found * 0.95))
+        return found
+
+
+def _deeper(one: Peak, two: Peak, layers: int) -> Peak:
+    """A phase's peak on all layers, from those on the first and on the first two."""
+    parts = {
+        name: max(0, two.parts[name] + (layers - 2) * (two.parts[name] - one.parts[name]))
+        for name in two.parts
+    }
+    return Peak(two.phase, parts)
+
+
+def plan_trainer(
+    recipe: str,
+    training: Any,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    row: dict[str, Any],
+    *,
+    parent: str | None,
+    cuda: bool,
+) -> Planner:
+    """Of SFT, reward or DPO, with batches of the row that needs the most."""
+    from datasets import Dataset
+
+    def make(layers: int | None) -> Rehearsal:
+        return Rehearsal(
+            recipe,
+            training,
+            model,
+            Dataset.from_list([row]),
+            tokenizer,
+            parent=parent,
+            cuda=cuda,
+            layers=layers,
+        )
+
+    return Planner(
+        model,
+        make,
+        lambda dry, batch: [dry.step(row, batch)],
+        trust_remote_code=training.trust_remote_code,
+    )
+
+
+def plan_ppo(
+    training: Any,
+    model: Any,
+    prompt: int,
+    *,
+    parent: str | None,
+    reward_model: list[str],
+    reference: bool,
+    ptx: int,
+    cuda: bool,
+) -> Planner:
+    """Of PPO, with prompts of so many tokens."""
+
+    def make(layers: int | None) -> PPORehearsal:
+        return PPORehearsal(
+            training,
+            model,
+            parent=parent,
+            reward_model=reward_model,
+            reference=reference,
+            cuda=cuda,
+            layers=layers,
+        )
+
+    return Planner(
+        model,
+        make,
+        lambda dry, batch: dry.peaks(prompt, batch, ptx=ptx),
+        trust_remote_code=training.trust_remote_code,
+    )

@@ -1,0 +1,161 @@
+"""The lines that a reader sees: the short form of every recipe, and the long one of `recipes/check.py`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.preflight.findings import Findings, check_disk, check_tokens, size
+from toolkit.preflight.fit import Memory, Planner, device_memory, plan_ppo, plan_trainer
+from toolkit.preflight.lengths import neediest_row, percentiles, row_tokens
+from toolkit.preflight.phantom import base_config, recorded_parent
+from toolkit.preflight.rehearsal import Peak, undisturbed
+from toolkit.preflight.stages import Stage
+
+SHOWN = 4  # parts of a peak that the short form names
+WORDS = {"kv_cache": "KV cache", "merged_weights": "merged weights"}
+
+
+def preflight(
+    recipe: str,
+    configs: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    collator: Any = None,
+    *,
+    ptx: Sequence[Sequence[int]] = (),
+) -> None:
+    """What a recipe is about to train on and whether it fits, in a few lines; stops nothing.
+
+    Args:
+        recipe: sft, reward, ppo or dpo.
+        configs: its argument classes, in their order.
+        tokenizer: the base's.
+        rows: its trainer's, tokenized.
+        collator: the trainer's.
+        ptx: PPO's pretraining texts, tokenized.
+    """
+    stage = Stage.of(recipe, configs)
+    found = Findings()
+    lines: list[str] = []
+    with undisturbed():
+        lengths = row_tokens(recipe, rows, stage.limit)
+        lines.append(summary(lengths))
+        memory = device_memory(None, use_cpu=stage.training.use_cpu)
+        try:
+            plan = planner(stage, tokenizer, rows, lengths, memory, ptx=ptx)
+            peak = plan.highest(stage.training.per_device_train_batch_size)
+        except Exception as error:  # whatever an exotic model raises, it is the run that counts
+            reason = " ".join(str(error).split())[:120]
+            lines.append(f"memory cannot be predicted ({type(error).__name__}: {reason})")
+        else:
+            lines.append(fit_line(peak, memory))
+            if peak.total > memory.total:
+                found.warnings.append(too_much(plan, stage, peak, memory))
+            check_disk(stage, peak.parts, steps_of(stage, len(rows)), found)
+        text = base_config(stage.model, trust_remote_code=stage.training.trust_remote_code)
+        check_tokens(stage, tokenizer, rows, collator, text.get_text_config(), found)
+    disk = [note for note in found.notes if "checkpoints take" in note]
+    said = [f"warning: {line}" for line in (*found.errors, *found.warnings)]
+    for line in (*lines, *disk, *said):
+        print(f"preflight: {line}", flush=True)
+
+
+def summary(lengths: Sequence[int]) -> str:
+    """Rows and their tokens in one line."""
+    ranks = percentiles(lengths)
+    tokens = (
+        f"{ranks['median']} tokens in the median, {ranks['95 %']} at 95 %, {ranks['most']} at most"
+    )
+    return f"{len(lengths)} rows, {tokens}"
+
+
+def planner(
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    lengths: Sequence[int],
+    memory: Memory,
+    *,
+    ptx: Sequence[Sequence[int]] = (),
+) -> Planner:
+    """Predicts the run's memory from its config and its rows.
+
+    An adapter that an earlier stage of a pipeline will make has the shape that its options say.
+    """
+    model, parent = stage.model, recorded_parent(stage.parent)
+    planned = stage.made_before.get(str(stage.parent)) if parent is None else None
+    if planned is not None:
+        model = planned
+    if stage.recipe == "ppo":
+        return plan_ppo(
+            stage.training,
+            model,
+            max(lengths),
+            parent=parent,
+            reward_model=[run for run in stage.rewards if recorded_parent(run)],
+            reference=stage.parent is not None,
+            ptx=max(map(len, ptx), default=0),
+            cuda=memory.cuda,
+        )
+    row = neediest_row(stage.recipe, rows, lengths)
+    return plan_trainer(
+        stage.recipe,
+        stage.training,
+        model,
+        tokenizer,
+        row,
+        parent=parent,
+        cuda=memory.cuda,
+    )
+
+
+def fit_line(peak: Peak, memory: Memory) -> str:
+    """The peak against the memory, with its largest parts."""
+    parts = sorted(peak.parts.items(), key=lambda part: -part[1])
+    named = ", ".join(f"{WORDS.get(n, n)} {size(count)}" for n, count in parts[:SHOWN] if count)
+    of = f"{size(memory.total)} ({memory.of})"
+    return f"predicted peak {size(peak.total)} of {of}, while {_doing(peak.phase)}: {named}"
+
+
+def too_much(plan: Planner, stage: Stage, peak: Peak, memory: Memory) -> str:
+    """What would fit in the place of what does not."""
+    batch = stage.training.per_device_train_batch_size
+    largest = plan.largest_batch(memory.total, batch, peak)
+    line = f"{size(peak.total)} will not fit in {size(memory.total)}"
+    if largest:
+        return f"{line}; the largest `per_device_train_batch_size` that does is {largest}"
+    smaller = "`max_length`"
+    if stage.recipe == "ppo":
+        smaller = "`local_rollout_forward_batch_size`, `generation_batch_size` or `response_length`"
+    return (
+        f"{line}, and neither does a batch of 1: set `gradient_checkpointing`, load the base in 4 bit, "
+        f"or lower {smaller}"
+    )
+
+
+def parts_table(peaks: Sequence[Peak]) -> list[str]:
+    """Every phase's parts, a line each."""
+    names = list(dict.fromkeys(name for peak in peaks for name in peak.parts))
+    width = max(len(WORDS.get(n, n)) for n in names)
+    heads = "".join(f"{peak.phase:>12}" for peak in peaks)
+    lines = [" " * width + heads]
+    cell: Callable[[Peak, str], str] = lambda peak, n: f"{size(peak.parts.get(n, 0)):>12}"  # noqa: E731
+    lines += [f"{WORDS.get(n, n):<{width}}" + "".join(cell(p, n) for p in peaks) for n in names]
+    return [*lines, f"{'together':<{width}}" + "".join(f"{size(p.total):>12}" for p in peaks)]
+
+
+def steps_of(stage: Stage, rows: int) -> int | None:
+    """Optimizer steps of the run, None for PPO, whose trainer counts them."""
+    args = stage.training
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    if stage.recipe == "ppo":
+        return None
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return int(-(-rows // per_step) * args.num_train_epochs)
+
+
+def _doing(phase: str) -> str:
+    return "updating" if phase == "update" else phase

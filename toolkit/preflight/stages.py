@@ -1,0 +1,142 @@
+"""Which training runs a YAML describes: one recipe, or the stages of a pipeline."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.arguments import DataArguments, PPOArguments, RewardArguments, StartArguments
+from toolkit.config import parse
+from toolkit.errors import ConfigError
+from toolkit.pipeline import Pipeline
+
+RECIPES = ("sft", "reward", "ppo", "dpo")
+KINDS = {"sft": "prompt-completion", "reward": "preference", "dpo": "preference"}
+KINDS["ppo"] = "prompt-only"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training run as its recipe would be called.
+
+    `made_before` maps the directories of earlier stages of a pipeline to the model arguments that
+    they are called with: what is not on disk yet, but will be.
+    """
+
+    recipe: str
+    script: Any
+    training: Any
+    model: Any
+    mixture: Any
+    start: Any
+    name: str = ""
+    made_before: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: str, configs: Sequence[Any], **kwargs: Any) -> "Stage":
+        """From a recipe's five argument classes, in their order."""
+        return cls(recipe, *configs, **kwargs)
+
+    @property
+    def parent(self) -> str | None:
+        """The run whose adapter it starts from."""
+        return getattr(self.start, "parent", None)
+
+    @property
+    def rewards(self) -> list[str]:
+        """PPO's reward models."""
+        return list(getattr(self.start, "reward_model", []))
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens to which a row is cut; None where rows are packed, or not cut."""
+        if self.recipe == "ppo" or getattr(self.training, "packing", False):
+            return None
+        found: int | None = self.training.max_length
+        return found
+
+
+def argument_classes(recipe: str) -> tuple[type, ...]:
+    """The argument classes of a recipe's command line."""
+    from trl import DatasetMixtureConfig, DPOConfig, RewardConfig, ScriptArguments, SFTConfig
+
+    from toolkit.models.arguments import ModelArguments
+    from toolkit.trainers.ppo_config import PPOConfig
+
+    own: dict[str, tuple[type, type]] = {
+        "sft": (SFTConfig, DataArguments),
+        "reward": (RewardConfig, RewardArguments),
+        "ppo": (PPOConfig, PPOArguments),
+        "dpo": (DPOConfig, StartArguments),
+    }
+    training, start = own[recipe]
+    return ScriptArguments, training, ModelArguments, DatasetMixtureConfig, start
+
+
+def find_stages(
+    config: str, words: Sequence[str] = (), *, recipe: str | None = None
+) -> list[Stage]:
+    """The training runs of a YAML.
+
+    Args:
+        config: of a recipe or of a pipeline.
+        words: further options of the command line, for a recipe's YAML only.
+        recipe: which recipe it is for; by default its name says it, or else its options.
+
+    Raises: ConfigError for a YAML that is of none, or of several recipes.
+    """
+    content = _content(config)
+    if recipe is None and "stages" in content:
+        if words:
+            raise ConfigError(
+                f"{words[0]}: a pipeline's stages take no options from here; check one stage's config"
+            )
+        return _pipeline(config)
+    chosen = recipe or _recipe_of(config, content)
+    return [Stage.of(chosen, parse(argument_classes(chosen), ["--config", config, *words]))]
+
+
+def _pipeline(config: str) -> list[Stage]:
+    pipeline = Pipeline.read(config)
+    found: list[Stage] = []
+    made: dict[str, Any] = {}
+    for stage in pipeline.stages:
+        if stage.recipe in RECIPES:
+            words = pipeline.command(stage)[2:]
+            configs = parse(argument_classes(stage.recipe), words)
+            found.append(Stage.of(stage.recipe, configs, name=stage.name, made_before=dict(made)))
+        made[str(pipeline.directory(stage))] = found[-1].model if stage.recipe == "sft" else None
+    return found
+
+
+def _content(config: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{config}: cannot read the config file ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{config}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{config}: expected a mapping of options to values, got {found!r}")
+    return found
+
+
+def _recipe_of(config: str, content: Mapping[str, Any]) -> str:
+    name = Path(config).stem.split("-")[0].split("_")[0]
+    if name in RECIPES:
+        return name
+    fitting = []
+    for recipe in RECIPES:
+        known = {f.name for cls in argument_classes(recipe) for f in dataclasses.fields(cls)}
+        if set(content) <= known:
+            fitting.append(recipe)
+    if len(fitting) == 1:
+        return fitting[0]
+    which = f"those of {' and of '.join(fitting)}" if fitting else "those of no training recipe"
+    raise ConfigError(
+        f"{config}: its options are {which}; say which recipe it is for: --recipe "
+        f"{'|'.join(fitting or RECIPES)}"
+    )
