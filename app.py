@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arena.arguments import AppArguments, parse_arguments
-from toolkit.arena.ports import free_port, require_free
+from toolkit.arena.web.ports import free_port, require_free
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     import gradio as gr
 
-    from toolkit.arena.battles import Battles
+    from toolkit.arena.judgements.battles import Battles
     from toolkit.arena.workbench import Workbench
 
 
 def main(arguments: AppArguments) -> int:
     """Serve the page until interrupted, or answer one question and stop."""
     if arguments.ask is not None or arguments.conversation is not None:
-        from toolkit.arena.recall import ask_once
+        from toolkit.arena.answering.recall import ask_once
 
         return ask_once(_open(arguments), arguments)
     login = arguments.login
@@ -36,13 +36,13 @@ def main(arguments: AppArguments) -> int:
 
     from starlette.middleware import Middleware
 
-    from toolkit.arena.battles import Battles
-    from toolkit.arena.headers import SecurityHeaders
-    from toolkit.arena.limits import BodyLimit, LoginThrottle
-    from toolkit.arena.prompts import read_prompts
-    from toolkit.arena.shortcuts import SHORTCUTS_HEAD
-    from toolkit.arena.store import FILE, Store
+    from toolkit.arena.judgements.battles import Battles
+    from toolkit.arena.judgements.prompts import read_prompts
+    from toolkit.arena.judgements.store import FILE, Store
     from toolkit.arena.tabs.style import CSS, theme
+    from toolkit.arena.web.headers import SecurityHeaders
+    from toolkit.arena.web.limits import BodyLimit, LoginThrottle
+    from toolkit.arena.web.shortcuts import SHORTCUTS_HEAD
 
     prompts = read_prompts(arguments.prompts) if arguments.prompts else []
     store = Store(arguments.judgements or arguments.runs / FILE)
@@ -71,7 +71,7 @@ def main(arguments: AppArguments) -> int:
         max_threads=128,  # a visitor whose answer streams holds one; the engine takes on 80
     )
     if arguments.smoke:
-        from toolkit.arena.smoke import smoke
+        from toolkit.arena.web.smoke import smoke
 
         try:
             return smoke(url, workbench, login)
@@ -84,7 +84,7 @@ def main(arguments: AppArguments) -> int:
 
 
 def _open(arguments: AppArguments) -> "Workbench":
-    from toolkit.arena.recall import options
+    from toolkit.arena.answering.recall import options
     from toolkit.arena.workbench import Workbench
 
     workbench = Workbench.open(

@@ -12,7 +12,7 @@ import pytest
 
 from tests.arena.conftest import make_run, runs, tiny_base  # noqa: F401  (fixtures)
 from toolkit.arena.arguments import PASSWORD
-from toolkit.arena.ports import free_port
+from toolkit.arena.web.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

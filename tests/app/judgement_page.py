@@ -9,15 +9,15 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from tests.arena.fake_workbench import FakeWorkbench
-from toolkit.arena.battles import Battles
-from toolkit.arena.headers import SecurityHeaders
-from toolkit.arena.ports import free_port
-from toolkit.arena.shortcuts import SHORTCUTS_HEAD
-from toolkit.arena.store import Store
+from toolkit.arena.judgements.battles import Battles
+from toolkit.arena.judgements.store import Store
 from toolkit.arena.tabs.arena import arena_tab
 from toolkit.arena.tabs.data import data_tab
 from toolkit.arena.tabs.leaderboard import leaderboard_tab
 from toolkit.arena.tabs.rank import rank_tab
+from toolkit.arena.web.headers import SecurityHeaders
+from toolkit.arena.web.ports import free_port
+from toolkit.arena.web.shortcuts import SHORTCUTS_HEAD
 from toolkit.arena.workbench import Workbench
 
 NAMES = "secret-sft-run secret-dpo-run"

@@ -12,7 +12,7 @@ from gradio_client.exceptions import AppError
 
 from tests.app.judgement_page import NAMES, judgement_page
 from tests.arena.fake_workbench import FakeWorkbench
-from toolkit.arena.store import Store
+from toolkit.arena.judgements.store import Store
 
 Page = tuple[str, FakeWorkbench, Store]
 POOL = ["run_000000", "run_000001"]

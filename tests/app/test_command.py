@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import ROOT, run_app
+from toolkit.arena.answering.recall import command
 from toolkit.arena.arguments import PASSWORD, is_loopback, parse_arguments
-from toolkit.arena.recall import command
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Workbench
 from toolkit.errors import ConfigError

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tests.app.conftest import served
 from tests.app.test_page import browser  # noqa: F401  (fixture)
 from tests.arena.conftest import write_run
-from toolkit.arena.headers import HEADERS
+from toolkit.arena.web.headers import HEADERS
 from toolkit.runs import Run
 
 SCRIPT = "tests/app/hostile_page.py"

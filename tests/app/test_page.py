@@ -15,8 +15,8 @@ from gradio_client.exceptions import AppError
 
 from tests.app.conftest import served
 from tests.arena.conftest import MakeRun
-from toolkit.arena.headers import HEADERS
-from toolkit.arena.smoke import answers_shown
+from toolkit.arena.web.headers import HEADERS
+from toolkit.arena.web.smoke import answers_shown
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Workbench
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.app.judgement_page import judgement_page
-from toolkit.arena.shortcuts import ARENA_KEYS, RANK_KEYS
+from toolkit.arena.web.shortcuts import ARENA_KEYS, RANK_KEYS
 
 CHROMIUM = Path("/usr/bin/chromium")
 

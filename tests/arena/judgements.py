@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from toolkit.arena.judgement import BATTLE, RANKING, Judgement, Reply
+from toolkit.arena.judgements.judgement import BATTLE, RANKING, Judgement, Reply
 
 BASE = {"id": "world:base", "quantization": "none", "weights": "w0"}
 

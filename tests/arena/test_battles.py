@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from tests.arena.fake_workbench import FakeWorkbench
-from toolkit.arena.battles import Battles, Shown, as_messages
-from toolkit.arena.store import Store
+from toolkit.arena.judgements.battles import Battles, Shown, as_messages
+from toolkit.arena.judgements.store import Store
 from toolkit.arena.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.arena.conftest import MakeRun
 from tests.arena.test_workbench import PROMPT, ids_of
-from toolkit.arena.changes import scaled, text_diff
-from toolkit.arena.chat import Chat
+from toolkit.arena.answering.changes import scaled, text_diff
+from toolkit.arena.answering.chat import Chat
 from toolkit.arena.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 

@@ -13,9 +13,9 @@ from peft import LoraConfig
 from trl import ModelConfig
 
 from tests.arena.test_workbench import Plain, ids_of
-from toolkit.arena import engine as module
-from toolkit.arena.answers import Answer
-from toolkit.arena.measuring import OUT_OF_MEMORY
+from toolkit.arena.answering import engine as module
+from toolkit.arena.answering.answers import Answer
+from toolkit.arena.answering.measuring import OUT_OF_MEMORY
 from toolkit.arena.workbench import Comparison, Workbench
 from toolkit.errors import BusyError, ConfigError
 from toolkit.models.base import load_base

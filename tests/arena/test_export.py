@@ -15,10 +15,10 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 from tests.arena.fake_workbench import FakeWorkbench
 from tests.arena.judgements import BASE, battle, ranking, reply
 from tests.conftest import ROOT
-from toolkit.arena.battles import Battles
-from toolkit.arena.export import FILES, export, training_commands
-from toolkit.arena.judgement import Judgement, parse_order
-from toolkit.arena.store import Store
+from toolkit.arena.judgements.battles import Battles
+from toolkit.arena.judgements.export import FILES, export, training_commands
+from toolkit.arena.judgements.judgement import Judgement, parse_order
+from toolkit.arena.judgements.store import Store
 from toolkit.arena.workbench import Workbench
 from toolkit.arguments import DataArguments
 from toolkit.data.loading import load_splits

@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 
-from toolkit.arena import history as module
-from toolkit.arena.curves import MEANINGS, draw, latest_values, lines_of, log_notes, metric_names
-from toolkit.arena.history import DEAD_AFTER, History, Record, duration
-from toolkit.arena.reports import read_report
-from toolkit.arena.settings import ALL, DIFFERENT, MAIN, settings_table
+from toolkit.arena.history import history as module
+from toolkit.arena.history.curves import (
+    MEANINGS,
+    draw,
+    latest_values,
+    lines_of,
+    log_notes,
+    metric_names,
+)
+from toolkit.arena.history.history import DEAD_AFTER, History, Record, duration
+from toolkit.arena.history.reports import read_report
+from toolkit.arena.history.settings import ALL, DIFFERENT, MAIN, settings_table
 from toolkit.runs import Run
 
 

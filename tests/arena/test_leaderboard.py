@@ -6,8 +6,14 @@ from dataclasses import replace
 import pytest
 
 from tests.arena.judgements import battle, ranking
-from toolkit.arena.judgement import Judgement
-from toolkit.arena.leaderboard import ENOUGH_PROMPTS, ENOUGH_VOTES, Board, Standing, leaderboard
+from toolkit.arena.judgements.judgement import Judgement
+from toolkit.arena.judgements.leaderboard import (
+    ENOUGH_PROMPTS,
+    ENOUGH_VOTES,
+    Board,
+    Standing,
+    leaderboard,
+)
 
 
 def votes(a: str, b: str, said: str, *, prompts: int = 100) -> Iterator[Judgement]:

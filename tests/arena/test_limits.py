@@ -5,8 +5,14 @@ from typing import Any
 
 import pytest
 
-from toolkit.arena.headers import HEADERS, SecurityHeaders
-from toolkit.arena.limits import WITHIN, WRONG_LOGINS, WRONG_LOGINS_OF_ALL, BodyLimit, LoginThrottle
+from toolkit.arena.web.headers import HEADERS, SecurityHeaders
+from toolkit.arena.web.limits import (
+    WITHIN,
+    WRONG_LOGINS,
+    WRONG_LOGINS_OF_ALL,
+    BodyLimit,
+    LoginThrottle,
+)
 
 
 def request(

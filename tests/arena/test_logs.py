@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.arena import logs
-from toolkit.arena.logs import Log
+from toolkit.arena.history import logs
+from toolkit.arena.history.logs import Log
 
 
 @pytest.fixture

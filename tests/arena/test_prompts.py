@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.arena.prompts import read_prompts
+from toolkit.arena.judgements.prompts import read_prompts
 from toolkit.errors import DatasetError
 
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from toolkit.arena.agreement import agreement
-from toolkit.arena.ratings import (
+from toolkit.arena.judgements.agreement import agreement
+from toolkit.arena.judgements.ratings import (
     Order,
     collect,
     intervals,

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from toolkit.arena import request as module
-from toolkit.arena.request import checked_request
+from toolkit.arena.answering import request as module
+from toolkit.arena.answering.request import checked_request
 from toolkit.errors import ConfigError
 
 

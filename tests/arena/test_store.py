@@ -13,8 +13,8 @@ import pytest
 
 from tests.arena.judgements import battle, ranking
 from tests.conftest import ROOT
-from toolkit.arena.judgement import judged, parse_order
-from toolkit.arena.store import VERSION, Store
+from toolkit.arena.judgements.judgement import judged, parse_order
+from toolkit.arena.judgements.store import VERSION, Store
 from toolkit.errors import ConfigError, DatasetError
 
 PROCESSES, VOTES = 8, 200
@@ -22,7 +22,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from tests.arena.judgements import battle
-from toolkit.arena.store import Store
+from toolkit.arena.judgements.store import Store
 store, who = Store(Path(sys.argv[1])), sys.argv[2]
 for i in range(int(sys.argv[3])):
     for shared in ("", "shared "):  # the second is voted on by every process

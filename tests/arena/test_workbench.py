@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from toolkit.arena import shelf as module
+from toolkit.arena.answering import shelf as module
 from toolkit.arena.workbench import Answer, Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.runs import Run

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from toolkit.arena.answers import Answer
-    from toolkit.arena.changes import Changes
+    from toolkit.arena.answering.answers import Answer
+    from toolkit.arena.answering.changes import Changes
 
 INTRODUCTION = """Write a prompt, or take one of the questions to try, and press *Ask*: the \
 checkpoints that are chosen answer it side by side, under the same settings and the same seed."""

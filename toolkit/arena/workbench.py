@@ -8,21 +8,21 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.arena.answers import Answer
-from toolkit.arena.catalog import Catalog, scan
-from toolkit.arena.changes import Changes, Examiner
-from toolkit.arena.engine import Engine
-from toolkit.arena.jobs import Column, Comparison, Job
-from toolkit.arena.measuring import Measurer
-from toolkit.arena.request import (
+from toolkit.arena.answering.answers import Answer
+from toolkit.arena.answering.changes import Changes, Examiner
+from toolkit.arena.answering.engine import Engine
+from toolkit.arena.answering.jobs import Column, Comparison, Job
+from toolkit.arena.answering.measuring import Measurer
+from toolkit.arena.answering.request import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_TEMPERATURE,
     Message,
     Request,
     checked_request,
 )
-from toolkit.arena.shelf import Shelf
-from toolkit.arena.tokens import Tokens
+from toolkit.arena.answering.shelf import Shelf
+from toolkit.arena.answering.tokens import Tokens
+from toolkit.arena.catalog import Catalog, scan
 from toolkit.config import is_local_path
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.base import fingerprint, load_base, stop_ids

@@ -11,7 +11,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model
 
 from toolkit.errors import ConfigError
-from toolkit.models.decoding import _growing_cache, _read
+from toolkit.models.decoding import growing_cache, read
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import Batch, collate, policy_pass, scores, state_values
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
@@ -134,14 +134,14 @@ class PPORehearsal:
             adapted: Any = policy
             causal: Any = adapted.get_base_model()
             merged = live.total
-            cache, head = _growing_cache(causal), VocabularyHead.of(causal)
+            cache, head = growing_cache(causal), VocabularyHead.of(causal)
             seen = torch.ones((rows, prompt), dtype=torch.long)
-            hidden = _read(causal, torch.full((rows, prompt), TOKEN), seen, cache)
+            hidden = read(causal, torch.full((rows, prompt), TOKEN), seen, cache)
             if made > 0:
                 for layer in cache.layers:
                     _fill(layer, made)
                 seen = torch.ones((rows, prompt + made + 1), dtype=torch.long)
-                hidden = _read(causal, torch.full((rows, 1), TOKEN), seen, cache)
+                hidden = read(causal, torch.full((rows, 1), TOKEN), seen, cache)
             logprobs = (head.logits(hidden) / args.temperature).log_softmax(-1)
             torch.multinomial(logprobs.exp(), 1)
             held = sum(_cache_bytes(layer) for layer in cache.layers)

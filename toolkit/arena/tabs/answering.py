@@ -8,11 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from toolkit.arena.answers import Answer
-from toolkit.arena.chat import Chat
+from toolkit.arena.answering.answers import Answer
+from toolkit.arena.answering.chat import Chat
+from toolkit.arena.answering.recall import command
+from toolkit.arena.answering.request import MAX_COLUMNS, MAX_SEED, clamp
 from toolkit.arena.choices import reward_id
-from toolkit.arena.recall import command
-from toolkit.arena.request import MAX_COLUMNS, MAX_SEED, clamp
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Comparison, Workbench
 from toolkit.errors import ToolkitError

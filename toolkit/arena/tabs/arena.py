@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from toolkit.arena.explained import ARENA, VERDICT_WORDS, revealed
-from toolkit.arena.judgement import BOTH_BAD, SKIP, TIE, A, B
+from toolkit.arena.judgements.explained import ARENA, VERDICT_WORDS, revealed
+from toolkit.arena.judgements.judgement import BOTH_BAD, SKIP, TIE, A, B
 from toolkit.arena.tabs.parts import (
     about_labeler,
     page_error,
@@ -20,7 +20,7 @@ from toolkit.arena.tabs.parts import (
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
-    from toolkit.arena.battles import Battles
+    from toolkit.arena.judgements.battles import Battles
 
 KEYS = {A: "1", B: "2", TIE: "T", BOTH_BAD: "B", SKIP: "S"}
 IDLE = "Start a battle; then say which answer is better."

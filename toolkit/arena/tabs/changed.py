@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from toolkit.arena.changes import ENTROPY, LOG_RATIO, VALUE, Changes, scaled, text_diff
-from toolkit.arena.chat import Chat
+from toolkit.arena.answering.changes import ENTROPY, LOG_RATIO, VALUE, Changes, scaled, text_diff
+from toolkit.arena.answering.chat import Chat
+from toolkit.arena.answering.request import MAX_PROMPT_CHARACTERS
 from toolkit.arena.choices import checkpoint_choices
-from toolkit.arena.request import MAX_PROMPT_CHARACTERS
 from toolkit.arena.wording import CHANGES, NO_ANSWER_YET, TOKENS_LEGEND, scale
 from toolkit.arena.workbench import Workbench
 from toolkit.errors import ToolkitError

@@ -4,10 +4,10 @@ from typing import Any
 
 import gradio as gr
 
-from toolkit.arena import request as limits
-from toolkit.arena.chat import Chat
+from toolkit.arena.answering import request as limits
+from toolkit.arena.answering.chat import Chat
+from toolkit.arena.answering.request import MAX_COLUMNS, MAX_PROMPT_CHARACTERS
 from toolkit.arena.choices import checkpoint_choices, reward_choices
-from toolkit.arena.request import MAX_COLUMNS, MAX_PROMPT_CHARACTERS
 from toolkit.arena.tabs.answering import PARTS, Visitors, again, anew, further
 from toolkit.arena.wording import INTRODUCTION, LEGEND, NO_RUNS
 from toolkit.arena.workbench import Workbench

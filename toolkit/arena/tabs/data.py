@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from toolkit.arena.catalog import Catalog
-from toolkit.arena.explained import DATA, FILES_TEXT, NO_VOTES, count_rows
-from toolkit.arena.export import PREFERENCE, Export, export, training_commands
+from toolkit.arena.judgements.explained import DATA, FILES_TEXT, NO_VOTES, count_rows
+from toolkit.arena.judgements.export import PREFERENCE, Export, export, training_commands
 from toolkit.arena.tabs.parts import page_error
 from toolkit.errors import DatasetError, ToolkitError
 
 if TYPE_CHECKING:
-    from toolkit.arena.store import Store
+    from toolkit.arena.judgements.store import Store
     from toolkit.arena.workbench import Workbench
 
 FOLDER = "judgements"  # beside the store

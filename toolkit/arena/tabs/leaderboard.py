@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from toolkit.arena.board_plot import interval_plot
-from toolkit.arena.explained import (
+from toolkit.arena.judgements.board_plot import interval_plot
+from toolkit.arena.judgements.explained import (
     LEADERBOARD,
     METHOD,
     NO_VOTES,
@@ -14,12 +14,12 @@ from toolkit.arena.explained import (
     standings_rows,
     wins_rows,
 )
-from toolkit.arena.leaderboard import Board, leaderboard
+from toolkit.arena.judgements.leaderboard import Board, leaderboard
 from toolkit.arena.tabs.parts import page_error
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
-    from toolkit.arena.store import Store
+    from toolkit.arena.judgements.store import Store
 
 HEADERS = ["#", "Checkpoint", "Rating", "95 % interval", "Votes", "Prompts"]
 

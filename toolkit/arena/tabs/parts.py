@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from toolkit.arena import request as limits
+from toolkit.arena.answering import request as limits
 from toolkit.arena.catalog import tidy
 from toolkit.arena.choices import checkpoint_choices
-from toolkit.arena.judgement import MAX_LABELER, MAX_REASON
+from toolkit.arena.judgements.judgement import MAX_LABELER, MAX_REASON
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:

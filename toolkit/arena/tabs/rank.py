@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from toolkit.arena.battles import MAX_ANSWERS, MIN_ANSWERS
-from toolkit.arena.explained import RANK, revealed
-from toolkit.arena.judgement import FLAGS, LIKERT, parse_order
+from toolkit.arena.judgements.battles import MAX_ANSWERS, MIN_ANSWERS
+from toolkit.arena.judgements.explained import RANK, revealed
+from toolkit.arena.judgements.judgement import FLAGS, LIKERT, parse_order
 from toolkit.arena.tabs.parts import (
     about_labeler,
     page_error,
@@ -21,7 +21,7 @@ from toolkit.arena.tabs.parts import (
 from toolkit.errors import ConfigError, ToolkitError
 
 if TYPE_CHECKING:
-    from toolkit.arena.battles import Battles
+    from toolkit.arena.judgements.battles import Battles
 
 IDLE = "Ask for answers; then put them in order, the best first."
 FLAG_WORDS = dict(zip(("Harmful", "Untruthful", "Off task"), FLAGS, strict=True))

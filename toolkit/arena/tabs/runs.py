@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from toolkit.arena import settings
-from toolkit.arena.curves import (
+from toolkit.arena.history import settings
+from toolkit.arena.history.curves import (
     CHOSEN_AT_FIRST,
     FIRST,
     MOST_LINES,
@@ -17,8 +17,8 @@ from toolkit.arena.curves import (
     metric_label,
     metric_names,
 )
-from toolkit.arena.history import History, Record, duration, moment
-from toolkit.arena.reports import read_report
+from toolkit.arena.history.history import History, Record, duration, moment
+from toolkit.arena.history.reports import read_report
 from toolkit.evaluation.render import PLOTS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.arena.catalog import find_run, place_name, printable, tidy
-from toolkit.arena.logs import Log, number
+from toolkit.arena.history.logs import Log, number
 from toolkit.runs import Run, list_runs
 
 DEAD_AFTER = 30 * 60  # seconds without a sign of life

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from toolkit.arena.catalog import printable
-from toolkit.arena.history import Record, base_of
+from toolkit.arena.history.history import Record, base_of
 
 MAIN, DIFFERENT, ALL = "The main ones", "Those that differ", "All"
 LONGEST = 200  # characters of a value

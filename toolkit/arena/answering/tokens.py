@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.arena.request import Message
+from toolkit.arena.answering.request import Message
 from toolkit.errors import ConfigError
 from toolkit.models.generation import encode_completion, encode_prompt
 

@@ -10,9 +10,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING
 
-from toolkit.arena.adapter_hashes import AdapterHashes
-from toolkit.arena.judgement import BATTLE, RANKING, Judgement, Message, Reply, judged
-from toolkit.arena.request import (
+from toolkit.arena.answering.request import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_TEMPERATURE,
     MAX_COLUMNS,
@@ -22,7 +20,9 @@ from toolkit.arena.request import (
     MIN_TEMPERATURE,
     clamp,
 )
-from toolkit.arena.store import Store
+from toolkit.arena.judgements.adapter_hashes import AdapterHashes
+from toolkit.arena.judgements.judgement import BATTLE, RANKING, Judgement, Message, Reply, judged
+from toolkit.arena.judgements.store import Store
 from toolkit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:

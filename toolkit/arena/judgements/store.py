@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toolkit.arena.judgement import Judgement, Reply
+from toolkit.arena.judgements.judgement import Judgement, Reply
 from toolkit.errors import ConfigError, DatasetError
 
 FILE = "judgements.sqlite"

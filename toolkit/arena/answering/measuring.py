@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from toolkit.arena.answers import Answer
+from toolkit.arena.answering.answers import Answer
+from toolkit.arena.answering.request import Request
+from toolkit.arena.answering.shelf import Shelf, Stamp, stamp_of
+from toolkit.arena.answering.tokens import Tokens
 from toolkit.arena.catalog import Catalog, Entry, tidy
-from toolkit.arena.request import Request
-from toolkit.arena.shelf import Shelf, Stamp, stamp_of
-from toolkit.arena.tokens import Tokens
 from toolkit.errors import ToolkitError
 from toolkit.models.choosing import Drawing
 from toolkit.models.heads import ScalarHead

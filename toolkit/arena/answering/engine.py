@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from toolkit.arena.answers import Answer
-from toolkit.arena.beams import search
-from toolkit.arena.jobs import Column, Comparison, Job, ended
-from toolkit.arena.measuring import Measurer, out_of_memory
+from toolkit.arena.answering.answers import Answer
+from toolkit.arena.answering.beams import search
+from toolkit.arena.answering.jobs import Column, Comparison, Job, ended
+from toolkit.arena.answering.measuring import Measurer, out_of_memory
 from toolkit.errors import BusyError
 from toolkit.models.row_batch import Row, RowBatch
 

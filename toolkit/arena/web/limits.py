@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from toolkit.arena.headers import App, Message, Receive, Send
+from toolkit.arena.web.headers import App, Message, Receive, Send
 
 MOST_BODY = 4 << 20  # bytes; a long conversation is a hundredth of it
 WRONG_LOGINS = 10  # of one address

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from toolkit.arena.answering.measuring import Measurer
 from toolkit.arena.catalog import Catalog, Entry
-from toolkit.arena.measuring import Measurer
 from toolkit.models.adapters import WEIGHTS_FILE
 from toolkit.models.heads import HEAD_FILE, ScalarHead
 from toolkit.models.passes import Batch, policy_pass, state_values

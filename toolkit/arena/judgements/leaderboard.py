@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.arena.agreement import Agreement, agreement
-from toolkit.arena.judgement import BATTLE, BOTH_BAD, SKIP, TIE, A, B, Judgement, Reply
-from toolkit.arena.ratings import (
+from toolkit.arena.judgements.agreement import Agreement, agreement
+from toolkit.arena.judgements.judgement import BATTLE, BOTH_BAD, SKIP, TIE, A, B, Judgement, Reply
+from toolkit.arena.judgements.ratings import (
     Floats,
     Order,
     collect,

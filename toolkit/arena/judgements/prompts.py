@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from toolkit.arena.request import MAX_PROMPT_CHARACTERS
+from toolkit.arena.answering.request import MAX_PROMPT_CHARACTERS
 from toolkit.data.files import read_rows
 from toolkit.data.formats import check_conversion, detect_format
 from toolkit.data.rows import convert_rows

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from toolkit.arena.judgement import BATTLE, BOTH_BAD, RANKING, SKIP, TIE, A, B, Judgement
-from toolkit.arena.leaderboard import ENOUGH_PROMPTS, ENOUGH_VOTES, Board
+from toolkit.arena.judgements.judgement import BATTLE, BOTH_BAD, RANKING, SKIP, TIE, A, B, Judgement
+from toolkit.arena.judgements.leaderboard import ENOUGH_PROMPTS, ENOUGH_VOTES, Board
 
 ARENA = """# Arena
 Two of the checkpoints that you chose answer one prompt, and you say which answer is better before \

@@ -1,6 +1,6 @@
 """How long a comparison takes and what memory it needs, with one checkpoint and with eight.
 
-    python -m toolkit.arena.timing --sft runs/quickstart/sft --reward runs/quickstart/reward
+    python -m toolkit.arena.answering.timing --sft runs/quickstart/sft --reward runs/quickstart/reward
 
 Reads   an SFT run and a reward run. Writes nothing: the eight checkpoints are copies that it removes.
 """
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arena.ports import free_port
+from toolkit.arena.web.ports import free_port
 from toolkit.arena.workbench import Workbench
 
 EIGHT, TOKENS, ROUNDS = 8, 64, 5

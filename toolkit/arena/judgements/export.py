@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.arena.judgement import BATTLE, BOTH_BAD, RANKING, TIE, A, B, Judgement, Reply
+from toolkit.arena.judgements.judgement import (
+    BATTLE,
+    BOTH_BAD,
+    RANKING,
+    TIE,
+    A,
+    B,
+    Judgement,
+    Reply,
+)
 from toolkit.data.formats import convert_row
 from toolkit.data.messages import BadRow, Row
 from toolkit.data.ranking import group_id, labels_of, ranked_to_pairs, read_ranked

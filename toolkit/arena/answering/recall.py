@@ -4,9 +4,9 @@ import json
 import shlex
 from collections.abc import Sequence
 
+from toolkit.arena.answering.request import Message
 from toolkit.arena.arguments import AppArguments
 from toolkit.arena.catalog import BASE_ID, Catalog
-from toolkit.arena.request import Message
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError

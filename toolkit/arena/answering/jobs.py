@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from toolkit.arena.answers import Answer
+from toolkit.arena.answering.answers import Answer
+from toolkit.arena.answering.request import Request
+from toolkit.arena.answering.tokens import Tokens
 from toolkit.arena.catalog import Catalog, Entry
-from toolkit.arena.request import Request
-from toolkit.arena.tokens import Tokens
 from toolkit.models.row_batch import Row
 
 REFRESH_S = 0.05  # between two looks at a text that grows

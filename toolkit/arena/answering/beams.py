@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from toolkit.arena.measuring import Measurer
+from toolkit.arena.answering.measuring import Measurer
 from toolkit.models.generation import cut_at_stop
 from toolkit.models.row_batch import Row
 

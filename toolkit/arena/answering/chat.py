@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from toolkit.arena.answers import Answer
-from toolkit.arena.request import Message
+from toolkit.arena.answering.answers import Answer
+from toolkit.arena.answering.request import Message
 
 
 @dataclass(frozen=True)

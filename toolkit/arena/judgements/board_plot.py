@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from toolkit.arena.leaderboard import Board
+from toolkit.arena.judgements.leaderboard import Board
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

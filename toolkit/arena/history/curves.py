@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from toolkit.arena.catalog import printable
-from toolkit.arena.logs import Log
+from toolkit.arena.history.logs import Log
 from toolkit.evaluation.plots import PALETTE, STYLE, short_name
 
 if TYPE_CHECKING:

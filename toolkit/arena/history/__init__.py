@@ -1,0 +1,1 @@
+"""The runs on disk: states, lineage, curves, settings, reports."""

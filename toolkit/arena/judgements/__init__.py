@@ -1,0 +1,1 @@
+"""What people say of answers: drawn blind, stored, rated, exported to train on."""

@@ -1,0 +1,1 @@
+"""What every page has: headers, limits, a free port, keys, a first question."""
