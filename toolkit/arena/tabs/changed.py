@@ -154,7 +154,7 @@ def _tokens() -> tuple[Any, ...]:
         elem_classes="coloured",
     )
     said = gr.Textbox(
-        label="Scale", lines=2, max_lines=6, interactive=False, placeholder="Press Look first."
+        label="Scale", lines=2, max_lines=10, interactive=False, placeholder="Press Look first."
     )
     place = gr.Dataframe(
         headers=PLACE,
