@@ -165,6 +165,12 @@ def test_two_checkpoints_are_compared(
     said = [b.inner_text() for b in page.locator(".answers .user.message").all() if b.is_visible()]
     assert [s.strip() for s in said] == ["What is it?"] * 3
     page.get_by_role("tab", name="What changed").click()
+    asked = page.get_by_label("What was asked")
+    for _ in range(100):  # until the tab has taken over what Compare was asked
+        if asked.input_value() == "What is it?":
+            break
+        page.wait_for_timeout(100)
+    page.wait_for_timeout(500)
     page.get_by_label("Answer to look at").fill(ATTACK)
     page.get_by_role("button", name="Look", exact=True).click()
     scale = page.get_by_label("Scale")

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from tests.arena.fake_workbench import FakeWorkbench
+from toolkit.arena.answering.request import MAX_COLUMNS
 from toolkit.arena.judgements.battles import Battles, Shown, as_messages
 from toolkit.arena.judgements.store import Store
 from toolkit.arena.workbench import Workbench
@@ -164,7 +165,7 @@ def test_nine_checkpoints_are_asked_in_calls_that_the_workbench_takes(tmp_path: 
     fake = FakeWorkbench(tmp_path / "runs", "a b c d e f g h i")
     battles = Battles(cast(Workbench, fake), Store(tmp_path / "j.sqlite"))
     shown = last(battles.ranking("Why?", list(fake.catalog.checkpoints), 9, temperature=0))
-    assert max(len(call["checkpoints"]) for call in fake.asked) <= 8
+    assert max(len(call["checkpoints"]) for call in fake.asked) <= MAX_COLUMNS
     assert len(set(shown.texts)) == 9
 
 

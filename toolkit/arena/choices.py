@@ -1,9 +1,10 @@
 """What the page's lists offer and what is chosen in them, also after the runs have changed."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from toolkit.arena.catalog import BASE_ID, Catalog
+from toolkit.arena.catalog import BASE_ID, Catalog, Entry
 
 CHOSEN_AT_FIRST = 4
 NO_SCORE, NO_REWARD_RUN = "no_score", "no_reward_run"
@@ -22,10 +23,18 @@ def checkpoint_choices(catalog: Catalog, chosen: Iterable[str] = ()) -> Choices:
     entries = list(catalog.checkpoints.values())
     kept = [c for c in chosen if c in catalog.checkpoints]
     if kept in ([], [BASE_ID]):  # at first: the base, SFT, and what came of it
-        sft = catalog.checkpoints[BASE_ID].reference
+        sft = _most_built_on(entries) or catalog.checkpoints[BASE_ID].reference
         ordered = sorted(entries, key=lambda e: (e.id != BASE_ID, e.id != sft, e.reference != sft))
         kept = [e.id for e in ordered[:CHOSEN_AT_FIRST]]
     return Choices([(e.label, e.id) for e in entries], kept)
+
+
+def _most_built_on(entries: list[Entry]) -> str | None:
+    """The SFT run that most others began with."""
+    below = Counter(e.reference for e in entries if BASE_ID not in (e.id, e.reference))
+    below.subtract(e.id for e in entries)  # each is its own reference
+    most = below.most_common(1)
+    return most[0][0] if most and most[0][1] > 0 else None
 
 
 def reward_choices(catalog: Catalog, chosen: str | None = None) -> Choices:

@@ -11,7 +11,7 @@ import gradio as gr
 from toolkit.arena.answering.answers import Answer
 from toolkit.arena.answering.chat import Chat
 from toolkit.arena.answering.recall import command
-from toolkit.arena.answering.request import MAX_COLUMNS, MAX_SEED, clamp
+from toolkit.arena.answering.request import MAX_COLUMNS, MAX_SEED, Message, clamp
 from toolkit.arena.choices import reward_id
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Comparison, Workbench
@@ -140,7 +140,7 @@ class Visitors:
             return [gr.skip() for _ in range(PARTS)]
         if answer.done:
             return self._column(chat, answer, comparison)
-        return [gr.skip(), gr.update(value=chat.shown(answer)), *(gr.skip() for _ in range(3))]
+        return [gr.skip(), gr.update(value=_bubbles(chat, answer)), *(gr.skip() for _ in range(3))]
 
     def _column(self, chat: Chat, answer: Answer | None, comparison: Comparison) -> list[Any]:
         """Updates of all parts of one column."""
@@ -150,7 +150,7 @@ class Visitors:
         failed = answer.problem is not None
         return [
             gr.update(visible=True),
-            gr.update(value=chat.shown(answer), label=answer.name),
+            gr.update(value=_bubbles(chat, answer), label=answer.name),
             gr.update(visible=not answer.done),
             gr.update(
                 value=measures(answer) if answer.done else "",
@@ -196,7 +196,7 @@ class Visitors:
             there = number < len(answers)
             found += [
                 gr.update(visible=there),
-                gr.update(value=chat.shown(answers[number]) if there else []),
+                gr.update(value=_bubbles(chat, answers[number]) if there else []),
                 gr.update(visible=False),
                 gr.update(value=measures(answers[number]) if there else ""),
                 gr.update(value=""),
@@ -240,6 +240,11 @@ def further(chat: Chat, prompt: str, system: str) -> Chat:
 def again(chat: Chat, prompt: str, system: str) -> Chat:
     """The last turn once more, whatever stands in the prompt's box."""
     return chat.unanswered()
+
+
+def _bubbles(chat: Chat, answer: Answer) -> list[Message]:
+    """What a column's Chatbot shows. Without markdown it still takes its text for HTML."""
+    return [m | {"content": html.escape(m["content"], quote=False)} for m in chat.shown(answer)]
 
 
 def _session(visitor: gr.Request) -> str:

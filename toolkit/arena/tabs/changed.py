@@ -73,9 +73,9 @@ def changed_tab(tab: gr.Tab, workbench: Workbench, chat: gr.State) -> None:
     def recolour(changes: Changes | None, what: Any) -> list[Any]:
         return [gr.skip(), gr.skip()] if changes is None else _colours(changes, what)
 
-    def select(changes: Changes | None, event: gr.SelectData) -> list[Any]:
+    def select(changes: Changes | None, event: gr.SelectData) -> Any:
         number = event.index if isinstance(event.index, int) else 0
-        return [gr.skip()] if changes is None else _place(changes, number)
+        return gr.skip() if changes is None else _place(changes, number)
 
     def take(chat: Chat, name: Any) -> list[Any]:
         """The last turn's answer of a checkpoint, where it has one."""
@@ -154,7 +154,7 @@ def _tokens() -> tuple[Any, ...]:
         elem_classes="coloured",
     )
     said = gr.Textbox(
-        label="Scale", lines=2, max_lines=6, interactive=False, placeholder="Press Look first."
+        label="Scale", lines=2, max_lines=10, interactive=False, placeholder="Press Look first."
     )
     place = gr.Dataframe(
         headers=PLACE,
@@ -205,10 +205,10 @@ def _colours(changes: Changes, what: Any) -> list[Any]:
     return [gr.update(value=shown), scale(changes, kind, largest)]
 
 
-def _place(changes: Changes, number: int) -> list[Any]:
+def _place(changes: Changes, number: int) -> Any:
     """The table of one token's alternatives."""
     if not 0 <= number < len(changes.tokens):
-        return [gr.skip()]
+        return gr.skip()
     token = changes.tokens[number]
     rows = []
     for rank in range(max(len(token.policy), len(token.reference))):
@@ -218,7 +218,7 @@ def _place(changes: Changes, number: int) -> list[Any]:
             sides += [_visible(there.text), f"{there.probability:.3f}"] if there else ["", ""]
         rows.append(sides)
     title = f"What else could stand at {number + 1}, in place of {_visible(token.text)!r}"
-    return [gr.update(value=rows, label=title)]
+    return gr.update(value=rows, label=title)
 
 
 def _rows(changes: Changes) -> Any:

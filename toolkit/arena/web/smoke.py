@@ -1,5 +1,6 @@
 """One question through the running page: does the whole app work?"""
 
+import html
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -47,5 +48,5 @@ def answers_shown(shown: Sequence[Any]) -> list[tuple[str, str, str]]:
         if answer.get("value"):
             said = answer["value"][-1]["content"]
             text = said if isinstance(said, str) else "".join(part["text"] for part in said)
-            found.append((answer["label"], text, numbers["value"]))
+            found.append((answer["label"], html.unescape(text), numbers["value"]))
     return found
