@@ -72,7 +72,7 @@ def test_states_and_reasons(root: Path) -> None:
     }
     assert found["all/sft"].detail == "weights are not finite"
     assert "out of memory" in found["failed"].detail
-    assert "nothing written for 31 min" in found["dead"].detail
+    assert "nothing written for 31 min;" in found["dead"].detail
     assert "damaged manifest" in found["cut"].detail
     logged(root / "dead", {"step": 1, "loss": 1.0})  # a sign of life
     assert records(root)["dead"].state == "running"
@@ -201,5 +201,5 @@ def test_a_report_is_text_and_real_pictures(root: Path) -> None:
 
 
 def test_durations() -> None:
-    said = [duration(s) for s in (None, 4.2, 123, 3900, 3600 * 100)]
-    assert said == ["", "4 s", "2 min 3 s", "1 h 5 min", "4 days"]
+    said = [duration(s) for s in (None, 4.2, 123, 1860, 3900, 3600 * 100)]
+    assert said == ["", "4 s", "2 min 3 s", "31 min", "1 h 5 min", "4 days"]

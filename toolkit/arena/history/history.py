@@ -164,9 +164,10 @@ def state_of(run: Run, now: float) -> tuple[str, str]:
     silent = now - last_sign(run.path)
     if silent <= DEAD_AFTER:
         return "running", ""
+    whole = duration(silent // 60 * 60)  # in minutes, so that the page does not change all the time
     return (
         "looks dead",
-        f"nothing written for {duration(silent)}; if its process is gone, start the recipe again "
+        f"nothing written for {whole}; if its process is gone, start the recipe again "
         "with --resume_from_checkpoint true",
     )
 
@@ -207,7 +208,7 @@ def duration(seconds: float | None) -> str:
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
     hours = whole // 3600
     return f"{hours} h {whole % 3600 // 60} min" if hours < 48 else f"{hours // 24} days"
 

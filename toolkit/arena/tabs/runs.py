@@ -32,12 +32,12 @@ NO_RUNS = """**There are no runs yet.** `make quickstart` trains some on the emb
 without a download; a recipe such as `python recipes/sft.py --config \
 recipes/configs/world/sft.yaml --output_dir runs/sft` makes one. They appear here by themselves."""
 COLUMNS = {
-    "run": "190px",
+    "run": "220px",
     "recipe": "100px",
-    "state": "330px",
-    "started": "160px",
-    "took": "100px",
-    "made from": "220px",
+    "state": "420px",
+    "started": "170px",
+    "took": "130px",
+    "made from": "290px",
 }
 LONGEST_REASON = 110  # characters in the table; the whole stands below
 # Pictures are dark on white; in the dark theme they are turned round, hues kept.
@@ -300,7 +300,8 @@ def _table(
 
 
 def _filled(headers: list[str], rows: list[list[str]]) -> Any:
-    widths = ["220px", *["170px"] * (len(headers) - 1)]
+    each = max(170, min(400, 1000 // max(1, len(headers) - 1)))  # a narrow page scrolls the table
+    widths = ["220px", *[f"{each}px"] * (len(headers) - 1)]
     filled = {"headers": headers, "data": rows}
     return gr.update(value=filled, column_widths=widths, visible=bool(rows))
 
