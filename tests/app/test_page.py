@@ -151,7 +151,7 @@ def test_two_checkpoints_are_compared(
     found = columns(page, asks="What is it?", n=3)
     assert found == expected(tiny_base, runs, ["base", "sft", "later"])
 
-    page.get_by_label("Prompt").fill(ATTACK)  # what is said is text, in bubbles and in tokens
+    page.get_by_label("Prompt").fill(ATTACK)  # what is said is text, and no HTML
     page.get_by_role("button", name="Follow up").click()
     page.wait_for_function(
         "n => document.querySelectorAll('.answers .user.message').length >= n", arg=6
@@ -164,24 +164,6 @@ def test_two_checkpoints_are_compared(
     assert page.get_by_placeholder("Ask something…").input_value() == ATTACK
     said = [b.inner_text() for b in page.locator(".answers .user.message").all() if b.is_visible()]
     assert [s.strip() for s in said] == ["What is it?"] * 3
-    page.get_by_role("tab", name="What changed").click()
-    asked = page.get_by_label("What was asked")
-    for _ in range(100):  # until the tab has taken over what Compare was asked
-        if asked.input_value() == "What is it?":
-            break
-        page.wait_for_timeout(100)
-    page.wait_for_timeout(500)
-    page.get_by_label("Answer to look at").fill(ATTACK)
-    page.get_by_role("button", name="Look", exact=True).click()
-    scale = page.get_by_label("Scale")
-    for _ in range(100):
-        if "Deepest colour" in scale.input_value():
-            break
-        page.wait_for_timeout(100)
-    assert "Deepest colour" in scale.input_value()
-    assert "onerror" in "".join(page.locator(".coloured").inner_text().split())
-    assert page.title() == "toolkit: compare checkpoints"
-
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert overflow <= 0
     assert problems == []
