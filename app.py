@@ -111,7 +111,10 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
     from toolkit.arena.tabs.runs import runs_tab
 
     store = battles.store
-    with gr.Blocks(title="toolkit", analytics_enabled=False, fill_width=True) as page:
+    whole = gr.Blocks(
+        title="toolkit: compare checkpoints", analytics_enabled=False, fill_width=True
+    )
+    with whole as page:
         with gr.Tab("Compare"):
             chat = compare_tab(page, workbench)
         with gr.Tab("What changed") as tab:

@@ -32,11 +32,11 @@ def run_app(*words: str, password: str | None = None) -> subprocess.CompletedPro
 
 
 @contextmanager
-def served(*words: str, password: str | None = None, script: str = "app.py") -> Iterator[str]:
-    """The address of a running app, or of another script with its arguments."""
+def served(*words: str, password: str | None = None) -> Iterator[str]:
+    """The address of a running app."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, script, "--port", str(port), *words],
+        [sys.executable, "app.py", "--port", str(port), *words],
         cwd=ROOT,
         env=environment(password) | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

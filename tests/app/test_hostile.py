@@ -19,7 +19,6 @@ from tests.arena.conftest import write_run
 from toolkit.arena.web.headers import HEADERS
 from toolkit.runs import Run
 
-SCRIPT = "tests/app/hostile_page.py"
 ELSEWHERE = "attacker.invalid"
 ATTACK = "<img src=x onerror=document.title='attacked'>"
 LINK = "[click](javascript:document.title='attacked')"
@@ -91,7 +90,7 @@ def hostile_runs(tmp_path: Path, hostile_base: str) -> Path:
 @pytest.fixture
 def address(hostile_base: str, hostile_runs: Path) -> Iterator[str]:
     words = ("--model_name_or_path", hostile_base, "--runs", str(hostile_runs))
-    with served(*words, script=SCRIPT) as url:
+    with served(*words) as url:
         yield url
 
 
@@ -106,7 +105,8 @@ def test_nothing_that_is_shown_runs_or_loads(address: str, browser: Any) -> None
     page.goto(address)
     page.get_by_label("Prompt").fill("Hello")
     page.get_by_role("button", name="Ask", exact=True).click()
-    said = "[...document.querySelectorAll('textarea')].filter(t => /attack/.test(t.value)).length"
+    bubbles = "[...document.querySelectorAll('.answers .bot.message')]"
+    said = f"{bubbles}.filter(b => /attack/.test(b.innerText)).length"
     page.wait_for_function(
         f"n => {said} >= n", arg=2, timeout=60000
     )  # the base's answer and the run's
@@ -123,7 +123,7 @@ def test_nothing_that_is_shown_runs_or_loads(address: str, browser: Any) -> None
     page.wait_for_timeout(6000)  # longer than the time between two looks at the runs
     made = "img[src='x'], svg[onload], a[href^='javascript:'], iframe, [src*='attacker']"
     assert page.locator(made).count() == 0
-    assert page.title() == "Compare checkpoints"
+    assert page.title() == "toolkit: compare checkpoints"
     assert left == []
     # the same attack, put into the page as markup, would have shown
     page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", ATTACK)

@@ -41,9 +41,6 @@ COLUMNS = {
 }
 LONGEST_REASON = 110  # characters in the table; the whole stands below
 # Pictures are dark on white; in the dark theme they are turned round, hues kept.
-CSS = """
-.dark .toolkit-curve img { filter: invert(0.9) hue-rotate(180deg); }
-"""
 
 
 def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:

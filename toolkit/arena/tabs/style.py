@@ -9,6 +9,7 @@ CSS = """
 .answers .message { overflow-wrap: anywhere; }
 .answers button[aria-label="Clear"] { display: none; }
 .note, .note p { color: var(--block-info-text-color); font-size: var(--text-sm); }
+.dark .toolkit-curve img { filter: invert(0.9) hue-rotate(180deg); }
 @media (max-width: 700px) { .answers { grid-template-columns: 1fr; } }
 """
 
