@@ -169,6 +169,26 @@ def test_two_checkpoints_are_compared(
     assert problems == []
 
 
+@pytest.mark.browser
+def test_what_changed_shows_any_answer_as_text(address: str, browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 900, "height": 900})
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(address)
+    page.get_by_role("tab", name="What changed").click()
+    page.get_by_label("What was asked").fill("What is it?")
+    page.get_by_label("Answer to look at").fill(ATTACK)
+    page.get_by_role("button", name="Look").click()
+    page.locator(".coloured .token .text").first.wait_for(timeout=30000)
+    shown = "".join(page.locator(".coloured .token .text").all_inner_texts())
+    assert re.sub(r"\s", "", ATTACK) in re.sub(r"\s", "", shown)
+    assert "log" in page.get_by_label("Scale").input_value()
+    page.locator(".coloured .token .text").first.click()
+    page.get_by_text("What else could stand at 1,").wait_for()
+    assert page.title() == "toolkit: compare checkpoints"
+    assert problems == []
+
+
 def set_number(page: Any, name: str, value: str) -> None:
     """Type into a slider's number, as often as it takes: opening its section sets it once more."""
     box, slider = (

@@ -66,7 +66,7 @@ def changed_tab(tab: gr.Tab, workbench: Workbench, chat: gr.State) -> None:
             changes,
             gr.update(visible=False),
             *_colours(changes, what),
-            *_place(changes, first),
+            _place(changes, first),
             _rows(changes),
         ]
 
@@ -103,7 +103,7 @@ def changed_tab(tab: gr.Tab, workbench: Workbench, chat: gr.State) -> None:
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     inputs = [chat, checkpoint, prompt, answer]
     outputs = [found, empty, coloured, said, place, table]
-    steady: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 4}
+    steady: dict[str, Any] = quiet | {"show_progress": "minimal", "concurrency_limit": 4}
     look.click(examine, [*inputs, colour], outputs, **steady).success(
         compare_texts, [*inputs, other], [diff, diff_note], **steady
     )
