@@ -145,7 +145,7 @@ def test_the_short_form_never_stops_a_run(tiny_base, tmp_path, capsys):
     stage.model.lora_target_modules = ["no_such_layer"]
     preflight("sft", configs, tokenizer, rows, collator)
     said = capsys.readouterr().out
-    assert "memory cannot be predicted (ConfigError: lora_target_modules" in said
+    assert "memory is not predicted (ConfigError: lora_target_modules" in said
     assert len(said.splitlines()) <= 6
 
 

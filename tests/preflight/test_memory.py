@@ -1,6 +1,8 @@
 """Predicted memory against counting by hand, against recorded peaks, and against a run."""
 
 import json
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,8 +10,10 @@ import torch
 from peft import LoraConfig
 
 from tests.conftest import ROOT
+from toolkit.errors import ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.roles import POLICY, Roles
+from toolkit.preflight.apart import apart
 from toolkit.preflight.cases import CASES, Case, predict_case
 from toolkit.preflight.fit import Planner
 from toolkit.preflight.live import ACTIVATIONS, LOGITS, LiveBytes
@@ -32,12 +36,16 @@ def base(tmp_path_factory):
     return make
 
 
+def predicted(case, folder, **named):
+    return apart(lambda: predict_case(case, folder, **named))
+
+
 def planner_of(case, folder):
     """As the recipes predict: from two layers."""
     return Planner(
         case.model(folder),
         lambda layers: layers,
-        lambda layers, batch: predict_case(replace(case, batch=batch), folder, layers=layers),
+        lambda layers, batch: predicted(replace(case, batch=batch), folder, layers=layers),
     )
 
 
@@ -111,8 +119,8 @@ def test_what_a_layer_keeps_is_what_counting_by_hand_says(base):
 @pytest.mark.parametrize("recorded", RECORDED, ids=[row["case"]["name"] for row in RECORDED])
 def test_recorded_peaks_are_predicted_within_15_percent(recorded, base):
     case = Case(**recorded["case"])
-    predicted = planner_of(case, base(case)).highest(case.batch).total / 2**20
-    assert abs(predicted / recorded["measured_mb"] - 1) <= WITHIN
+    told = planner_of(case, base(case)).highest(case.batch).total / 2**20
+    assert abs(told / recorded["measured_mb"] - 1) <= WITHIN
 
 
 def test_the_record_spans_what_it_should():
@@ -126,9 +134,9 @@ def test_the_record_spans_what_it_should():
 
 def test_a_run_takes_what_was_predicted(base):
     case = Case("live", "sft", batch=16, length=128)
-    predicted = max(peak.total for peak in predict_case(case, base(case))) / 2**20
-    assert predicted > 200
-    assert measure(case) == pytest.approx(predicted, rel=WITHIN)
+    told = max(peak.total for peak in predicted(case, base(case))) / 2**20
+    assert told > 200
+    assert measure(case) == pytest.approx(told, rel=WITHIN)
 
 
 @pytest.mark.parametrize("recipe", ["sft", "ppo"])
@@ -137,7 +145,7 @@ def test_two_layers_tell_what_all_take(recipe, base):
     folder = base(case)
     plan = planner_of(case, folder)
     assert len(plan.rehearsals) == 2
-    every = predict_case(case, folder)
+    every = predicted(case, folder)
     for told, whole in zip(plan.peaks(case.batch), every, strict=True):
         assert told.total == pytest.approx(whole.total, rel=0.01)
 
@@ -151,3 +159,13 @@ def test_the_largest_batch_fits_and_the_next_does_not(base):
     assert found > 4
     assert plan.highest(found).total <= memory < plan.highest(found + 2).total
     assert plan.largest_batch(1 << 20, 4, plan.highest(4)) == 0
+
+
+def test_a_prediction_that_dies_or_hangs_takes_nothing_down():
+    with pytest.raises(ConfigError, match="died"):
+        apart(os.abort)
+    with pytest.raises(ConfigError, match="given up after 0 s"):
+        apart(lambda: time.sleep(60), limit_s=0.2)
+    with pytest.raises(ConfigError, match="ZeroDivisionError"):
+        apart(lambda: 1 / 0)
+    assert apart(lambda: [1, "a"]) == [1, "a"]

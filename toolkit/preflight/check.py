@@ -18,7 +18,7 @@ from toolkit.preflight.lengths import histogram, percentiles, row_tokens
 from toolkit.preflight.phantom import base_config, recorded_parent
 from toolkit.preflight.ppo_rehearsal import PPORehearsal
 from toolkit.preflight.rehearsal import Rehearsal, require_rows, undisturbed
-from toolkit.preflight.report import fit_line, parts_table, planner, steps_of, summary, too_much
+from toolkit.preflight.report import fit_line, foresee, parts_table, steps_of, summary, too_much
 from toolkit.preflight.samples import shown_sample
 from toolkit.preflight.stages import KINDS, Stage
 from toolkit.trainers.prompts import encode_prompts, encode_texts
@@ -177,18 +177,14 @@ def _fit(
         ptx = encode_texts(pretraining_texts(stage.start.ptx_texts, tokenizer), tokenizer, args)
     try:
         with undisturbed():
-            plan = planner(stage, tokenizer, rows, lengths, memory, ptx=ptx)
-            peaks = plan.peaks(args.per_device_train_batch_size)
-            peak = max(peaks, key=lambda each: each.total)
-            largest = plan.largest_batch(memory.total, args.per_device_train_batch_size, peak)
-    except ToolkitError:
-        raise
-    except Exception as error:  # an exotic model: the rest of the check stands
-        found.warnings.append(f"memory cannot be predicted ({type(error).__name__}: {error})")
+            peaks, largest = foresee(stage, tokenizer, rows, lengths, memory, ptx=ptx)
+    except ToolkitError as error:  # an exotic model: the rest of the check stands
+        found.warnings.append(f"memory is not predicted ({error})")
         return
+    peak = max(peaks, key=lambda each: each.total)
     print(fit_line(peak, memory))
     print("".join(f"  {line}\n" for line in parts_table(peaks)), end="")
     print(f"largest `per_device_train_batch_size` that fits: {largest or 'none'}")
     if peak.total > memory.total:
-        found.errors.append(too_much(plan, stage, peak, memory))
+        found.errors.append(too_much(largest, stage, peak, memory))
     check_disk(stage, peak.parts, steps_of(stage, len(rows)), found)

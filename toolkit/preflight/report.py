@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.preflight.apart import apart
 from toolkit.preflight.findings import Findings, check_disk, check_tokens, size
 from toolkit.preflight.fit import Memory, Planner, device_memory, plan_ppo, plan_trainer
 from toolkit.preflight.lengths import neediest_row, percentiles, row_tokens
@@ -44,15 +45,16 @@ def preflight(
         lines.append(summary(lengths))
         memory = device_memory(None, use_cpu=stage.training.use_cpu)
         try:
-            plan = planner(stage, tokenizer, rows, lengths, memory, ptx=ptx)
-            peak = plan.highest(stage.training.per_device_train_batch_size)
+            peaks, largest = foresee(
+                stage, tokenizer, rows, lengths, memory, ptx=ptx, always_largest=False
+            )
         except Exception as error:  # whatever an exotic model raises, it is the run that counts
-            reason = " ".join(str(error).split())[:120]
-            lines.append(f"memory cannot be predicted ({type(error).__name__}: {reason})")
+            lines.append(f"memory is not predicted ({' '.join(str(error).split())[:120]})")
         else:
+            peak = max(peaks, key=lambda peak: peak.total)
             lines.append(fit_line(peak, memory))
             if peak.total > memory.total:
-                found.warnings.append(too_much(plan, stage, peak, memory))
+                found.warnings.append(too_much(largest, stage, peak, memory))
             check_disk(stage, peak.parts, steps_of(stage, len(rows)), found)
         text = base_config(stage.model, trust_remote_code=stage.training.trust_remote_code)
         check_tokens(stage, tokenizer, rows, collator, text.get_text_config(), found)
@@ -69,6 +71,36 @@ def summary(lengths: Sequence[int]) -> str:
         f"{ranks['median']} tokens in the median, {ranks['95 %']} at 95 %, {ranks['most']} at most"
     )
     return f"{len(lengths)} rows, {tokens}"
+
+
+def foresee(
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    lengths: Sequence[int],
+    memory: Memory,
+    *,
+    ptx: Sequence[Sequence[int]] = (),
+    always_largest: bool = True,
+) -> tuple[list[Peak], int]:
+    """Every phase's peak at the run's batch, and the largest batch that fits; in a process apart.
+
+    Args:
+        always_largest: look for the latter also where the run's own batch fits; else it is 0 then.
+
+    Raises: ConfigError where it cannot be predicted.
+    """
+    batch = stage.training.per_device_train_batch_size
+
+    def work() -> tuple[list[Peak], int]:
+        plan = planner(stage, tokenizer, rows, lengths, memory, ptx=ptx)
+        peaks = plan.peaks(batch)
+        highest = max(peaks, key=lambda peak: peak.total)
+        if highest.total <= memory.total and not always_largest:
+            return peaks, 0
+        return peaks, plan.largest_batch(memory.total, batch, highest)
+
+    return apart(work)
 
 
 def planner(
@@ -119,10 +151,8 @@ def fit_line(peak: Peak, memory: Memory) -> str:
     return f"predicted peak {size(peak.total)} of {of}, while {_doing(peak.phase)}: {named}"
 
 
-def too_much(plan: Planner, stage: Stage, peak: Peak, memory: Memory) -> str:
-    """What would fit in the place of what does not."""
-    batch = stage.training.per_device_train_batch_size
-    largest = plan.largest_batch(memory.total, batch, peak)
+def too_much(largest: int, stage: Stage, peak: Peak, memory: Memory) -> str:
+    """What would fit in the place of what does not; `largest` batch, 0 for none."""
     line = f"{size(peak.total)} will not fit in {size(memory.total)}"
     if largest:
         return f"{line}; the largest `per_device_train_batch_size` that does is {largest}"
