@@ -1,6 +1,5 @@
 """A prediction in a process of its own: whatever becomes of it, the run goes on."""
 
-import gc
 import multiprocessing
 import os
 import warnings
@@ -57,7 +56,6 @@ def apart(work: Callable[[], T], *, limit_s: float = LIMIT_S) -> T:
 
 
 def _work(work: Callable[[], object], send: Connection) -> None:
-    gc.disable()  # the copy ends before its memory matters
     torch.set_num_threads(1)  # the threads of the original are not here
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     nowhere = os.open(os.devnull, os.O_WRONLY)
