@@ -1,6 +1,7 @@
 """Who answers and in which order is the server's secret until the verdict is stored."""
 
 import hashlib
+import random
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,9 +12,15 @@ import pytest
 from tests.arena.fake_workbench import FakeWorkbench
 from toolkit.arena.answering.request import MAX_COLUMNS
 from toolkit.arena.judgements.battles import Battles, Shown, as_messages
+from toolkit.arena.judgements.judgement import TIE, A, B
+from toolkit.arena.judgements.simulated import verdict
 from toolkit.arena.judgements.store import Store
 from toolkit.arena.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.world.answers import answer, vice
+from toolkit.world.gold import features
+from toolkit.world.labelers import Labeler
+from toolkit.world.questions import ask
 
 POOL = ["base", "run_000000", "run_000001"]
 
@@ -227,3 +234,15 @@ def test_real_checkpoints_battle_and_are_ranked(
                 weights = (runs / reply.name / "adapter_model.safetensors").read_bytes()
                 assert reply.adapter == hashlib.sha256(weights).hexdigest()
         assert judgement.base == workbench.roles.fingerprint
+
+
+def test_a_simulated_labeler_prefers_what_gold_does_and_ties_equal_answers() -> None:
+    rng = random.Random(0)
+    (question,) = ask(rng, "test", 1)
+    calm = Labeler(courtesy=0.0, length=0.0, noise=0.0)
+    good = answer(question, rng, right=1.0, good=1.0, manners=(0, 1, 0, 0)).text
+    texts = {good, vice(question, rng), "Go away."}
+    better, *_, worse = sorted(texts, key=lambda t: -features(question.prompt, t).utility)
+    assert verdict(calm, question.prompt, (better, worse), rng) == A
+    assert verdict(calm, question.prompt, (worse, better), rng) == B
+    assert verdict(calm, question.prompt, (better, better), rng) == TIE
