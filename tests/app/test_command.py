@@ -14,6 +14,7 @@ from toolkit.arena.arguments import PASSWORD, is_loopback, parse_arguments
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Workbench
 from toolkit.errors import ConfigError
+from toolkit.runs import Run
 
 
 def test_smoke_asks_all_checkpoints(tiny_base: str, runs: Path) -> None:
@@ -35,6 +36,7 @@ def test_smoke_fails_where_a_checkpoint_does(tiny_base: str, runs: Path) -> None
     head = (runs / "dpo" / "adapter_model.safetensors").read_bytes()
     # the header is whole and the length right, but the numbers are NaN
     (runs / "dpo" / "adapter_model.safetensors").write_bytes(head[:-4000] + b"\xff" * 4000)
+    Run.load(runs / "dpo").finish()  # it is what the run wrote, so only loading it tells
     done = run_app("--smoke", "--model_name_or_path", tiny_base, "--runs", str(runs))
     assert done.returncode == 1, done.stderr
     assert "1 of 4 gave no answer" in done.stdout
