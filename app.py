@@ -4,7 +4,7 @@
     python app.py --ask "What is it?" --checkpoint quickstart/sft
 
 Reads   the runs below --runs and the base that they were trained on.
-Writes  judgements.sqlite there once somebody has judged, and judgements/ at an export.
+Writes  judgements.sqlite there (or the file of --judgements), and judgements/ at an export.
 Layout only; the logic is in toolkit/arena/.
 """
 

@@ -9,10 +9,12 @@ Exit code 2 where the run would fail.
 """
 
 import argparse
+import os
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.errors import ToolkitError
+from toolkit.preflight.card import card_memory_gb
 
 
 def main(config: str, words: list[str], recipe: str | None, card_memory_gb: float | None) -> int:
@@ -27,6 +29,10 @@ def main(config: str, words: list[str], recipe: str | None, card_memory_gb: floa
         except ToolkitError as error:
             failed += 1
             print(f"error: {type(error).__name__}: {error}")
+            continue
+        except Exception as error:  # a model or a row that nobody thought of
+            failed += 1
+            print(f"error: cannot be checked ({type(error).__name__}: {error})")
             continue
         failed += bool(found.errors)
         lines = [("note", found.notes), ("warning", found.warnings), ("error", found.errors)]
@@ -56,8 +62,10 @@ def arguments() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     asked, others = arguments().parse_known_args()
+    memory_gb = asked.card_memory_gb or card_memory_gb()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is checked runs nowhere
     try:
-        sys.exit(main(asked.config, others, asked.recipe, asked.card_memory_gb))
+        sys.exit(main(asked.config, others, asked.recipe, memory_gb))
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -19,6 +19,7 @@ from toolkit.preflight.fit import Planner
 from toolkit.preflight.live import ACTIVATIONS, LOGITS, LiveBytes
 from toolkit.preflight.measure import measure
 from toolkit.preflight.phantom import made_in, phantom_base, phantom_mode, stored_bytes
+from toolkit.preflight.rehearsal import Peak
 
 RECORDED = json.loads((ROOT / "docs/results/preflight.json").read_text(encoding="utf-8"))["cases"]
 WITHIN = 0.15
@@ -157,8 +158,8 @@ def test_the_largest_batch_fits_and_the_next_does_not(base):
     plan = planner_of(case, folder)
     memory = plan.highest(9).total + 4096
     assert plan.highest(10).total > memory
-    assert plan.largest_batch(memory, 4, plan.highest(4)) == 9
-    assert plan.largest_batch(1 << 20, 4, plan.highest(4)) == 0
+    assert plan.largest_batch(memory, 4, plan.peaks(4)) == 9
+    assert plan.largest_batch(1 << 20, 4, plan.peaks(4)) == 0
 
 
 def test_a_prediction_that_dies_or_hangs_takes_nothing_down():
@@ -169,3 +170,12 @@ def test_a_prediction_that_dies_or_hangs_takes_nothing_down():
     with pytest.raises(ConfigError, match="ZeroDivisionError"):
         apart(lambda: 1 / 0)
     assert apart(lambda: [1, "a"]) == [1, "a"]
+
+
+def test_the_largest_batch_is_that_of_the_phase_that_grows():
+    """Sampling needs the most at first and the same at any batch; the update overtakes it."""
+    run = lambda _, batch: [Peak("sampling", {"a": 5000}), Peak("update", {"a": 500 * batch})]  # noqa: E731
+    plan = Planner.__new__(Planner)
+    plan.rehearsals, plan.run = [None], run
+    assert plan.largest_batch(8000, 4, plan.peaks(4)) == 16
+    assert plan.largest_batch(4999, 4, plan.peaks(4)) == 0

@@ -47,7 +47,7 @@ def test_ppo_trains_policy_and_value_alone(make_roles, tokenizer, tmp_path, quan
     # 4-bit layers, uint8, may be packed anew on a CPU: what they give is checked below
     kept = {n: p for n, p in roles.model.named_parameters() if p.dtype != torch.uint8}
     before = {n: p.detach().clone() for n, p in kept.items()}
-    base = bare_logits(roles)
+    base = bare_logits(roles, bf16)
     trainer.train()
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(None not in row.values() for row in rows)  # what is not finite is written as null
@@ -55,7 +55,7 @@ def test_ppo_trains_policy_and_value_alone(make_roles, tokenizer, tmp_path, quan
     # 8-bit layers cut their outliers out per batch, so another batch rounds a little otherwise
     assert rows[0]["val/ratio"] == pytest.approx(1.0, abs=0.02)
     assert {n for n, p in kept.items() if not torch.equal(before[n], p)} == trainable
-    assert torch.equal(bare_logits(roles), base)
+    assert torch.equal(bare_logits(roles, bf16), base)
 
 
 @pytest.mark.parametrize("quantization", BASES)
@@ -96,9 +96,10 @@ def test_scores_and_values_are_float32_under_autocast(make_roles):
             assert state_values(model, roles.heads[VALUE], BATCH).dtype == torch.float32
 
 
-def bare_logits(roles):
+def bare_logits(roles, bf16=False):
     roles.model.eval()
-    with torch.no_grad(), roles.using(None) as model:
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)  # as the trained model has it
+    with autocast, torch.no_grad(), roles.using(None) as model:
         return model(input_ids=BATCH.input_ids).logits
 
 

@@ -24,7 +24,7 @@ from toolkit.arena.answering.shelf import Shelf
 from toolkit.arena.answering.tokens import Tokens
 from toolkit.arena.catalog import Catalog, scan
 from toolkit.config import is_local_path
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.models.base import fingerprint, load_base, stop_ids
 from toolkit.models.roles import Roles
 from toolkit.models.templates import saved_template
@@ -159,7 +159,7 @@ class Workbench:
             max_new_tokens=max_new_tokens,
             seed=seed,
         )
-        return _in_order(comparison)
+        return _InOrder(comparison)
 
     def stream(
         self,
@@ -227,9 +227,14 @@ class Workbench:
             )
         examiner = Examiner(self.measurer)
         entry = catalog.checkpoints[request.checkpoints[0]]
-        return self.engine.call(
-            lambda: examiner.examine(entry, catalog, prompt, given, self.engine.in_use())
-        )
+        try:
+            return self.engine.call(
+                lambda: examiner.examine(entry, catalog, prompt, given, self.engine.in_use())
+            )
+        except ToolkitError:
+            raise
+        except Exception as error:  # such as no memory, or an adapter that does not load
+            raise CheckpointError(self.measurer.explain(error)) from error
 
     def _fitted(self, request: Request, prompts: list[list[int]]) -> Request:
         """The request with room for prompt and answer in the base's context.
@@ -249,12 +254,26 @@ class Workbench:
         return self._ids.setdefault(path, f"run_{len(self._ids):06d}")
 
 
-def _in_order(comparison: Comparison) -> Iterator[Answer]:
-    given = 0
-    for answers in comparison:
-        while given < len(answers) and answers[given].done:
-            yield answers[given]
-            given += 1
+class _InOrder(Iterator[Answer]):
+    """Whole answers one by one. Closed before its first, too, it gives up what is not done."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+        self._answers = self._whole()
+
+    def __next__(self) -> Answer:
+        return next(self._answers)
+
+    def _whole(self) -> Iterator[Answer]:
+        given = 0
+        for answers in self._comparison:
+            while given < len(answers) and answers[given].done:
+                yield answers[given]
+                given += 1
+
+    def close(self) -> None:
+        """Nobody waits for the rest."""
+        self._comparison.close()
 
 
 def _answer_text(value: object) -> str:

@@ -1,7 +1,9 @@
 """A prediction in a process of its own: whatever becomes of it, the run goes on."""
 
+import math
 import multiprocessing
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +38,7 @@ def apart(work: Callable[[], T], *, limit_s: float = LIMIT_S) -> T:
         raise ConfigError("this system cannot copy a process")
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=_work, args=(work, send), daemon=True)
+    child = context.Process(target=_work, args=(work, send, limit_s), daemon=True)
     with _quiet_fork():
         child.start()
     send.close()
@@ -44,7 +46,7 @@ def apart(work: Callable[[], T], *, limit_s: float = LIMIT_S) -> T:
         if not receive.poll(limit_s):
             raise ConfigError(f"given up after {limit_s:.0f} s")
         done, found = receive.recv()
-    except EOFError as error:
+    except (EOFError, OSError) as error:
         raise ConfigError("its process died") from error
     finally:
         child.kill()
@@ -55,7 +57,10 @@ def apart(work: Callable[[], T], *, limit_s: float = LIMIT_S) -> T:
     return result
 
 
-def _work(work: Callable[[], object], send: Connection) -> None:
+def _work(work: Callable[[], object], send: Connection, limit_s: float) -> None:
+    if hasattr(signal, "SIGALRM"):  # it ends also where nobody is left to end it
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(math.ceil(limit_s) + 1)
     torch.set_num_threads(1)  # the threads of the original are not here
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     nowhere = os.open(os.devnull, os.O_WRONLY)

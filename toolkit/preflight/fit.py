@@ -80,25 +80,29 @@ class Planner:
         """The highest of them."""
         return max(self.peaks(batch), key=lambda peak: peak.total)
 
-    def largest_batch(self, memory: int, batch: int, peak: Peak) -> int:
+    def largest_batch(self, memory: int, batch: int, peaks: list[Peak]) -> int:
         """The largest batch that fits, 0 if none does.
+
+        Each phase is taken for a straight line in the batch: PPO's sampling has none of it. What the
+        lines say is tried, unless it is far more than anybody asked for.
 
         Args:
             memory: bytes.
             batch: one that was predicted.
-            peak: of it.
+            peaks: of it, every phase's.
         """
-        one = self.highest(1) if batch > 1 else peak
-        if one.total > memory:
+        one = self.peaks(1) if batch > 1 else peaks
+        if max(peak.total for peak in one) > memory:
             return 0
-        other = peak if batch > 1 else self.highest(2)
-        per_row = (other.total - one.total) / max(1, (batch if batch > 1 else 2) - 1)
-        if per_row <= 0:
+        other, step = (peaks, batch - 1) if batch > 1 else (self.peaks(2), 1)
+        lines = [(a.total, (b.total - a.total) / step) for a, b in zip(one, other, strict=True)]
+        rising = [(start, slope) for start, slope in lines if slope > 0]
+        if not rising:
             return batch
-        found = 1 + int((memory - one.total) // per_row)
-        if found > max(MOST_TRIED, 2 * batch):  # far more than anybody asked for
+        found = min(1 + int((memory - start) // slope) for start, slope in rising)
+        if found > max(MOST_TRIED, 2 * batch):
             return found
-        while found > 1 and self.highest(found).total > memory:  # not quite a straight line
+        while found > 1 and self.highest(found).total > memory:  # not quite straight lines
             found = min(found - 1, int(found * 0.95))
         return found
 

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.preflight.apart import apart
+from toolkit.preflight.apart import LIMIT_S, apart
 from toolkit.preflight.findings import Findings, check_disk, check_tokens, size
 from toolkit.preflight.fit import Memory, Planner, device_memory, plan_ppo, plan_trainer
 from toolkit.preflight.lengths import neediest_row, percentiles, row_tokens
@@ -14,6 +14,7 @@ from toolkit.preflight.phantom import base_config, recorded_parent
 from toolkit.preflight.rehearsal import Peak, undisturbed
 from toolkit.preflight.stages import Stage
 
+AT_START_S = 60.0  # that a run waits for its prediction
 SHOWN = 4  # parts of a peak that the short form names
 WORDS = {"kv_cache": "KV cache", "merged_weights": "merged weights"}
 
@@ -37,31 +38,50 @@ def preflight(
         collator: the trainer's.
         ptx: PPO's pretraining texts, tokenized.
     """
-    stage = Stage.of(recipe, configs)
-    found = Findings()
-    lines: list[str] = []
+    try:
+        lines = _short(recipe, configs, tokenizer, rows, collator, ptx)
+    except Exception as error:  # whatever an exotic model or row raises, it is the run that counts
+        lines = [f"nothing can be said ({_one_line(error)})"]
+    for line in lines:
+        print(f"preflight: {line}", flush=True)
+
+
+def _short(
+    recipe: str,
+    configs: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    collator: Any,
+    ptx: Sequence[Sequence[int]],
+) -> list[str]:
+    stage, found = Stage.of(recipe, configs), Findings()
     with undisturbed():
         lengths = row_tokens(recipe, rows, stage.limit)
-        lines.append(summary(lengths))
+        lines = [summary(lengths)]
         memory = device_memory(None, use_cpu=stage.training.use_cpu)
+        parts: dict[str, int] = {}
         try:
             peaks, largest = foresee(
                 stage, tokenizer, rows, lengths, memory, ptx=ptx, always_largest=False
             )
-        except Exception as error:  # whatever an exotic model raises, it is the run that counts
-            lines.append(f"memory is not predicted ({' '.join(str(error).split())[:120]})")
+        except Exception as error:
+            lines.append(f"memory is not predicted ({_one_line(error)})")
         else:
             peak = max(peaks, key=lambda peak: peak.total)
+            parts = peak.parts
             lines.append(fit_line(peak, memory))
             if peak.total > memory.total:
                 found.warnings.append(too_much(largest, stage, peak, memory))
-            check_disk(stage, peak.parts, steps_of(stage, len(rows)), found)
+        if parts:
+            check_disk(stage, parts, steps_of(stage, len(rows)), found)
         text = base_config(stage.model, trust_remote_code=stage.training.trust_remote_code)
         check_tokens(stage, tokenizer, rows, collator, text.get_text_config(), found)
     disk = [note for note in found.notes if "checkpoints take" in note]
-    said = [f"warning: {line}" for line in (*found.errors, *found.warnings)]
-    for line in (*lines, *disk, *said):
-        print(f"preflight: {line}", flush=True)
+    return [*lines, *disk, *(f"warning: {line}" for line in (*found.errors, *found.warnings))]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def summary(lengths: Sequence[int]) -> str:
@@ -98,9 +118,9 @@ def foresee(
         highest = max(peaks, key=lambda peak: peak.total)
         if highest.total <= memory.total and not always_largest:
             return peaks, 0
-        return peaks, plan.largest_batch(memory.total, batch, highest)
+        return peaks, plan.largest_batch(memory.total, batch, peaks)
 
-    return apart(work)
+    return apart(work, limit_s=LIMIT_S if always_largest else AT_START_S)
 
 
 def planner(

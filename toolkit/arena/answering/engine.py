@@ -133,20 +133,21 @@ class Engine:
         """Take out the rows that nobody waits for, and end those that were stopped or are late."""
         with self._lock:
             self._jobs = deque(job for job in self._jobs if not job.cancelled)
+        gone = {id(job) for job in self._running if job.cancelled}  # it may change meanwhile
         for job in self._running:
             late = time.monotonic() > job.deadline
             for column in job.columns:
-                if column.answer is not None or not (job.cancelled or column.stopped or late):
+                if column.answer is not None or not (id(job) in gone or column.stopped or late):
                     continue
                 if late and not column.stopped:
                     column.stopped = f"stopped at the limit of {MAX_SECONDS:.0f} s"
                 for batch in self._batches.values():
                     if column.row in batch.rows:
                         batch.leave([column.row])
-                if not job.cancelled:
+                if id(job) not in gone:
                     self._finish(job, column)
-        self._unread = [(j, c) for j, c in self._unread if not j.cancelled and c.answer is None]
-        self._running = [job for job in self._running if not job.cancelled]
+        self._unread = [(j, c) for j, c in self._unread if id(j) not in gone and c.answer is None]
+        self._running = [job for job in self._running if id(job) not in gone]
 
     def _admit(self) -> None:
         """Begin the jobs that there is room for, in order."""

@@ -4,9 +4,10 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -152,17 +153,15 @@ class Battles:
         sampling: dict[str, float],
     ) -> Iterator[Shown]:
         """Start each call for answers; the first finds what is wrong with the request."""
-        calls = [
-            self.workbench.compare(
-                prompt,
-                ids,
-                reward=None,
-                temperature=sampling["temperature"],
-                max_new_tokens=sampling["max_new_tokens"],
-                seed=seed,
-            )
-            for seed, ids in _calls(plan)
-        ]
+        calls: list[Iterator[Answer]] = []
+        try:
+            for seed, ids in _calls(plan):
+                calls.append(
+                    self.workbench.compare(prompt, ids, reward=None, seed=seed, **sampling)
+                )
+        except BaseException:
+            _close(calls)
+            raise
         asked = Judgement(
             id=secrets.token_urlsafe(24),
             kind=kind,
@@ -172,16 +171,19 @@ class Battles:
             base=dict(self.workbench.roles.fingerprint),
         )
         seeds = [seed for _, seed in plan]
-        return self._collect(asked, (answer for call in calls for answer in call), seeds)
+        return self._collect(asked, calls, seeds)
 
     def _collect(
-        self, asked: Judgement, answers: "Iterable[Answer]", seeds: list[int]
+        self, asked: Judgement, calls: "Sequence[Iterator[Answer]]", seeds: list[int]
     ) -> Iterator[Shown]:
         replies: list[Reply] = []
-        yield Shown(0, len(seeds))
-        for seed, answer in zip(seeds, answers, strict=True):
-            replies.append(self._reply(answer, seed))
-            yield Shown(len(replies), len(seeds))
+        try:
+            yield Shown(0, len(seeds))
+            for seed, answer in zip(seeds, chain.from_iterable(calls), strict=True):
+                replies.append(self._reply(answer, seed))
+                yield Shown(len(replies), len(seeds))
+        finally:
+            _close(calls)  # whoever asked may have gone
         self._rng.shuffle(replies)
         asked = replace(asked, replies=tuple(replies))
         with self._lock:
@@ -277,6 +279,14 @@ def _sampling(temperature: object, max_new_tokens: object) -> dict[str, float]:
         "temperature": heat if heat >= MIN_TEMPERATURE else 0.0,
         "max_new_tokens": round(clamp(max_new_tokens, 1, MAX_NEW_TOKENS, DEFAULT_NEW_TOKENS)),
     }
+
+
+def _close(calls: "Sequence[Iterator[Answer]]") -> None:
+    """Give up what a workbench has not answered yet."""
+    for call in calls:
+        close = getattr(call, "close", None)
+        if close is not None:
+            close()
 
 
 def _now() -> str:

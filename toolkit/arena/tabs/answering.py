@@ -176,8 +176,9 @@ class Visitors:
             raise gr.Error("Ask something first.", print_exception=False)
         return (round(clamp(seed, 0, MAX_SEED, 0)) + 1) % MAX_SEED
 
-    def edit(self, chat: Chat) -> list[Any]:
+    def edit(self, chat: Chat, visitor: gr.Request) -> list[Any]:
         """The last prompt back into the box, and its answers off the page."""
+        self.leave(visitor)
         if not chat.turns:
             raise gr.Error("Ask something first.", print_exception=False)
         earlier = chat.without_last()
@@ -196,7 +197,10 @@ class Visitors:
             there = number < len(answers)
             found += [
                 gr.update(visible=there),
-                gr.update(value=_bubbles(chat, answers[number]) if there else []),
+                gr.update(
+                    value=_bubbles(chat, answers[number]) if there else [],
+                    label=answers[number].name if there else "Answer",
+                ),
                 gr.update(visible=False),
                 gr.update(value=measures(answers[number]) if there else ""),
                 gr.update(value=""),
