@@ -4,6 +4,7 @@ import hashlib
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from toolkit.arena.judgements.battles import Battles, Shown, as_messages
 from toolkit.arena.judgements.judgement import TIE, A, B
 from toolkit.arena.judgements.simulated import verdict
 from toolkit.arena.judgements.store import Store
-from toolkit.arena.workbench import Workbench
+from toolkit.arena.workbench import Answer, Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.world.answers import answer, vice
 from toolkit.world.gold import features
@@ -246,3 +247,33 @@ def test_a_simulated_labeler_prefers_what_gold_does_and_ties_equal_answers() -> 
     assert verdict(calm, question.prompt, (better, worse), rng) == A
     assert verdict(calm, question.prompt, (worse, better), rng) == B
     assert verdict(calm, question.prompt, (better, better), rng) == TIE
+
+
+class _Call(Iterator[Answer]):
+    """Answers that are still being made."""
+
+    def __init__(self, answers: Iterator[Answer]) -> None:
+        self.answers, self.open = answers, True
+
+    def __next__(self) -> Answer:
+        return next(self.answers)
+
+    def close(self) -> None:
+        self.open = False
+
+
+def test_whoever_goes_takes_all_questions_along(
+    fake: FakeWorkbench, battles: Battles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[_Call] = []
+    compare = fake.compare
+
+    def asked(*given: Any, **named: Any) -> _Call:
+        calls.append(_Call(compare(*given, **named)))
+        return calls[-1]
+
+    monkeypatch.setattr(fake, "compare", asked)
+    shown = cast(Any, battles.ranking("Why?", ["base"], 9))
+    next(shown), next(shown)  # the first of nine answers is there
+    shown.close()
+    assert len(calls) == 9 and not any(call.open for call in calls)
