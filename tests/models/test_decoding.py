@@ -6,7 +6,7 @@ from trl import ModelConfig
 
 from tests.conftest import fresh_roles, lora, randomise
 from toolkit.models.base import load_tokenizer, stop_ids
-from toolkit.models.decoding import decode
+from toolkit.models.decoding import decode, draw
 from toolkit.models.generation import Sampling, sample
 from toolkit.models.passes import collate, policy_pass, spread
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
@@ -194,3 +194,21 @@ def test_stop_tokens_are_the_turns_end_and_what_the_model_declares(tiny_base):
     tokenizer = load_tokenizer(str(tiny_base))
     roles.base.generation_config.eos_token_id = [tokenizer.eos_token_id, 7]
     assert stop_ids(roles.base, tokenizer) == [tokenizer.eos_token_id, 7]
+
+
+def test_tokens_are_drawn_by_their_probability():
+    probs = torch.tensor([0.5, 0.0, 0.3, 0.0, 0.2, 0.0])
+    torch.manual_seed(0)
+    drawn = draw(probs.expand(20_000, -1))
+    share = torch.bincount(drawn, minlength=6) / len(drawn)
+    assert share[[1, 3, 5]].tolist() == [0.0] * 3, "words of no probability"
+    spread = (probs * (1 - probs) / len(drawn)).sqrt()
+    assert ((share - probs).abs() <= 4 * spread).all(), share
+
+
+def test_a_rare_token_of_a_large_vocabulary_is_not_lost():
+    probs = torch.full((1, 200_000), 1e-9)
+    probs[0, 77], probs[0, -1] = 0.75, 0.25
+    torch.manual_seed(0)
+    drawn = draw(probs.expand(2_000, -1))
+    assert 0.2 < float((drawn == 199_999).float().mean()) < 0.3

@@ -13,6 +13,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from toolkit.models.products import linear, through
+
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
     """PEFT's layer, whose plain cases (one precision, and one adapter for all rows or for each) take
@@ -22,11 +24,13 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As PEFT's."""
+        base = self.get_base_layer()
+        if not args and not kwargs and self.disable_adapters != self.merged:
+            return through(base, x)
         name = self._plain(x) if not args and not kwargs else None
         if name is None:
             found: Tensor = super().forward(x, *args, **kwargs)
             return found
-        base = self.get_base_layer()
         rows = x.reshape(-1, x.shape[-1])
         low, high = self.lora_A[name].weight, self.lora_B[name].weight
         out: Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
@@ -45,7 +49,7 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
             )
             return found
         low, high = stacks
-        found = self.get_base_layer()(x)
+        found = through(self.get_base_layer(), x)
         if low.dtype == found.dtype:
             return torch.baddbmm(found, torch.bmm(x, low), high)
         # as PEFT does: adapters of a base in half precision are kept, and multiplied, in float32
@@ -109,10 +113,12 @@ class _LoraProduct(torch.autograd.Function):
         high: Tensor,
         scale: float,
     ) -> Tensor:
-        inner = x @ low.t()  # (n, r)
+        inner = linear(x, low)  # (n, r)
         ctx.save_for_backward(x, weight, low, high, inner)
         ctx.scale = scale
-        return nn.functional.linear(x, weight, bias).addmm_(inner, high.t(), alpha=scale)
+        if _merging_pays(x, weight.shape[1]):
+            return linear(x, torch.addmm(weight, high, low, alpha=scale), bias)
+        return linear(x, weight, bias).addmm_(inner, high.t(), alpha=scale)
 
     @staticmethod
     def backward(
@@ -120,15 +126,26 @@ class _LoraProduct(torch.autograd.Function):
     ) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None]:
         x, weight, low, high, inner = ctx.saved_tensors
         scale: float = ctx.scale
-        narrow = (grad @ high).mul_(scale)  # (n, r)
+        narrow = linear(grad, high.t()).mul_(scale)  # (n, r)
         to_x = to_low = to_high = None
         if ctx.needs_input_grad[0]:
-            to_x = (grad @ weight).addmm_(narrow, low)
+            if _merging_pays(grad, weight.shape[0]):
+                to_x = linear(grad, torch.addmm(weight, high, low, alpha=scale).t())
+            else:
+                to_x = linear(grad, weight.t()).addmm_(narrow, low)
         if ctx.needs_input_grad[3]:
-            to_low = narrow.t() @ x
+            to_low = linear(narrow.t(), x.t())
         if ctx.needs_input_grad[4]:
-            to_high = (grad.t() @ inner).mul_(scale)
+            to_high = linear(inner.t(), grad.t()).t().mul_(scale)
         return to_x, None, None, to_low, to_high, None
+
+
+def _merging_pays(rows: Tensor, width: int) -> bool:
+    """Whether W + s·B·A, made for one product, costs less than adding its share to every row.
+
+    In lower precision a small update would be rounded away.
+    """
+    return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] > width
 
 
 def fuse(config: PeftConfig) -> None:

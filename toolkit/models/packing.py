@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ATTENTION_SHARE = 2000  # row length at which attention costs about what the matrix products do
+ATTENTION_SHARE = 600  # row length at which attention costs about what the matrix products do
 
 
 @dataclass(frozen=True)

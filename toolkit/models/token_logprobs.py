@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from toolkit.models.products import through
+
 SLICE_BYTES = 16 << 20  # of float32 logits at a time
 
 
@@ -39,7 +41,7 @@ class VocabularyHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`(n, d)` to `(n, V)`, float32."""
-        found: Tensor = self.layer(hidden).float()
+        found = through(self.layer, hidden).float()
         if self.scale != 1.0:
             found = found * self.scale
         return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
@@ -86,11 +88,10 @@ class _Chosen(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         logprobs = logits.log_softmax(-1)  # (n, V)
         chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        probs = logprobs.exp()
+        probs = logits.softmax(-1)  # PyTorch's exp alone takes longer
         spread = torch.zeros_like(chosen)
-        if entropy:  # H = -Σ p·log p, as n products of a row and a column: no third (n, V)
-            with torch.autocast(logits.device.type, enabled=False):
-                spread = -torch.bmm(probs.unsqueeze(1), logprobs.unsqueeze(2)).flatten()
+        if entropy:
+            spread = -logprobs.mul_(probs).sum(-1)
         ctx.save_for_backward(probs, tokens, spread)
         return chosen, spread
 

@@ -11,7 +11,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model
 
 from toolkit.errors import ConfigError
-from toolkit.models.decoding import growing_cache, read
+from toolkit.models.decoding import draw, growing_cache, read
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import Batch, collate, policy_pass, scores, state_values
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
@@ -143,7 +143,7 @@ class PPORehearsal:
                 seen = torch.ones((rows, prompt + made + 1), dtype=torch.long)
                 hidden = read(causal, torch.full((rows, 1), TOKEN), seen, cache)
             logprobs = (head.logits(hidden) / args.temperature).log_softmax(-1)
-            torch.multinomial(logprobs.exp(), 1)
+            draw(logprobs.exp())
             held = sum(_cache_bytes(layer) for layer in cache.layers)
         del cache, hidden, logprobs
         return self._peak("sampling", split(live, kv_cache=held, merged_weights=merged))

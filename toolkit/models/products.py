@@ -1,0 +1,92 @@
+"""Products with frozen weights in float32, by whichever of PyTorch's two libraries is faster here.
+
+On x86 PyTorch multiplies float32 matrices with MKL, which keeps its AVX-512 code for Intel's own
+processors; on others it takes AVX2, half as wide. PyTorch also carries oneDNN, which asks the processor
+what it can do. docs/performance.md has the rates of both.
+"""
+
+import functools
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Both keep what they made for each shape, 0.3 MB apiece; packed rows come in hundreds of shapes.
+for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "32")
+
+WORTH_IT = 1 << 20  # multiplications below which oneDNN's call costs more than it gains
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x W' + b`, without gradient: `x` is `(n, in)`, `weight` `(out, in)`, `bias` `(out,)`."""
+    if _with_onednn(x, weight):
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return found
+    return nn.functional.linear(x, weight, bias)
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x W' + b` for `x` of any shape `(…, in)`; the gradient goes to `x` alone.
+
+    Weights that learn are PyTorch's own to multiply.
+    """
+    learns = weight.requires_grad or (bias is not None and bias.requires_grad)
+    rows = x.reshape(-1, x.shape[-1])
+    if learns or not _with_onednn(rows, weight):
+        return nn.functional.linear(x, weight, bias)
+    found: Tensor = _FrozenLinear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    return found.view(*x.shape[:-1], weight.shape[0])
+
+
+def through(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer makes of `x` `(…, in)`; by `frozen_linear` if it is nothing but a product."""
+    if type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
+        return frozen_linear(x, layer.weight, layer.bias)
+    found: Tensor = layer(x)
+    return found
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        (weight,) = ctx.saved_tensors
+        return (linear(grad, weight.t()) if ctx.needs_input_grad[0] else None), None, None
+
+
+def _with_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and x.shape[0] * weight.numel() >= WORTH_IT
+        and not torch.is_autocast_enabled("cpu")
+        and onednn_is_faster()
+    )
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether this processor has AVX-512 that MKL does not use."""
+    return bool(
+        torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and "AuthenticAMD" in _processor()
+    )
+
+
+def _processor() -> str:
+    """What the system says of its processor; Linux names the maker in a file only."""
+    listed = Path("/proc/cpuinfo")
+    if listed.exists():
+        return listed.read_text(encoding="utf-8", errors="replace")
+    return platform.processor()
