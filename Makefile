@@ -44,8 +44,10 @@ runs/quickstart/reward/run.json:
 soak: $(VENV)/.installed-dev
 	TOOLKIT_SOAK=$${TOOLKIT_SOAK:-1} $(BIN)/python -m pytest -s tests/recipes/test_kill.py
 
+# side by side, a core each: `make unit WORKERS=8` on a larger machine
+WORKERS := 2
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # the main job and PPO-ptx for five seeds, the tables of the README, and what they shall show
 SEEDS := 0 1 2 3 4

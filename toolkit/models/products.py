@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 # Both keep what they made for each shape, 0.3 MB apiece; packed rows come in hundreds of shapes.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "32")
+    os.environ.setdefault(_cache, "16")
 
 WORTH_IT = 1 << 20  # multiplications below which oneDNN's call costs more than it gains
 
