@@ -76,11 +76,17 @@ class PolicyPass:
 
 
 def policy_pass(
-    model: nn.Module, batch: Batch, *, temperature: float, entropy: bool = False
+    model: nn.Module,
+    batch: Batch,
+    *,
+    temperature: float,
+    entropy: bool = False,
+    through_entropy: bool = True,
 ) -> PolicyPass:
     """log π(token) at every completion position under softmax(logits / temperature).
 
-    Logits are computed at real completion tokens only, a slice at a time.
+    Logits are computed at real completion tokens only, a slice at a time; with `through_entropy` the
+    entropy has a gradient.
     """
     states = _states(model, batch, _before_tokens(batch))
     taken, uncertain = token_logprobs(
@@ -89,6 +95,7 @@ def policy_pass(
         batch.completion_ids[batch.mask],
         temperature=temperature,
         entropy=entropy,
+        through_entropy=through_entropy,
     )
     spread_out = None if uncertain is None else spread(batch.mask, uncertain)
     return PolicyPass(spread(batch.mask, taken), spread_out, states)

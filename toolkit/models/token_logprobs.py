@@ -1,10 +1,11 @@
 """Log-probabilities of given tokens from hidden states, without ever holding all logits.
 
 A completion of 256 tokens times a vocabulary of 152k is 156 MB of float32 logits, per row, and a
-softmax needs it several times over. Here the head runs over a slice of tokens at a time, and the
-backward pass computes each slice again.
+softmax needs it several times over. Here the head runs over a slice of tokens at a time, and what is
+kept of it is as wide as the model.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,13 @@ class VocabularyHead:
 
 
 def token_logprobs(
-    head: VocabularyHead, hidden: Tensor, tokens: Tensor, *, temperature: float, entropy: bool
+    head: VocabularyHead,
+    hidden: Tensor,
+    tokens: Tensor,
+    *,
+    temperature: float,
+    entropy: bool,
+    through_entropy: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """log π(token) under softmax(logits / temperature), and the entropy if asked for.
 
@@ -57,55 +64,100 @@ def token_logprobs(
         hidden: `(N, d)`, at the positions before the tokens.
         tokens: `(N,)` ids.
         temperature: above 0.
+        through_entropy: the entropy has a gradient, which costs a product with the head.
 
     Returns: logprobs and entropies in nats, `(N,)` float32; the gradient goes through both.
     """
-
-    def part(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head.logits(hidden)
-        if temperature != 1.0:
-            logits = logits / temperature
-        found: tuple[Tensor, Tensor] = _Chosen.apply(logits, tokens, entropy)  # type: ignore[no-untyped-call]
-        return found
-
-    size = max(1, SLICE_BYTES // (4 * head.size))
-    again = torch.is_grad_enabled() and hidden.shape[0] > size
-    parts = [
-        checkpoint(part, h, t, use_reentrant=False) if again else part(h, t)
-        for h, t in zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)
-    ]
-    if not parts:
+    if not len(tokens):
         return hidden.new_zeros(0).float(), hidden.new_zeros(0).float() if entropy else None
-    logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies) if entropy else None
+    learns = any(p.requires_grad for p in head.layer.parameters())
+    way = _with_learning_head if learns and torch.is_grad_enabled() else _Chosen.apply
+    chosen, spread = way(hidden, tokens, head, temperature, entropy, through_entropy)
+    return chosen, spread if entropy else None
 
 
 class _Chosen(torch.autograd.Function):
-    """Log-softmax at one token per row, and the entropy of the row; both from one softmax."""
+    """Log-softmax at one token per row, and the entropy of the row.
+
+    The gradient is made in the forward pass, where the softmax is at hand: what is kept is `(N, d)`
+    and not `(N, V)`, and no slice is computed again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, tokens: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        tokens: Tensor,
+        head: VocabularyHead,
+        temperature: float,
+        entropy: bool,
+        through_entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        logprobs = logits.log_softmax(-1)  # (n, V)
-        chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        probs = logits.softmax(-1)  # PyTorch's exp alone takes longer
-        spread = torch.zeros_like(chosen)
-        if entropy:
-            spread = -logprobs.mul_(probs).sum(-1)
-        ctx.save_for_backward(probs, tokens, spread)
+        learns: bool = ctx.needs_input_grad[0]
+        found: list[tuple[Tensor, Tensor]] = []
+        slopes: list[tuple[Tensor, Tensor | None]] = []
+        for states, taken in _slices(head, hidden, tokens):
+            with torch.set_grad_enabled(learns):
+                states = states.detach().requires_grad_(learns)
+                logits = head.logits(states) / temperature
+            places = taken.unsqueeze(-1)
+            logprobs = logits.detach().log_softmax(-1)  # (n, V)
+            chosen = logprobs.gather(-1, places).squeeze(-1)
+            probs = logits.detach().softmax(-1)  # PyTorch's exp alone takes longer
+            spread, to_spread = torch.zeros_like(chosen), None
+            if entropy:
+                weighted = logprobs.mul_(probs)
+                spread = -weighted.sum(-1)
+                if learns and through_entropy:  # -p·(log p + H)
+                    slope = weighted.addcmul_(probs, spread.unsqueeze(-1)).neg_()
+                    (to_spread,) = torch.autograd.grad(logits, states, slope, retain_graph=True)
+            found.append((chosen, spread))
+            if learns:  # onehot - p
+                slope = probs.neg_().scatter_add_(-1, places, torch.ones_like(probs[:, :1]))
+                (to_chosen,) = torch.autograd.grad(logits, states, slope)
+                slopes.append((to_chosen, to_spread))
+        ctx.slopes = [torch.cat(s) if None not in s else None for s in zip(*slopes, strict=True)]
+        chosen, spread = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if not through_entropy:
+            ctx.mark_non_differentiable(spread)
         return chosen, spread
 
     @staticmethod
     def backward(
         ctx: Any, to_chosen: Tensor | None, to_spread: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
-        probs, tokens, spread = ctx.saved_tensors
+    ) -> tuple[Tensor | None, ...]:
         found: Tensor | None = None
-        if to_chosen is not None:  # onehot - p
-            found = probs * -to_chosen.unsqueeze(-1)
-            found.scatter_add_(-1, tokens.unsqueeze(-1), to_chosen.unsqueeze(-1))
-        if to_spread is not None:  # -p·(log p + H)
-            slope = -(torch.special.xlogy(probs, probs) + probs * spread.unsqueeze(-1))
-            slope = slope * to_spread.unsqueeze(-1)
-            found = slope if found is None else found + slope
-        return found, None, None
+        for grad, slope in zip((to_chosen, to_spread), ctx.slopes, strict=True):
+            if grad is not None and slope is not None:
+                part = slope * grad.unsqueeze(-1).to(slope.dtype)
+                found = part if found is None else found + part
+        return found, None, None, None, None, None
+
+
+def _with_learning_head(
+    hidden: Tensor,
+    tokens: Tensor,
+    head: VocabularyHead,
+    temperature: float,
+    entropy: bool,
+    through_entropy: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `_Chosen`, the gradient going to the head's own adapter too: slices are computed again."""
+
+    def part(states: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = (head.logits(states) / temperature).log_softmax(-1)
+        chosen = logprobs.gather(-1, taken.unsqueeze(-1)).squeeze(-1)
+        spread = -(logprobs.exp() * logprobs).sum(-1) if entropy else torch.zeros_like(chosen)
+        return chosen, spread if through_entropy else spread.detach()
+
+    parts = [checkpoint(part, *s, use_reentrant=False) for s in _slices(head, hidden, tokens)]
+    chosen, spread = (torch.cat(each) for each in zip(*parts, strict=True))
+    return chosen, spread
+
+
+def _slices(
+    head: VocabularyHead, hidden: Tensor, tokens: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    size = max(1, SLICE_BYTES // (4 * head.size))
+    return zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)

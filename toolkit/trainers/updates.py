@@ -67,7 +67,13 @@ class Updater:
         args = self.args
         with self.roles.using(POLICY) as policy:
             with self.accelerator.autocast():
-                seen = policy_pass(policy, batch, temperature=args.temperature, entropy=True)
+                seen = policy_pass(
+                    policy,
+                    batch,
+                    temperature=args.temperature,
+                    entropy=True,
+                    through_entropy=bool(args.ent_coef),
+                )
             found = policy_loss(
                 seen.logprobs,
                 old["logprobs"],
@@ -76,7 +82,6 @@ class Updater:
                 cliprange=args.cliprange,
             )
             assert seen.entropy is not None
-            # without a bonus no gradient goes through the entropy, which would cost a pass over p
             bonus = args.ent_coef * seen.entropy.sum() if args.ent_coef else 0.0
             self.accelerator.backward((found.loss - bonus) / tokens)
         vf_loss, vf_clipped = self._learn_values(batch, old, seen.states.detach(), tokens)
