@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.errors import CheckpointError
 from toolkit.models.adapters import read_adapter
 from toolkit.models.base import check_fingerprint, fingerprint
+from toolkit.preflight.opening import is_planned
 from toolkit.preflight.samples import IGNORED
 from toolkit.preflight.stages import Stage
 
@@ -32,7 +33,9 @@ def check_adapters(stage: Stage, tokenizer: PreTrainedTokenizerBase, found: Find
     """Parent and reward models: there, whole, and of this base."""
     base = None
     for run in filter(None, [stage.parent, *stage.rewards]):
-        if str(run) in stage.made_before and not (Path(run) / "adapter_config.json").is_file():
+        if is_planned(run, stage.made_before) or is_planned(
+            str(Path(run).parent), stage.made_before
+        ):
             found.notes.append(f"{run}: made by an earlier stage, so not checked")
             continue
         try:

@@ -136,17 +136,14 @@ def planner(
 
     An adapter that an earlier stage of a pipeline will make has the shape that its options say.
     """
-    model, parent = stage.model, recorded_parent(stage.parent)
-    planned = stage.made_before.get(str(stage.parent)) if parent is None else None
-    if planned is not None:
-        model = planned
+    parent, model = stage.starting_adapter()
     if stage.recipe == "ppo":
         return plan_ppo(
             stage.training,
             model,
             max(lengths),
             parent=parent,
-            reward_model=[run for run in stage.rewards if recorded_parent(run)],
+            reward_model=[recorded_parent(run) or parent for run in stage.rewards],
             reference=stage.parent is not None,
             ptx=max(map(len, ptx), default=0),
             cuda=memory.cuda,
