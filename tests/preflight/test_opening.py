@@ -12,7 +12,7 @@ from toolkit.arguments import LabelArguments
 from toolkit.errors import ToolkitError
 from toolkit.preflight.check import check_stage
 from toolkit.preflight.opening import opening
-from toolkit.preflight.report import planner
+from toolkit.preflight.report import Needy, planner
 from toolkit.preflight.stages import find_stages
 from toolkit.runs import ADAPTER_FILES, ENSEMBLE, Run
 
@@ -190,7 +190,9 @@ def test_an_ensemble_to_come_has_all_its_members(tiny_base, tmp_path):
         Dataset.from_list([{"prompt_ids": [5] * 4}]),
         AutoTokenizer.from_pretrained(tiny_base),
     )
-    plan = planner(stage, tokenizer, rows, [4], Memory(1 << 30, "a card", cuda=False))
+    plan = planner(
+        stage, tokenizer, Needy.of(stage, rows, [4]), Memory(1 << 30, "a card", cuda=False)
+    )
     assert len(plan.rehearsals[0].roles.rewards) == 3
 
 

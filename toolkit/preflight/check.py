@@ -11,7 +11,13 @@ from toolkit.data.tables import Splits
 from toolkit.data.texts import pretraining_texts
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.base import load_tokenizer
-from toolkit.preflight.findings import Findings, check_adapters, check_disk, check_tokens
+from toolkit.preflight.findings import (
+    Findings,
+    check_adapters,
+    check_disk,
+    check_tokens,
+    stored_parts,
+)
 from toolkit.preflight.fit import device_memory
 from toolkit.preflight.lengths import histogram, percentiles, row_tokens
 from toolkit.preflight.opening import is_planned, opening
@@ -178,6 +184,7 @@ def _fit(
             peaks, largest = foresee(stage, tokenizer, rows, lengths, memory, ptx=ptx)
     except ToolkitError as error:  # an exotic model: the rest of the check stands
         found.warnings.append(f"memory is not predicted ({error})")
+        check_disk(stage, stored_parts(stage), steps_of(stage, len(rows)), found)
         return
     peak = max(peaks, key=lambda each: each.total)
     print(fit_line(peak, memory))

@@ -1,5 +1,6 @@
 """Which training runs a YAML describes: one recipe, or the stages of a pipeline."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,13 @@ class Stage:
     def rewards(self) -> list[str]:
         """PPO's reward models."""
         return list(getattr(self.start, "reward_model", []))
+
+    def without_devices(self) -> "Stage":
+        """For another process: without the devices that the training arguments found in this one."""
+        training = copy.copy(self.training)
+        for name in ("_setup_devices", "distributed_state"):
+            training.__dict__.pop(name, None)
+        return dataclasses.replace(self, training=training)
 
     def starting_adapter(self) -> tuple[str | None, Any]:
         """What tells the shape of the adapter that it starts from: a run on disk, or model arguments.
