@@ -12,23 +12,19 @@ import sys
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import StartArguments
 from toolkit.config import run_cli
-from toolkit.data.loading import check_source, load_splits
-from toolkit.errors import ConfigError
-from toolkit.runs import Run, last_checkpoint, require_adapter
+from toolkit.data.loading import load_splits
+from toolkit.preflight.opening import opening
+from toolkit.runs import Run
 
 
 def main(script, training, model, mixture, start) -> Run:
-    if start.parent is None:
-        raise ConfigError("dpo: `parent` is missing; give the SFT run: --parent runs/world/sft")
-    require_adapter(start.parent, "parent")
-    check_source(script, mixture, start)
-    resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
+    configs = (script, training, model, mixture, start)
+    resume = opening("dpo", configs)
 
     from transformers import set_seed
 
     from toolkit.data.checks import check_texts
     from toolkit.models.adapters import save_adapter
-    from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.start import trainable_policy
     from toolkit.preflight.report import preflight
@@ -36,8 +32,6 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.supervised import DPOTrainer
 
-    refuse_adapter_options(model, because=f"the adapter is that of the parent {start.parent}")
-    configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent}
     with Run.start(
         training.output_dir, recipe="dpo", configs=configs, parents=parents, resume=resume

@@ -13,28 +13,20 @@ import sys
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import PPOArguments
 from toolkit.config import run_cli
-from toolkit.data.loading import check_source, load_splits
-from toolkit.errors import ConfigError
-from toolkit.runs import Run, last_checkpoint, require_adapter, reward_models
+from toolkit.data.loading import load_splits
+from toolkit.preflight.opening import opening
+from toolkit.runs import Run
 
 
 def main(script, training, model, mixture, start) -> Run:
-    if not start.reward_model:
-        raise ConfigError("ppo: `reward_model` is missing: --reward_model runs/world/reward")
-    start.reward_model = [member for run in start.reward_model for member in reward_models(run)]
-    for run in start.reward_model:
-        require_adapter(run, "reward_model")
-    if start.parent is not None:
-        require_adapter(start.parent, "parent")
-    check_source(script, mixture, start)
-    resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
+    configs = (script, training, model, mixture, start)
+    resume = opening("ppo", configs)  # after which `reward_model` names the members of an ensemble
 
     from transformers import set_seed
 
     from toolkit.data.checks import check_texts
     from toolkit.data.texts import pretraining_texts
     from toolkit.evaluation.monitor import gold_monitor
-    from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.ppo_roles import attach_ppo_roles
     from toolkit.models.roles import Roles
@@ -44,9 +36,6 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.trainers.ppo import PPOTrainer
     from toolkit.trainers.watch import WatchCallback, warned
 
-    if start.parent is not None:
-        refuse_adapter_options(model, because=f"the adapter is that of the parent {start.parent}")
-    configs = (script, training, model, mixture, start)
     parents = {"adapter": start.parent, "reward": start.reward_model[0]}
     parents |= {f"reward_{i}": run for i, run in enumerate(start.reward_model[1:], start=1)}
     with Run.start(

@@ -12,39 +12,30 @@ Writes  the run's directory: the adapter, head.safetensors (its bias makes the d
 
 import copy
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import DataArguments, RewardArguments
+from toolkit.arguments import RewardArguments
 from toolkit.config import run_cli
-from toolkit.data.loading import check_source, load_splits
-from toolkit.runs import ENSEMBLE, Run, is_finished, last_checkpoint, require_adapter
-
-MOST_DEMONSTRATIONS = 1000  # enough for a mean; a hub dataset may hold a million
+from toolkit.data.demonstrations import load_demonstrations
+from toolkit.data.loading import load_splits
+from toolkit.preflight.opening import opening
+from toolkit.runs import ENSEMBLE, Run, is_finished, last_checkpoint
 
 
 def main(script, training, model, mixture, start) -> Run:
-    if start.parent is not None:
-        require_adapter(start.parent, "parent")
-    check_source(script, mixture, start)
-    if start.demonstrations is not None:
-        check_source(replace(script, dataset_name=start.demonstrations), type(mixture)())
+    configs = (script, training, model, mixture, start)
+    resume = opening("reward", configs)
     single = start.ensemble == 1
-    resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
 
     from transformers import set_seed
 
     from toolkit.data.checks import check_texts
     from toolkit.evaluation.judge import Remembered
-    from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
     from toolkit.preflight.report import preflight
     from toolkit.trainers.reward_training import Comparisons, Member
 
-    if start.parent is not None:
-        refuse_adapter_options(model, because=f"the adapter is that of the parent {start.parent}")
-    configs = (script, training, model, mixture, start)
     with Run.start(
         training.output_dir,
         recipe="reward" if single else ENSEMBLE,
@@ -56,7 +47,7 @@ def main(script, training, model, mixture, start) -> Run:
         splits = load_splits(
             script, mixture, start, kind="preference", seed=training.seed, folder=run.path
         )
-        shown = _demonstrations(start, training.seed)
+        shown = load_demonstrations(start, seed=training.seed)
         base, tokenizer = load_base(
             model,
             scalar=True,
@@ -132,20 +123,6 @@ def _judge(scorer, data, member, run):
         scorer, member.tokenizer, data.judged, demonstrations=data.demonstrations
     )
     return write_reward_report(section, run.path)
-
-
-def _demonstrations(start, seed):
-    """The (prompt, completion) rows whose scores shall average 0, read before the training."""
-    if start.demonstrations is None:
-        return []
-    from trl import DatasetMixtureConfig, ScriptArguments
-
-    source = ScriptArguments(dataset_name=start.demonstrations)
-    # the training data's mixture would take precedence, and its format is another
-    most = min(start.max_rows or MOST_DEMONSTRATIONS, MOST_DEMONSTRATIONS)
-    asked = DataArguments(drop_bad_rows=start.drop_bad_rows, max_rows=most)
-    rows = load_splits(source, DatasetMixtureConfig(), asked, kind="prompt-completion", seed=seed)
-    return [(row["prompt"], row["completion"]) for row in rows["train"]]
 
 
 def arguments() -> tuple[type, ...]:

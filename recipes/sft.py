@@ -11,21 +11,14 @@ import sys
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import DataArguments
 from toolkit.config import run_cli
-from toolkit.data.loading import check_source, load_splits
-from toolkit.errors import ConfigError
-from toolkit.runs import Run, last_checkpoint
+from toolkit.data.loading import load_splits
+from toolkit.preflight.opening import opening
+from toolkit.runs import Run
 
 
 def main(script, training, model, mixture, start) -> Run:
-    check_source(script, mixture, start)
-    if not model.use_peft:
-        raise ConfigError("sft: `use_peft` is false, but only adapters are trained: set it to true")
-    resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
-    if resume and model.method == "adalora":
-        raise ConfigError(
-            "sft: adalora cannot be resumed, no checkpoint holds what it knows of the importance of "
-            "ranks; start again with --resume_from_checkpoint false"
-        )
+    configs = (script, training, model, mixture, start)
+    resume = opening("sft", configs)
 
     from transformers import set_seed
 
@@ -39,7 +32,6 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.trainers.rank_allocation import RankAllocation
     from toolkit.trainers.supervised import SFTTrainer
 
-    configs = (script, training, model, mixture, start)
     with Run.start(training.output_dir, recipe="sft", configs=configs, resume=resume) as run:
         set_seed(training.seed)  # before the split: TRL's get_dataset passes no seed of its own
         splits = load_splits(

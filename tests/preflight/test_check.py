@@ -149,6 +149,65 @@ def test_the_short_form_never_stops_a_run(tiny_base, tmp_path, capsys):
     assert len(said.splitlines()) <= 6
 
 
+def test_a_fresh_process_predicts_the_same(tiny_base, sft_run, reward_run, tmp_path, capsys):
+    """As on a GPU, whose process cannot be copied."""
+    words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path, "--parent", sft_run]
+    pairs = {"prompt_ids": [5] * 9, "chosen_ids": [5] * 4, "rejected_ids": [5] * 3}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    for stage, row in (
+        (stage_of("dpo", *words), pairs),
+        (stage_of("ppo", *words, "--reward_model", reward_run), {"prompt_ids": [5] * 9}),
+    ):
+        rows, said = Dataset.from_list([row] * 4), []
+        for fresh in (True, False):
+            preflight(stage.recipe, stage.configs, tokenizer, rows, fresh=fresh)
+            lines = capsys.readouterr().out.splitlines()
+            said.append([line for line in lines if "predicted" in line])
+        assert "predicted peak" in said[0][0]
+        assert said[0] == said[1]
+
+
+def test_the_disk_is_looked_at_where_memory_is_not_predicted(
+    tiny_base, sft_run, tmp_path, capsys, monkeypatch
+):
+    def fails(*_, **__):
+        raise ConfigError("an exotic model")
+
+    monkeypatch.setattr("toolkit.preflight.report.apart", fails)
+    rows = Dataset.from_list([{"prompt_ids": [5], "chosen_ids": [5], "rejected_ids": [5]}])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
+    with_parent = stage_of("dpo", *words, "--parent", sft_run)
+    preflight("dpo", with_parent.configs, tokenizer, rows)
+    said = capsys.readouterr().out
+    assert "memory is not predicted (an exotic model)" in said
+    assert "checkpoints take up to" in said
+    preflight("dpo", stage_of("dpo", *words, "--parent", tmp_path / "no").configs, tokenizer, rows)
+    assert "what checkpoints take of disk is not known" in capsys.readouterr().out
+
+
+def test_an_ensemble_needs_the_disk_of_all_and_what_is_there_is_not_needed_twice(
+    tmp_path, monkeypatch
+):
+    parts = {"adapters": 1 << 30, "heads": 0, "optimizer": 2 << 30}
+    monkeypatch.setattr(
+        "toolkit.preflight.findings.shutil.disk_usage",
+        lambda _: type("Usage", (), {"free": 20 << 30}),
+    )
+    words = ["--output_dir", tmp_path / "run", "--save_total_limit", 2]
+    for members, fails in ((1, False), (3, True)):
+        found = Findings()
+        check_disk(stage_of("reward", *words, "--ensemble", members), parts, 100, found)
+        assert bool(found.errors) == fails
+    left = tmp_path / "run" / "member-0" / "checkpoint-5"
+    left.mkdir(parents=True)
+    with (left / "optimizer.pt").open("wb") as file:
+        file.truncate(40 << 30)  # a hole: takes no room
+    found = Findings()
+    check_disk(stage_of("reward", *words, "--ensemble", 3), parts, 100, found)
+    assert found.errors == []
+
+
 def test_lengths_are_those_of_what_is_read():
     ranking = {"ids": [[1] * 4, [1] * 9], "better": [0], "worse": [1], "margins": [0.0]}
     more = {"ids": [[1] * 3] * 3, "better": [0], "worse": [1], "margins": [0.0]}

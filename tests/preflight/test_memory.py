@@ -4,6 +4,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -170,6 +171,33 @@ def test_a_prediction_that_dies_or_hangs_takes_nothing_down():
     with pytest.raises(ConfigError, match="ZeroDivisionError"):
         apart(lambda: 1 / 0)
     assert apart(lambda: [1, "a"]) == [1, "a"]
+
+
+def test_a_fresh_process_sees_no_gpu_and_inherits_nothing(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert apart(partial(os.getenv, "CUDA_VISIBLE_DEVICES"), fresh=True) == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    assert apart(os.getpid, fresh=True) != os.getpid()
+    with pytest.raises(ConfigError, match="does not start"):
+        apart(lambda: 1, fresh=True)  # nothing that could be handed over
+    monkeypatch.setattr("toolkit.preflight.apart.IMPORTS_S", 0.0)
+    with pytest.raises(ConfigError, match="given up after 0 s"):
+        apart(partial(time.sleep, 60), limit_s=0.2, fresh=True)
+
+
+def test_a_process_that_uses_a_gpu_is_never_copied(monkeypatch):
+    made = []
+
+    def context(kind):
+        made.append(kind)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr("toolkit.preflight.apart.multiprocessing.get_context", context)
+    for used in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda used=used: used)
+        with pytest.raises(ConfigError, match="far enough"):
+            apart(os.getpid)
+    assert made == ["spawn", "fork"]
 
 
 def test_the_largest_batch_is_that_of_the_phase_that_grows():

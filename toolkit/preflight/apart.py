@@ -3,44 +3,51 @@
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from toolkit.errors import ConfigError
 
 LIMIT_S = 300.0
+IMPORTS_S = 60.0  # that a fresh process may take to import the libraries
 TOKENIZERS = "TOKENIZERS_PARALLELISM"
 T = TypeVar("T")
 
 
-def apart(work: Callable[[], T], *, limit_s: float = LIMIT_S) -> T:
-    """What `work` returns, worked out in a copy of this process, which is gone afterwards.
+def apart(work: Callable[[], T], *, limit_s: float = LIMIT_S, fresh: bool | None = None) -> T:
+    """What `work` returns, worked out in a process of its own, which is gone afterwards.
 
     Models on tensors without data are built by code that was made for others: it may leave settings
     of libraries changed, keep memory, or bring its process down. None of that reaches this one.
 
     Args:
-        work: returns what can be pickled.
-        limit_s: seconds after which it is given up.
+        work: returns what can be pickled; pickled itself, for a fresh process.
+        limit_s: seconds after which it is given up; a fresh process has `IMPORTS_S` more.
+        fresh: a new process that sees no GPU, instead of a copy of this one, which is there at
+            once. Default: where it must be, because this one uses a GPU, which does not survive a
+            copy, or the system has no copies.
 
-    Raises: ConfigError where it fails, dies, takes too long, or cannot have a process: a GPU that
-        is in use does not survive the copy.
+    Raises: ConfigError where it fails, dies, takes too long, or cannot be handed over.
     """
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        raise ConfigError("this process uses the GPU; recipes/check.py predicts it beforehand")
-    if "fork" not in multiprocessing.get_all_start_methods():
-        raise ConfigError("this system cannot copy a process")
-    context = multiprocessing.get_context("fork")
+    if fresh is None:
+        copies = "fork" in multiprocessing.get_all_start_methods()
+        fresh = not copies or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    context: Any = multiprocessing.get_context("spawn" if fresh else "fork")
+    limit_s += IMPORTS_S if fresh else 0.0
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_work, args=(work, send, limit_s), daemon=True)
-    with _quiet_fork():
-        child.start()
+    try:
+        with _environment({TOKENIZERS: "false"} | ({"CUDA_VISIBLE_DEVICES": ""} if fresh else {})):
+            child.start()
+    except (pickle.PicklingError, AttributeError, TypeError, OSError) as error:
+        raise ConfigError(f"its process does not start ({' '.join(str(error).split())})") from error
     send.close()
     try:
         if not receive.poll(limit_s):
@@ -48,6 +55,8 @@ def apart(work: Callable[[], T], *, limit_s: float = LIMIT_S) -> T:
         done, found = receive.recv()
     except (EOFError, OSError) as error:
         raise ConfigError("its process died") from error
+    except (pickle.UnpicklingError, AttributeError, ImportError) as error:
+        raise ConfigError(f"its answer cannot be read ({error})") from error
     finally:
         child.kill()
         child.join()
@@ -75,14 +84,19 @@ def _work(work: Callable[[], object], send: Connection, limit_s: float) -> None:
 
 
 @contextmanager
-def _quiet_fork() -> Iterator[None]:
-    """No warnings that a process with threads is copied: the copy uses none of them."""
-    before = os.environ.get(TOKENIZERS)
-    os.environ.setdefault(TOKENIZERS, "false")
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """The environment that a child starts with, and no warnings that a process with threads is
+    copied: the copy uses none of them.
+    """
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
-        if before is None:
-            del os.environ[TOKENIZERS]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -15,7 +15,10 @@ COMPLETIONS = 4  # per prompt of the reward model's rankings
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration. `length` is tokens per row: of prompt and completion together, in PPO too."""
+    """One configuration. `length` is tokens per row: of prompt and completion together, in PPO too.
+
+    `generation` is how many rows PPO samples together, 0 for as many as `batch`.
+    """
 
     name: str
     recipe: str
@@ -28,6 +31,7 @@ class Case:
     four_bit: bool = False
     accumulate: int = 1
     bf16: bool = False
+    generation: int = 0
 
     def as_row(self) -> dict[str, Any]:
         """For JSON."""
@@ -90,6 +94,7 @@ class Case:
                 "response_length": self.length // 2,
                 "num_ppo_epochs": 1,
                 "local_rollout_forward_batch_size": self.batch,
+                "generation_batch_size": self.generation or self.batch,
             }
         else:
             common["max_length"] = self.length
@@ -142,4 +147,5 @@ CASES = (
     Case("reward-large", "reward", 768, 12, 32000, batch=1, length=96),
     Case("ppo-small", "ppo", batch=32, length=128),
     Case("ppo-large", "ppo", 768, 12, 32000, batch=4, length=96),
+    Case("ppo-sampling", "ppo", batch=1, length=384, accumulate=64, generation=64),
 )

@@ -1,21 +1,27 @@
 """The long form: everything that can be known of a run before it starts, from its config and data."""
 
-from pathlib import Path
-
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.config import is_local_path
+from toolkit.arguments import LabelArguments
 from toolkit.data.checks import check_texts
-from toolkit.data.loading import check_source, load_splits
+from toolkit.data.demonstrations import load_demonstrations
+from toolkit.data.loading import load_splits
 from toolkit.data.tables import Splits
 from toolkit.data.texts import pretraining_texts
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.base import load_tokenizer
-from toolkit.preflight.findings import Findings, check_adapters, check_disk, check_tokens
+from toolkit.preflight.findings import (
+    Findings,
+    check_adapters,
+    check_disk,
+    check_tokens,
+    stored_parts,
+)
 from toolkit.preflight.fit import device_memory
 from toolkit.preflight.lengths import histogram, percentiles, row_tokens
-from toolkit.preflight.phantom import base_config, recorded_parent
+from toolkit.preflight.opening import is_planned, opening
+from toolkit.preflight.phantom import base_config
 from toolkit.preflight.ppo_rehearsal import PPORehearsal
 from toolkit.preflight.rehearsal import Rehearsal, require_rows, undisturbed
 from toolkit.preflight.report import fit_line, foresee, parts_table, steps_of, summary, too_much
@@ -35,10 +41,7 @@ def check_stage(stage: Stage, *, card_memory_gb: float | None = None) -> Finding
     Raises: ToolkitError for data, a model or options that cannot be read.
     """
     found = Findings()
-    if stage.recipe == "ppo" and not stage.rewards:
-        raise ConfigError("ppo: `reward_model` is missing: --reward_model runs/world/reward")
-    if stage.recipe == "dpo" and stage.parent is None:
-        raise ConfigError("dpo: `parent` is missing; give the SFT run: --parent runs/world/sft")
+    opening(stage.recipe, stage.configs, made_before=stage.made_before if stage.name else None)
     tokenizer = _tokenizer(stage)
     check_adapters(stage, tokenizer, found)
     waiting = _made_later(stage)
@@ -55,11 +58,8 @@ def check_stage(stage: Stage, *, card_memory_gb: float | None = None) -> Finding
 
 def _tokenizer(stage: Stage) -> PreTrainedTokenizerBase:
     """The run's, with the template that it will find."""
-    parent = recorded_parent(stage.parent)
-    planned = stage.made_before.get(str(stage.parent)) if parent is None else None
-    asked = stage.model.chat_template
-    if planned is not None:
-        asked = asked or planned.chat_template
+    parent, model = stage.starting_adapter()
+    asked = stage.model.chat_template or model.chat_template
     try:
         return load_tokenizer(
             resolve_base(stage.model.model_name_or_path),
@@ -76,13 +76,10 @@ def _tokenizer(stage: Stage) -> PreTrainedTokenizerBase:
 def _made_later(stage: Stage) -> str | None:
     """The dataset, if it is what an earlier stage will write."""
     name = stage.script.dataset_name
-    if name in stage.made_before and not (is_local_path(name) and Path(name).exists()):
-        return str(name)
-    return None
+    return str(name) if is_planned(name, stage.made_before) else None
 
 
 def _splits(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Splits:
-    check_source(stage.script, stage.mixture, stage.start)
     splits = load_splits(
         stage.script,
         stage.mixture,
@@ -101,14 +98,12 @@ def _rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, ob
         data = Comparisons.prepare(
             splits,
             tokenizer,
-            [],
+            load_demonstrations(stage.start, seed=training.seed),
             max_length=training.max_length,
             shuffle_pairs=stage.start.shuffle_pairs,
         )
         return data.train, None
-    parent = recorded_parent(stage.parent)
-    planned = stage.made_before.get(str(stage.parent)) if parent is None else None
-    model = planned or stage.model
+    parent, model = stage.starting_adapter()
     if stage.recipe == "ppo":
         shapes = PPORehearsal(training, model, parent=parent, reward_model=[], layers=1)
         return encode_prompts(splits["train"], tokenizer, shapes.roles, training), None
@@ -130,12 +125,21 @@ def _full_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     ids, half = [int(tokenizer.eos_token_id)] * limit, limit // 2
     row: dict[str, object] = {"input_ids": ids, "completion_mask": [1] * limit}
     if stage.recipe == "reward":
-        row = {"ids": [ids, ids], "better": [0], "worse": [1], "margins": [0.0]}
+        answers = _planned_answers(stage)
+        row = {"ids": [ids] * answers, "better": [0], "worse": [answers - 1], "margins": [0.0]}
     elif stage.recipe == "dpo":
         row = {"prompt_ids": ids[:half], "chosen_ids": ids[half:], "rejected_ids": ids[half:]}
     elif stage.recipe == "ppo":
         row = {"prompt_ids": ids}
     return Dataset.from_list([row])
+
+
+def _planned_answers(stage: Stage) -> int:
+    """How many answers of a prompt an earlier stage will rank; two where that is not known."""
+    labels = stage.made_before.get(str(stage.script.dataset_name))
+    if not isinstance(labels, LabelArguments) or stage.start.shuffle_pairs:
+        return 2
+    return labels.completions + labels.base_completions + labels.written_vices
 
 
 def _describe(
@@ -180,6 +184,7 @@ def _fit(
             peaks, largest = foresee(stage, tokenizer, rows, lengths, memory, ptx=ptx)
     except ToolkitError as error:  # an exotic model: the rest of the check stands
         found.warnings.append(f"memory is not predicted ({error})")
+        check_disk(stage, stored_parts(stage), steps_of(stage, len(rows)), found)
         return
     peak = max(peaks, key=lambda each: each.total)
     print(fit_line(peak, memory))

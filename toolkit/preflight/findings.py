@@ -10,12 +10,14 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
-from toolkit.models.adapters import read_adapter
+from toolkit.models.adapters import WEIGHTS_FILE, read_adapter
 from toolkit.models.base import check_fingerprint, fingerprint
+from toolkit.preflight.opening import is_planned
 from toolkit.preflight.samples import IGNORED
 from toolkit.preflight.stages import Stage
 
 LOOKED_AT = 200  # rows read for the sanity of special tokens
+DISK = "checkpoints take"
 SMALL_FILES = 20 << 20  # of a checkpoint: tokenizer, state, random generators
 
 
@@ -32,7 +34,9 @@ def check_adapters(stage: Stage, tokenizer: PreTrainedTokenizerBase, found: Find
     """Parent and reward models: there, whole, and of this base."""
     base = None
     for run in filter(None, [stage.parent, *stage.rewards]):
-        if str(run) in stage.made_before and not (Path(run) / "adapter_config.json").is_file():
+        if is_planned(run, stage.made_before) or is_planned(
+            str(Path(run).parent), stage.made_before
+        ):
             found.notes.append(f"{run}: made by an earlier stage, so not checked")
             continue
         try:
@@ -120,16 +124,43 @@ def _first_ids(recipe: str, row: dict[str, Any]) -> list[int]:
     return list(row["prompt_ids"])
 
 
-def check_disk(stage: Stage, parts: dict[str, int], steps: int | None, found: Findings) -> None:
+def stored_parts(stage: Stage) -> dict[str, int] | None:
+    """Bytes of a checkpoint where no memory is predicted, from the runs that the stage starts from.
+
+    Adam's two states are counted. None where a new adapter is trained, whose size nobody knows.
+    """
+    names = [stage.parent, *(stage.rewards[:1] if stage.recipe == "ppo" else [])]
+    files = [Path(name) / WEIGHTS_FILE for name in names if name is not None]
+    if not files or not all(file.is_file() for file in files):
+        return None
+    held = sum(file.stat().st_size for file in files)
+    return {"adapters": held, "heads": 0, "optimizer": 2 * held}
+
+
+def check_disk(
+    stage: Stage, parts: dict[str, int] | None, steps: int | None, found: Findings
+) -> None:
     """Whether the checkpoints find room.
+
+    An ensemble keeps those of every member. What an earlier attempt has left in `output_dir` is
+    removed, or counts among what is kept, and so is not needed twice.
 
     Args:
         stage: the run.
-        parts: predicted bytes of adapters, heads and optimizer.
+        parts: predicted bytes of adapters, heads and optimizer, None if they are not known.
         steps: of the whole run, if known.
         found: gets the lines.
     """
     args = stage.training
+    folder = Path(str(args.output_dir)).absolute()
+    there = [f for f in folder.glob("**/checkpoint-*/**/*") if f.is_file()]
+    freed = sum(file.stat().st_size for file in there)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if parts is None:
+        found.notes.append(f"what {DISK} of disk is not known, {size(free)} are free")
+        return
     one = parts["adapters"] + parts["heads"] + parts["optimizer"] + SMALL_FILES
     kept = 1
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
@@ -140,13 +171,11 @@ def check_disk(stage: Stage, parts: dict[str, int], steps: int | None, found: Fi
         # one more than the limit while the new one is written beside
         kept = min(x for x in (args.save_total_limit or math.inf, made or math.inf) if x)  # type: ignore[assignment]
         kept = 10 if kept == math.inf else int(kept) + 1
-    need = kept * one + one
-    folder = Path(str(args.output_dir)).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    line = f"checkpoints take up to {size(need)} of disk, {size(free)} are free"
-    if need > free:
+    need = (kept * one + one) * getattr(stage.start, "ensemble", 1)
+    line = f"{DISK} up to {size(need)} of disk, {size(free)} are free"
+    if freed:
+        line += f" and {size(freed)} are taken by checkpoints there"
+    if need > free + freed:
         found.errors.append(f"{line}: lower `save_total_limit`, or free some")
     else:
         found.notes.append(line)

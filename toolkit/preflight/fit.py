@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def plan_ppo(
     prompt: int,
     *,
     parent: str | None,
-    reward_model: list[str],
+    reward_model: Sequence[str | None],
     reference: bool,
     ptx: int,
     cuda: bool,

@@ -52,7 +52,9 @@ def train(case: Case, base: Path) -> None:
         roles = Roles(loaded, fingerprint(model, tokenizer))
         attach_shapes(roles, config, [config], reference=False, value="adapter")
         tokens = case.length - case.length // 2
-        prompts = Dataset.from_list([{"prompt": prompt_of(tokenizer, tokens)}] * case.batch)
+        prompts = Dataset.from_list(
+            [{"prompt": prompt_of(tokenizer, tokens)}] * case.batch * case.accumulate
+        )
         trainer: Any = PPOTrainer(roles, train_dataset=prompts, **given)
     else:
         row = case.row()

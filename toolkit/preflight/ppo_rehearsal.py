@@ -37,7 +37,7 @@ class PPORehearsal:
     Args:
         training: PPO's settings.
         model: which base, and the adapter of a policy without a parent.
-        parent, reward_model: runs whose adapters' shapes are taken.
+        parent, reward_model: runs whose adapters' shapes are taken; None for a new adapter's.
         reference: whether there is an adapter of it; by default where there is a parent.
         cuda: count as on a GPU.
         layers: so many of the base's layers; default all.
@@ -49,7 +49,7 @@ class PPORehearsal:
         model: Any,
         *,
         parent: str | None,
-        reward_model: Sequence[str],
+        reward_model: Sequence[str | None],
         reference: bool | None = None,
         cuda: bool = False,
         layers: int | None = None,

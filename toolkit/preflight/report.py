@@ -1,13 +1,15 @@
 """The lines that a reader sees: the short form of every recipe, and the long one of `recipes/check.py`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.preflight.apart import LIMIT_S, apart
-from toolkit.preflight.findings import Findings, check_disk, check_tokens, size
+from toolkit.preflight.findings import DISK, Findings, check_disk, check_tokens, size, stored_parts
 from toolkit.preflight.fit import Memory, Planner, device_memory, plan_ppo, plan_trainer
 from toolkit.preflight.lengths import neediest_row, percentiles, row_tokens
 from toolkit.preflight.phantom import base_config, recorded_parent
@@ -27,6 +29,7 @@ def preflight(
     collator: Any = None,
     *,
     ptx: Sequence[Sequence[int]] = (),
+    fresh: bool | None = None,
 ) -> None:
     """What a recipe is about to train on and whether it fits, in a few lines; stops nothing.
 
@@ -37,9 +40,10 @@ def preflight(
         rows: its trainer's, tokenized.
         collator: the trainer's.
         ptx: PPO's pretraining texts, tokenized.
+        fresh: predict in a process that is no copy of this one; default where a GPU is in use.
     """
     try:
-        lines = _short(recipe, configs, tokenizer, rows, collator, ptx)
+        lines = _short(Stage.of(recipe, configs), tokenizer, rows, collator, ptx, fresh)
     except Exception as error:  # whatever an exotic model or row raises, it is the run that counts
         lines = [f"nothing can be said ({_one_line(error)})"]
     for line in lines:
@@ -47,22 +51,22 @@ def preflight(
 
 
 def _short(
-    recipe: str,
-    configs: Sequence[Any],
+    stage: Stage,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     collator: Any,
     ptx: Sequence[Sequence[int]],
+    fresh: bool | None,
 ) -> list[str]:
-    stage, found = Stage.of(recipe, configs), Findings()
+    found = Findings()
     with undisturbed():
-        lengths = row_tokens(recipe, rows, stage.limit)
+        lengths = row_tokens(stage.recipe, rows, stage.limit)
         lines = [summary(lengths)]
         memory = device_memory(None, use_cpu=stage.training.use_cpu)
-        parts: dict[str, int] = {}
+        parts: dict[str, int] | None = None
         try:
             peaks, largest = foresee(
-                stage, tokenizer, rows, lengths, memory, ptx=ptx, always_largest=False
+                stage, tokenizer, rows, lengths, memory, ptx=ptx, always_largest=False, fresh=fresh
             )
         except Exception as error:
             lines.append(f"memory is not predicted ({_one_line(error)})")
@@ -72,11 +76,10 @@ def _short(
             lines.append(fit_line(peak, memory))
             if peak.total > memory.total:
                 found.warnings.append(too_much(largest, stage, peak, memory))
-        if parts:
-            check_disk(stage, parts, steps_of(stage, len(rows)), found)
+        check_disk(stage, parts or stored_parts(stage), steps_of(stage, len(rows)), found)
         text = base_config(stage.model, trust_remote_code=stage.training.trust_remote_code)
         check_tokens(stage, tokenizer, rows, collator, text.get_text_config(), found)
-    disk = [note for note in found.notes if "checkpoints take" in note]
+    disk = [note for note in found.notes if DISK in note]
     return [*lines, *disk, *(f"warning: {line}" for line in (*found.errors, *found.warnings))]
 
 
@@ -102,62 +105,87 @@ def foresee(
     *,
     ptx: Sequence[Sequence[int]] = (),
     always_largest: bool = True,
+    fresh: bool | None = None,
 ) -> tuple[list[Peak], int]:
     """Every phase's peak at the run's batch, and the largest batch that fits; in a process apart.
 
     Args:
         always_largest: look for the latter also where the run's own batch fits; else it is 0 then.
+        fresh: see `apart`.
 
     Raises: ConfigError where it cannot be predicted.
     """
+    needy = Needy.of(stage, rows, lengths, ptx)
+    work = partial(_predict, stage.without_devices(), tokenizer, needy, memory, always_largest)
+    return apart(work, limit_s=LIMIT_S if always_largest else AT_START_S, fresh=fresh)
+
+
+@dataclass(frozen=True)
+class Needy:
+    """Of the rows what decides the peak, small enough to be handed to another process.
+
+    `longest` is in tokens, `row` one of the trainer's, empty for PPO; `ptx` the longest text.
+    """
+
+    longest: int
+    row: dict[str, Any]
+    ptx: int
+
+    @classmethod
+    def of(
+        cls,
+        stage: Stage,
+        rows: Dataset,
+        lengths: Sequence[int],
+        ptx: Sequence[Sequence[int]] = (),
+    ) -> "Needy":
+        """From the trainer's rows and their lengths."""
+        row = {} if stage.recipe == "ppo" else neediest_row(stage.recipe, rows, lengths)
+        return cls(max(lengths), row, max(map(len, ptx), default=0))
+
+
+def _predict(
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    needy: Needy,
+    memory: Memory,
+    always_largest: bool,
+) -> tuple[list[Peak], int]:
+    _ = stage.training.device  # asked first: its other properties need to know
     batch = stage.training.per_device_train_batch_size
-
-    def work() -> tuple[list[Peak], int]:
-        plan = planner(stage, tokenizer, rows, lengths, memory, ptx=ptx)
-        peaks = plan.peaks(batch)
-        highest = max(peaks, key=lambda peak: peak.total)
-        if highest.total <= memory.total and not always_largest:
-            return peaks, 0
-        return peaks, plan.largest_batch(memory.total, batch, peaks)
-
-    return apart(work, limit_s=LIMIT_S if always_largest else AT_START_S)
+    plan = planner(stage, tokenizer, needy, memory)
+    peaks = plan.peaks(batch)
+    highest = max(peaks, key=lambda peak: peak.total)
+    if highest.total <= memory.total and not always_largest:
+        return peaks, 0
+    return peaks, plan.largest_batch(memory.total, batch, peaks)
 
 
 def planner(
-    stage: Stage,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    lengths: Sequence[int],
-    memory: Memory,
-    *,
-    ptx: Sequence[Sequence[int]] = (),
+    stage: Stage, tokenizer: PreTrainedTokenizerBase, needy: Needy, memory: Memory
 ) -> Planner:
     """Predicts the run's memory from its config and its rows.
 
     An adapter that an earlier stage of a pipeline will make has the shape that its options say.
     """
-    model, parent = stage.model, recorded_parent(stage.parent)
-    planned = stage.made_before.get(str(stage.parent)) if parent is None else None
-    if planned is not None:
-        model = planned
+    parent, model = stage.starting_adapter()
     if stage.recipe == "ppo":
         return plan_ppo(
             stage.training,
             model,
-            max(lengths),
+            needy.longest,
             parent=parent,
-            reward_model=[run for run in stage.rewards if recorded_parent(run)],
+            reward_model=[recorded_parent(run) or parent for run in stage.rewards],
             reference=stage.parent is not None,
-            ptx=max(map(len, ptx), default=0),
+            ptx=needy.ptx,
             cuda=memory.cuda,
         )
-    row = neediest_row(stage.recipe, rows, lengths)
     return plan_trainer(
         stage.recipe,
         stage.training,
         model,
         tokenizer,
-        row,
+        needy.row,
         parent=parent,
         cuda=memory.cuda,
     )

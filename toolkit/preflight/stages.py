@@ -1,5 +1,6 @@
 """Which training runs a YAML describes: one recipe, or the stages of a pipeline."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +9,18 @@ from typing import Any
 
 import yaml
 
-from toolkit.arguments import DataArguments, PPOArguments, RewardArguments, StartArguments
+from toolkit.arguments import (
+    DataArguments,
+    LabelArguments,
+    PPOArguments,
+    RewardArguments,
+    StartArguments,
+)
 from toolkit.config import parse
 from toolkit.errors import ConfigError
+from toolkit.models.arguments import ModelArguments
 from toolkit.pipeline import Pipeline
+from toolkit.preflight.phantom import recorded_parent
 
 RECIPES = ("sft", "reward", "ppo", "dpo")
 KINDS = {"sft": "prompt-completion", "reward": "preference", "dpo": "preference"}
@@ -22,8 +31,9 @@ KINDS["ppo"] = "prompt-only"
 class Stage:
     """A training run as its recipe would be called.
 
-    `made_before` maps the directories of earlier stages of a pipeline to the model arguments that
-    they are called with: what is not on disk yet, but will be.
+    `made_before` maps the directories of earlier stages of a pipeline to what will be made there: a
+    training run, the arguments of the labelling (`LabelArguments`), or None. What is not on disk
+    yet, but will be.
     """
 
     recipe: str
@@ -41,6 +51,11 @@ class Stage:
         return cls(recipe, *configs, **kwargs)
 
     @property
+    def configs(self) -> tuple[Any, ...]:
+        """The recipe's argument classes, in their order."""
+        return self.script, self.training, self.model, self.mixture, self.start
+
+    @property
     def parent(self) -> str | None:
         """The run whose adapter it starts from."""
         return getattr(self.start, "parent", None)
@@ -49,6 +64,27 @@ class Stage:
     def rewards(self) -> list[str]:
         """PPO's reward models."""
         return list(getattr(self.start, "reward_model", []))
+
+    def without_devices(self) -> "Stage":
+        """For another process: without the devices that the training arguments found in this one."""
+        training = copy.copy(self.training)
+        for name in ("_setup_devices", "distributed_state"):
+            training.__dict__.pop(name, None)
+        return dataclasses.replace(self, training=training)
+
+    def starting_adapter(self) -> tuple[str | None, Any]:
+        """What tells the shape of the adapter that it starts from: a run on disk, or model arguments.
+
+        Through the stages of a pipeline that are not made yet, back to the one that starts a new
+        adapter.
+        """
+        parent, model = self.parent, self.model
+        while parent is not None and recorded_parent(parent) is None:
+            before = self.made_before.get(str(parent))
+            if not isinstance(before, Stage):
+                return None, model
+            parent, model = before.parent, before.model
+        return parent, model
 
     @property
     def limit(self) -> int | None:
@@ -63,7 +99,6 @@ def argument_classes(recipe: str) -> tuple[type, ...]:
     """The argument classes of a recipe's command line."""
     from trl import DatasetMixtureConfig, DPOConfig, RewardConfig, ScriptArguments, SFTConfig
 
-    from toolkit.models.arguments import ModelArguments
     from toolkit.trainers.ppo_config import PPOConfig
 
     own: dict[str, tuple[type, type]] = {
@@ -104,11 +139,14 @@ def _pipeline(config: str) -> list[Stage]:
     found: list[Stage] = []
     made: dict[str, Any] = {}
     for stage in pipeline.stages:
+        words, makes = pipeline.command(stage)[2:], None
         if stage.recipe in RECIPES:
-            words = pipeline.command(stage)[2:]
             configs = parse(argument_classes(stage.recipe), words)
-            found.append(Stage.of(stage.recipe, configs, name=stage.name, made_before=dict(made)))
-        made[str(pipeline.directory(stage))] = found[-1].model if stage.recipe == "sft" else None
+            makes = Stage.of(stage.recipe, configs, name=stage.name, made_before=dict(made))
+            found.append(makes)
+        elif stage.recipe == "label":
+            makes = parse((LabelArguments, ModelArguments), words)[0]
+        made[str(pipeline.directory(stage))] = makes
     return found
 
 

@@ -1,0 +1,121 @@
+"""What a training recipe refuses before it loads anything; check.py asks the same."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.config import is_local_path
+from toolkit.data.loading import check_source
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.arguments import refuse_adapter_options
+from toolkit.models.heads import HEAD_FILE
+from toolkit.runs import Run, checkpoints, is_finished, last_checkpoint, require_adapter
+from toolkit.runs import reward_models as members_of
+
+
+def opening(
+    recipe: str, configs: Sequence[Any], *, made_before: Mapping[str, Any] | None = None
+) -> str | None:
+    """Whether a recipe can begin with these arguments; nothing is loaded or written.
+
+    PPO's `reward_model` is changed: an ensemble's folder becomes the folders of its members.
+
+    Args:
+        recipe: sft, reward, ppo or dpo.
+        configs: its five argument classes, in their order.
+        made_before: for a pipeline's stage the directories that earlier stages will have made. The
+            pipeline decides itself what it resumes.
+
+    Returns: the checkpoint to resume from, None for a fresh start.
+    Raises: ConfigError, DatasetError or CheckpointError naming the option and what would do.
+    """
+    script, training, model, mixture, start = configs
+    later: Mapping[str, Any] = {} if made_before is None else made_before
+    parent = getattr(start, "parent", None)
+    if recipe == "dpo" and parent is None:
+        raise ConfigError("dpo: `parent` is missing; give the SFT run: --parent runs/world/sft")
+    if recipe == "ppo":
+        _open_ppo(training, start, later)
+    if parent is not None and not is_planned(parent, later):
+        require_adapter(parent, "parent")
+    if not is_planned(script.dataset_name, later):
+        check_source(script, mixture, start)
+    if getattr(start, "demonstrations", None) is not None:
+        check_source(
+            dataclasses.replace(script, dataset_name=start.demonstrations), type(mixture)()
+        )
+    if parent is not None:
+        refuse_adapter_options(model, because=f"the adapter is that of the parent {parent}")
+    elif not model.use_peft:
+        raise ConfigError(
+            f"{recipe}: `use_peft` is false, but only adapters are trained: set it to true"
+            + ("" if recipe == "sft" else ", or give the SFT run as `parent`")
+        )
+    if made_before is not None:
+        return None
+    resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
+    if resume and recipe == "sft" and model.method == "adalora":
+        raise ConfigError(
+            "sft: adalora cannot be resumed, no checkpoint holds what it knows of the importance of "
+            "ranks; start again with --resume_from_checkpoint false"
+        )
+    if resume is None:
+        members = range(start.ensemble if recipe == "reward" and start.ensemble > 1 else 0)
+        _refuse_unfinished(Path(training.output_dir))
+        for number in members if not training.resume_from_checkpoint else ():
+            _refuse_unfinished(Path(training.output_dir) / f"member-{number}")
+    return resume
+
+
+def is_planned(name: str | None, later: Mapping[str, Any]) -> bool:
+    """Whether an earlier stage of the pipeline has yet to make, or to finish, what an option names.
+
+    A dataset or a run that is there and finished is looked at as any other.
+    """
+    if name is None or str(name) not in later:
+        return False
+    folder = Path(name)
+    if (folder / "run.json").is_file() and not (folder / "adapter_config.json").is_file():
+        return Run.load(folder).state != "finished"  # comparisons, or an ensemble
+    return not is_finished(folder) if is_local_path(name) else True
+
+
+def _open_ppo(training: Any, start: Any, later: Mapping[str, Any]) -> None:
+    if not start.reward_model:
+        raise ConfigError("ppo: `reward_model` is missing: --reward_model runs/world/reward")
+    found: list[str] = []
+    for run in start.reward_model:
+        if is_planned(run, later):
+            planned = getattr(getattr(later[str(run)], "start", None), "ensemble", 1)
+            found += [run] if planned == 1 else [f"{run}/member-{i}" for i in range(planned)]
+            continue
+        for member in members_of(run):
+            require_adapter(member, "reward_model")
+            if not (Path(member) / HEAD_FILE).is_file():
+                raise CheckpointError(
+                    f"reward_model: {member} has no {HEAD_FILE}, so it is no reward model; give a run "
+                    "of recipes/reward.py"
+                )
+            found.append(member)
+    start.reward_model = found
+    if training.ptx_coef and start.ptx_texts is None:
+        raise ConfigError(
+            f"ppo: `ptx_coef` is {training.ptx_coef}, but there are no pretraining texts: set "
+            "`ptx_texts`, such as world:corpus"
+        )
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """As `Run.start` would: checkpoints of a run that did not finish are somebody's work."""
+    found = checkpoints(folder)
+    if not found:
+        return
+    with contextlib.suppress(CheckpointError):
+        if Run.load(folder).state == "finished":
+            return
+    raise CheckpointError(
+        f"{folder} holds {found[-1].name} of a run that did not finish: continue it with "
+        "--resume_from_checkpoint true, choose another output_dir, or remove the folder"
+    )
