@@ -10,7 +10,7 @@ Layout only; the logic is in toolkit/arena/.
 
 import sys
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arena.arguments import AppArguments, parse_arguments
@@ -39,6 +39,7 @@ def main(arguments: AppArguments) -> int:
     from toolkit.arena.judgements.battles import Battles
     from toolkit.arena.judgements.prompts import read_prompts
     from toolkit.arena.judgements.store import FILE, Store
+    from toolkit.arena.opening import Opening
     from toolkit.arena.tabs.style import CSS, theme
     from toolkit.arena.web.headers import SecurityHeaders
     from toolkit.arena.web.limits import BodyLimit, LoginThrottle
@@ -46,7 +47,8 @@ def main(arguments: AppArguments) -> int:
 
     prompts = read_prompts(arguments.prompts) if arguments.prompts else []
     store = Store(arguments.judgements or arguments.runs / FILE)
-    workbench = _open(arguments)
+    opening = Opening(arguments.model_name_or_path, arguments.runs)
+    workbench = cast("Workbench", opening)
     page = build(workbench, Battles(workbench, store), prompts)
     _, url, _ = page.launch(
         server_name=arguments.host,
@@ -70,16 +72,18 @@ def main(arguments: AppArguments) -> int:
         head=SHORTCUTS_HEAD,
         max_threads=128,  # a visitor whose answer streams holds one; the engine takes on 80
     )
-    if arguments.smoke:
-        from toolkit.arena.web.smoke import smoke
+    if not arguments.smoke:
+        print(f"Compare checkpoints at {url} (Ctrl+C stops it)", flush=True)
+    try:
+        opening.open(lambda: _open(arguments))
+        if arguments.smoke:
+            from toolkit.arena.web.smoke import smoke
 
-        try:
             return smoke(url, workbench, login)
-        finally:
-            page.close(verbose=False)
-    Thread(target=workbench.warm, daemon=True).start()
-    print(f"Compare checkpoints at {url} (Ctrl+C stops it)", flush=True)
-    page.block_thread()
+        Thread(target=workbench.warm, daemon=True).start()
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
     return 0
 
 
@@ -92,7 +96,6 @@ def _open(arguments: AppArguments) -> "Workbench":
         arguments.runs,
         load_in_4bit=arguments.load_in_4bit,
         load_in_8bit=arguments.load_in_8bit,
-        trust_remote_code=arguments.trust_remote_code,
     )
     workbench.options = options(arguments)
     return workbench

@@ -46,7 +46,7 @@ def test_headers_and_strangers_ids(address: str) -> None:
     with get(address + "config") as answer:
         config = json.load(answer)
     assert config["analytics_enabled"] is False
-    client = Client(address, verbose=False, analytics_enabled=False)
+    client = visitor(address)
     for numbers in (("NaN", 4, 0), (0.7, 10**9, 0), (0.7, 4, -5)):  # Gradio's own checks come first
         with pytest.raises(AppError):
             asked(client, "Hello", ["base"], *numbers)
@@ -73,8 +73,11 @@ def asked(
     return answers_shown(shown)
 
 
-def visitor(url: str) -> Client:
-    return Client(url, verbose=False, analytics_enabled=False)
+def visitor(url: str, **login: Any) -> Client:
+    """A client that has looked for the runs, as a page does when it is opened."""
+    client = Client(url, verbose=False, analytics_enabled=False, **login)
+    client.predict([], None, api_name="/refresh")
+    return client
 
 
 def submit(client: Client, prompt: str, tokens: int, temperature: float) -> Any:
@@ -103,7 +106,7 @@ def test_a_login_is_asked_for(tiny_base: str, runs: Path) -> None:
     with served(*words, password="secret") as url:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             get(url + "gradio_api/info")
-        client = Client(url, auth=("me", "secret"), verbose=False, analytics_enabled=False)
+        client = visitor(url, auth=("me", "secret"))
         assert asked(client, "Hello", ["base"])[0][0] == "base"
 
 

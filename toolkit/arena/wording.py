@@ -13,6 +13,9 @@ NO_RUNS = """**There are no trained checkpoints to ask in the runs folder yet**,
 `make quickstart` trains some on the embedded world, without a download. Then press *Look for \
 runs again*. Until then you can ask the base."""
 
+LOADING = """**The base is being loaded.** The runs appear by themselves in a moment; what is asked \
+until then waits for it, and is asked of the first of them."""
+
 LEGEND = """
 - **Score**: what the chosen reward model gives the answer, read at its last token. Higher is \
 better in the reward model's eyes, which can be wrong; 0 is what demonstrations \

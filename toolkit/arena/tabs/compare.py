@@ -1,6 +1,7 @@
 """Several checkpoints answer the same thing side by side."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -9,18 +10,20 @@ from toolkit.arena.answering.chat import Chat
 from toolkit.arena.answering.request import MAX_COLUMNS, MAX_PROMPT_CHARACTERS
 from toolkit.arena.choices import checkpoint_choices, reward_choices
 from toolkit.arena.tabs.answering import PARTS, Visitors, again, anew, further
-from toolkit.arena.wording import INTRODUCTION, LEGEND, NO_RUNS
-from toolkit.arena.workbench import Workbench
+from toolkit.arena.wording import INTRODUCTION, LEGEND, LOADING, NO_RUNS
+
+if TYPE_CHECKING:
+    from toolkit.arena.workbench import Workbench
 
 
-def compare_tab(page: gr.Blocks, workbench: Workbench) -> gr.State:
+def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
     """The tab's contents. What it shows of the disk or of a model is escaped or plain text.
 
     Returns: the visitor's `Chat`, for other tabs to look at.
     """
     chat, visitors = gr.State(Chat()), Visitors(workbench)
     gr.Markdown(INTRODUCTION)
-    no_runs = gr.Markdown(NO_RUNS, visible=workbench.catalog.empty)
+    no_runs = gr.Markdown(NO_RUNS, visible=workbench.ready and workbench.catalog.empty)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             prompt, ask, follow, stop, repeat, edit, clear = _prompt(workbench.examples())
@@ -52,13 +55,18 @@ def compare_tab(page: gr.Blocks, workbench: Workbench) -> gr.State:
     edit.click(visitors.edit, chat, shown, api_visibility="private")
     clear.click(visitors.clear, None, shown, api_visibility="private")
 
+    def looked(chosen: list[str] | None, scorer: str | None) -> Iterator[list[Any]]:
+        if not workbench.ready:
+            yield [gr.update(value=LOADING, visible=True), *(gr.skip() for _ in lists[1:])]
+        yield refresh(chosen, scorer)
+
     def refresh(chosen: list[str] | None, scorer: str | None) -> list[Any]:
         catalog = workbench.refresh()
         models = checkpoint_choices(catalog, chosen or [])
         rewards = reward_choices(catalog, scorer)
         title = f"Runs that cannot be used ({len(catalog.broken)})"
         return [
-            gr.update(visible=catalog.empty),
+            gr.update(value=NO_RUNS, visible=catalog.empty),
             gr.update(choices=models.choices, value=models.chosen),
             gr.update(choices=rewards.choices, value=rewards.chosen[0]),
             gr.update(visible=bool(catalog.broken), label=title),
@@ -67,7 +75,9 @@ def compare_tab(page: gr.Blocks, workbench: Workbench) -> gr.State:
 
     lists = [no_runs, checkpoints, reward, broken_box, broken]
     look.click(refresh, [checkpoints, reward], lists, api_name="refresh")
-    page.load(refresh, [checkpoints, reward], lists, api_visibility="private")
+    page.load(
+        looked, [checkpoints, reward], lists, api_visibility="private", concurrency_limit=None
+    )
     page.unload(visitors.leave)
     return chat
 
@@ -100,11 +110,11 @@ def _prompt(examples: list[str]) -> tuple[Any, ...]:
     return prompt, ask, follow, stop, repeat, edit, clear
 
 
-def _models(workbench: Workbench) -> tuple[gr.Dropdown, gr.Dropdown, gr.Button]:
+def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button]:
     models, rewards = checkpoint_choices(workbench.catalog), reward_choices(workbench.catalog)
     checkpoints = gr.Dropdown(
         models.choices,
-        value=models.chosen,
+        value=models.chosen if workbench.ready else [],
         multiselect=True,
         max_choices=MAX_COLUMNS,
         label="Checkpoints",
