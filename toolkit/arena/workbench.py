@@ -123,7 +123,7 @@ class Workbench:
         prompt: object,
         checkpoints: object,
         **settings: Unpack[Settings],
-    ) -> Iterator[Answer]:
+    ) -> "InOrder":
         """Each checkpoint's whole answer in the order asked for, one by one as they are made.
 
         A checkpoint that fails gives an answer with a `problem`; the others are not touched by it.
@@ -134,7 +134,7 @@ class Workbench:
         Raises: CheckpointError for an unknown id, ConfigError for a prompt that cannot be used,
             BusyError where too many wait; all before anything is generated.
         """
-        return _InOrder(self.stream(prompt, checkpoints, **settings))
+        return InOrder(self.stream(prompt, checkpoints, **settings))
 
     def stream(
         self,
@@ -214,19 +214,22 @@ class Workbench:
         return self._ids.setdefault(path, f"run_{len(self._ids):06d}")
 
 
-class _InOrder(Iterator[Answer]):
+class InOrder(Iterator[Answer]):
     """Whole answers one by one. Closed before its first, too, it gives up what is not done."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
-        self._answers = self._whole()
+        self._answers = self.beats()
 
     def __next__(self) -> Answer:
-        return next(self._answers)
+        return next(answer for answer in self._answers if answer is not None)
 
-    def _whole(self) -> Iterator[Answer]:
+    def beats(self) -> Iterator[Answer | None]:
+        """The same with None in between, several times a second: whoever passes it on to a page is
+        ended at such a moment once the page is closed, and need not wait for an answer."""
         given = 0
         for answers in self._comparison:
+            yield None
             while given < len(answers) and answers[given].done:
                 yield answers[given]
                 given += 1
