@@ -41,9 +41,9 @@ def main(arguments: AppArguments) -> int:
     from toolkit.arena.judgements.store import FILE, Store
     from toolkit.arena.opening import Opening
     from toolkit.arena.tabs.style import CSS, theme
+    from toolkit.arena.web.head import HEAD
     from toolkit.arena.web.headers import SecurityHeaders
     from toolkit.arena.web.limits import BodyLimit, LoginThrottle
-    from toolkit.arena.web.shortcuts import SHORTCUTS_HEAD
 
     prompts = read_prompts(arguments.prompts) if arguments.prompts else []
     store = Store(arguments.judgements or arguments.runs / FILE)
@@ -69,7 +69,7 @@ def main(arguments: AppArguments) -> int:
         footer_links=[],
         theme=theme(),
         css=CSS,
-        head=SHORTCUTS_HEAD,
+        head=HEAD,
         max_threads=128,  # a visitor whose answer streams holds one; the engine takes on 80
     )
     if not arguments.smoke:

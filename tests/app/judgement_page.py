@@ -15,9 +15,10 @@ from toolkit.arena.tabs.arena import arena_tab
 from toolkit.arena.tabs.data import data_tab
 from toolkit.arena.tabs.leaderboard import leaderboard_tab
 from toolkit.arena.tabs.rank import rank_tab
+from toolkit.arena.tabs.style import CSS
+from toolkit.arena.web.head import HEAD
 from toolkit.arena.web.headers import SecurityHeaders
 from toolkit.arena.web.ports import free_port
-from toolkit.arena.web.shortcuts import SHORTCUTS_HEAD
 from toolkit.arena.workbench import Workbench
 
 NAMES = "secret-sft-run secret-dpo-run"
@@ -52,7 +53,8 @@ def judgement_page(folder: Path) -> Iterator[tuple[str, FakeWorkbench, Store]]:
         mcp_server=False,
         ssr_mode=False,
         footer_links=[],
-        head=SHORTCUTS_HEAD,
+        head=HEAD,
+        css=CSS,
         app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
     )
     try:

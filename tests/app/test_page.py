@@ -20,7 +20,6 @@ from toolkit.arena.web.smoke import answers_shown
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Workbench
 
-CHROMIUM = Path("/usr/bin/chromium")
 ENDED = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
 ATTACK = "<img src=x onerror=document.title='attacked'>"
 
@@ -108,18 +107,6 @@ def test_a_login_is_asked_for(tiny_base: str, runs: Path) -> None:
             get(url + "gradio_api/info")
         client = visitor(url, auth=("me", "secret"))
         assert asked(client, "Hello", ["base"])[0][0] == "base"
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    """Debian's chromium through Playwright."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.mark.browser

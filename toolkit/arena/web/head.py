@@ -1,0 +1,8 @@
+"""The page's own scripts: keys, dragging and tooltips."""
+
+from toolkit.arena.web.dragging import DRAGGING_JS
+from toolkit.arena.web.hints import HINTS_JS
+from toolkit.arena.web.shortcuts import SHORTCUTS_JS
+
+# for launch(head=…); Gradio's `js=` compiles strings, which the page's CSP forbids
+HEAD = "".join(f"<script>{script}</script>" for script in (SHORTCUTS_JS, DRAGGING_JS, HINTS_JS))
