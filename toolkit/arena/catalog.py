@@ -119,9 +119,10 @@ def _entry(
     if above is not None:
         reference = identify(above.path) if above in usable else None
         why_not = "" if reference else f"its SFT run {place_name(above.path, root)} is broken"
+    name = place_name(run.path, root)
     return Entry(
         identify(run.path),
-        place_name(run.path, root),
+        f"./{name}" if name == BASE_ID else name,  # --checkpoint base is the base
         printable(run.recipe),
         run.path,
         printable(run.state),
