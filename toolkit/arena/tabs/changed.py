@@ -30,6 +30,13 @@ TOKENS = [
     "Policy's likeliest",
     "Reference's likeliest",
 ]
+# a wide page is filled, a narrow one scrolls the table
+TOKEN_WIDTHS = [
+    f"max({pixels}px, {share}%)"
+    for pixels, share in zip(
+        (48, 110, 80, 120, 70, 90, 150, 170), (5, 15, 10, 14, 8, 11, 18, 19), strict=True
+    )
+]
 PLACE = ["Policy", "p", "Reference", "p_ref"]
 
 
@@ -50,7 +57,7 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
         wrap=True,
         max_height=360,
         label="All tokens",
-        column_widths=["48px", "110px", "80px", "120px", "70px", "90px", "150px", "170px"],
+        column_widths=TOKEN_WIDTHS,
         elem_classes="tokens",
     )
     with gr.Accordion("What the numbers mean", open=False):
