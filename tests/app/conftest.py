@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.browser import browser  # noqa: F401  (a fixture)
-from tests.arena.conftest import make_run, runs, tiny_base  # noqa: F401  (fixtures)
+from tests.arena.conftest import make_run, runs, tiny_base, workbench  # noqa: F401  (fixtures)
 from toolkit.arena.arguments import PASSWORD
 from toolkit.arena.web.ports import free_port
 

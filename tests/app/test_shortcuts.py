@@ -138,7 +138,8 @@ def test_answers_are_dragged_into_order(tmp_path: Path, browser: Any, width: int
 
 def drag(page: Any, what: str, target: str) -> None:
     """By the mouse: down, over there in some steps, up."""
-    page.locator(what).first.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)  # the board is drawn anew as the fields change
+    page.locator(what).first.evaluate("e => e.scrollIntoView({ block: 'center' })")
     for selector, press in ((what, page.mouse.down), (target, page.mouse.up)):
         box = page.locator(selector).first.bounding_box()
         x = box["x"] + min(20, box["width"] / 2)

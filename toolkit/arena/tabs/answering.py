@@ -97,6 +97,10 @@ class Visitors:
         told = time.monotonic()
         try:
             for answers in comparison:
+                if self._running.get(key) is not comparison:
+                    # something else is on the page; Gradio shows what is yielded last once more
+                    yield [gr.skip() for _ in range(2 + PARTS * MAX_COLUMNS)]
+                    return
                 done = all(a.done for a in answers)
                 if done:
                     chat = chat.answered(answers)

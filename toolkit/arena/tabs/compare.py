@@ -10,6 +10,8 @@ from toolkit.arena.answering.chat import Chat
 from toolkit.arena.answering.request import MAX_COLUMNS, MAX_PROMPT_CHARACTERS
 from toolkit.arena.choices import checkpoint_choices, reward_choices
 from toolkit.arena.tabs.answering import PARTS, Visitors, again, anew, further
+from toolkit.arena.tabs.parts import heat_and_length
+from toolkit.arena.web.bubbles import PROMPT, QUESTION
 from toolkit.arena.wording import INTRODUCTION, LEGEND, LOADING, NO_RUNS
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ def _prompt(examples: list[str]) -> tuple[Any, ...]:
         max_lines=12,
         max_length=MAX_PROMPT_CHARACTERS,
         placeholder="Ask something…",
+        elem_id=PROMPT,
     )
     with gr.Row():
         ask = gr.Button("Ask", variant="primary", min_width=120)
@@ -106,7 +109,10 @@ def _prompt(examples: list[str]) -> tuple[Any, ...]:
         elem_classes="note",
     )
     if examples:
-        gr.Examples([[e] for e in examples], prompt, label="Questions to try")
+        gr.Markdown("Questions to try:", elem_classes="note")
+        with gr.Row(elem_classes="questions"):  # the page's script puts them into the box at once
+            for example in examples:
+                gr.Button(example, size="sm", min_width=0, scale=0, elem_classes=QUESTION)
     return prompt, ask, follow, stop, repeat, edit, clear
 
 
@@ -132,22 +138,7 @@ def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button
 def _sampling() -> list[Any]:
     """System prompt and everything that decides how tokens are drawn, the seed last."""
     with gr.Accordion("Sampling", open=False):
-        temperature = gr.Slider(
-            0,
-            limits.MAX_TEMPERATURE,
-            value=limits.DEFAULT_TEMPERATURE,
-            step=0.05,
-            label="Temperature",
-            info="0 always takes the likeliest token; higher is more varied.",
-        )
-        tokens = gr.Slider(
-            1,
-            limits.MAX_NEW_TOKENS,
-            value=limits.DEFAULT_NEW_TOKENS,
-            step=1,
-            label="Max new tokens",
-            info="Where an answer is cut off if it does not end by itself.",
-        )
+        temperature, tokens = heat_and_length()
         seed = gr.Number(
             0,
             precision=0,

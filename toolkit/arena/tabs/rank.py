@@ -42,9 +42,9 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
         with gr.Column(scale=3, min_width=320):
             prompt = prompt_box()
             with gr.Row():
-                draw = gr.Button("Draw a prompt", size="md", visible=bool(drawn_from))
+                draw = gr.Button("Draw a prompt", visible=bool(drawn_from))
                 start = gr.Button("Get answers", variant="primary", elem_id="rank-start")
-                stop = gr.Button("Stop", size="md", scale=0, min_width=100)
+                stop = gr.Button("Stop", scale=0, min_width=100)
         with gr.Column(scale=2, min_width=320):
             info = "One or several; one alone gives several samples."
             pool = pool_list(workbench, info)
@@ -164,8 +164,8 @@ def _order() -> gr.Textbox:
             min_width=300,
             elem_id=ORDER,
         )
-        gr.Button("The next one ties (T)", size="md", elem_id="rank-tie", scale=1, min_width=160)
-        gr.Button("Clear the order (Esc)", size="md", elem_id="rank-clear", scale=1, min_width=160)
+        gr.Button("The next one ties (T)", elem_id="rank-tie", scale=1, min_width=160)
+        gr.Button("Clear the order (Esc)", elem_id="rank-clear", scale=1, min_width=160)
     return order
 
 

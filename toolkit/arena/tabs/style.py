@@ -10,6 +10,9 @@ CSS = """
 .answers button[aria-label="Clear"] { display: none; }
 .note, .note p { color: var(--block-info-text-color); font-size: var(--text-sm); }
 .dark .toolkit-curve img { filter: invert(0.9) hue-rotate(180deg); }
+.questions { flex-wrap: wrap; gap: 6px; }
+.questions button { flex: 0 1 auto !important; width: auto !important; max-width: 100%;
+  white-space: normal; text-align: left; font-weight: normal; }
 .rank-places { display: flex; flex-direction: column; gap: 2px; max-width: 760px; }
 .rank-tray, .rank-place { display: flex; flex-wrap: wrap; align-items: center; gap: 6px;
   padding: 6px 8px; min-height: 44px; border: 1px solid var(--border-color-primary);

@@ -7,6 +7,8 @@ import json
 import re
 from collections.abc import Mapping
 
+from toolkit.arena.web.bubbles import QUESTION
+
 HINTS: Mapping[str, str] = {
     # tabs
     "Compare": "Ask several checkpoints the same thing and read their answers side by side.",
@@ -31,6 +33,8 @@ HINTS: Mapping[str, str] = {
     # What changed
     "Look": "Read this answer with the checkpoint and with its reference.",
     "Difference between two checkpoints' answers": "Open or close the comparison of two texts.",
+    "only here": "Words of this answer that the other one has not.",
+    "only there": "Words of the other answer that this one has not.",
     # Arena
     "Draw a prompt": "Put one of the prepared prompts into the box.",
     "Start a battle": "Have two checkpoints answer; which ones is told after the verdict.",
@@ -56,6 +60,9 @@ HINTS: Mapping[str, str] = {
 }
 
 
+QUESTION_HINT = "Put this question into the box."
+
+
 def key(words: str) -> str:
     """What a hint is found by: words without numbers and brackets."""
     return " ".join(re.sub(r"\([^)]*\)|[0-9]+|[▼▲◀]", "", words).split())
@@ -67,7 +74,8 @@ _SCRIPT = """
   const key = (words) => words.replace(/\\([^)]*\\)|[0-9]+|[▼▲◀]/g, "").replace(/\\s+/g, " ").trim();
   const give = () => {
     for (const button of document.querySelectorAll("button:not([title])")) {
-      const hint = hints[key(button.textContent)];
+      const question = button.classList.contains("%s");
+      const hint = question ? "%s" : hints[key(button.textContent)];
       if (hint) button.title = hint;
     }
   };
@@ -81,4 +89,4 @@ _SCRIPT = """
 })();
 """
 
-HINTS_JS = _SCRIPT % json.dumps(dict(HINTS), ensure_ascii=False)
+HINTS_JS = _SCRIPT % (json.dumps(dict(HINTS), ensure_ascii=False), QUESTION, QUESTION_HINT)
