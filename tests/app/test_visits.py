@@ -32,6 +32,13 @@ def address(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     url = serve(page, host="127.0.0.1", port=free_port())
     yield url
     page.close(verbose=False)
+    engine = workbench.engine
+    for job in [*engine._jobs, *engine._running]:  # nothing is left that runs while the tests end
+        job.cancelled = True
+    engine._wake()
+    start = time.monotonic()
+    while rows(workbench) and time.monotonic() - start < 10:
+        time.sleep(0.02)
 
 
 def opened(browser: Any, address: str) -> Any:
