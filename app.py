@@ -10,7 +10,7 @@ Layout only; the logic is in toolkit/arena/.
 
 import sys
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arena.arguments import AppArguments, parse_arguments
@@ -34,52 +34,29 @@ def main(arguments: AppArguments) -> int:
     port = free_port() if arguments.smoke else arguments.port
     require_free(arguments.host, port)
 
-    from starlette.middleware import Middleware
-
     from toolkit.arena.judgements.battles import Battles
     from toolkit.arena.judgements.prompts import read_prompts
     from toolkit.arena.judgements.store import FILE, Store
-    from toolkit.arena.tabs.style import CSS, theme
-    from toolkit.arena.web.headers import SecurityHeaders
-    from toolkit.arena.web.limits import BodyLimit, LoginThrottle
-    from toolkit.arena.web.shortcuts import SHORTCUTS_HEAD
+    from toolkit.arena.opening import Opening
 
     prompts = read_prompts(arguments.prompts) if arguments.prompts else []
     store = Store(arguments.judgements or arguments.runs / FILE)
-    workbench = _open(arguments)
+    opening = Opening(arguments.model_name_or_path, arguments.runs)
+    workbench = cast("Workbench", opening)
     page = build(workbench, Battles(workbench, store), prompts)
-    _, url, _ = page.launch(
-        server_name=arguments.host,
-        server_port=port,
-        auth=login,
-        app_kwargs={
-            "middleware": [Middleware(m) for m in (SecurityHeaders, BodyLimit, LoginThrottle)]
-        },
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,  # None would let the environment decide
-        enable_monitoring=False,
-        run_history=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
-        max_file_size="1mb",  # nothing is uploaded here, but the route is open
-        footer_links=[],
-        theme=theme(),
-        css=CSS,
-        head=SHORTCUTS_HEAD,
-        max_threads=128,  # a visitor whose answer streams holds one; the engine takes on 80
-    )
-    if arguments.smoke:
-        from toolkit.arena.web.smoke import smoke
+    url = serve(page, host=arguments.host, port=port, login=login)
+    if not arguments.smoke:
+        print(f"Compare checkpoints at {url} (Ctrl+C stops it)", flush=True)
+    try:
+        opening.open(lambda: _open(arguments))
+        if arguments.smoke:
+            from toolkit.arena.web.smoke import smoke
 
-        try:
             return smoke(url, workbench, login)
-        finally:
-            page.close(verbose=False)
-    Thread(target=workbench.warm, daemon=True).start()
-    print(f"Compare checkpoints at {url} (Ctrl+C stops it)", flush=True)
-    page.block_thread()
+        Thread(target=workbench.warm, daemon=True).start()
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
     return 0
 
 
@@ -92,7 +69,6 @@ def _open(arguments: AppArguments) -> "Workbench":
         arguments.runs,
         load_in_4bit=arguments.load_in_4bit,
         load_in_8bit=arguments.load_in_8bit,
-        trust_remote_code=arguments.trust_remote_code,
     )
     workbench.options = options(arguments)
     return workbench
@@ -112,7 +88,10 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
 
     store = battles.store
     whole = gr.Blocks(
-        title="toolkit: compare checkpoints", analytics_enabled=False, fill_width=True
+        title="toolkit: compare checkpoints",
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(600, 3600),  # seconds: every ten minutes, what is an hour old
     )
     with whole as page:
         with gr.Tab("Compare"):
@@ -131,6 +110,43 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
             data_tab(page, tab, workbench, store)
     page.queue(max_size=128)
     return page
+
+
+def serve(page: "gr.Blocks", *, host: str, port: int, login: tuple[str, str] | None = None) -> str:
+    """Start to serve the page, in threads of its own; `login` is user and password.
+
+    Returns: its address.
+    """
+    from starlette.middleware import Middleware
+
+    from toolkit.arena.tabs.style import CSS, theme
+    from toolkit.arena.web.head import HEAD
+    from toolkit.arena.web.headers import SecurityHeaders
+    from toolkit.arena.web.limits import BodyLimit, LoginThrottle
+
+    _, url, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        auth=login,
+        app_kwargs={
+            "middleware": [Middleware(m) for m in (SecurityHeaders, BodyLimit, LoginThrottle)]
+        },
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,  # None would let the environment decide
+        enable_monitoring=False,
+        run_history=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        max_file_size="1mb",  # nothing is uploaded here, but the route is open
+        footer_links=[],
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+        max_threads=128,  # a visitor whose answer streams holds one; the engine takes on 80
+    )
+    return str(url)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def main(args, model) -> Run:
     from toolkit.evaluation.report import build, examples
     from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base
-    from toolkit.models.generation import Sampling
     from toolkit.models.roles import REWARD, Roles
+    from toolkit.models.sampling import Sampling
 
     refuse_adapter_options(model, because="the adapters are those of the runs")
     began = time.monotonic()

@@ -29,8 +29,9 @@ def main(labels, model) -> Run:
 
     from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import fingerprint, load_base, stop_ids
-    from toolkit.models.generation import Sampling, complete
+    from toolkit.models.generation import complete
     from toolkit.models.roles import POLICY, Roles
+    from toolkit.models.sampling import Sampling
     from toolkit.world.answers import vice
     from toolkit.world.datasets import preferences, user
     from toolkit.world.labelers import agreement, distinct_answers, panel, rank

@@ -21,7 +21,8 @@ SCHEMA = 1
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of their own inside
 MANIFEST = "run.json"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+WEIGHTS_FILE = "adapter_model.safetensors"
+ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
 
 
 @dataclass

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.arena.conftest import make_run, runs, tiny_base  # noqa: F401  (fixtures)
+from tests.app.browser import browser  # noqa: F401  (a fixture)
+from tests.arena.conftest import make_run, runs, tiny_base, workbench  # noqa: F401  (fixtures)
 from toolkit.arena.arguments import PASSWORD
 from toolkit.arena.web.ports import free_port
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import cast
 
 import gradio as gr
-from starlette.middleware import Middleware
 
+from app import serve
 from tests.arena.fake_workbench import FakeWorkbench
 from toolkit.arena.judgements.battles import Battles
 from toolkit.arena.judgements.store import Store
@@ -15,9 +15,7 @@ from toolkit.arena.tabs.arena import arena_tab
 from toolkit.arena.tabs.data import data_tab
 from toolkit.arena.tabs.leaderboard import leaderboard_tab
 from toolkit.arena.tabs.rank import rank_tab
-from toolkit.arena.web.headers import SecurityHeaders
 from toolkit.arena.web.ports import free_port
-from toolkit.arena.web.shortcuts import SHORTCUTS_HEAD
 from toolkit.arena.workbench import Workbench
 
 NAMES = "secret-sft-run secret-dpo-run"
@@ -40,22 +38,8 @@ def judgement_page(folder: Path) -> Iterator[tuple[str, FakeWorkbench, Store]]:
         with gr.Tab("Data") as tab:
             data_tab(page, tab, workbench, store)
     page.queue(max_size=32)
-    port = free_port()
-    page.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,
-        enable_monitoring=False,
-        run_history=False,
-        mcp_server=False,
-        ssr_mode=False,
-        footer_links=[],
-        head=SHORTCUTS_HEAD,
-        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
-    )
+    url = serve(page, host="127.0.0.1", port=free_port())
     try:
-        yield f"http://127.0.0.1:{port}/", fake, store
+        yield url, fake, store
     finally:
         page.close(verbose=False)

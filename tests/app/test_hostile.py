@@ -14,7 +14,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.app.conftest import served
-from tests.app.test_page import browser  # noqa: F401  (fixture)
 from tests.arena.conftest import write_run
 from toolkit.arena.web.headers import HEADERS
 from toolkit.runs import Run
@@ -95,7 +94,7 @@ def address(hostile_base: str, hostile_runs: Path) -> Iterator[str]:
 
 
 @pytest.mark.browser
-def test_nothing_that_is_shown_runs_or_loads(address: str, browser: Any) -> None:  # noqa: F811
+def test_nothing_that_is_shown_runs_or_loads(address: str, browser: Any) -> None:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     left: list[str] = []
     ours = (address, "data:", "blob:")

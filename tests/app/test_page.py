@@ -1,11 +1,14 @@
 """The running page: its headers, what it accepts, and a visit with a browser."""
 
+import html
 import json
 import re
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,6 @@ from toolkit.arena.web.smoke import answers_shown
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Workbench
 
-CHROMIUM = Path("/usr/bin/chromium")
 ENDED = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
 ATTACK = "<img src=x onerror=document.title='attacked'>"
 
@@ -46,7 +48,7 @@ def test_headers_and_strangers_ids(address: str) -> None:
     with get(address + "config") as answer:
         config = json.load(answer)
     assert config["analytics_enabled"] is False
-    client = Client(address, verbose=False, analytics_enabled=False)
+    client = visitor(address)
     for numbers in (("NaN", 4, 0), (0.7, 10**9, 0), (0.7, 4, -5)):  # Gradio's own checks come first
         with pytest.raises(AppError):
             asked(client, "Hello", ["base"], *numbers)
@@ -73,29 +75,55 @@ def asked(
     return answers_shown(shown)
 
 
-def visitor(url: str) -> Client:
-    return Client(url, verbose=False, analytics_enabled=False)
+def visitor(url: str, **login: Any) -> Client:
+    """A client that has looked for the runs, as a page does when it is opened."""
+    client = Client(url, verbose=False, analytics_enabled=False, **login)
+    client.predict([], None, api_name="/refresh")
+    return client
 
 
-def submit(client: Client, prompt: str, tokens: int, temperature: float) -> Any:
-    settings = (temperature, tokens, 0, 1.0, 1, "", 0)
-    return client.submit(prompt, ["base"], "no_score", *settings, api_name="/compare")
-
-
-def test_clients_at_once_get_their_own_answers_and_may_leave(tiny_base: str, runs: Path) -> None:
-    prompts = [f"What is it? {'it ' * (i % 5)}{i}" for i in range(8)]
+def test_32_clients_at_once_get_their_own_answers_and_may_leave(tiny_base: str, runs: Path) -> None:
+    prompts = [f"What is it? {'it ' * (i % 5)}{i}" for i in range(32)]
     with served("--model_name_or_path", tiny_base, "--runs", str(runs)) as url:
-        visitors = [visitor(url) for _ in prompts]
-        expected = [asked(visitors[0], prompt, ["base"])[0][1] for prompt in prompts]
-        jobs = [submit(v, p, 4, 0.0) for v, p in zip(visitors, prompts, strict=True)]
-        assert [answers_shown(job.result(60))[0][1] for job in jobs] == expected
-        assert len(set(expected)) > 3
-
-        for job in [submit(v, "What is it?", 100, 2.0) for v in visitors]:
-            job.cancel()
+        client = visitor(url)
+        expected = [asked(client, prompt, ["base"], tokens=8)[0][1] for prompt in prompts]
+        assert len(set(expected)) > 16
+        with ThreadPoolExecutor(32) as pool:
+            start = time.monotonic()
+            found = list(pool.map(lambda prompt: streamed(url, prompt, tokens=8), prompts))
+            assert time.monotonic() - start < 60
+            assert found == expected
+            list(pool.map(lambda p: streamed(url, p, tokens=100, heat=2.0, leave=True), prompts))
         start = time.monotonic()
-        assert asked(visitors[0], prompts[0], ["base"])[0][1] == expected[0]
+        assert asked(client, prompts[0], ["base"], tokens=8)[0][1] == expected[0]
         assert time.monotonic() - start < 5
+
+
+def streamed(url: str, prompt: str, *, tokens: int, heat: float = 0.0, leave: bool = False) -> str:
+    """The base's answer as a page gets it: one request that asks, one that the answer streams in.
+
+    With `leave` the stream is closed while the answer is made, and there is no text.
+    """
+    session = uuid.uuid4().hex
+    settings = (heat, tokens, 0, 1.0, 1, "", 0)
+    with get(url + "config") as answer:
+        events = json.load(answer)["dependencies"]
+    number = next(e["id"] for e in events if e["api_name"] == "compare")
+    data = [None, prompt, ["base"], "no_reward_run", *settings]
+    said = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
+    head = {"content-type": "application/json"}
+    request = urllib.request.Request(url + "gradio_api/queue/join", said, head)
+    urllib.request.urlopen(request, timeout=60).read()
+    stream = f"{url}gradio_api/queue/data?session_hash={session}"
+    with urllib.request.urlopen(stream, timeout=60) as answer:
+        for line in answer:
+            event = json.loads(line[5:]) if line.startswith(b"data:") else {"msg": ""}
+            if leave and event["msg"] == "process_generating":
+                break
+            if event["msg"] == "process_completed":
+                bubbles = event["output"]["data"][3]["value"]  # after chat, prompt and column
+                return html.unescape(bubbles[-1]["content"][0]["text"])
+    return ""
 
 
 def test_a_login_is_asked_for(tiny_base: str, runs: Path) -> None:
@@ -103,20 +131,8 @@ def test_a_login_is_asked_for(tiny_base: str, runs: Path) -> None:
     with served(*words, password="secret") as url:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             get(url + "gradio_api/info")
-        client = Client(url, auth=("me", "secret"), verbose=False, analytics_enabled=False)
+        client = visitor(url, auth=("me", "secret"))
         assert asked(client, "Hello", ["base"])[0][0] == "base"
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    """Debian's chromium through Playwright."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.mark.browser

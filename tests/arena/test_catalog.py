@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.arena.conftest import MakeRun, edit_json
+from toolkit.arena.answering import recall
 from toolkit.arena.choices import NO_REWARD_RUN, NO_SCORE, checkpoint_choices, reward_choices
 from toolkit.arena.workbench import Workbench
+from toolkit.models.sampling import Drawing
 from toolkit.runs import Run
 
 
@@ -257,3 +260,19 @@ def test_an_adapter_replaced_by_a_link_after_the_look_is_refused(workbench: Work
     file.symlink_to(elsewhere)
     answer = next(workbench.compare("Hello", [keys["dpo"]], max_new_tokens=4))
     assert "leads out of the runs folder" in (answer.problem or "")
+
+
+def test_a_run_called_base_is_not_the_base(workbench: Workbench, make_run: MakeRun) -> None:
+    make_run(workbench.runs / "base", "sft", seed=7)
+    catalog = workbench.refresh()
+    by_name = {entry.name: entry for entry in catalog.checkpoints.values()}
+    assert by_name["base"].path is None and by_name["./base"].path == workbench.runs / "base"
+    told = recall.command(
+        [],
+        checkpoint=by_name["./base"].name,
+        messages=[{"role": "user", "content": "Hi"}],
+        drawing=Drawing(),
+        reward=None,
+    )
+    name = shlex.split(told)[shlex.split(told).index("--checkpoint") + 1]
+    assert recall._id(catalog, name) == by_name["./base"].id

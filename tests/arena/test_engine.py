@@ -15,7 +15,10 @@ from trl import ModelConfig
 from tests.arena.test_workbench import Plain, ids_of
 from toolkit.arena.answering import engine as module
 from toolkit.arena.answering.answers import Answer
+from toolkit.arena.answering.beams import Search
 from toolkit.arena.answering.measuring import OUT_OF_MEMORY
+from toolkit.arena.judgements.battles import Battles
+from toolkit.arena.judgements.store import Store
 from toolkit.arena.workbench import Comparison, Workbench
 from toolkit.errors import BusyError, ConfigError
 from toolkit.models.base import load_base
@@ -24,6 +27,7 @@ from toolkit.models.row_batch import RowBatch
 from toolkit.runs import Run
 
 NAMES = ("base", "sft", "dpo", "ppo")
+NEVER = [-1]  # a stop token that no vocabulary has; transformers' beam search needs one
 
 
 def ask(workbench: Workbench, prompt: object, *names: str, **kwargs: Any) -> list[Answer]:
@@ -275,3 +279,67 @@ def test_a_reward_run_of_demonstrations_knows_its_spread(workbench: Workbench) -
     answer = ask(workbench, "Hi", "ppo", reward=ids_of(workbench)["reward"])[0]
     assert answer.z == pytest.approx((answer.score or 0) / 2)
     assert answer.z_of == "the demonstrations"
+
+
+def test_a_beam_search_lets_others_through(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ask(workbench, "What is it?", "dpo")[0]
+    alone = ask(workbench, "What is it?", "sft", beams=3, max_new_tokens=40)[0]
+    turns: list[int] = []
+    step = Search.step
+
+    def slow(self: Search) -> bool:
+        time.sleep(0.05)
+        turns.append(1)
+        return step(self)
+
+    monkeypatch.setattr(Search, "step", slow)
+    workbench.measurer.stop = NEVER
+    ids = ids_of(workbench)
+    search = workbench.stream(
+        "What is it?", [ids["sft"], ids["ppo"]], beams=3, temperature=0, max_new_tokens=100
+    )
+    until(lambda: len(turns) > 2, within=10)
+    workbench.measurer.stop = workbench.stop
+    start = time.monotonic()
+    assert ask(workbench, "What is it?", "dpo")[0] == expected
+    assert time.monotonic() - start < 2 and not search.now()[0].done
+    search.stop()
+    until(lambda: search.now()[0].done and search.now()[1].done, within=2)
+    first, second = search.now()
+    assert 2 < first.tokens < 100 and "stopped" in first.notes
+    assert second.tokens == 0 and "stopped" in second.notes  # it had not begun
+    monkeypatch.undo()
+    again = ask(workbench, "What is it?", "sft", beams=3, max_new_tokens=40)[0]
+    assert again == alone
+
+
+def test_a_closed_page_ends_its_beam_search(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Search.step
+    monkeypatch.setattr(Search, "step", lambda self: time.sleep(0.05) or step(self))
+    workbench.measurer.stop = NEVER
+    before = threading.active_count()
+    asked = [ids_of(workbench)["sft"]]
+    page = iter(workbench.stream("Hello", asked, beams=4, max_new_tokens=100))
+    until(lambda: workbench.engine._search is not None or not next(page), within=10)
+    page.close()  # type: ignore[attr-defined]
+    until(lambda: not workbench.engine._searches, within=2)
+    until(lambda: threading.active_count() <= before + 1, within=2)  # the model's own thread
+
+
+def test_a_closed_battle_is_noticed_before_its_answer_is_whole(
+    workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch, 0.1)
+    workbench.measurer.stop = []
+    battles = Battles(workbench, Store(tmp_path / "judgements.sqlite"))
+    ids = ids_of(workbench)
+    shown = battles.battle("Hello", [ids["sft"], ids["dpo"]], max_new_tokens=100)
+    start = time.monotonic()
+    beats = [next(shown) for _ in range(3)]
+    assert time.monotonic() - start < 2 and {beat.done for beat in beats} == {0}
+    shown.close()  # type: ignore[attr-defined]
+    until(lambda: not workbench.engine._running, within=2)

@@ -11,9 +11,10 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from tests.arena.conftest import make_run, runs, tiny_base  # noqa: F401  (fixtures)
 from toolkit.arena.workbench import Workbench
-from toolkit.models.choosing import Drawing, choose
+from toolkit.models.choosing import choose
 from toolkit.models.fused_lora import FusedLoraLinear
 from toolkit.models.row_batch import Row, RowBatch
+from toolkit.models.sampling import Drawing
 
 PROMPTS = [[5, 9, 30], [7] * 9, [40, 41, 42, 43, 44], [11]]
 

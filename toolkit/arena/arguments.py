@@ -27,7 +27,6 @@ class AppArguments:
     model_name_or_path: str
     load_in_4bit: bool
     load_in_8bit: bool
-    trust_remote_code: bool
     auth: str | None
     prompts: Path | None
     judgements: Path | None
@@ -129,7 +128,6 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> A
     )
     add("--load_in_4bit", action="store_true", help="the runs were trained on the base in 4 bit")
     add("--load_in_8bit", action="store_true", help="the runs were trained on the base in 8 bit")
-    add("--trust_remote_code", action="store_true", help="run Python that comes with the base")
     add(
         "--auth",
         metavar="USER",

@@ -5,14 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
-
+from toolkit.config import is_local_path
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.integrity import changed, stray
-from toolkit.models.adapters import WEIGHTS_FILE
-from toolkit.models.base import check_fingerprint
-from toolkit.models.heads import ScalarHead
-from toolkit.runs import ENSEMBLE, MANIFEST, Run, list_runs
+from toolkit.runs import ENSEMBLE, MANIFEST, WEIGHTS_FILE, Run, list_runs
 
 BASE_ID = "base"
 # Larger weights are hashed when they are loaded, so that a look at many runs stays quick.
@@ -58,6 +54,12 @@ class Catalog:
         return len(self.checkpoints) == 1
 
 
+def only_base(base_name: str, reference: str = BASE_ID) -> Catalog:
+    """Nothing but the base, called by its own name or its folder's."""
+    name = Path(base_name).name if is_local_path(base_name) else base_name
+    return Catalog({BASE_ID: Entry(BASE_ID, BASE_ID, printable(name), reference=reference)}, {})
+
+
 def scan(
     root: Path,
     *,
@@ -69,7 +71,7 @@ def scan(
     """Look at every run below `root`; whatever is wrong with one of them stays its own trouble.
 
     Args:
-        base_name: how the base is called on the page.
+        base_name: its folder or its id on the hub.
         fingerprint: the base in memory; runs trained on another one are listed as broken.
         identify: the id of a run's directory, the same at every scan.
         refused: why a run's adapter could not be loaded earlier, where that was tried.
@@ -101,9 +103,9 @@ def scan(
             broken.append((place_name(run.path, root), tidy(f"unreadable lineage: {error}", root)))
     found = {entry.id: entry for entry in entries}
     first_sft = next((e.id for e in entries if e.recipe == "sft" and e.reference == e.id), BASE_ID)
-    base = Entry(BASE_ID, BASE_ID, printable(base_name), reference=first_sft)
+    base = only_base(base_name, reference=first_sft).checkpoints
     return Catalog(
-        {BASE_ID: base} | {k: e for k, e in found.items() if e.recipe != "reward"},
+        base | {k: e for k, e in found.items() if e.recipe != "reward"},
         {k: e for k, e in found.items() if e.recipe == "reward"},
         tuple(sorted(broken)),
     )
@@ -117,9 +119,10 @@ def _entry(
     if above is not None:
         reference = identify(above.path) if above in usable else None
         why_not = "" if reference else f"its SFT run {place_name(above.path, root)} is broken"
+    name = place_name(run.path, root)
     return Entry(
         identify(run.path),
-        place_name(run.path, root),
+        f"./{name}" if name == BASE_ID else name,  # --checkpoint base is the base
         printable(run.recipe),
         run.path,
         printable(run.state),
@@ -130,6 +133,11 @@ def _entry(
 
 def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
     """Why a run cannot be asked, as far as can be told without loading its weights."""
+    from safetensors import safe_open  # these bring torch, and the page is up before it
+
+    from toolkit.models.base import check_fingerprint
+    from toolkit.models.heads import ScalarHead
+
     missing = run.adapter_problem()
     if missing and run.state == "failed":
         return f"the run failed: {run.error}"

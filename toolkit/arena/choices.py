@@ -1,13 +1,29 @@
 """What the page's lists offer and what is chosen in them, also after the runs have changed."""
 
+import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from toolkit.arena.catalog import BASE_ID, Catalog, Entry
+from toolkit.world import BASE_NAME
+from toolkit.world.questions import distinct
 
 CHOSEN_AT_FIRST = 4
+EXAMPLES, BASELINE_PROMPTS = 8, 32
 NO_SCORE, NO_REWARD_RUN = "no_score", "no_reward_run"
+
+
+def questions_to_try(base_name: str) -> list[str]:
+    """Prompts to try: questions no recipe trains on, where the base is the embedded world's."""
+    return baseline_questions(base_name)[:EXAMPLES]
+
+
+def baseline_questions(base_name: str) -> list[str]:
+    """The questions whose answers by SFT scores are compared with; none for another base."""
+    if base_name != BASE_NAME:
+        return []
+    return [q.prompt for q in distinct(random.Random(0), "test", BASELINE_PROMPTS)]
 
 
 @dataclass(frozen=True)

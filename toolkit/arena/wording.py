@@ -6,12 +6,16 @@ if TYPE_CHECKING:
     from toolkit.arena.answering.answers import Answer
     from toolkit.arena.answering.changes import Changes
 
-INTRODUCTION = """Write a prompt, or take one of the questions to try, and press *Ask*: the \
+INTRODUCTION = """# Compare
+Write a prompt, or take one of the questions to try, and press *Ask*: the \
 checkpoints that are chosen answer it side by side, under the same settings and the same seed."""
 
 NO_RUNS = """**There are no trained checkpoints to ask in the runs folder yet**, only the base. \
 `make quickstart` trains some on the embedded world, without a download. Then press *Look for \
 runs again*. Until then you can ask the base."""
+
+LOADING = """**The base is being loaded.** The runs appear by themselves in a moment; what is asked \
+until then waits for it, and is asked of the first of them."""
 
 LEGEND = """
 - **Score**: what the chosen reward model gives the answer, read at its last token. Higher is \
@@ -32,7 +36,8 @@ not better, though labelers and reward models often think so.
 - **Command**: prints the same answer without this page.
 """
 
-CHANGES = """One answer, token by token. Take an answer that *Compare* shows, or write a prompt \
+CHANGES = """# What changed
+One answer, token by token. Take an answer that *Compare* shows, or write a prompt \
 and any answer to it: the checkpoint need not have said it."""
 
 NO_ANSWER_YET = (

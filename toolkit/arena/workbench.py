@@ -1,44 +1,42 @@
 """One base in memory and the adapters asked for: several checkpoints' answers to one conversation."""
 
-import random
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.arena.answering.answers import Answer
-from toolkit.arena.answering.changes import Changes, Examiner
+from toolkit.arena.answering.changes import Changes
 from toolkit.arena.answering.engine import Engine
+from toolkit.arena.answering.examining import Examiner
 from toolkit.arena.answering.jobs import Column, Comparison, Job
 from toolkit.arena.answering.measuring import Measurer
 from toolkit.arena.answering.request import (
-    DEFAULT_NEW_TOKENS,
-    DEFAULT_TEMPERATURE,
     Message,
     Request,
+    Settings,
     checked_request,
 )
 from toolkit.arena.answering.shelf import Shelf
 from toolkit.arena.answering.tokens import Tokens
 from toolkit.arena.catalog import Catalog, scan
-from toolkit.config import is_local_path
+from toolkit.arena.choices import baseline_questions, questions_to_try
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.models.base import fingerprint, load_base, stop_ids
 from toolkit.models.roles import Roles
 from toolkit.models.templates import saved_template
 from toolkit.runs import list_runs
-from toolkit.world import BASE_NAME
-from toolkit.world.questions import distinct
-
-EXAMPLES, BASELINE_PROMPTS = 8, 32
 
 __all__ = ["Answer", "Comparison", "Workbench"]
 
 
 class Workbench:
     """Owns the base, its roles and the thread that runs them. Safe to use from several threads."""
+
+    ready = True  # the base is there; an `Opening` that stands in its place may still wait
 
     def __init__(
         self,
@@ -56,7 +54,11 @@ class Workbench:
         self.tokens = Tokens(tokenizer)
         self.shelf = Shelf(self.roles, runs)
         self.measurer = Measurer(
-            self.shelf, self.tokens, stop=self.stop, runs=runs, prompts=self._questions()
+            self.shelf,
+            self.tokens,
+            stop=self.stop,
+            runs=runs,
+            prompts=baseline_questions(base_fingerprint["id"]),
         )
         self.engine = Engine(self.measurer)
         self._scan_lock = threading.Lock()
@@ -71,9 +73,10 @@ class Workbench:
         *,
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
-        trust_remote_code: bool = False,
     ) -> "Workbench":
         """Load the base once, on the GPU where there is one, quantized as the runs' base was.
+
+        Python that comes with a base is never run here, nor offered to be.
 
         Raises: CheckpointError or ConfigError where there is no usable base of that name.
         """
@@ -87,18 +90,15 @@ class Workbench:
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
         )
-        base, tokenizer = load_base(
-            model, parent=_first_sft(runs, model_name), trust_remote_code=trust_remote_code
-        )
+        base, tokenizer = load_base(model, parent=_first_sft(runs, model_name))
         return cls(base, tokenizer, fingerprint(model, tokenizer), runs)
 
     def refresh(self) -> Catalog:
         """Look at the runs folder again; ids of known runs stay what they were."""
-        name = self.roles.fingerprint["id"]
         with self._scan_lock:
             self.catalog = scan(
                 self.runs,
-                base_name=Path(name).name if is_local_path(name) else name,
+                base_name=self.roles.fingerprint["id"],
                 fingerprint=self.roles.fingerprint,
                 identify=self._identify,
                 refused=self.shelf.refusal,
@@ -106,13 +106,8 @@ class Workbench:
             return self.catalog
 
     def examples(self) -> list[str]:
-        """Prompts to try: questions no recipe trains on, where the base is the embedded world's."""
-        return self._questions()[:EXAMPLES]
-
-    def _questions(self) -> list[str]:
-        if self.roles.fingerprint["id"] != BASE_NAME:
-            return []
-        return [q.prompt for q in distinct(random.Random(0), "test", BASELINE_PROMPTS)]
+        """Prompts to try, where the base is the embedded world's."""
+        return questions_to_try(self.roles.fingerprint["id"])
 
     def warm(self) -> None:
         """Score SFT's answers once, so that no visitor waits for what a score is worth."""
@@ -127,16 +122,8 @@ class Workbench:
         self,
         prompt: object,
         checkpoints: object,
-        *,
-        reward: object = None,
-        system: object = "",
-        temperature: object = DEFAULT_TEMPERATURE,
-        top_k: object = 0,
-        top_p: object = 1.0,
-        beams: object = 1,
-        max_new_tokens: object = DEFAULT_NEW_TOKENS,
-        seed: object = 0,
-    ) -> Iterator[Answer]:
+        **settings: Unpack[Settings],
+    ) -> "InOrder":
         """Each checkpoint's whole answer in the order asked for, one by one as they are made.
 
         A checkpoint that fails gives an answer with a `problem`; the others are not touched by it.
@@ -147,49 +134,22 @@ class Workbench:
         Raises: CheckpointError for an unknown id, ConfigError for a prompt that cannot be used,
             BusyError where too many wait; all before anything is generated.
         """
-        comparison = self.stream(
-            prompt,
-            checkpoints,
-            reward=reward,
-            system=system,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            beams=beams,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-        )
-        return _InOrder(comparison)
+        return InOrder(self.stream(prompt, checkpoints, **settings))
 
     def stream(
         self,
         prompt: object,
         checkpoints: object,
-        *,
-        reward: object = None,
-        system: object = "",
-        temperature: object = DEFAULT_TEMPERATURE,
-        top_k: object = 0,
-        top_p: object = 1.0,
-        beams: object = 1,
-        max_new_tokens: object = DEFAULT_NEW_TOKENS,
-        seed: object = 0,
+        **settings: Unpack[Settings],
     ) -> Comparison:
         """As `compare`, with the answers as they grow."""
         catalog = self.catalog
         request = checked_request(
             prompt=prompt,
             checkpoints=checkpoints,
-            reward=reward,
-            system=system,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            beams=beams,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
             known_checkpoints=catalog.checkpoints,
             known_rewards=catalog.rewards,
+            **settings,
         )
         prompts = [self.tokens.prompt(messages) for messages in request.conversations]
         request = self._fitted(request, prompts)
@@ -254,19 +214,22 @@ class Workbench:
         return self._ids.setdefault(path, f"run_{len(self._ids):06d}")
 
 
-class _InOrder(Iterator[Answer]):
+class InOrder(Iterator[Answer]):
     """Whole answers one by one. Closed before its first, too, it gives up what is not done."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
-        self._answers = self._whole()
+        self._answers = self.beats()
 
     def __next__(self) -> Answer:
-        return next(self._answers)
+        return next(answer for answer in self._answers if answer is not None)
 
-    def _whole(self) -> Iterator[Answer]:
+    def beats(self) -> Iterator[Answer | None]:
+        """The same with None in between, several times a second: whoever passes it on to a page is
+        ended at such a moment once the page is closed, and need not wait for an answer."""
         given = 0
         for answers in self._comparison:
+            yield None
             while given < len(answers) and answers[given].done:
                 yield answers[given]
                 given += 1

@@ -7,14 +7,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError, DatasetError
+from toolkit.evaluation.metrics import MAIN
 from toolkit.evaluation.scoring import Pair, evaluating, pad_id, score_ids, summed_logprobs
 from toolkit.models.base import stop_ids
-from toolkit.models.generation import Completion, Prompt, Sampling, complete, encode_prompt
+from toolkit.models.generation import Completion, Prompt, complete, encode_prompt
 from toolkit.models.roles import REWARD, Roles
+from toolkit.models.sampling import Sampling
 from toolkit.world.gold import Features, features
 from toolkit.world.questions import parse
 
-MAIN = "main"  # the key of the sampling that a report's own columns are about
 MAIN_TEMPERATURE = 0.7  # at T = 1 much of a win is mere sharpening
 
 

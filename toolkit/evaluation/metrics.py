@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from toolkit.world.gold import Features
 
+MAIN = "main"  # the key of the sampling that a report's own columns are about
 RESAMPLES = 2000
 Interval = dict[str, Any]  # {"mean": x, "ci95": [low, high]}
 Floats = NDArray[np.float64]

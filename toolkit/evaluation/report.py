@@ -4,13 +4,15 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolkit.errors import DatasetError
-from toolkit.evaluation.evaluate import MAIN, Answers, Evaluation, Measured
-from toolkit.evaluation.metrics import RATES, behaviour_rates, mean_interval, win_rate
+from toolkit.evaluation.metrics import MAIN, RATES, behaviour_rates, mean_interval, win_rate
+
+if TYPE_CHECKING:  # it brings torch, which who only reads a report does without
+    from toolkit.evaluation.evaluate import Answers, Evaluation, Measured
 
 SCHEMA = 1
 Report = dict[str, Any]
@@ -26,7 +28,7 @@ SECTION = (  # of the reward model, all numbers or null
 
 
 def build(
-    evaluation: Evaluation,
+    evaluation: "Evaluation",
     *,
     reward_model: Mapping[str, Any] | None = None,
     timings_s: Mapping[str, float] | None = None,
@@ -61,7 +63,7 @@ def build(
 
 
 def _checkpoint(
-    measured: Measured, reference: Mapping[str, Answers], groups: list[str], seed: int
+    measured: "Measured", reference: "Mapping[str, Answers]", groups: list[str], seed: int
 ) -> dict[str, Any]:
     found = {key: _summary(a, reference[key], groups, seed) for key, a in measured.answers.items()}
     kl, loss = measured.kl_to_sft, measured.lm_loss
@@ -74,7 +76,7 @@ def _checkpoint(
     }
 
 
-def _summary(answers: Answers, theirs: Answers, groups: list[str], seed: int) -> dict[str, Any]:
+def _summary(answers: "Answers", theirs: "Answers", groups: list[str], seed: int) -> dict[str, Any]:
     """One checkpoint under one sampling."""
     means: dict[str, Any] = {}
     wins: dict[str, Any] = {}
@@ -93,7 +95,7 @@ def _summary(answers: Answers, theirs: Answers, groups: list[str], seed: int) ->
     }
 
 
-def examples(evaluation: Evaluation, count: int = 8) -> list[Example]:
+def examples(evaluation: "Evaluation", count: int = 8) -> list[Example]:
     """A few prompts with every checkpoint's answer under the main sampling.
 
     In the world the kinds of question take turns; elsewhere they are the first prompts.
@@ -108,7 +110,7 @@ def examples(evaluation: Evaluation, count: int = 8) -> list[Example]:
     return [_example(evaluation, row) for _, row in sorted(order)[:count]]
 
 
-def _example(evaluation: Evaluation, row: int) -> Example:
+def _example(evaluation: "Evaluation", row: int) -> Example:
     prompt = evaluation.prompts[row]
     said = {}
     for name, measured in evaluation.checkpoints.items():

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from toolkit.errors import CheckpointError
 from toolkit.models.adalora import as_lora
 from toolkit.models.base import save_fingerprint
+from toolkit.runs import WEIGHTS_FILE
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 # Ways to initialise LoRA that put what they take out of the base's weights back into the adapter.
 # PEFT does so again whenever such an adapter is attached, and all roles share the base.
 CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")

@@ -283,7 +283,7 @@ def _if_code(error: BaseException) -> str:
     """How to go on where a model comes with Python of its own."""
     if "trust_remote_code" not in str(error):
         return ""
-    return "; if you trust its code, add --trust_remote_code true on the command line"
+    return "; if you trust its code, add --trust_remote_code true to a recipe (the app runs none)"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,28 +1,9 @@
 """How the next token is drawn for one row: greedy, or at a temperature within top-k and top-p."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from toolkit.models.generation import Sampling
-
-
-@dataclass(frozen=True)
-class Drawing(Sampling):
-    """`Sampling` with what only a reader of answers wants; training draws from the whole of π.
-
-    Attributes:
-        top_k: draw among this many likeliest tokens; 0 is all.
-        top_p: draw among the likeliest tokens that together hold this probability; 1 is all.
-        beams: above 1, the likeliest answer that so many parallel searches find; nothing is drawn.
-        seed: where a row's own generator starts.
-    """
-
-    top_k: int = 0
-    top_p: float = 1.0
-    beams: int = 1
-    seed: int = 0
+from toolkit.models.sampling import Drawing
 
 
 def choose(logits: Tensor, drawing: Drawing, generator: torch.Generator) -> int:

@@ -9,16 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.models.decoding import Decoded, decode
 from toolkit.models.heads import ScalarHead
+from toolkit.models.sampling import Sampling
 
 Prompt = str | list[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample; temperature 0 is greedy."""
-
-    max_new_tokens: int = 64
-    temperature: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from toolkit.models.choosing import Drawing, choose
+from toolkit.models.choosing import choose
 from toolkit.models.decoding import GrowingLayer, growing_cache, pad_left, read
 from toolkit.models.roles import Roles
+from toolkit.models.sampling import Drawing
 from toolkit.models.token_logprobs import VocabularyHead
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from toolkit.models.generation import Sampling, sample
+from toolkit.models.generation import sample
 from toolkit.models.passes import (
     Batch,
     by_length,
@@ -21,6 +21,7 @@ from toolkit.models.passes import (
     state_values,
 )
 from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles
+from toolkit.models.sampling import Sampling
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """One thread that owns the model; everybody else asks it and waits for a turn.
 
 Answers of all visitors are rows of one batch, which join and leave between tokens. What cannot share
-a batch, such as DoRA, has one of its own, and the batches take turns.
+a batch, such as DoRA, has one of its own, and the batches take turns. One beam search at a time takes
+its turn among them.
 """
 
 import threading
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from toolkit.arena.answering.answers import Answer
-from toolkit.arena.answering.beams import search
+from toolkit.arena.answering.beams import Search
 from toolkit.arena.answering.jobs import Column, Comparison, Job, ended
 from toolkit.arena.answering.measuring import Measurer, out_of_memory
 from toolkit.errors import BusyError
@@ -45,6 +46,8 @@ class Engine:
         self._running: list[Job] = []
         self._unread: list[tuple[Job, Column]] = []  # admitted, not in a batch yet
         self._batches: dict[str | None, RowBatch] = {}  # None is the mixed one
+        self._searches: deque[tuple[Job, Column]] = deque()  # the first one is under way
+        self._search: Search | None = None
 
     def submit(self, job: Job) -> Comparison:
         """Queue a job.
@@ -94,7 +97,8 @@ class Engine:
                 self._turn()
             except Exception as error:  # a bug of ours must not leave the app without its thread
                 self._start_over(error)
-            if self._running or self._calls or self._jobs or self._work.wait(IDLE_S):
+            busy = self._running or self._searches or self._calls or self._jobs
+            if busy or self._work.wait(IDLE_S):
                 continue
             with self._lock:
                 if not self._work.is_set():
@@ -110,12 +114,17 @@ class Engine:
         for key, batch in list(self._batches.items()):
             if batch.rows:
                 self._advance(key, batch)
+        self._advance_search()
         self._running = [job for job in self._running if not job.done]
 
     def _start_over(self, error: Exception) -> None:
         """Fail what is being worked on; what waits is not touched."""
         self._pause()
         self._batches, self._unread = {}, []
+        if self._search is not None:
+            self._search.abandon()
+        self._search = None
+        self._searches.clear()
         for job in self._running:
             self._fail(job, [c for c in job.columns if c.answer is None], error)
         self._running = []
@@ -141,6 +150,8 @@ class Engine:
                     continue
                 if late and not column.stopped:
                     column.stopped = f"stopped at the limit of {MAX_SECONDS:.0f} s"
+                if self._search is not None and self._search.row is column.row:
+                    continue  # its next turn is its last
                 for batch in self._batches.values():
                     if column.row in batch.rows:
                         batch.leave([column.row])
@@ -148,6 +159,10 @@ class Engine:
                     self._finish(job, column)
         self._unread = [(j, c) for j, c in self._unread if id(j) not in gone and c.answer is None]
         self._running = [job for job in self._running if id(job) not in gone]
+        first = list(self._searches)[: self._search is not None]
+        later = list(self._searches)[len(first) :]
+        later = [(j, c) for j, c in later if id(j) not in gone and c.answer is None]
+        self._searches = deque(first + later)
 
     def _admit(self) -> None:
         """Begin the jobs that there is room for, in order."""
@@ -166,12 +181,16 @@ class Engine:
                     continue
                 column.row = Row(column.prompt, role, job.request.sampling)
                 if job.request.sampling.beams > 1:
-                    self._search(job, column)
+                    self._searches.append((job, column))
                 else:
                     self._unread.append((job, column))
 
     def _busy_rows(self) -> int:
-        return len(self._unread) + sum(len(batch.rows) for batch in self._batches.values())
+        return (
+            len(self._unread)
+            + len(self._searches)
+            + sum(len(batch.rows) for batch in self._batches.values())
+        )
 
     def in_use(self) -> set[str | None]:
         """Roles that rows are being decoded with. For calls, which run in the engine's thread."""
@@ -251,22 +270,37 @@ class Engine:
         if out_of_memory(error) and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _search(self, job: Job, column: Column) -> None:
-        """Beam search, alone on the model, until it is done."""
+    def _advance_search(self) -> None:
+        """Some tokens of the first beam search: as many as a batch, up to where somebody waits."""
+        if not self._searches:
+            return
+        job, column = self._searches[0]
         assert column.row is not None
         self._pause()
-        row, until = column.row, job.deadline
-        column.started = time.monotonic()
-
-        def give_up() -> bool:
-            return job.cancelled or bool(column.stopped) or time.monotonic() > until
-
         try:
-            search(self._roles, row, measurer=self.measurer, give_up=give_up)
+            if self._search is None:
+                column.started = time.monotonic()
+                self._search = self._new_search(job, column)
+            for _ in range(STEPS):
+                over = self._search.step()
+                if over or self._work.is_set():
+                    break
         except Exception as error:
             self._fail(job, [column], error)
-            return
-        self._finish(job, column)
+            over = True
+        if over:
+            self._search = None
+            self._searches.popleft()
+            if column.answer is None and not job.cancelled:
+                self._finish(job, column)
+
+    def _new_search(self, job: Job, column: Column) -> Search:
+        assert column.row is not None
+
+        def give_up() -> bool:
+            return job.cancelled or bool(column.stopped) or time.monotonic() > job.deadline
+
+        return Search(self._roles, column.row, measurer=self.measurer, give_up=give_up)
 
     def _finish(self, job: Job, column: Column) -> None:
         """Text and measures of a column whose row has all its tokens."""

@@ -13,10 +13,10 @@ from toolkit.arena.answering.shelf import Shelf, Stamp, stamp_of
 from toolkit.arena.answering.tokens import Tokens
 from toolkit.arena.catalog import Catalog, Entry, tidy
 from toolkit.errors import ToolkitError
-from toolkit.models.choosing import Drawing
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import Batch, collate, completion_logprobs, scores
 from toolkit.models.row_batch import Row, RowBatch
+from toolkit.models.sampling import Drawing
 from toolkit.runs import Run
 
 OUT_OF_MEMORY = "out of memory: ask fewer checkpoints at once, or for fewer tokens"

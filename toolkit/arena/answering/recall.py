@@ -3,14 +3,17 @@
 import json
 import shlex
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from toolkit.arena.answering.request import Message
 from toolkit.arena.arguments import AppArguments
 from toolkit.arena.catalog import BASE_ID, Catalog
 from toolkit.arena.wording import measures
-from toolkit.arena.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.choosing import Drawing
+from toolkit.models.sampling import Drawing
+
+if TYPE_CHECKING:
+    from toolkit.arena.workbench import Workbench
 
 
 def command(
@@ -50,11 +53,11 @@ def options(arguments: AppArguments) -> list[str]:
     found = [] if str(arguments.runs) == "runs" else ["--runs", str(arguments.runs)]
     if arguments.model_name_or_path != "world:base":
         found += ["--model_name_or_path", arguments.model_name_or_path]
-    flags = ("load_in_4bit", "load_in_8bit", "trust_remote_code")
+    flags = ("load_in_4bit", "load_in_8bit")
     return found + [f"--{flag}" for flag in flags if getattr(arguments, flag)]
 
 
-def ask_once(workbench: Workbench, arguments: AppArguments) -> int:
+def ask_once(workbench: "Workbench", arguments: AppArguments) -> int:
     """Answer the command line's question and print answer and numbers.
 
     Returns: the exit code, 1 where a checkpoint gave no answer.

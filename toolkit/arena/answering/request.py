@@ -3,9 +3,10 @@
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.choosing import Drawing
+from toolkit.models.sampling import Drawing
 
 MAX_PROMPT_CHARACTERS = 8000
 MAX_CONVERSATION_CHARACTERS = 32000
@@ -25,6 +26,19 @@ MIN_TOP_P = 0.01
 SPEAKERS = ("system", "user", "assistant")
 
 Message = dict[str, str]
+
+
+class Settings(TypedDict, total=False):
+    """What may be asked beside prompt and checkpoints, as `checked_request` takes it."""
+
+    reward: object
+    system: object
+    temperature: object
+    top_k: object
+    top_p: object
+    beams: object
+    max_new_tokens: object
+    seed: object
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from toolkit.models.adapters import WEIGHTS_FILE
+from toolkit.runs import WEIGHTS_FILE
 
 
 class AdapterHashes:

@@ -32,14 +32,15 @@ if TYPE_CHECKING:
 MIN_ANSWERS, MAX_ANSWERS = 4, 9  # of a ranking; InstructGPT's
 MAX_PENDING = 1000
 MAX_AGE_S = 3600.0
+HEARTBEAT_S = 0.5  # a page that was closed while answers are made is noticed at the next one
 
 
 @dataclass(frozen=True)
 class Shown:
     """What the page may know before the verdict.
 
-    While answers are made, how many of `wanted` are done; at the end all `texts` in the order to
-    show, and the `id` to judge them by.
+    While answers are made, how many of `wanted` are done, said again twice a second; at the end all
+    `texts` in the order to show, and the `id` to judge them by.
     """
 
     done: int
@@ -179,8 +180,13 @@ class Battles:
         replies: list[Reply] = []
         try:
             yield Shown(0, len(seeds))
-            for seed, answer in zip(seeds, chain.from_iterable(calls), strict=True):
-                replies.append(self._reply(answer, seed))
+            told = time.monotonic()
+            for answer in chain.from_iterable(map(_beats, calls)):
+                if answer is not None:
+                    replies.append(self._reply(answer, seeds[len(replies)]))
+                elif time.monotonic() - told < HEARTBEAT_S:
+                    continue
+                told = time.monotonic()
                 yield Shown(len(replies), len(seeds))
         finally:
             _close(calls)  # whoever asked may have gone
@@ -279,6 +285,12 @@ def _sampling(temperature: object, max_new_tokens: object) -> dict[str, float]:
         "temperature": heat if heat >= MIN_TEMPERATURE else 0.0,
         "max_new_tokens": round(clamp(max_new_tokens, 1, MAX_NEW_TOKENS, DEFAULT_NEW_TOKENS)),
     }
+
+
+def _beats(call: "Iterator[Answer]") -> "Iterator[Answer | None]":
+    """A call's answers with None in between, where it can say that it is still at work."""
+    beats = getattr(call, "beats", None)
+    return call if beats is None else beats()
 
 
 def _close(calls: "Sequence[Iterator[Answer]]") -> None:

@@ -4,7 +4,7 @@ import html
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -12,10 +12,12 @@ from toolkit.arena.answering.answers import Answer
 from toolkit.arena.answering.chat import Chat
 from toolkit.arena.answering.recall import command
 from toolkit.arena.answering.request import MAX_COLUMNS, MAX_SEED, Message, clamp
-from toolkit.arena.choices import reward_id
+from toolkit.arena.choices import checkpoint_choices, reward_choices, reward_id
 from toolkit.arena.wording import measures
-from toolkit.arena.workbench import Comparison, Workbench
 from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.arena.workbench import Comparison, Workbench
 
 HEARTBEAT_S = 1.0  # a page that was closed while its question waits is noticed at the next one
 PARTS = 5  # of a column: itself, answer, stop button, numbers, command
@@ -24,7 +26,7 @@ PARTS = 5  # of a column: itself, answer, stop button, numbers, command
 class Visitors:
     """The tab's events. Each visitor has one comparison at a time, found again by the session."""
 
-    def __init__(self, workbench: Workbench) -> None:
+    def __init__(self, workbench: "Workbench") -> None:
         self.workbench = workbench
         self._running: dict[str, Comparison] = {}
 
@@ -69,6 +71,10 @@ class Visitors:
     ) -> Iterator[list[Any]]:
         """Updates of chat, prompt and all columns: once with all parts, then of what grows."""
         temperature, tokens, top_k, top_p, beams, seed = settings
+        if not checkpoints and not self.workbench.ready:  # asked before the page had its lists
+            catalog = self.workbench.refresh()
+            checkpoints = checkpoint_choices(catalog).chosen
+            reward = reward_choices(catalog).chosen[0]
         ids = [c for c in checkpoints if isinstance(c, str)] if checkpoints else []
         key = _session(visitor)
         self.leave(visitor)
@@ -91,6 +97,10 @@ class Visitors:
         told = time.monotonic()
         try:
             for answers in comparison:
+                if self._running.get(key) is not comparison:
+                    # something else is on the page; Gradio shows what is yielded last once more
+                    yield [gr.skip() for _ in range(2 + PARTS * MAX_COLUMNS)]
+                    return
                 done = all(a.done for a in answers)
                 if done:
                     chat = chat.answered(answers)
@@ -116,7 +126,7 @@ class Visitors:
         chat: Chat,
         answers: Sequence[Answer],
         before: Sequence[Answer | None],
-        comparison: Comparison,
+        comparison: "Comparison",
         shown: int,
     ) -> list[Any]:
         """Updates of all columns, of which the first `shown` are on the page."""
@@ -133,7 +143,7 @@ class Visitors:
         return found
 
     def _grown(
-        self, chat: Chat, old: Answer | None, answer: Answer | None, comparison: Comparison
+        self, chat: Chat, old: Answer | None, answer: Answer | None, comparison: "Comparison"
     ) -> list[Any]:
         """Updates of one column that was there before."""
         if answer is None or answer == old:
@@ -142,7 +152,7 @@ class Visitors:
             return self._column(chat, answer, comparison)
         return [gr.skip(), gr.update(value=_bubbles(chat, answer)), *(gr.skip() for _ in range(3))]
 
-    def _column(self, chat: Chat, answer: Answer | None, comparison: Comparison) -> list[Any]:
+    def _column(self, chat: Chat, answer: Answer | None, comparison: "Comparison") -> list[Any]:
         """Updates of all parts of one column."""
         if answer is None:
             empty = [gr.update(value="") for _ in range(2)]
@@ -160,7 +170,7 @@ class Visitors:
             gr.update(value=self._command(chat, answer, comparison)),
         ]
 
-    def _command(self, chat: Chat, answer: Answer, comparison: Comparison) -> str:
+    def _command(self, chat: Chat, answer: Answer, comparison: "Comparison") -> str:
         request, catalog = comparison.request, comparison.catalog
         return command(
             self.workbench.options,

@@ -39,7 +39,7 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
         with gr.Column(scale=3, min_width=320):
             prompt = prompt_box()
             with gr.Row():
-                draw = gr.Button("Draw a prompt", size="md", visible=bool(drawn_from))
+                draw = gr.Button("Draw a prompt", visible=bool(drawn_from))
                 start = gr.Button(
                     "Start a battle (Ctrl+Enter)", variant="primary", elem_id="arena-start"
                 )
@@ -54,7 +54,7 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
         verdicts = {verdict: _verdict(verdict) for verdict in VERDICT_WORDS}
     with gr.Row():
         status = status_box(IDLE)
-        stop = gr.Button("Stop (Esc)", size="md", elem_id="arena-stop", scale=0, min_width=120)
+        stop = gr.Button("Stop (Esc)", elem_id="arena-stop", scale=0, min_width=120)
     reason, labeler = about_labeler()
     battle = gr.State("")  # the id stays on the server
     buttons = list(verdicts.values())

@@ -1,7 +1,7 @@
 """One answer token by token: what training changed, and what else could have been said."""
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -10,8 +10,10 @@ from toolkit.arena.answering.chat import Chat
 from toolkit.arena.answering.request import MAX_PROMPT_CHARACTERS
 from toolkit.arena.choices import checkpoint_choices
 from toolkit.arena.wording import CHANGES, NO_ANSWER_YET, TOKENS_LEGEND, scale
-from toolkit.arena.workbench import Workbench
 from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.arena.workbench import Workbench
 
 COLOURS = [
     ("against the reference (log π/π_ref)", LOG_RATIO),
@@ -28,10 +30,17 @@ TOKENS = [
     "Policy's likeliest",
     "Reference's likeliest",
 ]
+# a wide page is filled, a narrow one scrolls the table
+TOKEN_WIDTHS = [
+    f"max({pixels}px, {share}%)"
+    for pixels, share in zip(
+        (48, 110, 80, 120, 70, 90, 150, 170), (5, 15, 10, 14, 8, 11, 18, 19), strict=True
+    )
+]
 PLACE = ["Policy", "p", "Reference", "p_ref"]
 
 
-def changed_tab(tab: gr.Tab, workbench: Workbench, chat: gr.State) -> None:
+def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
     """The tab's contents; `chat` is what Compare was asked."""
     gr.Markdown(CHANGES)
     empty = gr.Markdown(NO_ANSWER_YET)
@@ -48,7 +57,7 @@ def changed_tab(tab: gr.Tab, workbench: Workbench, chat: gr.State) -> None:
         wrap=True,
         max_height=360,
         label="All tokens",
-        column_widths=["48px", "110px", "80px", "120px", "70px", "90px", "150px", "170px"],
+        column_widths=TOKEN_WIDTHS,
         elem_classes="tokens",
     )
     with gr.Accordion("What the numbers mean", open=False):
@@ -114,7 +123,7 @@ def changed_tab(tab: gr.Tab, workbench: Workbench, chat: gr.State) -> None:
     tab.select(take, [chat, checkpoint], [checkpoint, other, prompt, answer, empty], **quiet)
 
 
-def _question(workbench: Workbench) -> tuple[Any, ...]:
+def _question(workbench: "Workbench") -> tuple[Any, ...]:
     models = checkpoint_choices(workbench.catalog)
     checkpoint = gr.Dropdown(
         models.choices,
@@ -239,7 +248,7 @@ def _most_changed(changes: Changes) -> int:
 
 
 def _diff(
-    workbench: Workbench, chat: Chat, name: str, asked: str, text: str, second: str
+    workbench: "Workbench", chat: Chat, name: str, asked: str, text: str, second: str
 ) -> list[Any]:
     """The diff and whose words are whose, or why there is none."""
     answers = chat.turns[-1].answers if chat.turns and asked == chat.last_prompt else {}

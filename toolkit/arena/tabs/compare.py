@@ -1,6 +1,7 @@
 """Several checkpoints answer the same thing side by side."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -9,18 +10,22 @@ from toolkit.arena.answering.chat import Chat
 from toolkit.arena.answering.request import MAX_COLUMNS, MAX_PROMPT_CHARACTERS
 from toolkit.arena.choices import checkpoint_choices, reward_choices
 from toolkit.arena.tabs.answering import PARTS, Visitors, again, anew, further
-from toolkit.arena.wording import INTRODUCTION, LEGEND, NO_RUNS
-from toolkit.arena.workbench import Workbench
+from toolkit.arena.tabs.parts import heat_and_length
+from toolkit.arena.web.bubbles import PROMPT, QUESTION
+from toolkit.arena.wording import INTRODUCTION, LEGEND, LOADING, NO_RUNS
+
+if TYPE_CHECKING:
+    from toolkit.arena.workbench import Workbench
 
 
-def compare_tab(page: gr.Blocks, workbench: Workbench) -> gr.State:
+def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
     """The tab's contents. What it shows of the disk or of a model is escaped or plain text.
 
     Returns: the visitor's `Chat`, for other tabs to look at.
     """
     chat, visitors = gr.State(Chat()), Visitors(workbench)
     gr.Markdown(INTRODUCTION)
-    no_runs = gr.Markdown(NO_RUNS, visible=workbench.catalog.empty)
+    no_runs = gr.Markdown(NO_RUNS, visible=workbench.ready and workbench.catalog.empty)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             prompt, ask, follow, stop, repeat, edit, clear = _prompt(workbench.examples())
@@ -52,13 +57,18 @@ def compare_tab(page: gr.Blocks, workbench: Workbench) -> gr.State:
     edit.click(visitors.edit, chat, shown, api_visibility="private")
     clear.click(visitors.clear, None, shown, api_visibility="private")
 
+    def looked(chosen: list[str] | None, scorer: str | None) -> Iterator[list[Any]]:
+        if not workbench.ready:
+            yield [gr.update(value=LOADING, visible=True), *(gr.skip() for _ in lists[1:])]
+        yield refresh(chosen, scorer)
+
     def refresh(chosen: list[str] | None, scorer: str | None) -> list[Any]:
         catalog = workbench.refresh()
         models = checkpoint_choices(catalog, chosen or [])
         rewards = reward_choices(catalog, scorer)
         title = f"Runs that cannot be used ({len(catalog.broken)})"
         return [
-            gr.update(visible=catalog.empty),
+            gr.update(value=NO_RUNS, visible=catalog.empty),
             gr.update(choices=models.choices, value=models.chosen),
             gr.update(choices=rewards.choices, value=rewards.chosen[0]),
             gr.update(visible=bool(catalog.broken), label=title),
@@ -67,7 +77,9 @@ def compare_tab(page: gr.Blocks, workbench: Workbench) -> gr.State:
 
     lists = [no_runs, checkpoints, reward, broken_box, broken]
     look.click(refresh, [checkpoints, reward], lists, api_name="refresh")
-    page.load(refresh, [checkpoints, reward], lists, api_visibility="private")
+    page.load(
+        looked, [checkpoints, reward], lists, api_visibility="private", concurrency_limit=None
+    )
     page.unload(visitors.leave)
     return chat
 
@@ -80,6 +92,7 @@ def _prompt(examples: list[str]) -> tuple[Any, ...]:
         max_lines=12,
         max_length=MAX_PROMPT_CHARACTERS,
         placeholder="Ask something…",
+        elem_id=PROMPT,
     )
     with gr.Row():
         ask = gr.Button("Ask", variant="primary", min_width=120)
@@ -96,15 +109,18 @@ def _prompt(examples: list[str]) -> tuple[Any, ...]:
         elem_classes="note",
     )
     if examples:
-        gr.Examples([[e] for e in examples], prompt, label="Questions to try")
+        gr.Markdown("Questions to try:", elem_classes="note")
+        with gr.Row(elem_classes="questions"):  # the page's script puts them into the box at once
+            for example in examples:
+                gr.Button(example, size="sm", min_width=0, scale=0, elem_classes=QUESTION)
     return prompt, ask, follow, stop, repeat, edit, clear
 
 
-def _models(workbench: Workbench) -> tuple[gr.Dropdown, gr.Dropdown, gr.Button]:
+def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button]:
     models, rewards = checkpoint_choices(workbench.catalog), reward_choices(workbench.catalog)
     checkpoints = gr.Dropdown(
         models.choices,
-        value=models.chosen,
+        value=models.chosen if workbench.ready else [],
         multiselect=True,
         max_choices=MAX_COLUMNS,
         label="Checkpoints",
@@ -122,22 +138,7 @@ def _models(workbench: Workbench) -> tuple[gr.Dropdown, gr.Dropdown, gr.Button]:
 def _sampling() -> list[Any]:
     """System prompt and everything that decides how tokens are drawn, the seed last."""
     with gr.Accordion("Sampling", open=False):
-        temperature = gr.Slider(
-            0,
-            limits.MAX_TEMPERATURE,
-            value=limits.DEFAULT_TEMPERATURE,
-            step=0.05,
-            label="Temperature",
-            info="0 always takes the likeliest token; higher is more varied.",
-        )
-        tokens = gr.Slider(
-            1,
-            limits.MAX_NEW_TOKENS,
-            value=limits.DEFAULT_NEW_TOKENS,
-            step=1,
-            label="Max new tokens",
-            info="Where an answer is cut off if it does not end by itself.",
-        )
+        temperature, tokens = heat_and_length()
         seed = gr.Number(
             0,
             precision=0,

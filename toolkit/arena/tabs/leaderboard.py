@@ -21,6 +21,11 @@ from toolkit.errors import ToolkitError
 if TYPE_CHECKING:
     from toolkit.arena.judgements.store import Store
 
+# a wide page is filled, a narrow one scrolls the table
+WIDTHS = [
+    f"max({pixels}px, {share}%)"
+    for pixels, share in zip((50, 180, 150, 150, 80, 90), (7, 26, 21, 22, 11, 13), strict=True)
+]
 HEADERS = ["#", "Checkpoint", "Rating", "95 % interval", "Votes", "Prompts"]
 
 
@@ -32,7 +37,7 @@ def leaderboard_tab(page: gr.Blocks, tab: gr.Tab, store: "Store") -> None:
     with gr.Column(visible=False) as results:
         table = gr.Dataframe(
             headers=HEADERS,
-            column_widths=["50px", "180px", "150px", "150px", "80px", "90px"],
+            column_widths=WIDTHS,
             interactive=False,
             wrap=True,
             label="Ratings, the best first",

@@ -50,22 +50,27 @@ def refreshed_pool(workbench: "Workbench", chosen: list[str] | None) -> Any:
 def sampling() -> tuple[gr.Slider, gr.Slider]:
     """Temperature and maximum length; seeds are the server's, so that nobody can foresee answers."""
     with gr.Accordion("Sampling", open=False):
-        temperature = gr.Slider(
-            0,
-            limits.MAX_TEMPERATURE,
-            value=limits.DEFAULT_TEMPERATURE,
-            step=0.05,
-            label="Temperature",
-            info="0 always takes the likeliest token; higher is more varied.",
-        )
-        tokens = gr.Slider(
-            1,
-            limits.MAX_NEW_TOKENS,
-            value=limits.DEFAULT_NEW_TOKENS,
-            step=1,
-            label="Max new tokens",
-            info="Where an answer is cut off if it does not end by itself.",
-        )
+        return heat_and_length()
+
+
+def heat_and_length() -> tuple[gr.Slider, gr.Slider]:
+    """The two settings that every tab with answers has."""
+    temperature = gr.Slider(
+        0,
+        limits.MAX_TEMPERATURE,
+        value=limits.DEFAULT_TEMPERATURE,
+        step=0.05,
+        label="Temperature",
+        info="0 always takes the likeliest token; higher is more varied.",
+    )
+    tokens = gr.Slider(
+        1,
+        limits.MAX_NEW_TOKENS,
+        value=limits.DEFAULT_NEW_TOKENS,
+        step=1,
+        label="Max new tokens",
+        info="Where an answer is cut off if it does not end by itself.",
+    )
     return temperature, tokens
 
 

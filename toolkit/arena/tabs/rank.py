@@ -18,11 +18,16 @@ from toolkit.arena.tabs.parts import (
     sampling,
     status_box,
 )
+from toolkit.arena.web.dragging import ANSWER, BOARD, ORDER, PLACE_BUTTON
 from toolkit.errors import ConfigError, ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.arena.judgements.battles import Battles
 
+DRAG = (
+    "Drag each answer to its place, the best at the top; dropped on another one it ties with it. "
+    "Or press the answers' buttons or numbers, the best first."
+)
 IDLE = "Ask for answers; then put them in order, the best first."
 FLAG_WORDS = dict(zip(("Harmful", "Untruthful", "Off task"), FLAGS, strict=True))
 NO_GRADE = 0
@@ -37,9 +42,9 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
         with gr.Column(scale=3, min_width=320):
             prompt = prompt_box()
             with gr.Row():
-                draw = gr.Button("Draw a prompt", size="md", visible=bool(drawn_from))
+                draw = gr.Button("Draw a prompt", visible=bool(drawn_from))
                 start = gr.Button("Get answers", variant="primary", elem_id="rank-start")
-                stop = gr.Button("Stop", size="md", scale=0, min_width=100)
+                stop = gr.Button("Stop", scale=0, min_width=100)
         with gr.Column(scale=2, min_width=320):
             info = "One or several; one alone gives several samples."
             pool = pool_list(workbench, info)
@@ -69,7 +74,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
                 question, chosen, k, temperature=heat, max_new_tokens=length
             ):
                 if shown.id:
-                    said = "Put the answers in order: press their numbers, the best first."
+                    said = "Put the answers in order: drag them, or press their numbers, the best first."
                     parts = _shown(shown.texts)
                 else:
                     said = f"{shown.done} of {shown.wanted} answers are ready…"
@@ -118,12 +123,16 @@ def _answers() -> list[tuple[Any, ...]]:
         for number in range(1, MAX_ANSWERS + 1):
             with gr.Column(min_width=260, visible=False) as column:
                 text = gr.Textbox(
-                    label=f"Answer {number}", lines=5, max_lines=20, interactive=False
+                    label=f"Answer {number}",
+                    lines=5,
+                    max_lines=20,
+                    interactive=False,
+                    elem_id=f"{ANSWER}{number}",
                 )
                 gr.Button(
                     f"Next best is {number} (key {number})",
                     size="md",
-                    elem_id=f"rank-place-{number}",
+                    elem_id=f"{PLACE_BUTTON}{number}",
                 )
                 with gr.Accordion("Quality and flags (optional)", open=False):
                     grade = gr.Dropdown(
@@ -142,19 +151,21 @@ def _answers() -> list[tuple[Any, ...]]:
 
 
 def _order() -> gr.Textbox:
-    """The order as text, which the buttons change through the page's script (shortcuts.py)."""
+    """The order as text, which buttons and dragging change through the page's scripts."""
+    with gr.Column(elem_id=BOARD):
+        gr.Markdown(DRAG, elem_classes="note")
     with gr.Row():
         order = gr.Textbox(
             label="Order, the best first",
-            info="Made by the buttons and keys, or typed: 3 > 1 = 2 > 4, where = is a tie.",
+            info="Made by dragging, by buttons and keys, or typed: 3 > 1 = 2 > 4, where = is a tie.",
             max_length=200,
             lines=1,
             scale=3,
             min_width=300,
-            elem_id="rank-order",
+            elem_id=ORDER,
         )
-        gr.Button("The next one ties (T)", size="md", elem_id="rank-tie", scale=1, min_width=160)
-        gr.Button("Clear the order (Esc)", size="md", elem_id="rank-clear", scale=1, min_width=160)
+        gr.Button("The next one ties (T)", elem_id="rank-tie", scale=1, min_width=160)
+        gr.Button("Clear the order (Esc)", elem_id="rank-clear", scale=1, min_width=160)
     return order
 
 

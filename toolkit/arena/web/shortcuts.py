@@ -71,4 +71,3 @@ _SCRIPT = """
 """
 
 SHORTCUTS_JS = _SCRIPT % json.dumps([dict(ARENA_KEYS), dict(RANK_KEYS)])
-SHORTCUTS_HEAD = f"<script>{SHORTCUTS_JS}</script>"  # for launch(head=…)

@@ -23,6 +23,7 @@ def smoke(url: str, workbench: Workbench, login: tuple[str, str] | None) -> int:
         client = Client(
             url, auth=login, verbose=False, download_files=downloads, analytics_enabled=False
         )
+        client.predict([], None, api_name="/refresh")  # a page does so when it is opened
         shown = client.predict(
             prompt, checkpoints, reward, 0.0, 32, 0, 1.0, 1, "", 0, api_name="/compare"
         )

@@ -1,0 +1,75 @@
+"""The page is there before the base is; what needs the base waits for it."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+from tests.conftest import ROOT
+from toolkit.arena.answering.chat import Chat
+from toolkit.arena.opening import Opening
+from toolkit.arena.tabs.answering import Visitors, anew
+from toolkit.arena.workbench import Workbench
+
+
+def test_what_needs_the_base_waits_until_it_is_there(tiny_base: str, runs: Path) -> None:
+    opening = Opening(tiny_base, runs)
+    assert not opening.ready and list(opening.catalog.checkpoints) == ["base"]
+    assert opening.catalog.checkpoints["base"].label == "base (tiny)"
+    said: list[str] = []
+
+    def visit() -> None:
+        answers = opening.compare("What is it?", ["base"], temperature=0, max_new_tokens=4)
+        said.extend(answer.text for answer in answers)
+
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    time.sleep(0.2)
+    assert said == [] and visitor.is_alive()
+    workbench = Workbench.open(tiny_base, runs)
+    opening.open(lambda: workbench)
+    visitor.join(30)
+    expected = workbench.compare("What is it?", ["base"], temperature=0, max_new_tokens=4)
+    assert said == [answer.text for answer in expected]
+    assert opening.ready and opening.catalog is workbench.catalog
+
+
+def test_the_page_is_built_without_torch() -> None:
+    code = """
+import sys, gradio, app
+from toolkit.arena.judgements.battles import Battles
+from toolkit.arena.judgements.store import Store
+from toolkit.arena.answering.chat import Chat
+from toolkit.arena.opening import Opening
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+import tempfile
+with tempfile.TemporaryDirectory() as folder:
+    opening = Opening("world:base", Path(folder))
+    app.build(opening, Battles(opening, Store(Path(folder) / "j.sqlite")), [])
+    assert len(opening.examples()) == 8
+print([m for m in ("torch", "transformers", "peft", "trl", "datasets") if m in sys.modules])
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_who_asks_before_the_lists_are_there_asks_those_chosen_at_first(
+    tiny_base: str, runs: Path
+) -> None:
+    opening = Opening(tiny_base, runs)
+    visitors = Visitors(cast(Workbench, opening))
+    event = visitors.answering(anew)
+    visitor = SimpleNamespace(session_hash="one")
+    settings = (0, 4, 0, 1, 1, "", 0)
+    threading.Timer(0.2, opening.open, [lambda: Workbench.open(tiny_base, runs)]).start()
+    *_, last = event(Chat(), "What is it?", [], "no_reward_run", *settings, visitor)
+    labels = [update["label"] for update in last[3 : 2 + 5 * 4 : 5]]
+    assert labels == ["base", "sft", "dpo", "ppo"]
+    assert "Score" in last[5]["value"]
