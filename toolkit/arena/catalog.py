@@ -9,10 +9,11 @@ from safetensors import safe_open
 
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.integrity import changed, stray
+from toolkit.listing import list_runs
 from toolkit.models.adapters import WEIGHTS_FILE
 from toolkit.models.base import check_fingerprint
 from toolkit.models.heads import ScalarHead
-from toolkit.runs import ENSEMBLE, MANIFEST, Run, list_runs
+from toolkit.runs import ENSEMBLE, MANIFEST, Run
 
 BASE_ID = "base"
 # Larger weights are hashed when they are loaded, so that a look at many runs stays quick.

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from toolkit.arena.catalog import find_run, place_name, printable, tidy
 from toolkit.arena.history.logs import Log, number
-from toolkit.runs import Run, list_runs
+from toolkit.listing import list_runs
+from toolkit.runs import Run
 
 DEAD_AFTER = 30 * 60  # seconds without a sign of life
 LOOKS_APART = 2.0  # seconds; visitors in between are told what the last look found
