@@ -35,6 +35,7 @@ def main(arguments: AppArguments) -> int:
     require_free(arguments.host, port)
 
     from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from toolkit.arena.judgements.battles import Battles
     from toolkit.arena.judgements.prompts import read_prompts
@@ -46,6 +47,8 @@ def main(arguments: AppArguments) -> int:
 
     prompts = read_prompts(arguments.prompts) if arguments.prompts else []
     store = Store(arguments.judgements or arguments.runs / FILE)
+    if store.problem is not None:
+        print(f"warning: {store.problem}", file=sys.stderr, flush=True)
     workbench = _open(arguments)
     page = build(workbench, Battles(workbench, store), prompts)
     _, url, _ = page.launch(
@@ -53,7 +56,12 @@ def main(arguments: AppArguments) -> int:
         server_port=port,
         auth=login,
         app_kwargs={
-            "middleware": [Middleware(m) for m in (SecurityHeaders, BodyLimit, LoginThrottle)]
+            "middleware": [
+                Middleware(SecurityHeaders),
+                Middleware(TrustedHostMiddleware, allowed_hosts=arguments.host_names),
+                Middleware(BodyLimit),
+                Middleware(LoginThrottle),
+            ]
         },
         prevent_thread_lock=True,
         quiet=True,
