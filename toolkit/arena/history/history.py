@@ -70,11 +70,11 @@ class History:
             return self._records
 
     def log(self, record: Record) -> Log:
-        """The run's metrics, read on from where the last look ended."""
+        """The run's metrics, read on from where the last look ended, as they stay for the caller."""
         with self._lock:
             log = self._logs.setdefault(record.path, Log(record.path / "metrics.jsonl", self.root))
             log.look()
-            return log
+            return log.snapshot()  # the next look, of another thread, must not change it
 
     def lineage(self, record: Record) -> str:
         """The run, what it came from, and what that came from, as an indented text."""
