@@ -9,11 +9,12 @@ Layout only; the logic is in toolkit/arena/.
 """
 
 import sys
+from collections.abc import Sequence
 from threading import Thread
 from typing import TYPE_CHECKING, cast
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arena.arguments import AppArguments, parse_arguments
+from toolkit.arena.arguments import LOOPBACK_NAMES, AppArguments, parse_arguments
 from toolkit.arena.web.ports import free_port, require_free
 from toolkit.errors import ToolkitError
 
@@ -41,10 +42,12 @@ def main(arguments: AppArguments) -> int:
 
     prompts = read_prompts(arguments.prompts) if arguments.prompts else []
     store = Store(arguments.judgements or arguments.runs / FILE)
+    if store.problem is not None:
+        print(f"warning: {store.problem}", file=sys.stderr, flush=True)
     opening = Opening(arguments.model_name_or_path, arguments.runs)
     workbench = cast("Workbench", opening)
     page = build(workbench, Battles(workbench, store), prompts)
-    url = serve(page, host=arguments.host, port=port, login=login)
+    url = serve(page, host=arguments.host, port=port, login=login, names=arguments.host_names)
     if not arguments.smoke:
         print(f"Compare checkpoints at {url} (Ctrl+C stops it)", flush=True)
     try:
@@ -112,12 +115,27 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
     return page
 
 
-def serve(page: "gr.Blocks", *, host: str, port: int, login: tuple[str, str] | None = None) -> str:
-    """Start to serve the page, in threads of its own; `login` is user and password.
+def serve(
+    page: "gr.Blocks",
+    *,
+    host: str,
+    port: int,
+    login: tuple[str, str] | None = None,
+    names: Sequence[str] = LOOPBACK_NAMES,
+) -> str:
+    """Start to serve the page, in threads of its own.
+
+    Args:
+        page: the app.
+        host: to bind.
+        port: a free one.
+        login: user and password.
+        names: of this host, under which it may be asked; "*" is any.
 
     Returns: its address.
     """
     from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from toolkit.arena.tabs.style import CSS, theme
     from toolkit.arena.web.head import HEAD
@@ -129,7 +147,12 @@ def serve(page: "gr.Blocks", *, host: str, port: int, login: tuple[str, str] | N
         server_port=port,
         auth=login,
         app_kwargs={
-            "middleware": [Middleware(m) for m in (SecurityHeaders, BodyLimit, LoginThrottle)]
+            "middleware": [
+                Middleware(SecurityHeaders),
+                Middleware(TrustedHostMiddleware, allowed_hosts=names),
+                Middleware(BodyLimit),
+                Middleware(LoginThrottle),
+            ]
         },
         prevent_thread_lock=True,
         quiet=True,

@@ -8,7 +8,8 @@ import pytest
 
 from toolkit.errors import CheckpointError
 from toolkit.integrity import hashes, open_inside, read_inside
-from toolkit.runs import Run, list_runs
+from toolkit.listing import list_runs
+from toolkit.runs import Run
 
 SECRET = "SECRET of another folder"
 

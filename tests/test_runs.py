@@ -5,7 +5,8 @@ import json
 import pytest
 
 from toolkit.errors import CheckpointError
-from toolkit.runs import BrokenRun, Run, last_checkpoint, list_runs, require_adapter
+from toolkit.listing import BrokenRun, list_runs
+from toolkit.runs import Run, last_checkpoint, require_adapter
 
 COMPLETE = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
 

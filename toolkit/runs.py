@@ -2,23 +2,20 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit import __version__
 from toolkit.errors import CheckpointError
-from toolkit.integrity import WITHIN_A_RUN, hashes, stray
+from toolkit.integrity import hashes
+from toolkit.provenance import commit, plain, versions
 
 SCHEMA = 1
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of their own inside
 MANIFEST = "run.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -73,15 +70,15 @@ class Run:
             _clear_last(Path(path))
         merged: dict[str, Any] = {}
         for config in configs:
-            merged |= _plain(config)
+            merged |= plain(config)
         run = cls(
             Path(path),
             recipe,
             config=merged,
             seed=merged.get("seed"),
             parents={k: str(v) for k, v in (parents or {}).items() if v is not None},
-            versions=_versions(),
-            git_commit=_git_commit(),
+            versions=versions(),
+            git_commit=commit(),
             started=time.time(),
         )
         run.path.mkdir(parents=True, exist_ok=True)
@@ -294,39 +291,6 @@ def _incomplete(checkpoint: Path) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class BrokenRun:
-    """A directory that looks like a run but cannot be used, with the reason."""
-
-    path: Path
-    reason: str
-
-
-def list_runs(root: str | os.PathLike[str]) -> tuple[list[Run], list[BrokenRun]]:
-    """All runs at any depth below `root`, by path; damaged ones apart, never raised.
-
-    Links to folders are not followed, and a run with a file that is a link out of `root`, a pipe or
-    a device counts as damaged and is not read: see `stray`.
-    """
-    found: list[Run] = []
-    broken: list[BrokenRun] = []
-    for folder, children, files in os.walk(root, followlinks=False):
-        children[:] = sorted(c for c in children if not c.startswith(("checkpoint-", ".")))
-        if "run.json" not in files and "adapter_config.json" not in files:
-            continue
-        if "run.json" not in files and Path(folder).name in WITHIN_A_RUN:
-            continue
-        reason = stray(Path(folder), Path(root))
-        if reason is not None:
-            broken.append(BrokenRun(Path(folder), reason))
-            continue
-        try:
-            found.append(Run.load(folder))
-        except CheckpointError as error:
-            broken.append(BrokenRun(Path(folder), str(error)))
-    return found, broken
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write JSON beside `path` and rename: a crash leaves the old file or the new one, whole."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -339,30 +303,3 @@ def write_json(path: Path, content: Any) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """A config as JSON values; tokens and keys are left out."""
-    values = config.to_dict() if hasattr(config, "to_dict") else dataclasses.asdict(config)
-    return {k: v for k, v in values.items() if not k.endswith(("_token", "_key"))}
-
-
-def _versions() -> dict[str, str]:
-    found = {"toolkit": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the code that runs, where it is a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return None
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
-    return asked.stdout.strip() or None

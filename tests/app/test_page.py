@@ -36,8 +36,22 @@ def address(tiny_base: str, runs: Path) -> Iterator[str]:
         yield url
 
 
-def get(url: str) -> Any:
+def get(url: str | urllib.request.Request) -> Any:
     return urllib.request.urlopen(url, timeout=30)
+
+
+def test_only_names_of_this_machine_are_answered(address: str) -> None:
+    def asked_as(host: str) -> Any:
+        return get(urllib.request.Request(address, headers={"Host": host}))
+
+    port = address.rstrip("/").rpartition(":")[2]
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", "LOCALHOST", f"[::1]:{port}"):
+        with asked_as(host) as answer:
+            assert answer.status == 200
+    for host in (f"rebound.example:{port}", "127.0.0.1.example", "localhost@evil.example", "x"):
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            asked_as(host)
+        assert refused.value.headers["content-security-policy"]
 
 
 def test_headers_and_strangers_ids(address: str) -> None:

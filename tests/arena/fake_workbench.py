@@ -9,6 +9,7 @@ from tests.arena.judgements import BASE
 from toolkit.arena.catalog import BASE_ID, Catalog, Entry
 from toolkit.arena.workbench import Answer
 from toolkit.errors import ConfigError
+from toolkit.integrity import sha256
 
 
 class FakeWorkbench:
@@ -48,4 +49,6 @@ class FakeWorkbench:
         if entry.name in self.fail:
             return Answer(id, entry.name, problem=f"{entry.name} is broken")
         number = list(self.catalog.checkpoints).index(id)
-        return Answer(id, entry.name, f"{prompt} {number * 111} {seed}", 3, True)
+        adapter = entry.path and sha256(entry.path / "adapter_model.safetensors")
+        text = f"{prompt} {number * 111} {seed}"
+        return Answer(id, entry.name, text, 3, True, adapter=adapter)

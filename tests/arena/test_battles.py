@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.arena.conftest import MakeRun
 from tests.arena.fake_workbench import FakeWorkbench
 from toolkit.arena.answering.request import MAX_COLUMNS
 from toolkit.arena.judgements.battles import Battles, Shown, as_messages
@@ -235,6 +236,32 @@ def test_real_checkpoints_battle_and_are_ranked(
                 weights = (runs / reply.name / "adapter_model.safetensors").read_bytes()
                 assert reply.adapter == hashlib.sha256(weights).hexdigest()
         assert judgement.base == workbench.roles.fingerprint
+
+
+def test_a_judgement_names_the_weights_that_answered_not_those_on_the_disk(
+    workbench: Workbench,
+    runs: Path,
+    make_run: MakeRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compare = workbench.compare
+    monkeypatch.setattr(  # the answers are whole before the first of them is looked at
+        workbench, "compare", lambda *given, **named: (a for a in list(compare(*given, **named)))
+    )
+    names = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    pool = [names["sft"], names["dpo"]]
+    battles = Battles(workbench, Store(tmp_path / "j.sqlite"))
+    weights = {n: runs / n / "adapter_model.safetensors" for n in ("sft", "dpo")}
+    answered = {n: hashlib.sha256(file.read_bytes()).hexdigest() for n, file in weights.items()}
+    battle = battles.battle("What is it?", pool, max_new_tokens=4)
+    make_run(runs / "dpo", "dpo", seed=99, parents={"adapter": str(runs / "sft")})
+    assert hashlib.sha256(weights["dpo"].read_bytes()).hexdigest() != answered["dpo"]
+    told = battles.vote(last(battle).id, "a")
+    assert {r.name: r.adapter for r in told.replies} == answered
+    again = battles.vote(last(battles.battle("What is it?", pool, max_new_tokens=4)).id, "a")
+    retrained = hashlib.sha256(weights["dpo"].read_bytes()).hexdigest()
+    assert {r.name: r.adapter for r in again.replies} == answered | {"dpo": retrained}
 
 
 def test_a_simulated_labeler_prefers_what_gold_does_and_ties_equal_answers() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from toolkit.arena.history.curves import (
 from toolkit.arena.history.history import DEAD_AFTER, History, Record, duration
 from toolkit.arena.history.reports import read_report
 from toolkit.arena.history.settings import ALL, DIFFERENT, MAIN, settings_table
+from toolkit.evaluation.plots import styled
 from toolkit.runs import Run
 
 
@@ -170,6 +172,42 @@ def test_curves_of_several_runs(root: Path) -> None:
         ["all/ppo", "3", "0.25", "0.5"],
     ]
     assert log_notes(["loss"], logs) == "all/sft: values of loss that were not finite: 1"
+
+
+def test_what_was_told_of_a_log_stays_when_another_looks(root: Path) -> None:
+    logged(root / "all" / "sft", {"step": 1, "loss": 1.0})
+    history = History(root)
+    record = next(r for r in history.look().values() if r.name == "all/sft")
+    told = history.log(record)
+    logged(root / "all" / "sft", {"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "new": 1})
+    assert history.log(record).series["loss"].points == [(1, 1.0), (2, 0.5)]
+    assert list(told.series) == ["loss"] and told.series["loss"].points == [(1, 1.0)]
+
+
+def test_pictures_drawn_at_once_leave_matplotlibs_settings_alone() -> None:
+    import matplotlib
+
+    before, inside, leave = dict(matplotlib.rcParams), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with styled():
+            inside.set()
+            leave.wait(30)
+
+    def second() -> None:
+        with styled():
+            pass
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    threads[1].join(0.2)  # without turns it would have come and gone by now
+    assert threads[1].is_alive()
+    leave.set()
+    for thread in threads:
+        thread.join(30)
+    assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,21 @@ def test_agreement_is_about_checkpoints_and_not_about_sides(second: str, alike: 
     assert (found.units, found.pairs, found.share) == (1, 1, alike)
 
 
+def test_agreement_counts_rankings_by_the_pairs_of_answers() -> None:
+    said = [
+        # sft's win three of four pairs with dpo's; ppo's wins both, and one of two with sft's
+        ranking("1", "sft dpo sft dpo ppo", (1, 3, 4, 5, 2), labeler="Ann"),
+        battle("2", "dpo", "sft", "b", labeler="Bob"),  # the same
+        battle("3", "ppo", "dpo", "b", labeler="Bob"),  # the other way round
+        ranking("4", "sft ppo sft ppo", (1, 2, 2, 1), labeler="Bob"),  # a tie; Ann: one each, too
+    ]
+    found = leaderboard(said).agreement
+    assert found is not None
+    assert (found.units, found.pairs, found.share) == (3, 3, 2 / 3)
+    # one labeler alone has nobody to agree with
+    assert leaderboard([said[0]]).agreement is None
+
+
 def test_no_judgements() -> None:
     board = leaderboard([])
     assert board.standings == () and board.agreement is None

@@ -125,6 +125,38 @@ def test_wrong_logins_are_throttled_by_address_for_a_minute() -> None:
     assert app._wrong == {}
 
 
+def test_of_many_guesses_at_once_no_more_than_the_limit_are_checked() -> None:
+    checked = 0
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal checked
+        checked += 1
+        await asyncio.sleep(0.01)
+        await login(scope, receive, send)
+
+    app = LoginThrottle(slow, Clock())
+
+    async def guess() -> int:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"wrong"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/login", "client": ("192.0.2.1", 1)}
+        await app(scope, receive, send)
+        return int(sent[0]["status"])
+
+    async def all_at_once() -> list[int]:
+        return await asyncio.gather(*(guess() for _ in range(50)))
+
+    found = asyncio.run(all_at_once())
+    assert checked == WRONG_LOGINS
+    assert sorted(found) == [400] * WRONG_LOGINS + [429] * (50 - WRONG_LOGINS)
+
+
 def test_many_addresses_together_are_throttled_too() -> None:
     app = LoginThrottle(login, Clock())
     found = [

@@ -6,7 +6,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ import pytest
 from tests.arena.judgements import battle, ranking
 from tests.conftest import ROOT
 from toolkit.arena.judgements.judgement import judged, parse_order
-from toolkit.arena.judgements.store import VERSION, Store
+from toolkit.arena.judgements.store import READ_ONLY, VERSION, Store
 from toolkit.errors import ConfigError, DatasetError
 
 PROCESSES, VOTES = 8, 200
@@ -152,6 +155,43 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "file" / "j.sqlite"):
         with pytest.raises(DatasetError, match="cannot be used"):
             Store(path)
+
+
+def _as_nobody(work: Callable[[], list[object]]) -> list[object]:
+    """What `work` returns in a process that may not write everywhere, as root may."""
+    with multiprocessing.get_context("fork").Pool(1, _drop_root) as pool:
+        return pool.apply(work)
+
+
+def _drop_root() -> None:
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def _try(file: Path) -> list[object]:
+    store = Store(file)
+    try:
+        store.add(battle("new", "sft", "dpo", "a"))
+    except DatasetError as error:
+        return [store.count(), [j.id for j in store.all()], store.get("none"), str(error)]
+    return ["stored"]
+
+
+def test_where_nothing_can_be_written_the_store_opens_and_refuses() -> None:
+    with tempfile.TemporaryDirectory() as name:  # tmp_path's own parents are closed to others
+        folder = Path(name)
+        kept = Store(folder / "kept # ?.sqlite")
+        kept.add(battle("old", "sft", "dpo", "b"))
+        folder.chmod(0o555)
+        try:
+            for file, ids in ((folder / "new" / "j.sqlite", []), (kept.path, ["old"])):
+                count, found, none, said = _as_nobody(partial(_try, file))
+                assert (count, found, none) == (len(ids), ids, None)
+                assert said == READ_ONLY.format(path=file)
+        finally:
+            folder.chmod(0o755)
 
 
 @pytest.mark.parametrize(

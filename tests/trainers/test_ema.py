@@ -119,7 +119,8 @@ def test_a_decay_outside_of_0_to_1_is_refused(ppo_roles, tokenizer, tmp_path, de
 
 
 def test_a_run_lists_neither_last_nor_value_as_runs(tmp_path):
-    from toolkit.runs import Run, list_runs
+    from toolkit.listing import list_runs
+    from toolkit.runs import Run
 
     with Run.start(tmp_path / "ppo", recipe="ppo") as run:
         for name in ("last", "value"):

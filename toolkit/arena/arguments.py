@@ -13,6 +13,7 @@ from typing import NoReturn
 from toolkit.errors import ConfigError
 
 PASSWORD = "TOOLKIT_APP_PASSWORD"
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 NOT_ENCRYPTED = """warning: {host} lets other machines in over plain HTTP, so that passwords and \
 conversations can be read on the way; put a reverse proxy with TLS in front (docs/app.md)"""
 
@@ -41,6 +42,16 @@ class AppArguments:
     beams: int
     max_new_tokens: int
     seed: int
+
+    @property
+    def host_names(self) -> list[str]:
+        """Names under which the app may be asked; "*" is any.
+
+        Without a login a page of another site must not reach it under that site's name, whose
+        address was changed to this machine's (DNS rebinding). With one it cannot: the cookie
+        belongs to the name that the visitor logged in under.
+        """
+        return ["*"] if self.auth is not None else [*LOOPBACK_NAMES, self.host]
 
     @property
     def login(self) -> tuple[str, str] | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from toolkit.config import is_local_path
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.integrity import changed, stray
-from toolkit.runs import ENSEMBLE, MANIFEST, WEIGHTS_FILE, Run, list_runs
+from toolkit.listing import list_runs
+from toolkit.runs import ENSEMBLE, MANIFEST, WEIGHTS_FILE, Run
 
 BASE_ID = "base"
 # Larger weights are hashed when they are loaded, so that a look at many runs stays quick.

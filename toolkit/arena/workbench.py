@@ -25,10 +25,10 @@ from toolkit.arena.answering.tokens import Tokens
 from toolkit.arena.catalog import Catalog, scan
 from toolkit.arena.choices import baseline_questions, questions_to_try
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
+from toolkit.listing import list_runs
 from toolkit.models.base import fingerprint, load_base, stop_ids
 from toolkit.models.roles import Roles
 from toolkit.models.templates import saved_template
-from toolkit.runs import list_runs
 
 __all__ = ["Answer", "Comparison", "Workbench"]
 

@@ -1,5 +1,6 @@
 """A report's pictures as PNG files: training, gold against score, win rates, behaviour."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ STYLE = {
     "grid.color": "#E3E3E3",
     "text.parse_math": False,  # a checkpoint may be called "$x"
 }
+_STYLING = threading.Lock()
 SHOWN_RATES = {
     "correct": "correct\n(higher is better)",
     "hallucinated": "hallucinated\n(lower)",
@@ -219,13 +221,25 @@ def draw_tradeoff(points: Sequence[tuple[float, float, Mapping[str, Any]]], file
 
 
 @contextmanager
+def styled() -> Iterator[None]:
+    """The style of all pictures while one is drawn.
+
+    matplotlib keeps it for the whole process. One thread at a time, or whoever ends last would
+    restore the other's style and leave it in force for good.
+    """
+    import matplotlib
+
+    with _STYLING, matplotlib.rc_context(STYLE):
+        yield
+
+
+@contextmanager
 def _figure(file: Path, *, height: float) -> Iterator[Any]:
     """A figure that is saved at the end; no global pyplot state, so threads may draw too."""
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

@@ -10,11 +10,12 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
-from toolkit.models.adapters import WEIGHTS_FILE, read_adapter
+from toolkit.models.adapters import read_adapter
 from toolkit.models.base import check_fingerprint, fingerprint
 from toolkit.preflight.opening import is_planned
 from toolkit.preflight.samples import IGNORED
 from toolkit.preflight.stages import Stage
+from toolkit.runs import WEIGHTS_FILE
 
 LOOKED_AT = 200  # rows read for the sanity of special tokens
 DISK = "checkpoints take"

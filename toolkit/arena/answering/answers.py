@@ -12,7 +12,8 @@ class Answer:
     nats, one sample's estimate that may be negative; `reference` is the name of π_ref. `tokens`
     counts the end token too, and `ids` are those tokens. `speed` is in tokens per second, from the
     prompt's first token on. `notes` say why a number is missing, and `problem` why there is no
-    answer at all. With `done` False more will come.
+    answer at all. With `done` False more will come. `adapter` is the sha256 of the weights file that
+    the answer was made with, None for the base.
     """
 
     checkpoint: str
@@ -30,3 +31,4 @@ class Answer:
     done: bool = True
     ids: tuple[int, ...] = field(default=(), repr=False)
     speed: float | None = field(default=None, compare=False)
+    adapter: str | None = field(default=None, repr=False)

@@ -179,6 +179,7 @@ class Engine:
                 except Exception as error:
                     self._fail(job, [column], error)
                     continue
+                column.adapter = self._shelf.sha256_of(role)
                 column.row = Row(column.prompt, role, job.request.sampling)
                 if job.request.sampling.beams > 1:
                     self._searches.append((job, column))

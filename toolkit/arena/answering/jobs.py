@@ -22,6 +22,7 @@ class Column:
     entry: Entry
     prompt: list[int]
     row: Row | None = None
+    adapter: str | None = None  # sha256 of the weights in memory, once they are
     started: float = 0.0  # of time.monotonic(), when its prompt began to be read
     finished: float = 0.0
     answer: Answer | None = None  # once it is whole
@@ -113,6 +114,7 @@ def ended(column: Column, text: str) -> Answer:
         len(row.ids),
         row.ended,
         ids=tuple(row.ids),
+        adapter=column.adapter,
         speed=len(row.ids) / seconds if row.ids and seconds > 0 else None,
     )
     return replace(answer, notes=(column.stopped,)) if column.stopped else answer

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from toolkit.arena.catalog import Entry, require_inside, require_unchanged
-from toolkit.errors import ToolkitError
+from toolkit.errors import CheckpointError, ToolkitError
+from toolkit.integrity import sha256
 from toolkit.models.heads import HEAD_FILE
 from toolkit.models.roles import Roles
-from toolkit.runs import ADAPTER_FILES, MANIFEST
+from toolkit.runs import ADAPTER_FILES, MANIFEST, WEIGHTS_FILE
 
 ATTACHED_AT_MOST = 12  # adapters kept in memory; the one unused for longest makes room
 Stamp = tuple[float, ...]
@@ -18,10 +19,11 @@ Stamp = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Attached:
-    """An adapter in memory: the role it is attached as, and what its files were then."""
+    """An adapter in memory: its role, what its files were then, and the sha256 of its weights."""
 
     role: str
     stamp: Stamp
+    sha256: str
 
 
 class Shelf:
@@ -55,26 +57,35 @@ class Shelf:
         if found is None:
             self._make_room(in_use)
             # of one length, so that no adapter's name is the beginning of another's
-            found = Attached(f"run_{self._count:06d}", stamp)
+            role = f"run_{self._count:06d}"
             self._count += 1
             try:
-                self._load(found.role, folder, head=head)
+                found = Attached(role, stamp, self._load(role, folder, stamp, head=head))
             except BaseException as error:
-                self.roles.detach(found.role)
+                self.roles.detach(role)
                 if isinstance(error, ToolkitError):
                     self._refused[folder] = (stamp, str(error))
                 raise
         self._attached[folder] = found
         return found.role
 
-    def _load(self, role: str, folder: Path, *, head: bool) -> None:
+    def sha256_of(self, role: str | None) -> str | None:
+        """The hash of the weights that a role was read from, whatever its file is meanwhile."""
+        return next((a.sha256 for a in self._attached.values() if a.role == role), None)
+
+    def _load(self, role: str, folder: Path, stamp: Stamp, *, head: bool) -> str:
+        """Read an adapter; the sha256 of its weights file."""
         # PEFT draws a new adapter's weights before they are filled: nobody else's chance shall move
         with torch.random.fork_rng():
             require_inside(_run_of(folder), self.runs)
             self.roles.attach(role, folder, head=head)
             require_unchanged(_run_of(folder))
+            read = sha256(folder / WEIGHTS_FILE)
+            if stamp_of(folder) != stamp:  # the hash may be of other weights than those in memory
+                raise CheckpointError(f"{folder}: it was written anew while it was read; ask again")
         # an adapter's dropout arrives in train mode
         (self.roles.model or self.roles.base).eval()
+        return read
 
     def refusal(self, folder: Path) -> str | None:
         """Why a run could not be loaded, as long as its files are the same."""

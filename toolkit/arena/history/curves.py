@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.arena.catalog import printable
 from toolkit.arena.history.logs import Log
-from toolkit.evaluation.plots import PALETTE, STYLE, short_name
+from toolkit.evaluation.plots import PALETTE, short_name, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,11 +108,10 @@ def lines_of(key: str, logs: Mapping[str, Log]) -> list[Line]:
 
 def draw(key: str, lines: Sequence[Line]) -> "Figure":
     """A metric over the optimiser steps. A value that is not finite is a gap in its line."""
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with styled():
         legend = 0.24 * -(-len(lines) // 2)
         figure = Figure(figsize=(WIDTH, HEIGHT + legend), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)

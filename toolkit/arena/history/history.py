@@ -10,7 +10,8 @@ from pathlib import Path
 
 from toolkit.arena.catalog import find_run, place_name, printable, tidy
 from toolkit.arena.history.logs import Log, number
-from toolkit.runs import Run, list_runs
+from toolkit.listing import list_runs
+from toolkit.runs import Run
 
 DEAD_AFTER = 30 * 60  # seconds without a sign of life
 LOOKS_APART = 2.0  # seconds; visitors in between are told what the last look found
@@ -69,11 +70,11 @@ class History:
             return self._records
 
     def log(self, record: Record) -> Log:
-        """The run's metrics, read on from where the last look ended."""
+        """The run's metrics, read on from where the last look ended, as they stay for the caller."""
         with self._lock:
             log = self._logs.setdefault(record.path, Log(record.path / "metrics.jsonl", self.root))
             log.look()
-            return log
+            return log.snapshot()  # the next look, of another thread, must not change it
 
     def lineage(self, record: Record) -> str:
         """The run, what it came from, and what that came from, as an indented text."""

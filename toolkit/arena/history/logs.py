@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from copy import copy
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +37,12 @@ class Series:
         if len(self._points) > MOST_POINTS:
             self._points = self._points[::2]
             self.stride *= 2
+
+    def snapshot(self) -> "Series":
+        """The points so far, to which nothing is added."""
+        taken = copy(self)
+        taken._points = self._points.copy()
+        return taken
 
     @property
     def points(self) -> list[tuple[float, float]]:
@@ -88,6 +95,13 @@ class Log:
                 self._add(line)
         self._offset += end
         self._tail = (self._tail + data[:end])[-64:]
+
+    def snapshot(self) -> "Log":
+        """What it says at this moment; further looks at this log do not change it."""
+        taken = copy(self)
+        taken.series = {key: series.snapshot() for key, series in self.series.items()}
+        taken.warnings = dict(self.warnings)
+        return taken
 
     def _goes_on(self, stream: BinaryIO, now: os.stat_result) -> bool:
         """Whether this is the file that was read so far, with nothing but more at its end."""

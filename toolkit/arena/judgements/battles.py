@@ -21,7 +21,6 @@ from toolkit.arena.answering.request import (
     MIN_TEMPERATURE,
     clamp,
 )
-from toolkit.arena.judgements.adapter_hashes import AdapterHashes
 from toolkit.arena.judgements.judgement import BATTLE, RANKING, Judgement, Message, Reply, judged
 from toolkit.arena.judgements.store import Store
 from toolkit.errors import CheckpointError, ConfigError
@@ -66,7 +65,6 @@ class Battles:
         self._rng: Random = secrets.SystemRandom()  # nothing that a visitor sends decides a draw
         self._pending: dict[str, tuple[float, Judgement]] = {}  # id -> when, what; oldest first
         self._lock = threading.Lock()
-        self._hashes = AdapterHashes()
 
     def battle(
         self,
@@ -199,20 +197,13 @@ class Battles:
         yield Shown(len(replies), len(seeds), asked.id, texts)
 
     def _reply(self, answer: "Answer", seed: int) -> Reply:
-        problem, adapter = answer.problem, None
-        path = self.workbench.catalog.checkpoints[answer.checkpoint].path
-        if path is not None and problem is None:
-            try:
-                adapter = self._hashes.of(path)
-            except OSError as error:
-                problem = str(error)
-        if problem is not None:  # with its name on the page the battle would not be blind
-            logging.getLogger(__name__).warning("%s: no answer: %s", answer.name, problem)
+        if answer.problem is not None:  # with its name on the page the battle would not be blind
+            logging.getLogger(__name__).warning("%s: no answer: %s", answer.name, answer.problem)
             raise ConfigError(
                 "one of the checkpoints did not answer, so there is nothing to judge; ask them in "
                 "the tab Compare to see which and why, and leave it out here"
             )
-        return Reply(answer.checkpoint, answer.name, answer.text, seed, adapter)
+        return Reply(answer.checkpoint, answer.name, answer.text, seed, answer.adapter)
 
     def _asked(self, id: object, kind: str) -> Judgement:
         """What is judged under an id, pending or judged before."""

@@ -34,9 +34,10 @@ them in equal shares.
 pairs a ranking counts once for each two of its answers that are of different checkpoints.
 - A checkpoint is its name **and** its weights: one that was trained again under an old name starts \
 from nothing, and the old one stays, with the first letters of its weights' hash in brackets.
-- **Agreement** is about battles of the same two checkpoints on the same prompt, between labelers \
-who gave a name; each one's last verdict counts. Krippendorff's α is 1 where all agree and 0 where \
-they agree as often as chance would; the answers may differ from battle to battle, which lowers it.
+- **Agreement** is about the same two checkpoints on the same prompt, between labelers who gave a \
+name; what each said last of the two counts. A ranking prefers the checkpoint that wins more of the \
+pairs of their answers. Krippendorff's α is 1 where all agree and 0 where \
+they agree as often as chance would; the answers may differ from time to time, which lowers it.
 """
 
 DATA = """# Data

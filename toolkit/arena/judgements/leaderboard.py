@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from toolkit.arena.judgements.ratings import (
 ENOUGH_VOTES, ENOUGH_PROMPTS = 20, 10
 BATTLE_RANKS = {A: (1, 2), B: (2, 1), TIE: (1, 1), BOTH_BAD: (1, 1)}
 SEED = 0
+Key = tuple[str, str]  # of a checkpoint: its name and its weights
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _compared(seen: NDArray[np.int64]) -> set[int]:
     return max(groups, key=len, default=set())
 
 
-def _key(reply: Reply, judgement: Judgement) -> tuple[str, str]:
+def _key(reply: Reply, judgement: Judgement) -> Key:
     """What makes a checkpoint itself: name and weights; of the base its fingerprint's."""
     weights = reply.adapter or "base " + str(judgement.base.get("weights", ""))
     return reply.name, f"{weights} {judgement.base.get('quantization', '')}"
@@ -157,13 +159,27 @@ def _ranks(judgement: Judgement) -> tuple[int, ...]:
 
 
 def _units(judgements: Sequence[Judgement]) -> dict[Hashable, list[str]]:
-    """(prompt, two checkpoints) -> each named labeler's last verdict on their battles."""
+    """(prompt, two checkpoints) -> what each named labeler said last of the two."""
     last: dict[Hashable, dict[str, str]] = {}
     for j in judgements:
-        if j.kind != BATTLE or not j.labeler:
-            continue
-        keys = [_key(r, j) for r in j.replies]
-        better = {A: str(keys[0]), B: str(keys[1])}  # whichever was shown as A
-        said = better.get(str(j.verdict), str(j.verdict))
-        last.setdefault((_prompt(j), *sorted(keys)), {})[j.labeler] = said
+        for pair, said in _of_pairs(j) if j.labeler else ():
+            last.setdefault((_prompt(j), *pair), {})[j.labeler] = said
     return {unit: list(said.values()) for unit, said in last.items()}
+
+
+def _of_pairs(judgement: Judgement) -> Iterator[tuple[tuple[Key, Key], str]]:
+    """What a judgement says of each two checkpoints, whichever was shown first.
+
+    A ranking prefers the one that wins more of the pairs of their answers, for a checkpoint may
+    have given several.
+    """
+    if judgement.verdict == BOTH_BAD:
+        first, second = sorted(_key(r, judgement) for r in judgement.replies)
+        yield (first, second), BOTH_BAD
+        return
+    ranks: dict[Key, list[int]] = {}
+    for reply, rank in zip(judgement.replies, _ranks(judgement), strict=True):
+        ranks.setdefault(_key(reply, judgement), []).append(rank)
+    for one, other in combinations(sorted(ranks), 2):
+        won = sum((b > a) - (b < a) for a in ranks[one] for b in ranks[other])
+        yield (one, other), TIE if won == 0 else str(one if won > 0 else other)

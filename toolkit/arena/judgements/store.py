@@ -1,6 +1,7 @@
 """The judgements on disk: one SQLite file that several processes write to at once."""
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ FILE = "judgements.sqlite"
 VERSION = 1
 APPLICATION = 0x524C4846  # "RLHF": tells the file from another program's database
 BUSY_S = 30.0  # how long a writer waits for the others
+READ_ONLY = (
+    "{path}: cannot be written, so judgements are not stored; start the app with --judgements FILE "
+    "in a folder that can be"
+)
 COLUMNS = (
     *("id", "kind", "prompt", "replies", "sampling", "base", "verdict", "ranks", "likert"),
     *("flags", "reason", "labeler", "time"),
@@ -48,12 +53,17 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open the file, or make it where there is none.
 
+        Where nothing can be written, `problem` says so: what is there can be read, and `add` raises.
+
         Raises: DatasetError where it is damaged, of another program or of a later version; it is
             left as it is then.
         """
         self.path = path
+        self.problem = None if _writable(path) else READ_ONLY.format(path=path)
         if path.exists() and (not path.is_file() or path.stat().st_size):
             self._inspect()
+        if self.problem is not None:
+            return
         with self._errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._make()
@@ -65,6 +75,8 @@ class Store:
         Raises: ConfigError where its id was judged otherwise, DatasetError where it cannot be
             written; it is not stored then.
         """
+        if self.problem is not None:
+            raise DatasetError(self.problem)
         row = _as_row(judgement)
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")  # nobody else writes between the look and the insertion
@@ -87,19 +99,29 @@ class Store:
 
     def get(self, id: str) -> Judgement | None:
         """The judgement of that id, if there is one."""
+        if self._nothing_there:
+            return None
         with self._connection() as db:
             return _find(db, id)
 
     def all(self) -> list[Judgement]:
         """Every judgement, in the order in which they were stored."""
+        if self._nothing_there:
+            return []
         with self._connection() as db:
             rows = db.execute(f"SELECT {', '.join(COLUMNS)} FROM judgements ORDER BY number")
             return [_from_row(row) for row in rows]
 
     def count(self) -> int:
         """How many judgements there are."""
+        if self._nothing_there:
+            return 0
         with self._connection() as db:
             return int(db.execute("SELECT count(*) FROM judgements").fetchone()[0])
+
+    @property
+    def _nothing_there(self) -> bool:
+        return self.problem is not None and not self.path.exists()
 
     def _inspect(self) -> None:
         """Check an existing file before anything is written to it."""
@@ -133,13 +155,19 @@ class Store:
     def _connection(self) -> Iterator[sqlite3.Connection]:
         with self._errors():
             # one for each call: a connection belongs to the thread that made it
-            db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+            db = sqlite3.connect(self._address(), timeout=BUSY_S, isolation_level=None, uri=True)
             try:
                 db.row_factory = sqlite3.Row
                 db.execute("PRAGMA synchronous = FULL")  # a commit waits for the disk
                 yield db
             finally:
                 db.close()  # what was not committed is rolled back
+
+    def _address(self) -> str:
+        """The file as a URI. A reader in WAL mode writes files beside it, unless told not to."""
+        address = self.path.absolute().as_uri()
+        wal = self.path.with_name(f"{self.path.name}-wal")  # its rows would not be seen
+        return address if self.problem is None or wal.exists() else f"{address}?immutable=1"
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -157,6 +185,12 @@ class Store:
             f"{self.path}: damaged, or no database ({' '.join(why.split())}). It is left as it is: "
             "move it away or restore a copy, and start again"
         )
+
+
+def _writable(path: Path) -> bool:
+    """Whether a file, and what SQLite puts beside it, can be written or made."""
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    return os.access(there, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:

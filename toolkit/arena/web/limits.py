@@ -61,7 +61,7 @@ class LoginThrottle:
         self._wrong: dict[str, deque[float]] = {}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one request; one that logs in is counted where it failed."""
+        """Serve one request; one that logs in counts as wrong until it was right."""
         asked = scope["type"] == "http" and scope["method"] == "POST"
         if not (asked and scope["path"].rstrip("/").endswith(LOGIN)):
             await self.app(scope, receive, send)
@@ -71,12 +71,23 @@ class LoginThrottle:
             await answer(send, 429, "too many wrong logins; wait a minute")
             return
 
+        # counted before the answer: of many guesses at once none is checked beyond the limit
+        asked_at = self.clock()
+        self._wrong.setdefault(address, deque()).append(asked_at)
+
         async def judged(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                self._wrong.setdefault(address, deque()).append(self.clock())
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                self._take_back(address, asked_at)
             await send(message)
 
         await self.app(scope, receive, judged)
+
+    def _take_back(self, address: str, asked_at: float) -> None:
+        times = self._wrong.get(address, deque())
+        if asked_at in times:  # unless the answer took longer than the minute
+            times.remove(asked_at)
+        if not times:
+            self._wrong.pop(address, None)
 
     def _too_many(self, address: str) -> bool:
         """Whether an address, or all together, have used up their wrong logins."""
