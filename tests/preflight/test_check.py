@@ -1,6 +1,7 @@
 """What `recipes/check.py` and the recipes say before a run."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -67,10 +68,12 @@ def test_a_limit_that_cuts_every_end_is_warned_of(tiny_base):
     class Config:
         vocab_size, max_position_embeddings = 100, 2
 
-    check_tokens(stage, tokenizer, rows, collator, Config, found)
+    check_tokens(stage, tokenizer, rows, [2] * 300 + [3], collator, Config, found)
     assert any("no row teaches to end" in line for line in found.warnings)
     assert any("the base embeds 100" in line for line in found.errors)
-    assert any("context has 2" in line for line in found.errors)
+    assert any(
+        "1 of 301 rows have more tokens than the base's context of 2" in e for e in found.errors
+    )
 
 
 def test_checkpoints_that_find_no_room_are_an_error(tmp_path, monkeypatch):
@@ -108,13 +111,29 @@ def test_a_run_that_does_not_fit_names_the_batch_that_does(tiny_base, capsys):
     assert "will not fit in 20 MB; the largest `per_device_train_batch_size` that does is" in said
 
 
-def test_every_stage_of_a_pipeline_is_checked_before_the_first_has_run(capsys):
-    assert load_check().main(f"{WORLD}/pipeline.yaml", [], None, None) == 0
+def test_every_stage_of_a_pipeline_is_checked_before_the_first_has_run(tmp_path, capsys):
+    file = tmp_path / "pipeline.yaml"  # of which nothing has run, whatever is in runs/
+    text = Path(f"{WORLD}/pipeline.yaml").read_text(encoding="utf-8")
+    file.write_text(text.replace("runs/quickstart", str(tmp_path / "runs")), encoding="utf-8")
+    assert load_check().main(str(file), [], None, None) == 0
     said = capsys.readouterr().out
     for name in ("sft", "reward", "ppo", "dpo"):
         assert f"=== {name} ({name})" in said
     assert said.count("predicted peak") == 4
     assert "made by an earlier stage" in said
+
+
+def test_rankings_that_are_there_are_read_and_shown(tiny_base, sft_run, tmp_path, capsys):
+    file = tmp_path / "ranked.jsonl"
+    row = '{"prompt": "what %d", "completions": ["one", "two", "three"], "ranks": [1, 2, 3]}\n'
+    file.write_text("".join(row % n for n in range(12)))
+    words = ["--dataset_name", file, "--model_name_or_path", tiny_base, "--parent", sft_run]
+    words += ["--output_dir", tmp_path / "run"]
+    found = check_stage(stage_of("reward", *words))
+    said = capsys.readouterr().out
+    assert found.errors == []
+    assert "--- 1, answer 3 of 3" in said
+    assert "predicted peak" in said
 
 
 def test_a_yaml_is_known_by_its_name_then_by_its_options(tmp_path):
@@ -221,8 +240,9 @@ def test_lengths_are_those_of_what_is_read():
     assert row_tokens("dpo", pairs) == [5]
     assert row_tokens("dpo", pairs, 4) == [4]
     assert percentiles(range(1, 101)) == {
-        "least": 1, "median": 51, "95 %": 96, "99 %": 100, "most": 100,
+        "least": 1, "median": 50, "95 %": 95, "99 %": 99, "most": 100,
     }  # fmt: skip
+    assert list(percentiles([7]).values()) == [7] * 5
     bars = histogram([1] * 10 + [80])
     assert sum(int(line.rsplit(" ", 1)[1]) for line in bars) == 11
 

@@ -163,7 +163,7 @@ def _describe(
             print(f"--- {number + 1}, {name}\n{text}")
     print("---")
     config = base_config(stage.model, trust_remote_code=stage.training.trust_remote_code)
-    check_tokens(stage, tokenizer, rows, collator, config.get_text_config(), found)
+    check_tokens(stage, tokenizer, rows, lengths, collator, config.get_text_config(), found)
 
 
 def _fit(

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def check_tokens(
     stage: Stage,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
+    lengths: Sequence[int],
     collator: Any,
     config: Any,
     found: Findings,
@@ -64,6 +66,7 @@ def check_tokens(
         stage: the run.
         tokenizer: the base's.
         rows: as the trainer reads them.
+        lengths: their tokens, of all of them.
         collator: the trainer's.
         config: the base's text config.
         found: gets the lines.
@@ -86,10 +89,11 @@ def check_tokens(
         )
     room = getattr(config, "max_position_embeddings", None)
     if room is not None and stage.recipe != "ppo":
-        longest = max(len(ids) for ids in firsts)
-        if longest > room:
+        long = sum(n > room for n in lengths)
+        if long:
             found.errors.append(
-                f"rows have up to {longest} tokens, the base's context has {room}: set `max_length`"
+                f"{long} of {len(lengths)} rows have more tokens than the base's context of {room}, the "
+                f"longest {max(lengths)}: set `max_length`"
             )
     if stage.recipe == "sft":
         _check_sft_end(some, collator, tokenizer, found)

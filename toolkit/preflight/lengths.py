@@ -9,7 +9,13 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 BARS, WIDTH = 8, 32
-ORDER = (("least", 0.0), ("median", 0.5), ("95 %", 0.95), ("99 %", 0.99), ("most", 1.0))
+ORDER = (("least", 0), ("median", 50), ("95 %", 95), ("99 %", 99), ("most", 100))
+READ = {
+    "sft": ["input_ids"],
+    "reward": ["ids"],
+    "dpo": ["prompt_ids", "chosen_ids", "rejected_ids"],
+    "ppo": ["prompt_ids"],
+}
 
 
 def row_tokens(recipe: str, rows: Dataset, limit: int | None = None) -> list[int]:
@@ -20,11 +26,11 @@ def row_tokens(recipe: str, rows: Dataset, limit: int | None = None) -> list[int
         rows: of its trainer, tokenized.
         limit: to which DPO's collator cuts.
     """
-    table = rows.with_format("arrow")[:]
+    table = rows.select_columns(READ[recipe]).with_format("arrow")[:]
     if recipe == "reward":
         return [int(max(lengths)) for lengths in _answers(table)]
     if recipe in ("sft", "ppo"):
-        found = _sizes(table, "input_ids" if recipe == "sft" else "prompt_ids")
+        found = _sizes(table, *READ[recipe])
     else:
         answers = np.maximum(_sizes(table, "chosen_ids"), _sizes(table, "rejected_ids"))
         found = _sizes(table, "prompt_ids") + answers
@@ -40,7 +46,10 @@ def neediest_row(recipe: str, rows: Dataset, lengths: Sequence[int]) -> dict[str
     longest = int(np.argmax(lengths))
     row: dict[str, Any] = dict(rows[longest])
     if recipe == "reward":
-        most = max(len(lengths) for lengths in _answers(rows.with_format("arrow")[:]))
+        most = max(
+            len(lengths)
+            for lengths in _answers(rows.select_columns(["ids"]).with_format("arrow")[:])
+        )
         ids = max(row["ids"], key=len)
         row = {"ids": [ids] * most, "better": [0], "worse": [most - 1], "margins": [0.0]}
     return row
@@ -58,10 +67,9 @@ def _answers(table: pa.Table) -> list[Any]:
 
 
 def percentiles(lengths: Sequence[int]) -> dict[str, int]:
-    """Nearest-rank percentiles: least, median, 95 and 99 %, most."""
+    """Nearest-rank percentiles: the least length that so many per cent of the rows do not exceed."""
     ordered = sorted(lengths)
-    last = len(ordered) - 1
-    return {name: ordered[min(last, int(share * len(ordered)))] for name, share in ORDER}
+    return {name: ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for name, percent in ORDER}
 
 
 def histogram(lengths: Sequence[int]) -> list[str]:

@@ -78,7 +78,7 @@ def _short(
                 found.warnings.append(too_much(largest, stage, peak, memory))
         check_disk(stage, parts or stored_parts(stage), steps_of(stage, len(rows)), found)
         text = base_config(stage.model, trust_remote_code=stage.training.trust_remote_code)
-        check_tokens(stage, tokenizer, rows, collator, text.get_text_config(), found)
+        check_tokens(stage, tokenizer, rows, lengths, collator, text.get_text_config(), found)
     disk = [note for note in found.notes if DISK in note]
     return [*lines, *disk, *(f"warning: {line}" for line in (*found.errors, *found.warnings))]
 

@@ -19,13 +19,20 @@ def shown_sample(
         recipe: sft, reward, dpo or ppo.
         row: of the trainer's dataset.
         tokenizer: the base's.
-        collator: the trainer's own, which decides what carries a loss; unused for PPO.
+        collator: SFT's or DPO's own, which decides what carries a loss; the others need none.
     """
     if recipe == "ppo":
         ids = row["prompt_ids"]
         return [
             ("prompt, after which the policy speaks", _marked(ids, [False] * len(ids), tokenizer))
         ]
+    if recipe == "reward":
+        texts = []
+        for rank, ids in enumerate(row["ids"]):
+            at_end = [False] * (len(ids) - 1) + [True]  # where the score is read
+            name = f"answer {rank + 1} of {len(row['ids'])}"
+            texts.append((name, _marked(ids, at_end, tokenizer)))
+        return texts
     batch = collator([row])
     if recipe == "sft":
         return [
@@ -34,17 +41,10 @@ def shown_sample(
                 _marked(*_lists(batch["input_ids"][0], batch["labels"][0] != IGNORED), tokenizer),
             )
         ]
-    if recipe == "dpo":
-        names = ("chosen", "rejected")
-        return [
-            (name, _marked(*_real(batch, i, batch["completion_mask"][i] == 1), tokenizer))
-            for i, name in enumerate(names)
-        ]
-    texts = []
-    for rank, ids in enumerate(row["ids"]):
-        at_end = [False] * (len(ids) - 1) + [True]  # where the score is read
-        texts.append((f"answer {rank + 1} of {len(row['ids'])}", _marked(ids, at_end, tokenizer)))
-    return texts
+    return [
+        (name, _marked(*_real(batch, i, batch["completion_mask"][i] == 1), tokenizer))
+        for i, name in enumerate(("chosen", "rejected"))
+    ]
 
 
 def _real(batch: Any, row: int, mask: Any) -> tuple[list[int], list[bool]]:
