@@ -1,6 +1,7 @@
 """The world itself: reproducible, split without overlap, labeled by people who disagree like people."""
 
 import itertools
+import math
 import random
 
 import pytest
@@ -133,3 +134,12 @@ def test_misconceptions_are_wrong_and_common():
             assert truth not in drawn, topic
             shares.append(drawn.count(misconceptions()[entity]) / 40)
     assert 0.8 < sum(shares) / len(shares) < 0.95
+
+
+def test_answers_alike_but_for_blanks_are_nothing_to_agree_on():
+    questions = [distinct(random.Random(0), "train", 1)[0].prompt]
+    spaced = agreement(panel(0), questions, [["it is red", " it is red", "it is blue"]], seed=0)
+    plain = agreement(panel(0), questions, [["it is red", "it is blue"]], seed=0)
+    assert spaced == plain
+    alike = agreement(panel(0), questions, [["it is red", "it is red "]], seed=0)
+    assert math.isnan(alike)

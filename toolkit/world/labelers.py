@@ -62,7 +62,8 @@ def agreement(
     """Share of pairs of different answers that two random labelers order alike."""
     rng = random.Random(f"agreement-{seed}")
     same = total = 0
-    for prompt, completions in zip(prompts, groups, strict=True):
+    for prompt, texts in zip(prompts, groups, strict=True):
+        completions = distinct_answers(texts)
         first, second = (rank(lab, prompt, completions, rng) for lab in rng.sample(labelers, 2))
         for i in range(len(completions)):
             for j in range(i):
