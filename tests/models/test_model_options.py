@@ -241,7 +241,7 @@ def own_code(tiny_base, tmp_path, monkeypatch):
 
 def test_a_models_own_code_runs_only_when_asked_for(own_code, tmp_path):
     model = ModelArguments(str(own_code), dtype="float32")
-    with pytest.raises(CheckpointError, match="add --trust_remote_code true on the command line"):
+    with pytest.raises(CheckpointError, match="add --trust_remote_code true to a recipe"):
         load_base(model)
     assert not list(tmp_path.rglob("ran"))
     base, _ = load_base(model, trust_remote_code=True)

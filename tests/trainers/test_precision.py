@@ -53,7 +53,8 @@ def test_ppo_trains_policy_and_value_alone(make_roles, tokenizer, tmp_path, quan
     assert all(None not in row.values() for row in rows)  # what is not finite is written as null
     assert abs(rows[0]["objective/kl"]) < 1e-3
     # 8-bit layers cut their outliers out per batch, so another batch rounds a little otherwise
-    assert rows[0]["val/ratio"] == pytest.approx(1.0, abs=0.02)
+    near = 0.05 if "8bit" in str(quantization) else 0.02
+    assert rows[0]["val/ratio"] == pytest.approx(1.0, abs=near)
     assert {n for n, p in kept.items() if not torch.equal(before[n], p)} == trainable
     assert torch.equal(bare_logits(roles, bf16), base)
 
