@@ -40,7 +40,6 @@ COLUMNS = {
     "made from": "290px",
 }
 LONGEST_REASON = 110  # characters in the table; the whole stands below
-# Pictures are dark on white; in the dark theme they are turned round, hues kept.
 
 
 def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
