@@ -24,7 +24,8 @@ WORTH_IT = 1 << 20  # multiplications below which oneDNN's call costs more than 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x W' + b`, without gradient: `x` is `(n, in)`, `weight` `(out, in)`, `bias` `(out,)`."""
     if _with_onednn(x, weight):
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        dense = None if bias is None else bias.contiguous()  # it does not look at a bias's strides
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, dense, "none", [], "")
         return found
     return nn.functional.linear(x, weight, bias)
 

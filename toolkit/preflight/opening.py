@@ -38,11 +38,6 @@ def opening(
         raise ConfigError("dpo: `parent` is missing; give the SFT run: --parent runs/world/sft")
     if parent is not None:
         refuse_adapter_options(model, because=f"the adapter is that of the parent {parent}")
-    elif not model.use_peft:
-        raise ConfigError(
-            f"{recipe}: `use_peft` is false, but only adapters are trained: set it to true"
-            + ("" if recipe == "sft" else ", or give the SFT run as `parent`")
-        )
     if recipe == "ppo":
         _open_ppo(training, start, later)
     if parent is not None and not is_planned(parent, later):
@@ -52,6 +47,11 @@ def opening(
     if getattr(start, "demonstrations", None) is not None:
         check_source(
             dataclasses.replace(script, dataset_name=start.demonstrations), type(mixture)()
+        )
+    if parent is None and not model.use_peft:
+        raise ConfigError(
+            f"{recipe}: `use_peft` is false, but only adapters are trained: set it to true"
+            + ("" if recipe == "sft" else ", or give the SFT run as `parent`")
         )
     if made_before is not None:
         return None
