@@ -33,5 +33,9 @@ class RewardError(ToolkitError):
     """A reward function or reward model returned something that cannot be trained on."""
 
 
+class DivergedError(ToolkitError):
+    """A model's own numbers are no longer finite."""
+
+
 class BusyError(ToolkitError):
     """The app has as much to do as it takes on; asking again later helps."""

@@ -5,6 +5,7 @@ import torch
 from trl import ModelConfig
 
 from tests.conftest import fresh_roles, lora, randomise
+from toolkit.errors import DivergedError
 from toolkit.models.base import load_tokenizer, stop_ids
 from toolkit.models.decoding import decode, draw
 from toolkit.models.generation import sample
@@ -213,3 +214,16 @@ def test_a_rare_token_of_a_large_vocabulary_is_not_lost():
     torch.manual_seed(0)
     drawn = draw(probs.expand(2_000, -1))
     assert 0.2 < float((drawn == 199_999).float().mean()) < 0.3
+
+
+def test_a_diverged_policy_is_named_before_a_token_is_drawn(ppo_roles):
+    norm = ppo_roles.base.model.norm.weight
+    was = norm.detach().clone()
+    try:
+        norm.data[0] = float("nan")
+        with pytest.raises(DivergedError, match="2 of 2 answers are not"):
+            decode(
+                ppo_roles.base, [[5, 6], [7]], max_new_tokens=2, temperature=1.0, stop=[], pad_id=0
+            )
+    finally:
+        norm.data.copy_(was)

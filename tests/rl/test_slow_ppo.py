@@ -1,5 +1,6 @@
 """The tensor functions against plain loops, over ragged rows with garbage in their padding."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,6 +132,19 @@ def test_logprobs_and_entropies(tokens, size, temperature, seed):
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-5)
     expected = [slow_ppo.entropy(row, temperature) for row in rows]
     torch.testing.assert_close(uncertain, torch.tensor(expected), atol=3e-5, rtol=1e-5)
+
+
+def test_logits_far_from_zero_lose_no_digits():
+    """Shifted by a thousand, exact in float32, a row's distribution is what it was."""
+    logits = torch.tensor([[3.0, 1.0, -2.0, 0.5]])
+    head = VocabularyHead(torch.nn.Identity(), 4)
+    for shift in (0.0, 1024.0, -1024.0):
+        found, uncertain = token_logprobs(
+            head, logits + shift, torch.tensor([1]), temperature=1.0, entropy=True
+        )
+        row = logits[0].tolist()
+        assert found.item() == pytest.approx(slow_ppo.log_softmax(row, 1.0)[1], abs=1e-6)
+        assert uncertain.item() == pytest.approx(slow_ppo.entropy(row, 1.0), abs=1e-6)
 
 
 def test_slices_of_the_vocabulary_head_change_neither_numbers_nor_gradients(monkeypatch):

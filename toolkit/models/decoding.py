@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from toolkit.errors import DivergedError
 from toolkit.models.heads import ScalarHead
 from toolkit.models.token_logprobs import SLICE_BYTES, VocabularyHead
 
 LEAVE_AT = 0.125  # rows leave when this share of the batch has ended: each leaving copies the cache
-GROW_BY = 32  # tokens of room that a full cache is given
+GROW_BY = 16  # tokens of room that a full cache is given
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def decode(
 
     Args:
         value_head: of a value that lives on this model's trunk.
+
+    Raises: DivergedError where the model's states are not finite.
     """
     causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     head, device = VocabularyHead.of(causal), next(model.parameters()).device
@@ -71,7 +74,7 @@ def decode(
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)
     lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
     for step in range(max_new_tokens):
-        token, logprob = _choose(head.logits(hidden), temperature)  # (B,)
+        token, logprob = _choose(head, hidden, temperature)  # (B,)
         live = rows[going]
         tokens[live, step], logprobs[live, step] = token[going], logprob[going]
         if value_head is not None:
@@ -110,12 +113,19 @@ def read(causal: Any, ids: Tensor, attention: Tensor, cache: DynamicCache) -> Te
     return last
 
 
-def _choose(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _choose(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """A token per row and its log-probability at that temperature, 0 where it is greedy."""
+    bad = int((~torch.isfinite(hidden)).any(-1).sum())
+    if bad:  # on a GPU drawing from NaN would end the process
+        raise DivergedError(
+            f"sampling: the hidden states of {bad} of {len(hidden)} answers are not finite, so no "
+            "token can be drawn. Training has diverged: continue from an earlier checkpoint with a "
+            "lower learning_rate or max_grad_norm"
+        )
     if temperature == 0:
-        token = logits.argmax(-1)
+        token = head.logits(hidden).argmax(-1)
         return token, torch.zeros_like(token, dtype=torch.float32)
-    logprobs = (logits / temperature).log_softmax(-1)
+    logprobs = head.logits(hidden, temperature=temperature).log_softmax(-1)
     token = draw(logprobs.exp())
     return token, logprobs.gather(-1, token.unsqueeze(-1)).squeeze(-1)
 

@@ -15,7 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from toolkit.models.products import through
 
-SLICE_BYTES = 16 << 20  # of float32 logits at a time
+SLICE_BYTES = 16 << 20  # of float32 logits at a time,
+SLICE_TOKENS = (
+    128  # and no more tokens than make a product fast, so that a slice stays in the cache
+)
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,13 @@ class VocabularyHead:
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(layer, int(layer.weight.shape[0]), scale, softcap)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`(n, d)` to `(n, V)`, float32."""
+    def logits(self, hidden: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """`(n, d)` to `(n, V)`, float32, divided by the temperature."""
         found = through(self.layer, hidden).float()
-        if self.scale != 1.0:
-            found = found * self.scale
-        return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
+        if self.softcap is not None:
+            found = torch.tanh(found * (self.scale / self.softcap))
+        factor = (self.scale if self.softcap is None else self.softcap) / temperature
+        return found if factor == 1.0 and self.softcap is None else found * factor
 
 
 def token_logprobs(
@@ -100,17 +104,18 @@ class _Chosen(torch.autograd.Function):
         for states, taken in _slices(head, hidden, tokens):
             with torch.set_grad_enabled(learns):
                 states = states.detach().requires_grad_(learns)
-                logits = head.logits(states) / temperature
+                logits = head.logits(states, temperature=temperature)
             places = taken.unsqueeze(-1)
-            logprobs = logits.detach().log_softmax(-1)  # (n, V)
-            chosen = logprobs.gather(-1, places).squeeze(-1)
-            probs = logits.detach().softmax(-1)  # PyTorch's exp alone takes longer
+            plain = logits.detach()  # (n, V), of which 0 becomes the largest, as in any softmax
+            plain.sub_(plain.amax(-1, keepdim=True))
+            probs = plain.softmax(-1)
+            total = -probs.amax(-1, keepdim=True).log()  # log Σ exp(plain)
+            chosen = (plain.gather(-1, places) - total).squeeze(-1)
             spread, to_spread = torch.zeros_like(chosen), None
             if entropy:
-                weighted = logprobs.mul_(probs)
-                spread = -weighted.sum(-1)
+                spread = total.squeeze(-1) - torch.linalg.vecdot(probs, plain)
                 if learns and through_entropy:  # -p·(log p + H)
-                    slope = weighted.addcmul_(probs, spread.unsqueeze(-1)).neg_()
+                    slope = (total - spread.unsqueeze(-1) - plain).mul_(probs)
                     (to_spread,) = torch.autograd.grad(logits, states, slope, retain_graph=True)
             found.append((chosen, spread))
             if learns:  # onehot - p
@@ -146,7 +151,7 @@ def _with_learning_head(
     """As `_Chosen`, the gradient going to the head's own adapter too: slices are computed again."""
 
     def part(states: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs = (head.logits(states) / temperature).log_softmax(-1)
+        logprobs = head.logits(states, temperature=temperature).log_softmax(-1)
         chosen = logprobs.gather(-1, taken.unsqueeze(-1)).squeeze(-1)
         spread = -(logprobs.exp() * logprobs).sum(-1) if entropy else torch.zeros_like(chosen)
         return chosen, spread if through_entropy else spread.detach()
@@ -159,5 +164,5 @@ def _with_learning_head(
 def _slices(
     head: VocabularyHead, hidden: Tensor, tokens: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    size = max(1, SLICE_BYTES // (4 * head.size))
+    size = min(SLICE_TOKENS, max(1, SLICE_BYTES // (4 * head.size)))
     return zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)
