@@ -3,9 +3,10 @@
     python recipes/ppo.py --config recipes/configs/world/ppo.yaml --parent runs/world/sft \\
         --reward_model runs/world/reward --output_dir runs/world/ppo
 
-Reads   prompts (contracts: docs/data.md), the SFT run and the reward run.
+Reads   prompts (contracts: docs/data.md), the SFT run and the reward run; with --reward_funcs
+        FILE.py:FUNCTION Python functions beside the reward run, or in its place.
 Writes  the run's directory: the policy's adapter, value/, run.json, metrics.jsonl; with ema_decay
-        the adapter is the policy's average, and last/ the last policy.
+        the adapter is the policy's average, and last/ the policy itself.
 """
 
 import sys
@@ -34,10 +35,12 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
     from toolkit.trainers.ppo import PPOTrainer
+    from toolkit.trainers.reward_functions import load_reward_functions
     from toolkit.trainers.watch import WatchCallback, warned
 
-    parents = {"adapter": start.parent, "reward": start.reward_model[0]}
-    parents |= {f"reward_{i}": run for i, run in enumerate(start.reward_model[1:], start=1)}
+    parents = {"adapter": start.parent}
+    parents |= {f"reward_{i}" if i else "reward": r for i, r in enumerate(start.reward_model)}
+    functions = load_reward_functions(start.reward_funcs)
     with Run.start(
         training.output_dir, recipe="ppo", configs=configs, parents=parents, resume=resume
     ) as run:
@@ -47,7 +50,7 @@ def main(script, training, model, mixture, start) -> Run:
         )
         base, tokenizer = load_base(
             model,
-            parent=start.parent or start.reward_model[0],
+            parent=start.parent or next(iter(start.reward_model), None),
             trust_remote_code=training.trust_remote_code,
         )
         splits = check_texts(splits, tokenizer, start, folder=run.path)
@@ -69,6 +72,7 @@ def main(script, training, model, mixture, start) -> Run:
             processing_class=tokenizer,
             train_dataset=splits["train"],
             eval_dataset=held_out,
+            reward_funcs=functions,
             ptx_texts=pretraining_texts(start.ptx_texts, tokenizer),
             eval_metrics=None if held_out is None else gold_monitor(held_out["prompt"]),
             callbacks=[WatchCallback(), RunCallback()],

@@ -140,11 +140,19 @@ class RewardArguments(StartArguments):
 
 @dataclass
 class PPOArguments(StartArguments):
-    """What PPO's four roles start from."""
+    """What PPO's four roles start from, and what is rewarded."""
 
     reward_model: list[str] = field(
         default_factory=list,
         metadata={"help": "Run directory of the reward model; several make an ensemble."},
+    )
+    reward_funcs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Python functions whose rewards are added (`reward_weights`), or are all there "
+            "is without a reward_model: FILE.py:FUNCTION or package.module:FUNCTION. Their code "
+            "runs, so they are named on the command line only."
+        },
     )
     ptx_texts: str | None = field(
         default=None,

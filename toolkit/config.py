@@ -16,6 +16,12 @@ import yaml
 
 from toolkit.errors import ConfigError, Interrupted, ToolkitError
 
+# options that run code, and whose
+RUNS_PYTHON = {
+    "trust_remote_code": "Python that comes with a model",
+    "reward_funcs": "the Python that it names",
+}
+
 
 def parse(
     dataclass_types: Sequence[type], argv: Sequence[str] | None = None, *, description: str = ""
@@ -103,11 +109,10 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
     for key, value in loaded.items():
         if key == "trust_remote_code" and value is False:
             continue
-        if "trust_remote_code" in _keys({key: value}):
+        for option in RUNS_PYTHON.keys() & _keys({key: value}):
             raise ConfigError(
-                f"{path}: `trust_remote_code` is not read from a file, whose author may not be you: "
-                "it runs Python that comes with a model. If you trust it, add --trust_remote_code "
-                "true on the command line"
+                f"{path}: `{option}` is not read from a file, whose author may not be you: "
+                f"it runs {RUNS_PYTHON[option]}. If you trust it, add --{option} on the command line"
             )
         if key == "env":
             raise ConfigError(f"{path}: `env` is not read; set the variables in your shell")

@@ -81,6 +81,17 @@ def test_what_it_does_not_know_is_pefts(kwargs, short_way):
     assert not short_way
 
 
+@pytest.mark.parametrize("part", ["base_layer", "lora_A", "lora_B"])
+def test_hooks_on_its_parts_are_called(part, short_way):
+    model = adapted(fused=True)
+    layer = next(m for m in model.modules() if isinstance(m, FusedLoraLinear))
+    inner, calls = getattr(layer, part), []
+    inner = inner["default"] if part != "base_layer" else inner
+    inner.register_forward_hook(lambda *_: calls.append(1))
+    model(torch.randn(3, 6, dtype=torch.float64))
+    assert len(calls) == 1
+
+
 def test_two_adapters_merging_switching_off_and_autocast_are_pefts(short_way):
     x = torch.randn(3, 6, dtype=torch.float32)
     fused = adapted(fused=True, dtype=torch.float32)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import linear as pytorchs
 
 from toolkit.models import products
-from toolkit.models.products import frozen_linear, linear, onednn_is_faster, through
+from toolkit.models.products import frozen_linear, is_bare, linear, onednn_is_faster, through
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"
@@ -106,6 +106,22 @@ print(peak() - before)
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
     assert float(ran.stdout) < 64, "MB after 500 shapes, of which 16 may be kept"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda layer: layer.register_forward_hook(lambda *_: None),
+        lambda layer: layer.register_forward_pre_hook(lambda *_: None),
+        lambda layer: layer.register_full_backward_hook(lambda *_: None),
+        lambda layer: setattr(layer, "forward", layer.forward),  # as accelerate's offloading does
+    ],
+)
+def test_a_layer_that_does_more_than_a_product_is_not_bare(spoil):
+    layer = torch.nn.Linear(6, 5)
+    assert is_bare(layer)
+    spoil(layer)
+    assert not is_bare(layer)
 
 
 def test_a_layer_with_hooks_is_called(onednn):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -155,3 +156,31 @@ def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo
         max_rows=16,
     )
     assert [v for k, v in Run.load(ppo).parents.items() if k != "adapter"] == members
+
+
+def test_ppo_by_python_functions_alone(tiny_base, sft_run, tmp_path, capsys):
+    """No reward model: the value is an adapter that starts from zero."""
+    code, folder = tmp_path / "mine.py", tmp_path / "run"
+    code.write_text(
+        "def brief(completions, **_):\n    return [-len(c[0]['content']) for c in completions]\n"
+    )
+    shipped = Path(f"{WORLD}/ppo.yaml").read_text().splitlines()
+    config = tmp_path / "ppo.yaml"
+    config.write_text("\n".join(row for row in shipped if not row.startswith("reward_model:")))
+    words = ["--config", str(config), "--parent", str(sft_run), "--output_dir", str(folder)]
+    words += ["--model_name_or_path", str(tiny_base), "--total_episodes", "16"]
+    words += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]
+    words += ["--response_length", "8", "--logging_steps", "1"]
+    ppo = importlib.import_module("recipes.ppo")
+
+    def ran(*more):
+        return run_cli(ppo.main, ppo.arguments(), [*words, *more])
+
+    assert ran() == 2
+    assert "reward_model` is missing" in capsys.readouterr().err
+    assert ran("--reward_funcs", f"{code}:brief") == 2
+    assert "--value_role zero" in capsys.readouterr().err
+    assert ran("--reward_funcs", f"{code}:brief", "--value_role", "zero") == 0
+    rows = Run.load(folder).metrics()
+    assert any(row.get("rewards/brief/mean", 0) < 0 for row in rows)
+    assert Run.load(folder).state == "finished"

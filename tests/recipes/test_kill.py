@@ -17,7 +17,7 @@ from toolkit.runs import Run
 from toolkit.trainers.callbacks import SAMPLES_FILE
 
 MOMENTS = 10 if os.environ.get("TOOLKIT_SOAK") else 2
-STEPS, SAVED = 16, 3
+STEPS, SAVED, FILES = 16, 3, 14  # files of a checkpoint, about
 
 
 def command(folder, base, sft, reward, *more):
@@ -70,11 +70,31 @@ def outcome(folder):
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: while a checkpoint is written, or some seconds after it was."""
+    """When to kill: once so many files of a checkpoint are written, or some seconds after it is."""
 
     step: int
-    writing: bool
+    files: int | None = None
     delay: float = 0.0
+
+    def has_come(self, folder):
+        """Whether the checkpoint is that far; it may have got its name between two looks."""
+        name = f"checkpoint-{self.step}"
+        if (folder / name).exists():
+            return True
+        if self.files is None:
+            return False
+        return sum(f.is_file() for f in (folder / ".incoming" / name).rglob("*")) >= self.files
+
+
+def watched(words, folder):
+    """Run to the end; when each checkpoint got its name, in seconds."""
+    process, seen = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL), {}
+    while process.poll() is None:
+        for checkpoint in folder.glob("checkpoint-*"):
+            seen.setdefault(int(checkpoint.name.split("-")[1]), time.monotonic())
+        time.sleep(0.001)
+    assert process.returncode == 0
+    return seen
 
 
 def kill_at(words, folder, moment):
@@ -82,23 +102,15 @@ def kill_at(words, folder, moment):
     process = subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    name = f"checkpoint-{moment.step}"
-    awaited = folder / ".incoming" / name if moment.writing else folder / name
     began = time.monotonic()
     while process.poll() is None and time.monotonic() - began < 300:
-        if awaited.exists():
+        if moment.has_come(folder):
             time.sleep(moment.delay)
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.001)
     process.wait()
     return process.returncode == -signal.SIGKILL
-
-
-def seconds_of(folder):
-    """How long three steps took, by when their checkpoints were written."""
-    times = sorted(f.stat().st_mtime for f in folder.glob("checkpoint-*"))
-    return times[-1] - times[-2]
 
 
 @pytest.mark.slow
@@ -108,7 +120,7 @@ def test_kill_and_resume_is_the_uninterrupted_run_to_the_bit(
 ):
     """Killed in a rollout, an update, an evaluation or a checkpoint: wherever the clock strikes."""
     whole = tmp_path / "whole"
-    run(command(whole, tiny_base, sft_run, reward_run))
+    named = watched(command(whole, tiny_base, sft_run, reward_run), whole)
     tensors, steps, samples = outcome(whole)
     trained = [row for row in steps if "loss/policy_avg" in row]
     assert [row["step"] for row in trained] == list(range(2, STEPS + 1, 2))
@@ -117,9 +129,11 @@ def test_kill_and_resume_is_the_uninterrupted_run_to_the_bit(
     assert sampled_at == [step for step in (3, 6, 9, 12, 15, STEPS) for _ in range(4)]
     rng = random.Random(os.environ.get("TOOLKIT_SOAK", "0"))
     for number in range(MOMENTS):
-        step, writing = SAVED * rng.randrange(1, STEPS // SAVED), number % 2 == 0
-        delay = 0.0 if writing else rng.uniform(0, 0.9) * seconds_of(whole)
-        moment, folder = Moment(step, writing, delay), tmp_path / f"killed-{number}"
+        step, folder = SAVED * rng.randrange(1, STEPS // SAVED), tmp_path / f"killed-{number}"
+        if number % 2 == 0:
+            moment = Moment(step, files=rng.randrange(1, FILES + 1))
+        else:  # anywhere in the three steps and the evaluation that follow
+            moment = Moment(step, delay=rng.uniform(0, 0.9) * (named[step + SAVED] - named[step]))
         words = command(folder, tiny_base, sft_run, reward_run)
         assert kill_at(words, folder, moment), moment
         assert Run.load(folder).state == "running"

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from tests.trainers.ppo_setup import make, prompts
-from toolkit.errors import CheckpointError, Interrupted
+from toolkit.errors import CheckpointError, DivergedError, Interrupted
 from toolkit.runs import Run, last_checkpoint
 from toolkit.trainers.checkpoints import INCOMING, interruptible
 
@@ -133,6 +133,55 @@ def test_a_signal_does_not_cost_the_newest_checkpoint_where_only_the_best_is_kep
     assert trainer.args.save_total_limit == 1
 
 
+def test_a_signal_keeps_a_checkpoint_where_only_better_ones_are_saved(
+    ppo_roles, tokenizer, tmp_path
+):
+    """At step 6 there is an evaluation, and it is not the best."""
+    trainer = make(
+        ppo_roles,
+        tokenizer,
+        prompts(),
+        tmp_path,
+        held_out=prompts().select(range(2)),
+        metric_for_best_model="step_number",
+        eval_metrics=lambda **_: {"step_number": float(trainer.state.global_step)},
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="best",
+        greater_is_better=False,
+    )
+    trainer.add_callback(AtStep(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(Interrupted, match="checkpoint-6 is whole"), interruptible(trainer):
+        trainer.train()
+    assert trainer.state.best_metric == 2.0
+
+
+def test_a_policy_that_is_not_finite_is_not_saved_and_no_good_checkpoint_goes(
+    ppo_roles, tokenizer, tmp_path
+):
+    trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, **(SAVING | {"save_steps": 1}))
+    policy = next(p for n, p in ppo_roles.model.named_parameters() if ".default." in n)
+
+    def diverge(step):
+        with torch.no_grad():
+            policy.fill_(float("nan"))
+
+    trainer.add_callback(AtStep(5, lambda: diverge(5)))
+    with pytest.raises(DivergedError, match=r"the loss of step 6 is nan.*learning_rate"):
+        trainer.train()
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-5")
+
+    class AfterStep(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            diverge(state.global_step)
+
+    trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, **(SAVING | {"save_steps": 1}))
+    trainer.add_callback(AfterStep())
+    with pytest.raises(DivergedError, match="at step 6 training has diverged: 1 of its weights"):
+        trainer.train(resume_from_checkpoint=True)
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-5")
+
+
 @pytest.mark.parametrize("save", ["steps", "no"])
 def test_a_signal_during_an_evaluation_ends_the_run_at_that_step(
     ppo_roles, tokenizer, tmp_path, save
@@ -188,8 +237,9 @@ def test_in_another_thread_signals_are_left_alone(ppo_roles, tokenizer, tmp_path
 def test_checkpoints_of_another_training_are_not_mixed_with(make_ppo_roles, tokenizer, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2}
     make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options).train()
-    with pytest.raises(CheckpointError, match="checkpoint-8 of another training: resume it"):
-        make(make_ppo_roles(), tokenizer, prompts(), tmp_path, seed=1, **options).train()
+    for nothing in (None, False, "false"):
+        with pytest.raises(CheckpointError, match="checkpoint-8 of another training: resume it"):
+            make(make_ppo_roles(), tokenizer, prompts(), tmp_path, seed=1, **options).train(nothing)
     # going on from an older one, the newer ones are of a future that is not this run's
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options)
     trainer.add_callback(AtStep(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
@@ -204,6 +254,7 @@ def test_checkpoints_of_another_training_are_not_mixed_with(make_ppo_roles, toke
     [
         ({"per_device_train_batch_size": 8, "num_mini_batches": 1}, "per_device_train_batch_size"),
         ({"kl_coef": 0.2}, "was made with `kl_coef` 0.05, this run has 0.2"),
+        ({"value_role": "head"}, "was made with `value_role` adapter, this run has head"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings(

@@ -1,6 +1,8 @@
 """What PPO can be asked for beyond the plain case, each option seen to do what it says."""
 
 import json
+import math
+import re
 import shutil
 
 import pytest
@@ -9,12 +11,13 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from tests.conftest import fresh_roles
+from tests.conftest import ROOT, fresh_roles
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.errors import ConfigError, RewardError
+from toolkit.models.generation import encode_prompt
 from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.ppo_roles import attach_ppo_roles
-from toolkit.models.roles import POLICY, REFERENCE, VALUE
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 
 
 def logged(folder):
@@ -51,6 +54,32 @@ def test_generations_must_divide_a_rollout(ppo_roles, tokenizer, tmp_path):
         make(ppo_roles, tokenizer, prompts(), tmp_path, num_generations=3)
 
 
+def test_every_logged_number_is_explained(make_ppo_roles, reward_run, tokenizer, tmp_path):
+    """With everything switched on that logs a number of its own."""
+    explained = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    keys = set(re.findall(r"`([a-z_]+/[\w/]+)`", explained))
+    roles = make_ppo_roles()
+    roles.detach(REWARD)
+    for number in range(2):
+        roles.attach(f"{REWARD}_{number}", reward_run, head=True)
+    trainer = make(
+        roles,
+        tokenizer,
+        prompts(),
+        tmp_path,
+        ptx_texts=["some text"],
+        ptx_coef=0.1,
+        kl_target=1.0,
+        kl_horizon=64,
+        reward_funcs=[lambda completions, **_: [0.0] * len(completions)],
+        max_steps=1,
+    )
+    trainer.train()
+    seen = {key for row in logged(tmp_path) for key in row if "/" in key}
+    assert len(seen) > 15
+    assert seen - keys == {"rewards/<lambda>/mean"}
+
+
 def test_an_ensemble_scores_by_its_mean_its_worst_or_its_certainty(
     model_config, sft_run, reward_run, tokenizer, tmp_path
 ):
@@ -75,6 +104,19 @@ def test_an_ensemble_scores_by_its_mean_its_worst_or_its_certainty(
         assert trainer._metrics["objective/ensemble_std"] == [pytest.approx(0.5, abs=1e-5)]
     assert found["mean"] - found["min"] == pytest.approx(0.5, abs=1e-5)
     assert found["mean"] - found["mean_minus_std"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_scores_are_clipped_and_pay_for_length_and_a_missing_end(ppo_roles, tokenizer, tmp_path):
+    """Every score is 9, so what PPO maximises is known from lengths, ends and β·KL alone."""
+    ppo_roles.heads[REWARD].weight.data.zero_()
+    ppo_roles.heads[REWARD].bias.data.fill_(9.0)
+    options = {"reward_clip": 2.0, "length_penalty": 0.1, "missing_eos_penalty": 0.5}
+    make(ppo_roles, tokenizer, prompts(), tmp_path, max_steps=1, **options).train()
+    row = logged(tmp_path)[0]
+    assert row["objective/scores"] == 9.0
+    left = 2.0 - 0.1 * row["objective/length"] - 0.5 * (1 - row["objective/ended"])
+    expected = left + row["objective/non_score_reward"]
+    assert row["objective/rlhf_reward"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_python_functions_alone_are_a_reward(model_config, sft_run, tokenizer, tmp_path):
@@ -287,13 +329,23 @@ def test_rslora_and_dora_policies_train(model_config, reward_run, tokenizer, tmp
     assert first["objective/kl"] == pytest.approx(0.0, abs=1e-5)
 
 
-def test_gradient_checkpointing_changes_no_gradient(make_ppo_roles, tokenizer, tmp_path):
+@pytest.mark.parametrize("value", ["adapter", "zero", "head"])
+def test_gradient_checkpointing_changes_no_gradient(
+    model_config, sft_run, reward_run, tokenizer, tmp_path, value
+):
     ends = []
     for on in (False, True):
-        roles = make_ppo_roles()
-        make(
-            roles, tokenizer, prompts(), tmp_path / str(on), gradient_checkpointing=on, max_steps=2
-        ).train()
+        roles = roles_with(model_config, sft_run, [str(reward_run)], value=value)
+        trainer = make(
+            roles,
+            tokenizer,
+            prompts(),
+            tmp_path / str(on),
+            gradient_checkpointing=on,
+            max_steps=2,
+            value_role=value,
+        )
+        trainer.train()
         ends.append(snapshot(roles))
     for name, tensor in ends[0].items():
         # without it the last layer's products have fewer rows, and so round otherwise
@@ -365,6 +417,9 @@ def test_settings_that_cannot_work_are_refused(ppo_roles, tokenizer, tmp_path, c
 
 
 def test_data_that_cannot_work_is_refused(ppo_roles, tokenizer, tmp_path):
+    named = prompts().add_column("completions", ["so"] * len(prompts()))
+    with pytest.raises(ConfigError, match=r"a column `completions`.*rename the column"):
+        make(ppo_roles, tokenizer, named, tmp_path, reward_funcs=[lambda **_: []])
     with pytest.raises(ConfigError, match=r"needs a column `prompt`.*got input_ids"):
         make(ppo_roles, tokenizer, Dataset.from_dict({"input_ids": [[1, 2]]}), tmp_path)
     with pytest.raises(ConfigError, match="none of the 1 pretraining texts has two tokens"):
@@ -373,6 +428,36 @@ def test_data_that_cannot_work_is_refused(ppo_roles, tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="give PPOTrainer an `eval_dataset`"):
         trainer.evaluate()
     assert "eval_objective/scores" in trainer.evaluate(prompts().select(range(2)))
+
+
+def test_episodes_are_counted_after_long_prompts_are_left_out(ppo_roles, tokenizer, tmp_path):
+    """Of sixteen prompts the eight short ones are left, of which one epoch is one rollout."""
+    trainer = make(
+        ppo_roles,
+        tokenizer,
+        prompts(),
+        tmp_path,
+        total_episodes=None,
+        num_train_epochs=1,
+        max_prompt_length=max(
+            len(encode_prompt(tokenizer, row["prompt"]))
+            for row in prompts()
+            if "Hello" in row["prompt"][0]["content"] or "1 plus" in row["prompt"][0]["content"]
+        ),
+    )
+    assert trainer.rollouts == math.ceil(len(trainer.train_dataset) / 8)
+    assert len(trainer.train_dataset) < len(prompts())
+
+
+def test_a_later_run_with_a_smaller_value_leaves_nothing_of_the_first(
+    make_ppo_roles, model_config, sft_run, reward_run, tokenizer, tmp_path
+):
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, max_steps=1)
+    trainer.save_model()
+    assert (tmp_path / "value" / "adapter_model.safetensors").is_file()
+    roles = roles_with(model_config, sft_run, [str(reward_run)], value="head")
+    make(roles, tokenizer, prompts(), tmp_path, max_steps=1, value_role="head").save_model()
+    assert [f.name for f in (tmp_path / "value").iterdir()] == ["head.safetensors"]
 
 
 def test_a_function_that_never_says_anything_adds_nothing(ppo_roles, tokenizer, tmp_path):

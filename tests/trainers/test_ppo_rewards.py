@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from toolkit.errors import RewardError
-from toolkit.trainers.ppo_rewards import Answers, aggregate, function_rewards, penalise
+from toolkit.trainers.ppo_rewards import (
+    Answers,
+    aggregate,
+    function_rewards,
+    penalise,
+    refuse_unjudged,
+)
 
 SCORES = torch.tensor([[1.0, 2.0], [3.0, 2.0]])  # two adapters, two completions
 ANSWERS = Answers(["p0", "p1"], ["good", "bad"], [[5, 2], [6, 7, 2]], {"answer": ["x", "y"]})
@@ -56,6 +62,24 @@ def test_a_bad_reward_shows_the_sample(given, message):
 def test_arrays_and_tensors_of_one_dimension_are_lists(given):
     total, _ = function_rewards([lambda **_: given], [2.0], ANSWERS)
     assert total.tolist() == [2.0, 5.0]
+
+
+def test_a_completion_that_no_function_judges_is_shown():
+    answers = Answers(["a", "b"], ["x", "y"], [[1], [2]], {})
+    nan = float("nan")
+    judged = {"f": torch.tensor([1.0, nan]), "g": torch.tensor([nan, 0.0])}
+    refuse_unjudged(judged, answers)
+    judged["g"][1] = nan
+    with pytest.raises(RewardError, match=r"1 of 2 completions.*f, g said None.*completion 'y'"):
+        refuse_unjudged(judged, answers)
+
+
+def test_two_functions_of_one_name_are_both_logged():
+    answers = Answers(["a"], ["x"], [[1]], {})
+    functions = [lambda **_: [1.0], lambda **_: [2.0]]
+    total, each = function_rewards(functions, [1.0, 10.0], answers)
+    assert total.tolist() == [21.0]
+    assert [numbers.item() for numbers in each.values()] == [1.0, 2.0]
 
 
 def test_penalties_by_hand():

@@ -78,7 +78,10 @@ def test_at_step_0_policy_equals_reference_to_the_bit_and_neither_is_the_base(
 def test_every_tokens_ratio_is_one_in_the_first_minibatch(
     ppo_roles, tokenizer, tmp_path, monkeypatch, checkpointing
 ):
-    """However the rollout was padded when it was scored, and though the model is in train mode."""
+    """However the rollout was padded when it was scored, and though the model is in train mode and
+    its attention has dropout, which is a number there and no module."""
+    for layer in ppo_roles.base.model.layers:
+        layer.self_attn.attention_dropout = 0.5
     ppo_roles.base.generation_config.eos_token_id = STOPS
     seen, loss = [], updates_module.policy_loss
     trainer = make(

@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from toolkit.models.products import linear, through
+from toolkit.models.products import is_bare, linear, through
 
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
@@ -95,6 +95,9 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         if self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
             return None
         if weight.requires_grad or torch.is_autocast_enabled(x.device.type):
+            return None
+        parts = (self.get_base_layer(), self.lora_A[name], self.lora_B[name])
+        if not all(map(is_bare, parts)):
             return None
         alike = x.dtype == weight.dtype == self.lora_A[name].weight.dtype
         return name if alike else None

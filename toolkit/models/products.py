@@ -9,7 +9,7 @@ import functools
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,22 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 def through(layer: nn.Module, x: Tensor) -> Tensor:
     """What a layer makes of `x` `(…, in)`; by `frozen_linear` if it is nothing but a product."""
-    if type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
+    if is_bare(layer):
         return frozen_linear(x, layer.weight, layer.bias)
     found: Tensor = layer(x)
     return found
+
+
+def is_bare(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer is a product and nothing else: no hook, and no `forward` put in its place."""
+    return (
+        type(layer) is nn.Linear
+        and "forward" not in vars(layer)
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+        and not layer._backward_hooks
+        and not layer._backward_pre_hooks
+    )
 
 
 class _FrozenLinear(torch.autograd.Function):

@@ -24,6 +24,7 @@ from toolkit.models.heads import ScalarHead
 from toolkit.models.inserted import INSERTED, Inserted, insertable
 from toolkit.models.merging import merged_weights
 from toolkit.models.peft_methods import NEEDS_LORA
+from toolkit.runs import ADAPTER_FILES
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
 
@@ -235,6 +236,9 @@ class Roles:
         folder = Path(folder)
         if name in self.model.peft_config:
             save_adapter(self.model, folder, self.fingerprint, name=name)
+        else:  # of an earlier run, which had one
+            for stale in ADAPTER_FILES:
+                (folder / stale).unlink(missing_ok=True)
         if name in self.heads:
             folder.mkdir(parents=True, exist_ok=True)
             head = self.heads[name]

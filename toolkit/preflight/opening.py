@@ -13,6 +13,7 @@ from toolkit.models.arguments import refuse_adapter_options
 from toolkit.models.heads import HEAD_FILE
 from toolkit.runs import Run, checkpoints, is_finished, last_checkpoint, require_adapter
 from toolkit.runs import reward_models as members_of
+from toolkit.trainers.reward_functions import check_names
 
 
 def opening(
@@ -83,8 +84,17 @@ def is_planned(name: str | None, later: Mapping[str, Any]) -> bool:
 
 
 def _open_ppo(training: Any, start: Any, later: Mapping[str, Any]) -> None:
-    if not start.reward_model:
-        raise ConfigError("ppo: `reward_model` is missing: --reward_model runs/world/reward")
+    check_names(start.reward_funcs)
+    if not start.reward_model and not start.reward_funcs:
+        raise ConfigError(
+            "ppo: `reward_model` is missing: --reward_model runs/world/reward, or --reward_funcs "
+            "FILE.py:FUNCTION"
+        )
+    if not start.reward_model and training.value_role == "adapter":
+        raise ConfigError(
+            "ppo: the value starts from the reward model, and there is none: --value_role zero (an "
+            "adapter of its own) or head (on the policy's trunk)"
+        )
     found: list[str] = []
     for run in start.reward_model:
         if is_planned(run, later):

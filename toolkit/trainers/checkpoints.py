@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -20,7 +21,7 @@ from transformers import (
 )
 from transformers.trainer_utils import rotate_checkpoints
 
-from toolkit.errors import CheckpointError, Interrupted
+from toolkit.errors import CheckpointError, DivergedError, Interrupted
 from toolkit.models.base import save_fingerprint
 from toolkit.runs import checkpoints, last_checkpoint, step_of, write_json
 
@@ -43,20 +44,42 @@ class WholeCheckpoints:
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As the library's, from a whole checkpoint only, with no other one in the way.
 
-        Raises: CheckpointError where the directory holds checkpoints and none is to be resumed.
+        Raises: CheckpointError where the directory holds checkpoints and none is to be resumed;
+            DivergedError where what was trained is not finite in the end.
         """
         trainer: Any = self
         chosen = last_checkpoint(trainer.args.output_dir, resume_from_checkpoint)
         self._resumed = None if chosen is None else Path(chosen).resolve()
-        self._clear_way(resume=bool(resume_from_checkpoint))
+        nothing = chosen is None and str(resume_from_checkpoint).lower() in ("none", "false")
+        self._clear_way(resume=not nothing)
         if not any(isinstance(c, _LossCallback) for c in trainer.callback_handler.callbacks):
             trainer.add_callback(_LossCallback(trainer))
         at_start = trainer.args.eval_on_start
         trainer.args.eval_on_start = at_start and self._resumed is None  # it has been, once
         try:
-            return super().train(resume_from_checkpoint=chosen, **kwargs)  # type: ignore[misc]
+            found = super().train(resume_from_checkpoint=chosen, **kwargs)  # type: ignore[misc]
+            self._require_finite()
+            return found
         finally:
             trainer.args.eval_on_start = at_start
+
+    def _require_finite(self) -> None:
+        """Raises: DivergedError naming a weight that training has made infinite or NaN."""
+        trainer: Any = self
+        named = trainer.model.named_parameters()
+        bad = [n for n, p in named if p.requires_grad and not bool(torch.isfinite(p).all())]
+        if bad:
+            raise DivergedError(
+                f"{trainer.args.output_dir}: at step {trainer.state.global_step} training has "
+                f"diverged: {len(bad)} of its weights are not finite, such as {bad[0]}. Nothing of it "
+                "is saved, earlier checkpoints are whole; lower learning_rate or max_grad_norm"
+            )
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """As the library's; where only the best is kept, a stop that was asked for keeps this too."""
+        trainer: Any = self
+        asked = trainer.control.should_training_stop and trainer.control.should_save
+        return bool(super()._determine_best_metric(*args, **kwargs) or asked)  # type: ignore[misc]
 
     def _clear_way(self, *, resume: bool) -> None:
         """Remove what an earlier run wrote after the step that this one goes on from."""
@@ -81,12 +104,14 @@ class WholeCheckpoints:
         return str(super()._get_output_dir(trial))  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Raises: CheckpointError where the checkpoint cannot be written; older ones stay."""
+        """Raises: CheckpointError where the checkpoint cannot be written, DivergedError where it is
+        not worth it; older ones stay."""
         trainer: Any = self
         run_dir = Path(self._get_output_dir(trial))
         final = run_dir / f"checkpoint-{trainer.state.global_step}"
         if final.exists():  # written at this step, or resumed from it: it is there, and whole
             return
+        self._require_finite()
         shutil.rmtree(run_dir / INCOMING, ignore_errors=True)
         self._incoming = run_dir / INCOMING
         try:

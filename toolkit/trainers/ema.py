@@ -34,7 +34,7 @@ class PolicyEMA(TrainerCallback):  # type: ignore[misc]
         self.parameters: dict[str, nn.Parameter] = {
             name: p
             for name, p in roles.model.named_parameters()
-            if p.requires_grad and f".{POLICY}." in name
+            if p.requires_grad and f".{POLICY}." in f".{name}."  # LoRA of embeddings ends with it
         }
         self.average = {
             name: p.detach().to(torch.float32, copy=True) for name, p in self.parameters.items()
@@ -67,7 +67,7 @@ class PolicyEMA(TrainerCallback):  # type: ignore[misc]
     def __str__(self) -> str:
         return (
             f"the adapter is the policy's average (ema_decay {self.decay}); "
-            f"{LAST}/ holds the last policy"
+            f"{LAST}/ holds the policy that it follows"
         )
 
     def save(self, folder: Path) -> None:

@@ -21,6 +21,7 @@ from toolkit.trainers.ppo_rewards import (
     aggregate,
     function_rewards,
     penalise,
+    refuse_unjudged,
 )
 
 Notes = dict[str, float]  # what a rollout says for the log
@@ -173,6 +174,8 @@ class ExperienceMaker:
         if self.functions:
             answers = self._answers(rows, experience)
             added, each = function_rewards(self.functions, self.weights, answers)
+            if not len(seen.scores):
+                refuse_unjudged(each, answers)
             total = total + added.to(total.device)
             notes |= _numbers({f"rewards/{n}/mean": x.nanmean() for n, x in each.items()})
         bad = (~torch.isfinite(total)).nonzero().flatten().tolist()

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
-from trl.trainer.utils import disable_dropout_in_model
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, DivergedError
+from toolkit.models.dropout import disable_dropout
 from toolkit.models.memory import release
 from toolkit.models.roles import Roles
 from toolkit.rl.rollout import Experience
@@ -82,12 +82,12 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
         check_ppo(roles, args, train_dataset, reward_funcs, ptx_texts)
         assert roles.model is not None
         self.roles = roles
-        # dropout would make the ratio differ from 1 before anything is learnt
-        disable_dropout_in_model(roles.model)
+        disable_dropout(roles.model)  # the ratio would differ from 1 before anything is learnt
         if args.gradient_checkpointing:
             roles.model.enable_input_require_grads()
+        encoded = encode_prompts(train_dataset, processing_class, roles, args)
         episodes = args.total_episodes or math.ceil(
-            args.num_train_epochs * len(train_dataset) * args.num_generations
+            args.num_train_epochs * len(encoded) * args.num_generations
         )
         self.rollouts = math.ceil(episodes / args.rollout_batch_size)
         if args.max_steps <= 0:
@@ -97,7 +97,6 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
             roles, args, tokenizer=processing_class, reward_functions=reward_funcs
         )
         self.eval_metrics = eval_metrics
-        self.ema = None if args.ema_decay is None else PolicyEMA(roles, args.ema_decay)
         self.experience: Experience | None = None
         self.base_fingerprint = roles.fingerprint
         self._micro_step: int | None = None
@@ -108,14 +107,17 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
             model=roles.model,
             args=args,
             data_collator=list,
-            train_dataset=encode_prompts(train_dataset, processing_class, roles, args),
+            train_dataset=encoded,
             eval_dataset=None
             if eval_dataset is None
             else encode_prompts(eval_dataset, processing_class, roles, args),
             processing_class=processing_class,
-            callbacks=[*(callbacks or []), *([self.ema] if self.ema else [])],
+            callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.ema = None if args.ema_decay is None else PolicyEMA(roles, args.ema_decay)
+        if self.ema is not None:
+            self.add_callback(self.ema)
         self.pad_id: int = processing_class.pad_token_id
         self.updater = Updater(
             roles,
@@ -198,6 +200,12 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
                 self._approx_kl += update.approx_kl
                 for name, value in update.notes.items():
                     self._note(name, value)
+        if not bool(torch.isfinite(loss)):
+            raise DivergedError(
+                f"{self.args.output_dir}: the loss of step {self.state.global_step + 1} is "
+                f"{loss.item()}: training has diverged. Earlier checkpoints are whole; lower "
+                "learning_rate, or the rewards (reward_clip), and start again or continue from one"
+            )
         self._micro_step += 1
         if self._micro_step % self.args.gradient_accumulation_steps == 0:
             self._note("policy/updates_skipped", torch.tensor(float(self._stopped)))

@@ -25,7 +25,11 @@ SAME_ON_RESUME = (
     "num_mini_batches",
     "num_ppo_epochs",
     "num_generations",
+    "response_length",
+    "temperature",
+    "value_role",
     "kl_coef",
+    "kl_estimator",
     "kl_target",
 )
 
@@ -68,14 +72,11 @@ class PPOCheckpoints(WholeCheckpoints):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        for name, place in ((POLICY, folder), (VALUE, folder / VALUE)):
-            self.roles.load(name, place)
         file = folder / EXPERIENCE_FILE
         if not file.is_file():
             raise CheckpointError(
                 f"{folder}: {EXPERIENCE_FILE} is missing, so it cannot be resumed"
             )
-        self.experience = Experience.load(file, self.args.device)
         state = read_state(folder / STATE_FILE)
         for name, before in state["settings"].items():
             if getattr(self.args, name) != before:
@@ -83,6 +84,9 @@ class PPOCheckpoints(WholeCheckpoints):
                     f"{folder}: it was made with `{name}` {before}, this run has "
                     f"{getattr(self.args, name)}; a run goes on with the settings it began with"
                 )
+        for name, place in ((POLICY, folder), (VALUE, folder / VALUE)):
+            self.roles.load(name, place)
+        self.experience = Experience.load(file, self.args.device)
         self.maker.control.coef, self._stopped = float(state["kl_coef"]), bool(state["stopped"])
         self._metrics = defaultdict(list, state["metrics"])
         if self.ema is not None:

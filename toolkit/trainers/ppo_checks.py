@@ -29,6 +29,17 @@ def check_ppo(
             f"`reward_weights` has {len(args.reward_weights)} weights for {len(reward_funcs)} "
             "reward functions"
         )
+    taken = sorted({"prompts", "completions", "completion_ids"} & set(train_dataset.column_names))
+    if reward_funcs and taken:
+        raise ConfigError(
+            f"the dataset has a column `{taken[0]}`, which is what a reward function gets by that "
+            "name from the rollout: rename the column"
+        )
+    if args.fp16 and args.target_kl is not None:
+        raise ConfigError(
+            "`target_kl` skips updates, and fp16's scaling of gradients needs every one: use bf16, "
+            "or leave `target_kl` out"
+        )
     if len(train_dataset) == 0:
         raise ConfigError("PPO needs at least one prompt, the training split is empty")
     if args.ptx_coef != 0 and not ptx_texts:

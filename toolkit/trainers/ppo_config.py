@@ -134,7 +134,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         default=None,
         metadata={
             "help": "Average the policy's adapter over the steps with this decay, such as 0.9; the run's "
-            "adapter is then the average, and `last/` holds the last policy. Default: no average."
+            "adapter is then the average, and `last/` holds the policy itself. Default: no average."
         },
     )
     missing_eos_penalty: float | None = field(

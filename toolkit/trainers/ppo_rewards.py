@@ -61,6 +61,8 @@ def function_rewards(
     each: dict[str, Tensor] = {}
     for function, weight in zip(functions, weights, strict=True):
         name = getattr(function, "__name__", type(function).__name__)
+        if name in each:  # two lambdas, or one function twice
+            name = f"{name}_{len(each)}"
         given = function(
             prompts=answers.prompts,
             completions=answers.completions,
@@ -71,6 +73,23 @@ def function_rewards(
         each[name] = numbers
         total += weight * torch.where(numbers.isnan(), 0.0, numbers)
     return total, each
+
+
+def refuse_unjudged(each: dict[str, Tensor], answers: Answers) -> None:
+    """Where functions are all there is of a reward, one of them must have an opinion.
+
+    Args:
+        each: functions' rewards `(B,)` by name, NaN where they said None.
+
+    Raises: RewardError showing a completion of which every function said None.
+    """
+    silent = torch.stack([numbers.isnan() for numbers in each.values()]).all(0)  # (B,)
+    if bool(silent.any()):
+        row = int(silent.nonzero()[0])
+        raise RewardError(
+            f"{int(silent.sum())} of {len(silent)} completions have no reward: {', '.join(each)} said "
+            f"None, and there is no reward model; the first: {_sample(answers, row)}"
+        )
 
 
 def _checked(given: Any, name: str, answers: Answers) -> Tensor:

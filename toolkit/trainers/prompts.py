@@ -1,5 +1,6 @@
 """PPO's prompts: encoded once and checked for room, and drawn a rollout at a time."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -66,7 +67,9 @@ def encode_prompts(
         if len(short) == 0:
             raise ConfigError(f"no prompt has at most `max_prompt_length` {limit} tokens")
         encoded = short
-    room = roles.base.config.get_text_config().max_position_embeddings - args.response_length
+    # where positions are not embedded (ALiBi) a context has no end
+    context = getattr(roles.base.config.get_text_config(), "max_position_embeddings", None)
+    room = math.inf if context is None else context - args.response_length
     lengths = list(map(len, encoded["prompt_ids"]))
     if 0 in lengths:
         raise ConfigError(f"prompt {lengths.index(0)} of {len(lengths)} has no token: it is empty")
