@@ -11,8 +11,14 @@ from toolkit.data.loading import check_source
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import refuse_adapter_options
 from toolkit.models.heads import HEAD_FILE
-from toolkit.runs import Run, checkpoints, is_finished, last_checkpoint, require_adapter
-from toolkit.runs import reward_models as members_of
+from toolkit.runs import (
+    Run,
+    checkpoints,
+    is_finished,
+    last_checkpoint,
+    require_adapter,
+    reward_models,
+)
 
 
 def opening(
@@ -69,6 +75,22 @@ def opening(
     return resume
 
 
+def require_reward_models(path: str) -> list[str]:
+    """The folder of a reward model, or those of an ensemble's members, each looked at cheaply.
+
+    Raises: CheckpointError where one is missing, unfinished, or no reward model.
+    """
+    found = reward_models(path)
+    for member in found:
+        require_adapter(member, "reward_model")
+        if not (Path(member) / HEAD_FILE).is_file():
+            raise CheckpointError(
+                f"reward_model: {member} has no {HEAD_FILE}, so it is no reward model; give a "
+                "run of recipes/reward.py"
+            )
+    return found
+
+
 def is_planned(name: str | None, later: Mapping[str, Any]) -> bool:
     """Whether an earlier stage of the pipeline has yet to make, or to finish, what an option names.
 
@@ -91,14 +113,7 @@ def _open_ppo(training: Any, start: Any, later: Mapping[str, Any]) -> None:
             planned = getattr(getattr(later[str(run)], "start", None), "ensemble", 1)
             found += [run] if planned == 1 else [f"{run}/member-{i}" for i in range(planned)]
             continue
-        for member in members_of(run):
-            require_adapter(member, "reward_model")
-            if not (Path(member) / HEAD_FILE).is_file():
-                raise CheckpointError(
-                    f"reward_model: {member} has no {HEAD_FILE}, so it is no reward model; give a run "
-                    "of recipes/reward.py"
-                )
-            found.append(member)
+        found += require_reward_models(run)
     start.reward_model = found
     if training.ptx_coef and start.ptx_texts is None:
         raise ConfigError(
