@@ -61,7 +61,11 @@ def _unread(chunks: Sequence[Chunk], format: str) -> list[str]:
 
 
 def _names(found: Sequence[str]) -> str:
-    listed = ", ".join(found[:MOST_NAMES])
+    # spelled out, since a name may hold what cannot be printed
+    listed = ", ".join(
+        n.encode("unicode_escape").decode() if not n.isprintable() else n
+        for n in found[:MOST_NAMES]
+    )
     return listed if len(found) <= MOST_NAMES else f"{listed} and {len(found) - MOST_NAMES} more"
 
 
