@@ -26,7 +26,7 @@ def find_files(path: Path) -> dict[str, list[Path]]:
     """The data files of each split.
 
     A single file is the split "train". In a folder (and its subfolder `data`) the files' names
-    say which split they are; if none is called train or test, all of them are "train".
+    say which split they are, in lower case; if none is called train or test, all are "train".
 
     Raises: DatasetError if there is no such file or folder, or no data in it.
     """
@@ -40,11 +40,11 @@ def find_files(path: Path) -> dict[str, list[Path]]:
     for file in sorted([*path.glob("*"), *path.glob("data/*")]):
         match = NAME.fullmatch(file.name)
         if match and file.is_file() and not file.name.startswith("."):
-            found = splits.setdefault(match["split"], [])
+            split = match["split"].lower()
+            found = splits.setdefault(split, [])
             if found and not match["shard"]:
                 raise DatasetError(
-                    f"{path}: {found[0].name} and {file.name} are both "
-                    f"{match['split']!r}; remove one"
+                    f"{path}: {found[0].name} and {file.name} are both {split!r}; remove one"
                 )
             found.append(file)
     if not splits:

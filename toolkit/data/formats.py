@@ -142,8 +142,14 @@ def detect_format(rows: Sequence[Any], *, place: str) -> str:
                 _check_no_prompt(found, present, place=place)
             return name
     known = "; ".join(f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items())
+    has = f"the columns {', '.join(sorted(present))} are"
+    if not present:
+        some = sorted({name for row in found for name in row})
+        has = (
+            f"no column is in half of the rows, which have {', '.join(some) or 'none'}, and that is"
+        )
     raise DatasetError(
-        f"{place}: the columns {', '.join(sorted(present)) or '(none)'} are of no known format. "
+        f"{place}: {has} of no known format. "
         f"Rename them, with `columns: {{yours: theirs}}`, to those of one of these: {known}."
     )
 

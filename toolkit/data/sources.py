@@ -121,20 +121,37 @@ def find_sources(
         if (option, split) != ("test", "test"):
             _check_split(name, splits, split, f"dataset_{option}_split")
     found = {option: splits[split] for option, split in wanted.items() if split in splits}
-    unused = sorted(set(splits) - set(wanted.values()))
+    if "test" in found:  # all files of a folder may be "train", and one of them be asked for
+        tested = {part.place for part in found["test"]}
+        found["train"] = [part for part in found["train"] if part.place not in tested]
+        if not found["train"]:
+            raise DatasetError(
+                f"{name}: nothing is left to train on, since `dataset_test_split` "
+                f"{wanted['test']!r} has all of `dataset_train_split` {wanted['train']!r}"
+            )
+    unused = _unused(splits, found)
     return [Source(name, found, unused, columns=columns, format=format)]
 
 
 def _of_mixture(source: SourceArguments, data_args: DataArguments) -> Source:
     splits = _splits_of(source.dataset_name, source.dataset_config)
     _check_split(source.dataset_name, splits, source.split, "split")
+    found = {"train": splits[source.split]}
     return Source(
         source.dataset_name,
-        {"train": splits[source.split]},
-        sorted(set(splits) - {source.split}),
+        found,
+        _unused(splits, found),
         columns=_mapping(source.columns or data_args.columns),
         format=source.dataset_format or data_args.dataset_format,
         fraction=source.fraction,
+    )
+
+
+def _unused(splits: Mapping[str, Sequence[Part]], found: Mapping[str, Sequence[Part]]) -> list[str]:
+    """The splits none of whose parts is read."""
+    used = {part.place for parts in found.values() for part in parts}
+    return sorted(
+        split for split, parts in splits.items() if not used & {part.place for part in parts}
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from toolkit.data.faults import Failure, numbers
 from toolkit.data.formats import FORMATS, Kind, common_columns
@@ -44,6 +45,9 @@ def source_line(found: Found, kind: Kind, sizes: Mapping[str, int]) -> str:
         how = f"by its columns {', '.join(FORMATS[format].columns)}"
     made = ", ".join(f"{name} {size}" for name, size in sizes.items())
     line = f"{source.place}: {format} ({how}), {count} -> {kind} ({made})"
+    files = [Path(chunk.place).name for chunk in found.chunks["train"]]
+    if Path(source.place).is_dir() and not all(n.lower().startswith("train") for n in files):
+        line += f"; train is {_names(files)}"
     dropped = sum(len(result.dropped) for result in found.results.values())
     line += f"; {dropped} malformed rows dropped" if dropped else ""
     for result in found.results.values():
