@@ -24,6 +24,7 @@ def main(script, training, model, mixture, start) -> Run:
     from transformers import set_seed
 
     from toolkit.data.checks import check_texts
+    from toolkit.data.streaming import first_rows, open_stream
     from toolkit.models.adapters import save_adapter
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.start import trainable_policy
@@ -45,6 +46,10 @@ def main(script, training, model, mixture, start) -> Run:
         )
         limit = training.max_length
         splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)
+        rows, stream = splits["train"], None
+        if script.dataset_streaming:
+            stream = open_stream(script, mixture, start, splits, tokenizer, folder=run.path)
+            rows = stream.table(seed=training.seed)
         run.base = fingerprint(model, tokenizer)
         trainer = DPOTrainer(  # which copies the adapter to "ref"
             trainable_policy(
@@ -55,14 +60,18 @@ def main(script, training, model, mixture, start) -> Run:
             ),
             args=training,
             processing_class=tokenizer,
-            train_dataset=splits["train"],
+            train_dataset=rows,
             eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
             callbacks=[RunCallback()],
         )
         trainer.base_fingerprint = run.base
-        preflight("dpo", configs, tokenizer, trainer.train_dataset, trainer.data_collator)
+        preflight(
+            "dpo", configs, tokenizer, first_rows(trainer.train_dataset), trainer.data_collator
+        )
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
+        if stream is not None:
+            print(stream.summary())
         save_adapter(trainer.model, run.path, run.base)
         tokenizer.save_pretrained(run.path)
         return run.finish(steps=trainer.state.global_step)

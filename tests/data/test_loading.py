@@ -287,7 +287,7 @@ def test_dataset_format_overrides_detection(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"name": None}, "no dataset: set `dataset_name`"),
-        ({"script": {"dataset_streaming": True}}, "streaming is not supported"),
+        ({"mixture": {"streaming": True}}, "`streaming` is not read; say `dataset_streaming`"),
         ({"script": {"dataset_config": "main"}}, "`dataset_config` is for datasets of the hub"),
         ({"script": {"dataset_train_split": "x"}}, "no split 'x' (`dataset_train_split`)"),
         ({"script": {"dataset_test_split": "x"}}, "it has train"),
@@ -331,7 +331,8 @@ def test_hub_dataset_with_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     seen: list[Any] = []
 
-    def fake(name: str, config: str | None) -> Any:
+    def fake(name: str, config: str | None, *, streaming: bool) -> Any:
+        assert not streaming
         seen.append((name, config))
         splits = {"train_sft": pairs(2), "test": pairs(1, start=5), "train_gen": pairs(4)}
         return datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in splits.items()})

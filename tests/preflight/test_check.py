@@ -53,6 +53,19 @@ def test_sft_is_described_with_the_loss_on_the_answer_alone(tiny_base, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+def test_of_a_stream_the_first_rows_are_described(tiny_base, tmp_path, capsys):
+    file = tmp_path / "d.jsonl"
+    row = '{"prompt": "Is it %d?", "completion": "Yes."}\n'
+    file.write_text("".join(row % i for i in range(1500)) + "{\n", encoding="utf-8")
+    words = ["--dataset_name", file, "--dataset_streaming", "true", "--max_steps", 7]
+    words += ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
+    found = check_stage(stage_of("sft", *words))
+    assert found.errors == []
+    said = capsys.readouterr().out
+    assert "the first 1000 rows of a stream -> prompt-completion (train 1000)" in said
+    assert "1000 rows, " in said
+
+
 def test_a_limit_that_cuts_every_end_is_warned_of(tiny_base):
     stage = stage_of("sft", "--model_name_or_path", tiny_base)
     found = Findings()

@@ -58,9 +58,15 @@ def test_qlora_from_sft_to_ppo_through_the_recipes(tiny_base, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["sft", "reward", "dpo"])
-def test_a_run_that_died_resumes_to_the_same_adapter(recipe, tiny_base, sft_run, tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "streaming"),
+    [("sft", False), ("reward", False), ("dpo", False), ("sft", True), ("dpo", True)],
+)
+def test_a_run_that_died_resumes_to_the_same_adapter(
+    recipe, streaming, tiny_base, sft_run, tmp_path
+):
     options = STEPS | {"model_name_or_path": tiny_base, "max_rows": 16}
+    options |= {"dataset_streaming": True} if streaming else {}
     if recipe != "sft":
         options |= {"parent": sft_run, "dataset_name": "world:comparisons"}
     else:

@@ -45,7 +45,7 @@ def check_texts(
     Raises: DatasetError for rows with marks unless `drop_bad_rows` is set; if no row is left; and
         if no prompt leaves room for an answer.
     """
-    marks = _marks(tokenizer)
+    marks = template_marks(tokenizer)
     bad: list[Failure] = []
     tables, origins = dict(splits), dict(splits.origins)
     for split, table in splits.items():
@@ -80,7 +80,7 @@ def _by_place(bad: list[Failure]) -> list[Failure]:
 
 
 @dataclass(frozen=True)
-class _Marks:
+class Marks:
     """What a template or tokenizer writes between texts, as a pattern; None where nothing is."""
 
     pattern: re.Pattern[str] | None
@@ -91,13 +91,14 @@ class _Marks:
         return found.group() if found else None
 
 
-def _marks(tokenizer: "PreTrainedTokenizerBase") -> _Marks:
+def template_marks(tokenizer: "PreTrainedTokenizerBase") -> Marks:
+    """What the tokenizer and its template write between texts."""
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     special |= {str(token) for token in tokenizer.all_special_tokens}
     words = [word for word in special | _turn_marks(tokenizer) if word]
     longest_first = sorted(words, key=lambda word: (-len(word), word))
     pattern = "|".join(map(re.escape, longest_first))
-    return _Marks(re.compile(pattern) if words else None)
+    return Marks(re.compile(pattern) if words else None)
 
 
 def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
@@ -121,21 +122,27 @@ def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
     return {mark for mark in between.groups() if len("".join(mark.split())) >= 4}
 
 
-def _marked(splits: Splits, split: str, marks: _Marks) -> dict[int, Failure]:
+def _marked(splits: Splits, split: str, marks: Marks) -> dict[int, Failure]:
     """The rows of a split that hold a mark, by index."""
     found = {}
     for i, row in enumerate(splits[split]):
-        for name, text in _texts(row):
-            mark = marks.find(text)
-            if mark is not None:
-                origin = splits.origins[split][i]
-                message = f"{name} must not hold the chat template's {shown(mark)}"
-                at = text.index(mark)
-                around = text[max(0, at - 20) : at + len(mark) + 20]
-                message += f"; it stands in {shown(around)}"
-                found[i] = Failure(origin.place, origin.number, "special token", message, row)
-                break
+        message = template_mark(row, marks)
+        if message is not None:
+            origin = splits.origins[split][i]
+            found[i] = Failure(origin.place, origin.number, "special token", message, row)
     return found
+
+
+def template_mark(row: Row, marks: Marks) -> str | None:
+    """Which mark a row holds and where, as an error says it; None where it holds none."""
+    for name, text in _texts(row):
+        mark = marks.find(text)
+        if mark is not None:
+            at = text.index(mark)
+            around = text[max(0, at - 20) : at + len(mark) + 20]
+            message = f"{name} must not hold the chat template's {shown(mark)}"
+            return f"{message}; it stands in {shown(around)}"
+    return None
 
 
 def _texts(row: Row) -> Iterator[tuple[str, str]]:

@@ -37,9 +37,13 @@ def source_line(found: Found, kind: Kind, sizes: Mapping[str, int]) -> str:
     """
     source, format = found.source, found.format
     chunks = [chunk for some in found.chunks.values() for chunk in some]
-    read, total = sum(len(c.rows) for c in chunks), sum(c.total for c in chunks)
-    count = f"{read} rows" if read == total else f"{read} of {total} rows"
-    count = f"the first {count}" if read < total and source.fraction is None else count
+    read = sum(len(c.rows) for c in chunks)
+    if any(c.total is None for c in chunks):
+        count = f"the first {read} rows of a stream"
+    else:
+        total = sum(c.total or 0 for c in chunks)
+        count = f"{read} rows" if read == total else f"{read} of {total} rows"
+        count = f"the first {count}" if read < total and source.fraction is None else count
     how = "as `dataset_format` says"
     if source.format is None:
         how = f"by its columns {', '.join(FORMATS[format].columns)}"

@@ -48,6 +48,8 @@ def opening(
         _open_ppo(training, start, later)
     if parent is not None and not is_planned(parent, later):
         require_adapter(parent, "parent")
+    if script.dataset_streaming:
+        _open_stream(recipe, training)
     if not is_planned(script.dataset_name, later):
         check_source(script, mixture, start)
     if getattr(start, "demonstrations", None) is not None:
@@ -120,6 +122,32 @@ def _open_ppo(training: Any, start: Any, later: Mapping[str, Any]) -> None:
             f"ppo: `ptx_coef` is {training.ptx_coef}, but there are no pretraining texts: set "
             "`ptx_texts`, such as world:corpus"
         )
+
+
+def _open_stream(recipe: str, training: Any) -> None:
+    reasons = {
+        "reward": "a ranking's pairs must be together",
+        "ppo": "rollouts draw from all prompts",
+    }
+    if recipe in reasons:
+        raise ConfigError(
+            f"{recipe}: `dataset_streaming` is for sft and dpo, since {reasons[recipe]}; leave it out"
+        )
+    if training.max_steps <= 0:
+        raise ConfigError(
+            f"{recipe}: `dataset_streaming` needs `max_steps`, since a stream's end is not known, got "
+            f"{training.max_steps}"
+        )
+    wrong = {
+        "dataloader_num_workers": "its rows are counted in this process",
+        "precompute_ref_log_probs": "TRL needs all rows for it",
+    }
+    for option, why in wrong.items():
+        if getattr(training, option, 0):
+            raise ConfigError(
+                f"{recipe}: `dataset_streaming` and `{option}` do not go together, since {why}; leave "
+                "one out"
+            )
 
 
 def _refuse_unfinished(folder: Path) -> None:
