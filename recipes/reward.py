@@ -55,7 +55,7 @@ def main(script, training, model, mixture, start) -> Run:
             trust_remote_code=training.trust_remote_code,
         )
         limit = training.max_length
-        splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)
+        splits = check_texts(splits, tokenizer, start, max_length=limit, cut=False, folder=run.path)
         run.base = fingerprint(model, tokenizer)
         data = Comparisons.prepare(
             splits,

@@ -27,6 +27,7 @@ def check_texts(
     data_args: DataArguments,
     *,
     max_length: int | None = None,
+    cut: bool = True,
     folder: Path | None = None,
 ) -> Splits:
     """The splits without rows whose messages hold marks of the chat template.
@@ -39,7 +40,8 @@ def check_texts(
         splits: what `load_splits` returned.
         tokenizer: the base's.
         data_args: `drop_bad_rows`.
-        max_length: tokens to which the trainer cuts; how many rows are longer is said.
+        max_length: tokens that the trainer takes.
+        cut: whether it cuts longer rows, which is said; else it leaves them out, and says so.
         folder: the run's directory, where rows that are dropped are written.
 
     Raises: DatasetError for rows with marks unless `drop_bad_rows` is set; if no row is left; and
@@ -69,7 +71,7 @@ def check_texts(
     checked = Splits(tables, kind=splits.kind, origins=origins)
     _say_lost_bytes(checked)
     if max_length is not None:
-        _say_too_long(checked, tokenizer, max_length)
+        _say_too_long(checked, tokenizer, max_length, cut=cut)
     return checked
 
 
@@ -168,7 +170,9 @@ def _say_lost_bytes(splits: Splits) -> None:
             print(f"{split}: {rows}: what is left of bytes that were not UTF-8")
 
 
-def _say_too_long(splits: Splits, tokenizer: "PreTrainedTokenizerBase", most: int) -> None:
+def _say_too_long(
+    splits: Splits, tokenizer: "PreTrainedTokenizerBase", most: int, *, cut: bool
+) -> None:
     """Print how many rows will be cut, and how many prompts leave no room for an answer.
 
     Raises: DatasetError where none does.
@@ -184,7 +188,7 @@ def _say_too_long(splits: Splits, tokenizer: "PreTrainedTokenizerBase", most: in
                 f"{split}: no prompt leaves room for an answer: the shortest has {shortest} tokens "
                 f"and `max_length` is {most}; raise it"
             )
-        if long:
+        if long and cut:
             of = f"{len(measured)} rows" + (f" (every {step}th was measured)" if step > 1 else "")
             line = f"{split}: {long} of {of}, {long / len(measured):.1%}, are longer than "
             line += f"`max_length` {most} tokens and will be cut"

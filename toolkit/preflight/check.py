@@ -88,7 +88,8 @@ def _splits(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Splits:
         seed=stage.training.seed,
         texts=stage.recipe == "sft",
     )
-    return check_texts(splits, tokenizer, stage.start, max_length=stage.limit)
+    cut = stage.recipe != "reward"
+    return check_texts(splits, tokenizer, stage.start, max_length=stage.limit, cut=cut)
 
 
 def _rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, object]:
