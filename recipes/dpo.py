@@ -13,7 +13,7 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import StartArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import load_splits
-from toolkit.preflight.opening import opening
+from toolkit.preflight.opening import opening, require_test_split
 from toolkit.runs import Run
 
 
@@ -41,6 +41,7 @@ def main(script, training, model, mixture, start) -> Run:
         splits = load_splits(
             script, mixture, start, kind="preference", seed=training.seed, folder=run.path
         )
+        require_test_split(training, splits)
         base, tokenizer = load_base(
             model, parent=start.parent, trust_remote_code=training.trust_remote_code
         )

@@ -12,7 +12,7 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import DataArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import load_splits
-from toolkit.preflight.opening import opening
+from toolkit.preflight.opening import opening, require_test_split
 from toolkit.runs import Run
 
 
@@ -44,6 +44,7 @@ def main(script, training, model, mixture, start) -> Run:
             texts=True,
             folder=run.path,
         )
+        require_test_split(training, splits)
         base, tokenizer = load_base(model, trust_remote_code=training.trust_remote_code)
         limit = None if training.packing else training.max_length
         splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)

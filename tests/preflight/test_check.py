@@ -1,6 +1,8 @@
 """What `recipes/check.py` and the recipes say before a run."""
 
+import importlib
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest

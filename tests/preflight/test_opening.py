@@ -65,6 +65,12 @@ def bad(tmp_path, sft_run, reward_run):
             ["--parent", sft_run, "--reward_model", reward_run, "--ptx_coef", "0.5"],
             "no pretraining texts",
         ),
+        "an empty batch": (
+            "sft",
+            ["--per_device_train_batch_size", "0"],
+            "`per_device_train_batch_size` must be at least 1, got 0",
+        ),
+        "no epoch": ("sft", ["--num_train_epochs", "0"], "nothing would be trained"),
         "a stream without an end": ("sft", STREAM, "`dataset_streaming` needs `max_steps`"),
         "a stream of rankings": (
             "reward",
@@ -86,7 +92,8 @@ def bad(tmp_path, sft_run, reward_run):
 
 CASES = [
     "adapter options", "unfinished parent", "no adapter", "demonstrations",
-    "no reward model", "no texts", "a stream without an end", "a stream of rankings",
+    "no reward model", "no texts", "an empty batch", "no epoch",
+    "a stream without an end", "a stream of rankings",
     "a stream for workers", "somebody's checkpoints",
 ]  # fmt: skip
 

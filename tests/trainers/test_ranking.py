@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
 from toolkit.benchmark.ranking import measure
+from toolkit.errors import ConfigError
 from toolkit.models.base import fingerprint, load_base
 from toolkit.trainers.ranking import (
     RankingCollator,
@@ -62,6 +63,11 @@ def trainer_of(adapted, tokenizer, rows, folder, **changes):
         train_dataset=group_comparisons(Dataset.from_list(rows)),
         processing_class=tokenizer,
     )
+
+
+def test_options_that_the_library_refuses_are_an_error_of_ours(adapted, tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="RankingTrainer refuses its options: You have set"):
+        trainer_of(adapted, tokenizer, pairs(2), tmp_path, eval_strategy="epoch")
 
 
 def test_groups_hold_each_completion_once():

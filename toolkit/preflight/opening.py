@@ -48,6 +48,7 @@ def opening(
         _open_ppo(training, start, later)
     if parent is not None and not is_planned(parent, later):
         require_adapter(parent, "parent")
+    _check_amounts(recipe, training)
     if script.dataset_streaming:
         _open_stream(recipe, training)
     if not is_planned(script.dataset_name, later):
@@ -121,6 +122,29 @@ def _open_ppo(training: Any, start: Any, later: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"ppo: `ptx_coef` is {training.ptx_coef}, but there are no pretraining texts: set "
             "`ptx_texts`, such as world:corpus"
+        )
+
+
+def _check_amounts(recipe: str, training: Any) -> None:
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(training, name) < 1:
+            raise ConfigError(
+                f"{recipe}: `{name}` must be at least 1, got {getattr(training, name)}"
+            )
+    if training.max_steps <= 0 and training.num_train_epochs <= 0:
+        raise ConfigError(
+            f"{recipe}: `num_train_epochs` must be above 0, got {training.num_train_epochs}: nothing "
+            "would be trained"
+        )
+
+
+def require_test_split(training: Any, splits: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a run shall be evaluated, but nothing is held out."""
+    strategy = getattr(training.eval_strategy, "value", training.eval_strategy)
+    if strategy != "no" and "test" not in splits:
+        raise ConfigError(
+            f"`eval_strategy` is {strategy}, but there is no test split: set `test_split_size`, or "
+            "`eval_strategy: no`"
         )
 
 
