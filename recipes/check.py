@@ -9,6 +9,7 @@ Exit code 2 where the run would fail.
 """
 
 import argparse
+import math
 import os
 import sys
 
@@ -62,6 +63,8 @@ def arguments() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     asked, others = arguments().parse_known_args()
+    if asked.card_memory_gb is not None and not 0 < asked.card_memory_gb < math.inf:
+        arguments().error(f"--card_memory_gb must be above 0, got {asked.card_memory_gb}")
     memory_gb = asked.card_memory_gb or card_memory_gb()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is checked runs nowhere
     try:

@@ -13,7 +13,7 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import StartArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import load_splits
-from toolkit.preflight.opening import opening
+from toolkit.preflight.opening import opening, require_test_split
 from toolkit.runs import Run
 
 
@@ -24,6 +24,7 @@ def main(script, training, model, mixture, start) -> Run:
     from transformers import set_seed
 
     from toolkit.data.checks import check_texts
+    from toolkit.data.streaming import first_rows, open_stream
     from toolkit.models.adapters import save_adapter
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.start import trainable_policy
@@ -40,11 +41,16 @@ def main(script, training, model, mixture, start) -> Run:
         splits = load_splits(
             script, mixture, start, kind="preference", seed=training.seed, folder=run.path
         )
+        require_test_split(training, splits)
         base, tokenizer = load_base(
             model, parent=start.parent, trust_remote_code=training.trust_remote_code
         )
         limit = training.max_length
         splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)
+        rows, stream = splits["train"], None
+        if script.dataset_streaming:
+            stream = open_stream(script, mixture, start, splits, tokenizer, folder=run.path)
+            rows = stream.table(seed=training.seed)
         run.base = fingerprint(model, tokenizer)
         trainer = DPOTrainer(  # which copies the adapter to "ref"
             trainable_policy(
@@ -55,14 +61,18 @@ def main(script, training, model, mixture, start) -> Run:
             ),
             args=training,
             processing_class=tokenizer,
-            train_dataset=splits["train"],
+            train_dataset=rows,
             eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
             callbacks=[RunCallback()],
         )
         trainer.base_fingerprint = run.base
-        preflight("dpo", configs, tokenizer, trainer.train_dataset, trainer.data_collator)
+        preflight(
+            "dpo", configs, tokenizer, first_rows(trainer.train_dataset), trainer.data_collator
+        )
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
+        if stream is not None:
+            print(stream.summary())
         save_adapter(trainer.model, run.path, run.base)
         tokenizer.save_pretrained(run.path)
         return run.finish(steps=trainer.state.global_step)

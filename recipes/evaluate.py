@@ -3,7 +3,8 @@
     python recipes/evaluate.py --config recipes/configs/world/evaluate.yaml \\
         --runs runs/world/sft runs/world/ppo --output_dir runs/world/report
 
-Reads   the runs, the reward run, held-out prompts, comparisons and demonstrations.
+Reads   the runs, the reward run (of an ensemble the mean score counts), held-out prompts,
+        comparisons and demonstrations.
 Writes  report.json, report.md, report.txt and the plots (PNG).
 """
 
@@ -16,14 +17,14 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import EvaluateArguments
 from toolkit.config import run_cli
 from toolkit.errors import ConfigError
+from toolkit.preflight.opening import require_reward_models
 from toolkit.runs import Run, require_adapter
 
 
 def main(args, model) -> Run:
     for folder in args.runs:
         require_adapter(folder, "runs")
-    if args.reward_model is not None:
-        require_adapter(args.reward_model, "reward_model")
+    judges = [] if args.reward_model is None else require_reward_models(args.reward_model)
     sources = {Path(folder).name: Run.load(folder) for folder in args.runs}
     sft = next((name for name, run in sources.items() if run.recipe == "sft"), None)
     if sft is None or len(sources) < len(args.runs):
@@ -70,8 +71,9 @@ def main(args, model) -> Run:
         for name, source in sources.items():
             roles.attach(ids[name], source.path)
             checkpoints[name] = Checkpoint(ids[name], source.recipe)
-        if args.reward_model is not None:
-            roles.attach(REWARD, args.reward_model, head=True)
+        names = [REWARD] if len(judges) == 1 else [f"{REWARD}_{i}" for i in range(len(judges))]
+        for name, judge in zip(names, judges, strict=True):
+            roles.attach(name, judge, head=True)
         evaluation = evaluate_all(
             roles,
             tokenizer,
@@ -79,7 +81,7 @@ def main(args, model) -> Run:
             prompts[: args.max_prompts] * args.samples_per_prompt,
             sampling=Sampling(args.max_new_tokens, args.temperature),
             sft=sft,
-            reward=REWARD if args.reward_model is not None else None,
+            rewards=names,
             few_shot=[_as_texts(row) for row in shown[: args.few_shot]],
             texts=held_out_texts(args.texts, tokenizer),
             batch_size=args.batch_size,
@@ -88,13 +90,14 @@ def main(args, model) -> Run:
             say=print,
         )
         section = None
-        if args.reward_model is not None and pairs:
+        if judges and pairs:
             section = judge_reward_model(
                 roles,
                 tokenizer,
                 pairs,
                 demonstrations=[(row["prompt"], row["completion"]) for row in shown[:1000]],
                 labeler_agreement=_agreement(args.comparisons),
+                rewards=names,
                 seed=args.seed,
             )
         timings["report"] = round(time.monotonic() - began, 1)

@@ -15,7 +15,7 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import PPOArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import load_splits
-from toolkit.preflight.opening import opening
+from toolkit.preflight.opening import opening, require_test_split
 from toolkit.runs import Run
 
 
@@ -48,6 +48,7 @@ def main(script, training, model, mixture, start) -> Run:
         splits = load_splits(
             script, mixture, start, kind="prompt-only", seed=training.seed, folder=run.path
         )
+        require_test_split(training, splits)
         base, tokenizer = load_base(
             model,
             parent=start.parent or next(iter(start.reward_model), None),

@@ -19,7 +19,7 @@ from toolkit.arguments import RewardArguments
 from toolkit.config import run_cli
 from toolkit.data.demonstrations import load_demonstrations
 from toolkit.data.loading import load_splits
-from toolkit.preflight.opening import opening
+from toolkit.preflight.opening import opening, require_test_split
 from toolkit.runs import ENSEMBLE, Run, is_finished, last_checkpoint
 
 
@@ -47,6 +47,7 @@ def main(script, training, model, mixture, start) -> Run:
         splits = load_splits(
             script, mixture, start, kind="preference", seed=training.seed, folder=run.path
         )
+        require_test_split(training, splits)
         shown = load_demonstrations(start, seed=training.seed)
         base, tokenizer = load_base(
             model,
@@ -55,7 +56,7 @@ def main(script, training, model, mixture, start) -> Run:
             trust_remote_code=training.trust_remote_code,
         )
         limit = training.max_length
-        splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)
+        splits = check_texts(splits, tokenizer, start, max_length=limit, cut=False, folder=run.path)
         run.base = fingerprint(model, tokenizer)
         data = Comparisons.prepare(
             splits,

@@ -12,7 +12,7 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import DataArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import load_splits
-from toolkit.preflight.opening import opening
+from toolkit.preflight.opening import opening, require_test_split
 from toolkit.runs import Run
 
 
@@ -23,6 +23,7 @@ def main(script, training, model, mixture, start) -> Run:
     from transformers import set_seed
 
     from toolkit.data.checks import check_texts
+    from toolkit.data.streaming import first_rows, open_stream
     from toolkit.models.adapters import save_adapter
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.peft_methods import build_peft_config
@@ -43,9 +44,14 @@ def main(script, training, model, mixture, start) -> Run:
             texts=True,
             folder=run.path,
         )
+        require_test_split(training, splits)
         base, tokenizer = load_base(model, trust_remote_code=training.trust_remote_code)
         limit = None if training.packing else training.max_length
         splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)
+        rows, stream = splits["train"], None
+        if script.dataset_streaming:
+            stream = open_stream(script, mixture, start, splits, tokenizer, folder=run.path)
+            rows = stream.table(seed=training.seed)
         run.base = fingerprint(model, tokenizer)
         trainer = SFTTrainer(
             base,
@@ -54,15 +60,19 @@ def main(script, training, model, mixture, start) -> Run:
             peft_config=build_peft_config(
                 model, base, gradient_checkpointing=training.gradient_checkpointing
             ),
-            train_dataset=splits["train"],
+            train_dataset=rows,
             eval_dataset=splits.get("test"),
             callbacks=[RunCallback(), *([RankAllocation()] if model.method == "adalora" else [])],
         )
         trainer.base_fingerprint = run.base
         trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-        preflight("sft", configs, tokenizer, trainer.train_dataset, trainer.data_collator)
+        preflight(
+            "sft", configs, tokenizer, first_rows(trainer.train_dataset), trainer.data_collator
+        )
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
+        if stream is not None:
+            print(stream.summary())
         save_adapter(trainer.model, run.path, run.base)
         tokenizer.save_pretrained(run.path)
         return run.finish(steps=trainer.state.global_step, trainable_parameters=trained)

@@ -68,6 +68,8 @@ def test_wrong_yaml_is_one_clear_line(read, text, message):
     [
         (["--lora_r", "x"], "invalid int value: 'x'"),
         (["--nothing", "1"], "--nothing"),
+        (["--learning_rate", "nan"], "--learning_rate must be a finite number, got nan"),
+        (["--max_grad_norm", "inf"], "--max_grad_norm must be a finite number, got inf"),
         (["--config"], "needs the path"),
         (["--config", "no/such.yaml"], "no/such.yaml: cannot read"),
     ],

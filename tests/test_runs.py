@@ -42,6 +42,15 @@ def test_a_failing_run_says_why(tmp_path):
     assert Run.load(tmp_path).error == "ZeroDivisionError: division by zero"
 
 
+def test_an_output_folder_that_cannot_be_is_named_and_left_alone(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for path in (file, file / "run"):
+        with pytest.raises(CheckpointError, match=r"notes\.txt.*: cannot be the output folder"):
+            Run.start(path, recipe="sft")
+    assert file.read_text() == "mine"
+
+
 def test_secrets_are_not_written(tmp_path):
     from trl import SFTConfig
 

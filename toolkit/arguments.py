@@ -231,7 +231,10 @@ class EvaluateArguments:
         default_factory=list,
         metadata={"help": "Run directories; the first of SFT is compared with."},
     )
-    reward_model: str | None = field(default=None, metadata={"help": "Run of the reward model."})
+    reward_model: str | None = field(
+        default=None,
+        metadata={"help": "Run of the reward model, or of an ensemble, whose mean score counts."},
+    )
     comparisons: str | None = field(
         default=None,
         metadata={"help": "Preference dataset whose test split judges the reward model."},

@@ -58,7 +58,17 @@ def parse(
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"{_place(words)}: {_one_line(error)}") from error
     del namespace
+    _require_finite(instances)
     return tuple(instances)
+
+
+def _require_finite(instances: Sequence[Any]) -> None:
+    """Refuse `nan` and `inf` of a command line; a YAML's are refused when it is read."""
+    for instance in instances:
+        for f in dataclasses.fields(instance):
+            value = getattr(instance, f.name, None)
+            if isinstance(value, float) and not math.isfinite(value) and value is not f.default:
+                raise ConfigError(f"command line: --{f.name} must be a finite number, got {value}")
 
 
 def run_cli(

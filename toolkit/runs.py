@@ -63,7 +63,8 @@ class Run:
                 directory is replaced, and its checkpoints are removed: they would be mistaken for
                 the new run's.
 
-        Raises: CheckpointError where the directory holds checkpoints of a run that did not finish.
+        Raises: CheckpointError where the directory holds checkpoints of a run that did not finish, or
+            cannot be made.
         """
         if resume is None:
             _clear_checkpoints(Path(path))
@@ -81,7 +82,12 @@ class Run:
             git_commit=commit(),
             started=time.time(),
         )
-        run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be the output folder ({error.strerror})"
+            ) from error
         run.save()
         return run
 

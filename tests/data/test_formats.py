@@ -211,7 +211,16 @@ def test_formats_become_unpaired_where_answers_are_known_to_be_good_or_bad(
 
 @pytest.mark.parametrize(
     ("given", "label"),
-    [(True, True), (False, False), (1, True), (0, False), ("True", True), ("false ", False)],
+    [
+        (True, True),
+        (False, False),
+        (1, True),
+        (0, False),
+        ("True", True),
+        ("false ", False),
+        (1.0, True),
+        (0.0, False),
+    ],
 )
 def test_formats_of_labels(given: Any, label: bool) -> None:
     row = {"prompt": "q", "completion": "a", "label": given, "id": 7}

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import re
 import subprocess
 import sys
@@ -99,10 +100,24 @@ def test_folder_with_splits_shards_and_other_files(tmp_path: Path) -> None:
     assert splits["test"].to_list() == pairs(1, start=7)
 
 
-def test_folder_of_files_without_split_names_is_all_train(tmp_path: Path) -> None:
+def test_folder_of_files_without_split_names_is_all_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines(tmp_path / "b.jsonl", pairs(1, start=1))
     lines(tmp_path / "a.jsonl", pairs(1))
     assert load(str(tmp_path))["train"].to_list() == pairs(2)
+    assert capsys.readouterr().out.endswith("(train 2); train is a.jsonl, b.jsonl\n")
+    splits = load(str(tmp_path), script={"dataset_test_split": "b"})
+    assert splits["train"].to_list() == pairs(1)
+    assert splits["test"].to_list() == pairs(1, start=1)
+
+
+def test_files_say_their_split_in_any_case(tmp_path: Path) -> None:
+    lines(tmp_path / "Train.jsonl", pairs(2))
+    lines(tmp_path / "TEST.jsonl", pairs(1, start=9))
+    splits = load(str(tmp_path))
+    assert splits["train"].to_list() == pairs(2)
+    assert splits["test"].to_list() == pairs(1, start=9)
 
 
 def test_same_split_twice_in_a_folder(tmp_path: Path) -> None:
@@ -152,7 +167,7 @@ def test_held_out_never_empty_with_large_groups() -> None:
     assert (len(train), len(test)) == (5, 5)
 
 
-@pytest.mark.parametrize("size", [0.0, -1.0, 10.0, 1.0e9, 0.99])
+@pytest.mark.parametrize("size", [0.0, -1.0, 10.0, 1.0e9, 0.99, 2.5, math.nan, math.inf])
 def test_held_out_of_an_impossible_size(size: float) -> None:
     with pytest.raises(DatasetError, match="`test_split_size` must be a share"):
         hold_out(pairs(10), size, seed=0, place="x")
@@ -272,10 +287,11 @@ def test_dataset_format_overrides_detection(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"name": None}, "no dataset: set `dataset_name`"),
-        ({"script": {"dataset_streaming": True}}, "streaming is not supported"),
+        ({"mixture": {"streaming": True}}, "`streaming` is not read; say `dataset_streaming`"),
         ({"script": {"dataset_config": "main"}}, "`dataset_config` is for datasets of the hub"),
         ({"script": {"dataset_train_split": "x"}}, "no split 'x' (`dataset_train_split`)"),
         ({"script": {"dataset_test_split": "x"}}, "it has train"),
+        ({"script": {"dataset_test_split": "train"}}, "nothing is left to train on"),
         ({"kind": "preference"}, "its format is prompt-completion"),
         ({"mixture": {"test_split_size": 3.0}}, "less than the 3 rows, got 3"),
     ],
@@ -315,7 +331,8 @@ def test_hub_dataset_with_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     seen: list[Any] = []
 
-    def fake(name: str, config: str | None) -> Any:
+    def fake(name: str, config: str | None, *, streaming: bool) -> Any:
+        assert not streaming
         seen.append((name, config))
         splits = {"train_sft": pairs(2), "test": pairs(1, start=5), "train_gen": pairs(4)}
         return datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in splits.items()})

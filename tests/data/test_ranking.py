@@ -123,6 +123,16 @@ def test_ranking_that_contradicts_itself_is_refused() -> None:
     assert said(ranked_to_pairs(tied)) == ["a>b"]
 
 
+def test_ranking_whose_scores_say_otherwise_is_refused() -> None:
+    ok = {"scores": [0.1, 0.9, 0.9]}
+    assert said(ranked_to_pairs(ranked([2, 1, 2], **ok))) == ["b>a", "b>c"]
+    wanted = r'"ranks" \(1 is best\) and "scores" \(the highest is best\) must agree, got \[1, 2\] '
+    with pytest.raises(DatasetError, match=wanted):
+        ranked_to_pairs(ranked([1, 2], scores=[0.1, 0.9]))
+    for unread in (None, [0.1], [None, 0.9], "high"):
+        assert said(ranked_to_pairs(ranked([1, 2], scores=unread))) == ["a>b"]
+
+
 def test_ranking_of_message_lists() -> None:
     row = {
         "prompt": [user("Sky?")],

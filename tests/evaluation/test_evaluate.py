@@ -19,6 +19,7 @@ from toolkit.evaluation.judge import judge_reward_model, score_rows
 from toolkit.evaluation.render import write
 from toolkit.evaluation.report import build, examples
 from toolkit.models.generation import encode_completion, encode_prompt
+from toolkit.models.heads import ScalarHead
 from toolkit.models.sampling import Sampling
 from toolkit.world.datasets import load, user
 
@@ -147,7 +148,7 @@ def test_outside_of_the_world_and_without_a_reward_model(roles, tokenizer):
         {name: CHECKPOINTS[name] for name in ("base", "sft")},
         ["Once upon a time", "What is 1 plus 1?"],
         sampling=Sampling(4, 0.0),
-        reward=None,
+        rewards=(),
         few_shot=SHOTS,
     )
     report = build(found)
@@ -215,6 +216,74 @@ def test_the_judge_is_judged_by_hand(roles, tokenizer, monkeypatch):
     bare = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows]
     without = judge_reward_model(roles, tokenizer, bare)
     assert (without["ceiling"], without["clear_gold_accuracy"]) == (None, None)
+
+
+def test_an_ensemble_scores_by_its_members_mean(roles, tokenizer, prompts, tmp_path):
+    """Three members score the two sides of three pairs; the means are 2 > 1, 0 < 3 and 4 > 2."""
+    table = {"m0": [3, 0, 0, 6, 4, 1], "m1": [3, 3, 0, 0, 8, 2], "m2": [0, 0, 0, 3, 0, 3]}
+    said = ["Yes.", "No.", "It is.", "It is not.", "I do not know.", "Hello."]
+    rows = [
+        {"prompt": f"Is it {i}?", "chosen": said[2 * i], "rejected": said[2 * i + 1]}
+        for i in range(3)
+    ]
+    where = {tuple(encode_completion(tokenizer, "Is it?", s)): i for i, s in enumerate(said)}
+
+    def fake(roles, pairs, *, reward, **_):
+        return [float(table[reward][where[tuple(completion)]]) for _, completion in pairs]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.evaluation.judge.score_ids", fake)
+        found = judge_reward_model(
+            roles,
+            tokenizer,
+            rows,
+            demonstrations=[("Is it 1?", said[3]), ("Is it 2?", said[4])],
+            rewards=list(table),
+        )
+    assert found["pairwise_accuracy"] == 0.666667
+    assert found["demonstration_mean"] == 3.5  # of 3 and 4
+    assert found["members"] == 3
+    # m0: > < >; m1: tie, tie, >; m2: tie, <, <
+    assert found["members_accuracy"] == [0.666667, 0.666667, 0.166667]
+    # the signs + - +, 0 0 +, 0 - -: alike in 1, 1 and 1 of 3
+    assert found["members_agreement"] == 0.333333
+    report = build(evaluate_one(roles, tokenizer, prompts), reward_model=found)
+    page = write(tmp_path / "r", report).read_text()
+    assert "two members of the ensemble order a pair alike | 0.333 |" in page
+    assert "| 2 | 0.167 |" in page
+
+
+def evaluate_one(roles, tokenizer, prompts, **options):
+    return evaluate_all(
+        roles,
+        tokenizer,
+        {"sft": CHECKPOINTS["sft"]},
+        prompts[:2],
+        sampling=Sampling(4, 0.0),
+        others={},
+        **options,
+    )
+
+
+def test_an_ensembles_proxy_is_the_mean_of_two_reward_roles(
+    roles, tokenizer, prompts, tmp_path_factory
+):
+    folder = tmp_path_factory.mktemp("second")
+    roles.save("other", folder)
+    head = ScalarHead(32)
+    head.bias.data.fill_(2.0)
+    head.save(folder)
+    roles.attach("reward_1", folder, head=True)
+    try:
+        alone, second, both = (
+            evaluate_one(roles, tokenizer, prompts, rewards=names).checkpoints["sft"].answers[MAIN]
+            for names in (["reward"], ["reward_1"], ["reward", "reward_1"])
+        )
+    finally:
+        roles.detach("reward_1")
+    assert alone.proxy != second.proxy
+    for one, other, mean in zip(alone.proxy, second.proxy, both.proxy, strict=True):
+        assert mean == pytest.approx((one + other) / 2, abs=1e-6)
 
 
 def test_demonstrations_stand_behind_the_system_message():

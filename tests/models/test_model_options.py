@@ -187,6 +187,13 @@ def test_double_quantization_is_another_base(tiny_base):
     assert found == ["4bit-nf4", "4bit-nf4-double"]
 
 
+def test_a_single_target_is_a_name_and_not_a_pattern(tiny_base):
+    assert config(tiny_base, lora_target_modules=["q_proj"]).target_modules == {"q_proj"}
+    assert config(tiny_base, lora_target_modules=["all-linear"]).target_modules == "all-linear"
+    with pytest.raises(ConfigError, match="no layer is called nothing"):
+        config(tiny_base, lora_target_modules=["nothing"])
+
+
 def test_ia3s_own_targets_are_scaled_at_the_right_side(tiny_base):
     found = config(tiny_base, peft_method="ia3", lora_target_modules=["v_proj", "down_proj"])
     assert (found.target_modules, found.feedforward_modules) == (

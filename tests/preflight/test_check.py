@@ -1,6 +1,8 @@
 """What `recipes/check.py` and the recipes say before a run."""
 
+import importlib
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,42 @@ def test_sft_is_described_with_the_loss_on_the_answer_alone(tiny_base, tmp_path,
     assert before.endswith("<|assistant|>")
     assert rest.endswith("<|end|>⟧")
     assert not (tmp_path / "run").exists()
+
+
+def test_of_a_stream_the_first_rows_are_described(tiny_base, tmp_path, capsys):
+    file = tmp_path / "d.jsonl"
+    row = '{"prompt": "Is it %d?", "completion": "Yes."}\n'
+    file.write_text("".join(row % i for i in range(1500)) + "{\n", encoding="utf-8")
+    words = ["--dataset_name", file, "--dataset_streaming", "true", "--max_steps", 7]
+    words += ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
+    found = check_stage(stage_of("sft", *words))
+    assert found.errors == []
+    said = capsys.readouterr().out
+    assert "the first 1000 rows of a stream -> prompt-completion (train 1000)" in said
+    assert "1000 rows, " in said
+
+
+EVALUATED = ["--eval_strategy", "steps", "--eval_steps", "1"]
+
+
+def test_a_run_that_is_evaluated_is_predicted_too(tiny_base, tmp_path, capsys):
+    words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", *EVALUATED]
+    assert check_stage(stage_of("sft", *words)).errors == []
+    assert "predicted peak" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", ["sft", "reward", "dpo"])
+def test_an_evaluation_without_a_test_split_is_refused(recipe, tiny_base, sft_run, tmp_path):
+    file = tmp_path / "d.jsonl"
+    row = {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No."}
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", *EVALUATED]
+    words += ["--dataset_name", file, *(["--parent", sft_run] if recipe != "sft" else [])]
+    stage, said = stage_of(recipe, *words), "there is no test split: set `test_split_size`"
+    with pytest.raises(ConfigError, match=said):
+        check_stage(stage)
+    with pytest.raises(ConfigError, match=said):
+        importlib.import_module(f"recipes.{recipe}").main(*stage.configs)
 
 
 def test_a_limit_that_cuts_every_end_is_warned_of(tiny_base):

@@ -23,6 +23,7 @@ def _at_root(monkeypatch):
 
 
 PAIRS = ["--dataset_name", "world:comparisons"]
+STREAM = ["--dataset_streaming", "true"]
 
 
 def recipe_main(name):
@@ -64,6 +65,23 @@ def bad(tmp_path, sft_run, reward_run):
             ["--parent", sft_run, "--reward_model", reward_run, "--ptx_coef", "0.5"],
             "no pretraining texts",
         ),
+        "an empty batch": (
+            "sft",
+            ["--per_device_train_batch_size", "0"],
+            "`per_device_train_batch_size` must be at least 1, got 0",
+        ),
+        "no epoch": ("sft", ["--num_train_epochs", "0"], "nothing would be trained"),
+        "a stream without an end": ("sft", STREAM, "`dataset_streaming` needs `max_steps`"),
+        "a stream of rankings": (
+            "reward",
+            ["--parent", sft_run, "--max_steps", "2", *STREAM],
+            "a ranking's pairs must be together",
+        ),
+        "a stream for workers": (
+            "sft",
+            ["--max_steps", "2", "--dataloader_num_workers", "1", *STREAM],
+            "its rows are counted in this process",
+        ),
         "somebody's checkpoints": (
             "dpo",
             ["--parent", sft_run, "--output_dir", died],
@@ -74,7 +92,9 @@ def bad(tmp_path, sft_run, reward_run):
 
 CASES = [
     "adapter options", "unfinished parent", "no adapter", "demonstrations",
-    "no reward model", "no texts", "somebody's checkpoints",
+    "no reward model", "no texts", "an empty batch", "no epoch",
+    "a stream without an end", "a stream of rankings",
+    "a stream for workers", "somebody's checkpoints",
 ]  # fmt: skip
 
 

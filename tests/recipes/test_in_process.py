@@ -59,9 +59,15 @@ def test_qlora_from_sft_to_ppo_through_the_recipes(tiny_base, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["sft", "reward", "dpo"])
-def test_a_run_that_died_resumes_to_the_same_adapter(recipe, tiny_base, sft_run, tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "streaming"),
+    [("sft", False), ("reward", False), ("dpo", False), ("sft", True), ("dpo", True)],
+)
+def test_a_run_that_died_resumes_to_the_same_adapter(
+    recipe, streaming, tiny_base, sft_run, tmp_path
+):
     options = STEPS | {"model_name_or_path": tiny_base, "max_rows": 16}
+    options |= {"dataset_streaming": True} if streaming else {}
     if recipe != "sft":
         options |= {"parent": sft_run, "dataset_name": "world:comparisons"}
     else:
@@ -156,6 +162,15 @@ def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo
         max_rows=16,
     )
     assert [v for k, v in Run.load(ppo).parents.items() if k != "adapter"] == members
+    Run(sft_run, "sft", state="finished").save()
+    evaluate = importlib.import_module("recipes.evaluate")
+    words = ["--config", f"{WORLD}/evaluate.yaml", "--model_name_or_path", tiny_base]
+    words += ["--runs", sft_run, "--reward_model", folder, "--output_dir", tmp_path / "report"]
+    words += ["--comparisons", "world:comparisons", "--max_prompts", 4, "--max_new_tokens", 4]
+    assert run_cli(evaluate.main, evaluate.arguments(), list(map(str, words))) == 0
+    section = json.loads((tmp_path / "report" / "report.json").read_text())["reward_model"]
+    assert (section["members"], len(section["members_accuracy"])) == (3, 3)
+    assert abs(section["demonstration_mean"]) < 0.2  # as every member's does
 
 
 def test_ppo_by_python_functions_alone(tiny_base, sft_run, tmp_path, capsys):

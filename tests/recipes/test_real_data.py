@@ -1,7 +1,9 @@
 """SFT, reward, DPO and PPO on files that nobody here wrote."""
 
+import gzip
 import importlib.util
 import json
+import re
 
 import pytest
 
@@ -14,6 +16,7 @@ pytestmark = [
 ]
 HH = SHARED / "data" / "hh_rlhf_harmless.jsonl.gz"
 ALPACA = SHARED / "data" / "alpaca_instructions.json"
+PREFERENCES = [HH, *sorted((SHARED / "data").glob("sharegpt_preferences*.json"))]
 COMMON = ["--max_rows", "16", "--max_length", "512", "--per_device_train_batch_size", "4"]
 
 
@@ -51,3 +54,30 @@ def test_real_data_goes_through_every_recipe(folder):
         rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
         assert rows, run.path
         assert run.adapter_problem() is None
+
+
+def count(said, pattern):
+    """The number that a pattern finds in what was printed, 0 where it finds nothing."""
+    found = re.search(pattern, said)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.parametrize("file", PREFERENCES, ids=lambda file: file.name.split(".")[0])
+@pytest.mark.parametrize("recipe", ["reward", "dpo"])
+def test_real_data_rows_before_and_after_add_up(recipe, file, tiny_base, sft_run, tmp_path, capsys):
+    run = call(recipe, "--dataset_name", file, "--drop_bad_rows", "true", "--max_length", 512,
+               "--model_name_or_path", tiny_base, "--parent", sft_run, "--max_steps", 2,
+               "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 2)  # fmt: skip
+    assert run.state == "finished"
+    said = capsys.readouterr().out
+    if file.suffix == ".gz":
+        there = len(gzip.decompress(file.read_bytes()).splitlines())
+    else:
+        there = len(json.loads(file.read_text()))
+    assert count(said, r"\), (\d+) rows -> preference") == there
+    dropped = count(said, r"; (\d+) malformed rows dropped")
+    assert dropped == (6 if file == HH else 0)
+    too_long = count(said, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
+    too_long += count(said, r"; (\d+) of them have a prompt that fills it, and are left out")
+    assert recipe == "dpo" or "will be cut" not in said
+    assert count(said, r"preflight: (\d+) rows, ") == there - dropped - too_long

@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
 from toolkit.benchmark.ranking import measure
+from toolkit.errors import ConfigError
 from toolkit.models.base import fingerprint, load_base
 from toolkit.trainers.ranking import (
     RankingCollator,
@@ -64,6 +65,11 @@ def trainer_of(adapted, tokenizer, rows, folder, **changes):
     )
 
 
+def test_options_that_the_library_refuses_are_an_error_of_ours(adapted, tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="RankingTrainer refuses its options: You have set"):
+        trainer_of(adapted, tokenizer, pairs(2), tmp_path, eval_strategy="epoch")
+
+
 def test_groups_hold_each_completion_once():
     rows = [*pairs(4), *pairs(2, group=None), *pairs(3, group=9)]
     found = group_comparisons(Dataset.from_list(rows))
@@ -93,9 +99,16 @@ def test_the_loss_by_hand():
     assert found.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_it_equals_trls_pairwise_loss_over_the_expanded_pairs(adapted, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("extra", "options"),
+    [({}, {}), ({"margin": 0.7}, {}), ({}, {"center_rewards_coefficient": 0.3})],
+    ids=["plain", "margin", "centred"],
+)
+def test_it_equals_trls_pairwise_loss_over_the_expanded_pairs(
+    extra, options, adapted, tokenizer, tmp_path
+):
     """One prompt, K = 5: the mean over ten pairs, read once each, is TRL's mean over ten rows."""
-    ours = trainer_of(adapted, tokenizer, pairs(5), tmp_path / "ours")
+    ours = trainer_of(adapted, tokenizer, pairs(5, **extra), tmp_path / "ours", **options)
     batch = ours.data_collator(list(ours.train_dataset))
     found = ours.compute_loss(adapted, batch)
     found.backward()
@@ -103,11 +116,11 @@ def test_it_equals_trls_pairwise_loss_over_the_expanded_pairs(adapted, tokenizer
     adapted.zero_grad()
     theirs = RewardTrainer(
         adapted,
-        config(tmp_path / "theirs"),
-        train_dataset=Dataset.from_list(pairs(5)),
+        config(tmp_path / "theirs", **options),
+        train_dataset=Dataset.from_list(pairs(5, **extra)),
         processing_class=tokenizer,
     )
-    expanded = theirs.compute_loss(adapted, theirs.data_collator(pairs(5)))
+    expanded = theirs.compute_loss(adapted, theirs.data_collator(pairs(5, **extra)))
     expanded.backward()
     assert found.item() == pytest.approx(expanded.item(), abs=1e-6)
     assert gradients

@@ -27,6 +27,7 @@ def check_texts(
     data_args: DataArguments,
     *,
     max_length: int | None = None,
+    cut: bool = True,
     folder: Path | None = None,
 ) -> Splits:
     """The splits without rows whose messages hold marks of the chat template.
@@ -39,13 +40,14 @@ def check_texts(
         splits: what `load_splits` returned.
         tokenizer: the base's.
         data_args: `drop_bad_rows`.
-        max_length: tokens to which the trainer cuts; how many rows are longer is said.
+        max_length: tokens that the trainer takes.
+        cut: whether it cuts longer rows, which is said; else it leaves them out, and says so.
         folder: the run's directory, where rows that are dropped are written.
 
     Raises: DatasetError for rows with marks unless `drop_bad_rows` is set; if no row is left; and
         if no prompt leaves room for an answer.
     """
-    marks = _marks(tokenizer)
+    marks = template_marks(tokenizer)
     bad: list[Failure] = []
     tables, origins = dict(splits), dict(splits.origins)
     for split, table in splits.items():
@@ -69,7 +71,7 @@ def check_texts(
     checked = Splits(tables, kind=splits.kind, origins=origins)
     _say_lost_bytes(checked)
     if max_length is not None:
-        _say_too_long(checked, tokenizer, max_length)
+        _say_too_long(checked, tokenizer, max_length, cut=cut)
     return checked
 
 
@@ -80,7 +82,7 @@ def _by_place(bad: list[Failure]) -> list[Failure]:
 
 
 @dataclass(frozen=True)
-class _Marks:
+class Marks:
     """What a template or tokenizer writes between texts, as a pattern; None where nothing is."""
 
     pattern: re.Pattern[str] | None
@@ -91,13 +93,14 @@ class _Marks:
         return found.group() if found else None
 
 
-def _marks(tokenizer: "PreTrainedTokenizerBase") -> _Marks:
+def template_marks(tokenizer: "PreTrainedTokenizerBase") -> Marks:
+    """What the tokenizer and its template write between texts."""
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     special |= {str(token) for token in tokenizer.all_special_tokens}
     words = [word for word in special | _turn_marks(tokenizer) if word]
     longest_first = sorted(words, key=lambda word: (-len(word), word))
     pattern = "|".join(map(re.escape, longest_first))
-    return _Marks(re.compile(pattern) if words else None)
+    return Marks(re.compile(pattern) if words else None)
 
 
 def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
@@ -121,21 +124,27 @@ def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
     return {mark for mark in between.groups() if len("".join(mark.split())) >= 4}
 
 
-def _marked(splits: Splits, split: str, marks: _Marks) -> dict[int, Failure]:
+def _marked(splits: Splits, split: str, marks: Marks) -> dict[int, Failure]:
     """The rows of a split that hold a mark, by index."""
     found = {}
     for i, row in enumerate(splits[split]):
-        for name, text in _texts(row):
-            mark = marks.find(text)
-            if mark is not None:
-                origin = splits.origins[split][i]
-                message = f"{name} must not hold the chat template's {shown(mark)}"
-                at = text.index(mark)
-                around = text[max(0, at - 20) : at + len(mark) + 20]
-                message += f"; it stands in {shown(around)}"
-                found[i] = Failure(origin.place, origin.number, "special token", message, row)
-                break
+        message = template_mark(row, marks)
+        if message is not None:
+            origin = splits.origins[split][i]
+            found[i] = Failure(origin.place, origin.number, "special token", message, row)
     return found
+
+
+def template_mark(row: Row, marks: Marks) -> str | None:
+    """Which mark a row holds and where, as an error says it; None where it holds none."""
+    for name, text in _texts(row):
+        mark = marks.find(text)
+        if mark is not None:
+            at = text.index(mark)
+            around = text[max(0, at - 20) : at + len(mark) + 20]
+            message = f"{name} must not hold the chat template's {shown(mark)}"
+            return f"{message}; it stands in {shown(around)}"
+    return None
 
 
 def _texts(row: Row) -> Iterator[tuple[str, str]]:
@@ -161,7 +170,9 @@ def _say_lost_bytes(splits: Splits) -> None:
             print(f"{split}: {rows}: what is left of bytes that were not UTF-8")
 
 
-def _say_too_long(splits: Splits, tokenizer: "PreTrainedTokenizerBase", most: int) -> None:
+def _say_too_long(
+    splits: Splits, tokenizer: "PreTrainedTokenizerBase", most: int, *, cut: bool
+) -> None:
     """Print how many rows will be cut, and how many prompts leave no room for an answer.
 
     Raises: DatasetError where none does.
@@ -177,7 +188,7 @@ def _say_too_long(splits: Splits, tokenizer: "PreTrainedTokenizerBase", most: in
                 f"{split}: no prompt leaves room for an answer: the shortest has {shortest} tokens "
                 f"and `max_length` is {most}; raise it"
             )
-        if long:
+        if long and cut:
             of = f"{len(measured)} rows" + (f" (every {step}th was measured)" if step > 1 else "")
             line = f"{split}: {long} of {of}, {long / len(measured):.1%}, are longer than "
             line += f"`max_length` {most} tokens and will be cut"

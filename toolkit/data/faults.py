@@ -27,7 +27,7 @@ def describe(bad: Sequence[Failure], *, total: int | None = None) -> str:
 
     Args:
         bad: failures of one place.
-        total: how many rows the place has, where that is known.
+        total: how many rows the place has, None or 0 where that is not known.
     """
     first = bad[0]
     row = first.row.text if isinstance(first.row, Unreadable) else first.row
@@ -63,7 +63,9 @@ def _rows(count: int) -> str:
     return f"{count} row fails" if count == 1 else f"{count} rows fail"
 
 
-def keep_dropped(dropped: Sequence[Failure], folder: Path | None, *, more: bool = False) -> None:
+def keep_dropped(
+    dropped: Sequence[Failure], folder: Path | None, *, more: bool = False, say: bool = True
+) -> None:
     """Write dropped rows to `dropped_rows.jsonl` in a run's folder, and say so.
 
     Args:
@@ -71,6 +73,7 @@ def keep_dropped(dropped: Sequence[Failure], folder: Path | None, *, more: bool 
         folder: the run's directory; without one nothing is written.
         more: add to what the run's first checks dropped. Else the file is begun anew, or, where
             nothing was dropped, that of an earlier run in the folder is removed.
+        say: print a line; a stream drops one row at a time.
     """
     if folder is None or (more and not dropped):
         return
@@ -81,7 +84,8 @@ def keep_dropped(dropped: Sequence[Failure], folder: Path | None, *, more: bool 
     folder.mkdir(parents=True, exist_ok=True)
     with file.open("a" if more else "w", encoding="utf-8") as out:
         out.writelines(_line(failure) + "\n" for failure in dropped)
-    print(f"the {len(dropped)} dropped rows are in {file}")
+    if say:
+        print(f"the {len(dropped)} dropped rows are in {file}")
 
 
 def _line(failure: Failure) -> str:

@@ -7,9 +7,9 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from toolkit.data.messages import Unreadable, as_json
 from toolkit.errors import DatasetError
@@ -20,13 +20,14 @@ NAME = re.compile(
     r"(?P<split>.+?)(?P<shard>-\d+-of-\d+)?\.(jsonl|json|csv|parquet)(\.gz)?", re.IGNORECASE
 )
 FIELD_LIMIT = 2**31 - 1
+BATCH = 256  # rows of a Parquet file in memory at a time
 
 
 def find_files(path: Path) -> dict[str, list[Path]]:
     """The data files of each split.
 
     A single file is the split "train". In a folder (and its subfolder `data`) the files' names
-    say which split they are; if none is called train or test, all of them are "train".
+    say which split they are, in lower case; if none is called train or test, all are "train".
 
     Raises: DatasetError if there is no such file or folder, or no data in it.
     """
@@ -40,11 +41,11 @@ def find_files(path: Path) -> dict[str, list[Path]]:
     for file in sorted([*path.glob("*"), *path.glob("data/*")]):
         match = NAME.fullmatch(file.name)
         if match and file.is_file() and not file.name.startswith("."):
-            found = splits.setdefault(match["split"], [])
+            split = match["split"].lower()
+            found = splits.setdefault(split, [])
             if found and not match["shard"]:
                 raise DatasetError(
-                    f"{path}: {found[0].name} and {file.name} are both "
-                    f"{match['split']!r}; remove one"
+                    f"{path}: {found[0].name} and {file.name} are both {split!r}; remove one"
                 )
             found.append(file)
     if not splits:
@@ -70,21 +71,50 @@ def read_rows(path: Path) -> list[Any]:
         raise DatasetError(f"{path}: cannot read the file ({error})") from error
     if name.endswith(".parquet"):
         return _parquet(data, path)
-    data = data.removeprefix(codecs.BOM_UTF8)
     if name.endswith(".jsonl"):
-        return list(_json_lines(data))
+        # Of bytes splitlines() breaks at \n and \r alone, not at U+2028, which JSON may hold.
+        return list(_json_lines(data.splitlines()))
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         reason = f"line {line}: not UTF-8 text at byte {error.start + 1} of the file"
         raise DatasetError(f"{path} {reason}; save it as UTF-8") from error
-    return list(_csv(text, path)) if name.endswith(".csv") else _json(text, path)
+    return (
+        list(_csv(io.StringIO(text, newline=""), path))
+        if name.endswith(".csv")
+        else _json(text, path)
+    )
 
 
-def _json_lines(data: bytes) -> Iterator[Any]:
-    # Of bytes splitlines() breaks at \n and \r alone, not at U+2028, which JSON may hold.
-    for number, line in enumerate(data.splitlines(), start=1):
+def stream_rows(path: Path) -> Iterator[Any]:
+    """`read_rows` without the whole file in memory; a JSON list, or Parquet in `.gz`, is read whole.
+
+    Raises: DatasetError where the file cannot be read on.
+    """
+    name = path.name.lower()
+    opener: Any = gzip.open if name.endswith(".gz") else open
+    try:
+        if name.removesuffix(".gz").endswith(".jsonl"):
+            with opener(path, "rb") as file:
+                yield from _json_lines(line for part in file for line in part.splitlines())
+        elif name.removesuffix(".gz").endswith(".csv"):
+            with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+                yield from _csv(file, path)
+        elif name.endswith(".parquet"):
+            yield from _parquet_batches(path)
+        else:
+            yield from read_rows(path)
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path}: cannot read the file ({error})") from error
+
+
+def _json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
+    for number, line in enumerate(lines, start=1):
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if line.strip():
             try:
                 yield json.loads(line.decode(), object_pairs_hook=_object)
@@ -102,7 +132,7 @@ def _json(text: str, path: Path) -> list[Any]:
         loaded = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{"):
-            return list(_json_lines(text.encode()))
+            return list(_json_lines(text.encode().splitlines()))
         place = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DatasetError(f"{path}{place}: not JSON ({_reason(error)})") from error
     if isinstance(loaded, dict):
@@ -128,10 +158,10 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _csv(text: str, path: Path) -> Iterator[Any]:
+def _csv(file: TextIO, path: Path) -> Iterator[Any]:
     limit = csv.field_size_limit(FIELD_LIMIT)  # 128 KiB by default, shorter than some answers
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.reader(file, strict=True)
         header = next(reader, [])
         if len(set(header)) != len(header):
             raise DatasetError(f"{path}: the header names a column twice: {', '.join(header)}")
@@ -157,3 +187,16 @@ def _parquet(data: bytes, path: Path) -> list[Any]:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"{path}: not a Parquet file ({reason})") from error
     return rows
+
+
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(f"{path}: not a Parquet file ({reason})") from error

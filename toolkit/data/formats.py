@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from toolkit.data import readers
+from toolkit.data.extras import group_column, number_columns
 from toolkit.data.messages import BadRow, Message, Row, Unreadable, shown
 from toolkit.data.ranking import (
     Pairs,
@@ -62,6 +63,9 @@ LACKS: Mapping[Kind, str] = {
 # TRL tells formats apart by these columns, so none may stay beside those of a kind.
 TRL_COLUMNS = {"prompt", "completion", "chosen", "rejected", "messages", "label", "text"}
 TRL_COLUMNS |= {"input_ids", "prompt_ids", "completion_ids", "chosen_ids", "rejected_ids"}
+# These it would act upon: render them, look for pixels, or take them for the reference's words.
+TRL_COLUMNS |= {"tools", "chat_template_kwargs", "image", "images"}
+TRL_COLUMNS |= {"ref_chosen_logps", "ref_rejected_logps", "reference_logps"}
 
 # Beside texts with a shared beginning, one of these is likely the prompt that they lack.
 LIKELY_PROMPTS = ("question", "query", "input", "context", "instruction", "user", "problem", "post")
@@ -138,8 +142,14 @@ def detect_format(rows: Sequence[Any], *, place: str) -> str:
                 _check_no_prompt(found, present, place=place)
             return name
     known = "; ".join(f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items())
+    has = f"the columns {', '.join(sorted(present))} are"
+    if not present:
+        some = sorted({name for row in found for name in row})
+        has = (
+            f"no column is in half of the rows, which have {', '.join(some) or 'none'}, and that is"
+        )
     raise DatasetError(
-        f"{place}: the columns {', '.join(sorted(present)) or '(none)'} are of no known format. "
+        f"{place}: {has} of no known format. "
         f"Rename them, with `columns: {{yours: theirs}}`, to those of one of these: {known}."
     )
 
@@ -218,8 +228,12 @@ def convert_row(row: Any, *, format: str, kind: Kind, pairs: Pairs = "all") -> l
     if kind == "prompt-completion":
         return made
     others = {name: row[name] for name in row if name not in read_columns(format)}
+    others |= group_column(others)
+    if kind == "preference":
+        others |= number_columns(others)
     if "completions" in parts and kind != "prompt-only":
-        others = {"group_id": group_id(parts)} | others
+        own = others.get("group_id")
+        others |= {"group_id": group_id(parts) if own is None else own}
     return [one | others for one in made]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from toolkit.arguments import DataArguments
 from toolkit.data.faults import Failure, keep_dropped, tally
 from toolkit.data.formats import KINDS, Kind, check_conversion, detect_format
-from toolkit.data.reading import Chunk, read_sources
+from toolkit.data.reading import STREAM_HEAD, Chunk, read_sources
 from toolkit.data.repeats import find_repeats
 from toolkit.data.rows import Converted, convert_rows, is_plain
 from toolkit.data.sources import Source, check_source, find_sources
@@ -47,8 +47,9 @@ def load_splits(
         texts: whether rows of text without a prompt may come as they are, kind "text".
         folder: the run's directory, where rows that are dropped are written.
 
-    Returns: datasets with the kind's columns. A line is printed on each source, with what was found
-        in it, and one for each file of which rows were dropped.
+    Returns: datasets with the kind's columns; with `script.dataset_streaming` of the first thousand
+        rows of each split, the others being `toolkit.data.streaming`'s to read. A line is printed on
+        each source, with what was found in it, and one for each file of which rows were dropped.
     Raises: DatasetError for a missing dataset or split, for rows of an unknown or unfit format, and
         for malformed rows unless `drop_bad_rows` is set.
     """
@@ -56,7 +57,10 @@ def load_splits(
         raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
     check_source(script, mixture, data_args)
     sources = find_sources(script, mixture, data_args)
-    read = read_sources(sources, max_rows=data_args.max_rows, seed=seed)
+    most = data_args.max_rows
+    if script.dataset_streaming:
+        most = min(most or STREAM_HEAD, STREAM_HEAD)
+    read = read_sources(sources, max_rows=most, seed=seed)
     formats = [_format(source, chunks) for source, chunks in zip(sources, read, strict=True)]
     wanted: Kind = "text" if texts and set(formats) == {"text"} else kind
     for source, format in zip(sources, formats, strict=True):
@@ -99,7 +103,7 @@ def _convert_source(
                 drop_bad_rows=data_args.drop_bad_rows,
                 pairs=data_args.pairs,
                 numbers=chunk.numbers,
-                total=chunk.total,
+                total=chunk.total or 0,
             )
             if result.dropped:
                 dropped = f"dropped {len(result.dropped)} of {result.read} rows"

@@ -89,7 +89,23 @@ def _ranks(row: Row, k: int) -> list[int]:
             raise BadRow("ranks do not fit", f"{wanted}, got {shown(value)}")
         if not number or (isinstance(value, float) and not math.isfinite(value)):
             raise BadRow("ranks do not fit", f'"scores" must be numbers, got {shown(value)}')
-    return [int(v) for v in values] if name == "ranks" else _by_score(values)
+    if name == "scores":
+        return _by_score(values)
+    ranks = [int(v) for v in values]
+    _check_beside(row.get("scores"), ranks)
+    return ranks
+
+
+def _check_beside(scores: Any, ranks: list[int]) -> None:
+    """Raise BadRow where a row has scores beside its ranks, and these order two answers otherwise."""
+    if not isinstance(scores, list) or len(scores) != len(ranks):
+        return
+    pairs = itertools.permutations(zip(ranks, map(_number, scores), strict=True), 2)
+    for (rank, score), (other_rank, other) in pairs:
+        if rank < other_rank and score is not None and other is not None and score < other:
+            wanted = '"ranks" (1 is best) and "scores" (the highest is best) must agree'
+            got = f"{shown(ranks)} and {shown(scores)}"
+            raise BadRow("contradictory ranks", f"{wanted}, got {got}; remove one")
 
 
 def _by_score(scores: list[Any]) -> list[int]:

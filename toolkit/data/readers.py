@@ -39,12 +39,12 @@ def read_prompt_completion(row: Row) -> Row:
     }
 
 
-LABELS = {"true": True, "1": True, "false": False, "0": False}
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def is_label(value: Any) -> bool:
     """Whether a value says good or bad: true or false, 1 or 0; as text too, for CSV has no other."""
-    return isinstance(value, bool | int | str) and str(value).strip().lower() in LABELS
+    return isinstance(value, bool | int | float | str) and str(value).strip().lower() in LABELS
 
 
 def read_unpaired(row: Row) -> Row:

@@ -1,5 +1,6 @@
 """A source's rows as they are asked for: the first ones, under other names, or a share of them."""
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,15 +10,20 @@ from toolkit.data.formats import common_columns
 from toolkit.data.sources import Part, Source
 from toolkit.errors import DatasetError
 
+STREAM_HEAD = 1000  # rows of a stream that are read and checked before anything is trained
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one file or split: which of its `total` rows (1-based), and the rows."""
+    """Rows of one file or split: which of its `total` rows (1-based), and the rows.
+
+    `total` is None where the rows were not read to their end.
+    """
 
     place: str
     numbers: Sequence[int]
     rows: Sequence[Any]
-    total: int
+    total: int | None
 
 
 def read_sources(
@@ -70,9 +76,10 @@ def _read(source: Source, parts: Sequence[Part], max_rows: int | None) -> list[C
     chunks = []
     for part in parts:
         rows = part.read()
-        taken = rows[:left]
-        chunks.append(Chunk(part.place, range(1, len(taken) + 1), taken, len(rows)))
-        left = None if left is None else max(0, left - len(rows))
+        taken = rows[:left] if isinstance(rows, list) else list(itertools.islice(rows, left))
+        total = len(rows) if isinstance(rows, list) else None
+        chunks.append(Chunk(part.place, range(1, len(taken) + 1), taken, total))
+        left = None if left is None else left - len(taken)
     return _rename(chunks, source.columns, place=source.place) if source.columns else chunks
 
 
@@ -91,13 +98,15 @@ def _rename(chunks: list[Chunk], columns: Mapping[str, str], *, place: str) -> l
     return [
         replace(
             chunk,
-            rows=[
-                {columns.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row
-                for row in chunk.rows
-            ],
+            rows=[renamed(row, columns) for row in chunk.rows],
         )
         for chunk in chunks
     ]
+
+
+def renamed(row: Any, columns: Mapping[str, str]) -> Any:
+    """A row with its columns under the names that `columns` gives them."""
+    return {columns.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row
 
 
 def _draw(chunks: list[Chunk], count: int, rng: random.Random) -> list[Chunk]:

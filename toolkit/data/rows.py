@@ -71,7 +71,7 @@ def convert_rows(
         drop_bad_rows: leave malformed rows out, listed in the result, instead of raising.
         pairs: of a ranking "all" pairs, or the "best" against the rest.
         numbers: which rows of the place these are, 1-based, if not the first ones.
-        total: how many rows the place has if `rows` are only some of them.
+        total: how many rows the place has if `rows` are only some of them; 0 if nobody knows.
 
     Raises: DatasetError for the first malformed row, counting the others; and if none is left.
     """
@@ -87,13 +87,14 @@ def convert_rows(
             bad.append(Failure(place, number, error.check, str(error), row))
     good, mixed = _one_style(good)
     bad = sorted(bad + mixed, key=lambda f: f.number)
+    of = len(rows) if total is None else total
     if bad and not drop_bad_rows:
-        raise DatasetError(describe(bad, total=total or len(rows)))
+        raise DatasetError(describe(bad, total=of))
     result = Converted([made for made in good if made.rows], len(rows), bad)
     why = LABELLED_BAD if FORMATS[format].holds == "labels" else TIED
     result.unused += Counter({why: sum(not made.rows for made in good)})
     if bad and not result.made:
-        report = describe(bad, total=total or len(rows))
+        report = describe(bad, total=of)
         raise DatasetError(f"no row is left after dropping the malformed ones.\n{report}")
     return result
 
@@ -103,19 +104,25 @@ def is_plain(row: Row) -> bool:
     return isinstance(row.get("prompt", row.get("text")), str)
 
 
+def other_style(*, plain: bool) -> BadRow:
+    """The error of a row of text among messages, or with `plain` of messages among text."""
+    most, odd = ("text", "messages") if plain else ("messages", "text")
+    found = f"the prompt must be {most}, as in most rows, got {odd}"
+    return BadRow("text among messages", found)
+
+
 def _one_style(good: list[Made]) -> tuple[list[Made], list[Failure]]:
     """Keep the rows in the majority's style: TRL looks at one row to tell text from messages."""
     filled = [made for made in good if made.rows]
     few = {made.number for made in filled if is_plain(made.rows[0])}
     if not few or len(few) == len(filled):
         return good, []
-    most, odd = "messages", "text"
-    if 2 * len(few) > len(filled):
+    plain = 2 * len(few) > len(filled)
+    if plain:
         few = {made.number for made in filled} - few
-        most, odd = odd, most
-    message = f"the prompt must be {most}, as in most rows, got {odd}"
+    error = other_style(plain=plain)
     failures = [
-        Failure(made.place, made.number, "text among messages", message, made.row)
+        Failure(made.place, made.number, error.check, str(error), made.row)
         for made in filled
         if made.number in few
     ]

@@ -1,7 +1,7 @@
 """Where rows come from: files, the hub, the embedded world, or a mixture of them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.arguments import DataArguments, SourceArguments
 from toolkit.config import is_local_path
-from toolkit.data.files import find_files, read_rows
+from toolkit.data.files import find_files, read_rows, stream_rows
 from toolkit.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -20,10 +20,13 @@ WORLD = "world:"
 
 @dataclass(frozen=True)
 class Part:
-    """A file, or a split of a dataset that is not in files: its name, and how to get its rows."""
+    """A file, or a split of a dataset that is not in files: its name, and how to get its rows.
+
+    `read` gives all rows, or of a stream an iterator of them.
+    """
 
     place: str
-    read: Callable[[], Sequence[Any]]
+    read: Callable[[], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,12 @@ def check_source(
     Raises: DatasetError if no dataset is named, two ways of naming it are mixed, or a local one is
         missing.
     """
-    if script.dataset_streaming or mixture.streaming:
+    if mixture.streaming:
         raise DatasetError(
-            "streaming is not supported, since all rows are checked, and split by prompt, before "
-            "training; for a quick trial set `max_rows` (docs/data.md, Streaming)"
+            "`streaming` is not read; say `dataset_streaming` (docs/data.md, Streams)"
         )
+    if script.dataset_streaming:
+        _check_stream(mixture, data_args)
     if data_args is not None and data_args.sources:
         if mixture.datasets or script.dataset_name:
             other = "datasets" if mixture.datasets else "dataset_name"
@@ -74,6 +78,20 @@ def check_source(
     if not script.dataset_name:
         raise DatasetError("no dataset: set `dataset_name` (a file, a folder or a hub name)")
     _check_name(script.dataset_name, script.dataset_config)
+
+
+def _check_stream(mixture: "DatasetMixtureConfig", data_args: DataArguments | None) -> None:
+    wrong = {
+        "sources": data_args is not None and data_args.sources,
+        "datasets": mixture.datasets,
+        "drop_duplicates": data_args is not None and data_args.drop_duplicates,
+    }
+    for option, given in wrong.items():
+        if given:
+            raise DatasetError(
+                f"`dataset_streaming` and `{option}` do not go together: that needs all rows at once "
+                "(docs/data.md, Streams)"
+            )
 
 
 def _check_name(name: str, config: str | None) -> None:
@@ -114,27 +132,44 @@ def find_sources(
         splits = {"train": [Part(place, table.to_list)]}
         return [Source(place, splits, columns=columns, format=format)]
     name = str(script.dataset_name)
-    splits = _splits_of(name, script.dataset_config)
+    splits = _splits_of(name, script.dataset_config, streaming=script.dataset_streaming)
     wanted = {"train": script.dataset_train_split, "test": script.dataset_test_split}
     for option, split in wanted.items():
         # The default "test" is no demand; any other name was somebody's choice.
         if (option, split) != ("test", "test"):
             _check_split(name, splits, split, f"dataset_{option}_split")
     found = {option: splits[split] for option, split in wanted.items() if split in splits}
-    unused = sorted(set(splits) - set(wanted.values()))
+    if "test" in found:  # all files of a folder may be "train", and one of them be asked for
+        tested = {part.place for part in found["test"]}
+        found["train"] = [part for part in found["train"] if part.place not in tested]
+        if not found["train"]:
+            raise DatasetError(
+                f"{name}: nothing is left to train on, since `dataset_test_split` "
+                f"{wanted['test']!r} has all of `dataset_train_split` {wanted['train']!r}"
+            )
+    unused = _unused(splits, found)
     return [Source(name, found, unused, columns=columns, format=format)]
 
 
 def _of_mixture(source: SourceArguments, data_args: DataArguments) -> Source:
     splits = _splits_of(source.dataset_name, source.dataset_config)
     _check_split(source.dataset_name, splits, source.split, "split")
+    found = {"train": splits[source.split]}
     return Source(
         source.dataset_name,
-        {"train": splits[source.split]},
-        sorted(set(splits) - {source.split}),
+        found,
+        _unused(splits, found),
         columns=_mapping(source.columns or data_args.columns),
         format=source.dataset_format or data_args.dataset_format,
         fraction=source.fraction,
+    )
+
+
+def _unused(splits: Mapping[str, Sequence[Part]], found: Mapping[str, Sequence[Part]]) -> list[str]:
+    """The splits none of whose parts is read."""
+    used = {part.place for parts in found.values() for part in parts}
+    return sorted(
+        split for split, parts in splits.items() if not used & {part.place for part in parts}
     )
 
 
@@ -149,15 +184,20 @@ def _check_split(name: str, splits: Mapping[str, Any], split: str, option: str) 
         raise DatasetError(f"{name}: no split {split!r} (`{option}`); it has {has}")
 
 
-def _splits_of(name: str, config: str | None) -> dict[str, list[Part]]:
+def _splits_of(name: str, config: str | None, *, streaming: bool = False) -> dict[str, list[Part]]:
     if name.startswith(WORLD):
         worlds = _load_world(name.removeprefix(WORLD))
-        return {s: [Part(f"{name} ({s})", partial(list, rows))] for s, rows in worlds.items()}
+        take: Any = iter if streaming else list
+        return {s: [Part(f"{name} ({s})", partial(take, rows))] for s, rows in worlds.items()}
     if is_local_path(name):
         files = find_files(Path(name).expanduser())
-        return {s: [Part(str(f), partial(read_rows, f)) for f in fs] for s, fs in files.items()}
-    hub = _load_hub(name, config)
-    return {s: [Part(f"{name} ({s})", table.to_list)] for s, table in hub.items()}
+        read = stream_rows if streaming else read_rows
+        return {s: [Part(str(f), partial(read, f)) for f in fs] for s, fs in files.items()}
+    hub = _load_hub(name, config, streaming=streaming)
+    return {
+        s: [Part(f"{name} ({s})", partial(iter, table) if streaming else table.to_list)]
+        for s, table in hub.items()
+    }
 
 
 def _load_world(name: str) -> dict[str, list[dict[str, Any]]]:
@@ -166,11 +206,11 @@ def _load_world(name: str) -> dict[str, list[dict[str, Any]]]:
     return datasets.load(name)
 
 
-def _load_hub(name: str, config: str | None) -> "dict[str, Any]":
+def _load_hub(name: str, config: str | None, *, streaming: bool) -> "dict[str, Any]":
     import datasets
 
     try:
-        found = datasets.load_dataset(name, config)
+        found = datasets.load_dataset(name, config, streaming=streaming)
     except Exception as error:  # the loader raises whatever its many back ends do
         raise DatasetError(f"{name}: cannot load it from the hub ({one_line(error)})") from error
     return dict(found)

@@ -31,11 +31,12 @@ def hold_out(
     Returns: indices into `rows`, in order.
     Raises: DatasetError if the size leaves no row for training or there is a single prompt.
     """
-    wanted = round(size * len(rows)) if size < 1 else int(size)
-    if size <= 0 or wanted >= len(rows):
+    usable = 0 < size < 1 or (1 <= size < len(rows) and size == int(size))
+    wanted = round(size * len(rows)) if size < 1 else size
+    if not usable or wanted >= len(rows):
         raise DatasetError(
-            f"{place}: `test_split_size` must be a share between 0 and 1 or less than the "
-            f"{len(rows)} rows, got {size:g}"
+            f"{place}: `test_split_size` must be a share between 0 and 1 or a whole number less than "
+            f"the {len(rows)} rows, got {size:g}"
         )
     families = _families(rows)
     sizes: dict[str, int] = {}

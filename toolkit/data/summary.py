@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from toolkit.data.faults import Failure, numbers
 from toolkit.data.formats import FORMATS, Kind, common_columns
@@ -36,14 +37,21 @@ def source_line(found: Found, kind: Kind, sizes: Mapping[str, int]) -> str:
     """
     source, format = found.source, found.format
     chunks = [chunk for some in found.chunks.values() for chunk in some]
-    read, total = sum(len(c.rows) for c in chunks), sum(c.total for c in chunks)
-    count = f"{read} rows" if read == total else f"{read} of {total} rows"
-    count = f"the first {count}" if read < total and source.fraction is None else count
+    read = sum(len(c.rows) for c in chunks)
+    if any(c.total is None for c in chunks):
+        count = f"the first {read} rows of a stream"
+    else:
+        total = sum(c.total or 0 for c in chunks)
+        count = f"{read} rows" if read == total else f"{read} of {total} rows"
+        count = f"the first {count}" if read < total and source.fraction is None else count
     how = "as `dataset_format` says"
     if source.format is None:
         how = f"by its columns {', '.join(FORMATS[format].columns)}"
     made = ", ".join(f"{name} {size}" for name, size in sizes.items())
     line = f"{source.place}: {format} ({how}), {count} -> {kind} ({made})"
+    files = [Path(chunk.place).name for chunk in found.chunks["train"]]
+    if Path(source.place).is_dir() and not all(n.lower().startswith("train") for n in files):
+        line += f"; train is {_names(files)}"
     dropped = sum(len(result.dropped) for result in found.results.values())
     line += f"; {dropped} malformed rows dropped" if dropped else ""
     for result in found.results.values():
@@ -61,7 +69,11 @@ def _unread(chunks: Sequence[Chunk], format: str) -> list[str]:
 
 
 def _names(found: Sequence[str]) -> str:
-    listed = ", ".join(found[:MOST_NAMES])
+    # spelled out, since a name may hold what cannot be printed
+    listed = ", ".join(
+        n.encode("unicode_escape").decode() if not n.isprintable() else n
+        for n in found[:MOST_NAMES]
+    )
     return listed if len(found) <= MOST_NAMES else f"{listed} and {len(found) - MOST_NAMES} more"
 
 

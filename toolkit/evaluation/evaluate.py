@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError, DatasetError
 from toolkit.evaluation.metrics import MAIN
-from toolkit.evaluation.scoring import Pair, evaluating, pad_id, score_ids, summed_logprobs
+from toolkit.evaluation.scoring import Pair, evaluating, mean_scores, pad_id, summed_logprobs
 from toolkit.models.base import stop_ids
 from toolkit.models.generation import Completion, Prompt, complete, encode_prompt
 from toolkit.models.roles import REWARD, Roles
@@ -31,7 +31,8 @@ class Checkpoint:
 class Answers:
     """One checkpoint's answers under one sampling, a row per prompt.
 
-    `proxy` is the reward model's score, None without one; `features` None outside of the world.
+    `proxy` is the reward model's score, an ensemble's mean, None without one; `features` None
+    outside of the world.
     """
 
     completions: list[Completion]
@@ -74,7 +75,7 @@ def evaluate_all(
     sampling: Sampling | None = None,
     others: Mapping[str, Sampling] | None = None,
     sft: str = "sft",
-    reward: str | None = REWARD,
+    rewards: Sequence[str] = (REWARD,),
     few_shot: Sequence[tuple[str, str]] = (),
     texts: Sequence[str] = (),
     seed: int = 0,
@@ -89,7 +90,7 @@ def evaluate_all(
         prompts: texts or messages.
         sampling: both sides' main sampling, T = 0.7 by default.
         others: further samplings by name; by default T = 1 and greedy.
-        reward: the role that scores, with a head; None where there is no reward model.
+        rewards: the roles that score, with heads: their mean does; none without a reward model.
         few_shot: (question, answer) turns put before each prompt of the bare base, which nobody
             taught to answer. What it says is judged as an answer to the plain prompt.
         texts: held-out pretraining documents for lm_loss.
@@ -115,7 +116,7 @@ def evaluate_all(
             said[name] = {key: bench.sample(checkpoint, s) for key, s in samplings.items()}
             say(f"{name}: sampled {len(prompts)} answers under {len(samplings)} samplings")
         every = (c for by in said.values() for rows in by.values() for c in enumerate(rows))
-        proxy = None if reward is None else bench.score(every, reward)
+        proxy = bench.score(every, rewards) if rewards else None
         measured = {}
         for name, checkpoint in checkpoints.items():
             answers = {key: bench.judge(rows, proxy) for key, rows in said[name].items()}
@@ -230,13 +231,13 @@ class _Bench:
             )
 
     def score(
-        self, answers: Iterable[tuple[int, Completion]], reward: str
+        self, answers: Iterable[tuple[int, Completion]], rewards: Sequence[str]
     ) -> dict[tuple[int, tuple[int, ...]], float]:
         """The score of each distinct (prompt's row, answer); equal answers tie to the bit."""
         distinct = list(dict.fromkeys((row, tuple(c.ids)) for row, c in answers))
         pairs: list[Pair] = [(self.ids[row], list(ids)) for row, ids in distinct]
-        found = score_ids(
-            self.roles, pairs, reward=reward, pad_id=self.pad, batch_size=self.batch_size
+        found = mean_scores(
+            self.roles, pairs, rewards=rewards, pad_id=self.pad, batch_size=self.batch_size
         )
         return dict(zip(distinct, found, strict=True))
 

@@ -39,25 +39,32 @@ def judge_reward_model(
     *,
     demonstrations: Sequence[tuple[Prompt, Prompt]] = (),
     labeler_agreement: float | None = None,
-    reward: str = REWARD,
+    rewards: Sequence[str] = (REWARD,),
     seed: int = 0,
     batch_size: int = 32,
 ) -> dict[str, Any]:
-    """The report's section about the reward model in a role; see `judge_scorer`."""
+    """The report's section about the reward model in a role, or about the mean of an ensemble's.
 
-    def score(pairs: list[Pair]) -> list[float]:
-        return score_ids(
-            roles, pairs, reward=reward, pad_id=pad_id(tokenizer), batch_size=batch_size
+    See `judge_scorer`, and for several `rewards` `judge_ensemble`.
+    """
+
+    def scorer(reward: str) -> Remembered:
+        return Remembered(
+            lambda pairs: score_ids(
+                roles, pairs, reward=reward, pad_id=pad_id(tokenizer), batch_size=batch_size
+            )
         )
 
-    return judge_scorer(
-        score,
-        tokenizer,
-        comparisons,
-        demonstrations=demonstrations,
-        labeler_agreement=labeler_agreement,
-        seed=seed,
-    )
+    members = [scorer(reward) for reward in rewards]
+    known: dict[str, Any] = {
+        "demonstrations": demonstrations,
+        "labeler_agreement": labeler_agreement,
+        "seed": seed,
+    }
+    sections = [judge_scorer(member, tokenizer, comparisons, **known) for member in members]
+    if len(members) == 1:
+        return sections[0]
+    return judge_ensemble(members, tokenizer, comparisons, **known)
 
 
 class Remembered:
@@ -82,7 +89,8 @@ def judge_ensemble(
 ) -> dict[str, Any]:
     """`judge_scorer` for the mean of members that were judged on the same rows before.
 
-    Returns: also `members`, how many, and `members_agreement`, how often two order a pair alike.
+    Returns: also `members`, how many; `members_accuracy`, each one's `pairwise_accuracy`; and
+        `members_agreement`, how often two order a pair alike.
     """
 
     def mean(pairs: list[Pair]) -> list[float]:
@@ -94,8 +102,13 @@ def judge_ensemble(
         for side in SIDES
     ]
     chosen, rejected = (np.array([[m.known[k] for k in keys] for m in members]) for keys in sides)
-    agreement = members_agreement(chosen - rejected)
-    return section | {"members": len(members), "members_agreement": agreement}
+    return section | {
+        "members": len(members),
+        "members_accuracy": [
+            round(float(preferred(c, r).mean()), 6) for c, r in zip(chosen, rejected, strict=True)
+        ],
+        "members_agreement": members_agreement(chosen - rejected),
+    }
 
 
 def judge_scorer(

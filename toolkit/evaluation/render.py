@@ -205,8 +205,16 @@ def _reward_model_part(section: Entry) -> list[str]:
     if low is not None:
         interval = {"v": section["pairwise_accuracy"], "ci": f" [{low:.2f}, {high:.2f}]"}
         entries[REWARD_MODEL["pairwise_accuracy"]] = interval
+    if "members_agreement" in section:
+        entries["two members of the ensemble order a pair alike"] = {
+            "v": section["members_agreement"]
+        }
     columns: Columns = {"": lambda e: _plain(e["v"], 3) + e.get("ci", "")}
     tables = [_markdown_table("on held-out comparisons", entries, columns)]
+    members = {str(i): {"v": v} for i, v in enumerate(section.get("members_accuracy") or ())}
+    if members:
+        right: Columns = {REWARD_MODEL["pairwise_accuracy"]: lambda e: _plain(e["v"], 3)}
+        tables.append(_markdown_table("member of the ensemble", members, right))
     for key, title in ACCURACY_BY.items():
         parts = {f"{p['low']:g} to {p['high']:g}": p for p in section.get(key) or ()}
         if parts:

@@ -10,7 +10,7 @@ from toolkit.runs import write_json
 
 FILES = ("reward_report.json", "calibration.png")
 MAIN = ("pairs", "pairwise_accuracy", "pairwise_accuracy_ci95", "length_correlation")
-OF_ENSEMBLES = ("members", "members_agreement")
+OF_ENSEMBLES = ("members", "members_accuracy", "members_agreement")
 
 
 def write_reward_report(section: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def build_peft_config(
                 "layer while it does so on a CPU; load the base in 4 bit"
             )
         found: LoraConfig = get_peft_config(model)
+        found.target_modules = set(targets) if isinstance(targets, list) else targets
         found.use_dora |= method == "dora"
         found.use_rslora |= method == "rslora"
         return found
@@ -105,6 +106,8 @@ def _targets(
                 f"of {', '.join(sorted(linear))}, or all-linear"
             )
     names = [n for n, _ in base.named_modules()]
+    if isinstance(targets, str) and targets.isidentifier():
+        targets = [targets]  # TRL takes it out of its list, and PEFT would read a pattern
     for wanted in targets if isinstance(targets, list) else []:
         if not any(n == wanted or n.endswith(f".{wanted}") for n in names):
             raise ConfigError(

@@ -20,7 +20,7 @@ from toolkit.preflight.findings import (
 )
 from toolkit.preflight.fit import device_memory
 from toolkit.preflight.lengths import histogram, percentiles, row_tokens
-from toolkit.preflight.opening import is_planned, opening
+from toolkit.preflight.opening import is_planned, opening, require_test_split
 from toolkit.preflight.phantom import base_config
 from toolkit.preflight.ppo_rehearsal import PPORehearsal
 from toolkit.preflight.rehearsal import Rehearsal, require_rows, undisturbed
@@ -88,7 +88,9 @@ def _splits(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Splits:
         seed=stage.training.seed,
         texts=stage.recipe == "sft",
     )
-    return check_texts(splits, tokenizer, stage.start, max_length=stage.limit)
+    require_test_split(stage.training, splits)
+    cut = stage.recipe != "reward"
+    return check_texts(splits, tokenizer, stage.start, max_length=stage.limit, cut=cut)
 
 
 def _rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, object]:

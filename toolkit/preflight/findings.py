@@ -172,7 +172,8 @@ def check_disk(
     if strategy != "no":
         made = math.ceil(args.num_train_epochs) if strategy == "epoch" else None
         if strategy == "steps" and steps:
-            made = max(1, int(steps // max(1, args.save_steps)))
+            every = args.save_steps if args.save_steps >= 1 else math.ceil(steps * args.save_steps)
+            made = max(1, int(steps // every))
         # one more than the limit while the new one is written beside
         kept = min(x for x in (args.save_total_limit or math.inf, made or math.inf) if x)  # type: ignore[assignment]
         kept = 10 if kept == math.inf else int(kept) + 1

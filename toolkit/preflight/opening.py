@@ -11,8 +11,14 @@ from toolkit.data.loading import check_source
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import refuse_adapter_options
 from toolkit.models.heads import HEAD_FILE
-from toolkit.runs import Run, checkpoints, is_finished, last_checkpoint, require_adapter
-from toolkit.runs import reward_models as members_of
+from toolkit.runs import (
+    Run,
+    checkpoints,
+    is_finished,
+    last_checkpoint,
+    require_adapter,
+    reward_models,
+)
 from toolkit.trainers.reward_functions import check_names
 
 
@@ -43,6 +49,9 @@ def opening(
         _open_ppo(training, start, later)
     if parent is not None and not is_planned(parent, later):
         require_adapter(parent, "parent")
+    _check_amounts(recipe, training)
+    if script.dataset_streaming:
+        _open_stream(recipe, training)
     if not is_planned(script.dataset_name, later):
         check_source(script, mixture, start)
     if getattr(start, "demonstrations", None) is not None:
@@ -68,6 +77,22 @@ def opening(
         for number in members if not training.resume_from_checkpoint else ():
             _refuse_unfinished(Path(training.output_dir) / f"member-{number}")
     return resume
+
+
+def require_reward_models(path: str) -> list[str]:
+    """The folder of a reward model, or those of an ensemble's members, each looked at cheaply.
+
+    Raises: CheckpointError where one is missing, unfinished, or no reward model.
+    """
+    found = reward_models(path)
+    for member in found:
+        require_adapter(member, "reward_model")
+        if not (Path(member) / HEAD_FILE).is_file():
+            raise CheckpointError(
+                f"reward_model: {member} has no {HEAD_FILE}, so it is no reward model; give a "
+                "run of recipes/reward.py"
+            )
+    return found
 
 
 def is_planned(name: str | None, later: Mapping[str, Any]) -> bool:
@@ -101,20 +126,62 @@ def _open_ppo(training: Any, start: Any, later: Mapping[str, Any]) -> None:
             planned = getattr(getattr(later[str(run)], "start", None), "ensemble", 1)
             found += [run] if planned == 1 else [f"{run}/member-{i}" for i in range(planned)]
             continue
-        for member in members_of(run):
-            require_adapter(member, "reward_model")
-            if not (Path(member) / HEAD_FILE).is_file():
-                raise CheckpointError(
-                    f"reward_model: {member} has no {HEAD_FILE}, so it is no reward model; give a run "
-                    "of recipes/reward.py"
-                )
-            found.append(member)
+        found += require_reward_models(run)
     start.reward_model = found
     if training.ptx_coef and start.ptx_texts is None:
         raise ConfigError(
             f"ppo: `ptx_coef` is {training.ptx_coef}, but there are no pretraining texts: set "
             "`ptx_texts`, such as world:corpus"
         )
+
+
+def _check_amounts(recipe: str, training: Any) -> None:
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(training, name) < 1:
+            raise ConfigError(
+                f"{recipe}: `{name}` must be at least 1, got {getattr(training, name)}"
+            )
+    if training.max_steps <= 0 and training.num_train_epochs <= 0:
+        raise ConfigError(
+            f"{recipe}: `num_train_epochs` must be above 0, got {training.num_train_epochs}: nothing "
+            "would be trained"
+        )
+
+
+def require_test_split(training: Any, splits: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a run shall be evaluated, but nothing is held out."""
+    strategy = getattr(training.eval_strategy, "value", training.eval_strategy)
+    if strategy != "no" and "test" not in splits:
+        raise ConfigError(
+            f"`eval_strategy` is {strategy}, but there is no test split: set `test_split_size`, or "
+            "`eval_strategy: no`"
+        )
+
+
+def _open_stream(recipe: str, training: Any) -> None:
+    reasons = {
+        "reward": "a ranking's pairs must be together",
+        "ppo": "rollouts draw from all prompts",
+    }
+    if recipe in reasons:
+        raise ConfigError(
+            f"{recipe}: `dataset_streaming` is for sft and dpo, since {reasons[recipe]}; leave it out"
+        )
+    if training.max_steps <= 0:
+        raise ConfigError(
+            f"{recipe}: `dataset_streaming` needs `max_steps`, since a stream's end is not known, got "
+            f"{training.max_steps}"
+        )
+    wrong = {
+        "dataloader_num_workers": "its rows are counted in this process",
+        "precompute_ref_log_probs": "TRL needs all rows for it",
+    }
+    for option, why in wrong.items():
+        if getattr(training, option, 0):
+            raise ConfigError(
+                f"{recipe}: `dataset_streaming` and `{option}` do not go together, since {why}; leave "
+                "one out"
+            )
 
 
 def _refuse_unfinished(folder: Path) -> None:

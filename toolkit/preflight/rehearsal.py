@@ -116,6 +116,7 @@ class Rehearsal:
         self.base_bytes = stored_bytes(base)
         with undisturbed(), tempfile.TemporaryDirectory() as folder:
             self.training.output_dir, self.training.report_to = folder, []
+            self.training.eval_strategy = "no"  # there are no rows to evaluate on
             self.trainer = self._trainer(base, model, rows, tokenizer, parent)
         self.adapted = self.trainer.model
         if self.training.gradient_checkpointing:

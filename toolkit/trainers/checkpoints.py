@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.trainer_utils import rotate_checkpoints
 
-from toolkit.errors import CheckpointError, DivergedError, Interrupted
+from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from toolkit.models.base import save_fingerprint
 from toolkit.runs import checkpoints, last_checkpoint, step_of, write_json
 
@@ -40,6 +40,17 @@ class WholeCheckpoints:
     base_fingerprint: dict[str, str] | None = None  # put beside the adapter, if known
     _incoming: Path | None = None
     _resumed: Path | None = None  # the checkpoint that this training goes on from
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As the library's.
+
+        Raises: ConfigError for options that the library refuses.
+        """
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"{type(self).__name__} refuses its options: {reason}") from error
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As the library's, from a whole checkpoint only, with no other one in the way.

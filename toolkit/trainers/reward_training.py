@@ -115,8 +115,10 @@ class Member:
         notes: dict[str, Any] = {"steps": trainer.state.global_step}
         if comparisons.demonstrations:
             scores = score_texts(self.adapted, self.tokenizer, comparisons.demonstrations)
-            spread = scores.std().item()
+            spread = scores.std().item() if len(scores) > 1 else 0.0
             self.scale = 1 / spread if start.unit_variance and spread > 0 else 1.0
+            if start.unit_variance and not spread > 0:
+                print("warning: the demonstrations' scores do not differ, so they are not scaled")
             self.bias = -self.scale * scores.mean().item()
             notes |= {
                 "demonstrations": len(scores),

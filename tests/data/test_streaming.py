@@ -1,0 +1,172 @@
+"""Streams: the rows of a whole reading, checked as they come, and what cannot be streamed."""
+
+import gzip
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
+
+from tests.data.test_loading import lines, pairs
+from toolkit.arguments import DataArguments, SourceArguments
+from toolkit.data import check_source, check_texts, load_splits
+from toolkit.data.faults import DROPPED_FILE
+from toolkit.data.streaming import Stream, first_rows, open_stream
+from toolkit.errors import DatasetError
+
+STREAMED = {"dataset_streaming": True}
+
+
+@pytest.fixture
+def stream_of(tokenizer: Any) -> Any:
+    """Open a file as a recipe does; the stream and the splits of its first rows."""
+
+    def make(
+        name: Any,
+        *,
+        test: float | None = None,
+        folder: Path | None = None,
+        kind: str = "prompt-completion",
+        **run_args: Any,
+    ) -> tuple[Stream, Any]:
+        script = ScriptArguments(dataset_name=str(name), **STREAMED)
+        mixture, data_args = DatasetMixtureConfig(test_split_size=test), DataArguments(**run_args)
+        splits = load_splits(script, mixture, data_args, kind=kind, seed=0, folder=folder)
+        splits = check_texts(splits, tokenizer, data_args, folder=folder)
+        opened = open_stream(script, mixture, data_args, splits, tokenizer, folder=folder)
+        return opened, splits
+
+    return make
+
+
+def chat(asked: str, said: str) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": asked}],
+        "completion": [{"role": "assistant", "content": said}],
+    }
+
+
+def test_a_stream_gives_the_rows_of_a_whole_reading(tmp_path: Path, stream_of: Any) -> None:
+    from datasets import Dataset
+
+    rows = [{"prompt": f"é\u2028 {i}", "completion": "a\nb"} for i in range(600)]
+    raw = Path(lines(tmp_path / "a.jsonl", rows))
+    (tmp_path / "b.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + raw.read_bytes().replace(b"\n", b"\r\n\r\n")
+    )
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    Dataset.from_list(rows).to_csv(tmp_path / "d.csv")
+    Dataset.from_list(rows).to_parquet(tmp_path / "e.parquet")
+    for file in sorted(tmp_path.glob("[a-e].*")):
+        (tmp_path / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 10
+    for file in files:
+        stream, splits = stream_of(file)
+        assert list(stream.rows()) == rows, file.name
+        assert splits["train"].to_list() == rows
+        assert stream.read == 600
+
+
+def test_a_stream_is_read_no_further_than_it_is_asked(tmp_path: Path, stream_of: Any) -> None:
+    file = tmp_path / "d.jsonl.gz"
+    content = "".join(json.dumps(row) + "\n" for row in pairs(20_000)).encode()
+    file.write_bytes(gzip.compress(content)[:-8])
+    stream, splits = stream_of(file)
+    assert len(splits["train"]) == 1000
+    assert list(itertools.islice(stream.rows(), 1200)) == pairs(1200)
+    with pytest.raises(DatasetError, match=r"d\.jsonl\.gz: cannot read the file"):
+        list(stream.rows())
+
+
+def test_no_prompt_of_the_test_split_is_in_the_stream(tmp_path: Path, stream_of: Any) -> None:
+    rows = [{"prompt": f"q{i % 700}", "completion": f"a{i}"} for i in range(2100)]
+    name = lines(tmp_path / "d.jsonl", rows)
+    stream, splits = stream_of(name, test=0.1)
+    found = list(stream.rows())
+    held = {row["prompt"] for row in splits["test"]}
+    # of the first 1000 rows 300 prompts stand twice and 400 once
+    assert len(splits["test"]) + len(splits["train"]) == 1000
+    assert 90 <= len(splits["test"]) <= 100
+    assert found == [row for row in rows if row["prompt"] not in held]
+    assert stream.held_out == 2100 - len(found) == 3 * len(held)
+    assert f"{3 * len(held)} left out since the test split has their prompts" in stream.summary()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"prompt": "q"}', '"completion" is missing'),
+        ("{", "line 1201 is not JSON"),
+        (json.dumps({"prompt": "q", "completion": "a"}), "the prompt must be messages"),
+        (json.dumps(chat("q", "<|user|>")), "must not hold the chat template's"),
+    ],
+)
+def test_a_bad_row_after_the_first_ones_stops_or_is_dropped_once(
+    tmp_path: Path, stream_of: Any, bad: str, message: str, tokenizer: Any
+) -> None:
+    bad = bad.replace("<|user|>", str(tokenizer.eos_token))
+    good = [json.dumps(chat(f"q{i}", "a")) for i in range(1250)]
+    file = tmp_path / "d.jsonl"
+    file.write_text("\n".join([*good[:1200], bad, *good[1200:]]))
+    stream, _ = stream_of(file)
+    with pytest.raises(DatasetError) as caught:
+        list(stream.rows())
+    assert f"{file} row 1201: " in str(caught.value)
+    assert message in str(caught.value)
+    stream, _ = stream_of(file, drop_bad_rows=True, folder=tmp_path)
+    for _ in range(2):
+        assert len(list(stream.rows())) == 1250
+    (entry,) = map(json.loads, (tmp_path / DROPPED_FILE).read_text().splitlines())
+    assert (entry["number"], entry["place"]) == (1201, str(file))
+    assert stream.summary().endswith(f" dropped after the first 1000: 1 {entry['check']} (1201)")
+
+
+def test_a_bad_row_among_the_first_stops_before_anything_is_trained(
+    tmp_path: Path, stream_of: Any
+) -> None:
+    name = lines(tmp_path / "d.jsonl", [*pairs(3), {"prompt": "q", "completion": ""}, *pairs(2)])
+    with pytest.raises(DatasetError, match='row 4: "completion" must be non-empty text'):
+        stream_of(name)
+    stream, splits = stream_of(name, drop_bad_rows=True, folder=tmp_path)
+    assert len(splits["train"]) == len(list(stream.rows())) == 5
+    assert len((tmp_path / DROPPED_FILE).read_text().splitlines()) == 1
+
+
+def test_rankings_columns_and_max_rows_in_a_stream(tmp_path: Path, stream_of: Any) -> None:
+    rows = [{"q": f"q{i}", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]} for i in range(9)]
+    name = lines(tmp_path / "d.jsonl", rows)
+    stream, _ = stream_of(name, kind="preference", columns={"q": "prompt"}, max_rows=2)
+    assert list(stream.rows()) == [
+        {"prompt": f"q{i}", "chosen": "b", "rejected": worse} for i in range(2) for worse in "ac"
+    ]
+
+
+def test_a_table_is_shuffled_by_the_seed_and_keeps_every_row(
+    tmp_path: Path, stream_of: Any
+) -> None:
+    rows = pairs(1500)
+    stream, _ = stream_of(lines(tmp_path / "d.jsonl", rows))
+    first, again, other = (list(stream.table(seed=s)) for s in (0, 0, 1))
+    assert first == again != other
+    assert first != rows
+    assert sorted(map(str, first)) == sorted(map(str, rows))
+    assert len(first_rows(stream.table(seed=0))) == 1000
+    assert stream.read == 1500  # not the sum of all readings
+
+
+@pytest.mark.parametrize("option", ["sources", "datasets", "drop_duplicates"])
+def test_what_needs_all_rows_at_once_is_refused(option: str) -> None:
+    entries = [DatasetConfig(path="json", data_files="a.jsonl")]
+    mixture = DatasetMixtureConfig(datasets=entries if option == "datasets" else [])
+    given: dict[str, Any] = {
+        "sources": {"sources": [SourceArguments("a.jsonl")]},
+        "drop_duplicates": {"drop_duplicates": True},
+    }.get(option, {})
+    script = ScriptArguments(dataset_name="a.jsonl", **STREAMED)
+    with pytest.raises(
+        DatasetError, match=f"`dataset_streaming` and `{option}` do not go together"
+    ):
+        check_source(script, mixture, DataArguments(**given))
