@@ -24,6 +24,7 @@ from toolkit.arena.answering.shelf import Shelf
 from toolkit.arena.answering.tokens import Tokens
 from toolkit.arena.catalog import Catalog, scan
 from toolkit.arena.choices import baseline_questions, questions_to_try
+from toolkit.arena.inspection import Inspector
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.listing import list_runs
 from toolkit.models.base import fingerprint, load_base, stop_ids
@@ -63,6 +64,7 @@ class Workbench:
         self.engine = Engine(self.measurer)
         self._scan_lock = threading.Lock()
         self._ids: dict[Path, str] = {}
+        self._inspector = Inspector(self.roles.fingerprint)
         self.catalog = self.refresh()
 
     @classmethod
@@ -99,7 +101,7 @@ class Workbench:
             self.catalog = scan(
                 self.runs,
                 base_name=self.roles.fingerprint["id"],
-                fingerprint=self.roles.fingerprint,
+                problem=self._inspector.problem,
                 identify=self._identify,
                 refused=self.shelf.refusal,
             )
