@@ -8,6 +8,7 @@ are half a win for each. A normal prior on θ keeps the strength of one who neve
 Bradley & Terry 1952; Plackett 1975; Caron & Doucet 2012, arXiv:1011.1761 (with a prior).
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Hashable, Sequence
@@ -23,6 +24,7 @@ POINTS = 400 / math.log(10)  # per nat, Elo's scale: 400 points are odds of 10 t
 MIDDLE = 1000.0  # where the mean checkpoint is
 RESAMPLES = 300
 MAX_STEPS = 100
+NEAR = 1e-8  # nats of log-posterior that a Newton step would gain
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,14 @@ def collect(orders: Sequence[Order], players: int) -> Votes:
     sets: dict[tuple[int, ...], int] = {}
     terms: dict[tuple[int, int], float] = {}
     wins: dict[tuple[int, int], float] = {}
+    drawn = functools.cache(_draws)  # most judgements are one of few battles
     for order in orders:
         if len(set(order.players)) < 2:  # a checkpoint against itself says nothing of its strength
             continue
         prompt = prompts.setdefault(order.prompt, len(prompts))
         for winner in order.players:
             wins[prompt, winner] = wins.get((prompt, winner), 0.0) + 1.0
-        for members, weight in _draws(order):
+        for members, weight in drawn(order.players, order.ranks):
             key = prompt, sets.setdefault(members, len(sets))
             terms[key] = terms.get(key, 0.0) + weight
     table = np.zeros((len(prompts), players))
@@ -89,15 +92,15 @@ def collect(orders: Sequence[Order], players: int) -> Votes:
     )
 
 
-def _draws(order: Order) -> list[tuple[tuple[int, ...], float]]:
+def _draws(players: tuple[int, ...], ranks: tuple[int, ...]) -> list[tuple[tuple[int, ...], float]]:
     """The sets that an order's answers were drawn from, best first, each with its weight.
 
     Of m tied answers all m! orders count alike, so before the (t+1)-th of them is drawn every
     choice of t of them may be gone: C(m, t) sets of weight 1 / C(m, t).
     """
     found: list[tuple[tuple[int, ...], float]] = []
-    for rank in sorted(set(order.ranks)):
-        both = list(zip(order.players, order.ranks, strict=True))
+    both = list(zip(players, ranks, strict=True))
+    for rank in sorted(set(ranks)):
         tied = [p for p, r in both if r == rank]
         worse = [p for p, r in both if r > rank]
         for gone in range(len(tied)):
@@ -124,10 +127,11 @@ def strengths(votes: Votes, *, prior_sd: float = PRIOR_SD, times: Floats | None 
         share /= share.sum(1, keepdims=True)
         drawn = weights @ share  # how often each is expected to be drawn
         slope = wins - drawn - precision * theta
-        if np.abs(slope).max(initial=0.0) < 1e-9 * (1 + weights.sum()):
-            break
         curve = np.diag(drawn + precision) - (share * weights[:, None]).T @ share
         step = np.linalg.solve(curve, slope)
+        if slope @ step < NEAR:  # within √NEAR posterior deviations; this step lands on the top
+            theta = theta + step
+            break
         for _ in range(40):  # a full step may overshoot far from the top
             tried = _log_posterior(theta + step, wins, weights, votes.counts, precision)
             if tried >= value:
