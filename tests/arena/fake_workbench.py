@@ -15,6 +15,8 @@ from toolkit.integrity import sha256
 class FakeWorkbench:
     """The base and the checkpoints named, each with a weights file below `root`."""
 
+    ready = True
+
     def __init__(self, root: Path, names: str = "sft dpo") -> None:
         self.roles = SimpleNamespace(fingerprint=dict(BASE))
         self.runs = root

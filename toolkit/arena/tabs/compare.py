@@ -128,7 +128,7 @@ def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button
     )
     reward = gr.Dropdown(
         rewards.choices,
-        value=rewards.chosen[0],
+        value=rewards.chosen[0] if workbench.ready else None,
         label="Reward model",
         info="Gives each answer its score. Made by recipes/reward.py.",
     )
