@@ -13,6 +13,7 @@ import pytest
 
 from app import build
 from tests.conftest import ROOT
+from toolkit.arena.answering.answers import Answer
 from toolkit.arena.answering.chat import Chat
 from toolkit.arena.judgements.battles import Battles
 from toolkit.arena.judgements.store import Store
@@ -48,6 +49,7 @@ def test_the_page_is_built_without_torch() -> None:
 import sys, gradio, app
 from toolkit.arena.judgements.battles import Battles
 from toolkit.arena.judgements.store import Store
+from toolkit.arena.answering.answers import Answer
 from toolkit.arena.answering.chat import Chat
 from toolkit.arena.judgements.battles import Battles
 from toolkit.arena.judgements.store import Store
@@ -119,3 +121,22 @@ def test_tabs_that_judge_say_what_to_do_where_there_are_no_runs(
             *_, (said, pool) = look([])
             assert said["visible"] is empty and "make quickstart" in said["value"]
             assert len(pool["value"]) == (1 if empty else 4)
+
+
+def test_what_changed_begins_with_the_checkpoint_trained_furthest(
+    tiny_base: str, runs: Path, tmp_path: Path
+) -> None:
+    opening = Opening(tiny_base, runs)
+    workbench = cast(Workbench, opening)
+    page = build(workbench, Battles(workbench, Store(tmp_path / "judgements.sqlite")), [])
+    opening.open(lambda: Workbench.open(tiny_base, runs))
+    ids = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    take = next(f.fn for f in page.fns.values() if f.name == "take")
+    assert take(Chat(), None)[0]["value"] == ids["ppo"]
+    assert take(Chat(), ids["sft"])[0]["value"] == ids["sft"]
+    asked = Chat().asked("Why?").answered([Answer(ids[n], n, "So.") for n in ("sft", "dpo")])
+    chosen, beside, prompt, said, _ = take(asked, None)
+    assert (chosen["value"], beside["value"]) == (ids["dpo"], ids["sft"])
+    assert (prompt, said) == ("Why?", "So.")
+    assert take(asked, ids["sft"])[0]["value"] == ids["sft"]
+    assert take(asked, ids["ppo"])[0]["value"] == ids["dpo"]
