@@ -109,21 +109,29 @@ def _draws(players: tuple[int, ...], ranks: tuple[int, ...]) -> list[tuple[tuple
     return found
 
 
-def strengths(votes: Votes, *, prior_sd: float = PRIOR_SD, times: Floats | None = None) -> Floats:
+def strengths(
+    votes: Votes,
+    *,
+    prior_sd: float = PRIOR_SD,
+    times: Floats | None = None,
+    start: Floats | None = None,
+) -> Floats:
     """The most probable strengths `(N,)` in nats, their mean 0.
 
     Args:
         prior_sd: of the normal prior, nats.
         times: `(P,)`, how often each prompt counts; once by default.
+        start: `(N,)`, strengths near those looked for, to be there sooner.
 
     By Newton's method: the log-posterior is strictly concave.
     """
     wins, weights = votes.drawn(np.ones(len(votes.wins)) if times is None else times)
-    theta = np.zeros(votes.counts.shape[1])
+    counts, weights = votes.counts[weights > 0], weights[weights > 0]
+    theta = np.zeros(counts.shape[1]) if start is None else start
     precision = prior_sd**-2
-    value = _log_posterior(theta, wins, weights, votes.counts, precision)
+    value = _log_posterior(theta, wins, weights, counts, precision)
     for _ in range(MAX_STEPS):
-        share = votes.counts * np.exp(theta - theta.max())
+        share = counts * np.exp(theta - theta.max())
         share /= share.sum(1, keepdims=True)
         drawn = weights @ share  # how often each is expected to be drawn
         slope = wins - drawn - precision * theta
@@ -133,7 +141,7 @@ def strengths(votes: Votes, *, prior_sd: float = PRIOR_SD, times: Floats | None 
             theta = theta + step
             break
         for _ in range(40):  # a full step may overshoot far from the top
-            tried = _log_posterior(theta + step, wins, weights, votes.counts, precision)
+            tried = _log_posterior(theta + step, wins, weights, counts, precision)
             if tried >= value:
                 break
             step /= 2
@@ -159,10 +167,11 @@ def intervals(
     are not independent. Percentiles.
     """
     rng, p = np.random.default_rng(seed), len(votes.wins)
-    found = [
-        strengths(votes, prior_sd=prior_sd, times=rng.multinomial(p, [1 / p] * p).astype(float))
-        for _ in range(resamples)
-    ]
+    whole = strengths(votes, prior_sd=prior_sd)
+    found = []
+    for _ in range(resamples):
+        times = rng.multinomial(p, [1 / p] * p).astype(float)
+        found.append(strengths(votes, prior_sd=prior_sd, times=times, start=whole))
     ends: Floats = np.quantile(found, (0.025, 0.975), axis=0).T
     return ends
 
