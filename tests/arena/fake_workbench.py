@@ -30,7 +30,7 @@ class FakeWorkbench:
             checkpoints[id] = Entry(id, name, "dpo" if i else "sft", root / name)
         self.catalog = Catalog(checkpoints, {})
 
-    def refresh(self) -> Catalog:
+    def refresh(self, **options: float) -> Catalog:
         """The same catalog."""
         return self.catalog
 

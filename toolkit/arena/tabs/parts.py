@@ -9,7 +9,7 @@ import gradio as gr
 
 from toolkit.arena.answering import request as limits
 from toolkit.arena.catalog import tidy
-from toolkit.arena.choices import checkpoint_choices
+from toolkit.arena.choices import PAGE_LOOKS_APART, checkpoint_choices
 from toolkit.arena.judgements.judgement import MAX_LABELER, MAX_REASON
 from toolkit.arena.wording import LOADING, ONLY_THE_BASE
 from toolkit.errors import ToolkitError
@@ -50,7 +50,7 @@ def pool_list(page: gr.Blocks, workbench: "Workbench", info: str) -> gr.Dropdown
     def looked(chosen: list[str] | None) -> Iterator[list[Any]]:
         if not workbench.ready:
             yield [gr.update(value=LOADING, visible=True), gr.skip()]
-        catalog = workbench.refresh()
+        catalog = workbench.refresh(unless_within=PAGE_LOOKS_APART)
         found = checkpoint_choices(catalog, chosen or [])
         yield [
             gr.update(value=ONLY_THE_BASE, visible=catalog.empty),
