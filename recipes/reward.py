@@ -20,7 +20,8 @@ from toolkit.config import run_cli
 from toolkit.data.demonstrations import load_demonstrations
 from toolkit.data.loading import load_splits
 from toolkit.preflight.opening import opening, require_test_split
-from toolkit.runs import ENSEMBLE, Run, is_finished, last_checkpoint
+from toolkit.resuming import last_checkpoint
+from toolkit.runs import ENSEMBLE, Run, is_finished
 
 
 def main(script, training, model, mixture, start) -> Run:

@@ -6,7 +6,8 @@ import pytest
 
 from toolkit.errors import CheckpointError
 from toolkit.listing import BrokenRun, list_runs
-from toolkit.runs import Run, last_checkpoint, require_adapter
+from toolkit.resuming import last_checkpoint
+from toolkit.runs import Run, require_adapter
 
 COMPLETE = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
 

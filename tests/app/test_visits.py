@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app import build, serve
-from toolkit.arena.answering import engine as module
+from toolkit.arena.answering import engine, inbox
 from toolkit.arena.judgements.battles import Battles
 from toolkit.arena.judgements.store import Store
 from toolkit.arena.web.hints import HINTS, key
@@ -32,10 +32,13 @@ def address(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     url = serve(page, host="127.0.0.1", port=free_port())
     yield url
     page.close(verbose=False)
-    engine = workbench.engine
-    for job in [*engine._jobs, *engine._running]:  # nothing is left that runs while the tests end
+    model = workbench.engine
+    for job in [
+        *model.inbox.jobs,
+        *model._running,
+    ]:  # nothing is left that runs while the tests end
         job.cancelled = True
-    engine._wake()
+    model._wake()
     start = time.monotonic()
     while rows(workbench) and time.monotonic() - start < 10:
         time.sleep(0.02)
@@ -76,7 +79,7 @@ def test_a_closed_tab_gives_up_its_answers_within_two_seconds(
     ask(page, tab)
     until(lambda: rows(workbench) > 1, page, within=10)
     page.close()
-    until(lambda: not rows(workbench) and not workbench.engine._jobs, other, within=2)
+    until(lambda: not rows(workbench) and not workbench.engine.inbox.jobs, other, within=2)
     ask(other, tab)  # the next request is served
     until(lambda: rows(workbench) > 1, other, within=5)
 
@@ -195,8 +198,8 @@ def test_hints_are_found_by_the_words_without_numbers_and_brackets() -> None:
 def test_a_full_queue_says_so_on_the_page(
     workbench: Workbench, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING", 1)
-    monkeypatch.setattr(module, "MAX_ROWS", 1)
+    monkeypatch.setattr(inbox, "MAX_WAITING", 1)
+    monkeypatch.setattr(engine, "MAX_ROWS", 1)
     ids = ["base"]
     first = workbench.stream("Hello", ids, max_new_tokens=100)
     while not rows(workbench):

@@ -15,6 +15,8 @@ from toolkit.integrity import sha256
 class FakeWorkbench:
     """The base and the checkpoints named, each with a weights file below `root`."""
 
+    ready = True
+
     def __init__(self, root: Path, names: str = "sft dpo") -> None:
         self.roles = SimpleNamespace(fingerprint=dict(BASE))
         self.runs = root
@@ -28,7 +30,7 @@ class FakeWorkbench:
             checkpoints[id] = Entry(id, name, "dpo" if i else "sft", root / name)
         self.catalog = Catalog(checkpoints, {})
 
-    def refresh(self) -> Catalog:
+    def refresh(self, **options: float) -> Catalog:
         """The same catalog."""
         return self.catalog
 

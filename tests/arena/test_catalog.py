@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.arena.conftest import MakeRun, edit_json
+from toolkit.arena import inspection
 from toolkit.arena.answering import recall
 from toolkit.arena.choices import NO_REWARD_RUN, NO_SCORE, checkpoint_choices, reward_choices
+from toolkit.arena.lineage import Lineage
 from toolkit.arena.workbench import Workbench
 from toolkit.models.sampling import Drawing
 from toolkit.runs import Run
@@ -173,6 +175,37 @@ def test_changed_weights_are_broken_and_put_back_are_not(workbench: Workbench) -
     file.write_bytes(before)
     assert "dpo" not in broken(workbench)
     assert next(workbench.compare("Hello", [keys["dpo"]], max_new_tokens=4)).problem is None
+
+
+def test_what_was_fine_is_read_again_only_after_a_change(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    changed = inspection.changed
+    monkeypatch.setattr(
+        inspection, "changed", lambda run, saved: (looked.append(run.name), changed(run, saved))[1]
+    )
+    assert set(broken(workbench)) == {"damaged"} and looked == []
+    file = workbench.runs / "dpo" / "adapter_model.safetensors"
+    before, times = file.read_bytes(), file.stat()
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if nothing had been written
+    assert "was changed after the run finished" in broken(workbench)["dpo"]
+    assert "dpo" in broken(workbench) and looked == ["dpo", "dpo"]
+    file.write_bytes(before)
+    for _ in range(2):
+        assert "dpo" not in broken(workbench) and looked == ["dpo"] * 3
+
+
+def test_a_parent_is_found_by_its_place_or_by_the_end_of_its_path() -> None:
+    runs = [Run(Path(p), "sft") for p in ("/a/one/sft", "/b/one/sft", "/b/two/sft", "/b/two/dpo")]
+    lineage = Lineage(runs)
+    assert lineage.find("/b/one/sft") is runs[1]
+    assert lineage.find("/b/two/../one/sft") is runs[1]
+    assert lineage.find("/moved/two/sft") is runs[2]
+    assert lineage.find("dpo") is runs[3]
+    assert lineage.find("/moved/one/sft") is None  # two could be meant
+    assert lineage.find("/moved/three/sft") is None and lineage.find("") is None
 
 
 def test_a_run_that_recorded_no_hashes_still_loads(workbench: Workbench) -> None:

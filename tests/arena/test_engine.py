@@ -14,6 +14,7 @@ from trl import ModelConfig
 
 from tests.arena.test_workbench import Plain, ids_of
 from toolkit.arena.answering import engine as module
+from toolkit.arena.answering import inbox
 from toolkit.arena.answering.answers import Answer
 from toolkit.arena.answering.beams import Search
 from toolkit.arena.answering.measuring import OUT_OF_MEMORY
@@ -141,7 +142,7 @@ def test_a_question_takes_no_longer_than_its_limit(
 
 def test_a_full_queue_says_so(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     slowly(monkeypatch)
-    monkeypatch.setattr(module, "MAX_WAITING", 2)
+    monkeypatch.setattr(inbox, "MAX_WAITING", 2)
     monkeypatch.setattr(module, "MAX_ROWS", 1)
     first = endless(workbench, "sft")
     until(lambda: first.now()[0].tokens > 0, within=10)
@@ -150,7 +151,7 @@ def test_a_full_queue_says_so(workbench: Workbench, monkeypatch: pytest.MonkeyPa
         endless(workbench, "ppo")
     for comparison in (first, *waiting):
         comparison.close()
-    until(lambda: not workbench.engine._jobs, within=5)
+    until(lambda: not workbench.engine.inbox.jobs, within=5)
     workbench.measurer.stop = workbench.stop
     assert ask(workbench, "What is it?", "ppo")[0].problem is None
 

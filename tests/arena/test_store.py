@@ -17,7 +17,7 @@ import pytest
 from tests.arena.judgements import battle, ranking
 from tests.conftest import ROOT
 from toolkit.arena.judgements.judgement import judged, parse_order
-from toolkit.arena.judgements.store import READ_ONLY, VERSION, Store
+from toolkit.arena.judgements.store import READ_ONLY, VERSION, Store, Tally
 from toolkit.errors import ConfigError, DatasetError
 
 PROCESSES, VOTES = 8, 200
@@ -51,6 +51,19 @@ def test_what_is_stored_comes_back_whole(tmp_path: Path) -> None:
     assert store.count() == 3
     assert store.get("3") == kept[2]
     assert store.get("4") is None
+
+
+def test_a_tally_counts_what_there_is(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.sqlite")
+    assert store.tally() == Tally({}, 0, 0, 0, 0)
+    said = [("a", "me"), ("a", ""), ("both_bad", "you"), ("skip", "me")]
+    for number, (verdict, labeler) in enumerate(said):
+        asked = f"Prompt {number // 2}?"
+        store.add(battle(f"b{number}", "sft", "dpo", verdict, labeler=labeler, asked=asked))
+    store.add(ranking("r0", "sft dpo sft dpo base", (1, 2, 2, 3, 4), asked="Prompt 0?"))
+    store.add(ranking("r1", "sft dpo sft dpo", (1, 2, 2, 3), asked="Prompt 9?"))
+    assert store.tally() == Tally({"a": 2, "both_bad": 1, "skip": 1}, 2, 9, 3, 2)
+    assert store.tally().judgements == 6 == len(store.all())
 
 
 def test_the_same_vote_twice_is_one_row_and_another_is_refused(tmp_path: Path) -> None:

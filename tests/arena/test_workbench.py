@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.arena.conftest import MakeRun
 from toolkit.arena.answering import shelf as module
 from toolkit.arena.workbench import Answer, Workbench
 from toolkit.errors import CheckpointError, ConfigError
@@ -220,6 +221,15 @@ def test_only_ids_of_the_server_are_accepted(workbench: Workbench, bad: object) 
     if bad not in ("", None):
         with pytest.raises(CheckpointError, match="is known"):
             workbench.compare(PROMPT, ["base"], reward=bad)
+
+
+def test_looks_close_together_are_one(workbench: Workbench, make_run: MakeRun) -> None:
+    make_run(workbench.runs / "later", "dpo", seed=9)
+    before = workbench.catalog
+    assert workbench.refresh(unless_within=3600) is before
+    after = workbench.refresh()
+    assert "later" in {e.name for e in after.checkpoints.values()}
+    assert workbench.refresh(unless_within=3600) is after
 
 
 def test_a_reward_run_does_not_answer(workbench: Workbench) -> None:

@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.errors import CheckpointError, DivergedError, Interrupted
-from toolkit.runs import Run, last_checkpoint
+from toolkit.resuming import last_checkpoint
+from toolkit.runs import Run
 from toolkit.trainers.checkpoints import INCOMING, interruptible
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}

@@ -1,19 +1,17 @@
 """Which checkpoints can be asked and which cannot, under ids that never come from the disk."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.arena.lineage import Lineage
 from toolkit.config import is_local_path
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.integrity import changed, stray
 from toolkit.listing import list_runs
-from toolkit.runs import ENSEMBLE, MANIFEST, WEIGHTS_FILE, Run
+from toolkit.runs import ENSEMBLE, MANIFEST, Run
 
 BASE_ID = "base"
-# Larger weights are hashed when they are loaded, so that a look at many runs stays quick.
-HASHED_AT_A_LOOK = 32 << 20
 # These recipes write a run.json and no adapter, so that none is missing.
 WITHOUT_ADAPTER = ("label", "evaluate", ENSEMBLE)
 
@@ -65,7 +63,7 @@ def scan(
     root: Path,
     *,
     base_name: str,
-    fingerprint: dict[str, str],
+    problem: Callable[[Run], str | None],
     identify: Callable[[Path], str],
     refused: Callable[[Path], str | None],
 ) -> Catalog:
@@ -73,7 +71,7 @@ def scan(
 
     Args:
         base_name: its folder or its id on the hub.
-        fingerprint: the base in memory; runs trained on another one are listed as broken.
+        problem: why a run cannot be asked; it may raise, which is a reason too.
         identify: the id of a run's directory, the same at every scan.
         refused: why a run's adapter could not be loaded earlier, where that was tried.
     """
@@ -86,7 +84,7 @@ def scan(
     for run in runs:
         try:
             holds_none = run.recipe in WITHOUT_ADAPTER and run.adapter_problem() is not None
-            reason = None if holds_none else refused(run.path) or _problem(run, fingerprint)
+            reason = None if holds_none else refused(run.path) or problem(run)
             reason = reason and reason.removeprefix(f"{run.path}: ")
         except ToolkitError as error:
             holds_none, reason = False, str(error).removeprefix(f"{run.path}: ")
@@ -97,9 +95,10 @@ def scan(
         elif not holds_none:
             usable.append(run)
     entries: list[Entry] = []
+    lineage, places = Lineage(runs), {run.path for run in usable}
     for run in usable:
         try:
-            entries.append(_entry(run, runs, usable, root, identify))
+            entries.append(_entry(run, lineage, places, root, identify))
         except Exception as error:
             broken.append((place_name(run.path, root), tidy(f"unreadable lineage: {error}", root)))
     found = {entry.id: entry for entry in entries}
@@ -113,12 +112,12 @@ def scan(
 
 
 def _entry(
-    run: Run, runs: list[Run], usable: list[Run], root: Path, identify: Callable[[Path], str]
+    run: Run, lineage: Lineage, usable: set[Path], root: Path, identify: Callable[[Path], str]
 ) -> Entry:
-    above, why_not = _reference(run, runs)
+    above, why_not = lineage.reference(run)
     reference: str | None = None if why_not else BASE_ID
     if above is not None:
-        reference = identify(above.path) if above in usable else None
+        reference = identify(above.path) if above.path in usable else None
         why_not = "" if reference else f"its SFT run {place_name(above.path, root)} is broken"
     name = place_name(run.path, root)
     return Entry(
@@ -130,32 +129,6 @@ def _entry(
         reference,
         tidy(why_not, root),
     )
-
-
-def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
-    """Why a run cannot be asked, as far as can be told without loading its weights."""
-    from safetensors import safe_open  # these bring torch, and the page is up before it
-
-    from toolkit.models.base import check_fingerprint
-    from toolkit.models.heads import ScalarHead
-
-    missing = run.adapter_problem()
-    if missing and run.state == "failed":
-        return f"the run failed: {run.error}"
-    if missing and run.state == "running":
-        return f"it has not finished ({missing})"
-    if missing:
-        return missing
-    json.loads((run.path / "adapter_config.json").read_text(encoding="utf-8"))
-    with safe_open(run.path / WEIGHTS_FILE, framework="pt") as file:  # checks header and length
-        if not file.keys():
-            return f"{WEIGHTS_FILE} holds no weights"
-    check_fingerprint(run.path, fingerprint)
-    if run.recipe == "reward":
-        ScalarHead.load(run.path)
-    if (run.path / WEIGHTS_FILE).stat().st_size <= HASHED_AT_A_LOOK:
-        return changed(run.path, run.weights)
-    return None
 
 
 def require_inside(folder: Path, root: Path) -> None:
@@ -177,37 +150,6 @@ def require_unchanged(folder: Path) -> None:
         reason = changed(folder, Run.load(folder).weights)
         if reason is not None:
             raise CheckpointError(f"{folder}: {reason}")
-
-
-def _reference(run: Run, runs: list[Run]) -> tuple[Run | None, str]:
-    """The first SFT run of a run's lineage, so that KL is measured from one place in all columns.
-
-    Returns: the run, or None for the base where the lineage has no SFT; or None with the reason
-        why the lineage cannot be followed.
-    """
-    found, current, seen = None, run, {run.path}
-    while True:
-        if current.recipe == "sft":
-            found = current
-        parent = current.parents.get("adapter") if isinstance(current.parents, dict) else None
-        if not parent:
-            return found, ""
-        above = find_run(str(parent), runs)
-        if above is None or above.path in seen:
-            return found, "" if found else f"its parent {parent} is not among the runs"
-        current = above
-        seen.add(current.path)
-
-
-def find_run(parent: str, runs: list[Run]) -> Run | None:
-    """The run that a manifest calls `parent`, also where the folder of all runs has moved."""
-    wanted = Path(parent)
-    for run in runs:
-        if run.path.resolve() == wanted.resolve():
-            return run
-    tail = wanted.parts[-2:]
-    alike = [run for run in runs if run.path.resolve().parts[-len(tail) :] == tail]
-    return alike[0] if len(alike) == 1 else None
 
 
 def place_name(path: Path, root: Path) -> str:

@@ -10,6 +10,7 @@ from toolkit.world import BASE_NAME
 from toolkit.world.questions import distinct
 
 CHOSEN_AT_FIRST = 4
+PAGE_LOOKS_APART = 2.0  # seconds; the tabs of a page that is opened share one look
 EXAMPLES, BASELINE_PROMPTS = 8, 32
 NO_SCORE, NO_REWARD_RUN = "no_score", "no_reward_run"
 

@@ -14,6 +14,9 @@ NO_RUNS = """**There are no trained checkpoints to ask in the runs folder yet**,
 `make quickstart` trains some on the embedded world, without a download. Then press *Look for \
 runs again*. Until then you can ask the base."""
 
+ONLY_THE_BASE = """**There are no trained checkpoints in the runs folder yet**, only the base. \
+`make quickstart` trains some on the embedded world, without a download; reload the page then."""
+
 LOADING = """**The base is being loaded.** The runs appear by themselves in a moment; what is asked \
 until then waits for it, and is asked of the first of them."""
 

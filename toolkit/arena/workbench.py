@@ -1,6 +1,8 @@
 """One base in memory and the adapters asked for: several checkpoints' answers to one conversation."""
 
+import math
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from toolkit.arena.answering.shelf import Shelf
 from toolkit.arena.answering.tokens import Tokens
 from toolkit.arena.catalog import Catalog, scan
 from toolkit.arena.choices import baseline_questions, questions_to_try
+from toolkit.arena.inspection import Inspector
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.listing import list_runs
 from toolkit.models.base import fingerprint, load_base, stop_ids
@@ -62,7 +65,9 @@ class Workbench:
         )
         self.engine = Engine(self.measurer)
         self._scan_lock = threading.Lock()
+        self._looked = -math.inf
         self._ids: dict[Path, str] = {}
+        self._inspector = Inspector(self.roles.fingerprint)
         self.catalog = self.refresh()
 
     @classmethod
@@ -93,16 +98,23 @@ class Workbench:
         base, tokenizer = load_base(model, parent=_first_sft(runs, model_name))
         return cls(base, tokenizer, fingerprint(model, tokenizer), runs)
 
-    def refresh(self) -> Catalog:
-        """Look at the runs folder again; ids of known runs stay what they were."""
+    def refresh(self, *, unless_within: float = 0.0) -> Catalog:
+        """Look at the runs folder again; ids of known runs stay what they were.
+
+        Args:
+            unless_within: seconds; what was found in the last of them is told again.
+        """
         with self._scan_lock:
+            if time.monotonic() - self._looked < unless_within:
+                return self.catalog
             self.catalog = scan(
                 self.runs,
                 base_name=self.roles.fingerprint["id"],
-                fingerprint=self.roles.fingerprint,
+                problem=self._inspector.problem,
                 identify=self._identify,
                 refused=self.shelf.refusal,
             )
+            self._looked = time.monotonic()
             return self.catalog
 
     def examples(self) -> list[str]:

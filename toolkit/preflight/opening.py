@@ -11,14 +11,8 @@ from toolkit.data.loading import check_source
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import refuse_adapter_options
 from toolkit.models.heads import HEAD_FILE
-from toolkit.runs import (
-    Run,
-    checkpoints,
-    is_finished,
-    last_checkpoint,
-    require_adapter,
-    reward_models,
-)
+from toolkit.resuming import last_checkpoint
+from toolkit.runs import Run, checkpoints, is_finished, require_adapter, reward_models
 from toolkit.trainers.reward_functions import check_names
 
 

@@ -23,7 +23,8 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from toolkit.models.base import save_fingerprint
-from toolkit.runs import checkpoints, last_checkpoint, step_of, write_json
+from toolkit.resuming import last_checkpoint
+from toolkit.runs import checkpoints, step_of, write_json
 
 INCOMING = ".incoming"
 LOSS_FILE = "loss_since_log.json"

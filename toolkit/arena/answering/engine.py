@@ -9,20 +9,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from toolkit.arena.answering.answers import Answer
 from toolkit.arena.answering.beams import Search
+from toolkit.arena.answering.inbox import Inbox, result_of
 from toolkit.arena.answering.jobs import Column, Comparison, Job, ended
 from toolkit.arena.answering.measuring import Measurer, out_of_memory
-from toolkit.errors import BusyError
 from toolkit.models.row_batch import Row, RowBatch
 
-MAX_WAITING = 32  # questions that have not begun
 MAX_ROWS = 48  # answers in the making
 MAX_SECONDS = 120.0  # for one question, from its first token on
 STEPS = 16  # tokens before the next batch has its turn
@@ -38,9 +35,8 @@ class Engine:
     def __init__(self, measurer: Measurer) -> None:
         self.measurer = measurer
         self._shelf, self._roles, self._tokens = measurer.shelf, measurer.roles, measurer.tokens
-        self._lock = threading.Lock()  # of what other threads may touch: the next four
-        self._jobs: deque[Job] = deque()
-        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self.inbox = Inbox()
+        self._lock = threading.Lock()  # of the next two, which other threads touch
         self._thread: threading.Thread | None = None
         self._work = threading.Event()
         self._running: list[Job] = []
@@ -54,12 +50,7 @@ class Engine:
 
         Raises: BusyError where too many wait.
         """
-        with self._lock:
-            if len(self._jobs) >= MAX_WAITING:
-                raise BusyError(
-                    f"busy: {MAX_WAITING} questions are waiting already; try again in a moment"
-                )
-            self._jobs.append(job)
+        self.inbox.put(job)
         self._wake()
         return Comparison(job, self._tokens, self._wake)
 
@@ -68,19 +59,9 @@ class Engine:
 
         Raises: BusyError where too many wait or it takes too long; whatever `work` raises.
         """
-        future: Future[T] = Future()
-        with self._lock:
-            if len(self._calls) >= MAX_WAITING:
-                raise BusyError("busy: too many questions are waiting; try again in a moment")
-            self._calls.append((future, work))
+        future = self.inbox.ask(work)
         self._wake()
-        try:
-            return future.result(timeout)
-        except (FutureTimeout, CancelledError) as error:
-            if future.done() and not future.cancelled():
-                raise
-            future.cancel()
-            raise BusyError("busy: it was not this question's turn in time; try again") from error
+        return result_of(future, timeout=timeout)
 
     def _wake(self) -> None:
         with self._lock:
@@ -97,7 +78,7 @@ class Engine:
                 self._turn()
             except Exception as error:  # a bug of ours must not leave the app without its thread
                 self._start_over(error)
-            busy = self._running or self._searches or self._calls or self._jobs
+            busy = self._running or self._searches or self.inbox
             if busy or self._work.wait(IDLE_S):
                 continue
             with self._lock:
@@ -107,7 +88,7 @@ class Engine:
 
     def _turn(self) -> None:
         """Whatever there is to do, once."""
-        self._answer_calls()
+        self.inbox.answer_calls()
         self._drop()
         self._admit()
         self._join()
@@ -129,19 +110,9 @@ class Engine:
             self._fail(job, [c for c in job.columns if c.answer is None], error)
         self._running = []
 
-    def _answer_calls(self) -> None:
-        while self._calls:
-            future, work = self._calls.popleft()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work())
-                except BaseException as error:
-                    future.set_exception(error)
-
     def _drop(self) -> None:
         """Take out the rows that nobody waits for, and end those that were stopped or are late."""
-        with self._lock:
-            self._jobs = deque(job for job in self._jobs if not job.cancelled)
+        self.inbox.drop_cancelled()
         gone = {id(job) for job in self._running if job.cancelled}  # it may change meanwhile
         for job in self._running:
             late = time.monotonic() > job.deadline
@@ -166,11 +137,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin the jobs that there is room for, in order."""
-        while True:
-            with self._lock:
-                if not self._jobs or self._busy_rows() + len(self._jobs[0].columns) > MAX_ROWS:
-                    return
-                job = self._jobs.popleft()
+        while (job := self.inbox.take(room=MAX_ROWS - self._busy_rows())) is not None:
             job.deadline = time.monotonic() + MAX_SECONDS
             self._running.append(job)
             for column in job.columns:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.arena.catalog import find_run, place_name, printable, tidy
+from toolkit.arena.catalog import place_name, printable, tidy
 from toolkit.arena.history.logs import Log, number
+from toolkit.arena.lineage import Lineage
 from toolkit.listing import list_runs
 from toolkit.runs import Run
 
@@ -53,7 +54,7 @@ class History:
         self._lock = threading.Lock()
         self._ids: dict[Path, str] = {}
         self._logs: dict[Path, Log] = {}
-        self._runs: list[Run] = []
+        self._lineage = Lineage([])
         self._records: dict[str, Record] = {}
         self._looked = -math.inf
 
@@ -85,7 +86,7 @@ class History:
 
     def _scan(self, unusable: Mapping[str, str]) -> dict[str, Record]:
         runs, damaged = list_runs(self.root)
-        self._runs = runs
+        self._lineage = Lineage(runs)
         found = []
         for run in runs:
             try:
@@ -131,7 +132,7 @@ class History:
     def _parent(self, value: str) -> tuple[str, Run | None]:
         """A parent's name, and the run where it is among these."""
         try:
-            above = find_run(value, self._runs)
+            above = self._lineage.find(value)
         except (OSError, ValueError, RuntimeError):
             above = None
         if above is None:

@@ -1,10 +1,10 @@
 """What the tabs about judgements say, and their tables in plain words."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from toolkit.arena.judgements.judgement import BATTLE, BOTH_BAD, RANKING, SKIP, TIE, A, B, Judgement
+from toolkit.arena.judgements.judgement import BATTLE, BOTH_BAD, SKIP, TIE, A, B, Judgement
 from toolkit.arena.judgements.leaderboard import ENOUGH_PROMPTS, ENOUGH_VOTES, Board
+from toolkit.arena.judgements.store import Tally
 
 ARENA = """# Arena
 Two of the checkpoints that you chose answer one prompt, and you say which answer is better before \
@@ -118,14 +118,11 @@ def agreement_text(board: Board) -> str:
     )
 
 
-def count_rows(judgements: Sequence[Judgement]) -> list[list[str]]:
+def count_rows(tally: Tally) -> list[list[str]]:
     """What there is, and how much of it."""
-    verdicts = Counter(j.verdict for j in judgements if j.kind == BATTLE)
-    rankings = [j for j in judgements if j.kind == RANKING]
-    rows = [["Judgements", len(judgements)], ["Battles", verdicts.total()]]
-    rows += [[f"– {words}", verdicts[v]] for v, words in VERDICT_WORDS.items()]
-    rows += [["Rankings", len(rankings)]]
-    rows += [["Answers ranked", sum(len(j.replies) for j in rankings)]]
-    rows += [["Different prompts", len({str(j.prompt) for j in judgements})]]
-    rows += [["Labelers with a name", len({j.labeler for j in judgements if j.labeler})]]
+    battles = sum(tally.verdicts.values())
+    rows: list[list[object]] = [["Judgements", tally.judgements], ["Battles", battles]]
+    rows += [[f"– {words}", tally.verdicts.get(v, 0)] for v, words in VERDICT_WORDS.items()]
+    rows += [["Rankings", tally.rankings], ["Answers ranked", tally.ranked]]
+    rows += [["Different prompts", tally.prompts], ["Labelers with a name", tally.labelers]]
     return [[str(cell) for cell in row] for row in rows]

@@ -151,9 +151,10 @@ def _of_ranking(judgement: Judgement) -> Iterator[tuple[str, Row]]:
     yield RANKED, row
     by_text = {reply.text.strip(): reply for reply in reversed(judgement.replies)}
     ranked = read_ranked(row)
+    group = group_id(ranked)
     for pair in ranked_to_pairs(row):
         chosen, rejected = (by_text[_said(pair[side])] for side in ("chosen", "rejected"))
-        yield PREFERENCE, _pair(judgement, chosen, rejected) | {"group_id": group_id(ranked)}
+        yield PREFERENCE, _pair(judgement, chosen, rejected) | {"group_id": group}
     for label in labels_of(ranked, pairs="all"):
         reply = by_text[_said(label["completion"])]
         yield UNPAIRED, _answer(judgement, reply, label=label["label"])

@@ -65,10 +65,13 @@ def leaderboard(judgements: Sequence[Judgement]) -> Board:
     another one. Skipped battles count nowhere, and "both bad" counts as a tie.
     """
     used = [j for j in judgements if j.verdict != SKIP]
-    keys = list(dict.fromkeys(_key(r, j) for j in used for r in j.replies))
+    prompts = [json.dumps(j.prompt, sort_keys=True) for j in used]
+    players = [tuple(_key(r, j) for r in j.replies) for j in used]
+    keys = list(dict.fromkeys(key for each in players for key in each))
     index = {key: i for i, key in enumerate(keys)}
     orders = [
-        Order(tuple(index[_key(r, j)] for r in j.replies), _ranks(j), _prompt(j)) for j in used
+        Order(tuple(index[key] for key in each), _ranks(j), prompt)
+        for j, each, prompt in zip(used, players, prompts, strict=True)
     ]
     orders = [order for order in orders if len(set(order.players)) > 1]
     wins, seen = pair_table(orders, len(keys))
@@ -82,7 +85,7 @@ def leaderboard(judgements: Sequence[Judgement]) -> Board:
         tuple(standings[i] for i in by_rating),
         wins[np.ix_(order, order)],
         seen[np.ix_(order, order)],
-        agreement(_units(used)),
+        agreement(_units(used, prompts)),
         len(judgements),
         len(judgements) - len(used),
     )
@@ -92,7 +95,11 @@ def _standings(
     orders: Sequence[Order], names: Sequence[str], seen: NDArray[np.int64]
 ) -> list[Standing]:
     counted = Counter(i for order in orders for i in set(order.players))
-    prompts = [len({o.prompt for o in orders if i in o.players}) for i in range(len(names))]
+    asked: list[set[Hashable]] = [set() for _ in names]
+    for order in orders:
+        for i in order.players:
+            asked[i].add(order.prompt)
+    prompts = [len(each) for each in asked]
     rated = _compared(seen)
     lacks = []
     for i in range(len(names)):
@@ -147,10 +154,6 @@ def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
     ]
 
 
-def _prompt(judgement: Judgement) -> str:
-    return json.dumps(judgement.prompt, sort_keys=True)
-
-
 def _ranks(judgement: Judgement) -> tuple[int, ...]:
     if judgement.kind == BATTLE:
         return BATTLE_RANKS[str(judgement.verdict)]
@@ -158,12 +161,12 @@ def _ranks(judgement: Judgement) -> tuple[int, ...]:
     return judgement.ranks
 
 
-def _units(judgements: Sequence[Judgement]) -> dict[Hashable, list[str]]:
+def _units(judgements: Sequence[Judgement], prompts: Sequence[str]) -> dict[Hashable, list[str]]:
     """(prompt, two checkpoints) -> what each named labeler said last of the two."""
     last: dict[Hashable, dict[str, str]] = {}
-    for j in judgements:
+    for j, prompt in zip(judgements, prompts, strict=True):
         for pair, said in _of_pairs(j) if j.labeler else ():
-            last.setdefault((_prompt(j), *pair), {})[j.labeler] = said
+            last.setdefault((prompt, *pair), {})[j.labeler] = said
     return {unit: list(said.values()) for unit, said in last.items()}
 
 

@@ -8,6 +8,7 @@ are half a win for each. A normal prior on θ keeps the strength of one who neve
 Bradley & Terry 1952; Plackett 1975; Caron & Doucet 2012, arXiv:1011.1761 (with a prior).
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Hashable, Sequence
@@ -23,6 +24,7 @@ POINTS = 400 / math.log(10)  # per nat, Elo's scale: 400 points are odds of 10 t
 MIDDLE = 1000.0  # where the mean checkpoint is
 RESAMPLES = 300
 MAX_STEPS = 100
+NEAR = 1e-8  # nats of log-posterior that a Newton step would gain
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,14 @@ def collect(orders: Sequence[Order], players: int) -> Votes:
     sets: dict[tuple[int, ...], int] = {}
     terms: dict[tuple[int, int], float] = {}
     wins: dict[tuple[int, int], float] = {}
+    drawn = functools.cache(_draws)  # most judgements are one of few battles
     for order in orders:
         if len(set(order.players)) < 2:  # a checkpoint against itself says nothing of its strength
             continue
         prompt = prompts.setdefault(order.prompt, len(prompts))
         for winner in order.players:
             wins[prompt, winner] = wins.get((prompt, winner), 0.0) + 1.0
-        for members, weight in _draws(order):
+        for members, weight in drawn(order.players, order.ranks):
             key = prompt, sets.setdefault(members, len(sets))
             terms[key] = terms.get(key, 0.0) + weight
     table = np.zeros((len(prompts), players))
@@ -89,15 +92,15 @@ def collect(orders: Sequence[Order], players: int) -> Votes:
     )
 
 
-def _draws(order: Order) -> list[tuple[tuple[int, ...], float]]:
+def _draws(players: tuple[int, ...], ranks: tuple[int, ...]) -> list[tuple[tuple[int, ...], float]]:
     """The sets that an order's answers were drawn from, best first, each with its weight.
 
     Of m tied answers all m! orders count alike, so before the (t+1)-th of them is drawn every
     choice of t of them may be gone: C(m, t) sets of weight 1 / C(m, t).
     """
     found: list[tuple[tuple[int, ...], float]] = []
-    for rank in sorted(set(order.ranks)):
-        both = list(zip(order.players, order.ranks, strict=True))
+    both = list(zip(players, ranks, strict=True))
+    for rank in sorted(set(ranks)):
         tied = [p for p, r in both if r == rank]
         worse = [p for p, r in both if r > rank]
         for gone in range(len(tied)):
@@ -106,30 +109,39 @@ def _draws(order: Order) -> list[tuple[tuple[int, ...], float]]:
     return found
 
 
-def strengths(votes: Votes, *, prior_sd: float = PRIOR_SD, times: Floats | None = None) -> Floats:
+def strengths(
+    votes: Votes,
+    *,
+    prior_sd: float = PRIOR_SD,
+    times: Floats | None = None,
+    start: Floats | None = None,
+) -> Floats:
     """The most probable strengths `(N,)` in nats, their mean 0.
 
     Args:
         prior_sd: of the normal prior, nats.
         times: `(P,)`, how often each prompt counts; once by default.
+        start: `(N,)`, strengths near those looked for, to be there sooner.
 
     By Newton's method: the log-posterior is strictly concave.
     """
     wins, weights = votes.drawn(np.ones(len(votes.wins)) if times is None else times)
-    theta = np.zeros(votes.counts.shape[1])
+    counts, weights = votes.counts[weights > 0], weights[weights > 0]
+    theta = np.zeros(counts.shape[1]) if start is None else start
     precision = prior_sd**-2
-    value = _log_posterior(theta, wins, weights, votes.counts, precision)
+    value = _log_posterior(theta, wins, weights, counts, precision)
     for _ in range(MAX_STEPS):
-        share = votes.counts * np.exp(theta - theta.max())
+        share = counts * np.exp(theta - theta.max())
         share /= share.sum(1, keepdims=True)
         drawn = weights @ share  # how often each is expected to be drawn
         slope = wins - drawn - precision * theta
-        if np.abs(slope).max(initial=0.0) < 1e-9 * (1 + weights.sum()):
-            break
         curve = np.diag(drawn + precision) - (share * weights[:, None]).T @ share
         step = np.linalg.solve(curve, slope)
+        if slope @ step < NEAR:  # within √NEAR posterior deviations; this step lands on the top
+            theta = theta + step
+            break
         for _ in range(40):  # a full step may overshoot far from the top
-            tried = _log_posterior(theta + step, wins, weights, votes.counts, precision)
+            tried = _log_posterior(theta + step, wins, weights, counts, precision)
             if tried >= value:
                 break
             step /= 2
@@ -155,10 +167,11 @@ def intervals(
     are not independent. Percentiles.
     """
     rng, p = np.random.default_rng(seed), len(votes.wins)
-    found = [
-        strengths(votes, prior_sd=prior_sd, times=rng.multinomial(p, [1 / p] * p).astype(float))
-        for _ in range(resamples)
-    ]
+    whole = strengths(votes, prior_sd=prior_sd)
+    found = []
+    for _ in range(resamples):
+        times = rng.multinomial(p, [1 / p] * p).astype(float)
+        found.append(strengths(votes, prior_sd=prior_sd, times=times, start=whole))
     ends: Floats = np.quantile(found, (0.025, 0.975), axis=0).T
     return ends
 

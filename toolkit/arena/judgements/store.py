@@ -4,9 +4,9 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,25 @@ CREATE TABLE judgements (
     CHECK ((kind = 'battle') = (verdict IS NOT NULL) AND (kind = 'ranking') = (ranks IS NOT NULL))
 ) STRICT
 """
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many judgements there are: battles by verdict, rankings, and answers in these.
+
+    `prompts` are different ones, `labelers` those with a name.
+    """
+
+    verdicts: Mapping[str, int]
+    rankings: int
+    ranked: int
+    prompts: int
+    labelers: int
+
+    @property
+    def judgements(self) -> int:
+        """All of them."""
+        return sum(self.verdicts.values()) + self.rankings
 
 
 class Store:
@@ -118,6 +137,21 @@ class Store:
             return 0
         with self._connection() as db:
             return int(db.execute("SELECT count(*) FROM judgements").fetchone()[0])
+
+    def tally(self) -> Tally:
+        """How many there are of what, without reading them all."""
+        if self._nothing_there:
+            return Tally({}, 0, 0, 0, 0)
+        with self._connection() as db:
+            verdicts = db.execute(
+                "SELECT verdict, count(*) FROM judgements WHERE kind = 'battle' GROUP BY verdict"
+            ).fetchall()
+            ranks = db.execute("SELECT ranks FROM judgements WHERE kind = 'ranking'").fetchall()
+            prompts, labelers = db.execute(
+                "SELECT count(DISTINCT prompt), count(DISTINCT nullif(labeler, '')) FROM judgements"
+            ).fetchone()
+        ranked = sum(len(json.loads(row[0])) for row in ranks)
+        return Tally({v: n for v, n in verdicts}, len(ranks), ranked, prompts, labelers)
 
     @property
     def _nothing_there(self) -> bool:

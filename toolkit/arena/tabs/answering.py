@@ -71,7 +71,7 @@ class Visitors:
     ) -> Iterator[list[Any]]:
         """Updates of chat, prompt and all columns: once with all parts, then of what grows."""
         temperature, tokens, top_k, top_p, beams, seed = settings
-        if not checkpoints and not self.workbench.ready:  # asked before the page had its lists
+        if not checkpoints and reward is None:  # asked before the page had its lists
             catalog = self.workbench.refresh()
             checkpoints = checkpoint_choices(catalog).chosen
             reward = reward_choices(catalog).chosen[0]

@@ -10,10 +10,10 @@ from toolkit.arena.judgements.explained import ARENA, VERDICT_WORDS, revealed
 from toolkit.arena.judgements.judgement import BOTH_BAD, SKIP, TIE, A, B
 from toolkit.arena.tabs.parts import (
     about_labeler,
+    chosen_pool,
     page_error,
     pool_list,
     prompt_box,
-    refreshed_pool,
     sampling,
     status_box,
 )
@@ -44,9 +44,8 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
                     "Start a battle (Ctrl+Enter)", variant="primary", elem_id="arena-start"
                 )
         with gr.Column(scale=2, min_width=320):
-            pool = pool_list(
-                workbench, "Two of them are drawn for each battle. Choose two or more."
-            )
+            info = "Two of them are drawn for each battle. Choose two or more."
+            pool = pool_list(page, workbench, info)
             temperature, tokens = sampling()
     with gr.Row(equal_height=False):
         answers = [_answer("A"), _answer("B")]
@@ -65,7 +64,8 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
     def begin(*asked: Any) -> Iterator[list[Any]]:
         try:
             question, chosen, heat, length = asked
-            for shown in battles.battle(question, chosen, temperature=heat, max_new_tokens=length):
+            among = chosen_pool(workbench, chosen)
+            for shown in battles.battle(question, among, temperature=heat, max_new_tokens=length):
                 if not shown.id:
                     said = f"{shown.done} of {shown.wanted} answers are ready…"
                     yield ["", "", "", said, *pressable(False)]
@@ -102,7 +102,6 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
             concurrency_limit=4,
         )
     draw.click(lambda: secrets.choice(drawn_from), None, prompt, api_name="draw_prompt")
-    page.load(lambda c: refreshed_pool(workbench, c), pool, pool, api_visibility="private")
 
 
 def _answer(side: str) -> gr.Textbox:

@@ -34,7 +34,7 @@ TOKENS = [
 TOKEN_WIDTHS = [
     f"max({pixels}px, {share}%)"
     for pixels, share in zip(
-        (48, 110, 80, 120, 70, 90, 150, 170), (5, 15, 10, 14, 8, 11, 18, 19), strict=True
+        (48, 110, 90, 120, 90, 100, 150, 170), (5, 15, 10, 14, 8, 11, 18, 19), strict=True
     )
 ]
 PLACE = ["Policy", "p", "Reference", "p_ref"]
@@ -90,12 +90,15 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
         """The last turn's answer of a checkpoint, where it has one."""
         catalog = workbench.catalog
         answers = chat.turns[-1].answers if chat.turns else {}
-        chosen = name if name in answers else next(reversed(answers), name)
         models = checkpoint_choices(catalog)
         known = [i for _, i in models.choices]
+        last = next(reversed(answers), models.chosen[-1])  # the one trained furthest
+        chosen = name if name in (answers or known) else last
         said = answers.get(chosen)
         return [
-            gr.update(choices=models.choices, value=chosen if chosen in known else known[0]),
+            gr.update(
+                choices=models.choices, value=chosen if chosen in known else models.chosen[-1]
+            ),
             gr.update(choices=models.choices, value=_beside(chosen, list(answers), known)),
             chat.last_prompt if said else gr.skip(),
             said.text if said else gr.skip(),
@@ -127,7 +130,7 @@ def _question(workbench: "Workbench") -> tuple[Any, ...]:
     models = checkpoint_choices(workbench.catalog)
     checkpoint = gr.Dropdown(
         models.choices,
-        value=models.chosen[-1],
+        value=models.chosen[-1] if workbench.ready else None,
         label="Checkpoint",
         info="Whose answer it is; it is read against the SFT model that its training began with.",
     )

@@ -8,7 +8,8 @@ import gradio as gr
 from toolkit.arena.answering import request as limits
 from toolkit.arena.answering.chat import Chat
 from toolkit.arena.answering.request import MAX_COLUMNS, MAX_PROMPT_CHARACTERS
-from toolkit.arena.choices import checkpoint_choices, reward_choices
+from toolkit.arena.catalog import Catalog
+from toolkit.arena.choices import PAGE_LOOKS_APART, checkpoint_choices, reward_choices
 from toolkit.arena.tabs.answering import PARTS, Visitors, again, anew, further
 from toolkit.arena.tabs.parts import heat_and_length
 from toolkit.arena.web.bubbles import PROMPT, QUESTION
@@ -60,10 +61,12 @@ def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
     def looked(chosen: list[str] | None, scorer: str | None) -> Iterator[list[Any]]:
         if not workbench.ready:
             yield [gr.update(value=LOADING, visible=True), *(gr.skip() for _ in lists[1:])]
-        yield refresh(chosen, scorer)
+        yield lists_of(workbench.refresh(unless_within=PAGE_LOOKS_APART), chosen, scorer)
 
     def refresh(chosen: list[str] | None, scorer: str | None) -> list[Any]:
-        catalog = workbench.refresh()
+        return lists_of(workbench.refresh(), chosen, scorer)
+
+    def lists_of(catalog: Catalog, chosen: list[str] | None, scorer: str | None) -> list[Any]:
         models = checkpoint_choices(catalog, chosen or [])
         rewards = reward_choices(catalog, scorer)
         title = f"Runs that cannot be used ({len(catalog.broken)})"
@@ -128,7 +131,7 @@ def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button
     )
     reward = gr.Dropdown(
         rewards.choices,
-        value=rewards.chosen[0],
+        value=rewards.chosen[0] if workbench.ready else None,
         label="Reward model",
         info="Gives each answer its score. Made by recipes/reward.py.",
     )

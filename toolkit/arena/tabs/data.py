@@ -1,5 +1,6 @@
 """The judgements as training data: counts, files to download, and the command that uses them."""
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,17 +46,16 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
 
     def refresh() -> list[Any]:
         try:
-            judgements = store.all()
+            tally = store.tally()
         except ToolkitError as error:
             raise page_error(error, store.path.parent) from error
-        return [gr.update(visible=not judgements), count_rows(judgements)]
+        return [gr.update(visible=not tally.judgements), count_rows(tally)]
 
     def write() -> list[Any]:
         folder = store.path.parent / FOLDER
         try:
             made = export(store.all())
-            made.write(folder)
-            written = made.write(Path(downloads.name))
+            written = [shutil.copy(file, downloads.name) for file in made.write(folder)]
         except OSError as error:
             problem = DatasetError(f"{folder.name}: cannot be written ({error.strerror})")
             raise page_error(problem, store.path.parent) from error
@@ -72,7 +72,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
         return [
             *refresh(),
             _summary(made, folder),
-            [str(file) for file in written] or None,
+            written or None,
             *(_line(lines, recipe, made) for recipe in ("reward", "dpo")),
         ]
 
@@ -85,8 +85,8 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
 
 def _command(recipe: str, makes: str) -> gr.Textbox:
     return gr.Textbox(
-        label=f"Command that trains {makes} on it",
-        info=f"Runs recipes/{recipe}.py; start it in the project's folder.",
+        label=f"Command for {makes}",
+        info=f"Runs recipes/{recipe}.py on the file; start it in the project's folder.",
         placeholder="Stands here after an export.",
         lines=3,
         max_lines=8,

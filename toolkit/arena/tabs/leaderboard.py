@@ -29,10 +29,10 @@ WIDTHS = [
 HEADERS = ["#", "Checkpoint", "Rating", "95 % interval", "Votes", "Prompts"]
 
 
-def leaderboard_tab(page: gr.Blocks, tab: gr.Tab, store: "Store") -> None:
-    """The tab's contents, worked out again when `tab` is opened and there are new judgements."""
+def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
+    """The tab's contents, worked out when `tab` is opened and there are new judgements."""
     gr.Markdown(LEADERBOARD)
-    empty = gr.Markdown(NO_VOTES, visible=True)
+    empty = gr.Markdown(NO_VOTES, visible=False)
     look = gr.Button("Count again", size="sm")
     with gr.Column(visible=False) as results:
         table = gr.Dataframe(
@@ -76,8 +76,7 @@ def leaderboard_tab(page: gr.Blocks, tab: gr.Tab, store: "Store") -> None:
 
     outputs = [empty, results, table, plot, pairs, agreement]
     look.click(refresh, None, outputs, api_name="leaderboard")
-    tab.select(refresh, None, outputs, api_visibility="private", show_progress="hidden")
-    page.load(refresh, None, outputs, api_visibility="private", show_progress="hidden")
+    tab.select(refresh, None, outputs, api_visibility="private", show_progress="minimal")
 
 
 class _Counted:

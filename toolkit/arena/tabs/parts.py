@@ -1,6 +1,7 @@
 """Parts that the tabs about judgements share."""
 
 import html
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,9 @@ import gradio as gr
 
 from toolkit.arena.answering import request as limits
 from toolkit.arena.catalog import tidy
-from toolkit.arena.choices import checkpoint_choices
+from toolkit.arena.choices import PAGE_LOOKS_APART, checkpoint_choices
 from toolkit.arena.judgements.judgement import MAX_LABELER, MAX_REASON
+from toolkit.arena.wording import LOADING, ONLY_THE_BASE
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
@@ -33,18 +35,44 @@ def prompt_box() -> gr.Textbox:
     )
 
 
-def pool_list(workbench: "Workbench", info: str) -> gr.Dropdown:
-    """The checkpoints that may be asked."""
-    found = checkpoint_choices(workbench.catalog)
-    return gr.Dropdown(
-        found.choices, value=found.chosen, multiselect=True, label="Checkpoints", info=info
+def pool_list(page: gr.Blocks, workbench: "Workbench", info: str) -> gr.Dropdown:
+    """The checkpoints that may be asked, as the runs folder is when the page is opened."""
+    said = gr.Markdown(ONLY_THE_BASE, visible=workbench.ready and workbench.catalog.empty)
+    models = checkpoint_choices(workbench.catalog)
+    pool = gr.Dropdown(
+        models.choices,
+        value=models.chosen if workbench.ready else [],
+        multiselect=True,
+        label="Checkpoints",
+        info=info,
     )
 
+    def looked(chosen: list[str] | None) -> Iterator[list[Any]]:
+        if not workbench.ready:
+            yield [gr.update(value=LOADING, visible=True), gr.skip()]
+        catalog = workbench.refresh(unless_within=PAGE_LOOKS_APART)
+        found = checkpoint_choices(catalog, chosen or [])
+        yield [
+            gr.update(value=ONLY_THE_BASE, visible=catalog.empty),
+            gr.update(choices=found.choices, value=found.chosen),
+        ]
 
-def refreshed_pool(workbench: "Workbench", chosen: list[str] | None) -> Any:
-    """The list as the runs folder is."""
-    found = checkpoint_choices(workbench.refresh(), chosen or [])
-    return gr.update(choices=found.choices, value=found.chosen)
+    page.load(
+        looked,
+        pool,
+        [said, pool],
+        api_visibility="private",
+        concurrency_limit=None,
+        show_progress="hidden",
+    )
+    return pool
+
+
+def chosen_pool(workbench: "Workbench", chosen: Any) -> Any:
+    """What a visitor chose; asked before the page had its lists, what is chosen in them at first."""
+    if chosen or workbench.ready:
+        return chosen
+    return checkpoint_choices(workbench.refresh()).chosen
 
 
 def sampling() -> tuple[gr.Slider, gr.Slider]:

@@ -11,10 +11,10 @@ from toolkit.arena.judgements.explained import RANK, revealed
 from toolkit.arena.judgements.judgement import FLAGS, LIKERT, parse_order
 from toolkit.arena.tabs.parts import (
     about_labeler,
+    chosen_pool,
     page_error,
     pool_list,
     prompt_box,
-    refreshed_pool,
     sampling,
     status_box,
 )
@@ -47,7 +47,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
                 stop = gr.Button("Stop", scale=0, min_width=100)
         with gr.Column(scale=2, min_width=320):
             info = "One or several; one alone gives several samples."
-            pool = pool_list(workbench, info)
+            pool = pool_list(page, workbench, info)
             many = gr.Slider(
                 MIN_ANSWERS,
                 MAX_ANSWERS,
@@ -70,8 +70,9 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
     def begin(*asked: Any) -> Iterator[list[Any]]:
         try:
             question, chosen, k, heat, length = asked
+            among = chosen_pool(workbench, chosen)
             for shown in battles.ranking(
-                question, chosen, k, temperature=heat, max_new_tokens=length
+                question, among, k, temperature=heat, max_new_tokens=length
             ):
                 if shown.id:
                     said = "Put the answers in order: drag them, or press their numbers, the best first."
@@ -113,7 +114,6 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
         concurrency_limit=4,
     )
     draw.click(lambda: secrets.choice(drawn_from), None, prompt, api_visibility="private")
-    page.load(lambda c: refreshed_pool(workbench, c), pool, pool, api_visibility="private")
 
 
 def _answers() -> list[tuple[Any, ...]]:

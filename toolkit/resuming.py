@@ -1,0 +1,41 @@
+"""The checkpoint that a run goes on from: the newest one that is whole, or the one that was named."""
+
+import json
+import os
+from pathlib import Path
+
+from toolkit.errors import CheckpointError
+from toolkit.runs import ADAPTER_FILES, checkpoints
+
+
+def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> str | None:
+    """The checkpoint to resume from.
+
+    Args:
+        run: the run's directory.
+        wanted: `resume_from_checkpoint` as the user wrote it: a path, true for the newest complete
+            checkpoint (none yet: start from the beginning), or nothing.
+
+    Raises: CheckpointError where a named checkpoint is missing or incomplete.
+    """
+    if not wanted or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() != "true":
+        reason = _incomplete(Path(str(wanted)))
+        if reason:
+            raise CheckpointError(f"{wanted}: cannot resume from it ({reason})")
+        return str(wanted)
+    complete = [f for f in checkpoints(Path(run)) if _incomplete(f) is None]
+    return str(complete[-1]) if complete else None
+
+
+def _incomplete(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from. transformers writes trainer_state.json last."""
+    for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt", "trainer_state.json"):
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return "trainer_state.json is cut short"
+    return None
