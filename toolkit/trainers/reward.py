@@ -15,9 +15,9 @@ from toolkit.models.adapters import read_adapter, write_adapter
 from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.generation import Prompt, encode_completion, encode_prompt
 from toolkit.models.heads import ScalarHead
-from toolkit.models.passes import by_length, collate
+from toolkit.models.passes import by_length, collate, scores
 from toolkit.models.peft_methods import NEEDS_LORA, build_peft_config
-from toolkit.trainers.ranking import last_scores
+from toolkit.trainers.ranking import score_layer
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -32,7 +32,8 @@ def scalar_adapter(
 ) -> PeftModel:
     """An adapter for a reward model, started from the parent's (the SFT adapter) where there is one.
 
-    The linear head starts with weights of std 1/√(d+1), as in Ziegler et al. 2019.
+    The linear head starts with weights of std 1/√(d+1), as in Ziegler et al. 2019, and is float32
+    on any base.
 
     Raises: CheckpointError if the parent is of another base or not LoRA; ConfigError without both
         a parent and `use_peft`.
@@ -60,7 +61,7 @@ def scalar_adapter(
                 f"{parent}: a reward model starts from LoRA weights alone, got {extra[0]}"
             )
         set_state(adapted, {k: v for k, v in own.items() if k not in weights} | weights)
-    head = _score_layer(adapted)
+    head = score_layer(adapted).float()  # PEFT copies it in the base's precision
     nn.init.normal_(head.weight, std=(head.weight.shape[1] + 1) ** -0.5)
     return adapted
 
@@ -123,8 +124,8 @@ def score_pairs(
 ) -> torch.Tensor:
     """Raw scores `(N,)` of token ids of prompts and completions; see `score_texts`."""
     prompts, completions = [p for p, _ in pairs], [c for _, c in pairs]
-    device = next(adapted.parameters()).device
-    found = torch.zeros(len(pairs), device=device)
+    head = _head(adapted)
+    found = torch.zeros(len(pairs), device=head.weight.device)
     adapted.eval()
     assert isinstance(tokenizer.pad_token_id, int)
     for index in by_length(prompts, completions, batch_size):
@@ -132,9 +133,9 @@ def score_pairs(
             [prompts[i] for i in index],
             [completions[i] for i in index],
             tokenizer.pad_token_id,
-            device,
+            head.weight.device,
         )
-        found[index] = last_scores(adapted, batch.input_ids, batch.attention)
+        found[index] = scores(adapted, head, batch)
     return found
 
 
@@ -157,11 +158,7 @@ def export(
     config.task_type, config.modules_to_save = "CAUSAL_LM", None
     write_adapter(folder, config, weights)
     save_fingerprint(folder, base_fingerprint)
-    layer = _score_layer(adapted)
-    head = ScalarHead(layer.weight.shape[1])
-    weight = scale * layer.weight.detach().float()
-    head.load_state_dict({"weight": weight, "bias": torch.tensor([bias])})
-    head.save(folder)
+    _head(adapted, bias=bias, scale=scale).save(folder)
 
 
 def restore(
@@ -171,8 +168,15 @@ def restore(
     adapted = scalar_adapter(base, base_fingerprint, parent=str(folder), model=model)
     weight = ScalarHead.load(folder).weight
     with torch.no_grad():
-        _score_layer(adapted).weight.copy_(weight)
+        score_layer(adapted).weight.copy_(weight)
     return adapted
+
+
+def widen(adapted: PeftModel) -> None:
+    """Make what was trained float32, as a role has it: on a 4-bit base TRL trains it in bfloat16."""
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def detach(adapted: PeftModel) -> PreTrainedModel:
@@ -182,9 +186,9 @@ def detach(adapted: PeftModel) -> PreTrainedModel:
     return base
 
 
-def _score_layer(adapted: PeftModel) -> nn.Linear:
-    """The trainable copy of the head that PEFT keeps."""
-    wrapper: Any = adapted.get_base_model().score
-    layer = wrapper.modules_to_save["default"]
-    assert isinstance(layer, nn.Linear)
-    return layer
+def _head(adapted: PeftModel, *, bias: float = 0.0, scale: float = 1.0) -> ScalarHead:
+    """The score layer as a role's head."""
+    weight = scale * score_layer(adapted).weight.detach().float()  # (1, d)
+    head = ScalarHead(weight.shape[1]).to(weight.device)
+    head.load_state_dict({"weight": weight, "bias": torch.tensor([bias])})
+    return head

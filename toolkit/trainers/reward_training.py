@@ -23,6 +23,7 @@ from toolkit.trainers.reward import (
     score_pairs,
     score_texts,
     tokenize_pairs,
+    widen,
 )
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Member:
         trainer.base_fingerprint = self.fingerprint
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
+        widen(self.adapted)
         notes: dict[str, Any] = {"steps": trainer.state.global_step}
         if comparisons.demonstrations:
             scores = score_texts(self.adapted, self.tokenizer, comparisons.demonstrations)
