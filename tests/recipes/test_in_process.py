@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.config import run_cli
-from toolkit.runs import ENSEMBLE, Run, reward_models
+from toolkit.evaluation import judge
+from toolkit.runs import ENSEMBLE, Run, require_adapter, reward_models
 
 WORLD = "recipes/configs/world"
 QUICK = {"logging_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 4}
@@ -78,6 +79,40 @@ def test_a_run_that_died_resumes_to_the_same_adapter(recipe, tiny_base, sft_run,
     for name, tensor in expected.items():
         assert (found[name] == tensor).all(), name
     assert [row["step"] for row in Run.load(run).metrics()] == logged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ensemble", [1, 2])
+def test_a_reward_model_that_cannot_be_judged_is_finished_all_the_same(
+    ensemble, tiny_base, sft_run, tmp_path, monkeypatch
+):
+    """Out of memory in judging costs the report and not the training; going on makes it good."""
+    options = STEPS | {"model_name_or_path": tiny_base, "parent": sft_run, "max_rows": 40}
+    options |= {"dataset_name": "world:comparisons", "ensemble": ensemble}
+    folder = tmp_path / "reward"
+
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "judge_scorer", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            call("reward", folder, **options)
+    made = folder if ensemble == 1 else folder / "member-0"
+    run = Run.load(made)
+    assert (run.state, run.results["judging"]) == ("finished", "failed, OutOfMemoryError: no room")
+    require_adapter(str(made), "reward_model")
+    trained = load_file(made / "adapter_model.safetensors")
+    call("reward", folder, resume_from_checkpoint=True, **options)
+    for part in [folder] if ensemble == 1 else reward_models(str(folder)):
+        run = Run.load(part)
+        assert run.state == "finished"
+        assert "judging" not in run.results
+        report = json.loads((run.path / "reward_report.json").read_text())
+        assert run.results["pairwise_accuracy"] == report["pairwise_accuracy"]
+    assert all(
+        (load_file(made / "adapter_model.safetensors")[k] == trained[k]).all() for k in trained
+    )
 
 
 @pytest.mark.slow

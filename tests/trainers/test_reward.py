@@ -16,9 +16,11 @@ from toolkit.evaluation.judge import score_rows
 from toolkit.models.adapters import read_adapter
 from toolkit.models.base import fingerprint, load_base, save_fingerprint
 from toolkit.models.generation import encode_completion, encode_prompt
+from toolkit.models.passes import scores
 from toolkit.models.roles import REWARD, Roles
+from toolkit.trainers import reward, reward_training
 from toolkit.trainers.ranking import RankingCollator, RankingTrainer, last_scores, score_layer
-from toolkit.trainers.reward import export, scalar_adapter, tokenize_pairs
+from toolkit.trainers.reward import export, scalar_adapter, score_texts, tokenize_pairs
 from toolkit.trainers.reward_training import Comparisons, Member
 
 ROWS = [
@@ -72,7 +74,7 @@ def test_exported_scores_are_those_of_training_and_average_zero(
         report_to=[],
         disable_tqdm=True,
     )
-    member = Member(base, tokenizer, found, config)
+    member = Member(base, tokenizer, found, config, most_tokens=0)
     member.train(data, training, RewardArguments(parent=str(sft_run)), resume=None)
     pairs = [(encode_prompt(tokenizer, p), encode_completion(tokenizer, p, c)) for p, c in ROWS]
     here = torch.tensor(member.score(pairs))
@@ -173,7 +175,6 @@ def test_it_starts_from_the_sft_adapter(model_config, sft_run, tokenizer, tmp_pa
         scalar_adapter(base, found, parent=str(sft_run), model=model_config),
         tmp_path / "out",
         found,
-        bias=0.0,
     )
     theirs, ours = read_adapter(sft_run)[1], read_adapter(tmp_path / "out")[1]
     assert theirs.keys() == ours.keys()
@@ -196,6 +197,79 @@ def test_pairs_end_at_eos_and_long_ones_are_counted(tokenizer, capsys):
         assert row["chosen_ids"][: len(start)] == start
     with pytest.raises(ConfigError, match="raise `max_length`"):
         tokenize_pairs(rows, tokenizer, max_length=2, place="train")
+
+
+def preferences(lengths):
+    """Rows whose rejected answers have about so many tokens."""
+    return Dataset.from_list(
+        [
+            {"prompt": p, "chosen": c, "rejected": [{"role": "assistant", "content": "x " * n}]}
+            for (p, c), n in zip(ROWS, lengths, strict=False)
+        ]
+    )
+
+
+def test_what_is_longer_than_max_length_is_not_scored_either(tokenizer, capsys):
+    splits = {"train": preferences((1, 2)), "test": preferences((400, 3, 2))}
+    long = (ROWS[0][0], [{"role": "assistant", "content": "x " * 400}])
+    asked = {"max_length": 64, "shuffle_pairs": False}
+    data = Comparisons.prepare(splits, tokenizer, [ROWS[0], long, ROWS[1]], **asked)
+    assert data.judged == [dict(splits["test"][i]) for i in (1, 2)]
+    assert data.demonstrations == [ROWS[0], ROWS[1]]
+    told = capsys.readouterr().out
+    assert "test: 1 of 3 pairs are longer than 64 tokens" in told
+    assert "demonstrations: 1 of 3 rows are longer than 64 tokens" in told
+    with pytest.raises(ConfigError, match=r"demonstrations: no row .* raise `max_length`"):
+        Comparisons.prepare(splits, tokenizer, [long], **asked)
+
+
+def test_a_training_batch_has_so_many_tokens_on_average():
+    rows = [{"ids": [[1] * 3, [1] * 5]}, {"ids": [[1] * 4, [1] * 6, [1] * 10]}]
+    data = Comparisons(Dataset.from_list(rows), None, [], [])
+    assert data.step_tokens(4) == 4 * (8 + 20) // 2
+
+
+@pytest.mark.parametrize("most", [1, 60, 100_000])
+def test_scoring_keeps_to_its_tokens_and_gives_the_same_scores(
+    most, model_config, sft_run, tokenizer, monkeypatch
+):
+    base, _ = load_base(model_config, scalar=True)
+    found = fingerprint(model_config, tokenizer)
+    adapted = scalar_adapter(base, found, parent=str(sft_run), model=model_config)
+    whole = score_texts(adapted, tokenizer, more_rows(), most_tokens=100_000)
+    seen = []
+
+    def watched(model, head, batch):
+        seen.append(batch.attention.sum(1).tolist())
+        return scores(model, head, batch)
+
+    monkeypatch.setattr(reward, "scores", watched)
+    again = score_texts(adapted, tokenizer, more_rows(), most_tokens=most)
+    assert torch.allclose(again, whole, atol=1e-5, rtol=0)
+    assert sum(map(len, seen)) == len(more_rows())
+    assert all(len(rows) == 1 or len(rows) * max(rows) <= most for rows in seen)
+    assert len(seen) == {1: 32, 100_000: 1}.get(most, len(seen))
+
+
+def test_the_adapter_is_written_before_anything_is_scored(
+    model_config, sft_run, tokenizer, tmp_path, monkeypatch
+):
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(reward_training, "score_texts", fails)
+    base, _ = load_base(model_config, scalar=True)
+    found = fingerprint(model_config, tokenizer)
+    data = Comparisons.prepare(
+        {"train": preferences((1, 2))}, tokenizer, ROWS, max_length=None, shuffle_pairs=False
+    )
+    training = RewardConfig(
+        output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False, max_steps=1, report_to=[]
+    )
+    member = Member(base, tokenizer, found, model_config, most_tokens=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        member.train(data, training, RewardArguments(parent=str(sft_run)), resume=None)
+    fresh_roles(model_config).attach(REWARD, tmp_path / "out", head=True)
 
 
 def test_without_parent_and_peft_it_says_what_to_set(model_config, tokenizer):

@@ -15,7 +15,7 @@ from toolkit.models.adapters import read_adapter, write_adapter
 from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.generation import Prompt, encode_completion, encode_prompt
 from toolkit.models.heads import ScalarHead
-from toolkit.models.passes import by_length, collate, scores
+from toolkit.models.passes import by_tokens, collate, scores
 from toolkit.models.peft_methods import NEEDS_LORA, build_peft_config
 from toolkit.trainers.ranking import score_layer
 
@@ -71,21 +71,24 @@ def tokenize_pairs(
 ) -> Dataset:
     """`chosen_ids` and `rejected_ids` as PPO will see them: prompt, completion, and EOS the last.
 
-    TRL's own tokenization keeps what a template writes after EOS, so that the reward would be read
-    at a token that no sampled completion has. Pairs longer than `max_length` tokens are left out,
-    and how many is said.
+    `number` says which of the rows it is. TRL's own tokenization keeps what a template writes after
+    EOS, so that the reward would be read at a token that no sampled completion has. Pairs longer
+    than `max_length` tokens are left out, and how many is said.
     """
 
-    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
+    def encode(row: dict[str, Any], number: int) -> dict[str, Any]:
         prompt = encode_prompt(tokenizer, row["prompt"])
-        return {
+        ids = {
             f"{side}_ids": prompt + encode_completion(tokenizer, row["prompt"], row[side])
             for side in ("chosen", "rejected")
         }
+        return ids | {"number": number}
 
     keep = {"margin", "group_id"} & set(rows.column_names)
     dropped = [name for name in rows.column_names if name not in keep]
-    encoded = rows.map(encode, remove_columns=dropped, desc=f"Tokenizing {place}")
+    encoded = rows.map(
+        encode, with_indices=True, remove_columns=dropped, desc=f"Tokenizing {place}"
+    )
     if max_length is None:
         return encoded
     short = encoded.filter(
@@ -99,19 +102,41 @@ def tokenize_pairs(
     return short
 
 
+def short_enough(
+    rows: list[tuple[Prompt, Prompt]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    place: str,
+) -> list[tuple[Prompt, Prompt]]:
+    """The (prompt, completion) rows of at most `max_length` tokens; how many are longer is said."""
+    if max_length is None or not rows:
+        return rows
+    short = []
+    for prompt, said in rows:
+        ids = encode_prompt(tokenizer, prompt) + encode_completion(tokenizer, prompt, said)
+        short += [(prompt, said)] if len(ids) <= max_length else []
+    if len(short) < len(rows):
+        left_out = len(rows) - len(short)
+        print(f"{place}: {left_out} of {len(rows)} rows are longer than {max_length} tokens")
+    if not short:
+        raise ConfigError(f"{place}: no row has at most {max_length} tokens; raise `max_length`")
+    return short
+
+
 def score_texts(
     adapted: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[tuple[Prompt, Prompt]],
     *,
-    batch_size: int = 64,
+    most_tokens: int,
 ) -> torch.Tensor:
     """Raw scores `(N,)` of (prompt, completion) rows, read at each completion's last token."""
     encoded = [
         (encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, said))
         for prompt, said in rows
     ]
-    return score_pairs(adapted, tokenizer, encoded, batch_size=batch_size)
+    return score_pairs(adapted, tokenizer, encoded, most_tokens=most_tokens)
 
 
 @torch.no_grad()
@@ -120,15 +145,15 @@ def score_pairs(
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[tuple[list[int], list[int]]],
     *,
-    batch_size: int = 64,
+    most_tokens: int,
 ) -> torch.Tensor:
-    """Raw scores `(N,)` of token ids of prompts and completions; see `score_texts`."""
+    """Raw scores `(N,)` of token ids of prompts and completions, so many tokens at a time."""
     prompts, completions = [p for p, _ in pairs], [c for _, c in pairs]
     head = _head(adapted)
     found = torch.zeros(len(pairs), device=head.weight.device)
     adapted.eval()
     assert isinstance(tokenizer.pad_token_id, int)
-    for index in by_length(prompts, completions, batch_size):
+    for index in by_tokens(prompts, completions, most_tokens):
         batch = collate(
             [prompts[i] for i in index],
             [completions[i] for i in index],
@@ -143,21 +168,23 @@ def export(
     adapted: PeftModel,
     folder: Path,
     base_fingerprint: dict[str, str],
-    *,
-    bias: float,
-    scale: float = 1.0,
 ) -> None:
-    """Write the adapter without its head as plain PEFT for the causal base, and the head beside it.
-
-    Args:
-        bias: added to every score; minus the demonstrations' mean makes them average 0.
-        scale: that scores are multiplied with before.
-    """
+    """Write the adapter without its head as plain PEFT for the causal base, and the head beside it."""
     weights = {k: v for k, v in get_peft_model_state_dict(adapted).items() if ".score." not in k}
     config: Any = adapted.peft_config["default"]
     config.task_type, config.modules_to_save = "CAUSAL_LM", None
     write_adapter(folder, config, weights)
     save_fingerprint(folder, base_fingerprint)
+    save_head(adapted, folder, bias=0.0)
+
+
+def save_head(adapted: PeftModel, folder: Path, *, bias: float, scale: float = 1.0) -> None:
+    """Write the score layer as a role's head.
+
+    Args:
+        bias: added to every score; minus the demonstrations' mean makes them average 0.
+        scale: that scores are multiplied with before.
+    """
     _head(adapted, bias=bias, scale=scale).save(folder)
 
 
