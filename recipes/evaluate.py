@@ -96,6 +96,7 @@ def main(args, model) -> Run:
                 demonstrations=[(row["prompt"], row["completion"]) for row in shown[:1000]],
                 labeler_agreement=_agreement(args.comparisons),
                 seed=args.seed,
+                batch_size=args.batch_size,
             )
         timings["report"] = round(time.monotonic() - began, 1)
         report = build(evaluation, reward_model=section, timings_s=timings)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from toolkit.config import run_cli
 from toolkit.evaluation import judge
+from toolkit.models.base import BASE_FILE
 from toolkit.runs import ENSEMBLE, Run, require_adapter, reward_models
 
 WORLD = "recipes/configs/world"
@@ -190,3 +191,37 @@ def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo
         max_rows=16,
     )
     assert [v for k, v in Run.load(ppo).parents.items() if k != "adapter"] == members
+
+
+@pytest.mark.slow
+def test_the_evaluation_judges_in_its_batches(
+    tiny_base, sft_run, reward_run, tmp_path, monkeypatch
+):
+    made = Run.start(tmp_path / "runs" / "sft", recipe="sft")
+    made.base = json.loads((sft_run / BASE_FILE).read_text())
+    shutil.copytree(sft_run, made.path, dirs_exist_ok=True)
+    made.finish()
+    data = tmp_path / "data"
+    data.mkdir()
+    pair = {"prompt": "Where?", "chosen": " Here.", "rejected": " No."}
+    (data / "test.jsonl").write_text(
+        json.dumps(pair) + "\n" + json.dumps(pair | {"prompt": "Who?"})
+    )
+    (data / "train.jsonl").write_text(json.dumps(pair | {"prompt": "When?"}))
+    seen = []
+    score = judge.score_ids
+
+    def watched(*given, **named):
+        seen.append(named["batch_size"])
+        return score(*given, **named)
+
+    monkeypatch.setattr(judge, "score_ids", watched)
+    options = {"runs": made.path, "reward_model": reward_run, "comparisons": data, "batch_size": 3}
+    options |= {"max_prompts": 2, "max_new_tokens": 4, "demonstrations": "world:demonstrations"}
+    evaluate = importlib.import_module("recipes.evaluate")
+    words = [w for name, value in options.items() for w in (f"--{name}", str(value))]
+    words += ["--model_name_or_path", str(tiny_base), "--output_dir", str(tmp_path / "report")]
+    assert run_cli(evaluate.main, evaluate.arguments(), words) == 0
+    assert set(seen) == {3}
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["reward_model"]["pairs"] == 2
