@@ -194,7 +194,7 @@ def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo
 
 
 @pytest.mark.slow
-def test_the_evaluation_judges_in_its_batches(
+def test_the_evaluation_judges_in_its_batches_and_reads_no_other_split(
     tiny_base, sft_run, reward_run, tmp_path, monkeypatch
 ):
     made = Run.start(tmp_path / "runs" / "sft", recipe="sft")
@@ -207,7 +207,7 @@ def test_the_evaluation_judges_in_its_batches(
     (data / "test.jsonl").write_text(
         json.dumps(pair) + "\n" + json.dumps(pair | {"prompt": "Who?"})
     )
-    (data / "train.jsonl").write_text(json.dumps(pair | {"prompt": "When?"}))
+    (data / "train.jsonl").write_text('{"prompt": 1, "chosen": 2, "rejected": 3}\n')  # unfit rows
     seen = []
     score = judge.score_ids
 

@@ -33,6 +33,7 @@ def load_splits(
     seed: int,
     texts: bool = False,
     folder: Path | None = None,
+    sample: int | None = None,
 ) -> Splits:
     """The rows of a recipe's dataset as "train" and, if there is one, "test".
 
@@ -46,6 +47,7 @@ def load_splits(
         seed: which prompts are held out, and which rows of a mixture are drawn.
         texts: whether rows of text without a prompt may come as they are, kind "text".
         folder: the run's directory, where rows that are dropped are written.
+        sample: of a larger split of a source, read only so many rows, drawn by the seed.
 
     Returns: datasets with the kind's columns. A line is printed on each source, with what was found
         in it, and one for each file of which rows were dropped.
@@ -56,7 +58,7 @@ def load_splits(
         raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
     check_source(script, mixture, data_args)
     sources = find_sources(script, mixture, data_args)
-    read = read_sources(sources, max_rows=data_args.max_rows, seed=seed)
+    read = read_sources(sources, max_rows=data_args.max_rows, seed=seed, sample=sample)
     formats = [_format(source, chunks) for source, chunks in zip(sources, read, strict=True)]
     wanted: Kind = "text" if texts and set(formats) == {"text"} else kind
     for source, format in zip(sources, formats, strict=True):
