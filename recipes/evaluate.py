@@ -59,7 +59,7 @@ def main(args, model) -> Run:
         prompts = [
             row["prompt"] for row in _rows(args.prompts, args.prompts_split, "prompt-only", args)
         ]
-        shown = _rows(args.demonstrations, "train", "prompt-completion", args)
+        shown = _demonstrations(args)
         pairs = _rows(args.comparisons, "test", "preference", args)
         base, tokenizer = load_base(
             model, parent=sources[sft].path, trust_remote_code=args.trust_remote_code
@@ -82,7 +82,7 @@ def main(args, model) -> Run:
             sampling=Sampling(args.max_new_tokens, args.temperature),
             sft=sft,
             rewards=names,
-            few_shot=[_as_texts(row) for row in shown[: args.few_shot]],
+            few_shot=[_as_texts(*row) for row in shown[: args.few_shot]],
             texts=held_out_texts(args.texts, tokenizer),
             batch_size=args.batch_size,
             generation_batch_size=args.generation_batch_size,
@@ -95,10 +95,11 @@ def main(args, model) -> Run:
                 roles,
                 tokenizer,
                 pairs,
-                demonstrations=[(row["prompt"], row["completion"]) for row in shown[:1000]],
+                demonstrations=shown,
                 labeler_agreement=_agreement(args.comparisons),
                 rewards=names,
                 seed=args.seed,
+                batch_size=args.batch_size,
             )
         timings["report"] = round(time.monotonic() - began, 1)
         report = build(evaluation, reward_model=section, timings_s=timings)
@@ -111,25 +112,35 @@ def main(args, model) -> Run:
 
 
 def _rows(name, split, kind, args):
-    """One split of a dataset as rows; nothing where no dataset is named."""
+    """One split of a dataset as rows, the others unread; nothing where no dataset is named."""
     if name is None:
         return []
     from trl import DatasetMixtureConfig, ScriptArguments
 
-    from toolkit.arguments import DataArguments
+    from toolkit.arguments import DataArguments, SourceArguments
     from toolkit.data.loading import load_splits
 
-    script = ScriptArguments(dataset_name=name)
+    only = [SourceArguments(dataset_name=name, split=split)]
+    asked = DataArguments(drop_bad_rows=args.drop_bad_rows, sources=only)
+    none = ScriptArguments(dataset_name=None)
+    return list(
+        load_splits(none, DatasetMixtureConfig(), asked, kind=kind, seed=args.seed)["train"]
+    )
+
+
+def _demonstrations(args):
+    """(prompt, completion), a sample by the seed; nothing where no dataset is named."""
+    if args.demonstrations is None:
+        return []
+    from toolkit.arguments import DataArguments
+    from toolkit.data.demonstrations import sample_demonstrations
+
     asked = DataArguments(drop_bad_rows=args.drop_bad_rows)
-    splits = load_splits(script, DatasetMixtureConfig(), asked, kind=kind, seed=args.seed)
-    if split not in splits:
-        raise ConfigError(f"evaluate: {name} has no split {split!r}, it has {', '.join(splits)}")
-    return list(splits[split])
+    return sample_demonstrations(args.demonstrations, asked, seed=args.seed)
 
 
-def _as_texts(row):
+def _as_texts(*sides):
     """A demonstration as (question, answer), whether it is text or messages."""
-    sides = (row["prompt"], row["completion"])
     return tuple(side if isinstance(side, str) else side[-1]["content"] for side in sides)
 
 

@@ -23,6 +23,8 @@ from toolkit.preflight.opening import opening, require_test_split
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import ENSEMBLE, Run, is_finished
 
+JUDGING = "judging"  # of a finished run's results, until its report is there
+
 
 def main(script, training, model, mixture, start) -> Run:
     configs = (script, training, model, mixture, start)
@@ -67,11 +69,13 @@ def main(script, training, model, mixture, start) -> Run:
             shuffle_pairs=start.shuffle_pairs,
         )
         preflight("reward", configs, tokenizer, data.train)
-        member = Member(base, tokenizer, run.base, model)
-        if single:
-            notes = member.train(data, training, start, resume=resume)
-            return run.finish(**notes, **_judge(Remembered(member.score), data, member, run))
-        return run.finish(**_train_members(run, member, data, configs))
+        tokens = data.step_tokens(training.per_device_train_batch_size)
+        member = Member(base, tokenizer, run.base, model, most_tokens=tokens)
+        if not single:
+            return run.finish(**_train_members(run, member, data, configs))
+        notes = member.train(data, training, start, resume=resume)
+        _finish_unjudged(run, notes, data)
+    return _judge(Remembered(member.score), data, member, run)
 
 
 def _train_members(run, member, data, configs):
@@ -89,9 +93,7 @@ def _train_members(run, member, data, configs):
         wanted = bool(training.resume_from_checkpoint)
         if wanted and is_finished(own.output_dir):
             member.restore(Path(own.output_dir))
-            members.append(Remembered(member.score))
-            if data.judged:
-                judge_scorer(members[-1], member.tokenizer, data.judged)
+            part = Run.load(own.output_dir)
         else:
             resume = last_checkpoint(own.output_dir, wanted)
             with Run.start(
@@ -104,27 +106,46 @@ def _train_members(run, member, data, configs):
                 part.base = run.base
                 if number:  # the first is what the recipe makes without an ensemble
                     set_seed(own.seed)
-                notes = member.train(data, own, start, resume=resume)
-                members.append(Remembered(member.score))
-                part.finish(**notes, **_judge(members[-1], data, member, part))
+                _finish_unjudged(part, member.train(data, own, start, resume=resume), data)
+        members.append(Remembered(member.score))
+        if JUDGING in part.results or not data.judged:
+            _judge(members[-1], data, member, part)
+        else:  # its report is written, but the ensemble's needs the scores
+            judge_scorer(members[-1], member.tokenizer, data.judged)
         member.release()
     if not data.judged:
         return {"members": len(members)}
     return write_reward_report(judge_ensemble(members, member.tokenizer, data.judged), run.path)
 
 
+def _finish_unjudged(run, notes, data):
+    """The reward model is whole, whatever comes of its judging."""
+    run.finish(**notes, **({JUDGING: "to come"} if data.judged else {}))
+
+
 def _judge(scorer, data, member, run):
-    """What the held-out comparisons say of the reward model, if there are any."""
+    """A finished run with what the held-out comparisons say of it, if there are any.
+
+    Where that fails the run stays finished and says so.
+    """
     from toolkit.evaluation.judge import judge_scorer
     from toolkit.evaluation.reward_report import write_reward_report
 
     if not data.judged:
         print("no held-out comparisons, so the reward model is not judged: set `test_split_size`")
-        return {}
-    section = judge_scorer(
-        scorer, member.tokenizer, data.judged, demonstrations=data.demonstrations
-    )
-    return write_reward_report(section, run.path)
+        return run
+    try:
+        section = judge_scorer(
+            scorer, member.tokenizer, data.judged, demonstrations=data.demonstrations
+        )
+        found = write_reward_report(section, run.path)
+    except BaseException as error:
+        run.results[JUDGING] = f"failed, {type(error).__name__}: {error}"
+        run.save()
+        print(f"{run.path}: the reward model is finished and can be used; judging it failed")
+        raise
+    del run.results[JUDGING]
+    return run.finish(**found)
 
 
 def arguments() -> tuple[type, ...]:

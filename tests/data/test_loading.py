@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
-from toolkit.arguments import DataArguments
+from toolkit.arguments import DataArguments, RewardArguments
 from toolkit.data import check_source, load_splits
+from toolkit.data.demonstrations import load_demonstrations
 from toolkit.data.splitting import hold_out
 from toolkit.errors import DatasetError
 
@@ -412,3 +413,25 @@ def test_importing_the_package_loads_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr.strip()) == ("[]", "")
+
+
+def test_demonstrations_are_a_sample_by_the_seed_and_no_other_split_is_read(tmp_path: Path) -> None:
+    rows = pairs(3000)
+    lines(tmp_path / "train.jsonl", rows)
+    (tmp_path / "test.jsonl").write_text("{not JSON\n", encoding="utf-8")
+
+    def drawn(seed: int, **options: Any) -> list[int]:
+        start = RewardArguments(demonstrations=str(tmp_path), **options)
+        found = load_demonstrations(start, seed=seed)
+        assert all(said == "a" + str(asked)[1:] for asked, said in found)
+        return [int(str(asked)[1:]) for asked, _ in found]
+
+    first = drawn(0)
+    assert len(first) == len(set(first)) == 1000
+    # of 3,000 numbers a thousand have a mean of 1500 with a standard error of 22
+    assert abs(sum(first) / 1000 - 1499.5) < 110
+    assert first == drawn(0)
+    assert first != drawn(1)
+    assert drawn(0, max_rows=5) == [0, 1, 2, 3, 4]
+    assert RewardArguments().demonstrations is None
+    assert load_demonstrations(RewardArguments(), seed=0) == []

@@ -9,7 +9,7 @@ from transformers import Gemma2Config, LlamaConfig, MistralConfig
 from toolkit.models import passes
 from toolkit.models.heads import ScalarHead
 from toolkit.models.packing import may_join, pack
-from toolkit.models.passes import collate, policy_pass, scores, state_values
+from toolkit.models.passes import by_tokens, collate, policy_pass, scores, state_values
 from toolkit.models.roles import POLICY
 
 PROMPTS = [[1, 20, 30, 40, 50, 60, 70, 80], [1, 25], [1, 33, 34], [1, 41, 42, 43]]
@@ -103,3 +103,10 @@ def test_packed_or_not_a_pass_says_the_same(ppo_roles, monkeypatch):
 )
 def test_models_with_masks_of_their_own_are_left_alone(config, expected):
     assert may_join(config) is expected
+
+
+def test_groups_by_tokens_count_padding_and_hold_every_row():
+    prompts, completions = [[1] * n for n in (2, 9, 1, 3, 30)], [[1]] * 5
+    groups = list(by_tokens(prompts, completions, 12))  # rows of 3, 10, 2, 4 and 31 tokens
+    assert groups == [[2, 0, 3], [1], [4]]
+    assert list(by_tokens([], [], 12)) == []

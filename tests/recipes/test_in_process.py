@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.config import run_cli
-from toolkit.runs import ENSEMBLE, Run, reward_models
+from toolkit.evaluation import judge
+from toolkit.models.base import BASE_FILE
+from toolkit.runs import ENSEMBLE, Run, require_adapter, reward_models
 
 WORLD = "recipes/configs/world"
 QUICK = {"logging_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 4}
@@ -85,6 +87,40 @@ def test_a_run_that_died_resumes_to_the_same_adapter(
     for name, tensor in expected.items():
         assert (found[name] == tensor).all(), name
     assert [row["step"] for row in Run.load(run).metrics()] == logged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ensemble", [1, 2])
+def test_a_reward_model_that_cannot_be_judged_is_finished_all_the_same(
+    ensemble, tiny_base, sft_run, tmp_path, monkeypatch
+):
+    """Out of memory in judging costs the report and not the training; going on makes it good."""
+    options = STEPS | {"model_name_or_path": tiny_base, "parent": sft_run, "max_rows": 40}
+    options |= {"dataset_name": "world:comparisons", "ensemble": ensemble}
+    folder = tmp_path / "reward"
+
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "judge_scorer", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            call("reward", folder, **options)
+    made = folder if ensemble == 1 else folder / "member-0"
+    run = Run.load(made)
+    assert (run.state, run.results["judging"]) == ("finished", "failed, OutOfMemoryError: no room")
+    require_adapter(str(made), "reward_model")
+    trained = load_file(made / "adapter_model.safetensors")
+    call("reward", folder, resume_from_checkpoint=True, **options)
+    for part in [folder] if ensemble == 1 else reward_models(str(folder)):
+        run = Run.load(part)
+        assert run.state == "finished"
+        assert "judging" not in run.results
+        report = json.loads((run.path / "reward_report.json").read_text())
+        assert run.results["pairwise_accuracy"] == report["pairwise_accuracy"]
+    assert all(
+        (load_file(made / "adapter_model.safetensors")[k] == trained[k]).all() for k in trained
+    )
 
 
 @pytest.mark.slow
@@ -199,3 +235,37 @@ def test_ppo_by_python_functions_alone(tiny_base, sft_run, tmp_path, capsys):
     rows = Run.load(folder).metrics()
     assert any(row.get("rewards/brief/mean", 0) < 0 for row in rows)
     assert Run.load(folder).state == "finished"
+
+
+@pytest.mark.slow
+def test_the_evaluation_judges_in_its_batches_and_reads_no_other_split(
+    tiny_base, sft_run, reward_run, tmp_path, monkeypatch
+):
+    made = Run.start(tmp_path / "runs" / "sft", recipe="sft")
+    made.base = json.loads((sft_run / BASE_FILE).read_text())
+    shutil.copytree(sft_run, made.path, dirs_exist_ok=True)
+    made.finish()
+    data = tmp_path / "data"
+    data.mkdir()
+    pair = {"prompt": "Where?", "chosen": " Here.", "rejected": " No."}
+    (data / "test.jsonl").write_text(
+        json.dumps(pair) + "\n" + json.dumps(pair | {"prompt": "Who?"})
+    )
+    (data / "train.jsonl").write_text('{"prompt": 1, "chosen": 2, "rejected": 3}\n')  # unfit rows
+    seen = []
+    score = judge.score_ids
+
+    def watched(*given, **named):
+        seen.append(named["batch_size"])
+        return score(*given, **named)
+
+    monkeypatch.setattr(judge, "score_ids", watched)
+    options = {"runs": made.path, "reward_model": reward_run, "comparisons": data, "batch_size": 3}
+    options |= {"max_prompts": 2, "max_new_tokens": 4, "demonstrations": "world:demonstrations"}
+    evaluate = importlib.import_module("recipes.evaluate")
+    words = [w for name, value in options.items() for w in (f"--{name}", str(value))]
+    words += ["--model_name_or_path", str(tiny_base), "--output_dir", str(tmp_path / "report")]
+    assert run_cli(evaluate.main, evaluate.arguments(), words) == 0
+    assert set(seen) == {3}
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["reward_model"]["pairs"] == 2

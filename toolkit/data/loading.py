@@ -33,6 +33,7 @@ def load_splits(
     seed: int,
     texts: bool = False,
     folder: Path | None = None,
+    sample: int | None = None,
 ) -> Splits:
     """The rows of a recipe's dataset as "train" and, if there is one, "test".
 
@@ -46,6 +47,7 @@ def load_splits(
         seed: which prompts are held out, and which rows of a mixture are drawn.
         texts: whether rows of text without a prompt may come as they are, kind "text".
         folder: the run's directory, where rows that are dropped are written.
+        sample: of a larger split of a source, read only so many rows, drawn by the seed.
 
     Returns: datasets with the kind's columns; with `script.dataset_streaming` of the first thousand
         rows of each split, the others being `toolkit.data.streaming`'s to read. A line is printed on
@@ -60,7 +62,7 @@ def load_splits(
     most = data_args.max_rows
     if script.dataset_streaming:
         most = min(most or STREAM_HEAD, STREAM_HEAD)
-    read = read_sources(sources, max_rows=most, seed=seed)
+    read = read_sources(sources, max_rows=most, seed=seed, sample=sample)
     formats = [_format(source, chunks) for source, chunks in zip(sources, read, strict=True)]
     wanted: Kind = "text" if texts and set(formats) == {"text"} else kind
     for source, format in zip(sources, formats, strict=True):

@@ -27,19 +27,25 @@ class Chunk:
 
 
 def read_sources(
-    sources: Sequence[Source], *, max_rows: int | None, seed: int
+    sources: Sequence[Source], *, max_rows: int | None, seed: int, sample: int | None = None
 ) -> list[dict[str, list[Chunk]]]:
     """The rows of each source, by split.
 
     Args:
         sources: with `fraction` set on all of them or on none.
         max_rows: take only the first of each split of each source.
-        seed: which rows are drawn where there are fractions.
+        seed: which rows are drawn where there are fractions, or a sample.
+        sample: of a split that has more rows, draw so many of them.
 
     Raises: DatasetError where `columns` does not fit, or only some sources have a fraction.
     """
     read = [
-        {split: _read(source, parts, max_rows) for split, parts in source.splits.items()}
+        {
+            split: _sampled(
+                _read(source, parts, max_rows), sample, f"{seed} {split} {source.place}"
+            )
+            for split, parts in source.splits.items()
+        }
         for source in sources
     ]
     if all(source.fraction is None for source in sources):
@@ -107,6 +113,12 @@ def _rename(chunks: list[Chunk], columns: Mapping[str, str], *, place: str) -> l
 def renamed(row: Any, columns: Mapping[str, str]) -> Any:
     """A row with its columns under the names that `columns` gives them."""
     return {columns.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row
+
+
+def _sampled(chunks: list[Chunk], sample: int | None, seed: str) -> list[Chunk]:
+    if sample is None or sum(len(chunk.rows) for chunk in chunks) <= sample:
+        return chunks
+    return _draw(chunks, sample, random.Random(seed))
 
 
 def _draw(chunks: list[Chunk], count: int, rng: random.Random) -> list[Chunk]:

@@ -62,6 +62,24 @@ def by_length(
         yield order[start : start + size]
 
 
+def by_tokens(
+    prompts: list[list[int]], completions: list[list[int]], most_tokens: int
+) -> Iterator[list[int]]:
+    """Row numbers in groups of at most `most_tokens`, padding counted, rows of similar length together.
+
+    A row that is longer is a group of its own.
+    """
+    sizes = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    group: list[int] = []
+    for row in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if group and (len(group) + 1) * sizes[row] > most_tokens:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
 @dataclass(frozen=True)
 class PolicyPass:
     """What one pass of a policy's trunk gives.

@@ -101,8 +101,13 @@ def ranking_loss(
 class RankingTrainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
     """TRL's RewardTrainer on rows of `group_comparisons`; a batch counts prompts, not pairs.
 
-    The score is read at the last token that is attended to, so pad may equal EOS.
+    The score is read at the last token that is attended to, so pad may equal EOS. The score layer is
+    trained in float32, also where TRL casts all that is trained to bfloat16 (on a 4-bit base).
     """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        score_layer(self.model).float()
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
@@ -161,6 +166,13 @@ def last_scores(adapted: Any, input_ids: Tensor, attention: Tensor) -> Tensor:
     steps = torch.arange(hidden.shape[1], device=hidden.device)
     last = (attention.long() * steps).amax(-1)
     at_end = hidden[torch.arange(len(last), device=hidden.device), last]  # (N, d)
-    weight = classifier.score.modules_to_save["default"].weight
-    found: Tensor = classifier.score(at_end.to(weight.dtype)).squeeze(-1).float()
+    with torch.autocast(hidden.device.type, enabled=False):  # as `ScalarHead` computes it
+        found: Tensor = score_layer(adapted)(at_end.float()).squeeze(-1)
     return found
+
+
+def score_layer(adapted: Any) -> nn.Linear:
+    """The trainable copy of the head that PEFT keeps."""
+    layer = adapted.get_base_model().score.modules_to_save["default"]
+    assert isinstance(layer, nn.Linear)
+    return layer

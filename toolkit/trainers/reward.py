@@ -15,9 +15,9 @@ from toolkit.models.adapters import read_adapter, write_adapter
 from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.generation import Prompt, encode_completion, encode_prompt
 from toolkit.models.heads import ScalarHead
-from toolkit.models.passes import by_length, collate
+from toolkit.models.passes import by_tokens, collate, scores
 from toolkit.models.peft_methods import NEEDS_LORA, build_peft_config
-from toolkit.trainers.ranking import last_scores
+from toolkit.trainers.ranking import score_layer
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -32,7 +32,8 @@ def scalar_adapter(
 ) -> PeftModel:
     """An adapter for a reward model, started from the parent's (the SFT adapter) where there is one.
 
-    The linear head starts with weights of std 1/√(d+1), as in Ziegler et al. 2019.
+    The linear head starts with weights of std 1/√(d+1), as in Ziegler et al. 2019, and is float32
+    on any base.
 
     Raises: CheckpointError if the parent is of another base or not LoRA; ConfigError without both
         a parent and `use_peft`.
@@ -60,7 +61,7 @@ def scalar_adapter(
                 f"{parent}: a reward model starts from LoRA weights alone, got {extra[0]}"
             )
         set_state(adapted, {k: v for k, v in own.items() if k not in weights} | weights)
-    head = _score_layer(adapted)
+    head = score_layer(adapted).float()  # PEFT copies it in the base's precision
     nn.init.normal_(head.weight, std=(head.weight.shape[1] + 1) ** -0.5)
     return adapted
 
@@ -70,21 +71,24 @@ def tokenize_pairs(
 ) -> Dataset:
     """`chosen_ids` and `rejected_ids` as PPO will see them: prompt, completion, and EOS the last.
 
-    TRL's own tokenization keeps what a template writes after EOS, so that the reward would be read
-    at a token that no sampled completion has. Pairs longer than `max_length` tokens are left out,
-    and how many is said.
+    `number` says which of the rows it is. TRL's own tokenization keeps what a template writes after
+    EOS, so that the reward would be read at a token that no sampled completion has. Pairs longer
+    than `max_length` tokens are left out, and how many is said.
     """
 
-    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
+    def encode(row: dict[str, Any], number: int) -> dict[str, Any]:
         prompt = encode_prompt(tokenizer, row["prompt"])
-        return {
+        ids = {
             f"{side}_ids": prompt + encode_completion(tokenizer, row["prompt"], row[side])
             for side in ("chosen", "rejected")
         }
+        return ids | {"number": number}
 
     keep = {"margin", "group_id"} & set(rows.column_names)
     dropped = [name for name in rows.column_names if name not in keep]
-    encoded = rows.map(encode, remove_columns=dropped, desc=f"Tokenizing {place}")
+    encoded = rows.map(
+        encode, with_indices=True, remove_columns=dropped, desc=f"Tokenizing {place}"
+    )
     if max_length is None:
         return encoded
     short = encoded.filter(
@@ -98,19 +102,41 @@ def tokenize_pairs(
     return short
 
 
+def short_enough(
+    rows: list[tuple[Prompt, Prompt]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    place: str,
+) -> list[tuple[Prompt, Prompt]]:
+    """The (prompt, completion) rows of at most `max_length` tokens; how many are longer is said."""
+    if max_length is None or not rows:
+        return rows
+    short = []
+    for prompt, said in rows:
+        ids = encode_prompt(tokenizer, prompt) + encode_completion(tokenizer, prompt, said)
+        short += [(prompt, said)] if len(ids) <= max_length else []
+    if len(short) < len(rows):
+        left_out = len(rows) - len(short)
+        print(f"{place}: {left_out} of {len(rows)} rows are longer than {max_length} tokens")
+    if not short:
+        raise ConfigError(f"{place}: no row has at most {max_length} tokens; raise `max_length`")
+    return short
+
+
 def score_texts(
     adapted: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[tuple[Prompt, Prompt]],
     *,
-    batch_size: int = 64,
+    most_tokens: int,
 ) -> torch.Tensor:
     """Raw scores `(N,)` of (prompt, completion) rows, read at each completion's last token."""
     encoded = [
         (encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, said))
         for prompt, said in rows
     ]
-    return score_pairs(adapted, tokenizer, encoded, batch_size=batch_size)
+    return score_pairs(adapted, tokenizer, encoded, most_tokens=most_tokens)
 
 
 @torch.no_grad()
@@ -119,22 +145,22 @@ def score_pairs(
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[tuple[list[int], list[int]]],
     *,
-    batch_size: int = 64,
+    most_tokens: int,
 ) -> torch.Tensor:
-    """Raw scores `(N,)` of token ids of prompts and completions; see `score_texts`."""
+    """Raw scores `(N,)` of token ids of prompts and completions, so many tokens at a time."""
     prompts, completions = [p for p, _ in pairs], [c for _, c in pairs]
-    device = next(adapted.parameters()).device
-    found = torch.zeros(len(pairs), device=device)
+    head = _head(adapted)
+    found = torch.zeros(len(pairs), device=head.weight.device)
     adapted.eval()
     assert isinstance(tokenizer.pad_token_id, int)
-    for index in by_length(prompts, completions, batch_size):
+    for index in by_tokens(prompts, completions, most_tokens):
         batch = collate(
             [prompts[i] for i in index],
             [completions[i] for i in index],
             tokenizer.pad_token_id,
-            device,
+            head.weight.device,
         )
-        found[index] = last_scores(adapted, batch.input_ids, batch.attention)
+        found[index] = scores(adapted, head, batch)
     return found
 
 
@@ -142,26 +168,24 @@ def export(
     adapted: PeftModel,
     folder: Path,
     base_fingerprint: dict[str, str],
-    *,
-    bias: float,
-    scale: float = 1.0,
 ) -> None:
-    """Write the adapter without its head as plain PEFT for the causal base, and the head beside it.
-
-    Args:
-        bias: added to every score; minus the demonstrations' mean makes them average 0.
-        scale: that scores are multiplied with before.
-    """
+    """Write the adapter without its head as plain PEFT for the causal base, and the head beside it."""
     weights = {k: v for k, v in get_peft_model_state_dict(adapted).items() if ".score." not in k}
     config: Any = adapted.peft_config["default"]
     config.task_type, config.modules_to_save = "CAUSAL_LM", None
     write_adapter(folder, config, weights)
     save_fingerprint(folder, base_fingerprint)
-    layer = _score_layer(adapted)
-    head = ScalarHead(layer.weight.shape[1])
-    weight = scale * layer.weight.detach().float()
-    head.load_state_dict({"weight": weight, "bias": torch.tensor([bias])})
-    head.save(folder)
+    save_head(adapted, folder, bias=0.0)
+
+
+def save_head(adapted: PeftModel, folder: Path, *, bias: float, scale: float = 1.0) -> None:
+    """Write the score layer as a role's head.
+
+    Args:
+        bias: added to every score; minus the demonstrations' mean makes them average 0.
+        scale: that scores are multiplied with before.
+    """
+    _head(adapted, bias=bias, scale=scale).save(folder)
 
 
 def restore(
@@ -171,8 +195,15 @@ def restore(
     adapted = scalar_adapter(base, base_fingerprint, parent=str(folder), model=model)
     weight = ScalarHead.load(folder).weight
     with torch.no_grad():
-        _score_layer(adapted).weight.copy_(weight)
+        score_layer(adapted).weight.copy_(weight)
     return adapted
+
+
+def widen(adapted: PeftModel) -> None:
+    """Make what was trained float32, as a role has it: on a 4-bit base TRL trains it in bfloat16."""
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def detach(adapted: PeftModel) -> PreTrainedModel:
@@ -182,9 +213,9 @@ def detach(adapted: PeftModel) -> PreTrainedModel:
     return base
 
 
-def _score_layer(adapted: PeftModel) -> nn.Linear:
-    """The trainable copy of the head that PEFT keeps."""
-    wrapper: Any = adapted.get_base_model().score
-    layer = wrapper.modules_to_save["default"]
-    assert isinstance(layer, nn.Linear)
-    return layer
+def _head(adapted: PeftModel, *, bias: float = 0.0, scale: float = 1.0) -> ScalarHead:
+    """The score layer as a role's head."""
+    weight = scale * score_layer(adapted).weight.detach().float()  # (1, d)
+    head = ScalarHead(weight.shape[1]).to(weight.device)
+    head.load_state_dict({"weight": weight, "bias": torch.tensor([bias])})
+    return head
