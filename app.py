@@ -70,6 +70,7 @@ def _open(arguments: AppArguments) -> "Workbench":
     workbench = Workbench.open(
         arguments.model_name_or_path,
         arguments.runs,
+        revision=arguments.model_revision,
         load_in_4bit=arguments.load_in_4bit,
         load_in_8bit=arguments.load_in_8bit,
     )

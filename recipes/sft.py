@@ -9,7 +9,7 @@ Writes  the run's directory: the adapter, run.json, metrics.jsonl. Loss on the c
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import DataArguments
+from toolkit.arguments import SFTArguments
 from toolkit.config import run_cli
 from toolkit.data.loading import load_splits
 from toolkit.preflight.opening import opening, require_test_split
@@ -42,6 +42,7 @@ def main(script, training, model, mixture, start) -> Run:
             kind="prompt-completion",
             seed=training.seed,
             texts=True,
+            turns=start.turns,
             folder=run.path,
         )
         require_test_split(training, splits)
@@ -83,7 +84,7 @@ def arguments() -> tuple[type, ...]:
 
     from toolkit.models.arguments import ModelArguments
 
-    return ScriptArguments, SFTConfig, ModelArguments, DatasetMixtureConfig, DataArguments
+    return ScriptArguments, SFTConfig, ModelArguments, DatasetMixtureConfig, SFTArguments
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Strict parsing: what TRL lets through in silence is one clear line here."""
 
+from dataclasses import dataclass
+
 import pytest
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
@@ -94,6 +96,46 @@ def test_a_machine_without_gpu_needs_no_option(read):
 
     _, training, *_ = read("output_dir: x")
     assert training.use_cpu == (not torch.cuda.is_available())
+
+
+@dataclass
+class Precision:
+    """The options of TRL's configs that a machine decides, without their look at the real GPU."""
+
+    output_dir: str = "x"
+    use_cpu: bool = False
+    bf16: bool | None = None
+    fp16: bool = False
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "bf16", "fp16"),
+    [
+        ("", [], False, True),
+        ("bf16: true", [], True, False),
+        ("bf16: false", [], False, False),
+        ("fp16: false", [], False, False),
+        ("fp16: true", [], False, True),
+        ("", ["--bf16", "true"], True, False),
+        ("", ["--bf16=false"], False, False),
+        ("", ["--fp16", "true", "--output_dir", "bf16"], False, True),
+    ],
+)
+def test_a_card_that_emulates_bf16_gets_fp16_unless_told_otherwise(
+    tmp_path, monkeypatch, text, words, bf16, fp16
+):
+    def as_a_t4(including_emulation=True):
+        return including_emulation
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", as_a_t4)
+    file = tmp_path / "config.yaml"
+    file.write_text(text or "{}")
+    (found,) = parse([Precision], ["--config", str(file), *words])
+    assert (found.use_cpu, found.bf16, found.fp16) == (False, bf16, fp16)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    (found,) = parse([Precision], [])
+    assert (found.bf16, found.fp16) == (None, False)
 
 
 def test_resume_may_be_a_switch(read):

@@ -97,6 +97,18 @@ def _column_map(given: dict[str, str] | str | None) -> dict[str, str] | None:
 
 
 @dataclass
+class SFTArguments(DataArguments):
+    """What SFT learns of a dialogue."""
+
+    turns: Literal["all", "last"] = field(
+        default="all",
+        metadata={
+            "help": "Of a dialogue: an example for each assistant turn, or one of the last alone."
+        },
+    )
+
+
+@dataclass
 class StartArguments(DataArguments):
     """Which adapter a run starts from."""
 

@@ -50,7 +50,9 @@ def parse(
     values: dict[str, Any] = {}
     if "--config" in words:
         values = read_config(_config_path(words), dataclass_types)
-    parser.set_defaults_with_config(**{**_device_defaults(dataclass_types), **values})
+    named = {*values, *(w.split("=", 1)[0][2:] for w in words if w.startswith("--"))}
+    defaults = _device_defaults(dataclass_types, named)
+    parser.set_defaults_with_config(**{**defaults, **values})
     try:
         *instances, namespace = parser.parse_args_into_dataclasses(words)
     except ConfigError:
@@ -267,15 +269,23 @@ def _config_path(words: list[str]) -> str:
     return path
 
 
-def _device_defaults(dataclass_types: Sequence[type]) -> dict[str, Any]:
-    """TRL's configs assume a GPU with bf16; what this machine has decides unless the user does."""
+def _device_defaults(dataclass_types: Sequence[type], named: set[str]) -> dict[str, Any]:
+    """TRL's configs assume a GPU with bf16; what this machine has decides unless the user does.
+
+    Args:
+        dataclass_types: one of them has `use_cpu`, or there is nothing to decide.
+        named: the options that the user sets.
+    """
     if "use_cpu" not in _fields(dataclass_types):
         return {}
     import torch
 
     if not torch.cuda.is_available():
         return {"use_cpu": True}
-    return {} if torch.cuda.is_bf16_supported() else {"bf16": False, "fp16": True}
+    # a card before Ampere emulates bf16, slowly, and counts as supporting it unless asked so
+    if "bf16" in named or torch.cuda.is_bf16_supported(including_emulation=False):
+        return {}
+    return {"bf16": False, "fp16": True}
 
 
 def _place(words: Sequence[str]) -> str:

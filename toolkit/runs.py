@@ -175,7 +175,7 @@ class Run:
         """The logged steps of `metrics.jsonl`; a last line cut short by a crash is left out."""
         file = self.path / "metrics.jsonl"
         rows = []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        for line in file.read_bytes().splitlines() if file.is_file() else ():
             try:
                 rows.append(json.loads(line))
             except ValueError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import ROOT, run_app
-from toolkit.arena.answering.recall import command
+from toolkit.arena.answering.recall import command, options
 from toolkit.arena.arguments import PASSWORD, is_loopback, parse_arguments
 from toolkit.arena.wording import measures
 from toolkit.arena.workbench import Workbench
@@ -61,6 +61,7 @@ def test_nothing_heavy_is_imported_before_the_command_line_is_read() -> None:
         (["--auth", "me"], PASSWORD),
         (["--runs", "app.py"], "is not a folder"),
         (["--model_name_or_path", "./nowhere"], "./nowhere"),
+        (["--model_revision", "a1b2"], "a1b2 is for models of the hub"),
     ],
 )
 def test_errors_are_one_line(words: list[str], said: str) -> None:
@@ -170,3 +171,9 @@ def test_an_open_host_is_told_of_tls(
 
 def test_the_default_listens_on_this_machine_only() -> None:
     assert parse_arguments([], description="").host == "127.0.0.1"
+
+
+def test_the_words_that_find_the_same_base_again() -> None:
+    words = ["--model_name_or_path", "org/m", "--model_revision", "a1b2", "--load_in_4bit"]
+    assert options(parse_arguments(words, description="")) == words
+    assert options(parse_arguments([], description="")) == []

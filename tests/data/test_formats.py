@@ -190,6 +190,21 @@ def test_each_format_becomes_each_kind(
             assert convert_row(row, format=name, kind=kind) == [expected]
 
 
+@pytest.mark.parametrize("name", ["messages", "sharegpt"])
+def test_dialogue_is_an_example_for_each_answer(name: str) -> None:
+    said = [SYSTEM, user("Hi"), assistant("Hello!"), user("Sky?"), assistant("Blue."), user("Why?")]
+    row = {"messages" if name == "messages" else "conversations": said}
+    made = convert_row(row, format=name, kind="prompt-completion", turns="all")
+    assert len({one.pop("group_id") for one in made}) == 1
+    assert made == [
+        {"prompt": [SYSTEM, user("Hi")], "completion": [assistant("Hello!")]},
+        {"prompt": [SYSTEM, *HH_PROMPT], "completion": [assistant("Blue.")]},
+    ]
+    assert convert_row(row, format=name, kind="prompt-completion", turns="last") == made[1:]
+    with pytest.raises(DatasetError, match="must hold an assistant's, got none"):
+        convert_row({next(iter(row)): said[:2]}, format=name, kind="prompt-completion", turns="all")
+
+
 def test_every_format_has_a_case() -> None:
     assert {name for name, *_ in CASES} | {"ranked", "ultrafeedback", "text"} == set(FORMATS)
 

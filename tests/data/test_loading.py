@@ -16,6 +16,7 @@ from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArgumen
 from toolkit.arguments import DataArguments, RewardArguments
 from toolkit.data import check_source, load_splits
 from toolkit.data.demonstrations import load_demonstrations
+from toolkit.data.formats import Turns
 from toolkit.data.splitting import hold_out
 from toolkit.errors import DatasetError
 
@@ -46,6 +47,7 @@ def load(
     seed: int = 0,
     script: dict[str, Any] | None = None,
     mixture: dict[str, Any] | None = None,
+    turns: Turns = "last",
     **run_args: Any,
 ) -> dict[str, Any]:
     return load_splits(
@@ -54,6 +56,7 @@ def load(
         DataArguments(**run_args),
         kind=kind,
         seed=seed,
+        turns=turns,
     )
 
 
@@ -64,6 +67,42 @@ def test_jsonl_and_its_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str
     said = f"{name}: prompt-completion (by its columns prompt, completion), 3 rows -> "
     said += "prompt-completion (train 3)\n"
     assert capsys.readouterr().out == said
+
+
+def dialogue(name: str, turns: int) -> dict[str, Any]:
+    said = [("user" if i % 2 == 0 else "assistant", f"{name} {i}") for i in range(2 * turns)]
+    return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+
+def test_dialogues_and_their_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [dialogue("a", 1), dialogue("b", 3), dialogue("c", 2), dialogue("c", 2)]
+    name = lines(tmp_path / "d.jsonl", rows)
+    splits = load(name, turns="all", drop_duplicates=True)
+    assert [len(row["prompt"]) for row in splits["train"]] == [1, 1, 3, 5, 1, 3]
+    assert [o.number for o in splits.origins["train"]] == [1, 2, 2, 2, 3, 3]  # type: ignore[attr-defined]
+    assert splits["train"].column_names == ["prompt", "completion"]
+    assert capsys.readouterr().out == (
+        f"{name}: messages (by its columns messages), 4 rows -> prompt-completion (train 6); "
+        "4 dialogues became 8 examples, one for each assistant turn; "
+        "1 train row repeats an earlier one (4), dropped\n"
+    )
+    assert len(load(name, turns="last")["train"]) == 4
+    assert " became " not in capsys.readouterr().out
+
+
+def test_dialogue_is_on_one_side_of_a_split(tmp_path: Path) -> None:
+    names = [lines(tmp_path / f"{n}.jsonl", [dialogue(f"{n}{i}", 3) for i in range(20)])
+             for n in "ab"]  # fmt: skip
+    sources = [{"dataset_name": name} for name in names]
+    for options in ({"name": names[0]}, {"sources": sources}):
+        splits = load(**options, turns="all", mixture={"test_split_size": 0.3})
+        train, test = (
+            {row["prompt"][0]["content"] for row in splits[s]} for s in ("train", "test")
+        )
+        assert not train & test
+        assert len(train | test) == 20 * (1 if "name" in options else 2)
+        assert len(splits["train"]) == 3 * len(train)
+        assert len(splits["test"]) == 3 * len(test) > 0
 
 
 def test_file_types_hold_the_same_rows(tmp_path: Path) -> None:

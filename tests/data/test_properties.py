@@ -136,7 +136,7 @@ def check_right(row: dict[str, Any], kind: Kind) -> None:
         assert turns[1::2] == ["assistant"] * len(turns[1::2])
         assert turns[-1] == "user"
     if kind == "prompt-completion":
-        assert set(row) == {"prompt", "completion"}
+        assert set(row) - {"group_id"} == {"prompt", "completion"}
     if kind == "unpaired":
         assert row["label"] is True or row["label"] is False
     if kind in ("prompt-completion", "unpaired"):

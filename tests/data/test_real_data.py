@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,33 @@ def test_real_data_rows_read_are_rows_converted_and_dropped(
 def test_real_data_repeats_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(load(ALPACA, "prompt-completion", drop_duplicates=True)["train"]) == 499
     assert "; 1 train row repeats an earlier one (" in capsys.readouterr().out
+
+
+def test_real_data_dialogues_become_an_example_for_each_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = load(HH, "preference", drop_bad_rows=True)["train"]
+    file = tmp_path / "d.jsonl"
+    file.write_text(
+        "".join(json.dumps({"messages": r["prompt"] + r["chosen"]}) + "\n" for r in rows)
+    )
+    capsys.readouterr()
+    splits = load_splits(
+        ScriptArguments(dataset_name=str(file)),
+        DatasetMixtureConfig(test_split_size=0.1),
+        DataArguments(),
+        kind="prompt-completion",
+        seed=0,
+        turns="all",
+    )
+    answers = file.read_text().count('"role": "assistant"')
+    said = capsys.readouterr().out
+    assert f"; {count_rows(HH) - MALFORMED[HH]} dialogues became {answers} examples" in said
+    assert len(splits["train"]) + len(splits["test"]) == answers
+    counts = Counter(o.number for origins in splits.origins.values() for o in origins)
+    assert all(counts[i] == (len(r["prompt"]) + 1) // 2 for i, r in enumerate(rows, start=1))
+    sides = [{o.number for o in splits.origins[split]} for split in ("train", "test")]
+    assert not sides[0] & sides[1]
 
 
 def test_real_data_in_one_mixture(tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:

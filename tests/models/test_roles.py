@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import fresh_roles, lora, randomise
 from toolkit.errors import CheckpointError
+from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import collate, completion_logprobs, scores, state_values
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
@@ -267,6 +268,27 @@ def test_an_adapter_of_another_base_is_refused_naming_both(ppo_roles, sft_run):
     with pytest.raises(CheckpointError, match="0123456789abcdef") as caught:
         ppo_roles.attach("extra", sft_run)
     assert ppo_roles.fingerprint["weights"] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stored", "found", "way"),
+    [
+        (
+            "org/m@a1b2",
+            "org/m@c3d4",
+            "; load the adapter's own base as it was: --model_revision a1b2",
+        ),
+        ("org/m@unknown", "org/m@c3d4", "; load the adapter's own base"),
+        ("org/other@a1b2", "org/m@c3d4", "; load the adapter's own base"),
+        ("0123456789abcdef", "org/m@c3d4", "; load the adapter's own base"),
+        ("org/m@a1b2", "0123456789abcdef", "; load the adapter's own base"),
+    ],
+)
+def test_an_adapter_of_another_commit_is_refused_naming_the_way_out(tmp_path, stored, found, way):
+    save_fingerprint(tmp_path, {"id": "org/m", "weights": stored})
+    with pytest.raises(CheckpointError) as caught:
+        check_fingerprint(tmp_path, {"id": "org/m", "weights": found})
+    assert str(caught.value).endswith(way)
 
 
 def test_modules_to_save_break_the_pristine_base_so_they_are_seen(model_config, batch, pristine):

@@ -1,11 +1,14 @@
 """Chat templates for tokenizers without one: chosen or asked for, saved, and found by later stages."""
 
 import shutil
+from pathlib import Path
 
 import pytest
+import trl
 from trl import ModelConfig
 
 from tests.models.methods import call
+from toolkit.arena.answering.tokens import Tokens
 from toolkit.arena.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
@@ -124,6 +127,96 @@ def test_a_file_is_taken_in_the_place_of_the_own_template(tiny_base, tmp_path):
     assert tokenizer.apply_chat_template(USER + SAID, tokenize=False) == (
         f"uWhere?{eos}aHere.{eos}"
     )
+
+
+QWEN3 = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+TWO_TURNS = [*USER, {"role": "assistant", "content": "There."}, *USER]
+
+
+@pytest.fixture
+def qwen3(chatml):
+    """The tiny base with Qwen3's template and the tokens that it writes."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chatml)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = QWEN3.read_text()
+    tokenizer.save_pretrained(chatml)
+    return chatml
+
+
+@pytest.mark.parametrize("prompt", [USER, TWO_TURNS])
+def test_qwen3s_empty_thought_is_in_the_prompt_and_not_in_the_answer(qwen3, capsys, prompt):
+    tokenizer = load_tokenizer(str(qwen3))
+    assert "the empty thought that it writes stands in the prompts" in capsys.readouterr().out
+    asked, said = encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, SAID)
+    assert tokenizer.decode(asked).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert tokenizer.decode(asked).count("<think>") == 1
+    assert tokenizer.decode(said) == "Here.<|im_end|>"
+    whole = tokenizer.apply_chat_template(prompt + SAID, return_dict=False)
+    assert whole == [*asked, *said, *tokenizer("\n")["input_ids"]]
+    app = Tokens(tokenizer)
+    assert (app.prompt(prompt), app.completion(prompt, "Here.")) == (asked, said)
+    # Qwen's own way to ask for what the template now does by itself
+    own = tokenizer.apply_chat_template(
+        prompt,
+        chat_template=QWEN3.read_text(),
+        add_generation_prompt=True,
+        enable_thinking=False,
+        return_dict=False,
+    )
+    assert asked == own
+
+
+def test_trl_trains_on_qwen3s_answers_without_an_empty_thought(qwen3, tmp_path):
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(str(qwen3))
+    asked = [encode_prompt(tokenizer, prompt) for prompt in (USER, TWO_TURNS)]
+    said = [encode_completion(tokenizer, prompt, SAID) for prompt in (USER, TWO_TURNS)]
+    line_break = tokenizer("\n")["input_ids"]
+    prompts = {"prompt": [USER, TWO_TURNS]}
+    options = {"output_dir": str(tmp_path), "report_to": [], "use_cpu": True, "bf16": False}
+    sft = trl.SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(qwen3),
+        trl.SFTConfig(**options),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict(prompts | {"completion": [SAID] * 2}),
+    )
+    for row, start, end in zip(sft.train_dataset, asked, said, strict=True):
+        assert row["input_ids"] == [*start, *end, *line_break]
+        assert row["labels"] == [-100] * len(start) + end + line_break
+    worse = [{"role": "assistant", "content": "No."}]
+    dpo = trl.DPOTrainer(
+        AutoModelForCausalLM.from_pretrained(qwen3),
+        args=trl.DPOConfig(**options),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict(prompts | {"chosen": [SAID] * 2, "rejected": [worse] * 2}),
+    )
+    for row, start, end in zip(dpo.train_dataset, asked, said, strict=True):
+        assert (row["prompt_ids"], row["chosen_ids"]) == (start, [*end, *line_break])
+        assert tokenizer.decode(row["rejected_ids"]) == "No.<|im_end|>\n"
+
+
+def test_a_run_keeps_the_thinking_template_that_it_was_trained_with(qwen3, tmp_path, capsys):
+    own, run = QWEN3.read_text(), tmp_path / "run"
+    shutil.copytree(qwen3, run)
+    for asked in (None, str(QWEN3)):
+        assert load_tokenizer(str(qwen3), chat_template=asked, parent=run).chat_template == own
+    assert capsys.readouterr().out == ""
+    tokenizer = load_tokenizer(str(qwen3), chat_template=str(QWEN3))
+    assert tokenizer.chat_template.endswith(own)
+    tokenizer.save_pretrained(run)
+    capsys.readouterr()
+    for asked in (None, str(QWEN3)):
+        found = load_tokenizer(str(qwen3), chat_template=asked, parent=run)
+        assert found.chat_template == tokenizer.chat_template != own
+    assert capsys.readouterr().out == ""
+    thinks = tokenizer.apply_chat_template(
+        USER, add_generation_prompt=True, enable_thinking=True, tokenize=False
+    )
+    assert thinks.endswith("<|im_start|>assistant\n")
 
 
 @pytest.mark.slow

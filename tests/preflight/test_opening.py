@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.preflight.test_check import WORLD, load_check, stage_of
 from toolkit.arguments import LabelArguments
-from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.preflight.check import check_stage
 from toolkit.preflight.opening import opening
 from toolkit.preflight.report import Needy, planner
@@ -137,6 +137,25 @@ def test_what_an_interrupted_run_has_is_continued_not_refused(tmp_path, tiny_bas
     assert opening("dpo", resumed) == str(died / "checkpoint-5")
     Run(died, "dpo", state="finished").save()
     assert opening("dpo", stage_of("dpo", *words).configs) is None
+
+
+@pytest.mark.parametrize("recipe", ["sft", "reward", "ppo", "dpo"])
+def test_several_gpus_are_refused_and_one_is_not(monkeypatch, sft_run, reward_run, recipe):
+    words = [] if recipe == "sft" else ["--parent", str(sft_run)]
+    words += ["--reward_model", str(reward_run)] if recipe == "ppo" else []
+    words += PAIRS if recipe in ("reward", "dpo") else []
+    stage = stage_of(recipe, *words)
+    stage.training.use_cpu = False
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"2 GPUs are visible.*CUDA_VISIBLE_DEVICES=0"):
+        opening(recipe, stage.configs)
+    with pytest.raises(ConfigError, match="2 GPUs are visible"):
+        recipe_main(recipe)(*stage.configs)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    opening(recipe, stage.configs, made_before={})
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    stage.training.use_cpu = True
+    opening(recipe, stage.configs, made_before={})
 
 
 def ensemble_of(folder, reward_run, members=2):

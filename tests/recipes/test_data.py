@@ -76,6 +76,19 @@ def test_sft_learns_text_without_prompts(tmp_path):
     assert rows[0]["loss"] > 0
 
 
+@pytest.mark.parametrize(("turns", "examples"), [(None, 6), ("last", 3)])
+def test_sft_learns_every_answer_of_a_dialogue(tmp_path, capsys, turns, examples):
+    file = tmp_path / "d.jsonl"
+    said = [{"role": role, "content": "Sky?"} for role in ("user", "assistant") * 2]
+    file.write_text("".join(json.dumps({"messages": said}) + "\n" for _ in range(3)))
+    options = QUICK if turns is None else QUICK | {"turns": turns}
+    run = call("sft", tmp_path / "sft", tmp_path, dataset_name=str(file), **options)
+    assert run.state == "finished"
+    text = capsys.readouterr().out
+    assert f"3 rows -> prompt-completion (train {examples})" in text
+    assert ("; 3 dialogues became 6 examples, one for each assistant turn" in text) == (not turns)
+
+
 @pytest.mark.parametrize(
     ("completion", "message"),
     [

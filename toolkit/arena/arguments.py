@@ -26,6 +26,7 @@ class AppArguments:
     host: str
     port: int
     model_name_or_path: str
+    model_revision: str
     load_in_4bit: bool
     load_in_8bit: bool
     auth: str | None
@@ -136,6 +137,11 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> A
         "--model_name_or_path",
         default="world:base",
         help="the base that the runs were trained on: a folder, a hub id, or world:base (default)",
+    )
+    add(
+        "--model_revision",
+        default="main",
+        help="the commit of the hub's model that the runs were trained on (default: main)",
     )
     add("--load_in_4bit", action="store_true", help="the runs were trained on the base in 4 bit")
     add("--load_in_8bit", action="store_true", help="the runs were trained on the base in 8 bit")

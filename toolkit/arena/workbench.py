@@ -76,6 +76,7 @@ class Workbench:
         model_name: str,
         runs: Path,
         *,
+        revision: str = "main",
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
     ) -> "Workbench":
@@ -91,6 +92,7 @@ class Workbench:
         cuda = torch.cuda.is_available()
         model = ModelConfig(
             model_name_or_path=model_name,
+            model_revision=revision,
             dtype="bfloat16" if cuda else "float32",
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,

@@ -9,7 +9,8 @@ Rows come in one of `FORMATS` and leave as one of these kinds, in TRL's own colu
     text                {"text"}                            SFT on text without prompts
 
 All but prompt-completion and text rows keep the other columns ("margin", a reference answer) for
-trainers and reward functions that read them. What is made of one ranking shares a "group_id".
+trainers and reward functions that read them. What is made of one ranking, or of one dialogue's
+turns, shares a "group_id".
 Plain text stays plain text; alpaca, sharegpt, hh and ultrafeedback rows become messages.
 See docs/data.md and https://huggingface.co/docs/trl/dataset_formats.
 """
@@ -36,6 +37,7 @@ from toolkit.errors import DatasetError
 Kind = Literal["prompt-completion", "preference", "unpaired", "prompt-only", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Holds = Literal["texts", "prompts", "answers", "labels", "choices"]
+Turns = Literal["all", "last"]
 
 # What rows of each kind can be made of.
 MAKES: Mapping[Kind, tuple[Holds, ...]] = {
@@ -199,18 +201,22 @@ def check_conversion(*, format: str, kind: Kind, place: str) -> None:
     )
 
 
-def convert_row(row: Any, *, format: str, kind: Kind, pairs: Pairs = "all") -> list[Row]:
+def convert_row(
+    row: Any, *, format: str, kind: Kind, pairs: Pairs = "all", turns: Turns = "last"
+) -> list[Row]:
     """One row as rows of a kind: one, or what a ranking or a label makes of it, perhaps none.
 
     A preference row used for SFT gives what was chosen, for KTO both answers with their labels.
-    An answer labelled bad gives SFT nothing. Of a dialogue, SFT learns the last assistant message;
-    prompt-only keeps everything before a final answer.
+    An answer labelled bad gives SFT nothing. Of a dialogue, prompt-only keeps everything before a
+    final answer.
 
     Args:
         row: a dictionary with the columns of `format`.
         format: a name in `FORMATS` that can be converted (see `check_conversion`).
         kind: what the recipe asks for.
         pairs: of a ranking "all" pairs, or the "best" against the rest.
+        turns: of a dialogue prompt-completion rows of "all" assistant messages, each with what was
+            said before it as its prompt, or one of the "last".
 
     Raises: DatasetError (BadRow) if the row is malformed.
     """
@@ -218,10 +224,12 @@ def convert_row(row: Any, *, format: str, kind: Kind, pairs: Pairs = "all") -> l
         raise BadRow("not a row", f"a row must be an object with columns, got {type(row).__name__}")
     fmt = FORMATS[format]
     parts = fmt.read(row)
-    if "messages" in parts:
-        parts = _split_answer(parts["messages"], kind)
     if fmt.holds == "answers" and kind != "prompt-only" and row.get("label") is False:
         raise BadRow("a bad answer", "`label` is false: it would be learned as if it were good")
+    if "messages" in parts:
+        if kind == "prompt-completion":
+            return _answers(parts["messages"], turns)
+        parts = _split_question(parts["messages"])
     if kind == "text":
         return [parts]
     made = _made(parts, kind, pairs)
@@ -268,12 +276,20 @@ def _made(parts: Row, kind: Kind, pairs: Pairs) -> list[Row]:
     return [asked | {"completion": parts["completion"]}]
 
 
-def _split_answer(found: list[Message], kind: Kind) -> Row:
-    """A dialogue as prompt and last answer; for prompt-only an open question stays whole."""
-    if kind == "prompt-only":
-        return {"prompt": found[:-1] if found[-1]["role"] == "assistant" else found}
-    if len(found) > 1 and found[-1]["role"] == "user":
-        found = found[:-1]
-    if found[-1]["role"] != "assistant":
+def _answers(found: list[Message], turns: Turns) -> list[Row]:
+    """The assistant's messages of a dialogue, each after all that was said before it."""
+    places = [i for i, message in enumerate(found) if message["role"] == "assistant"]
+    if not places:
         raise BadRow("no assistant message", "the messages must hold an assistant's, got none")
-    return {"prompt": found[:-1], "completion": found[-1:]}
+    if turns == "last":
+        places = places[-1:]
+    made = [{"prompt": found[:i], "completion": found[i : i + 1]} for i in places]
+    if len(made) == 1:
+        return made
+    group = group_id({"prompt": found, "completions": []})
+    return [row | {"group_id": group} for row in made]
+
+
+def _split_question(found: list[Message]) -> Row:
+    """A dialogue as a prompt: up to its last answer, or with the question that it leaves open."""
+    return {"prompt": found[:-1] if found[-1]["role"] == "assistant" else found}

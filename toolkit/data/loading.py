@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from toolkit.arguments import DataArguments
 from toolkit.data.faults import Failure, keep_dropped, tally
-from toolkit.data.formats import KINDS, Kind, check_conversion, detect_format
+from toolkit.data.formats import (
+    COLUMNS,
+    KINDS,
+    Kind,
+    Turns,
+    check_conversion,
+    detect_format,
+)
 from toolkit.data.reading import STREAM_HEAD, Chunk, read_sources
 from toolkit.data.repeats import find_repeats
 from toolkit.data.rows import Converted, convert_rows, is_plain
@@ -32,6 +39,7 @@ def load_splits(
     kind: str,
     seed: int,
     texts: bool = False,
+    turns: Turns = "last",
     folder: Path | None = None,
     sample: int | None = None,
 ) -> Splits:
@@ -46,6 +54,7 @@ def load_splits(
         kind: what the recipe trains on (see `toolkit.data.formats`).
         seed: which prompts are held out, and which rows of a mixture are drawn.
         texts: whether rows of text without a prompt may come as they are, kind "text".
+        turns: of a dialogue prompt-completion rows of "all" assistant messages, or of the "last".
         folder: the run's directory, where rows that are dropped are written.
         sample: of a larger split of a source, read only so many rows, drawn by the seed.
 
@@ -68,7 +77,7 @@ def load_splits(
     for source, format in zip(sources, formats, strict=True):
         check_conversion(format=format, kind=wanted, place=source.place)
     found = [
-        Found(source, format, chunks, _convert_source(chunks, format, wanted, data_args))
+        Found(source, format, chunks, _convert_source(chunks, format, wanted, data_args, turns))
         for source, format, chunks in zip(sources, formats, read, strict=True)
     ]
     place = ", ".join(source.place for source in sources)
@@ -80,6 +89,8 @@ def load_splits(
     keep_dropped([failure for result in whole.values() for failure in result.dropped], folder)
     rows, origins = _split(whole, mixture.test_split_size, seed=seed, place=place)
     _report(found, rows, repeats, kind=wanted, dropped=data_args.drop_duplicates)
+    if wanted == "prompt-completion":  # a dialogue's number is for the split alone
+        rows = {s: [{n: r[n] for n in COLUMNS[wanted]} for r in some] for s, some in rows.items()}
     tables = {split: make_table(some, place=place) for split, some in rows.items()}
     return Splits(tables, kind=wanted, origins=origins)
 
@@ -90,7 +101,11 @@ def _format(source: Source, chunks: Mapping[str, Sequence[Chunk]]) -> str:
 
 
 def _convert_source(
-    chunks: Mapping[str, Sequence[Chunk]], format: str, kind: Kind, data_args: DataArguments
+    chunks: Mapping[str, Sequence[Chunk]],
+    format: str,
+    kind: Kind,
+    data_args: DataArguments,
+    turns: Turns,
 ) -> dict[str, Converted]:
     """A source's splits, converted; says which rows of which file were dropped."""
     results = {}
@@ -104,6 +119,7 @@ def _convert_source(
                 kind=kind,
                 drop_bad_rows=data_args.drop_bad_rows,
                 pairs=data_args.pairs,
+                turns=turns,
                 numbers=chunk.numbers,
                 total=chunk.total or 0,
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.data.faults import Failure, describe
-from toolkit.data.formats import FORMATS, Kind, convert_row
+from toolkit.data.formats import FORMATS, Kind, Turns, convert_row
 from toolkit.data.messages import BadRow, Row, Unreadable
 from toolkit.data.ranking import Pairs
 from toolkit.errors import DatasetError
@@ -58,6 +58,7 @@ def convert_rows(
     kind: Kind,
     drop_bad_rows: bool = False,
     pairs: Pairs = "all",
+    turns: Turns = "last",
     numbers: Sequence[int] | None = None,
     total: int | None = None,
 ) -> Converted:
@@ -70,6 +71,7 @@ def convert_rows(
         kind: what the recipe asks for.
         drop_bad_rows: leave malformed rows out, listed in the result, instead of raising.
         pairs: of a ranking "all" pairs, or the "best" against the rest.
+        turns: of a dialogue for SFT "all" answers, or the "last".
         numbers: which rows of the place these are, 1-based, if not the first ones.
         total: how many rows the place has if `rows` are only some of them; 0 if nobody knows.
 
@@ -81,7 +83,7 @@ def convert_rows(
         try:
             if isinstance(row, Unreadable):
                 raise BadRow("unreadable", row.reason)
-            made = convert_row(row, format=format, kind=kind, pairs=pairs)
+            made = convert_row(row, format=format, kind=kind, pairs=pairs, turns=turns)
             good.append(Made(place, number, row, made))
         except BadRow as error:
             bad.append(Failure(place, number, error.check, str(error), row))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.arguments import DataArguments
 from toolkit.data.checks import template_mark, template_marks
 from toolkit.data.faults import Failure, describe, keep_dropped, tally
-from toolkit.data.formats import COLUMNS, convert_row, detect_format
+from toolkit.data.formats import COLUMNS, Turns, convert_row, detect_format
 from toolkit.data.messages import BadRow, Row, Unreadable
 from toolkit.data.reading import STREAM_HEAD, read_sources, renamed
 from toolkit.data.rows import is_plain, other_style
@@ -69,6 +69,7 @@ class Stream:
     ) -> None:
         self.source, self.format, self.kind = source, format, splits.kind
         self.data_args, self.folder = data_args, folder
+        self.turns: Turns = getattr(data_args, "turns", "last")  # SFT's option alone
         self.plain = is_plain(splits["train"][0])
         self.marks = template_marks(tokenizer)
         self.test = {prompt_key(row) for row in splits["test"]} if "test" in splits else set()
@@ -128,7 +129,9 @@ class Stream:
             if old in row and new in row and new not in columns:
                 raise BadRow("column there twice", f'`columns` would put "{old}" over "{new}"')
         row = renamed(row, columns)
-        found = convert_row(row, format=self.format, kind=self.kind, pairs=self.data_args.pairs)
+        found = convert_row(
+            row, format=self.format, kind=self.kind, pairs=self.data_args.pairs, turns=self.turns
+        )
         found = [{name: one[name] for name in COLUMNS[self.kind]} for one in found]
         for one in found:
             if is_plain(one) != self.plain:

@@ -1,6 +1,6 @@
 """What loading prints: what was found in each source, and what became of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,18 @@ def source_line(found: Found, kind: Kind, sizes: Mapping[str, int]) -> str:
     line += f"; {dropped} malformed rows dropped" if dropped else ""
     for result in found.results.values():
         line += "".join(f"; {n} rows {why}" for why, n in result.unused.items())
+    line += _turns(found.results.values(), kind)
     unread = _unread(chunks, format)
     line += f"; columns not read: {_names(unread)}" if unread else ""
     return line + (f"; not used: the splits {', '.join(source.unused)}" if source.unused else "")
+
+
+def _turns(results: Iterable[Converted], kind: Kind) -> str:
+    """How many dialogues became how many examples, where that is not the same."""
+    made = [len(made.rows) for result in results for made in result.made]
+    if kind != "prompt-completion" or sum(made) == len(made):
+        return ""
+    return f"; {len(made)} dialogues became {sum(made)} examples, one for each assistant turn"
 
 
 def _unread(chunks: Sequence[Chunk], format: str) -> list[str]:

@@ -48,7 +48,9 @@ def _texts(
             for d in drawn
         ]
     try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()[:count]
-        return [str(json.loads(line)["text"]) for line in lines]
+        with Path(source).open(encoding="utf-8") as file:
+            # not splitlines(), which breaks at U+2028 too, which JSON may hold
+            lines = itertools.islice(filter(str.strip, file), count)
+            return [str(json.loads(line)["text"]) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{source}: must be JSONL with `text` ({error!r})") from error

@@ -247,7 +247,16 @@ def check_fingerprint(folder: Path, base: dict[str, str], *, any_precision: bool
             raise CheckpointError(
                 f"{folder}: trained on base {stored.get('id')} with {key} {stored.get(key)}, but the "
                 f"base in memory is {base['id']} with {key} {base[key]}; load the adapter's own base"
+                + _at_commit(stored, base)
             )
+
+
+def _at_commit(stored: dict[str, str], base: dict[str, str]) -> str:
+    """How to load the base as it was, where a hub's model got another commit, if only of its README."""
+    name, _, commit = str(stored.get("weights")).rpartition("@")
+    if not name or commit == "unknown" or name != base["weights"].rpartition("@")[0]:
+        return ""
+    return f" as it was: --model_revision {commit}"
 
 
 def _weights_hash(name: str, revision: str | None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +34,8 @@ BUILT_IN = {
         "{%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}"
     ),
 }
+# Qwen's non-thinking mode; a caller who passes `enable_thinking` is still heard
+NOT_THINKING = "{%- set enable_thinking = enable_thinking | default(false) -%}"
 _SAID = "answer"
 _TURNS = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _SAID}]
 
@@ -43,7 +46,7 @@ def set_template(
     """Give a tokenizer its chat template: the parent's, the one asked for, its own, or a built-in.
 
     A tokenizer with none gets `chatml` where it has that template's tokens, else `plain`, which is
-    said on the screen.
+    said on the screen; so is what `_without_thinking` changes. A parent's is taken as it is.
 
     Args:
         asked: `chatml`, `plain`, or a file.
@@ -53,7 +56,8 @@ def set_template(
     """
     if parent is not None and has_tokenizer(Path(parent)):
         template = saved_template(Path(parent))
-        if asked is not None and _checked(tokenizer, asked) != template:
+        given = template if asked is None else _checked(tokenizer, asked)
+        if template not in (given, _without_thinking(tokenizer, given)):
             raise ConfigError(
                 f"chat_template: {asked} is not the template that {parent} was trained with; remove "
                 "the option, the parent's is taken"
@@ -69,6 +73,15 @@ def set_template(
             flush=True,
         )
         tokenizer.chat_template = BUILT_IN[name]
+    if parent is None or not has_tokenizer(Path(parent)):
+        given = tokenizer.chat_template
+        tokenizer.chat_template = _without_thinking(tokenizer, given)
+        if tokenizer.chat_template != given:
+            print(
+                f"{tokenizer.name_or_path}: its chat template thinks unless told otherwise; the empty "
+                "thought that it writes stands in the prompts, not in the answers",
+                flush=True,
+            )
 
 
 def has_tokenizer(run: Path) -> bool:
@@ -96,6 +109,34 @@ def after_assistant(tokenizer: PreTrainedTokenizerBase, template: str | None = N
     """What a template writes right after an assistant's last words."""
     whole = tokenizer.apply_chat_template(_TURNS, chat_template=template, tokenize=False)
     return str(whole).rpartition(_SAID)[2]
+
+
+def _without_thinking(tokenizer: PreTrainedTokenizerBase, template: Any) -> Any:
+    """A template whose prompts end where the answer begins, if not thinking makes it so.
+
+    Qwen3's puts an empty `<think>` block before the last answer, which the prompt that asks for it
+    lacks: every answer would be taught to begin with the block, and every sampled one would show it.
+    With `enable_thinking` false the prompt holds the block.
+    """
+    if not isinstance(template, str) or "enable_thinking" not in template:
+        return template
+    if _asks_for_answer(tokenizer, template):
+        return template
+    quiet = NOT_THINKING + template
+    return quiet if _asks_for_answer(tokenizer, quiet) else template
+
+
+def _asks_for_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether the whole is the prompt and then, at once, the answer."""
+    asked, whole = (
+        str(
+            tokenizer.apply_chat_template(
+                turns, chat_template=template, tokenize=False, add_generation_prompt=asking
+            )
+        )
+        for turns, asking in ((_TURNS[:1], True), (_TURNS, False))
+    )
+    return whole.startswith(asked + _SAID)
 
 
 def _checked(tokenizer: PreTrainedTokenizerBase, asked: str) -> str:

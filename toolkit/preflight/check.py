@@ -87,6 +87,7 @@ def _splits(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Splits:
         kind=KINDS[stage.recipe],
         seed=stage.training.seed,
         texts=stage.recipe == "sft",
+        turns=stage.start.turns if stage.recipe == "sft" else "last",
     )
     require_test_split(stage.training, splits)
     cut = stage.recipe != "reward"

@@ -35,6 +35,7 @@ def opening(
     script, training, model, mixture, start = configs
     later: Mapping[str, Any] = {} if made_before is None else made_before
     parent = getattr(start, "parent", None)
+    _one_gpu(recipe, training)
     if recipe == "dpo" and parent is None:
         raise ConfigError("dpo: `parent` is missing; give the SFT run: --parent runs/world/sft")
     if parent is not None:
@@ -100,6 +101,18 @@ def is_planned(name: str | None, later: Mapping[str, Any]) -> bool:
     if (folder / "run.json").is_file() and not (folder / "adapter_config.json").is_file():
         return Run.load(folder).state != "finished"  # comparisons, or an ensemble
     return not is_finished(folder) if is_local_path(name) else True
+
+
+def _one_gpu(recipe: str, training: Any) -> None:
+    """Refuse several GPUs, over which transformers would spread a run and multiply its batch."""
+    import torch
+
+    if not training.use_cpu and torch.cuda.device_count() > 1:
+        raise ConfigError(
+            f"{recipe}: {torch.cuda.device_count()} GPUs are visible, but a run trains on one; on several "
+            "its batch would be another than the config says. Choose one: CUDA_VISIBLE_DEVICES=0 "
+            "python recipes/…"
+        )
 
 
 def _open_ppo(training: Any, start: Any, later: Mapping[str, Any]) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from toolkit.arguments import (
-    DataArguments,
     LabelArguments,
     PPOArguments,
     RewardArguments,
+    SFTArguments,
     StartArguments,
 )
 from toolkit.config import parse
@@ -102,7 +102,7 @@ def argument_classes(recipe: str) -> tuple[type, ...]:
     from toolkit.trainers.ppo_config import PPOConfig
 
     own: dict[str, tuple[type, type]] = {
-        "sft": (SFTConfig, DataArguments),
+        "sft": (SFTConfig, SFTArguments),
         "reward": (RewardConfig, RewardArguments),
         "ppo": (PPOConfig, PPOArguments),
         "dpo": (DPOConfig, StartArguments),

@@ -46,7 +46,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 def _keep_until(step: int, file: Path) -> None:
     """Cut a file of logged rows down to those of a run's first steps; step 0 keeps none."""
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    # bytes: text would be broken at U+2028 too, which an answer may hold, or end inside a character
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
         try:
             row = json.loads(line)
         except ValueError:
@@ -54,7 +55,7 @@ def _keep_until(step: int, file: Path) -> None:
         if row.get("step", 0) <= step and "train_runtime" not in row:  # a summary comes at the end
             kept.append(line)
     shorter = file.with_suffix(".incoming")
-    shorter.write_text("".join(line + "\n" for line in kept if step), encoding="utf-8")
+    shorter.write_bytes(b"".join(line + b"\n" for line in kept if step))
     shorter.replace(file)  # at once, so that no crash can lose what was logged
 
 

@@ -53,6 +53,8 @@ def options(arguments: AppArguments) -> list[str]:
     found = [] if str(arguments.runs) == "runs" else ["--runs", str(arguments.runs)]
     if arguments.model_name_or_path != "world:base":
         found += ["--model_name_or_path", arguments.model_name_or_path]
+    if arguments.model_revision != "main":
+        found += ["--model_revision", arguments.model_revision]
     flags = ("load_in_4bit", "load_in_8bit")
     return found + [f"--{flag}" for flag in flags if getattr(arguments, flag)]
 

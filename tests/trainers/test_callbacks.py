@@ -1,0 +1,22 @@
+"""The logs of a resumed run: what was logged before the checkpoint stays, byte for byte."""
+
+import json
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from toolkit.trainers.callbacks import SAMPLES_FILE, RunCallback
+
+
+def test_a_resumed_run_keeps_samples_with_any_line_separator(tmp_path):
+    samples = tmp_path / SAMPLES_FILE
+    rows = [
+        json.dumps({"step": step, "answer": f"a{mark}b"}, ensure_ascii=False) + "\n"
+        for step, mark in ((2, "\u2028"), (4, "\u2029"), (6, "\u0085"), (8, "."))
+    ]
+    cut_short = '{"step": 9, "answer": "é'.encode()[:-1]
+    samples.write_bytes("".join(rows).encode() + cut_short)
+    args = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    RunCallback().on_train_begin(args, TrainerState(global_step=6), TrainerControl())
+    assert samples.read_text(encoding="utf-8") == "".join(rows[:3])
+    RunCallback().on_train_begin(args, TrainerState(global_step=0), TrainerControl())
+    assert samples.read_bytes() == b""
