@@ -64,6 +64,16 @@ def bad(tmp_path, sft_run, reward_run):
             ["--parent", sft_run, "--reward_model", reward_run, "--ptx_coef", "0.5"],
             "no pretraining texts",
         ),
+        "a batch of one": (
+            "kto",
+            ["--parent", sft_run, "--per_device_train_batch_size", "1"],
+            "`per_device_train_batch_size` must be at least 2",
+        ),
+        "another order": (
+            "kto",
+            ["--parent", sft_run, "--train_sampling_strategy", "random"],
+            "`train_sampling_strategy` must be sequential",
+        ),
         "somebody's checkpoints": (
             "dpo",
             ["--parent", sft_run, "--output_dir", died],
@@ -74,7 +84,7 @@ def bad(tmp_path, sft_run, reward_run):
 
 CASES = [
     "adapter options", "unfinished parent", "no adapter", "demonstrations",
-    "no reward model", "no texts", "somebody's checkpoints",
+    "no reward model", "no texts", "a batch of one", "another order", "somebody's checkpoints",
 ]  # fmt: skip
 
 

@@ -32,6 +32,7 @@ def test_there_are_commands_for_every_stage():
         "reward",
         "ppo",
         "dpo",
+        "kto",
         "merge",
         "evaluate",
         "pipeline",
