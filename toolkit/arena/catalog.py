@@ -15,7 +15,7 @@ BASE_ID = "base"
 # Larger weights are hashed when they are loaded, so that a look at many runs stays quick.
 HASHED_AT_A_LOOK = 32 << 20
 # These recipes write a run.json and no adapter, so that none is missing.
-WITHOUT_ADAPTER = ("label", "evaluate", ENSEMBLE)
+WITHOUT_ADAPTER = ("label", "merge", "evaluate", ENSEMBLE)
 
 
 @dataclass(frozen=True)
