@@ -53,7 +53,9 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", required=True, help="YAML of a recipe or of a pipeline")
     parser.add_argument(
-        "--recipe", choices=["sft", "reward", "ppo", "dpo"], help="which recipe the YAML is for"
+        "--recipe",
+        choices=["sft", "reward", "ppo", "dpo", "kto"],
+        help="which recipe the YAML is for",
     )
     parser.add_argument(
         "--card_memory_gb", type=float, help="predict for a card of so much memory (1 GB = 2^30)"

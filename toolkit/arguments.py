@@ -236,6 +236,22 @@ class LabelArguments:
 
 
 @dataclass
+class MergeArguments:
+    """Which run is merged into its base, and where the model goes."""
+
+    parent: str | None = field(
+        default=None, metadata={"help": "Run directory whose adapter is merged into the base."}
+    )
+    output_dir: str = field(
+        default="runs/merged", metadata={"help": "A new directory for the merged model."}
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run Python that comes with the model; on the command line only."},
+    )
+
+
+@dataclass
 class EvaluateArguments:
     """Which runs to compare, on what, and how they sample."""
 

@@ -16,10 +16,10 @@ import yaml
 
 from toolkit.errors import ConfigError, Interrupted, ToolkitError
 
-# options that run code, and whose
+# options that run code: whose, and how they are given
 RUNS_PYTHON = {
-    "trust_remote_code": "Python that comes with a model",
-    "reward_funcs": "the Python that it names",
+    "trust_remote_code": ("Python that comes with a model", "true"),
+    "reward_funcs": ("the Python that it names", "FILE.py:FUNCTION"),
 }
 
 
@@ -122,9 +122,10 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
         if key == "trust_remote_code" and value is False:
             continue
         for option in RUNS_PYTHON.keys() & _keys({key: value}):
+            code, example = RUNS_PYTHON[option]
             raise ConfigError(
-                f"{path}: `{option}` is not read from a file, whose author may not be you: "
-                f"it runs {RUNS_PYTHON[option]}. If you trust it, add --{option} on the command line"
+                f"{path}: `{option}` is not read from a file, whose author may not be you: it runs "
+                f"{code}. If you trust it, add --{option} {example} on the command line"
             )
         if key == "env":
             raise ConfigError(f"{path}: `env` is not read; set the variables in your shell")

@@ -18,7 +18,7 @@ import yaml
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.runs import Run, write_json
 
-RECIPES = ("sft", "label", "reward", "ppo", "dpo", "evaluate")
+RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "evaluate")
 STATE_FILE = "pipeline.json"
 
 
@@ -158,7 +158,7 @@ def _run_stage(
     pipeline: Pipeline, stage: Stage, *, resume: bool, timings: dict[str, float]
 ) -> tuple[float, int]:
     words = pipeline.command(stage)
-    if stage.recipe in ("sft", "reward", "ppo", "dpo"):
+    if stage.recipe in ("sft", "reward", "ppo", "dpo", "kto"):
         if not resume:  # what an earlier configuration left would be continued later on
             for checkpoint in pipeline.directory(stage).glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)

@@ -228,6 +228,23 @@ def require_adapter(run: str, option: str) -> None:
         )
 
 
+def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
+    """Check that a directory is empty or not there, or holds what this recipe did not finish.
+
+    Raises: CheckpointError where anything would be overwritten.
+    """
+    folder = Path(path)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if (folder / MANIFEST).is_file():
+        run = Run.load(folder)
+        if run.recipe == recipe and run.state != "finished":
+            return
+    raise CheckpointError(
+        f"output_dir: {folder} is not empty, and nothing is overwritten; choose another"
+    )
+
+
 def _clear_checkpoints(path: Path) -> None:
     """Remove a finished run's checkpoints; those of an unfinished one are somebody's work."""
     found = checkpoints(path)

@@ -80,7 +80,8 @@ def test_broken_runs_are_listed_with_the_reason(workbench: Workbench, make_run: 
 
 
 def test_recipes_without_an_adapter_are_not_broken(workbench: Workbench) -> None:
-    Run.start(workbench.runs / "comparisons", recipe="label").finish()
+    for recipe in ("label", "merge", "evaluate"):
+        Run.start(workbench.runs / recipe, recipe=recipe).finish()
     assert set(broken(workbench)) == {"damaged"}
 
 

@@ -139,6 +139,12 @@ def test_an_adapter_of_another_base_ends_with_exit_code_2(tiny_base, sft_run, ca
     assert code == 0, said
     assert "1, chosen" in said
     assert "a card of 8 GB" in said
+    assert (
+        main(f"{WORLD}/kto.yaml", [*words, "--model_name_or_path", str(tiny_base)], None, 8.0) == 0
+    )
+    said = capsys.readouterr().out
+    assert "1, a good answer" in said
+    assert "predicted peak" in said
 
 
 def test_a_run_that_does_not_fit_names_the_batch_that_does(tiny_base, capsys):
@@ -277,6 +283,8 @@ def test_lengths_are_those_of_what_is_read():
     )
     assert row_tokens("dpo", pairs) == [5]
     assert row_tokens("dpo", pairs, 4) == [4]
+    labelled = Dataset.from_list([{"prompt_ids": [1, 2], "completion_ids": [1, 2], "label": True}])
+    assert row_tokens("kto", labelled) == [4]
     assert percentiles(range(1, 101)) == {
         "least": 1, "median": 50, "95 %": 95, "99 %": 99, "most": 100,
     }  # fmt: skip

@@ -82,6 +82,16 @@ def bad(tmp_path, sft_run, reward_run):
             ["--max_steps", "2", "--dataloader_num_workers", "1", *STREAM],
             "its rows are counted in this process",
         ),
+        "a batch of one": (
+            "kto",
+            ["--parent", sft_run, "--per_device_train_batch_size", "1"],
+            "`per_device_train_batch_size` must be at least 2",
+        ),
+        "another order": (
+            "kto",
+            ["--parent", sft_run, "--train_sampling_strategy", "random"],
+            "`train_sampling_strategy` must be sequential",
+        ),
         "somebody's checkpoints": (
             "dpo",
             ["--parent", sft_run, "--output_dir", died],
@@ -93,6 +103,7 @@ def bad(tmp_path, sft_run, reward_run):
 CASES = [
     "adapter options", "unfinished parent", "no adapter", "demonstrations",
     "no reward model", "no texts", "an empty batch", "no epoch",
+    "a batch of one", "another order",
     "a stream without an end", "a stream of rankings",
     "a stream for workers", "somebody's checkpoints",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from toolkit.config import parse
 from toolkit.pipeline import Pipeline
 
-RECIPES = ("sft", "label", "reward", "ppo", "dpo", "evaluate", "pretrain")
+RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "merge", "evaluate", "pretrain")
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 
 
@@ -88,6 +88,9 @@ def test_help_is_clean(recipe):
         ("ppo", ["--dataset_name", "world:prompts"], "`reward_model` is missing"),
         ("ppo", ["--reward_model", "no/run"], "reward_model: no/run holds no adapter"),
         ("dpo", ["--parent", "no/run"], "parent: no/run holds no adapter"),
+        ("kto", ["--dataset_name", "world:comparisons"], "kto: `parent` is missing"),
+        ("merge", [], "`parent` is missing"),
+        ("merge", ["--parent", "no/run"], "parent: no/run holds no adapter"),
         ("reward", ["--max_length", "x"], "invalid int value: 'x'"),
         ("evaluate", ["--runs", "no/run"], "runs: no/run holds no adapter"),
         ("pipeline", ["--config", "no.yaml"], "ConfigError: no.yaml: cannot read"),

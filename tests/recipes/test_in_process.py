@@ -39,6 +39,7 @@ def test_qlora_from_sft_to_ppo_through_the_recipes(tiny_base, tmp_path):
         "reward", tmp_path / "reward", parent=sft, dataset_name="world:comparisons", **few
     )
     dpo = call("dpo", tmp_path / "dpo", parent=sft, dataset_name="world:comparisons", **few)
+    kto = call("kto", tmp_path / "kto", parent=sft, dataset_name="world:comparisons", **few)
     ppo = call(
         "ppo",
         tmp_path / "ppo",
@@ -50,7 +51,7 @@ def test_qlora_from_sft_to_ppo_through_the_recipes(tiny_base, tmp_path):
         **(few | {"max_steps": -1}),
     )
     start = load_file(sft / "adapter_model.safetensors")
-    for folder in (sft, reward, dpo, ppo):
+    for folder in (sft, reward, dpo, kto, ppo):
         run = Run.load(folder)
         assert (run.state, run.base["quantization"]) == ("finished", "4bit-nf4")
         found = load_file(folder / "adapter_model.safetensors")
@@ -63,7 +64,14 @@ def test_qlora_from_sft_to_ppo_through_the_recipes(tiny_base, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "streaming"),
-    [("sft", False), ("reward", False), ("dpo", False), ("sft", True), ("dpo", True)],
+    [
+        ("sft", False),
+        ("reward", False),
+        ("dpo", False),
+        ("kto", False),
+        ("sft", True),
+        ("dpo", True),
+    ],
 )
 def test_a_run_that_died_resumes_to_the_same_adapter(
     recipe, streaming, tiny_base, sft_run, tmp_path

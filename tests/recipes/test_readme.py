@@ -26,7 +26,18 @@ def commands():
 
 def test_there_are_commands_for_every_stage():
     named = {command.split()[0] for command in commands()}
-    for recipe in ("sft", "label", "reward", "ppo", "dpo", "evaluate", "pipeline", "pretrain"):
+    for recipe in (
+        "sft",
+        "label",
+        "reward",
+        "ppo",
+        "dpo",
+        "kto",
+        "merge",
+        "evaluate",
+        "pipeline",
+        "pretrain",
+    ):
         assert f"recipes/{recipe}.py" in named
 
 

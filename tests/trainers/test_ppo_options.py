@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 from tests.conftest import ROOT, fresh_roles
 from tests.trainers.ppo_setup import make, prompts
@@ -335,6 +335,7 @@ def test_gradient_checkpointing_changes_no_gradient(
 ):
     ends = []
     for on in (False, True):
+        set_seed(0)  # an adapter that starts as nothing has a random half
         roles = roles_with(model_config, sft_run, [str(reward_run)], value=value)
         trainer = make(
             roles,
@@ -343,13 +344,14 @@ def test_gradient_checkpointing_changes_no_gradient(
             tmp_path / str(on),
             gradient_checkpointing=on,
             max_steps=2,
+            optim="sgd",  # Adam would make a step of any gradient's rounding
             value_role=value,
         )
         trainer.train()
         ends.append(snapshot(roles))
     for name, tensor in ends[0].items():
         # without it the last layer's products have fewer rows, and so round otherwise
-        torch.testing.assert_close(tensor, ends[1][name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(tensor, ends[1][name], atol=1e-6, rtol=1e-5)
 
 
 def test_evaluation_while_training_and_the_best_checkpoint(make_ppo_roles, tokenizer, tmp_path):

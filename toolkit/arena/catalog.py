@@ -13,7 +13,7 @@ from toolkit.runs import ENSEMBLE, MANIFEST, Run
 
 BASE_ID = "base"
 # These recipes write a run.json and no adapter, so that none is missing.
-WITHOUT_ADAPTER = ("label", "evaluate", ENSEMBLE)
+WITHOUT_ADAPTER = ("label", "merge", "evaluate", ENSEMBLE)
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,20 @@ def save_fingerprint(folder: Path, found: dict[str, str]) -> None:
     write_json(folder / BASE_FILE, found)
 
 
+def saved_fingerprint(folder: Path) -> dict[str, str]:
+    """The fingerprint beside an adapter; empty where the adapter was made elsewhere.
+
+    Raises: CheckpointError where the file is damaged.
+    """
+    file = folder / BASE_FILE
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged ({error})") from error
+
+
 def check_fingerprint(folder: Path, base: dict[str, str], *, any_precision: bool = False) -> None:
     """Refuse an adapter that was trained on another base.
 
@@ -234,13 +248,9 @@ def check_fingerprint(folder: Path, base: dict[str, str], *, any_precision: bool
 
     Raises: CheckpointError naming both sides.
     """
-    file = folder / BASE_FILE
-    if not file.is_file():
+    stored = saved_fingerprint(folder)
+    if not stored:
         return
-    try:
-        stored = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: damaged ({error})") from error
     for key in base:
         skipped = key in _NOTES or (any_precision and key == "quantization")
         if not skipped and stored.get(key) != base[key]:

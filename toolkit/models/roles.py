@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from toolkit.errors import CheckpointError
 from toolkit.models.adapters import fill, read_adapter, save_adapter
-from toolkit.models.base import check_fingerprint
+from toolkit.models.base import BASE_FILE, check_fingerprint
 from toolkit.models.fused_lora import FusedLoraLinear, fuse
 from toolkit.models.heads import ScalarHead
 from toolkit.models.inserted import INSERTED, Inserted, insertable
@@ -237,7 +237,7 @@ class Roles:
         if name in self.model.peft_config:
             save_adapter(self.model, folder, self.fingerprint, name=name)
         else:  # of an earlier run, which had one
-            for stale in ADAPTER_FILES:
+            for stale in (*ADAPTER_FILES, BASE_FILE):
                 (folder / stale).unlink(missing_ok=True)
         if name in self.heads:
             folder.mkdir(parents=True, exist_ok=True)

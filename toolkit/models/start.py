@@ -1,13 +1,14 @@
-"""The adapter that a run goes on training, loaded from its parent."""
+"""The adapter that a run starts from, loaded from its parent: to be trained on, or merged."""
 
 from pathlib import Path
 
-from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from peft import PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from toolkit.errors import ConfigError
 from toolkit.models.adapters import fill, read_adapter
-from toolkit.models.base import check_fingerprint
+from toolkit.models.base import check_fingerprint, saved_fingerprint
 from toolkit.models.inserted import INSERTED
 from toolkit.models.roles import POLICY, Roles
 
@@ -38,6 +39,31 @@ def trainable_policy(
             "checkpointing drops; set `gradient_checkpointing: false`"
         )
     config.inference_mode = False
+    return _filled(base, config, weights, parent)
+
+
+def adapted_base(
+    base: PreTrainedModel, base_fingerprint: dict[str, str], parent: str | Path
+) -> PeftModel:
+    """The parent's adapter, frozen, alone on its base as PEFT itself would put it there.
+
+    One trained on the same weights in another quantization is accepted, which is said.
+
+    Raises: CheckpointError where it is damaged or of another base.
+    """
+    parent = Path(parent)
+    config, weights = read_adapter(parent)
+    check_fingerprint(parent, base_fingerprint, any_precision=True)
+    trained_on = saved_fingerprint(parent).get("quantization", base_fingerprint["quantization"])
+    if trained_on != base_fingerprint["quantization"]:
+        print(f"{parent} was trained on a base in {trained_on}: without it answers differ a little")
+    config.inference_mode = True
+    return _filled(base, config, weights, parent)
+
+
+def _filled(
+    base: PreTrainedModel, config: PeftConfig, weights: dict[str, Tensor], parent: Path
+) -> PeftModel:
     model = get_peft_model(base, config, adapter_name=POLICY)
     fill(model, POLICY, weights, parent)
     return model

@@ -132,6 +132,9 @@ def _full_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         row = {"ids": [ids] * answers, "better": [0], "worse": [answers - 1], "margins": [0.0]}
     elif stage.recipe == "dpo":
         row = {"prompt_ids": ids[:half], "chosen_ids": ids[half:], "rejected_ids": ids[half:]}
+    elif stage.recipe == "kto":
+        row = {"prompt_ids": ids[:half], "completion_ids": ids[half:], "label": True}
+        row["KL_completion_ids"] = ids[half:]
     elif stage.recipe == "ppo":
         row = {"prompt_ids": ids}
     return Dataset.from_list([row])

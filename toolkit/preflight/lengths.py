@@ -14,6 +14,7 @@ READ = {
     "sft": ["input_ids"],
     "reward": ["ids"],
     "dpo": ["prompt_ids", "chosen_ids", "rejected_ids"],
+    "kto": ["prompt_ids", "completion_ids"],
     "ppo": ["prompt_ids"],
 }
 
@@ -22,9 +23,9 @@ def row_tokens(recipe: str, rows: Dataset, limit: int | None = None) -> list[int
     """Tokens of each row: of a pair the longer answer's, of a ranking the longest answer's.
 
     Args:
-        recipe: sft, reward, dpo or ppo.
+        recipe: sft, reward, dpo, kto or ppo.
         rows: of its trainer, tokenized.
-        limit: to which DPO's collator cuts.
+        limit: to which the collator of DPO or KTO cuts.
     """
     table = rows.select_columns(READ[recipe]).with_format("arrow")[:]
     if recipe == "reward":
@@ -32,8 +33,8 @@ def row_tokens(recipe: str, rows: Dataset, limit: int | None = None) -> list[int
     if recipe in ("sft", "ppo"):
         found = _sizes(table, *READ[recipe])
     else:
-        answers = np.maximum(_sizes(table, "chosen_ids"), _sizes(table, "rejected_ids"))
-        found = _sizes(table, "prompt_ids") + answers
+        first, *others = (_sizes(table, name) for name in READ[recipe][1:])
+        found = _sizes(table, "prompt_ids") + np.maximum.reduce([first, *others])
         found = found if limit is None else np.minimum(found, limit)
     return [int(n) for n in found]
 

@@ -24,7 +24,7 @@ def opening(
     PPO's `reward_model` is changed: an ensemble's folder becomes the folders of its members.
 
     Args:
-        recipe: sft, reward, ppo or dpo.
+        recipe: sft, reward, ppo, dpo or kto.
         configs: its five argument classes, in their order.
         made_before: for a pipeline's stage the directories that earlier stages will have made. The
             pipeline decides itself what it resumes.
@@ -36,8 +36,12 @@ def opening(
     later: Mapping[str, Any] = {} if made_before is None else made_before
     parent = getattr(start, "parent", None)
     _one_gpu(recipe, training)
-    if recipe == "dpo" and parent is None:
-        raise ConfigError("dpo: `parent` is missing; give the SFT run: --parent runs/world/sft")
+    if recipe in ("dpo", "kto") and parent is None:
+        raise ConfigError(
+            f"{recipe}: `parent` is missing; give the SFT run: --parent runs/world/sft"
+        )
+    if recipe == "kto":
+        _open_kto(training)
     if parent is not None:
         refuse_adapter_options(model, because=f"the adapter is that of the parent {parent}")
     if recipe == "ppo":
@@ -169,6 +173,7 @@ def _open_stream(recipe: str, training: Any) -> None:
     reasons = {
         "reward": "a ranking's pairs must be together",
         "ppo": "rollouts draw from all prompts",
+        "kto": "all rows are shuffled before the first step",
     }
     if recipe in reasons:
         raise ConfigError(
@@ -189,6 +194,21 @@ def _open_stream(recipe: str, training: Any) -> None:
                 f"{recipe}: `dataset_streaming` and `{option}` do not go together, since {why}; leave "
                 "one out"
             )
+
+
+def _open_kto(training: Any) -> None:
+    if training.loss_type == "apo_zero_unpaired":  # which needs no KL
+        return
+    if training.per_device_train_batch_size < 2:
+        raise ConfigError(
+            "kto: `per_device_train_batch_size` must be at least 2: KTO estimates its KL on answers to "
+            "the other prompts of the batch"
+        )
+    if training.train_sampling_strategy != "sequential":
+        raise ConfigError(
+            f"kto: `train_sampling_strategy` must be sequential, got {training.train_sampling_strategy}: "
+            "a row's KL is taken from its neighbour (the recipe shuffles the rows once)"
+        )
 
 
 def _refuse_unfinished(folder: Path) -> None:

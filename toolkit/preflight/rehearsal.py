@@ -1,4 +1,4 @@
-"""The trainer of SFT, reward model or DPO on a phantom base: its data code and its loss, no weights."""
+"""The trainer of SFT, reward model, DPO or KTO on a phantom base: its data code and loss, no weights."""
 
 import copy
 import random
@@ -30,7 +30,7 @@ from toolkit.preflight.phantom import (
     stored_bytes,
 )
 from toolkit.trainers.ranking import RankingCollator, RankingTrainer
-from toolkit.trainers.supervised import DPOTrainer, SFTTrainer
+from toolkit.trainers.supervised import DPOTrainer, KTOTrainer, SFTTrainer
 
 EIGHT_BIT = 2 + 8 / 256  # bytes of Adam's two states per parameter, with a scale for every 256
 
@@ -59,13 +59,21 @@ class _DrySFT(_Stays, SFTTrainer):
     _name = "SFT"
 
 
-class _DryDPO(_Stays, DPOTrainer):
-    _name = "DPO"
+class _Prepared(_Stays):
+    """A trainer that takes rows which the recipe's own trainer prepared."""
 
     def _prepare_dataset(self, dataset: Dataset, *given: Any, **named: Any) -> Any:
-        if "prompt_ids" in dataset.column_names:  # it was prepared by the recipe's trainer
+        if "prompt_ids" in dataset.column_names:
             return dataset
-        return super()._prepare_dataset(dataset, *given, **named)
+        return super()._prepare_dataset(dataset, *given, **named)  # type: ignore[misc]
+
+
+class _DryDPO(_Prepared, DPOTrainer):
+    _name = "DPO"
+
+
+class _DryKTO(_Prepared, KTOTrainer):
+    _name = "KTO"
 
 
 class _DryRanking(_Stays, RankingTrainer):
@@ -76,7 +84,7 @@ class Rehearsal:
     """A trainer on a phantom base.
 
     Args:
-        recipe: sft, reward or dpo.
+        recipe: sft, reward, dpo or kto.
         training: its TRL config.
         model: which base and what new adapter.
         rows: the train split, raw (tokenized here, as the recipe does) or tokenized.
@@ -141,12 +149,13 @@ class Rehearsal:
         with made_in(self.mode):
             if self.recipe == "sft":
                 return _DrySFT(get_peft_model(base, config), **given)
-            if self.recipe == "dpo":
+            if self.recipe in ("dpo", "kto"):
+                trainer = _DryDPO if self.recipe == "dpo" else _DryKTO
                 if hasattr(config, "r") and config.peft_type.value == "LORA":
                     roles = Roles(base, {})
                     roles.create(POLICY, config)
-                    return _DryDPO(roles.model, **given)
-                return _DryDPO(get_peft_model(base, config), **given)
+                    return trainer(roles.model, **given)
+                return trainer(get_peft_model(base, config), **given)
             adapted = with_score_head(base, config)
             collator = RankingCollator(int(tokenizer.pad_token_id))
             return _DryRanking(adapted, data_collator=collator, **given)

@@ -34,7 +34,7 @@ def preflight(
     """What a recipe is about to train on and whether it fits, in a few lines; stops nothing.
 
     Args:
-        recipe: sft, reward, ppo or dpo.
+        recipe: sft, reward, ppo, dpo or kto.
         configs: its argument classes, in their order.
         tokenizer: the base's.
         rows: its trainer's, tokenized.

@@ -16,10 +16,10 @@ def shown_sample(
     """What a row is called and its text, tokens with a loss between ⟦ and ⟧.
 
     Args:
-        recipe: sft, reward, dpo or ppo.
+        recipe: sft, reward, dpo, kto or ppo.
         row: of the trainer's dataset.
         tokenizer: the base's.
-        collator: SFT's or DPO's own, which decides what carries a loss; the others need none.
+        collator: SFT's, DPO's or KTO's own, which decides what carries a loss; the others need none.
     """
     if recipe == "ppo":
         ids = row["prompt_ids"]
@@ -41,9 +41,12 @@ def shown_sample(
                 _marked(*_lists(batch["input_ids"][0], batch["labels"][0] != IGNORED), tokenizer),
             )
         ]
+    names = ["chosen", "rejected"]
+    if recipe == "kto":
+        names = ["a good answer" if row["label"] else "a bad answer"]
     return [
         (name, _marked(*_real(batch, i, batch["completion_mask"][i] == 1), tokenizer))
-        for i, name in enumerate(("chosen", "rejected"))
+        for i, name in enumerate(names)
     ]
 
 

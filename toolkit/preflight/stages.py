@@ -22,9 +22,9 @@ from toolkit.models.arguments import ModelArguments
 from toolkit.pipeline import Pipeline
 from toolkit.preflight.phantom import recorded_parent
 
-RECIPES = ("sft", "reward", "ppo", "dpo")
+RECIPES = ("sft", "reward", "ppo", "dpo", "kto")
 KINDS = {"sft": "prompt-completion", "reward": "preference", "dpo": "preference"}
-KINDS["ppo"] = "prompt-only"
+KINDS |= {"ppo": "prompt-only", "kto": "unpaired"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,14 @@ class Stage:
 
 def argument_classes(recipe: str) -> tuple[type, ...]:
     """The argument classes of a recipe's command line."""
-    from trl import DatasetMixtureConfig, DPOConfig, RewardConfig, ScriptArguments, SFTConfig
+    from trl import (
+        DatasetMixtureConfig,
+        DPOConfig,
+        KTOConfig,
+        RewardConfig,
+        ScriptArguments,
+        SFTConfig,
+    )
 
     from toolkit.trainers.ppo_config import PPOConfig
 
@@ -106,6 +113,7 @@ def argument_classes(recipe: str) -> tuple[type, ...]:
         "reward": (RewardConfig, RewardArguments),
         "ppo": (PPOConfig, PPOArguments),
         "dpo": (DPOConfig, StartArguments),
+        "kto": (KTOConfig, StartArguments),
     }
     training, start = own[recipe]
     return ScriptArguments, training, ModelArguments, DatasetMixtureConfig, start

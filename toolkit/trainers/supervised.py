@@ -1,4 +1,4 @@
-"""TRL's trainers for SFT and DPO, with checkpoints that are whole or not there, for any adapter."""
+"""TRL's trainers for SFT, DPO and KTO, with checkpoints that are whole or not there, for any adapter."""
 
 import warnings
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from trl import DPOTrainer as TrlDPOTrainer
+from trl import KTOTrainer as TrlKTOTrainer
 from trl import SFTTrainer as TrlSFTTrainer
 
 from toolkit.models.adapters import fill, read_adapter
@@ -50,8 +51,8 @@ class SFTTrainer(_AnyAdapter, TrlSFTTrainer):  # type: ignore[misc]
         return (loss, found[1]) if return_outputs else loss
 
 
-class DPOTrainer(_AnyAdapter, TrlDPOTrainer):  # type: ignore[misc]
-    """TRL's DPOTrainer; see `WholeCheckpoints`."""
+class _AgainstReference(_AnyAdapter):
+    """Before a TRL trainer that puts a reference beside the policy's adapter: makes it a true copy."""
 
     def __init__(self, model: PeftModel, **kwargs: Any) -> None:
         with warnings.catch_warnings():
@@ -59,6 +60,14 @@ class DPOTrainer(_AnyAdapter, TrlDPOTrainer):  # type: ignore[misc]
             warnings.filterwarnings("ignore", "Adapter name 'ref' should not be contained")
             super().__init__(model, **kwargs)
         _copy_to_reference(model)
+
+
+class DPOTrainer(_AgainstReference, TrlDPOTrainer):  # type: ignore[misc]
+    """TRL's DPOTrainer; see `WholeCheckpoints`."""
+
+
+class KTOTrainer(_AgainstReference, TrlKTOTrainer):  # type: ignore[misc]
+    """TRL's KTOTrainer; see `WholeCheckpoints`."""
 
 
 @torch.no_grad()

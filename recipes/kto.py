@@ -1,0 +1,83 @@
+"""KTO: learn from answers labelled good or bad by themselves, the SFT adapter as reference.
+
+    python recipes/kto.py --config recipes/configs/world/kto.yaml \\
+        --parent runs/world/sft --output_dir runs/world/kto
+
+Reads   unpaired rows, or comparisons taken apart (contracts: docs/data.md), and the SFT run.
+Writes  the run's directory: the adapter, run.json, metrics.jsonl.
+"""
+
+import sys
+
+import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.arguments import StartArguments
+from toolkit.config import run_cli
+from toolkit.data.loading import load_splits
+from toolkit.preflight.opening import opening, require_test_split
+from toolkit.runs import Run
+
+
+def main(script, training, model, mixture, start) -> Run:
+    configs = (script, training, model, mixture, start)
+    resume = opening("kto", configs)
+
+    from transformers import set_seed
+
+    from toolkit.data.checks import check_texts
+    from toolkit.models.adapters import save_adapter
+    from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.start import trainable_policy
+    from toolkit.preflight.report import preflight
+    from toolkit.trainers.callbacks import RunCallback
+    from toolkit.trainers.checkpoints import interruptible
+    from toolkit.trainers.supervised import KTOTrainer
+
+    parents = {"adapter": start.parent}
+    with Run.start(
+        training.output_dir, recipe="kto", configs=configs, parents=parents, resume=resume
+    ) as run:
+        set_seed(training.seed)
+        splits = load_splits(
+            script, mixture, start, kind="unpaired", seed=training.seed, folder=run.path
+        )
+        require_test_split(training, splits)
+        base, tokenizer = load_base(
+            model, parent=start.parent, trust_remote_code=training.trust_remote_code
+        )
+        limit = training.max_length
+        splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)
+        run.base = fingerprint(model, tokenizer)
+        trainer = KTOTrainer(  # which copies the adapter to "ref"
+            trainable_policy(
+                base,
+                run.base,
+                start.parent,
+                gradient_checkpointing=training.gradient_checkpointing,
+            ),
+            args=training,
+            processing_class=tokenizer,
+            # TRL reads the rows in their order and takes a row's KL from its neighbour's answer,
+            # which must not be another one to the same prompt
+            train_dataset=splits["train"].shuffle(seed=training.seed),
+            eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
+            callbacks=[RunCallback()],
+        )
+        trainer.base_fingerprint = run.base
+        preflight("kto", configs, tokenizer, trainer.train_dataset, trainer.data_collator)
+        with interruptible(trainer):
+            trainer.train(resume_from_checkpoint=resume)
+        save_adapter(trainer.model, run.path, run.base)
+        tokenizer.save_pretrained(run.path)
+        return run.finish(steps=trainer.state.global_step)
+
+
+def arguments() -> tuple[type, ...]:
+    from trl import DatasetMixtureConfig, KTOConfig, ScriptArguments
+
+    from toolkit.models.arguments import ModelArguments
+
+    return ScriptArguments, KTOConfig, ModelArguments, DatasetMixtureConfig, StartArguments
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, arguments(), description=__doc__))

@@ -1,0 +1,65 @@
+"""Merge an adapter into its base: one plain transformers checkpoint, in float32 or bfloat16.
+
+    python recipes/merge.py --config recipes/configs/world/merge.yaml \\
+        --parent runs/world/ppo --output_dir runs/world/merged
+
+Reads   the base and a run of SFT, PPO or DPO.
+Writes  a new directory: weights, config, tokenizer with its chat template, the tokens that end an
+        answer, and run.json with the largest difference of a logit from base and adapter.
+"""
+
+import sys
+
+import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.arguments import MergeArguments
+from toolkit.config import run_cli
+from toolkit.errors import ConfigError
+from toolkit.runs import Run, require_adapter, require_new
+
+
+def main(merge, model) -> Run:
+    if merge.parent is None:
+        raise ConfigError("merge: `parent` is missing; give the run: --parent runs/world/ppo")
+    require_adapter(merge.parent, "parent")
+    require_new(merge.output_dir, recipe="merge")
+
+    import torch
+
+    from toolkit.models.arguments import refuse_adapter_options
+    from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.standalone import (
+        merge_into_base,
+        probe_logits,
+        require_full_precision,
+        require_mergeable,
+    )
+    from toolkit.models.start import adapted_base
+
+    refuse_adapter_options(model, because=f"the adapter is that of the parent {merge.parent}")
+    require_full_precision(model)
+    require_mergeable(merge.parent)
+    parents = {"adapter": merge.parent}
+    configs = (merge, model)
+    with Run.start(merge.output_dir, recipe="merge", configs=configs, parents=parents) as run:
+        base, tokenizer = load_base(
+            model, parent=merge.parent, trust_remote_code=merge.trust_remote_code
+        )
+        run.base = fingerprint(model, tokenizer)
+        adapted = adapted_base(base, run.base, merge.parent)
+        before = probe_logits(adapted, tokenizer)
+        merged = merge_into_base(adapted, dtype=getattr(torch, model.dtype))
+        difference = (probe_logits(merged, tokenizer) - before).abs().max().item()
+        print(f"merged in {model.dtype}: no logit differs by more than {difference:.2g}")
+        merged.save_pretrained(run.path)
+        tokenizer.save_pretrained(run.path)
+        return run.finish(largest_logit_difference=difference)
+
+
+def arguments() -> tuple[type, ...]:
+    from toolkit.models.arguments import ModelArguments
+
+    return MergeArguments, ModelArguments
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, arguments(), description=__doc__))

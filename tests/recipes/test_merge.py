@@ -1,0 +1,204 @@
+"""A merged run is base and adapter, read by plain transformers; what cannot be merged is refused."""
+
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import ROOT, fresh_roles, lora, randomise
+from tests.models.methods import call
+from toolkit.config import run_cli
+from toolkit.models.base import load_tokenizer
+from toolkit.models.roles import POLICY
+from toolkit.runs import Run
+
+IDS = torch.tensor([[1, 20, 30, 40, 50, 60, 70, 80], [1, 9, 99, 199, 299, 399, 499, 2]])
+COMPARE = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+merged, base, run, ids = sys.argv[1], sys.argv[2], sys.argv[3], torch.tensor(json.loads(sys.argv[4]))
+alone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+bare = alone(ids).logits
+beside = PeftModel.from_pretrained(alone, run).eval()(ids).logits
+found = AutoModelForCausalLM.from_pretrained(merged).eval()(ids).logits
+assert "toolkit" not in sys.modules
+print((found - beside).abs().max().item(), (bare - beside).abs().max().item())
+"""
+
+
+def merge(parent, folder, base, **options):
+    """Call the recipe with its shipped config; its exit code."""
+    module = importlib.import_module("recipes.merge")
+    given = {"parent": parent, "output_dir": folder, "model_name_or_path": base} | options
+    words = ["--config", "recipes/configs/world/merge.yaml"]
+    for name, value in given.items():
+        words += [f"--{name}", str(value)]
+    return run_cli(module.main, module.arguments(), words)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def beside(base, run):
+    """Logits of base and adapter, by PEFT alone."""
+    alone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return logits(PeftModel.from_pretrained(alone, run))
+
+
+def test_in_a_fresh_process_plain_transformers_finds_base_and_adapter(tiny_base, sft_run, tmp_path):
+    assert merge(sft_run, tmp_path / "merged", tiny_base) == 0
+    words = [tmp_path / "merged", tiny_base, sft_run, json.dumps(IDS.tolist())]
+    found = subprocess.run(
+        [sys.executable, "-c", COMPARE, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    difference, effect = map(float, found.stdout.split())
+    assert difference < 2e-5
+    assert effect > 0.5
+    run = Run.load(tmp_path / "merged")
+    assert (run.recipe, run.state, run.parents) == ("merge", "finished", {"adapter": str(sft_run)})
+    assert run.results["largest_logit_difference"] < 2e-5
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+def test_tokenizer_template_and_the_end_of_an_answer_come_along(tiny_base, sft_run, tmp_path):
+    assert merge(sft_run, tmp_path / "merged", tiny_base) == 0
+    ours, plain = load_tokenizer(str(tiny_base)), AutoTokenizer.from_pretrained(tmp_path / "merged")
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    assert plain.apply_chat_template(said) == ours.apply_chat_template(said)
+    assert plain.eos_token_id == ours.eos_token_id
+    generation = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").generation_config
+    assert ours.eos_token_id in generation.eos_token_id
+
+
+def test_bfloat16_is_the_float32_sum_rounded_once(tiny_base, sft_run, tmp_path):
+    """On a base that bfloat16 holds exactly, so that only the sum is rounded."""
+    shutil.copytree(tiny_base, tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(tiny_base).bfloat16().save_pretrained(tmp_path / "base")
+    (sft_run / "base.json").unlink()  # which names other weights
+    for dtype in ("float32", "bfloat16"):
+        assert merge(sft_run, tmp_path / dtype, tmp_path / "base", dtype=dtype) == 0
+    whole, half = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / dtype).state_dict()
+        for dtype in ("float32", "bfloat16")
+    )
+    for name, weight in whole.items():
+        assert half[name].dtype == torch.bfloat16
+        assert torch.equal(weight.bfloat16(), half[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rslora", "dora", "adalora", "ia3"])
+def test_every_kind_that_lives_in_weights_is_merged(method, tiny_base, tmp_path):
+    assert call("sft", tmp_path / "sft", tiny_base, peft_method=method, learning_rate=0.1) == 0
+    assert merge(tmp_path / "sft", tmp_path / "merged", tiny_base) == 0
+    expected = beside(tiny_base, tmp_path / "sft")
+    found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    assert torch.allclose(found, expected, rtol=0, atol=5e-5)
+    bare = logits(AutoModelForCausalLM.from_pretrained(tiny_base))
+    assert (bare - expected).abs().max() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_virtual_tokens_are_refused(method, tiny_base, tmp_path, capsys):
+    assert call("sft", tmp_path / "sft", tiny_base, peft_method=method) == 0
+    assert merge(tmp_path / "sft", tmp_path / "merged", tiny_base) == 2
+    assert "there is no weight that they could be added to" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_reward_model_is_refused(tiny_base, reward_run, tmp_path, capsys):
+    assert merge(reward_run, tmp_path / "merged", tiny_base) == 2
+    assert "no place for its head" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_another_base_is_refused(sft_run, tmp_path, capsys):
+    assert merge(sft_run, tmp_path / "merged", "world:base") == 2
+    assert "trained on base" in capsys.readouterr().err
+    assert not (tmp_path / "merged" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"load_in_4bit": "true"}, "load_in_4bit: an adapter is merged in full precision only"),
+        ({"load_in_8bit": "true"}, "load_in_8bit: an adapter is merged in full precision only"),
+        ({"dtype": "float16"}, "dtype: the merged model is written in float32 or bfloat16"),
+        ({"lora_r": 8}, "`lora_r` would have no effect"),
+    ],
+)
+def test_options_that_cannot_be(option, message, tiny_base, sft_run, tmp_path, capsys):
+    assert merge(sft_run, tmp_path / "merged", tiny_base, **option) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_nothing_is_overwritten_but_what_it_did_not_finish(tiny_base, sft_run, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    assert merge(sft_run, tmp_path / "full", tiny_base) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert merge(sft_run, tmp_path / "merged", "world:base") == 2  # fails after it began
+    assert merge(sft_run, tmp_path / "merged", tiny_base) == 0
+    assert merge(sft_run, tmp_path / "merged", tiny_base) == 2
+    assert merge(sft_run, sft_run, tiny_base) == 2
+
+
+def test_an_adapter_on_a_tied_weight_is_refused(tiny_base, model_config, tmp_path, capsys):
+    roles = fresh_roles(model_config)
+    roles.create(POLICY, lora(modules_to_save=["lm_head"]))
+    roles.save(POLICY, tmp_path / "whole-layer")
+    assert merge(tmp_path / "whole-layer", tmp_path / "merged", tiny_base) == 2
+    assert "one tied weight" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_4_bit_base_merges_into_the_whole_weights(
+    tiny_base, model_config, tmp_path, capsys
+):
+    model_config.load_in_4bit, model_config.dtype = True, "bfloat16"
+    roles = fresh_roles(model_config)
+    roles.create(POLICY, lora())
+    randomise(roles, POLICY, seed=1)
+    roles.save(POLICY, tmp_path / "sft")
+    assert merge(tmp_path / "sft", tmp_path / "merged", tiny_base) == 0
+    assert "was trained on a base in 4bit" in capsys.readouterr().out
+    found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    assert torch.allclose(found, beside(tiny_base, tmp_path / "sft"), rtol=0, atol=2e-5)
+
+
+def test_the_readmes_five_lines_of_peft_answer(tiny_base, sft_run, tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Use it elsewhere", 1)[1].split("\n## ", 1)[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    lines = [line for line in code.splitlines() if line and not line.startswith("from ")]
+    assert len(lines) == 5
+    assert "toolkit." not in code
+    load_tokenizer(str(tiny_base)).save_pretrained(sft_run)
+    for place, here in {
+        "runs/quickstart/ppo": sft_run,
+        "toolkit/world/assets/base": tiny_base,
+    }.items():
+        assert place in code
+        code = code.replace(place, str(here))
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert "Who are you?" in found.stdout
+    assert "'role': 'assistant'" in found.stdout
