@@ -6,7 +6,15 @@ import pytest
 
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.evaluation.monitor import gold_metrics, gold_monitor
-from toolkit.trainers.watch import WatchCallback, refusing, runaway, warned, worsening
+from toolkit.trainers.watch import (
+    WatchCallback,
+    lengthening,
+    refusing,
+    runaway,
+    unending,
+    warned,
+    worsening,
+)
 
 
 def training(kls, scores, entropy=6.0):
@@ -45,6 +53,35 @@ def test_runaway_says_what_it_saw():
     assert "from -1.00 to 1.00 at a KL of 5.0 nats per answer, above 4.0" in line
 
 
+def rollouts(scores, **columns):
+    rows = [{"objective/scores": score} for score in scores]
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[f"objective/{name}"] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("scores", "length", "fires"),
+    [
+        ([0, 0, 0, 1, 1, 1], [40, 40, 40, 60, 61, 62], True),  # 61 is above 60
+        ([0, 0, 0, 1, 1, 1], [40, 40, 40, 58, 59, 60], False),
+        ([1, 1, 1, 0, 0, 0], [40, 40, 40, 90, 90, 90], False),  # the score fell
+        ([0, 1, 2], [40, 80, 160], False),  # one mean alone
+    ],
+)
+def test_answers_grow_with_the_score(scores, length, fires):
+    assert (lengthening(rollouts(scores, length=length)) is not None) == fires
+
+
+@pytest.mark.parametrize(("ended", "fires"), [(0.7, True), (0.8, False)])
+def test_answers_no_longer_end_while_the_score_rises(ended, fires):
+    rows = rollouts([0, 0, 0, 1, 1, 1], ended=[0.95] * 3 + [ended] * 3)
+    found = unending(rows)
+    assert (found is not None) == fires
+    assert found is None or "from 95% to 70%" in found
+
+
 @pytest.mark.parametrize(
     ("scores", "refused", "fires"),
     [
@@ -69,7 +106,7 @@ def test_gold_falls_below_its_best_while_the_score_rises():
 def test_an_evaluation_is_not_held_against_a_rollout_and_nothing_against_nothing():
     rows = training([0, 0, 0, 9, 9, 9], [0, 0, 0, 1, 1, 1])
     assert runaway([*rows, {"eval_objective/scores": 1.0}]) is None
-    for check in (runaway, refusing, worsening):
+    for check in (runaway, lengthening, unending, refusing, worsening):
         assert check([]) is None
         assert check([{"loss": 1.0}]) is None
 

@@ -10,7 +10,10 @@ WINDOW = 3  # logged steps of which the mean counts; one alone rests on few answ
 MOST_OF_ENTROPY, LEAST_KL = 2 / 3, 3.5  # of the reference's entropy; nats per answer
 MOST_RISE = 0.08  # of the share of good requests that are refused
 MOST_FALL = 0.15  # of the gold utility
+MOST_GROWTH = 1.5  # of the answers' length
+MOST_UNENDED = 0.2  # fall of the share of answers that end
 KL, ENTROPY, SCORE = "objective/kl", "objective/entropy", "objective/scores"
+LENGTH, ENDED = "objective/length", "objective/ended"
 HELD_OUT, GOLD, REFUSED = "eval_objective/scores", "eval_gold/mean", "eval_gold/over_refusal"
 
 
@@ -63,6 +66,34 @@ def runaway(rows: Sequence[Row]) -> str | None:
     )
 
 
+def lengthening(rows: Sequence[Row]) -> str | None:
+    """The score rose with the length of the answers, which labelers and reward models both like."""
+    means = _means(rows, (LENGTH, SCORE))
+    if len(means) < 2 or means[-1][SCORE] <= means[0][SCORE]:
+        return None
+    first, last = means[0][LENGTH], means[-1][LENGTH]
+    if last <= MOST_GROWTH * first:
+        return None
+    return (
+        f"verbosity? While the score rose answers went from {first:.0f} to {last:.0f} tokens; "
+        "length_penalty takes from the score per token"
+    )
+
+
+def unending(rows: Sequence[Row]) -> str | None:
+    """The score rose, and answers no longer come to an end."""
+    means = _means(rows, (ENDED, SCORE))
+    if len(means) < 2 or means[-1][SCORE] <= means[0][SCORE]:
+        return None
+    first, last = means[0][ENDED], means[-1][ENDED]
+    if last >= first - MOST_UNENDED:
+        return None
+    return (
+        f"answers that end went from {first:.0%} to {last:.0%} while the score rose; "
+        "missing_eos_penalty takes from the score of one that does not, response_length gives room"
+    )
+
+
 def refusing(rows: Sequence[Row]) -> str | None:
     """The score rose, and so did the share of good requests that are refused."""
     before, last = _best_and_last(rows, REFUSED, min)
@@ -110,6 +141,8 @@ def _means(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
 
 CHECKS: dict[str, Callable[[Sequence[Row]], str | None]] = {
     "warning/kl": runaway,
+    "warning/length": lengthening,
+    "warning/ended": unending,
     "warning/over_refusal": refusing,
     "warning/gold": worsening,
 }
