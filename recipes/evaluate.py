@@ -3,8 +3,7 @@
     python recipes/evaluate.py --config recipes/configs/world/evaluate.yaml \\
         --runs runs/world/sft runs/world/ppo --output_dir runs/world/report
 
-Reads   the runs, the reward run (of an ensemble the mean score counts), held-out prompts,
-        comparisons and demonstrations.
+Reads   the runs, the reward run (of an ensemble the mean counts), prompts, comparisons, demonstrations.
 Writes  report.json, report.md, report.txt and the plots (PNG).
 """
 

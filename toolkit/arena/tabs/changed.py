@@ -64,7 +64,12 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
         gr.Markdown(TOKENS_LEGEND)
     other, diff, diff_note = _difference()
 
+    def chosen(name: Any) -> str:
+        """The checkpoint; before the page has its list, the one that will stand there."""
+        return str(checkpoint_choices(workbench.catalog).chosen[-1] if name is None else name)
+
     def examine(chat: Chat, name: Any, asked: Any, text: Any, what: Any) -> list[Any]:
+        name = chosen(name)
         messages, ids = _known(chat, name, asked, text)
         try:
             changes = workbench.changes(name, messages, text, ids=ids)
@@ -93,13 +98,11 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
         models = checkpoint_choices(catalog)
         known = [i for _, i in models.choices]
         last = next(reversed(answers), models.chosen[-1])  # the one trained furthest
-        chosen = name if name in (answers or known) else last
-        said = answers.get(chosen)
+        shown = name if name in (answers or known) else last
+        said = answers.get(shown)
         return [
-            gr.update(
-                choices=models.choices, value=chosen if chosen in known else models.chosen[-1]
-            ),
-            gr.update(choices=models.choices, value=_beside(chosen, list(answers), known)),
+            gr.update(choices=models.choices, value=shown if shown in known else models.chosen[-1]),
+            gr.update(choices=models.choices, value=_beside(shown, list(answers), known)),
             chat.last_prompt if said else gr.skip(),
             said.text if said else gr.skip(),
             gr.update(visible=not answers),
@@ -110,7 +113,7 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
         return [chat.last_prompt, said.text] if said else [gr.skip(), gr.skip()]
 
     def compare_texts(chat: Chat, name: Any, asked: Any, text: Any, second: Any) -> list[Any]:
-        return _diff(workbench, chat, str(name), str(asked), str(text), str(second))
+        return _diff(workbench, chat, chosen(name), str(asked), str(text), str(second))
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     inputs = [chat, checkpoint, prompt, answer]
