@@ -44,6 +44,7 @@ def last(shown: Any) -> Shown:
     found = list(shown)
     done = [s.done for s in found[:-1]]  # the same number again twice a second
     assert list(dict.fromkeys(done)) == list(range(found[0].wanted + 1)) and done == sorted(done)
+    assert found[-1].done == found[0].wanted
     assert all(not s.id and not s.texts for s in found[:-1])
     assert len(found[-1].texts) == found[0].wanted
     return found[-1]
