@@ -28,9 +28,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.data.checks import check_texts
     from toolkit.data.texts import pretraining_texts
     from toolkit.evaluation.monitor import gold_monitor
-    from toolkit.models.base import fingerprint, load_base
-    from toolkit.models.ppo_roles import attach_ppo_roles
-    from toolkit.models.roles import Roles
+    from toolkit.models.ppo_roles import load_ppo_roles
     from toolkit.preflight.report import preflight
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.checkpoints import interruptible
@@ -49,21 +47,15 @@ def main(script, training, model, mixture, start) -> Run:
             script, mixture, start, kind="prompt-only", seed=training.seed, folder=run.path
         )
         require_test_split(training, splits)
-        base, tokenizer = load_base(
+        roles, tokenizer = load_ppo_roles(
             model,
-            parent=start.parent or next(iter(start.reward_model), None),
-            trust_remote_code=training.trust_remote_code,
-        )
-        splits = check_texts(splits, tokenizer, start, folder=run.path)
-        run.base = fingerprint(model, tokenizer)
-        roles = Roles(base, run.base)
-        attach_ppo_roles(
-            roles,
             policy=start.parent,
             rewards=start.reward_model,
-            model=model,
             value=training.value_role,
+            trust_remote_code=training.trust_remote_code,
         )
+        run.base = roles.fingerprint
+        splits = check_texts(splits, tokenizer, start, folder=run.path)
         held_out = splits.get("test") if training.eval_strategy != "no" else None
         if held_out is not None:
             held_out = held_out.select(range(min(start.eval_prompts, len(held_out))))

@@ -15,9 +15,7 @@ from trl import ModelConfig
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.benchmark.cases import ADAPTER, BASE, Case, read
 from toolkit.benchmark.meter import Meter
-from toolkit.models.base import fingerprint, load_base
-from toolkit.models.ppo_roles import attach_ppo_roles
-from toolkit.models.roles import Roles
+from toolkit.models.ppo_roles import load_ppo_roles
 from toolkit.rl.rollout import Experience
 from toolkit.trainers.ppo import PPOTrainer
 from toolkit.trainers.ppo_config import PPOConfig
@@ -67,13 +65,10 @@ def main(folder: Path, result: Path, value_role: str) -> None:
     meter = Meter()
     meter.start()
     set_seed(1)
-    base, tokenizer = load_base(model)
-    roles = Roles(base, fingerprint(model, tokenizer))
-    attach_ppo_roles(
-        roles,
+    roles, tokenizer = load_ppo_roles(
+        model,
         policy=runs.get("sft"),
         rewards=[runs.get("reward", str(folder / ADAPTER))],
-        model=model,
         value=value_role,
     )
     with tempfile.TemporaryDirectory() as output:

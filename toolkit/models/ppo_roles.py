@@ -5,11 +5,37 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ConfigError
+from toolkit.models.base import fingerprint, load_base
 from toolkit.models.peft_methods import build_peft_config
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from trl import ModelConfig
+
+
+def load_ppo_roles(
+    model: "ModelConfig",
+    *,
+    policy: str | None = None,
+    rewards: Sequence[str] = (),
+    value: str = "adapter",
+    trust_remote_code: bool = False,
+) -> "tuple[Roles, PreTrainedTokenizerBase]":
+    """The base loaded once with all that `PPOTrainer` needs on it, and the tokenizer.
+
+    Args:
+        model: the base and its precision.
+        policy, rewards, value: as for `attach_ppo_roles`.
+        trust_remote_code: run Python that comes with the model.
+
+    Raises: as `load_base`; CheckpointError where an adapter is not of this base.
+    """
+    parent = policy or next(iter(rewards), None)
+    base, tokenizer = load_base(model, parent=parent, trust_remote_code=trust_remote_code)
+    roles = Roles(base, fingerprint(model, tokenizer))
+    attach_ppo_roles(roles, policy=policy, rewards=rewards, model=model, value=value)
+    return roles, tokenizer
 
 
 def attach_ppo_roles(

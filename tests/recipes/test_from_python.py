@@ -1,0 +1,77 @@
+"""The Python of the README and of docs/ppo.md trains, on small models in the place of the hub's."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from tests.conftest import ROOT
+from toolkit.models.base import load_tokenizer
+
+HUB_PROMPTS = 'load_dataset("trl-lib/ultrafeedback-prompt", split="train")'
+
+
+def python_of(document, heading):
+    """The one Python block under `heading` that trains."""
+    section = (ROOT / document).read_text(encoding="utf-8").split(f"## {heading}", 1)[1]
+    (code,) = re.findall(r"```python\n(.*?)```", section.split("\n## ", 1)[0], re.DOTALL)
+    return code
+
+
+def run(code, folder, places):
+    """Run `code` in `folder` with names of the hub, and sizes, replaced."""
+    prompts = [{"prompt": [{"role": "user", "content": f"What is {n}?"}]} for n in range(8)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), encoding="utf-8")
+    places |= {
+        HUB_PROMPTS: 'load_dataset("json", data_files="prompts.jsonl", split="train")',
+        "response_length=256": 'response_length=6, use_cpu=True, report_to="none"',
+    }
+    for place, here in places.items():
+        assert code.count(place) == 1, place
+        code = code.replace(place, here)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_the_readmes_trainer_trains(tiny_base, sft_run, reward_run, tmp_path):
+    run(
+        python_of("README.md", "PPO from Python"),
+        tmp_path,
+        {
+            "Qwen/Qwen3-0.6B-Base": str(tiny_base),
+            ", load_in_4bit=True": ', dtype="float32"',
+            "runs/qwen3-0.6b/sft": str(sft_run),
+            "runs/qwen3-0.6b/reward": str(reward_run),
+        },
+    )
+    before = load_file(sft_run / "adapter_model.safetensors")
+    after = load_file(tmp_path / "runs" / "mine" / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+@pytest.mark.slow
+def test_a_reward_model_of_the_hub_is_a_reward_function(tiny_base, tmp_path):
+    config = AutoConfig.from_pretrained(tiny_base, num_labels=1, pad_token_id=0)
+    judge = AutoModelForSequenceClassification.from_config(config)
+    judge.save_pretrained(tmp_path / "judge")
+    load_tokenizer(str(tiny_base)).save_pretrained(tmp_path / "judge")
+    done = run(
+        python_of("docs/ppo.md", "A reward model of the hub"),
+        tmp_path,
+        {
+            "Skywork/Skywork-Reward-V2-Qwen3-0.6B": str(tmp_path / "judge"),
+            '"Qwen/Qwen3-0.6B"': f'"{tiny_base}"',
+        },
+    )
+    assert "the reference is the bare base" in done.stdout
+    weights = load_file(tmp_path / "runs" / "judged" / "adapter_model.safetensors")
+    assert any(w.any() for name, w in weights.items() if "lora_B" in name)
