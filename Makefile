@@ -56,20 +56,20 @@ seeds: $(VENV)/.installed
 	  $(BIN)/python recipes/pipeline.py --config recipes/configs/world/seeds.yaml \
 	    --seed $$seed --output_dir runs/seeds/$$seed || exit 1; \
 	done
-	$(BIN)/python recipes/seeds.py $(SEEDS:%=runs/seeds/%)
+	$(BIN)/python recipes/studies/seeds.py $(SEEDS:%=runs/seeds/%)
 
 # what PPO-ptx keeps of pretraining and what it costs, for several γ
 tradeoff: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/tradeoff.yaml
-	$(BIN)/python recipes/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
+	$(BIN)/python recipes/studies/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
 
 # all pairs of a prompt together against shuffled pairs, on the comparisons of `make seeds`
 ranking: $(VENV)/.installed
-	$(BIN)/python recipes/ranking.py $(SEEDS:%=runs/seeds/%)
+	$(BIN)/python recipes/studies/ranking.py $(SEEDS:%=runs/seeds/%)
 
 # the table of docs/adapters.md: every kind of adapter in SFT
 adapters: $(VENV)/.installed
-	$(BIN)/python recipes/adapters.py --output_dir runs/adapters
+	$(BIN)/python recipes/studies/adapters.py --output_dir runs/adapters
 
 # make the shipped base again, from nothing
 base: $(VENV)/.installed

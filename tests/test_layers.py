@@ -57,7 +57,7 @@ def test_imports_only_lower_layers(file):
             assert same or layer(name) < layer(module) or layer(name) == layer(module) <= 1, name
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.py")), ids=lambda f: f.name)
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.py")), ids=lambda f: f.name)
 def test_recipes_are_thin_and_import_no_recipe(recipe):
     assert not [n for n in imported(recipe) if n.startswith("recipes")]
     assert len(recipe.read_text(encoding="utf-8").splitlines()) <= 170

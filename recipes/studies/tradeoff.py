@@ -1,6 +1,6 @@
 """What PPO-ptx keeps of pretraining and what it costs in win rate, over γ: a table and a picture.
 
-    python recipes/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
+    python recipes/studies/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
 
 Reads   a report of recipes/evaluate.py over SFT and PPO runs that differ in ptx_coef.
 Writes  the picture (PNG); prints the table.
@@ -46,13 +46,17 @@ def main(folder: Path, image: Path) -> None:
     print(f"\n{draw_tradeoff(points, image)}")
 
 
-if __name__ == "__main__":
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="the report's directory")
     parser.add_argument("--image", type=Path, required=True, help="where the picture goes")
+    return parser
+
+
+if __name__ == "__main__":
     try:
-        main(**vars(parser.parse_args()))
+        main(**vars(arguments().parse_args()))
     except ToolkitError as error:
         sys.exit(f"{type(error).__name__}: {error}")

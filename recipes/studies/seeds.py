@@ -1,6 +1,6 @@
 """The numbers of several pipelines side by side, and whether they show what they shall.
 
-    python recipes/seeds.py runs/seeds/0 runs/seeds/1 runs/seeds/2
+    python recipes/studies/seeds.py runs/seeds/0 runs/seeds/1 runs/seeds/2
 
 Reads   report.json, familiar/report.json and pipeline.json of each directory.
 Writes  summary.json beside them; prints Markdown tables.
@@ -149,12 +149,16 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-if __name__ == "__main__":
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", type=Path, help="pipelines' directories")
+    return parser
+
+
+if __name__ == "__main__":
     try:
-        main(parser.parse_args().folders)
+        main(arguments().parse_args().folders)
     except ToolkitError as error:
         sys.exit(f"{type(error).__name__}: {error}")

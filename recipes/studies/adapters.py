@@ -1,6 +1,6 @@
 """Every kind of adapter on the embedded world: what it trains, weighs on disk, and learns in SFT.
 
-    python recipes/adapters.py --output_dir runs/adapters
+    python recipes/studies/adapters.py --output_dir runs/adapters
 
 Further words go to recipes/sft.py, such as --num_train_epochs 1.
 
@@ -20,8 +20,8 @@ import yaml
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.runs import Run, write_json
 
-HERE = Path(__file__).resolve().parent
-CONFIG = HERE / "configs" / "world" / "sft.yaml"
+RECIPES = Path(__file__).resolve().parent.parent
+CONFIG = RECIPES / "configs" / "world" / "sft.yaml"
 # what a method needs of its own; learning rates are the best of those tried, thrice apart
 METHODS: dict[str, dict[str, Any]] = {
     "none": {"peft_method": "lora", "learning_rate": 0.0, "max_steps": 1},  # the base as it is
@@ -57,7 +57,7 @@ def train(method: str, folder: Path, further: list[str]) -> Run:
         shape = {k: v for k, v in shape.items() if not k.startswith("lora_")}
     given = shape | {"peft_method": method, "output_dir": str(folder)} | METHODS[method]
     given |= {"eval_strategy": "epoch", "save_strategy": "no", "disable_tqdm": True}
-    words = [sys.executable, str(HERE / "sft.py")]
+    words = [sys.executable, str(RECIPES / "sft.py")]
     for name, value in given.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     done = subprocess.run([*words, *further], capture_output=True, text=True, check=False)

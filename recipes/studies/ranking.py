@@ -1,6 +1,6 @@
 """InstructGPT's claim, tested: does learning all pairs of a prompt together beat shuffled pairs?
 
-    python recipes/ranking.py runs/seeds/0 runs/seeds/1 runs/seeds/2 --output_dir runs/ranking
+    python recipes/studies/ranking.py runs/seeds/0 runs/seeds/1 runs/seeds/2 --output_dir runs/ranking
 
 Reads   the SFT run and the comparisons of each pipeline's directory.
 Writes  per directory a reward model trained on prompts and one on shuffled pairs (as many
