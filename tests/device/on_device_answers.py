@@ -1,0 +1,42 @@
+"""Run by test_device.py: the app's answers, with its base on the simulated device."""
+
+import pytest
+
+from tests.arena.conftest import make_run, runs, tiny_base  # noqa: F401
+from tests.device.on_device import device_of_bases
+from tests.device.simulated import DEVICE
+from toolkit.arena.workbench import Workbench
+
+PROMPTS = ("Hello", "What is it? it it it")
+
+
+def answers(workbench, **settings):
+    names = list(workbench.catalog.checkpoints)
+    return {
+        (prompt, answer.checkpoint): answer
+        for prompt in PROMPTS
+        for answer in workbench.compare(prompt, names, max_new_tokens=8, **settings)
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"beams": 3, "temperature": 0.0},
+        {"temperature": 1.0, "top_k": 5, "top_p": 0.9, "seed": 3},
+    ],
+    ids=str,
+)
+def test_the_app_answers_as_on_a_cpu(settings, tiny_base, runs, monkeypatch):  # noqa: F811
+    expected = answers(Workbench.open(tiny_base, runs), **settings)
+    with device_of_bases(monkeypatch):
+        workbench = Workbench.open(tiny_base, runs)
+        assert workbench.roles.base.device == DEVICE
+        found = answers(workbench, **settings)
+        for key, answer in expected.items():
+            assert found[key].problem is None, found[key].problem
+            assert found[key].text == answer.text
+            assert found[key].kl == pytest.approx(answer.kl, abs=1e-4)
+        for (prompt, name), answer in found.items():
+            workbench.changes(name, prompt, answer.text, ids=answer.ids)
