@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback, set_seed
+from transformers import AutoTokenizer, TrainerCallback, set_seed
 
 from tests.conftest import ROOT, fresh_roles, lora, randomise
 from tests.trainers.ppo_setup import make, prompts
@@ -444,12 +444,64 @@ def test_data_that_cannot_work_is_refused(ppo_roles, tokenizer, tmp_path):
         make(ppo_roles, tokenizer, named, tmp_path, reward_funcs=[lambda **_: []])
     with pytest.raises(ConfigError, match=r"needs a column `prompt`.*got input_ids"):
         make(ppo_roles, tokenizer, Dataset.from_dict({"input_ids": [[1, 2]]}), tmp_path)
+    for other in (list(prompts()), {"train": prompts()}, prompts().to_iterable_dataset()):
+        with pytest.raises(ConfigError, match=r"needs a datasets\.Dataset of prompts, got"):
+            make(ppo_roles, tokenizer, other, tmp_path)
+    for wrong in (None, [], 7, [1, 2]):
+        data = Dataset.from_dict({"prompt": [wrong]})
+        with pytest.raises(ConfigError, match=r"prompt 0 must be text or messages, got"):
+            make(ppo_roles, tokenizer, data, tmp_path)
+    with pytest.raises(ConfigError, match="prompt 1 of 2 has no token"):
+        make(ppo_roles, tokenizer, Dataset.from_dict({"prompt": ["a", ""]}), tmp_path)
+    with pytest.raises(ConfigError, match="must be functions, got 'length'"):
+        make(ppo_roles, tokenizer, prompts(), tmp_path, reward_funcs=["length"])
+    for epochs in (0, -1):
+        options = {"total_episodes": None, "num_train_epochs": epochs}
+        with pytest.raises(ConfigError, match="so there is nothing to train"):
+            make(ppo_roles, tokenizer, prompts(), tmp_path, **options)
     with pytest.raises(ConfigError, match="none of the 1 pretraining texts has two tokens"):
         make(ppo_roles, tokenizer, prompts(), tmp_path, ptx_texts=[""], ptx_coef=0.1)
     trainer = make(ppo_roles, tokenizer, prompts(), tmp_path)
     with pytest.raises(ConfigError, match="give PPOTrainer an `eval_dataset`"):
         trainer.evaluate()
     assert "eval_objective/scores" in trainer.evaluate(prompts().select(range(2)))
+
+
+def test_a_tokenizer_needs_an_end_a_template_and_no_pad_token(
+    ppo_roles, tiny_base, tokenizer, tmp_path
+):
+    """One straight from transformers, and not by our own loader."""
+    plain = AutoTokenizer.from_pretrained(tiny_base)
+    plain.pad_token = None
+    make(ppo_roles, plain, prompts(), tmp_path, max_steps=1).train()
+    assert plain.pad_token == plain.eos_token
+    plain.chat_template = None
+    with pytest.raises(ConfigError, match="the tokenizer has no chat template"):
+        make(ppo_roles, plain, prompts(), tmp_path)
+    plain.eos_token = None
+    with pytest.raises(ConfigError, match="the tokenizer has no EOS token"):
+        make(ppo_roles, plain, prompts(), tmp_path)
+
+
+def test_little_data_fills_a_rollout_and_a_run_may_end_inside_of_one(
+    make_ppo_roles, tokenizer, tmp_path
+):
+    """One prompt for eight episodes; five episodes are a rollout; three steps of four; one function."""
+
+    def one(completions, **_):
+        return [1] * len(completions)
+
+    for name, data, options, steps in (
+        ("one", prompts().select([0]), {"total_episodes": None, "num_train_epochs": 1}, 4),
+        ("five", prompts(), {"total_episodes": 5}, 4),
+        ("three", prompts(), {"max_steps": 3}, 3),
+    ):
+        trainer = make(
+            make_ppo_roles(), tokenizer, data, tmp_path / name, reward_funcs=one, **options
+        )
+        trainer.train()
+        assert trainer.state.global_step == steps
+        assert len(trainer.experience) == 8
 
 
 def test_episodes_are_counted_after_long_prompts_are_left_out(ppo_roles, tokenizer, tmp_path):
