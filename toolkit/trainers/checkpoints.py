@@ -62,6 +62,8 @@ class WholeCheckpoints:
         trainer: Any = self
         chosen = last_checkpoint(trainer.args.output_dir, resume_from_checkpoint)
         self._resumed = None if chosen is None else Path(chosen).resolve()
+        if self._resumed is not None:
+            self._check_fits(self._resumed)
         nothing = chosen is None and str(resume_from_checkpoint).lower() in ("none", "false")
         self._clear_way(resume=not nothing)
         if not any(isinstance(c, _LossCallback) for c in trainer.callback_handler.callbacks):
@@ -93,6 +95,15 @@ class WholeCheckpoints:
         asked = trainer.control.should_training_stop and trainer.control.should_save
         return bool(super()._determine_best_metric(*args, **kwargs) or asked)  # type: ignore[misc]
 
+    def _check_fits(self, checkpoint: Path) -> None:
+        """Raises: CheckpointError where this training cannot go on from it; nothing is touched yet."""
+        trainer: Any = self
+        step, end = _global_step(checkpoint), trainer.args.max_steps
+        if 0 < end < step:  # the library would train one step more
+            raise CheckpointError(
+                f"{checkpoint}: it is of step {step}, and this training ends with step {end}"
+            )
+
     def _clear_way(self, *, resume: bool) -> None:
         """Remove what an earlier run wrote after the step that this one goes on from."""
         trainer: Any = self
@@ -104,7 +115,7 @@ class WholeCheckpoints:
             )
         step = 0
         if self._resumed is not None:
-            step = int(read_state(self._resumed / "trainer_state.json")["global_step"])
+            step = _global_step(self._resumed)
         for folder in found:
             if step_of(folder) > step:
                 print(f"{folder}: removed, since training goes on from step {step}", flush=True)
@@ -183,6 +194,10 @@ class _LossCallback(TrainerCallback):  # type: ignore[misc]
             saved = read_state(resumed / LOSS_FILE)
             self.trainer._tr_loss += float(saved["loss"])
             self.trainer._globalstep_last_logged = int(saved["logged"])
+
+
+def _global_step(checkpoint: Path) -> int:
+    return int(read_state(checkpoint / "trainer_state.json")["global_step"])
 
 
 def _name_best(state: TrainerState, written: Path, final: Path) -> None:
