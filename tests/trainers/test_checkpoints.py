@@ -8,10 +8,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.errors import CheckpointError, DivergedError, Interrupted
+from toolkit.models import adapters
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import Run
 from toolkit.trainers.checkpoints import INCOMING, interruptible
@@ -78,6 +80,28 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(
         make(ppo_roles, tokenizer, prompts(), run, **SAVING).train()
     assert last_checkpoint(run, True) is not None
     assert not (run / INCOMING).exists()
+
+
+def test_a_disk_that_is_full_at_the_end_is_a_clear_error_and_the_run_can_be_finished(
+    make_ppo_roles, tokenizer, tmp_path, monkeypatch
+):
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING)
+    trainer.train()
+
+    def full(*args, **kwargs):
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "save_file", full)
+        with pytest.raises(
+            CheckpointError, match=r"cannot be written .*No space left.*resume_from"
+        ):
+            trainer.save_model()
+    again = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING)
+    again.train(resume_from_checkpoint=True)
+    again.save_model()
+    saved = (tmp_path / "adapter_model.safetensors").read_bytes()
+    assert saved == (tmp_path / "checkpoint-8" / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

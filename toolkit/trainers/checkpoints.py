@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -161,6 +162,23 @@ class WholeCheckpoints:
             save_total_limit=trainer.args.save_total_limit,
             best_model_checkpoint=trainer.state.best_model_checkpoint,
         )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the library's.
+
+        Raises: CheckpointError where it cannot be written; checkpoints stay.
+        """
+        try:
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        except (OSError, SafetensorError) as error:
+            if _internal_call:  # of a checkpoint, which says so itself
+                raise
+            trainer: Any = self
+            raise CheckpointError(
+                f"{output_dir or trainer.args.output_dir}: what was trained cannot be written ({error}); "
+                "checkpoints are whole. Where the disk is full make room, then continue with "
+                "--resume_from_checkpoint true"
+            ) from error
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """As the library's, which with a limit of one keeps the best checkpoint only: not if stopped."""
