@@ -1,9 +1,12 @@
 """Run directories: manifests, lineage, checkpoints that may be resumed, and broken ones."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from tests.conftest import ROOT
 from toolkit.errors import CheckpointError
 from toolkit.listing import BrokenRun, list_runs
 from toolkit.resuming import last_checkpoint
@@ -50,6 +53,23 @@ def test_an_output_folder_that_cannot_be_is_named_and_left_alone(tmp_path):
         with pytest.raises(CheckpointError, match=r"notes\.txt.*: cannot be the output folder"):
             Run.start(path, recipe="sft")
     assert file.read_text() == "mine"
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    """The first is left alone, and when it is killed its folder is free."""
+    code = f"from toolkit.runs import Run; run = Run.start({str(tmp_path)!r}, recipe='sft'); "
+    words = [sys.executable, "-c", code + "print('on', flush=True); input()"]
+    first = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"on\n"
+    manifest = (tmp_path / "run.json").read_text()
+    checkpoint(tmp_path, 3)
+    with pytest.raises(CheckpointError, match="another process writes to it"):
+        Run.start(tmp_path, recipe="ppo", resume=str(tmp_path / "checkpoint-3"))
+    assert (tmp_path / "run.json").read_text() == manifest
+    first.kill()
+    first.communicate()
+    Run.start(tmp_path, recipe="ppo", resume=str(tmp_path / "checkpoint-3")).finish()
+    assert Run.load(tmp_path).recipe == "ppo"
 
 
 def test_secrets_are_not_written(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from toolkit.errors import CheckpointError
 from toolkit.integrity import hashes
@@ -17,7 +18,8 @@ from toolkit.provenance import commit, plain, versions
 
 SCHEMA = 1
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of their own inside
-MANIFEST = "run.json"
+MANIFEST, LOCK = "run.json", ".lock"
+NOT_WRITTEN = {"path", "_lock"}  # fields of a run that its manifest leaves out
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
 
@@ -45,6 +47,7 @@ class Run:
     results: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     error: str | None = None
+    _lock: IO[str] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def start(
@@ -63,9 +66,10 @@ class Run:
                 directory is replaced, and its checkpoints are removed: they would be mistaken for
                 the new run's.
 
-        Raises: CheckpointError where the directory holds checkpoints of a run that did not finish, or
-            cannot be made.
+        Raises: CheckpointError where the directory holds checkpoints of a run that did not finish,
+            another process writes to it, or it cannot be made.
         """
+        lock = _own(Path(path))
         if resume is None:
             _clear_checkpoints(Path(path))
             _clear_last(Path(path))
@@ -81,13 +85,8 @@ class Run:
             versions=versions(),
             git_commit=commit(),
             started=time.time(),
+            _lock=lock,
         )
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise CheckpointError(
-                f"{path}: cannot be the output folder ({error.strerror})"
-            ) from error
         run.save()
         return run
 
@@ -106,7 +105,7 @@ class Run:
             raise CheckpointError(f"{path}: not a run directory (it has no run.json)") from error
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: damaged manifest ({error})") from error
-        known = {f.name for f in dataclasses.fields(cls)} - {"path"}
+        known = {f.name for f in dataclasses.fields(cls)} - NOT_WRITTEN
         if not isinstance(saved, dict) or saved.get("schema") != SCHEMA or "recipe" not in saved:
             raise CheckpointError(f"{file}: expected a manifest of schema {SCHEMA} with a recipe")
         return cls(Path(path), **{k: v for k, v in saved.items() if k in known})
@@ -114,7 +113,9 @@ class Run:
     def save(self) -> None:
         """Write `run.json` beside and rename it, so that a reader never sees half of it."""
         content = {"schema": SCHEMA} | {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "path"
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in NOT_WRITTEN
         }
         write_json(self.path / "run.json", content)
 
@@ -126,6 +127,7 @@ class Run:
         self.weights = hashes(self.path)
         self.save()
         self._write_card()
+        self._release()
         return self
 
     def _write_card(self) -> None:
@@ -146,6 +148,12 @@ class Run:
         self.seconds = round(time.time() - self.started, 2)
         with contextlib.suppress(OSError):  # a full disk: the reason itself shall be seen
             self.save()
+        self._release()
+
+    def _release(self) -> None:
+        """Let another process write to the directory."""
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> "Run":
         return self
@@ -243,6 +251,26 @@ def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
     raise CheckpointError(
         f"output_dir: {folder} is not empty, and nothing is overwritten; choose another"
     )
+
+
+def _own(path: Path) -> IO[str]:
+    """Make a run's directory this process's own, for as long as the file that is returned is open.
+
+    Raises: CheckpointError where it cannot be made, or another process has it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK).open("w", encoding="utf-8")
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise CheckpointError(f"{path}: cannot be the output folder ({error.strerror})") from error
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise CheckpointError(
+            f"{path}: another process writes to it; wait for it, or choose another output_dir"
+        ) from error
+    return lock
 
 
 def _clear_checkpoints(path: Path) -> None:

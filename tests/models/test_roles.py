@@ -303,6 +303,21 @@ def test_modules_to_save_break_the_pristine_base_so_they_are_seen(model_config, 
     assert torch.equal(logits(roles, None, batch), expected)
 
 
+def test_trained_tokens_beside_an_adapter_without_them_are_refused(
+    model_config, reward_run, tmp_path
+):
+    start = fresh_roles(model_config)
+    start.create(POLICY, lora(trainable_token_indices=[3, 4]))
+    start.save(POLICY, tmp_path / "sft")
+    roles = fresh_roles(model_config)
+    roles.attach(POLICY, tmp_path / "sft")
+    with pytest.raises(
+        CheckpointError, match="no adapter with `trainable_token_indices` beside one"
+    ):
+        roles.attach(REWARD, reward_run, head=True)
+    assert list(roles.model.peft_config) == [POLICY]
+
+
 def test_heads_start_as_the_literature_says():
     torch.manual_seed(0)
     head = ScalarHead(4095)

@@ -4,22 +4,33 @@
 
 Everything is made here from seeds: a tiny Llama as base, three LoRA adapters on it (policy,
 reference, reward) whose merged weights are what the old trainer gets as separate models, a critic,
-prompts, and completions that are handed to the trainer in the place of its sampling. Three
-recordings: completions that fill the whole length; completions that end early; and two epochs over
-the former, with the rewards whitened and a missing end penalised, where of the critic only the head
-is trained, so that its second epoch can be compared.
+prompts, and completions that are handed to the trainer in the place of its sampling. Recorded are
+
+    full       completions that fill the whole length
+    ended      completions that end early
+    epochs     two epochs over `full`, with the rewards whitened and a missing end penalised, where of
+               the critic only the head is trained, so that its second epoch can be compared
+    critic     `full`, where the critic trains an adapter and its head and not all its weights
+    whitened   `ended` with the rewards whitened
+    unstopped  an end token in the middle, with `stop_token` left at its default
+    stopped    a stop token of one's own, with a penalty for a missing end
+    whole      eight of sixteen ragged rows in one micro-batch
+    pieces     the same eight rows in four micro-batches
+    slots      the same in four minibatches
 
 Writes  tests/parity/trl-1.12.0.safetensors: weights, tokens, and all the trainer's intermediate
-        tensors, read from the frame of its `train` when the step ends.
+        tensors, read from the frame of its `train` when the step ends; as metadata what `train`
+        takes, and what `save_model` wrote.
 """
 
 import inspect
+import json
 import tempfile
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
 from tokens import (
     EPOCHS,
@@ -27,6 +38,7 @@ from tokens import (
     LEARNING_RATE,
     SETTINGS,
     SHAPE,
+    STOP,
     TARGETS,
     tokenizer,
 )
@@ -41,6 +53,8 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 FILE = Path(__file__).with_name("trl-1.12.0.safetensors")
 BATCH, LENGTH = 8, 7
+NEVER = (0,) * BATCH  # no completion ends
+OLD = {"num_ppo_epochs": 1, "per_device_train_batch_size": BATCH, "stop_token": "eos"}
 KEPT = ("responses", "logprobs", "ref_logprobs", "values", "scores", "rewards", "advantages")
 KEPT += ("returns", "sequence_lengths", "padding_mask", "padding_mask_p1", "query_responses")
 STATS = ("approxkl_stats", "pg_loss_stats", "vf_loss_stats", "entropy_stats", "ratio_stats")
@@ -77,22 +91,41 @@ def scalar_model(seed: int) -> LlamaForSequenceClassification:
     return model
 
 
-def prompts() -> list[list[int]]:
+def with_adapter(value: LlamaForSequenceClassification, seed: int):
+    """The same value model with its adapter beside the base's weights, and nothing else to train."""
+    value.model.load_state_dict(base().model.state_dict())
+    inject_adapter_in_model(LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS), value)
+    weights = dict(adapted(seed).named_parameters())
+    with torch.no_grad():
+        for name, parameter in value.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(weights[f"base_model.model.{name}"])
+    value.score.requires_grad_(True)
+    return value
+
+
+def prompts(rows: int) -> list[list[int]]:
     """Prompts of three to six tokens."""
     generator = torch.Generator().manual_seed(5)
     return [
         [1, *torch.randint(3, 40, (2 + row % 4,), generator=generator).tolist()]
-        for row in range(BATCH)
+        for row in range(rows)
     ]
 
 
-def completions(early: bool) -> torch.Tensor:
-    """Token ids, `(B, T)`; with `early` six of eight end, padding after."""
+def completions(*lengths: int, end: int = 2, after: bool = True) -> torch.Tensor:
+    """Token ids, `(B, T)`; rows end with `end` after so many tokens, or not at all where it is 0.
+
+    Padding after it, unless not `after`.
+    """
     generator = torch.Generator().manual_seed(6)
-    ids = torch.randint(3, 40, (BATCH, LENGTH), generator=generator)
-    if early:
-        for row, length in enumerate((1, 2, 3, 4, 5, 6)):
-            ids[row, length - 1], ids[row, length:] = 2, 0
+    ids = torch.randint(3, 40, (len(lengths), LENGTH), generator=generator)
+    ids[ids == end] += 1
+    for row, length in enumerate(lengths):
+        if length:
+            ids[row, length - 1] = end
+            if after:
+                ids[row, length:] = 0
     return ids
 
 
@@ -112,11 +145,15 @@ class Recorder(TrainerCallback):
             self.found[name] = value.detach().clone().contiguous()
 
 
-def record(early: bool, *, head_only: bool = False, **changes: object) -> dict[str, torch.Tensor]:
-    """One rollout of the old trainer and its updates."""
+def record(
+    said: torch.Tensor, *, head_only: bool = False, adapter: bool = False, **changes: object
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """One rollout of the old trainer and its updates; the files that it then saves."""
     policy, value, reward = adapted(21), scalar_model(23), scalar_model(24)
+    if adapter:
+        value = with_adapter(value, 23)
     reference = adapted(22).merge_and_unload()
-    asked, said = prompts(), completions(early)
+    asked = prompts(len(said))
     width = max(map(len, asked))
     padded = torch.tensor([[0] * (width - len(p)) + p for p in asked])
 
@@ -128,13 +165,13 @@ def record(early: bool, *, head_only: bool = False, **changes: object) -> dict[s
 
     ppo_trainer.batch_generation = batch_generation
     critic = value.score if head_only else value
-    trainable = [p for p in policy.parameters() if p.requires_grad] + list(critic.parameters())
+    trainable = [p for m in (policy, critic) for p in m.parameters() if p.requires_grad]
     rate = EPOCHS_LEARNING_RATE if head_only else LEARNING_RATE
     optimizer = torch.optim.SGD(trainable, lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     recorder = Recorder()
     before = {k: v.clone() for k, v in get_peft_model_state_dict(policy).items()}
-    head_before = value.score.weight.detach().clone()
+    value_before = {n: p.detach().clone() for n, p in value.named_parameters()}
     with tempfile.TemporaryDirectory() as folder:
         trainer = PPOTrainer(
             PPOConfig(
@@ -143,14 +180,12 @@ def record(early: bool, *, head_only: bool = False, **changes: object) -> dict[s
                 bf16=False,
                 gradient_checkpointing=False,
                 report_to=[],
-                per_device_train_batch_size=BATCH,
                 total_episodes=BATCH,
                 response_length=LENGTH,
-                stop_token="eos",
                 num_sample_generations=0,
                 save_strategy="no",
                 seed=3,
-                **({"num_ppo_epochs": 1} | SETTINGS | changes),
+                **(OLD | SETTINGS | changes),
             ),
             tokenizer(),
             policy,
@@ -162,19 +197,44 @@ def record(early: bool, *, head_only: bool = False, **changes: object) -> dict[s
             callbacks=[recorder],
         )
         trainer.train()
+        trainer.save_model(f"{folder}/saved")
+        saved = sorted(path.name for path in Path(folder, "saved").iterdir())
     found = recorder.found
     after = get_peft_model_state_dict(policy)
     found |= {f"update.{k}": (after[k] - v).detach() for k, v in before.items()}
-    found["update.value_head"] = (value.score.weight - head_before).detach()
-    return found
+    found["update.value_head"] = (value.score.weight - value_before["score.weight"]).detach()
+    if adapter:
+        for name, parameter in value.named_parameters():
+            if "lora_" in name:
+                stored = f"base_model.model.{name}".replace(".default.", ".")
+                found[f"value_update.{stored}"] = (parameter - value_before[name]).detach()
+    return found, saved
 
 
 def main() -> None:
+    ended, ragged = (1, 2, 3, 4, 5, 6, 0, 0), (1, 7, 2, 6, 3, 5, 4, 0) * 2
+    quarters = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    twice = completions(*ragged)
+    recorded = {
+        "full": record(completions(*NEVER)),
+        "ended": record(completions(*ended)),
+        "epochs": record(completions(*NEVER), head_only=True, **EPOCHS),
+        "critic": record(completions(*NEVER), adapter=True),
+        "whitened": record(completions(*ended), whiten_rewards=True),
+        "unstopped": record(completions(*ended, after=False), stop_token=None),
+        "stopped": record(
+            completions(*ended, end=STOP),
+            stop_token=None,
+            stop_token_id=STOP,
+            missing_eos_penalty=1.0,
+        ),
+        "whole": record(twice),
+        "pieces": record(twice, **quarters),
+        "slots": record(twice, num_mini_batches=4, **quarters),
+    }
     everything: dict[str, torch.Tensor] = {}
-    for name, early in (("full", False), ("ended", True)):
-        everything |= {f"{name}.{k}": v for k, v in record(early).items()}
-    twice = record(False, head_only=True, **EPOCHS)
-    everything |= {f"epochs.{k}": v for k, v in twice.items()}
+    for name, (found, _) in recorded.items():
+        everything |= {f"{name}.{k}": v for k, v in found.items()}
     everything |= {f"base.{k}": v for k, v in base().state_dict().items()}
     for name, seed in (("policy", 21), ("ref", 22), ("value", 23), ("reward", 24)):
         state = get_peft_model_state_dict(adapted(seed))
@@ -182,7 +242,9 @@ def main() -> None:
     for name, seed in (("value", 23), ("reward", 24)):
         everything[f"{name}_head"] = scalar_model(seed).score.weight.detach()
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in everything.items()}
-    save_file(tensors, FILE, metadata={"trl": "1.12.0", "torch": torch.__version__})
+    about = {"trl": "1.12.0", "torch": torch.__version__, "saved": json.dumps(recorded["full"][1])}
+    about["train"] = json.dumps(list(inspect.signature(PPOTrainer.train).parameters))
+    save_file(tensors, FILE, metadata=about)
     print(f"{FILE}: {len(tensors)} tensors, {FILE.stat().st_size} bytes")
 
 

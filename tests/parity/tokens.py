@@ -27,6 +27,7 @@ SETTINGS = {
 EPOCHS = {"num_ppo_epochs": 2, "whiten_rewards": True, "missing_eos_penalty": 1.0}
 EPOCHS |= {"cliprange_value": 0.02}  # so that some values reach it
 LEARNING_RATE, EPOCHS_LEARNING_RATE = 0.5, 0.05
+STOP = 7  # a stop token that is not the tokenizer's EOS
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

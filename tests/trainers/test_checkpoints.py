@@ -4,13 +4,16 @@ import errno
 import os
 import signal
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.errors import CheckpointError, DivergedError, Interrupted
+from toolkit.models import adapters
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import Run
 from toolkit.trainers.checkpoints import INCOMING, interruptible
@@ -77,6 +80,28 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(
         make(ppo_roles, tokenizer, prompts(), run, **SAVING).train()
     assert last_checkpoint(run, True) is not None
     assert not (run / INCOMING).exists()
+
+
+def test_a_disk_that_is_full_at_the_end_is_a_clear_error_and_the_run_can_be_finished(
+    make_ppo_roles, tokenizer, tmp_path, monkeypatch
+):
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING)
+    trainer.train()
+
+    def full(*args, **kwargs):
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "save_file", full)
+        with pytest.raises(
+            CheckpointError, match=r"cannot be written .*No space left.*resume_from"
+        ):
+            trainer.save_model()
+    again = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING)
+    again.train(resume_from_checkpoint=True)
+    again.save_model()
+    saved = (tmp_path / "adapter_model.safetensors").read_bytes()
+    assert saved == (tmp_path / "checkpoint-8" / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -256,6 +281,8 @@ def test_checkpoints_of_another_training_are_not_mixed_with(make_ppo_roles, toke
         ({"per_device_train_batch_size": 8, "num_mini_batches": 1}, "per_device_train_batch_size"),
         ({"kl_coef": 0.2}, "was made with `kl_coef` 0.05, this run has 0.2"),
         ({"value_role": "head"}, "was made with `value_role` adapter, this run has head"),
+        ({"max_steps": 3}, "it is of step 8, and this training ends with step 3"),
+        ({"max_steps": 8}, None),  # nothing is left to do
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings(
@@ -263,8 +290,24 @@ def test_a_run_does_not_go_on_with_other_settings(
 ):
     make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING).train()
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **(SAVING | changes))
-    with pytest.raises(CheckpointError, match=message):
+    refused = nullcontext() if message is None else pytest.raises(CheckpointError, match=message)
+    with refused:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert (tmp_path / "checkpoint-8").is_dir()
+    assert trainer.state.global_step == (8 if message is None else 0)
+
+
+def test_a_run_does_not_go_on_with_other_prompts(make_ppo_roles, tokenizer, tmp_path):
+    """And what is refused costs no checkpoint."""
+    options = {"save_strategy": "steps", "save_steps": 4}
+    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options).train()
+    for others in (prompts().select(range(12)), prompts().select(range(15, -1, -1))):
+        trainer = make(make_ppo_roles(), tokenizer, others, tmp_path, **options)
+        with pytest.raises(
+            CheckpointError, match=r"made with `prompts` 16 \(\w+\), this run has 1"
+        ):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        assert (tmp_path / "checkpoint-8").is_dir()
 
 
 def test_a_full_disk_leaves_the_reason_to_be_read(tmp_path, monkeypatch):

@@ -52,6 +52,41 @@ def test_a_run_hands_over_the_average_and_keeps_the_last_policy(ppo_roles, token
     assert same(as_peft(steps.seen[-1]), third)
 
 
+def test_the_best_checkpoint_hands_over_its_average_and_its_policy(ppo_roles, tokenizer, tmp_path):
+    """`last/` is then the policy of that checkpoint, and not of the training's end."""
+    trainer = make(
+        ppo_roles,
+        tokenizer,
+        prompts(),
+        tmp_path,
+        ema_decay=0.5,
+        held_out=prompts().select(range(2)),
+        eval_metrics=lambda **_: {"falls": -trainer.state.global_step},
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_falls",
+        greater_is_better=True,
+    )
+    steps = Weights(ppo_roles)
+    trainer.add_callback(steps)
+    trainer.train()
+    trainer.save_model()
+    best = tmp_path / "checkpoint-2"
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert len(steps.seen) == 8
+    first, second = map(as_peft, steps.seen[:2])
+    assert same(load_file(tmp_path / "last" / ADAPTER), second)
+    average = load_file(tmp_path / ADAPTER)
+    for name, tensor in average.items():
+        expected = (first[name] + 2 * second[name]) / 3
+        torch.testing.assert_close(tensor, expected, atol=1e-7, rtol=1e-5)
+    for file in (ADAPTER, "head.safetensors"):
+        assert same(load_file(tmp_path / "value" / file), load_file(best / "value" / file))
+
+
 def test_without_it_there_is_no_last(ppo_roles, tokenizer, tmp_path):
     trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, max_steps=1)
     trainer.train()

@@ -8,16 +8,15 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import TrainerCallback, set_seed
+from transformers import AutoTokenizer, TrainerCallback, set_seed
 
-from tests.conftest import ROOT, fresh_roles
+from tests.conftest import ROOT, fresh_roles, lora, randomise
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.errors import ConfigError, RewardError
 from toolkit.models.generation import encode_prompt
 from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.ppo_roles import attach_ppo_roles
-from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
+from toolkit.models.roles import POLICY, REWARD, VALUE
 
 
 def logged(folder):
@@ -303,30 +302,39 @@ def test_the_entropy_bonus_keeps_the_policy_undecided(make_ppo_roles, tokenizer,
     assert entropy[1.0] > entropy[0.0]
 
 
-@pytest.mark.parametrize(
-    "peft",
-    [{"use_rslora": True}, {"use_dora": True}],
-    ids=["rslora", "dora"],
-)
-def test_rslora_and_dora_policies_train(model_config, reward_run, tokenizer, tmp_path, peft):
-    roles = fresh_roles(model_config)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **peft)
-    roles.create(POLICY, config)
-    roles.save(POLICY, tmp_path / "sft")
-    again = fresh_roles(model_config)
-    again.attach(POLICY, tmp_path / "sft", trainable=True)
-    again.attach(REFERENCE, tmp_path / "sft")
-    again.attach("reward", reward_run, head=True)
-    again.attach(VALUE, reward_run, head=True, trainable=True)
-    before = snapshot(again)
-    trainer = make(again, tokenizer, prompts(), tmp_path / "run")
-    trainer.train()
-    names = moved(again, before)
-    assert any(f".{POLICY}." in n for n in names)
-    assert all(f".{POLICY}." in n or f".{VALUE}." in f".{n}." or "heads.value" in n for n in names)
+@pytest.mark.parametrize("value", ["adapter", "zero", "head"])
+@pytest.mark.parametrize("peft", ["use_rslora", "use_dora"])
+def test_rslora_and_dora_policies_train_and_resume_to_the_bit(
+    model_config, reward_run, tokenizer, tmp_path, peft, value
+):
+    start = fresh_roles(model_config)
+    start.create(POLICY, lora(**{peft: True}))
+    randomise(start, POLICY, seed=1)
+    start.save(POLICY, tmp_path / "sft")
+
+    def trained(folder, resume=None):
+        roles = roles_with(model_config, tmp_path / "sft", [str(reward_run)], value=value)
+        before = snapshot(roles)
+        options = {"value_role": value, "save_strategy": "steps", "save_steps": 3}
+        make(roles, tokenizer, prompts(), folder, **options).train(resume_from_checkpoint=resume)
+        return roles, moved(roles, before)
+
+    set_seed(0)
+    roles, names = trained(tmp_path / "run")
+    assert getattr(roles.model.peft_config[POLICY], peft)
+    of_policy = {n for n in names if f".{POLICY}." in f".{n}."}
+    of_value = {n for n in names if f".{VALUE}." in f".{n}."}
+    assert names == of_policy | of_value
+    assert of_policy | of_value == set(roles.trainable_names())
+    assert any("magnitude" in n for n in of_policy) is (peft == "use_dora")
+    assert any("lora_" in n for n in of_value) is (value != "head")
     first = logged(tmp_path / "run")[0]
     assert first["val/ratio"] == pytest.approx(1.0, abs=1e-4)
     assert first["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    set_seed(1)
+    again, _ = trained(tmp_path / "again", str(tmp_path / "run" / "checkpoint-3"))
+    for name, parameter in again.model.named_parameters():
+        assert torch.equal(parameter, dict(roles.model.named_parameters())[name]), name
 
 
 # Adam makes a step of any gradient's rounding, and SGD a large step of a large gradient only
@@ -436,12 +444,64 @@ def test_data_that_cannot_work_is_refused(ppo_roles, tokenizer, tmp_path):
         make(ppo_roles, tokenizer, named, tmp_path, reward_funcs=[lambda **_: []])
     with pytest.raises(ConfigError, match=r"needs a column `prompt`.*got input_ids"):
         make(ppo_roles, tokenizer, Dataset.from_dict({"input_ids": [[1, 2]]}), tmp_path)
+    for other in (list(prompts()), {"train": prompts()}, prompts().to_iterable_dataset()):
+        with pytest.raises(ConfigError, match=r"needs a datasets\.Dataset of prompts, got"):
+            make(ppo_roles, tokenizer, other, tmp_path)
+    for wrong in (None, [], 7, [1, 2]):
+        data = Dataset.from_dict({"prompt": [wrong]})
+        with pytest.raises(ConfigError, match=r"prompt 0 must be text or messages, got"):
+            make(ppo_roles, tokenizer, data, tmp_path)
+    with pytest.raises(ConfigError, match="prompt 1 of 2 has no token"):
+        make(ppo_roles, tokenizer, Dataset.from_dict({"prompt": ["a", ""]}), tmp_path)
+    with pytest.raises(ConfigError, match="must be functions, got 'length'"):
+        make(ppo_roles, tokenizer, prompts(), tmp_path, reward_funcs=["length"])
+    for epochs in (0, -1):
+        options = {"total_episodes": None, "num_train_epochs": epochs}
+        with pytest.raises(ConfigError, match="so there is nothing to train"):
+            make(ppo_roles, tokenizer, prompts(), tmp_path, **options)
     with pytest.raises(ConfigError, match="none of the 1 pretraining texts has two tokens"):
         make(ppo_roles, tokenizer, prompts(), tmp_path, ptx_texts=[""], ptx_coef=0.1)
     trainer = make(ppo_roles, tokenizer, prompts(), tmp_path)
     with pytest.raises(ConfigError, match="give PPOTrainer an `eval_dataset`"):
         trainer.evaluate()
     assert "eval_objective/scores" in trainer.evaluate(prompts().select(range(2)))
+
+
+def test_a_tokenizer_needs_an_end_a_template_and_no_pad_token(
+    ppo_roles, tiny_base, tokenizer, tmp_path
+):
+    """One straight from transformers, and not by our own loader."""
+    plain = AutoTokenizer.from_pretrained(tiny_base)
+    plain.pad_token = None
+    make(ppo_roles, plain, prompts(), tmp_path, max_steps=1).train()
+    assert plain.pad_token == plain.eos_token
+    plain.chat_template = None
+    with pytest.raises(ConfigError, match="the tokenizer has no chat template"):
+        make(ppo_roles, plain, prompts(), tmp_path)
+    plain.eos_token = None
+    with pytest.raises(ConfigError, match="the tokenizer has no EOS token"):
+        make(ppo_roles, plain, prompts(), tmp_path)
+
+
+def test_little_data_fills_a_rollout_and_a_run_may_end_inside_of_one(
+    make_ppo_roles, tokenizer, tmp_path
+):
+    """One prompt for eight episodes; five episodes are a rollout; three steps of four; one function."""
+
+    def one(completions, **_):
+        return [1] * len(completions)
+
+    for name, data, options, steps in (
+        ("one", prompts().select([0]), {"total_episodes": None, "num_train_epochs": 1}, 4),
+        ("five", prompts(), {"total_episodes": 5}, 4),
+        ("three", prompts(), {"max_steps": 3}, 3),
+    ):
+        trainer = make(
+            make_ppo_roles(), tokenizer, data, tmp_path / name, reward_funcs=one, **options
+        )
+        trainer.train()
+        assert trainer.state.global_step == steps
+        assert len(trainer.experience) == 8
 
 
 def test_episodes_are_counted_after_long_prompts_are_left_out(ppo_roles, tokenizer, tmp_path):

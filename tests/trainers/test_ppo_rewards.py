@@ -48,6 +48,8 @@ def test_functions_are_called_as_trl_calls_them_weighted_and_summed():
         ([1.0, float("nan")], "gave nan to prompt 'p1', completion 'bad'"),
         ([float("inf"), 0.0], "gave inf to prompt 'p0', completion 'good'"),
         ([1.0, "high"], "got 'high' for prompt 'p1'"),
+        ([1.0, "2.0"], "expected a number or None, got '2.0' for prompt 'p1'"),
+        ([10**400, 1.0], "gave inf to prompt 'p0'"),
         ([1.0, 1e39], "gave 1e\\+39 to prompt 'p1'"),  # infinite in float32
         (torch.tensor(1.0), "got Tensor"),
         ({"a": 1.0, "b": 2.0}, "got dict"),

@@ -2,13 +2,17 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
+from transformers import TrainerCallback
 from trl import ModelConfig
 
 from tests.conftest import fresh_roles
 from tests.trainers.ppo_setup import make, prompts
+from toolkit.models import passes
+from toolkit.models.last_layer import last_mlp_only_at
 from toolkit.models.passes import collate, completion_logprobs, scores, state_values
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 
@@ -85,6 +89,48 @@ def test_quantized_gradients_point_where_the_full_bases_do(make_roles, quantizat
     angles = [alike(found[1][name], gradient) for name, gradient in found[0].items()]
     assert min(angles) > {"8bit": 0.95, "4bit-nf4": 0.2}[quantization]
     assert sum(angles) / len(angles) > {"8bit": 0.99, "4bit-nf4": 0.7}[quantization]
+
+
+class Gradients(TrainerCallback):
+    """Those of the first optimizer step."""
+
+    def __init__(self, roles):
+        self.roles, self.found = roles, {}
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        named = self.roles.model.named_parameters()
+        self.found = {n: p.grad.clone() for n, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("quantization", BASES)
+def test_gradient_checkpointing_changes_no_gradient(
+    make_roles, tokenizer, tmp_path, monkeypatch, quantization, bf16
+):
+    """The same products give the same bits. Without checkpointing the last layer's feed-forward part
+    reads fewer tokens (toolkit/models/last_layer.py): its sums may round once otherwise."""
+
+    def of_a_step(checkpointing):
+        roles = make_roles(quantization)
+        options = {"gradient_checkpointing": checkpointing, "bf16": bf16, "max_steps": 1}
+        steps = Gradients(roles)
+        trainer = make(roles, tokenizer, prompts(), tmp_path, callbacks=[steps], **options)
+        torch.manual_seed(0)
+        trainer.train()
+        return steps.found
+
+    def whole_in_updates(causal, places):
+        return nullcontext() if torch.is_grad_enabled() else last_mlp_only_at(causal, places)
+
+    checkpointed, short = of_a_step(True), of_a_step(False)
+    monkeypatch.setattr(passes, "last_mlp_only_at", whole_in_updates)
+    whole = of_a_step(False)
+    assert checkpointed.keys() == short.keys() == whole.keys()
+    assert {n.rsplit(".", 2)[-2] for n in whole} >= {POLICY, VALUE}
+    for name, gradient in whole.items():
+        assert gradient.any(), name
+        assert torch.equal(checkpointed[name], gradient), name
+        assert (short[name] - gradient).norm() <= 2**-8 * gradient.norm(), name
 
 
 def test_scores_and_values_are_float32_under_autocast(make_roles):

@@ -62,7 +62,13 @@ def fill(model: PeftModel, name: str, weights: dict[str, torch.Tensor], folder: 
 
     Raises: CheckpointError where any is missing, is too many or has another shape.
     """
-    expected = set(get_peft_model_state_dict(model, adapter_name=name))
+    try:
+        expected = set(get_peft_model_state_dict(model, adapter_name=name))
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder}: PEFT holds no adapter with `trainable_token_indices` beside one without; train "
+            "the tokens in the base, or in every adapter on it"
+        ) from error
     if expected != set(weights):
         missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)
         raise CheckpointError(

@@ -173,13 +173,16 @@ def load_tokenizer(
         raise CheckpointError(f"{name}: the tokenizer has no EOS token, so no answer could end")
     set_template(tokenizer, asked=chat_template, parent=parent)
     end = _end_of_turn(tokenizer)
-    if end is not None and end != tokenizer.eos_token:
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+    pad_by_eos(tokenizer)
+    if end is not None:
         tokenizer.eos_token = end
+    return tokenizer
+
+
+def pad_by_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A missing pad token becomes the EOS token; masks never come from `ids != pad`."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -24,6 +22,7 @@ from toolkit.models.heads import ScalarHead
 from toolkit.models.inserted import INSERTED, Inserted, insertable
 from toolkit.models.merging import merged_weights
 from toolkit.models.peft_methods import NEEDS_LORA
+from toolkit.models.switching import Switch, same_trainable
 from toolkit.runs import ADAPTER_FILES
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
@@ -43,10 +42,9 @@ class Roles:
         self.model: PeftModel | None = None
         self.heads = nn.ModuleDict()
         self.inserted: dict[str, Inserted] = {}
-        self._bare = False  # whether the adapters are disabled
         self._speaking: str | None = None  # which of the inserted is in place
         self._handles: list[RemovableHandle] = []
-        self._index()
+        self._switch = Switch()
 
     def attach(
         self,
@@ -96,10 +94,9 @@ class Roles:
                 self.base = self.model.unload()
                 self.model = None
             else:
-                flags = [(p, p.requires_grad) for p in self.model.parameters()]
-                self.model.delete_adapter(name)  # PEFT activates, and unfreezes, another
-                _restore(flags)
-            self._index()
+                with same_trainable(self.model):
+                    self.model.delete_adapter(name)  # PEFT activates, and unfreezes, another
+            self._switch.index(self.model)
         if name in self.heads:
             del self.heads[name]
 
@@ -124,14 +121,14 @@ class Roles:
             finally:
                 self._insert(speaking)
             return
-        before, was_bare = self.model.active_adapters[0], self._bare
+        before, was_bare = self.model.active_adapters[0], self._switch.bare
         bare = name is None or inserted is not None
         try:
             self._insert(inserted)
-            self._switch(before if bare else str(name), bare=bare)
+            self._switch.activate(before if bare else str(name), bare=bare)
             yield self.model
         finally:
-            self._switch(before, bare=was_bare)
+            self._switch.activate(before, bare=was_bare)
             self._insert(speaking)
 
     def mixes(self, name: str | None) -> bool:
@@ -140,10 +137,10 @@ class Roles:
             return True
         return (
             name not in self.inserted
-            and self._plain
+            and self._switch.plain
             and not any(
                 name in getattr(layer, "lora_variant", ())
-                for layer in self._layers  # such as DoRA
+                for layer in self._switch.layers  # such as DoRA
             )
         )
 
@@ -164,7 +161,7 @@ class Roles:
             with self.using(first) as model, hooks:
                 yield model
         finally:
-            for layer in self._layers:
+            for layer in self._switch.layers:
                 if isinstance(layer, FusedLoraLinear):
                     layer.forget_rows()
 
@@ -177,38 +174,6 @@ class Roles:
         self._handles = [] if name is None else self.inserted[name].hook(self.base)
         self._speaking = name
 
-    def _switch(self, name: str, *, bare: bool) -> None:
-        """Activate an adapter, or with `bare` none, and touch nothing else.
-
-        PEFT's `set_adapter` walks all modules and every `requires_grad`: 5 ms where a pass takes 80.
-        Its layers' own two attributes are all that a forward pass reads.
-        """
-        assert self.model is not None
-        if not self._plain:
-            self._switch_by_peft(name, bare=bare)
-        for layer in self._layers:
-            layer._active_adapter = [name]
-            layer._disable_adapters = bare
-        self.model.active_adapter = self.model.base_model.active_adapter = name
-        self._bare = bare
-
-    def _switch_by_peft(self, name: str, *, bare: bool) -> None:
-        """The slow way, which `modules_to_save` and trainable tokens need."""
-        assert self.model is not None
-        flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        if self._bare:
-            self.model.base_model.enable_adapter_layers()
-        self.model.set_adapter(name)
-        if bare:
-            self.model.base_model.disable_adapter_layers()
-        _restore(flags)
-
-    def _index(self) -> None:
-        """Note the layers that adapters live in, after one came or went."""
-        modules = [] if self.model is None else list(self.model.modules())
-        self._layers = [m for m in modules if isinstance(m, BaseTunerLayer)]
-        self._plain = not any(isinstance(m, AuxiliaryTrainingWrapper) for m in modules)
-
     @contextmanager
     def merged(self, name: str | None) -> Iterator[nn.Module]:
         """As `using`, with a LoRA merged into copies of the base's weights: see `merged_weights`."""
@@ -217,7 +182,7 @@ class Roles:
                 yield model
                 return
             tied = self.base.get_input_embeddings().weight
-            with merged_weights(self._layers, name, tied=tied):
+            with merged_weights(self._switch.layers, name, tied=tied):
                 yield model
 
     @property
@@ -265,22 +230,26 @@ class Roles:
             assert self.model is not None
             self.model.heads = self.heads
         else:
-            flags = [(p, p.requires_grad) for p in self.model.parameters()]
-            active = list(self.model.active_adapters)
-            try:
-                self.model.add_adapter(name, config)
-            except ValueError as error:
-                reason = " ".join(str(error).split())[:300]
-                raise CheckpointError(
-                    f"role {name!r}: PEFT cannot hold it beside {', '.join(self.model.peft_config)} "
-                    f"({reason})"
-                ) from error
-            self.model.set_adapter(active[0])
-            _restore(flags)
-        self._index()
+            self._add_beside(self.model, name, config)
+        self._switch.index(self.model)
         for parameter in self._parameters(name):
             parameter.requires_grad_(trainable)
         self.model.train(self.base.training)  # a new adapter's dropout arrives switched on
+
+    @staticmethod
+    def _add_beside(model: PeftModel, name: str, config: PeftConfig) -> None:
+        """Add an adapter to others, of which the same stays active."""
+        active = model.active_adapters[0]
+        with same_trainable(model):
+            try:
+                model.add_adapter(name, config)
+            except ValueError as error:
+                reason = " ".join(str(error).split())[:300]
+                raise CheckpointError(
+                    f"role {name!r}: PEFT cannot hold it beside {', '.join(model.peft_config)} "
+                    f"({reason})"
+                ) from error
+            model.set_adapter(active)
 
     def load(self, name: str, folder: Path) -> None:
         """Replace the weights of an attached role, and its head, by those in a folder.
@@ -308,12 +277,6 @@ class Roles:
     def _parameters(self, name: str) -> list[nn.Parameter]:
         assert self.model is not None
         return [p for n, p in self.model.named_parameters() if f".{name}." in f".{n}."]
-
-
-def _restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
-    for parameter, flag in flags:
-        if parameter.requires_grad != flag:
-            parameter.requires_grad_(flag)
 
 
 def _kind(config: PeftConfig) -> str:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -62,6 +63,8 @@ class WholeCheckpoints:
         trainer: Any = self
         chosen = last_checkpoint(trainer.args.output_dir, resume_from_checkpoint)
         self._resumed = None if chosen is None else Path(chosen).resolve()
+        if self._resumed is not None:
+            self._check_fits(self._resumed)
         nothing = chosen is None and str(resume_from_checkpoint).lower() in ("none", "false")
         self._clear_way(resume=not nothing)
         if not any(isinstance(c, _LossCallback) for c in trainer.callback_handler.callbacks):
@@ -93,6 +96,15 @@ class WholeCheckpoints:
         asked = trainer.control.should_training_stop and trainer.control.should_save
         return bool(super()._determine_best_metric(*args, **kwargs) or asked)  # type: ignore[misc]
 
+    def _check_fits(self, checkpoint: Path) -> None:
+        """Raises: CheckpointError where this training cannot go on from it; nothing is touched yet."""
+        trainer: Any = self
+        step, end = _global_step(checkpoint), trainer.args.max_steps
+        if 0 < end < step:  # the library would train one step more
+            raise CheckpointError(
+                f"{checkpoint}: it is of step {step}, and this training ends with step {end}"
+            )
+
     def _clear_way(self, *, resume: bool) -> None:
         """Remove what an earlier run wrote after the step that this one goes on from."""
         trainer: Any = self
@@ -104,7 +116,7 @@ class WholeCheckpoints:
             )
         step = 0
         if self._resumed is not None:
-            step = int(read_state(self._resumed / "trainer_state.json")["global_step"])
+            step = _global_step(self._resumed)
         for folder in found:
             if step_of(folder) > step:
                 print(f"{folder}: removed, since training goes on from step {step}", flush=True)
@@ -151,6 +163,23 @@ class WholeCheckpoints:
             best_model_checkpoint=trainer.state.best_model_checkpoint,
         )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the library's.
+
+        Raises: CheckpointError where it cannot be written; checkpoints stay.
+        """
+        try:
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        except (OSError, SafetensorError) as error:
+            if _internal_call:  # of a checkpoint, which says so itself
+                raise
+            trainer: Any = self
+            raise CheckpointError(
+                f"{output_dir or trainer.args.output_dir}: what was trained cannot be written ({error}); "
+                "checkpoints are whole. Where the disk is full make room, then continue with "
+                "--resume_from_checkpoint true"
+            ) from error
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """As the library's, which with a limit of one keeps the best checkpoint only: not if stopped."""
         trainer: Any = self
@@ -183,6 +212,10 @@ class _LossCallback(TrainerCallback):  # type: ignore[misc]
             saved = read_state(resumed / LOSS_FILE)
             self.trainer._tr_loss += float(saved["loss"])
             self.trainer._globalstep_last_logged = int(saved["logged"])
+
+
+def _global_step(checkpoint: Path) -> int:
+    return int(read_state(checkpoint / "trainer_state.json")["global_step"])
 
 
 def _name_best(state: TrainerState, written: Path, final: Path) -> None:

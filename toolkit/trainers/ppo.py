@@ -23,6 +23,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
 
 from toolkit.errors import ConfigError, DivergedError
+from toolkit.models.base import pad_by_eos
 from toolkit.models.dropout import disable_dropout
 from toolkit.models.memory import release
 from toolkit.models.roles import Roles
@@ -50,8 +51,8 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
         processing_class: the tokenizer.
         train_dataset: rows with a `prompt`, text or messages; other columns go to `reward_funcs`.
         eval_dataset: held-out rows; see `evaluate`.
-        reward_funcs: Python functions with TRL's signature, added to the reward roles' score with
-            `args.reward_weights`: `f(prompts, completions, completion_ids, **columns)` to a list of
+        reward_funcs: Python functions with TRL's signature, or one, added to the reward roles' score
+            with `args.reward_weights`: `f(prompts, completions, completion_ids, **columns)` to a list of
             numbers or None.
         ptx_texts: pretraining texts, mixed into every update with `args.ptx_coef`.
         eval_metrics: further numbers of an evaluation, from its prompts and completions:
@@ -73,14 +74,16 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
         processing_class: PreTrainedTokenizerBase,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
-        reward_funcs: Sequence[RewardFunction] = (),
+        reward_funcs: RewardFunction | Sequence[RewardFunction] = (),
         ptx_texts: Sequence[str] = (),
         eval_metrics: EvalMetrics | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
-        check_ppo(roles, args, train_dataset, reward_funcs, ptx_texts)
+        functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        check_ppo(roles, args, processing_class, train_dataset, functions, ptx_texts)
         assert roles.model is not None
+        pad_by_eos(processing_class)
         self.roles = roles
         disable_dropout(roles.model)  # the ratio would differ from 1 before anything is learnt
         if args.gradient_checkpointing:
@@ -94,7 +97,7 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
             args.max_steps = self.rollouts * args.steps_per_rollout
         self.rollouts = math.ceil(args.max_steps / args.steps_per_rollout)
         self.maker = ExperienceMaker(
-            roles, args, tokenizer=processing_class, reward_functions=reward_funcs
+            roles, args, tokenizer=processing_class, reward_functions=functions
         )
         self.eval_metrics = eval_metrics
         self.experience: Experience | None = None

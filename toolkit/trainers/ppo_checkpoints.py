@@ -1,10 +1,13 @@
 """PPO's checkpoints: adapters as PEFT files, the value in a folder of its own, the open rollout."""
 
+import hashlib
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
@@ -40,6 +43,7 @@ class PPOCheckpoints(WholeCheckpoints):
     roles: Roles
     args: PPOConfig
     processing_class: PreTrainedTokenizerBase
+    train_dataset: Dataset
     maker: ExperienceMaker
     ema: PolicyEMA | None
     experience: Experience | None
@@ -66,31 +70,42 @@ class PPOCheckpoints(WholeCheckpoints):
                 "kl_coef": self.maker.control.coef,
                 "stopped": self._stopped,
                 "metrics": dict(self._metrics),
-                "settings": {name: getattr(self.args, name) for name in SAME_ON_RESUME},
+                "settings": self._settings,
             }
             write_json(folder / STATE_FILE, state)
 
+    def _check_fits(self, checkpoint: Path) -> None:
+        if not (checkpoint / EXPERIENCE_FILE).is_file():
+            raise CheckpointError(
+                f"{checkpoint}: {EXPERIENCE_FILE} is missing, so it cannot be resumed"
+            )
+        for name, before in read_state(checkpoint / STATE_FILE)["settings"].items():
+            if self._settings[name] != before:
+                raise CheckpointError(
+                    f"{checkpoint}: it was made with `{name}` {before}, this run has "
+                    f"{self._settings[name]}; a run goes on with the settings and data it began with"
+                )
+        super()._check_fits(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        file = folder / EXPERIENCE_FILE
-        if not file.is_file():
-            raise CheckpointError(
-                f"{folder}: {EXPERIENCE_FILE} is missing, so it cannot be resumed"
-            )
         state = read_state(folder / STATE_FILE)
-        for name, before in state["settings"].items():
-            if getattr(self.args, name) != before:
-                raise CheckpointError(
-                    f"{folder}: it was made with `{name}` {before}, this run has "
-                    f"{getattr(self.args, name)}; a run goes on with the settings it began with"
-                )
         for name, place in ((POLICY, folder), (VALUE, folder / VALUE)):
             self.roles.load(name, place)
-        self.experience = Experience.load(file, self.args.device)
+        self.experience = Experience.load(folder / EXPERIENCE_FILE, self.args.device)
         self.maker.control.coef, self._stopped = float(state["kl_coef"]), bool(state["stopped"])
         self._metrics = defaultdict(list, state["metrics"])
         if self.ema is not None:
             self.ema.load(folder)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same in a run that goes on: options, and the prompts by a hash of their ids."""
+        digest = hashlib.sha256()
+        for ids in self.train_dataset["prompt_ids"]:
+            digest.update(repr(list(ids)).encode())
+        prompts = f"{len(self.train_dataset)} ({digest.hexdigest()[:12]})"
+        return {name: getattr(self.args, name) for name in SAME_ON_RESUME} | {"prompts": prompts}
 
     def _averaged(self) -> AbstractContextManager[None]:
         """The policy as its average inside, if there is one."""

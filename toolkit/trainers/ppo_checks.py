@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError
 from toolkit.models.roles import POLICY, VALUE, Roles
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.ppo_rewards import RewardFunction
+from toolkit.trainers.prompts import require_prompts
 
 
 def check_ppo(
     roles: Roles,
     args: PPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
     train_dataset: Dataset,
     reward_funcs: Sequence[RewardFunction],
     ptx_texts: Sequence[str],
@@ -22,6 +25,17 @@ def check_ppo(
         raise ConfigError(
             f"PPO needs the roles {POLICY!r} and {VALUE!r} attached; see toolkit.models.roles"
         )
+    if tokenizer.eos_token is None:
+        raise ConfigError("the tokenizer has no EOS token, so no completion could end")
+    require_prompts(train_dataset)
+    if args.total_episodes is None and args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ConfigError(
+            f"`num_train_epochs` is {args.num_train_epochs}, so there is nothing to train: it must be "
+            "above 0, or give `total_episodes` or `max_steps`"
+        )
+    silent = [f for f in reward_funcs if not callable(f)]
+    if silent:
+        raise ConfigError(f"`reward_funcs` must be functions, got {silent[0]!r}")
     if not roles.rewards and not reward_funcs:
         raise ConfigError("PPO needs a reward: a reward role attached, or `reward_funcs`")
     if args.reward_weights is not None and len(args.reward_weights) != len(reward_funcs):

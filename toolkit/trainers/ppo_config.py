@@ -134,7 +134,8 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         default=None,
         metadata={
             "help": "Average the policy's adapter over the steps with this decay, such as 0.9; the run's "
-            "adapter is then the average, and `last/` holds the policy itself. Default: no average."
+            "adapter is then the average, and `last/` holds the policy itself (both of the best checkpoint "
+            "where that is loaded at the end). Default: no average."
         },
     )
     missing_eos_penalty: float | None = field(

@@ -106,13 +106,12 @@ def _checked(given: Any, name: str, answers: Answers) -> Tensor:
         if value is None:
             numbers.append(math.nan)
             continue
-        try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
+        number = _as_number(value)
+        if number is None:
             raise RewardError(
                 f"reward function {name}: expected a number or None, got {value!r} for "
                 f"{_sample(answers, row)}"
-            ) from error
+            )
         if not abs(number) <= LARGEST:  # NaN is not either
             raise RewardError(f"reward function {name}: gave {number} to {_sample(answers, row)}")
         numbers.append(number)
@@ -125,6 +124,18 @@ def _as_list(given: Any) -> list[Any] | None:
         return None
     found = given.tolist() if hasattr(given, "tolist") else given
     return list(found) if isinstance(found, Sequence) else None
+
+
+def _as_number(value: Any) -> float | None:
+    """None for what is no number; one that no float can hold is infinite."""
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        return None
 
 
 def _sample(answers: Answers, row: int) -> str:

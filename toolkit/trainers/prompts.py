@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -43,6 +44,17 @@ class RolloutSampler(Sampler[int]):
             number += 1
 
 
+def require_prompts(rows: Dataset) -> None:
+    """Raises: ConfigError for what is no dataset, or has no column of prompts."""
+    if not isinstance(rows, Dataset):
+        raise ConfigError(f"PPO needs a datasets.Dataset of prompts, got {type(rows).__name__}")
+    if "prompt" not in rows.column_names:
+        raise ConfigError(
+            f"PPO needs a column `prompt`, text or messages, got {', '.join(rows.column_names)}; "
+            "tokenized prompts are not taken, since reward functions and logs need the text"
+        )
+
+
 def encode_prompts(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles, args: PPOConfig
 ) -> Dataset:
@@ -50,13 +62,11 @@ def encode_prompts(
 
     Raises: ConfigError for rows without prompts, or prompts of no or of too many tokens.
     """
-    if "prompt" not in rows.column_names:
-        raise ConfigError(
-            f"PPO needs a column `prompt`, text or messages, got {', '.join(rows.column_names)}; "
-            "tokenized prompts are not taken, since reward functions and logs need the text"
-        )
+    require_prompts(rows)
     encoded = rows.map(
-        lambda row: {"prompt_ids": encode_prompt(tokenizer, row["prompt"])}, desc="Tokenizing"
+        lambda row, number: {"prompt_ids": _encode(tokenizer, row["prompt"], number)},
+        with_indices=True,
+        desc="Tokenizing",
     )
     limit = args.max_prompt_length
     if limit is not None:
@@ -81,6 +91,15 @@ def encode_prompts(
             f"at most {room} fit. Leave them out with `max_prompt_length`, or lower `response_length`"
         )
     return encoded
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Any, number: int) -> list[int]:
+    said = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
+    if not isinstance(prompt, str) and not (said and prompt):
+        raise ConfigError(f"prompt {number} must be text or messages, got {prompt!r}")
+    if said and tokenizer.chat_template is None:
+        raise ConfigError("prompts are messages, but the tokenizer has no chat template")
+    return encode_prompt(tokenizer, prompt)
 
 
 def encode_texts(
