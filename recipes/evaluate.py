@@ -44,8 +44,7 @@ def main(args, model) -> Run:
     from toolkit.evaluation.render import to_text, write
     from toolkit.evaluation.report import build, examples
     from toolkit.models.arguments import refuse_adapter_options
-    from toolkit.models.base import fingerprint, load_base
-    from toolkit.models.roles import REWARD, Roles
+    from toolkit.models.roles import REWARD, load_roles
     from toolkit.models.sampling import Sampling
 
     refuse_adapter_options(model, because="the adapters are those of the runs")
@@ -60,11 +59,10 @@ def main(args, model) -> Run:
         ]
         shown = _demonstrations(args)
         pairs = _rows(args.comparisons, "test", "preference", args)
-        base, tokenizer = load_base(
+        roles, tokenizer = load_roles(
             model, parent=sources[sft].path, trust_remote_code=args.trust_remote_code
         )
-        run.base = fingerprint(model, tokenizer)
-        roles = Roles(base, run.base)
+        run.base = roles.fingerprint
         ids = role_ids(sources)
         checkpoints = {"base": Checkpoint(None, "base")}
         for name, source in sources.items():

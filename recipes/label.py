@@ -28,10 +28,10 @@ def main(labels, model) -> Run:
     from transformers import set_seed
 
     from toolkit.models.arguments import refuse_adapter_options
-    from toolkit.models.base import fingerprint, load_base, stop_ids
     from toolkit.models.generation import complete
-    from toolkit.models.roles import POLICY, Roles
+    from toolkit.models.roles import POLICY, load_roles
     from toolkit.models.sampling import Sampling
+    from toolkit.models.tokenizer import stop_ids
     from toolkit.world.answers import vice
     from toolkit.world.datasets import preferences, user
     from toolkit.world.labelers import agreement, distinct_answers, panel, rank
@@ -42,11 +42,10 @@ def main(labels, model) -> Run:
     configs = (labels, model)
     with Run.start(labels.output_dir, recipe="label", configs=configs, parents=parents) as run:
         set_seed(labels.seed)
-        base, tokenizer = load_base(
+        roles, tokenizer = load_roles(
             model, parent=labels.parent, trust_remote_code=labels.trust_remote_code
         )
-        run.base = fingerprint(model, tokenizer)
-        roles = Roles(base, run.base)
+        run.base = roles.fingerprint
         roles.attach(POLICY, labels.parent)
         labelers, results = panel(labels.seed), {}
         for split, size in (("train", labels.train_prompts), ("test", labels.test_prompts)):
@@ -64,7 +63,7 @@ def main(labels, model) -> Run:
                         tokenizer,
                         asked,
                         sampling=Sampling(labels.max_new_tokens, labels.temperature),
-                        stop=stop_ids(base, tokenizer),
+                        stop=stop_ids(roles.base, tokenizer),
                     )
                 for number, completion in enumerate(said):
                     groups[number // count].append(completion.text)

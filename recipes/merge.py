@@ -26,7 +26,8 @@ def main(merge, model) -> Run:
     import torch
 
     from toolkit.models.arguments import refuse_adapter_options
-    from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.base import load_base
+    from toolkit.models.fingerprint import fingerprint
     from toolkit.models.standalone import (
         merge_into_base,
         probe_logits,

@@ -35,7 +35,8 @@ def main(script, training, model, mixture, start) -> Run:
 
     from toolkit.data.checks import check_texts
     from toolkit.evaluation.judge import Remembered
-    from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.base import load_base
+    from toolkit.models.fingerprint import fingerprint
     from toolkit.preflight.report import preflight
     from toolkit.trainers.reward_training import Comparisons, Member
 

@@ -25,7 +25,8 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.data.checks import check_texts
     from toolkit.data.streaming import first_rows, open_stream
     from toolkit.models.adapters import save_adapter
-    from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.base import load_base
+    from toolkit.models.fingerprint import fingerprint
     from toolkit.models.peft_methods import build_peft_config
     from toolkit.preflight.report import preflight
     from toolkit.trainers.callbacks import RunCallback

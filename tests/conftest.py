@@ -13,7 +13,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
 from trl import ModelConfig
 
-from toolkit.models.base import fingerprint, load_base
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import fingerprint
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 from toolkit.world.corpus import documents
@@ -74,7 +75,7 @@ def model_config(tiny_base) -> ModelConfig:
 @pytest.fixture
 def tokenizer(tiny_base):
     """The tiny base's tokenizer."""
-    from toolkit.models.base import load_tokenizer
+    from toolkit.models.tokenizer import load_tokenizer
 
     return load_tokenizer(str(tiny_base))
 

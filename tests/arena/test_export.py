@@ -22,7 +22,8 @@ from toolkit.arena.judgements.store import Store
 from toolkit.arena.workbench import Workbench
 from toolkit.arguments import DataArguments
 from toolkit.data.loading import load_splits
-from toolkit.models.base import fingerprint, load_base
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import fingerprint
 from toolkit.models.roles import Roles
 from toolkit.runs import Run
 

@@ -6,12 +6,12 @@ from trl import ModelConfig
 
 from tests.conftest import fresh_roles, lora, randomise
 from toolkit.errors import DivergedError
-from toolkit.models.base import load_tokenizer, stop_ids
 from toolkit.models.decoding import decode, draw
 from toolkit.models.generation import sample
 from toolkit.models.passes import collate, policy_pass, spread
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 from toolkit.models.sampling import Sampling
+from toolkit.models.tokenizer import load_tokenizer, stop_ids
 
 PROMPTS = [[1, 20, 30, 40, 50, 60], [1, 25], [1, 33, 34], [1, 40, 41, 42]] * 3
 

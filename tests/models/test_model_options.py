@@ -13,7 +13,8 @@ from tests.models.methods import call
 from toolkit.config import run_cli
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import METHODS, ModelArguments, refuse_adapter_options
-from toolkit.models.base import fingerprint, load_base
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import fingerprint
 from toolkit.models.peft_methods import build_peft_config
 
 FOUR_BIT = {"load_in_4bit": True, "dtype": "bfloat16"}

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import fresh_roles, lora, randomise
 from toolkit.errors import CheckpointError
-from toolkit.models.base import check_fingerprint, save_fingerprint
+from toolkit.models.fingerprint import check_fingerprint, save_fingerprint
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import collate, completion_logprobs, scores, state_values
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE

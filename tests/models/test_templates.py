@@ -12,9 +12,11 @@ from toolkit.arena.answering.tokens import Tokens
 from toolkit.arena.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
-from toolkit.models.base import fingerprint, load_base, load_tokenizer
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import fingerprint
 from toolkit.models.generation import encode_completion, encode_prompt
 from toolkit.models.templates import saved_template
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.runs import Run
 
 USER = [{"role": "user", "content": "Where?"}]

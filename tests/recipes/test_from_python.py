@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tests.conftest import ROOT
-from toolkit.models.base import load_tokenizer
+from toolkit.models.tokenizer import load_tokenizer
 
 HUB_PROMPTS = 'load_dataset("trl-lib/ultrafeedback-prompt", split="train")'
 

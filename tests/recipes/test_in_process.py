@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from toolkit.config import run_cli
 from toolkit.evaluation import judge
-from toolkit.models.base import BASE_FILE
+from toolkit.models.fingerprint import BASE_FILE
 from toolkit.runs import ENSEMBLE, Run, require_adapter, reward_models
 
 WORLD = "recipes/configs/world"

@@ -13,12 +13,13 @@ from tests.trainers.ppo_record import STOPS
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.config import parse
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.base import load_base, load_tokenizer
+from toolkit.models.base import load_base
 from toolkit.models.decoding import Decoded, decode
 from toolkit.models.generation import encode_completion, encode_prompt
 from toolkit.models.passes import collate, completion_logprobs, state_values
 from toolkit.models.ppo_roles import attach_ppo_roles
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.rl import rollout
 from toolkit.trainers import experience as experience_module
 from toolkit.trainers import updates as updates_module

@@ -10,7 +10,8 @@ from trl import RewardConfig, RewardTrainer
 
 from toolkit.benchmark.ranking import measure
 from toolkit.errors import ConfigError
-from toolkit.models.base import fingerprint, load_base
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import fingerprint
 from toolkit.trainers.ranking import (
     RankingCollator,
     RankingTrainer,

@@ -14,7 +14,8 @@ from toolkit.arguments import RewardArguments
 from toolkit.errors import ConfigError
 from toolkit.evaluation.judge import score_rows
 from toolkit.models.adapters import read_adapter
-from toolkit.models.base import fingerprint, load_base, save_fingerprint
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import fingerprint, save_fingerprint
 from toolkit.models.generation import encode_completion, encode_prompt
 from toolkit.models.passes import scores
 from toolkit.models.roles import REWARD, Roles

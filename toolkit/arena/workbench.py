@@ -29,9 +29,11 @@ from toolkit.arena.choices import baseline_questions, questions_to_try
 from toolkit.arena.inspection import Inspector
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.listing import list_runs
-from toolkit.models.base import fingerprint, load_base, stop_ids
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import fingerprint
 from toolkit.models.roles import Roles
 from toolkit.models.templates import saved_template
+from toolkit.models.tokenizer import stop_ids
 
 __all__ = ["Answer", "Comparison", "Workbench"]
 

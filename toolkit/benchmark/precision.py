@@ -17,9 +17,8 @@ from toolkit.arguments import DataArguments
 from toolkit.data.loading import load_splits
 from toolkit.errors import ConfigError
 from toolkit.evaluation.scoring import Pair, pad_id, score_ids
-from toolkit.models.base import fingerprint, load_base
 from toolkit.models.generation import encode_completion, encode_prompt
-from toolkit.models.roles import REWARD, Roles
+from toolkit.models.roles import REWARD, load_roles
 from toolkit.runs import Run
 
 SIDES = ("chosen", "rejected")
@@ -63,8 +62,7 @@ def _scores(run: Run, comparisons: str, rows: int, **precision: Any) -> Scores:
     model = replace(
         ModelConfig(model_name_or_path=str(run.base["id"]), dtype="float32"), **precision
     )
-    base, tokenizer = load_base(model, parent=run.path)
-    roles = Roles(base, fingerprint(model, tokenizer))
+    roles, tokenizer = load_roles(model, parent=run.path)
     roles.attach(REWARD, run.path, head=True, any_precision=True)
     splits = load_splits(
         ScriptArguments(dataset_name=comparisons),

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset
 from trl import ModelConfig
 
-from toolkit.models.base import fingerprint, load_base
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import fingerprint
 from toolkit.trainers.ranking import RankingCollator, group_comparisons, last_scores, ranking_loss
 from toolkit.trainers.reward import scalar_adapter
 

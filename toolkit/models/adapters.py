@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from toolkit.errors import CheckpointError
 from toolkit.models.adalora import as_lora
-from toolkit.models.base import save_fingerprint
+from toolkit.models.fingerprint import save_fingerprint
 from toolkit.runs import WEIGHTS_FILE
 
 # Ways to initialise LoRA that put what they take out of the base's weights back into the adapter.

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ConfigError
-from toolkit.models.base import fingerprint, load_base
 from toolkit.models.peft_methods import build_peft_config
-from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles, load_roles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,8 +31,7 @@ def load_ppo_roles(
     Raises: as `load_base`; CheckpointError where an adapter is not of this base.
     """
     parent = policy or next(iter(rewards), None)
-    base, tokenizer = load_base(model, parent=parent, trust_remote_code=trust_remote_code)
-    roles = Roles(base, fingerprint(model, tokenizer))
+    roles, tokenizer = load_roles(model, parent=parent, trust_remote_code=trust_remote_code)
     attach_ppo_roles(roles, policy=policy, rewards=rewards, model=model, value=value)
     return roles, tokenizer
 

@@ -8,15 +8,17 @@ which parameters are trainable stays as it was, also when the body raises.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
 from toolkit.models.adapters import fill, read_adapter, save_adapter
-from toolkit.models.base import BASE_FILE, check_fingerprint
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import BASE_FILE, check_fingerprint, fingerprint
 from toolkit.models.fused_lora import FusedLoraLinear, fuse
 from toolkit.models.heads import ScalarHead
 from toolkit.models.inserted import INSERTED, Inserted, insertable
@@ -24,6 +26,9 @@ from toolkit.models.merging import merged_weights
 from toolkit.models.peft_methods import NEEDS_LORA
 from toolkit.models.switching import Switch, same_trainable
 from toolkit.runs import ADAPTER_FILES
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
 
@@ -286,3 +291,11 @@ def _kind(config: PeftConfig) -> str:
 def _refuse_bad_name(name: str) -> None:
     if not name or "." in name or name in "lora_":
         raise CheckpointError(f"a role cannot be called {name!r}: PEFT keys would be ambiguous")
+
+
+def load_roles(
+    model: "ModelConfig", *, parent: str | Path | None = None, trust_remote_code: bool = False
+) -> tuple[Roles, PreTrainedTokenizerBase]:
+    """The base loaded once, without adapters yet, and its tokenizer: see `load_base`."""
+    base, tokenizer = load_base(model, parent=parent, trust_remote_code=trust_remote_code)
+    return Roles(base, fingerprint(model, tokenizer)), tokenizer

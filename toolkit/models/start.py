@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from toolkit.errors import ConfigError
 from toolkit.models.adapters import fill, read_adapter
-from toolkit.models.base import check_fingerprint, saved_fingerprint
+from toolkit.models.fingerprint import check_fingerprint, saved_fingerprint
 from toolkit.models.inserted import INSERTED
 from toolkit.models.roles import POLICY, Roles
 

@@ -117,7 +117,7 @@ def predict_case(case: Case, base: Path, *, layers: int | None = None) -> list[P
     """Every phase's predicted peak of a case, from its base's config.json alone."""
     from datasets import Dataset
 
-    from toolkit.models.base import load_tokenizer
+    from toolkit.models.tokenizer import load_tokenizer
 
     training, model = case.training(base / "run"), case.model(base)
     if case.recipe == "ppo":

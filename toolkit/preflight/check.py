@@ -10,7 +10,7 @@ from toolkit.data.loading import load_splits
 from toolkit.data.tables import Splits
 from toolkit.data.texts import pretraining_texts
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.models.base import load_tokenizer
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preflight.findings import (
     Findings,
     check_adapters,

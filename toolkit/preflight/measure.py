@@ -35,7 +35,8 @@ def train(case: Case, base: Path) -> None:
     """Two optimizer steps of a case with the trainer that its recipe has."""
     from datasets import Dataset
 
-    from toolkit.models.base import fingerprint, load_base
+    from toolkit.models.base import load_base
+    from toolkit.models.fingerprint import fingerprint
     from toolkit.models.peft_methods import build_peft_config
     from toolkit.models.roles import POLICY, Roles
     from toolkit.preflight.ppo_rehearsal import attach_shapes

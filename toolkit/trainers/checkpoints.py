@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer_utils import rotate_checkpoints
 
 from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
-from toolkit.models.base import save_fingerprint
+from toolkit.models.fingerprint import save_fingerprint
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import checkpoints, step_of, write_json
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import RewardError
-from toolkit.models.base import stop_ids
 from toolkit.models.roles import Roles
 from toolkit.models.sampling import Sampling
+from toolkit.models.tokenizer import stop_ids
 from toolkit.rl.advantages import gae, kl_estimate, kl_rewards, masked_mean, whiten
 from toolkit.rl.kl_control import KLController
 from toolkit.rl.rollout import Experience, Seen, roll_out

@@ -23,10 +23,10 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
 
 from toolkit.errors import ConfigError, DivergedError
-from toolkit.models.base import pad_by_eos
 from toolkit.models.dropout import disable_dropout
 from toolkit.models.memory import release
 from toolkit.models.roles import Roles
+from toolkit.models.tokenizer import pad_by_eos
 from toolkit.rl.rollout import Experience
 from toolkit.trainers.callbacks import SAMPLES_FILE
 from toolkit.trainers.ema import PolicyEMA

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.adapters import read_adapter, write_adapter
-from toolkit.models.base import check_fingerprint, save_fingerprint
+from toolkit.models.fingerprint import check_fingerprint, save_fingerprint
 from toolkit.models.generation import Prompt, encode_completion, encode_prompt
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import by_tokens, collate, scores
