@@ -213,4 +213,4 @@ def test_ranking_nine_answers_together_is_faster_than_their_pairs(tiny_base):
     """Eight times fewer passes; of what they save, this machine's noise may take some."""
     found = measure(completions=9, rounds=5, base=str(tiny_base))
     assert (found["passes_together"], found["passes_pairs"]) == (9, 72)
-    assert found["times_as_fast"] >= 2
+    assert found["times_as_fast"] >= 3
