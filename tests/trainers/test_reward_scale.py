@@ -100,6 +100,14 @@ def test_scores_that_do_not_differ_are_not_scaled(shown, trained, model_config, 
     )
 
 
+def test_rounding_is_no_spread_to_be_scaled(trained, monkeypatch):
+    alike = torch.full((8,), 0.7) + 1e-7 * torch.arange(8)
+    monkeypatch.setattr("toolkit.trainers.reward_training.score_texts", lambda *_, **__: alike)
+    _, notes, member = trained("alike", more_rows(8), unit_variance=True)
+    assert (member.scale, notes["score_std"]) == (1.0, 0.0)
+    assert notes["bias"] == pytest.approx(-0.7, abs=1e-4)
+
+
 def test_unit_variance_needs_demonstrations():
     with pytest.raises(ValueError, match="`unit_variance` needs `demonstrations`"):
         RewardArguments(unit_variance=True)
