@@ -210,7 +210,9 @@ def _against_gold(rows: Sequence[Mapping[str, Any]], score_gap: Any) -> dict[str
 
 
 def _length_correlation(
-    sides: dict[str, list[Pair]], groups: Sequence[object], score: dict[tuple[tuple[int, ...], ...], float]
+    sides: dict[str, list[Pair]],
+    groups: Sequence[object],
+    score: dict[tuple[tuple[int, ...], ...], float],
 ) -> float | None:
     """Each answer counts once, in however many pairs it stands."""
     answers = {
