@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.preflight.test_check import WORLD, load_check, stage_of
+from toolkit.errors import ConfigError
+from toolkit.preflight import check
 from toolkit.preflight.findings import DISK, Findings, check_disk
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import checkpoints
@@ -35,6 +37,26 @@ def test_a_card_too_small_for_a_batch_of_one_is_refused(
     assert "will not fit in 1 MB, and neither does a batch of 1" in said
     assert "largest `per_device_train_batch_size` that fits: none" in said
     assert said.strip().endswith("would fail")
+
+
+def test_a_search_for_the_largest_batch_that_takes_too_long_leaves_the_prediction(
+    tiny_base, tmp_path, capsys, monkeypatch
+):
+    foresee = check.foresee
+
+    def slow(*given, always_largest=True, **named):
+        if always_largest:
+            raise ConfigError("given up after 300 s")
+        return foresee(*given, always_largest=False, **named)
+
+    monkeypatch.setattr(check, "foresee", slow)
+    words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", "--max_rows", 16]
+    found = check.check_stage(stage_of("sft", *words), card_memory_gb=8)
+    assert (found.errors, found.warnings) == ([], [])
+    assert "the largest batch that fits was not looked for (given up after 300 s)" in found.notes
+    said = capsys.readouterr().out
+    assert "predicted peak" in said
+    assert "that fits" not in said
 
 
 @pytest.mark.parametrize("given", ["0", "-8", "nan", "inf", "8GB"])
