@@ -13,9 +13,14 @@ import sys
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import BaseArguments
 from toolkit.config import run_cli
+from toolkit.preflight.options import check_numbers, try_options
 
 
 def main(shape, training) -> None:
+    check_numbers("pretrain", shape)
+    check_numbers("pretrain", training)
+    try_options("pretrain", training)
+
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, set_seed
 

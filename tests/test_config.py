@@ -54,7 +54,8 @@ def test_yaml_then_command_line(read):
         ("env: {A: 1}", "`env` is not read"),
         ("[1, 2]", "expected a mapping"),
         ("a: [", "not a YAML file"),
-        ("lr_scheduler_type: cosin", "cosin is not a valid"),
+        ("lr_scheduler_type: cosin", "`lr_scheduler_type` must be one of linear, cosine"),
+        ("optim: bogus", "`optim` must be one of adamw_torch, "),
         ("bf16: true\nfp16: true", "At most one of fp16 and bf16"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import enum
 import errno
 import math
 import os
@@ -170,8 +171,15 @@ def _fields(dataclass_types: Sequence[type]) -> dict[str, tuple[Any, tuple[Any, 
         hints = typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
             if f.init:
-                found[f.name] = (hints[f.name], tuple(f.metadata.get("choices") or ()))
+                named = f.metadata.get("choices") or _names_of(hints[f.name])
+                found[f.name] = (hints[f.name], tuple(named))
     return found
+
+
+def _names_of(hint: Any) -> list[str]:
+    """What an option may be called that is an enumeration, or a text that stands for one of it."""
+    kinds = [k for k in typing.get_args(hint) if isinstance(k, type) and issubclass(k, enum.Enum)]
+    return [str(member.value) for kind in kinds for member in kind]
 
 
 def _checked(value: Any, hint: Any, place: str) -> Any:

@@ -1,6 +1,7 @@
 """What is checked of rows that are well-formed: marks of the template, lengths, repeats, and the
 file of what was dropped."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 from toolkit.arguments import DataArguments
 from toolkit.data import Splits, check_texts, load_splits
 from toolkit.data.faults import DROPPED_FILE
+from toolkit.data.files import read_rows, stream_rows
 from toolkit.errors import DatasetError
 
 
@@ -188,6 +190,22 @@ def test_a_line_that_is_not_utf8_is_named_and_droppable(tmp_path: Path) -> None:
         "reason": "line 2 is not UTF-8 text at byte 16",
         "row": '{"prompt": "caf\\xe9", "completion": "b"}',
     }
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+def test_a_record_of_csv_that_is_not_utf8_is_named_and_droppable(
+    tmp_path: Path, ending: str
+) -> None:
+    content = b'prompt,completion\n"q\n1",a\ncaf\xe9,b\nq3,c\n'
+    file = tmp_path / f"d.{ending}"
+    file.write_bytes(gzip.compress(content) if ending == "csv.gz" else content)
+    with pytest.raises(DatasetError, match="row 2 of 3: line 4 is not UTF-8 text; save the file"):
+        load(str(file))
+    splits = load(str(file), drop_bad_rows=True, folder=tmp_path)
+    assert splits["train"]["prompt"][:] == ["q\n1", "q3"]
+    (entry,) = kept(tmp_path)
+    assert (entry["number"], entry["check"], entry["row"]) == (2, "unreadable", "caf\\xe9,b")
+    assert list(stream_rows(file)) == read_rows(file)
 
 
 def test_dropped_rows_are_those_of_the_last_run(tmp_path: Path) -> None:

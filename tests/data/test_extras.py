@@ -72,3 +72,23 @@ def test_names_of_columns_that_cannot_be_printed_are_spelled_out(
     row = {"prompt": "q", "completion": "a", "\ud800": 1, "a\nb": 2, "名": 3}
     assert len(load(lines(tmp_path / "d.jsonl", [row]))["train"]) == 1
     assert "columns not read: a\\nb, 名, \\ud800" in capsys.readouterr().out
+
+
+def test_what_messages_hold_beside_their_text_is_named(tmp_path, capsys):
+    said = [
+        {"role": "user", "content": "q", "name": None},
+        {"role": "assistant", "content": "a", "weight": 0, "reasoning_content": "hm"},
+    ]
+    for kind, row in (
+        ("prompt-completion", {"messages": said}),
+        (
+            "preference",
+            {"prompt": said[:1], "chosen": said[1:], "rejected": [said[1] | {"content": "b"}]},
+        ),
+    ):
+        load(lines(tmp_path / "d.jsonl", [row]), kind=kind)
+        line = "; keys of messages not read: reasoning_content, weight\n"
+        assert capsys.readouterr().out.endswith(line)
+    plain = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    load(lines(tmp_path / "d.jsonl", [{"conversations": plain}]))
+    assert "keys" not in capsys.readouterr().out

@@ -278,7 +278,12 @@ def test_csv_record_of_another_length_is_named(tmp_path: Path) -> None:
         ("d.json", b"[" * 100_000, "not JSON"),
         ("d.jsonl", b"\xff\xfe", "row 1: line 1 is not UTF-8 text at byte 1"),
         ("d.json", b'["a",\n"\xff"]', "line 2: not UTF-8 text at byte 8 of the file"),
-        ("d.csv", b"prompt\n\xe9t\xe9\n", "line 2: not UTF-8 text at byte 8 of the file"),
+        (
+            "d.csv",
+            b"prompt\n\xe9t\xe9\n",
+            "row 1: line 2 is not UTF-8 text; save the file as UTF-8",
+        ),
+        ("d.csv", b"prompt,\xe9\na,b\n", "line 1: not UTF-8 text; save the file as UTF-8"),
         ("d.jsonl.gz", b"plain", "cannot read the file"),
         ("d.jsonl.gz", gzip.compress(b'{"prompt": "q"}' * 99)[:-12], "cannot read the file"),
         ("d.parquet", b"plain", "not a Parquet file"),

@@ -220,6 +220,16 @@ def test_a_stage_after_dpo_has_the_adapter_that_sft_will_make(tiny_base, tmp_pat
     assert "not predicted" not in said
 
 
+@pytest.mark.parametrize("recipe", ["evaluate", "label"])
+def test_a_wrong_option_of_a_stage_that_trains_nothing_is_refused_too(recipe, tiny_base, tmp_path):
+    options = {"runs": ["{sft}"]} if recipe == "evaluate" else {"parent": "{sft}"}
+    stages = {"sft": ("sft", {"use_peft": True}), "last": (recipe, options)}
+    assert len(find_stages(pipeline_of(tmp_path, tiny_base, **stages))) == 1
+    stages["last"] = (recipe, options | {"temperature": -1})
+    with pytest.raises(ConfigError, match="`temperature` must be"):
+        find_stages(pipeline_of(tmp_path, tiny_base, **stages))
+
+
 def test_an_ensemble_to_come_has_all_its_members(tiny_base, tmp_path):
     file = pipeline_of(
         tmp_path,

@@ -71,7 +71,7 @@ def test_no_yaml_says_a_thing_twice(config):
     assert yaml.safe_load(config.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "pipeline", "adapters", "check"])
+@pytest.mark.parametrize("recipe", [*RECIPES, "pipeline", "studies/adapters", "check"])
 def test_help_is_clean(recipe):
     found = call(recipe, "--help")
     assert found.returncode == 0
@@ -122,7 +122,7 @@ def test_help_costs_no_more_than_trls_config_classes():
 @pytest.mark.slow
 def test_the_table_of_adapters_is_made_by_one_command(tmp_path):
     words = ["--methods", "none", "prompt", "--output_dir", str(tmp_path)]
-    found = call("adapters", *words, "--num_train_epochs", "1", "--max_rows", "32")
+    found = call("studies/adapters", *words, "--num_train_epochs", "1", "--max_rows", "32")
     assert found.returncode == 0, found.stderr
     none, prompt = json.loads((tmp_path / "adapters.json").read_text())["methods"]
     assert (none["trainable"], prompt["trainable"]) == (0, 20 * 192)

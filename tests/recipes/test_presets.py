@@ -27,8 +27,12 @@ def asked(i):
 HUB = {
     "trl-lib/Capybara": lambda i: {
         "source": "x",
-        "messages": [asked(i), said("assistant", f"It is {i}.")],
-        "num_turns": 1,
+        "messages": [
+            message
+            for turn in range(3)
+            for message in (asked(i + turn), said("assistant", f"It is {i + turn}."))
+        ],
+        "num_turns": 3,
     },
     "trl-lib/ultrafeedback_binarized": lambda i: {
         "chosen": [asked(i), said("assistant", f"It is {i}.")],
@@ -94,8 +98,11 @@ def run(preset, stage, out, base, hub):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_presets_sft_trains(preset, tiny_base, hub, tmp_path):
+def test_a_presets_sft_trains(preset, tiny_base, hub, tmp_path, capsys):
     made = run(preset, "sft", tmp_path, tiny_base, hub)
+    # of Capybara's dialogues every answer is learned: eight of three turns, and the test split's
+    dialogues = "14 dialogues became 42 examples, one for each assistant turn"
+    assert (dialogues in capsys.readouterr().out) == preset.startswith("qwen3")
     assert made.results["steps"] == 2
     expected = "4bit-nf4-double" if preset.endswith("qlora") else "none"
     assert made.base["quantization"] == expected

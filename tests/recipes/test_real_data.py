@@ -8,7 +8,9 @@ import re
 import pytest
 
 from tests.conftest import ROOT, SHARED
+from tests.preflight.test_check import WORLD, load_check
 from toolkit.config import parse
+from toolkit.errors import DatasetError
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,6 +65,13 @@ def count(said, pattern):
     return int(found[1]) if found else 0
 
 
+def rows_of(file):
+    """Rows of a file, read without our own code."""
+    if file.suffix == ".gz":
+        return len(gzip.decompress(file.read_bytes()).splitlines())
+    return len(json.loads(file.read_text()))
+
+
 @pytest.mark.parametrize("file", PREFERENCES, ids=lambda file: file.name.split(".")[0])
 @pytest.mark.parametrize("recipe", ["reward", "dpo"])
 def test_real_data_rows_before_and_after_add_up(recipe, file, tiny_base, sft_run, tmp_path, capsys):
@@ -71,10 +80,7 @@ def test_real_data_rows_before_and_after_add_up(recipe, file, tiny_base, sft_run
                "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 2)  # fmt: skip
     assert run.state == "finished"
     said = capsys.readouterr().out
-    if file.suffix == ".gz":
-        there = len(gzip.decompress(file.read_bytes()).splitlines())
-    else:
-        there = len(json.loads(file.read_text()))
+    there = rows_of(file)
     assert count(said, r"\), (\d+) rows -> preference") == there
     dropped = count(said, r"; (\d+) malformed rows dropped")
     assert dropped == (6 if file == HH else 0)
@@ -82,3 +88,55 @@ def test_real_data_rows_before_and_after_add_up(recipe, file, tiny_base, sft_run
     too_long += count(said, r"; (\d+) of them have a prompt that fills it, and are left out")
     assert recipe == "dpo" or "will be cut" not in said
     assert count(said, r"preflight: (\d+) rows, ") == there - dropped - too_long
+
+
+CHECKED = [(recipe, file) for file in PREFERENCES for recipe in ("sft", "reward", "dpo")]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "file"),
+    [("sft", ALPACA), *CHECKED],
+    ids=lambda given: given if isinstance(given, str) else given.name.split(".")[0],
+)
+def test_real_data_rows_add_up_in_the_check(
+    recipe, file, tiny_base, sft_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    words = ["--dataset_name", file, "--drop_bad_rows", "true", "--max_length", 512]
+    words += ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
+    words += [] if recipe == "sft" else ["--parent", sft_run]
+    code = load_check().main(f"{WORLD}/{recipe}.yaml", list(map(str, words)), recipe, 24.0)
+    said = capsys.readouterr().out
+    assert (code, said.strip().splitlines()[-1]) == (0, "nothing stands against it"), said
+    there = rows_of(file)
+    assert count(said, r"\), (\d+) rows -> (?:preference|prompt-completion)") == there
+    dropped = count(said, r"; (\d+) malformed rows dropped")
+    assert dropped == (6 if file == HH else 0)
+    too_long = count(said, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
+    too_long += count(said, r"; (\d+) of them have a prompt that fills it, and are left out")
+    assert count(said, r"(?m)^(\d+) rows, \d+ tokens in the median") == there - dropped - too_long
+    assert "⟦" in said
+    assert "predicted peak" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_real_data_of_alpaca_is_learned_whole(tiny_base, tmp_path, capsys):
+    run = call("sft", "--dataset_name", ALPACA, "--max_length", 512, "--max_steps", 2,
+               "--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run",
+               "--per_device_train_batch_size", 2)  # fmt: skip
+    assert run.state == "finished"
+    said = capsys.readouterr().out
+    too_long = count(said, r"; (\d+) of them have a prompt that fills it, and are left out")
+    assert count(said, r"preflight: (\d+) rows, ") == rows_of(ALPACA) - too_long
+
+
+def test_real_data_without_comparisons_is_refused_by_dpo_and_the_check(
+    tiny_base, sft_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    words = ["--dataset_name", ALPACA, "--parent", sft_run, "--model_name_or_path", tiny_base]
+    words += ["--output_dir", tmp_path / "run"]
+    with pytest.raises(DatasetError, match=r"its format is alpaca .*preference needs"):
+        call("dpo", *words)
+    assert load_check().main(f"{WORLD}/dpo.yaml", list(map(str, words)), "dpo", None) == 2
+    assert "its format is alpaca" in capsys.readouterr().out.split("error: ")[1]

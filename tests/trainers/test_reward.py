@@ -200,6 +200,25 @@ def test_pairs_end_at_eos_and_long_ones_are_counted(tokenizer, capsys):
         tokenize_pairs(rows, tokenizer, max_length=2, place="train")
 
 
+@pytest.mark.parametrize("name", [7, "a document"])
+def test_a_group_of_several_prompts_is_a_ranking_of_each(name, tokenizer, capsys):
+    def row(asked, better, worse, group):
+        return {"prompt": asked, "chosen": better, "rejected": worse, "group_id": group}
+
+    rows = [
+        row("What is 1?", "one", "two", name),
+        row("Hello.", "Hello.", "no", name),
+        row("What is 1?", "one", "three", name),
+        row("What is 1?", "one", "no", None),
+    ]
+    data = Comparisons.prepare(
+        {"train": Dataset.from_list(rows)}, tokenizer, [], max_length=None, shuffle_pairs=False
+    )
+    assert [len(group["ids"]) for group in data.train] == [3, 2, 2]
+    said = "train: 1 values of `group_id` stand at 2 prompts: each prompt is a ranking of its own"
+    assert said in capsys.readouterr().out
+
+
 def preferences(lengths):
     """Rows whose rejected answers have about so many tokens."""
     return Dataset.from_list(

@@ -19,6 +19,8 @@ EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
 NAME = re.compile(
     r"(?P<split>.+?)(?P<shard>-\d+-of-\d+)?\.(jsonl|json|csv|parquet)(\.gz)?", re.IGNORECASE
 )
+NOT_UTF8 = "surrogateescape"  # reads a byte that is not UTF-8 as one of these, which no text holds:
+LOST_BYTE = re.compile("[\udc80-\udcff]")
 FIELD_LIMIT = 2**31 - 1
 BATCH = 256  # rows of a Parquet file in memory at a time
 
@@ -75,17 +77,15 @@ def read_rows(path: Path) -> list[Any]:
         # Of bytes splitlines() breaks at \n and \r alone, not at U+2028, which JSON may hold.
         return list(_json_lines(data.splitlines()))
     data = data.removeprefix(codecs.BOM_UTF8)
+    if name.endswith(".csv"):
+        return list(_csv(io.StringIO(data.decode(errors=NOT_UTF8), newline=""), path))
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         reason = f"line {line}: not UTF-8 text at byte {error.start + 1} of the file"
         raise DatasetError(f"{path} {reason}; save it as UTF-8") from error
-    return (
-        list(_csv(io.StringIO(text, newline=""), path))
-        if name.endswith(".csv")
-        else _json(text, path)
-    )
+    return _json(text, path)
 
 
 def stream_rows(path: Path) -> Iterator[Any]:
@@ -100,14 +100,12 @@ def stream_rows(path: Path) -> Iterator[Any]:
             with opener(path, "rb") as file:
                 yield from _json_lines(line for part in file for line in part.splitlines())
         elif name.removesuffix(".gz").endswith(".csv"):
-            with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            with opener(path, "rt", encoding="utf-8-sig", errors=NOT_UTF8, newline="") as file:
                 yield from _csv(file, path)
         elif name.endswith(".parquet"):
             yield from _parquet_batches(path)
         else:
             yield from read_rows(path)
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path}: cannot read the file ({error})") from error
 
@@ -163,10 +161,16 @@ def _csv(file: TextIO, path: Path) -> Iterator[Any]:
     try:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
+        if any(map(LOST_BYTE.search, header)):
+            raise DatasetError(f"{path} line 1: not UTF-8 text; save the file as UTF-8")
         if len(set(header)) != len(header):
             raise DatasetError(f"{path}: the header names a column twice: {', '.join(header)}")
         for fields in reader:
-            if len(fields) == len(header):
+            if any(map(LOST_BYTE.search, fields)):
+                reason = f"line {reader.line_num} is not UTF-8 text; save the file as UTF-8"
+                raw = ",".join(fields).encode(errors=NOT_UTF8)
+                yield Unreadable(reason, raw.decode(errors="backslashreplace"))
+            elif len(fields) == len(header):
                 yield dict(zip(header, fields, strict=True))
             elif fields:
                 reason = f"line {reader.line_num} has {len(fields)} fields"

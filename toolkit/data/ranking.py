@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from toolkit.data.messages import BadRow, Row, answer, column, dialogue, prompt, shown, text
@@ -225,8 +225,21 @@ def labels_of(ranked: Row, *, pairs: Pairs) -> list[Row]:
 
 
 def group_id(ranked: Row) -> int:
-    """A number by which the rows of one ranking find together again; 63 bits, so that no two meet."""
-    said = json.dumps([ranked["prompt"], ranked["completions"]])
+    """A number by which the rows of one ranking find together again."""
+    return _number_of([ranked["prompt"], ranked["completions"]])
+
+
+def ranking_id(row: Mapping[str, Any]) -> int:
+    """A number that the rows of one ranking share: of their prompt and their `group_id`, if any.
+
+    A `group_id` of the data's own may stand at several prompts, which cannot be ranked together.
+    """
+    return _number_of([row["prompt"], row.get("group_id")])
+
+
+def _number_of(value: Any) -> int:
+    """63 bits of a hash, so that no two meet."""
+    said = json.dumps(value)
     return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8]) >> 1
 
 

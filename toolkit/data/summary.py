@@ -14,6 +14,7 @@ from toolkit.data.sources import Source
 from toolkit.data.splitting import prompt_key
 
 READ_ANYWHERE = {"group_id", "margin"}
+MESSAGE_KEYS = {"role", "content", "from", "value"}
 MOST_NAMES = 6
 
 
@@ -59,6 +60,8 @@ def source_line(found: Found, kind: Kind, sizes: Mapping[str, int]) -> str:
     line += _turns(found.results.values(), kind)
     unread = _unread(chunks, format)
     line += f"; columns not read: {_names(unread)}" if unread else ""
+    keys = _unread_keys(chunks, format)
+    line += f"; keys of messages not read: {_names(keys)}" if keys else ""
     return line + (f"; not used: the splits {', '.join(source.unused)}" if source.unused else "")
 
 
@@ -75,6 +78,18 @@ def _unread(chunks: Sequence[Chunk], format: str) -> list[str]:
     rows = [row for chunk in chunks for row in chunk.rows if isinstance(row, dict)]
     known = {*FORMATS[format].columns, *FORMATS[format].optional} | READ_ANYWHERE
     return sorted(map(str, common_columns(rows) - known))
+
+
+def _unread_keys(chunks: Sequence[Chunk], format: str) -> list[str]:
+    """What messages hold beside speaker and text, such as a weight or the thoughts before them."""
+    found: set[str] = set()
+    for row in (row for chunk in chunks for row in chunk.rows if isinstance(row, dict)):
+        for name in FORMATS[format].columns:
+            given = row.get(name)
+            for item in given if isinstance(given, list) else [given]:
+                if isinstance(item, dict) and item.keys() & {"role", "from"}:
+                    found |= {str(key) for key, value in item.items() if value is not None}
+    return sorted(found - MESSAGE_KEYS)
 
 
 def _names(found: Sequence[str]) -> str:

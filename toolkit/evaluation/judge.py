@@ -1,12 +1,12 @@
 """The judge judged: the reward model against labels, gold, demonstrations and length."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.data.ranking import ranking_id
 from toolkit.errors import DatasetError
 from toolkit.evaluation.metrics import (
     clear_accuracy,
@@ -126,7 +126,7 @@ def judge_scorer(
         scorer: token ids of prompts and completions to scores, in order.
         comparisons: preference rows with prompt, chosen and rejected; where all of them have
             `chosen_gold` and `rejected_gold` the reward model and the labels are held against
-            gold; `group_id`, or else the prompt, says which pairs belong together; a `margin`, or
+            gold; prompt and `group_id`, if any, say which pairs belong together; a `margin`, or
             else gold's, says how clear a pair is.
         demonstrations: (prompt, completion); their mean score should be about 0.
         labeler_agreement: how often two labelers agree, as measured when they labelled.
@@ -141,7 +141,7 @@ def judge_scorer(
     Raises: DatasetError for no row or a missing column.
     """
     _check(comparisons)
-    groups = [_group(row) for row in comparisons]
+    groups = [ranking_id(row) for row in comparisons]
     sides = {
         side: [_encode(tokenizer, row["prompt"], row[side]) for row in comparisons]
         for side in SIDES
@@ -210,7 +210,9 @@ def _against_gold(rows: Sequence[Mapping[str, Any]], score_gap: Any) -> dict[str
 
 
 def _length_correlation(
-    sides: dict[str, list[Pair]], groups: list[str], score: dict[tuple[tuple[int, ...], ...], float]
+    sides: dict[str, list[Pair]],
+    groups: Sequence[object],
+    score: dict[tuple[tuple[int, ...], ...], float],
 ) -> float | None:
     """Each answer counts once, in however many pairs it stands."""
     answers = {
@@ -234,11 +236,6 @@ def _key(pair: Pair) -> tuple[tuple[int, ...], ...]:
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> Pair:
     return encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, completion)
-
-
-def _group(row: Mapping[str, Any]) -> str:
-    known = row.get("group_id")
-    return json.dumps(row["prompt"] if known is None else known, sort_keys=True)
 
 
 def _check(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,5 +1,7 @@
 """The long form: everything that can be known of a run before it starts, from its config and data."""
 
+from functools import partial
+
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -185,9 +187,14 @@ def _fit(
     ptx: list[list[int]] = []
     if stage.recipe == "ppo" and args.ptx_coef:
         ptx = encode_texts(pretraining_texts(stage.start.ptx_texts, tokenizer), tokenizer, args)
+    see = partial(foresee, stage, tokenizer, rows, lengths, memory, ptx=ptx)
     try:
         with undisturbed():
-            peaks, largest = foresee(stage, tokenizer, rows, lengths, memory, ptx=ptx)
+            try:
+                peaks, largest = see()
+            except ToolkitError as error:  # a large base whose every batch takes long to try
+                peaks, largest = see(always_largest=False)
+                found.notes.append(f"the largest batch that fits was not looked for ({error})")
     except ToolkitError as error:  # an exotic model: the rest of the check stands
         found.warnings.append(f"memory is not predicted ({error})")
         check_disk(stage, stored_parts(stage), steps_of(stage, len(rows)), found)
@@ -195,7 +202,8 @@ def _fit(
     peak = max(peaks, key=lambda each: each.total)
     print(fit_line(peak, memory))
     print("".join(f"  {line}\n" for line in parts_table(peaks)), end="")
-    print(f"largest `per_device_train_batch_size` that fits: {largest or 'none'}")
+    if largest or peak.total > memory.total:
+        print(f"largest `per_device_train_batch_size` that fits: {largest or 'none'}")
     if peak.total > memory.total:
         found.errors.append(too_much(largest, stage, peak, memory))
     check_disk(stage, peak.parts, steps_of(stage, len(rows)), found)

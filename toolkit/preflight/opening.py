@@ -11,6 +11,7 @@ from toolkit.data.loading import check_source
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import refuse_adapter_options
 from toolkit.models.heads import HEAD_FILE
+from toolkit.preflight.options import check_numbers, try_options
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import Run, checkpoints, is_finished, require_adapter, reward_models
 from toolkit.trainers.reward_functions import check_names
@@ -36,6 +37,8 @@ def opening(
     later: Mapping[str, Any] = {} if made_before is None else made_before
     parent = getattr(start, "parent", None)
     _one_gpu(recipe, training)
+    for config in configs:
+        check_numbers(recipe, config)
     if recipe in ("dpo", "kto") and parent is None:
         raise ConfigError(
             f"{recipe}: `parent` is missing; give the SFT run: --parent runs/world/sft"
@@ -48,7 +51,7 @@ def opening(
         _open_ppo(training, start, later)
     if parent is not None and not is_planned(parent, later):
         require_adapter(parent, "parent")
-    _check_amounts(recipe, training)
+    _check_epochs(recipe, training)
     if script.dataset_streaming:
         _open_stream(recipe, training)
     if not is_planned(script.dataset_name, later):
@@ -62,6 +65,7 @@ def opening(
             f"{recipe}: `use_peft` is false, but only adapters are trained: set it to true"
             + ("" if recipe == "sft" else ", or give the SFT run as `parent`")
         )
+    try_options(recipe, training)
     if made_before is not None:
         return None
     resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
@@ -146,12 +150,7 @@ def _open_ppo(training: Any, start: Any, later: Mapping[str, Any]) -> None:
         )
 
 
-def _check_amounts(recipe: str, training: Any) -> None:
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if getattr(training, name) < 1:
-            raise ConfigError(
-                f"{recipe}: `{name}` must be at least 1, got {getattr(training, name)}"
-            )
+def _check_epochs(recipe: str, training: Any) -> None:
     if training.max_steps <= 0 and training.num_train_epochs <= 0:
         raise ConfigError(
             f"{recipe}: `num_train_epochs` must be above 0, got {training.num_train_epochs}: nothing "

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from toolkit.arguments import (
+    EvaluateArguments,
     LabelArguments,
     PPOArguments,
     RewardArguments,
@@ -137,13 +138,13 @@ def find_stages(
             raise ConfigError(
                 f"{words[0]}: a pipeline's stages take no options from here; check one stage's config"
             )
-        return _pipeline(config)
+        return _pipeline(Pipeline.read(config))
     chosen = recipe or _recipe_of(config, content)
     return [Stage.of(chosen, parse(argument_classes(chosen), ["--config", config, *words]))]
 
 
-def _pipeline(config: str) -> list[Stage]:
-    pipeline = Pipeline.read(config)
+def _pipeline(pipeline: Pipeline) -> list[Stage]:
+    """The training runs of a pipeline; what the other stages are asked for is parsed too."""
     found: list[Stage] = []
     made: dict[str, Any] = {}
     for stage in pipeline.stages:
@@ -152,8 +153,10 @@ def _pipeline(config: str) -> list[Stage]:
             configs = parse(argument_classes(stage.recipe), words)
             makes = Stage.of(stage.recipe, configs, name=stage.name, made_before=dict(made))
             found.append(makes)
-        elif stage.recipe == "label":
-            makes = parse((LabelArguments, ModelArguments), words)[0]
+        else:
+            own = LabelArguments if stage.recipe == "label" else EvaluateArguments
+            asked = parse((own, ModelArguments), words)[0]
+            makes = asked if stage.recipe == "label" else None
         made[str(pipeline.directory(stage))] = makes
     return found
 

@@ -50,7 +50,7 @@ class WholeCheckpoints:
         """
         try:
             super().__init__(*args, **kwargs)
-        except ValueError as error:
+        except (ValueError, ImportError, NotImplementedError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(f"{type(self).__name__} refuses its options: {reason}") from error
 

@@ -4,18 +4,28 @@ InstructGPT's loss. Pairs of one prompt share their completions, so one pass ove
 serves all C(K,2) pairs; and a prompt counts once, however many pairs its ranking makes.
 """
 
+import itertools
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from torch import Tensor, nn
 from trl import RewardTrainer
 
 from toolkit.trainers.checkpoints import WholeCheckpoints
 
-COLUMNS = ["ids", "better", "worse", "margins"]
+FEATURES = Features(
+    {
+        "ids": List(List(Value("int32"))),
+        "better": List(Value("int32")),
+        "worse": List(Value("int32")),
+        "margins": List(Value("float64")),
+    }
+)
+AT_ONCE = 1000  # groups that are Python lists at a time
 
 
 def group_comparisons(pairs: Dataset) -> Dataset:
@@ -28,21 +38,33 @@ def group_comparisons(pairs: Dataset) -> Dataset:
     Returns: rows with `ids` (K lists of token ids), and per pair `better` and `worse` (numbers into
         `ids`) and `margins`. Ties make no pair. Groups keep the order of their first pair.
     """
-    groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for number, row in enumerate(pairs):
-        group = row.get("group_id")
-        groups[("alone", number) if group is None else group].append(row)
-    rows = []
-    for members in groups.values():
-        numbers: dict[tuple[int, ...], int] = {}
-        better, worse = (
-            [numbers.setdefault(tuple(row[side]), len(numbers)) for row in members]
-            for side in ("chosen_ids", "rejected_ids")
-        )
-        margins = [float(row.get("margin") or 0.0) for row in members]
-        ids = [list(sequence) for sequence in numbers]
-        rows.append({"ids": ids, "better": better, "worse": worse, "margins": margins})
-    return Dataset.from_list(rows)
+    groups: dict[Any, list[int]] = defaultdict(list)
+    given = pairs["group_id"] if "group_id" in pairs.column_names else itertools.repeat(None)
+    for number, group in zip(range(len(pairs)), given, strict=False):
+        groups[("alone", number) if group is None else group].append(number)
+    numbers = list(groups.values())
+    parts = [numbers[at : at + AT_ONCE] for at in range(0, len(numbers), AT_ONCE)]
+    return concatenate_datasets(
+        [Dataset.from_list(_grouped(pairs, part), features=FEATURES) for part in parts]
+    )
+
+
+def _grouped(pairs: Dataset, groups: list[list[int]]) -> list[dict[str, Any]]:
+    """The rows of some groups, each of them numbers of pairs."""
+    read = pairs[[number for group in groups for number in group]]
+    margins = read.get("margin") or itertools.repeat(None)
+    members = zip(read["chosen_ids"], read["rejected_ids"], margins, strict=False)
+    return [_row(itertools.islice(members, len(group))) for group in groups]
+
+
+def _row(members: Iterable[tuple[list[int], list[int], float | None]]) -> dict[str, Any]:
+    numbers: dict[tuple[int, ...], int] = {}
+    row: dict[str, Any] = {"better": [], "worse": [], "margins": []}
+    for chosen, rejected, margin in members:
+        row["better"].append(numbers.setdefault(tuple(chosen), len(numbers)))
+        row["worse"].append(numbers.setdefault(tuple(rejected), len(numbers)))
+        row["margins"].append(float(margin or 0.0))
+    return row | {"ids": [list(sequence) for sequence in numbers]}
 
 
 @dataclass(frozen=True)
@@ -113,7 +135,7 @@ class RankingTrainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = COLUMNS
+        self._signature_columns = list(FEATURES)
 
     def compute_loss(
         self,

@@ -10,6 +10,7 @@ from peft import set_peft_model_state_dict as set_state
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.data.ranking import ranking_id
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.adapters import read_adapter, write_adapter
 from toolkit.models.fingerprint import check_fingerprint, save_fingerprint
@@ -73,15 +74,18 @@ def tokenize_pairs(
 
     `number` says which of the rows it is. TRL's own tokenization keeps what a template writes after
     EOS, so that the reward would be read at a token that no sampled completion has. Pairs longer
-    than `max_length` tokens are left out, and how many is said.
+    than `max_length` tokens are left out, and how many is said. A ranking is of one prompt: pairs of
+    several that share a `group_id` (all of a document, say) are several rankings, which is said too.
     """
 
     def encode(row: dict[str, Any], number: int) -> dict[str, Any]:
         prompt = encode_prompt(tokenizer, row["prompt"])
-        ids = {
+        ids: dict[str, Any] = {
             f"{side}_ids": prompt + encode_completion(tokenizer, row["prompt"], row[side])
             for side in ("chosen", "rejected")
         }
+        if row.get("group_id") is not None:
+            ids["group_id"] = ranking_id(row)
         return ids | {"number": number}
 
     keep = {"margin", "group_id"} & set(rows.column_names)
@@ -89,6 +93,7 @@ def tokenize_pairs(
     encoded = rows.map(
         encode, with_indices=True, remove_columns=dropped, desc=f"Tokenizing {place}"
     )
+    _say_shared(rows, encoded, place=place)
     if max_length is None:
         return encoded
     short = encoded.filter(
@@ -100,6 +105,17 @@ def tokenize_pairs(
     if len(short) == 0:
         raise ConfigError(f"{place}: no pair has at most {max_length} tokens; raise `max_length`")
     return short
+
+
+def _say_shared(rows: Dataset, encoded: Dataset, *, place: str) -> None:
+    if "group_id" not in rows.column_names:
+        return
+    given, made = (len(set(table["group_id"]) - {None}) for table in (rows, encoded))
+    if made > given:
+        print(
+            f"{place}: {given} values of `group_id` stand at {made} prompts: each prompt is a ranking of "
+            "its own"
+        )
 
 
 def short_enough(

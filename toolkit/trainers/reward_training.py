@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 Pair = tuple[list[int], list[int]]
+ROUNDING = 1e-5  # of a float32 score from one batch to another
 LEAST_TOKENS = 2048  # a pass without gradients that any card holds which has trained the model
 
 
@@ -153,6 +154,8 @@ class Member:
             self.adapted, self.tokenizer, demonstrations, most_tokens=self.most_tokens
         )
         spread = scores.std().item() if len(scores) > 1 else 0.0
+        if spread < ROUNDING * scores.abs().max().item():  # equal, but for the batch each was in
+            spread = 0.0
         self.scale = 1 / spread if unit_variance and spread > 0 else 1.0
         if unit_variance and not spread > 0:
             print("warning: the demonstrations' scores do not differ, so they are not scaled")
