@@ -4,11 +4,14 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
@@ -17,10 +20,12 @@ from tests.arena.judgements import BASE, battle, ranking, reply
 from tests.conftest import ROOT
 from toolkit.arena.judgements.battles import Battles
 from toolkit.arena.judgements.export import FILES, export, training_commands
-from toolkit.arena.judgements.judgement import Judgement, parse_order
+from toolkit.arena.judgements.judgement import VERDICTS, Judgement, parse_order
 from toolkit.arena.judgements.store import Store
 from toolkit.arena.workbench import Workbench
 from toolkit.arguments import DataArguments
+from toolkit.data import messages
+from toolkit.data.formats import convert_row
 from toolkit.data.loading import load_splits
 from toolkit.models.base import fingerprint, load_base
 from toolkit.models.roles import Roles
@@ -137,7 +142,51 @@ def test_what_the_reader_would_refuse_is_left_out_and_counted() -> None:
         ]
     )
     assert made.left_out == {"chosen equals rejected": 1, "empty text": 2}
-    assert {name: len(rows) for name, rows in made.rows.items() if rows} == {"ties.jsonl": 1}
+    assert {name: len(lines) for name, lines in made.lines.items() if lines} == {"ties.jsonl": 1}
+
+
+TEXTS = st.sampled_from(
+    ["Yes.", "Yes. ", "No.", "Nein:\u2028", " ", "", "\ud800", '"\\', "Maybe\n"]
+)
+
+
+@st.composite
+def judgements(draw: st.DrawFn) -> Judgement:
+    """A battle or ranking of answers some of which no recipe takes."""
+    k = draw(st.integers(1, 5))
+    asked = draw(st.sampled_from(["Why?", " ", "\ud800"]))
+    names = ("sft", "base", "dpo", "ppo", "sft")[: max(k, 2)]
+    replies = tuple(reply(name, seed=i) for i, name in enumerate(names, start=1))
+    replies = tuple(replace(one, text=draw(TEXTS)) for one in replies)
+    if k == 1:
+        verdict = draw(st.sampled_from(VERDICTS))
+        return battle("b", "sft", "base", verdict, replies=replies, asked=asked, labeler='"ö')
+    ranks = tuple(draw(st.integers(1, k)) for _ in replies)
+    return ranking("r", " ".join(names), ranks, replies=replies, asked=asked)
+
+
+@settings(max_examples=400, deadline=None)
+@given(judgements())
+def test_every_line_is_a_row_that_the_reader_takes(judgement: Judgement) -> None:
+    """Only the judgement is checked, not each of its lines, which could be 36 pairs."""
+    made = export([judgement])
+    for name, lines in made.lines.items():
+        for line in lines:
+            row = json.loads(line)
+            assert json.dumps(row, ensure_ascii=False) + "\n" == line
+            kind = "unpaired" if FILES[name] == "unpaired" else "preference"
+            convert_row(row, format=FILES[name], kind=kind)
+    assert sum(made.left_out.values()) <= 1
+    assert not (made.left_out and any(made.lines.values()))
+
+
+def test_a_ranking_is_checked_once_and_not_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    text = messages.text
+    monkeypatch.setattr(messages, "text", lambda v, name: read.append(name) or text(v, name))
+    made = export([ranking("1", " ".join(["sft", "dpo", "ppo"] * 3), tuple(range(1, 10)))])
+    assert len(made.lines["preference.jsonl"]) == 36
+    assert len(read) == 1 + 9  # the prompt, the answers
 
 
 def test_commands_are_quoted_and_name_the_base() -> None:

@@ -62,7 +62,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
         except ToolkitError as error:
             raise page_error(error, store.path.parent) from error
         lines = {}
-        if made.rows[PREFERENCE]:
+        if made.lines[PREFERENCE]:
             lines = training_commands(
                 folder / PREFERENCE,
                 base=workbench.roles.fingerprint,
@@ -97,14 +97,14 @@ def _command(recipe: str, makes: str) -> gr.Textbox:
 
 
 def _line(lines: Mapping[str, str], recipe: str, made: Export) -> str:
-    if not made.rows[PREFERENCE]:
+    if not made.lines[PREFERENCE]:
         return "No comparison yet in which one answer is better: there is nothing to train on."
     start = "There is no SFT run to start from: make one with recipes/sft.py, then export again."
     return lines.get(recipe, start)
 
 
 def _summary(made: Export, folder: Path) -> str:
-    rows = [f"{name}: {len(found)} rows" for name, found in made.rows.items() if found]
+    rows = [f"{name}: {len(found)} rows" for name, found in made.lines.items() if found]
     left = [f"left out, {why}: {n} judgements" for why, n in made.left_out.items()]
     where = f"Written to the folder {folder.name} beside the judgements"
     return "\n".join([where, *rows, *left] if rows or left else ["There is nothing to export yet."])
