@@ -33,6 +33,8 @@ FILES: Mapping[str, str] = {  # name -> the format that toolkit/data reads it as
     BOTH_BAD_FILE: "unpaired",
 }
 
+TRAINS_ON: Mapping[str, str] = {"reward": PREFERENCE, "dpo": PREFERENCE, "kto": UNPAIRED}
+
 
 @dataclass(frozen=True)
 class Export:
@@ -85,12 +87,12 @@ def export(judgements: Sequence[Judgement]) -> Export:
 
 
 def training_commands(
-    dataset: Path, *, base: Mapping[str, str], parent: Path | None, runs: Path
+    folder: Path, *, base: Mapping[str, str], parent: Path | None, runs: Path
 ) -> dict[str, str]:
-    """Shell commands that train on `dataset`, by recipe; none without an SFT run to start from.
+    """Shell commands that train on an export, by recipe; none without an SFT run to start from.
 
     Args:
-        dataset: the preference file.
+        folder: where the export was written.
         base: the fingerprint of the base that the app serves.
         parent: the SFT run.
         runs: where the new runs go, below `judged/`.
@@ -101,13 +103,13 @@ def training_commands(
         recipe: shlex.join(
             [
                 *("python", f"recipes/{recipe}.py", *_base_options(recipe, base)),
-                *("--dataset_name", str(dataset), "--parent", str(parent)),
+                *("--dataset_name", str(folder / file), "--parent", str(parent)),
                 *("--output_dir", str(runs / "judged" / recipe)),
                 # visitors type what they like; what the template forbids is dropped and listed
                 *("--drop_bad_rows", "true"),
             ]
         )
-        for recipe in ("reward", "dpo")
+        for recipe, file in TRAINS_ON.items()
     }
 
 
