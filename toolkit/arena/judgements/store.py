@@ -98,7 +98,7 @@ class Store:
         """
         if self.problem is not None:
             raise DatasetError(self.problem)
-        row = _as_row(judgement)
+        row = as_row(judgement)
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")  # nobody else writes between the look and the insertion
             stored = _find(db, judgement.id)
@@ -249,7 +249,8 @@ def _find(db: sqlite3.Connection, id: str) -> Judgement | None:
     return None if row is None else _from_row(row)
 
 
-def _as_row(judgement: Judgement) -> dict[str, Any]:
+def as_row(judgement: Judgement) -> dict[str, Any]:
+    """What `COLUMNS` hold of a judgement."""
     values = asdict(judgement)
     for name in AS_JSON:
         if values[name] is not None:
