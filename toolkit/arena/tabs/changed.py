@@ -273,5 +273,6 @@ def _short(number: float | None) -> str:
 
 
 def _visible(text: str) -> str:
-    """A token with its line breaks to be seen."""
-    return text.replace("\n", "↵").replace("\t", "⇥")
+    """A token with its line breaks to be seen, and blanks where it has nothing else."""
+    shown = text.replace("\n", "↵").replace("\t", "⇥")
+    return shown if shown.strip(" ") else shown.replace(" ", "␣")

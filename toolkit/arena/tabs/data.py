@@ -89,7 +89,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
 def _command(recipe: str, makes: str) -> gr.Textbox:
     return gr.Textbox(
         label=f"Command for {makes}",
-        info=f"Runs recipes/{recipe}.py on {TRAINS_ON[recipe]}; start it in the project's folder.",
+        info=f"On {TRAINS_ON[recipe]}; start it in the project's folder.",
         placeholder="Stands here after an export.",
         lines=3,
         max_lines=8,
