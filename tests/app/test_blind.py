@@ -139,8 +139,9 @@ def test_leaderboard_and_data_show_what_was_judged(page: Page, tmp_path: Path) -
     for verdict in ("a", "b", "tie"):
         client.predict("Hi", POOL, 0.7, 16, api_name="/battle")
         client.predict("", "Ann", api_name=f"/vote_{verdict}")
-    empty, table, *_, agreement = client.predict(api_name="/leaderboard")
+    empty, table, plot, *_, agreement = client.predict(api_name="/leaderboard")
     assert empty["visible"] is False
+    assert plot["visible"] is False  # nobody is rated: there is nothing to draw
     assert [row[2:] for row in table["value"]["data"]] == [["not enough votes", "", "3", "1"]] * 2
     assert sorted(row[1] for row in table["value"]["data"]) == sorted(NAMES.split())
     assert "No two labelers" in agreement

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from tests.app.judgement_page import judgement_page
-from toolkit.arena.tabs.changed import _visible
 from toolkit.arena.web.shortcuts import ARENA_KEYS, RANK_KEYS
 
 
@@ -153,7 +152,3 @@ def test_every_key_has_one_button_in_each_tab() -> None:
     for keys in (ARENA_KEYS, RANK_KEYS):
         assert len(set(keys.values())) == len(keys)
     assert not set(ARENA_KEYS.values()) & set(RANK_KEYS.values())
-
-
-def test_a_token_of_blanks_alone_is_shown() -> None:
-    assert _visible(" ") == "␣" and _visible("\n") == "↵" and _visible(" the") == " the"

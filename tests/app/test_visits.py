@@ -165,6 +165,9 @@ def test_stop_regenerate_edit_and_copy(
     assert said(page) != first  # another seed
     commands = [c.input_value() for c in page.get_by_label("Command").all() if c.is_visible()]
     assert all("--seed 1 " in command for command in commands)
+    field = page.get_by_label("Command").locator("visible=true").first
+    page.locator("label", has=field).get_by_label("Copy").click()
+    assert page.evaluate("navigator.clipboard.readText()") == commands[0]
 
     page.get_by_label("Prompt").first.fill("a < b & <i>c</i>")
     page.get_by_role("button", name="Follow up").click()

@@ -42,7 +42,7 @@ def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
             wrap=True,
             label="Ratings, the best first",
         )
-        plot = gr.Plot(show_label=False)  # a label would lie over the picture
+        plot = gr.Plot(show_label=False, visible=False)  # a label would lie over the picture
         pairs = gr.Dataframe(
             headers=["Checkpoint", "1"],
             interactive=False,
@@ -64,12 +64,13 @@ def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
             board = counted.board()
         except ToolkitError as error:
             raise page_error(error, store.path.parent) from error
+        picture = interval_plot(board)
         numbers = [str(place) for place in range(1, len(board.standings) + 1)]
         return [
             gr.update(visible=not board.standings),
             gr.update(visible=bool(board.standings)),
             gr.update(value=standings_rows(board)),
-            gr.update(value=interval_plot(board)),
+            gr.update(value=picture, visible=picture is not None),
             gr.update(value=wins_rows(board), headers=["Checkpoint", *numbers]),
             agreement_text(board),
         ]
