@@ -166,7 +166,7 @@ def test_stop_regenerate_edit_and_copy(
     commands = [c.input_value() for c in page.get_by_label("Command").all() if c.is_visible()]
     assert all("--seed 1 " in command for command in commands)
     field = page.get_by_label("Command").locator("visible=true").first
-    page.locator("label", has=field).get_by_label("Copy").click()
+    field.locator("xpath=ancestor::label").get_by_label("Copy").click()
     assert page.evaluate("navigator.clipboard.readText()") == commands[0]
 
     page.get_by_label("Prompt").first.fill("a < b & <i>c</i>")
