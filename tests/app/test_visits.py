@@ -163,11 +163,12 @@ def test_stop_regenerate_edit_and_copy(
     stop_all.click()
     page.wait_for_function(f"{stopped}.length == 4", timeout=10000)
     assert said(page) != first  # another seed
-    commands = [c.input_value() for c in page.get_by_label("Command").all() if c.is_visible()]
-    assert all("--seed 1 " in command for command in commands)
-    field = page.get_by_label("Command").locator("visible=true").first
-    field.locator("xpath=ancestor::label").get_by_label("Copy").click()
-    assert page.evaluate("navigator.clipboard.readText()") == commands[0]
+    fields = page.locator("label", has_text="Prints the same answer").filter(visible=True)
+    commands = [field.locator("textarea").input_value() for field in fields.all()]
+    assert len(commands) == 4 and all("--seed 1 " in command for command in commands)
+    fields.nth(2).get_by_label("Copy").click()
+    page.wait_for_timeout(300)
+    assert page.evaluate("navigator.clipboard.readText()") == commands[2]
 
     page.get_by_label("Prompt").first.fill("a < b & <i>c</i>")
     page.get_by_role("button", name="Follow up").click()

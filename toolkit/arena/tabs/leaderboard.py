@@ -41,13 +41,19 @@ def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
             interactive=False,
             wrap=True,
             label="Ratings, the best first",
+            elem_classes="ratings",
         )
-        plot = gr.Plot(show_label=False, visible=False)  # a label would lie over the picture
+        plot = gr.Plot(
+            show_label=False,  # it would lie over the picture
+            visible=False,
+            elem_classes="toolkit-curve",
+        )
         pairs = gr.Dataframe(
             headers=["Checkpoint", "1"],
             interactive=False,
             wrap=True,
             label="Wins of the row's checkpoint over the column's (numbered by place), and votes",
+            elem_classes="ratings",
         )
         agreement = gr.Textbox(
             label="Agreement between labelers",
