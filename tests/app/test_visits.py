@@ -75,6 +75,11 @@ def rows(workbench: Workbench) -> int:
     return workbench.engine._busy_rows()
 
 
+def idle(workbench: Workbench) -> bool:
+    """Nobody's question is answered or waits; no rows alone may mean that prompts are being read."""
+    return not workbench.engine._running and not workbench.engine.inbox.jobs
+
+
 def until(condition: Callable[[], bool], page: Any, *, within: float) -> None:
     start = time.monotonic()
     while not condition():
@@ -116,9 +121,7 @@ def test_a_closed_tab_gives_up_its_answers_within_two_seconds(
     ask(page, tab)
     until(lambda: rows(workbench) > 1, page, within=10)
     asked = list(workbench.engine._running)
-    soon(
-        lambda: not rows(workbench) and not workbench.engine.inbox.jobs, heard, page.close, within=2
-    )
+    soon(lambda: idle(workbench), heard, page.close, within=2)
     assert asked and all(job.cancelled for job in asked)  # and did not end by themselves
     ask(other, tab)  # the next request is served
     until(lambda: rows(workbench) > 1, other, within=5)
@@ -135,7 +138,7 @@ def test_stop_gives_up_answers_that_are_judged(
     name = {"Arena": "Stop (Esc)", "Rank": "Stop"}[tab]
     stop = page.get_by_role("button", name=name, exact=True)
     asked = list(workbench.engine._running)
-    soon(lambda: not rows(workbench), heard, stop.click, within=2)
+    soon(lambda: idle(workbench), heard, stop.click, within=2)
     assert asked and all(job.cancelled for job in asked)
 
 
@@ -151,7 +154,7 @@ def test_stop_regenerate_edit_and_copy(
     stop_one = page.get_by_role("button", name="Stop this one").locator("visible=true").first
     soon(lambda: rows(workbench) == 3, heard, stop_one.click, within=2)
     stop_all = page.get_by_role("button", name="Stop all")
-    soon(lambda: not rows(workbench), heard, stop_all.click, within=2)
+    soon(lambda: idle(workbench), heard, stop_all.click, within=2)
     stopped = (
         "() => [...document.querySelectorAll('textarea')].filter(t => /no, stopped/.test(t.value))"
     )
@@ -176,7 +179,7 @@ def test_stop_regenerate_edit_and_copy(
     bubble = page.locator(".answers .user.message", has_text="a < b").first
     bubble.wait_for()
     edit = page.get_by_role("button", name="Edit last")
-    soon(lambda: not rows(workbench), heard, edit.click, within=2)  # while it is answered
+    soon(lambda: idle(workbench), heard, edit.click, within=2)  # while it is answered
     page.wait_for_timeout(500)
     assert page.get_by_label("Prompt").first.input_value() == "a < b & <i>c</i>"
     assert page.locator(".answers .user.message", has_text="a < b").count() == 0
