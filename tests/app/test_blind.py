@@ -134,17 +134,18 @@ def test_leaderboard_and_data_show_what_was_judged(page: Page, tmp_path: Path) -
     client = Client(url, verbose=False, analytics_enabled=False, download_files=tmp_path / "got")
     empty, *_ = client.predict(api_name="/leaderboard")
     assert empty["visible"] is True
-    *_, said, files, reward, dpo = client.predict(api_name="/export")
+    *_, said, files, reward, dpo, kto = client.predict(api_name="/export")
     assert said == "There is nothing to export yet." and not files
     for verdict in ("a", "b", "tie"):
         client.predict("Hi", POOL, 0.7, 16, api_name="/battle")
         client.predict("", "Ann", api_name=f"/vote_{verdict}")
-    empty, table, *_, agreement = client.predict(api_name="/leaderboard")
+    empty, table, plot, *_, agreement = client.predict(api_name="/leaderboard")
     assert empty["visible"] is False
+    assert plot["visible"] is False  # nobody is rated: there is nothing to draw
     assert [row[2:] for row in table["value"]["data"]] == [["not enough votes", "", "3", "1"]] * 2
     assert sorted(row[1] for row in table["value"]["data"]) == sorted(NAMES.split())
     assert "No two labelers" in agreement
-    *_, said, files, reward, dpo = client.predict(api_name="/export")
+    *_, said, files, reward, dpo, kto = client.predict(api_name="/export")
     assert "preference.jsonl: 2 rows" in said and "ties.jsonl: 1 rows" in said
     assert str(tmp_path) not in said
     assert sorted(Path(f).name for f in files) == [
@@ -155,3 +156,4 @@ def test_leaderboard_and_data_show_what_was_judged(page: Page, tmp_path: Path) -
     assert preference.read_bytes() == beside.read_bytes()
     assert reward.startswith("python recipes/reward.py --config recipes/configs/world/reward.yaml")
     assert str(beside) in dpo and "secret-sft-run" in dpo
+    assert kto.startswith("python recipes/kto.py") and "judgements/unpaired.jsonl" in kto

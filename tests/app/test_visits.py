@@ -13,12 +13,31 @@ from app import build, serve
 from toolkit.arena.answering import engine, inbox
 from toolkit.arena.judgements.battles import Battles
 from toolkit.arena.judgements.store import Store
+from toolkit.arena.web.headers import SecurityHeaders
 from toolkit.arena.web.hints import HINTS, key
 from toolkit.arena.web.ports import free_port
 from toolkit.arena.workbench import Workbench
 from toolkit.models.row_batch import RowBatch
 
 NEVER = [-1]  # a stop token that no vocabulary has
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When the server heard of something: a request, or that a page is gone."""
+    times: list[float] = []
+    call = SecurityHeaders.__call__
+
+    async def listened(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        async def noted() -> Any:
+            message = await receive()
+            times.append(time.monotonic())
+            return message
+
+        await call(self, scope, noted, send)
+
+    monkeypatch.setattr(SecurityHeaders, "__call__", listened)
+    return times
 
 
 @pytest.fixture
@@ -56,11 +75,34 @@ def rows(workbench: Workbench) -> int:
     return workbench.engine._busy_rows()
 
 
+def idle(workbench: Workbench) -> bool:
+    """Nobody's question is answered or waits; no rows alone may mean that prompts are being read."""
+    return not workbench.engine._running and not workbench.engine.inbox.jobs
+
+
 def until(condition: Callable[[], bool], page: Any, *, within: float) -> None:
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < within, "too late"
         page.wait_for_timeout(20)
+
+
+def soon(
+    condition: Callable[[], bool], heard: list[float], event: Callable[[], None], *, within: float
+) -> None:
+    """Let something happen in the browser, and wait for what the app makes of it.
+
+    The time runs from when the server heard of it: how long a browser takes to close a page or to
+    press a button is its own affair, and seconds on a busy machine.
+    """
+    before = time.monotonic()
+    event()
+    while not (told := [moment for moment in heard if moment >= before]):
+        assert time.monotonic() - before < 30, "the browser told nobody"
+        time.sleep(0.005)
+    while not condition():
+        assert time.monotonic() - told[0] < within, "too late"
+        time.sleep(0.005)
 
 
 def ask(page: Any, tab: str) -> None:
@@ -73,13 +115,14 @@ def ask(page: Any, tab: str) -> None:
 @pytest.mark.browser
 @pytest.mark.parametrize("tab", ["Compare", "Arena", "Rank"])
 def test_a_closed_tab_gives_up_its_answers_within_two_seconds(
-    workbench: Workbench, address: str, browser: Any, tab: str
+    workbench: Workbench, heard: list[float], address: str, browser: Any, tab: str
 ) -> None:
     page, other = opened(browser, address), opened(browser, address)
     ask(page, tab)
     until(lambda: rows(workbench) > 1, page, within=10)
-    page.close()
-    until(lambda: not rows(workbench) and not workbench.engine.inbox.jobs, other, within=2)
+    asked = list(workbench.engine._running)
+    soon(lambda: idle(workbench), heard, page.close, within=2)
+    assert asked and all(job.cancelled for job in asked)  # and did not end by themselves
     ask(other, tab)  # the next request is served
     until(lambda: rows(workbench) > 1, other, within=5)
 
@@ -87,27 +130,31 @@ def test_a_closed_tab_gives_up_its_answers_within_two_seconds(
 @pytest.mark.browser
 @pytest.mark.parametrize("tab", ["Arena", "Rank"])
 def test_stop_gives_up_answers_that_are_judged(
-    workbench: Workbench, address: str, browser: Any, tab: str
+    workbench: Workbench, heard: list[float], address: str, browser: Any, tab: str
 ) -> None:
     page = opened(browser, address)
     ask(page, tab)
     until(lambda: rows(workbench) > 1, page, within=10)
     name = {"Arena": "Stop (Esc)", "Rank": "Stop"}[tab]
-    page.get_by_role("button", name=name, exact=True).click()
-    until(lambda: not rows(workbench), page, within=2)
+    stop = page.get_by_role("button", name=name, exact=True)
+    asked = list(workbench.engine._running)
+    soon(lambda: idle(workbench), heard, stop.click, within=2)
+    assert asked and all(job.cancelled for job in asked)
 
 
 @pytest.mark.browser
-def test_stop_regenerate_edit_and_copy(workbench: Workbench, address: str, browser: Any) -> None:
+def test_stop_regenerate_edit_and_copy(
+    workbench: Workbench, heard: list[float], address: str, browser: Any
+) -> None:
     page = opened(browser, address)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="What is it?", exact=True).click()  # and at once:
     page.get_by_role("button", name="Ask", exact=True).click()
     until(lambda: rows(workbench) == 4, page, within=10)
-    page.get_by_role("button", name="Stop this one").locator("visible=true").first.click()
-    until(lambda: rows(workbench) == 3, page, within=2)
-    page.get_by_role("button", name="Stop all").click()
-    until(lambda: not rows(workbench), page, within=2)
+    stop_one = page.get_by_role("button", name="Stop this one").locator("visible=true").first
+    soon(lambda: rows(workbench) == 3, heard, stop_one.click, within=2)
+    stop_all = page.get_by_role("button", name="Stop all")
+    soon(lambda: idle(workbench), heard, stop_all.click, within=2)
     stopped = (
         "() => [...document.querySelectorAll('textarea')].filter(t => /no, stopped/.test(t.value))"
     )
@@ -116,26 +163,30 @@ def test_stop_regenerate_edit_and_copy(workbench: Workbench, address: str, brows
     page.get_by_role("button", name="Regenerate").click()
     until(lambda: rows(workbench) == 4, page, within=5)
     page.wait_for_timeout(1000)
-    page.get_by_role("button", name="Stop all").click()
+    stop_all.click()
     page.wait_for_function(f"{stopped}.length == 4", timeout=10000)
     assert said(page) != first  # another seed
-    commands = [c.input_value() for c in page.get_by_label("Command").all() if c.is_visible()]
-    assert all("--seed 1 " in command for command in commands)
+    fields = page.locator("label", has_text="Prints the same answer").filter(visible=True)
+    commands = [field.locator("textarea").input_value() for field in fields.all()]
+    assert len(commands) == 4 and all("--seed 1 " in command for command in commands)
+    fields.nth(2).get_by_label("Copy").click()
+    page.wait_for_timeout(300)
+    assert page.evaluate("navigator.clipboard.readText()") == commands[2]
 
     page.get_by_label("Prompt").first.fill("a < b & <i>c</i>")
     page.get_by_role("button", name="Follow up").click()
     until(lambda: rows(workbench) == 4, page, within=5)
     bubble = page.locator(".answers .user.message", has_text="a < b").first
     bubble.wait_for()
-    page.get_by_role("button", name="Edit last").click()  # while it is answered
-    until(lambda: not rows(workbench), page, within=2)
+    edit = page.get_by_role("button", name="Edit last")
+    soon(lambda: idle(workbench), heard, edit.click, within=2)  # while it is answered
     page.wait_for_timeout(500)
     assert page.get_by_label("Prompt").first.input_value() == "a < b & <i>c</i>"
     assert page.locator(".answers .user.message", has_text="a < b").count() == 0
     page.get_by_role("button", name="Ask", exact=True).click()
     until(lambda: rows(workbench) == 4, page, within=5)
     page.wait_for_timeout(500)
-    page.get_by_role("button", name="Stop all").click()
+    stop_all.click()
     page.wait_for_function(f"{stopped}.length == 4", timeout=10000)
     bubble.hover()
     column = page.locator(".answers").locator("visible=true").first

@@ -4,23 +4,30 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 from tests.arena.fake_workbench import FakeWorkbench
 from tests.arena.judgements import BASE, battle, ranking, reply
 from tests.conftest import ROOT
+from tests.recipes.test_command_line import load
 from toolkit.arena.judgements.battles import Battles
-from toolkit.arena.judgements.export import FILES, export, training_commands
-from toolkit.arena.judgements.judgement import Judgement, parse_order
+from toolkit.arena.judgements.export import FILES, TRAINS_ON, export, training_commands
+from toolkit.arena.judgements.judgement import VERDICTS, Judgement, parse_order
 from toolkit.arena.judgements.store import Store
 from toolkit.arena.workbench import Workbench
 from toolkit.arguments import DataArguments
+from toolkit.config import parse
+from toolkit.data import messages
+from toolkit.data.formats import convert_row
 from toolkit.data.loading import load_splits
 from toolkit.models.base import load_base
 from toolkit.models.fingerprint import fingerprint
@@ -138,13 +145,57 @@ def test_what_the_reader_would_refuse_is_left_out_and_counted() -> None:
         ]
     )
     assert made.left_out == {"chosen equals rejected": 1, "empty text": 2}
-    assert {name: len(rows) for name, rows in made.rows.items() if rows} == {"ties.jsonl": 1}
+    assert {name: len(lines) for name, lines in made.lines.items() if lines} == {"ties.jsonl": 1}
+
+
+TEXTS = st.sampled_from(
+    ["Yes.", "Yes. ", "No.", "Nein:\u2028", " ", "", "\ud800", '"\\', "Maybe\n"]
+)
+
+
+@st.composite
+def judgements(draw: st.DrawFn) -> Judgement:
+    """A battle or ranking of answers some of which no recipe takes."""
+    k = draw(st.integers(1, 5))
+    asked = draw(st.sampled_from(["Why?", " ", "\ud800"]))
+    names = ("sft", "base", "dpo", "ppo", "sft")[: max(k, 2)]
+    replies = tuple(reply(name, seed=i) for i, name in enumerate(names, start=1))
+    replies = tuple(replace(one, text=draw(TEXTS)) for one in replies)
+    if k == 1:
+        verdict = draw(st.sampled_from(VERDICTS))
+        return battle("b", "sft", "base", verdict, replies=replies, asked=asked, labeler='"ö')
+    ranks = tuple(draw(st.integers(1, k)) for _ in replies)
+    return ranking("r", " ".join(names), ranks, replies=replies, asked=asked)
+
+
+@settings(max_examples=400, deadline=None)
+@given(judgements())
+def test_every_line_is_a_row_that_the_reader_takes(judgement: Judgement) -> None:
+    """Only the judgement is checked, not each of its lines, which could be 36 pairs."""
+    made = export([judgement])
+    for name, lines in made.lines.items():
+        for line in lines:
+            row = json.loads(line)
+            assert json.dumps(row, ensure_ascii=False) + "\n" == line
+            kind = "unpaired" if FILES[name] == "unpaired" else "preference"
+            convert_row(row, format=FILES[name], kind=kind)
+    assert sum(made.left_out.values()) <= 1
+    assert not (made.left_out and any(made.lines.values()))
+
+
+def test_a_ranking_is_checked_once_and_not_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    text = messages.text
+    monkeypatch.setattr(messages, "text", lambda v, name: read.append(name) or text(v, name))
+    made = export([ranking("1", " ".join(["sft", "dpo", "ppo"] * 3), tuple(range(1, 10)))])
+    assert len(made.lines["preference.jsonl"]) == 36
+    assert len(read) == 1 + 9  # the prompt, the answers
 
 
 def test_commands_are_quoted_and_name_the_base() -> None:
     base = {"id": "org/it's a model", "quantization": "4bit-nf4-double"}
     commands = training_commands(
-        Path("my runs/j/preference.jsonl"), base=base, parent=Path("my runs/$sft"), runs=Path("r")
+        Path("my runs/j"), base=base, parent=Path("my runs/$sft"), runs=Path("r")
     )
     words = shlex.split(commands["dpo"])
     assert words[:2] == ["python", "recipes/dpo.py"]
@@ -159,7 +210,23 @@ def test_commands_are_quoted_and_name_the_base() -> None:
         "--output_dir": "r/judged/dpo",
         "--drop_bad_rows": "true",
     }
+    assert "--dataset_name 'my runs/j/unpaired.jsonl'" in commands["kto"]
     assert training_commands(Path("x"), base=base, parent=None, runs=Path("r")) == {}
+
+
+@pytest.mark.parametrize("recipe", list(TRAINS_ON))
+def test_the_recipes_know_every_option_of_the_commands(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for base in ({"id": "world:base"}, {"id": "a/b", "quantization": "8bit"}):
+        commands = training_commands(Path("j"), base=base, parent=Path("sft"), runs=Path("r"))
+        python, script, *words = shlex.split(commands[recipe])
+        assert (python, script) == ("python", f"recipes/{recipe}.py")
+        script_arguments, training, *_, start = parse(load(recipe).arguments(), words)
+        assert script_arguments.dataset_name == f"j/{TRAINS_ON[recipe]}"
+        assert training.output_dir == f"r/judged/{recipe}"
+        assert (start.parent, start.drop_bad_rows) == ("sft", True)
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +248,17 @@ def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["reward", "dpo"])
-def test_votes_are_exported_and_trained_on(tmp_path: Path, sft: Path, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "read_as"),
+    [
+        ("reward", "14 rows -> preference (train 14)"),
+        ("dpo", "14 rows -> preference (train 14)"),
+        ("kto", "12 rows -> unpaired (train 12)"),  # 4 battles, and the ends of 2 rankings
+    ],
+)
+def test_votes_are_exported_and_trained_on(
+    tmp_path: Path, sft: Path, recipe: str, read_as: str
+) -> None:
     fake = FakeWorkbench(tmp_path / "runs")
     battles = Battles(cast(Workbench, fake), Store(tmp_path / "runs" / "j.sqlite"))
     pool = list(fake.catalog.checkpoints)
@@ -196,7 +272,7 @@ def test_votes_are_exported_and_trained_on(tmp_path: Path, sft: Path, recipe: st
     file = tmp_path / "runs" / "j" / "preference.jsonl"
     assert len(file.read_text().splitlines()) == 4 + 2 * 5
     commands = training_commands(
-        file, base={"id": "world:base"}, parent=sft, runs=tmp_path / "runs"
+        file.parent, base={"id": "world:base"}, parent=sft, runs=tmp_path / "runs"
     )
     python, *words = shlex.split(commands[recipe])
     assert python == "python"
@@ -212,6 +288,6 @@ def test_votes_are_exported_and_trained_on(tmp_path: Path, sft: Path, recipe: st
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "14 rows -> preference (train 14)" in done.stdout
+    assert read_as in done.stdout
     run = Run.load(tmp_path / "runs" / "judged" / recipe)
     assert run.state == "finished" and run.adapter_problem() is None

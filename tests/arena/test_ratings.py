@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from toolkit.arena.judgements import ratings
 from toolkit.arena.judgements.agreement import agreement
 from toolkit.arena.judgements.ratings import (
     Order,
@@ -13,6 +14,7 @@ from toolkit.arena.judgements.ratings import (
     intervals,
     pair_table,
     points,
+    resampled,
     strengths,
 )
 
@@ -157,6 +159,36 @@ def test_ten_votes_on_one_prompt_are_no_ten_prompts() -> None:
 
     assert width(repeated) == pytest.approx(width(single), abs=1e-6)
     assert width(independent) == pytest.approx(width(single) / math.sqrt(10), rel=0.25)
+
+
+@pytest.mark.parametrize(("n", "k"), [(400, 2), (60, 4), (3, 2)])
+def test_resamples_worked_out_together_are_those_worked_out_alone(n: int, k: int) -> None:
+    orders = simulated(np.array([2.0, 0.5, -0.5, -2.0]), n=n, k=k, seed=3)
+    votes = collect([Order(o.players, o.ranks, int(o.prompt) % 50) for o in orders], 4)
+    p = len(votes.wins)
+    times = np.random.default_rng(4).multinomial(p, [1 / p] * p, size=20).astype(float)
+    times[0], times[1] = 0, np.eye(p)[0] * 1000  # nothing, and one prompt alone
+    whole = strengths(votes)
+    alone = [strengths(votes, times=one) for one in times]
+    together = resampled(votes, times, prior_sd=2.0, start=whole)
+    assert np.abs(np.subtract(together, alone)).max() < 1e-6
+
+
+def test_resamples_are_not_fitted_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    votes = collect(simulated(np.array([1.0, 0.0, -1.0]), n=300, k=2, seed=5), 3)
+    fits = []
+    monkeypatch.setattr(ratings, "strengths", lambda *a, **k: fits.append(1) or strengths(*a, **k))
+    intervals(votes, seed=0)
+    assert len(fits) == 1  # of all votes
+
+
+def test_a_battle_that_is_voted_on_a_thousand_times_is_taken_apart_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn, draws = [], ratings._draws
+    monkeypatch.setattr(ratings, "_draws", lambda *a: drawn.append(a) or draws(*a))
+    collect([Order((n % 3, 3), (1, 2), n) for n in range(1000)], 4)
+    assert len(drawn) == 3
 
 
 def test_pair_table_counts_ties_half_and_rankings_by_pairs() -> None:

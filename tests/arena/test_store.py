@@ -1,5 +1,6 @@
 """Every acknowledged judgement is on the disk, once, whatever happens to the processes."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -51,6 +52,20 @@ def test_what_is_stored_comes_back_whole(tmp_path: Path) -> None:
     assert store.count() == 3
     assert store.get("3") == kept[2]
     assert store.get("4") is None
+
+
+def test_what_judgements_share_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "j.sqlite")
+    said = [battle(f"{n}", "sft", "dpo", "a", asked=f"Why {n % 3}?") for n in range(30)]
+    for judgement in said:
+        store.add(judgement)
+    read: list[str] = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: read.append(text) or loads(text))
+    assert store.all() == said
+    assert len(read) == 30 + 3 + 1 + 1  # answers; prompts, a sampling, a base
 
 
 def test_a_tally_counts_what_there_is(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ Summed over the answer it is the KL of *Compare* for greedy answers and those at
 - **Entropy**: how uncertain the checkpoint was there, in nats. 0 is sure.
 - **Policy's likeliest**, **Reference's likeliest**: the token that this checkpoint, or the \
 reference, would most probably put there, with its probability.
+- **␣**, **↵** and **⇥** are a blank, a line break and a tab.
 """
 
 COLOURS = {

@@ -171,10 +171,10 @@ def _key(completion: Any) -> str:
 
 def _wins(ranked: Row) -> Iterator[tuple[int, int]]:
     """The numbers (better, worse) of every two completions that are not tied."""
-    options = list(zip(ranked["completions"], ranked["ranks"], strict=True))
-    for (i, (a, rank_a)), (j, (b, rank_b)) in itertools.combinations(enumerate(options), 2):
-        if rank_a != rank_b and _key(a).strip() != _key(b).strip():
-            yield (i, j) if rank_a < rank_b else (j, i)
+    ranks, said = ranked["ranks"], [_key(one).strip() for one in ranked["completions"]]
+    for i, j in itertools.combinations(range(len(said)), 2):
+        if ranks[i] != ranks[j] and said[i] != said[j]:
+            yield (i, j) if ranks[i] < ranks[j] else (j, i)
 
 
 def ranked_to_pairs(row: Row, *, pairs: Pairs = "all") -> list[Row]:

@@ -17,7 +17,7 @@ def interval_plot(board: Board) -> "Figure | None":
     rated = [s for s in board.standings if s.rating is not None and s.interval is not None]
     if not rated:
         return None
-    figure = Figure(figsize=(8, 1.4 + 0.45 * len(rated)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(6, 1.2 + 0.4 * len(rated)), dpi=140, layout="constrained")
     axes = figure.subplots()
     for place, one in enumerate(rated):
         assert one.rating is not None and one.interval is not None

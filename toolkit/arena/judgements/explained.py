@@ -51,7 +51,8 @@ FILES_TEXT = """
 - **preference.jsonl**: prompt, chosen, rejected, as messages: decided battles and the pairs of \
 rankings. For `recipes/reward.py`, `recipes/dpo.py` and TRL's trainers.
 - **ranked.jsonl**: prompt, completions, ranks: the rankings whole.
-- **unpaired.jsonl**: prompt, completion, label: the same answers as good or bad, for KTO.
+- **unpaired.jsonl**: prompt, completion, label: the same answers as good or bad. For \
+`recipes/kto.py` and TRL's KTOTrainer.
 - **ties.jsonl** and **both_bad.jsonl**: battles that nobody won, apart; the latter as bad answers \
 for KTO.
 

@@ -16,7 +16,7 @@ MAX_LABELER = 80
 Message = dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reply:
     """One answer and where it comes from.
 
@@ -32,7 +32,7 @@ class Reply:
     adapter: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """One battle or ranking, with its verdict once there is one.
 

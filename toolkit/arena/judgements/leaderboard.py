@@ -1,8 +1,8 @@
 """The leaderboard: what all judgements together say of the checkpoints."""
 
-import json
-from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.arena.judgements.agreement import Agreement, agreement
-from toolkit.arena.judgements.judgement import BATTLE, BOTH_BAD, SKIP, TIE, A, B, Judgement, Reply
+from toolkit.arena.judgements.judgement import BATTLE, BOTH_BAD, SKIP, TIE, A, B, Judgement
 from toolkit.arena.judgements.ratings import (
     Floats,
     Order,
@@ -65,15 +65,15 @@ def leaderboard(judgements: Sequence[Judgement]) -> Board:
     another one. Skipped battles count nowhere, and "both bad" counts as a tie.
     """
     used = [j for j in judgements if j.verdict != SKIP]
-    prompts = [json.dumps(j.prompt, sort_keys=True) for j in used]
-    players = [tuple(_key(r, j) for r in j.replies) for j in used]
-    keys = list(dict.fromkeys(key for each in players for key in each))
+    prompts = _numbered(tuple(tuple(sorted(m.items())) for m in j.prompt) for j in used)
+    given = [_keys(j) for j in used]
+    keys = list(dict.fromkeys(key for each in given for key in each))
     index = {key: i for i, key in enumerate(keys)}
-    orders = [
+    said = [
         Order(tuple(index[key] for key in each), _ranks(j), prompt)
-        for j, each, prompt in zip(used, players, prompts, strict=True)
+        for j, each, prompt in zip(used, given, prompts, strict=True)
     ]
-    orders = [order for order in orders if len(set(order.players)) > 1]
+    orders = [order for order in said if len(set(order.players)) > 1]
     wins, seen = pair_table(orders, len(keys))
     standings = _standings(orders, _names(keys), seen)
     by_rating = sorted(
@@ -85,7 +85,7 @@ def leaderboard(judgements: Sequence[Judgement]) -> Board:
         tuple(standings[i] for i in by_rating),
         wins[np.ix_(order, order)],
         seen[np.ix_(order, order)],
-        agreement(_units(used, prompts)),
+        agreement(_units(used, said, keys)),
         len(judgements),
         len(judgements) - len(used),
     )
@@ -139,10 +139,12 @@ def _compared(seen: NDArray[np.int64]) -> set[int]:
     return max(groups, key=len, default=set())
 
 
-def _key(reply: Reply, judgement: Judgement) -> Key:
-    """What makes a checkpoint itself: name and weights; of the base its fingerprint's."""
-    weights = reply.adapter or "base " + str(judgement.base.get("weights", ""))
-    return reply.name, f"{weights} {judgement.base.get('quantization', '')}"
+def _keys(judgement: Judgement) -> tuple[Key, ...]:
+    """What makes each checkpoint itself: name and weights; of the base its fingerprint's."""
+    base, quantization = (judgement.base.get(n, "") for n in ("weights", "quantization"))
+    return tuple(
+        (r.name, f"{r.adapter or f'base {base}'} {quantization}") for r in judgement.replies
+    )
 
 
 def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
@@ -161,28 +163,38 @@ def _ranks(judgement: Judgement) -> tuple[int, ...]:
     return judgement.ranks
 
 
-def _units(judgements: Sequence[Judgement], prompts: Sequence[str]) -> dict[Hashable, list[str]]:
+def _units(
+    judgements: Sequence[Judgement], orders: Sequence[Order], keys: Sequence[Key]
+) -> dict[Hashable, list[str]]:
     """(prompt, two checkpoints) -> what each named labeler said last of the two."""
-    last: dict[Hashable, dict[str, str]] = {}
-    for j, prompt in zip(judgements, prompts, strict=True):
-        for pair, said in _of_pairs(j) if j.labeler else ():
-            last.setdefault((prompt, *pair), {})[j.labeler] = said
+    of_pairs = functools.cache(functools.partial(_of_pairs, keys=keys))  # few are different
+    last: dict[Hashable, dict[str, str]] = defaultdict(dict)
+    for j, order in zip(judgements, orders, strict=True):
+        if not j.labeler:
+            continue
+        for pair, said in of_pairs(order.players, order.ranks, j.verdict == BOTH_BAD):
+            last[order.prompt, pair][j.labeler] = said
     return {unit: list(said.values()) for unit, said in last.items()}
 
 
-def _of_pairs(judgement: Judgement) -> Iterator[tuple[tuple[Key, Key], str]]:
+def _of_pairs(
+    players: tuple[int, ...], ranks: tuple[int, ...], both_bad: bool, *, keys: Sequence[Key]
+) -> list[tuple[tuple[int, int], str]]:
     """What a judgement says of each two checkpoints, whichever was shown first.
 
     A ranking prefers the one that wins more of the pairs of their answers, for a checkpoint may
     have given several.
     """
-    if judgement.verdict == BOTH_BAD:
-        first, second = sorted(_key(r, judgement) for r in judgement.replies)
-        yield (first, second), BOTH_BAD
-        return
-    ranks: dict[Key, list[int]] = {}
-    for reply, rank in zip(judgement.replies, _ranks(judgement), strict=True):
-        ranks.setdefault(_key(reply, judgement), []).append(rank)
-    for one, other in combinations(sorted(ranks), 2):
-        won = sum((b > a) - (b < a) for a in ranks[one] for b in ranks[other])
-        yield (one, other), TIE if won == 0 else str(one if won > 0 else other)
+    both = list(zip(players, ranks, strict=True))
+    found = []
+    for one, other in combinations(sorted(set(players), key=keys.__getitem__), 2):
+        won = sum((b > a) - (b < a) for i, a in both if i == one for j, b in both if j == other)
+        said = TIE if won == 0 else str(one if won > 0 else other)
+        found.append(((one, other), BOTH_BAD if both_bad else said))
+    return found
+
+
+def _numbered(values: Iterable[Hashable]) -> list[int]:
+    """Equal values as equal numbers, from 0 in the order in which they come."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(value, len(numbers)) for value in values]

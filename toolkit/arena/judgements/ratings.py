@@ -11,6 +11,7 @@ Bradley & Terry 1952; Plackett 1975; Caron & Doucet 2012, arXiv:1011.1761 (with 
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -23,11 +24,13 @@ PRIOR_SD = 2.0  # nats; two thirds of all checkpoints within ±350 points before
 POINTS = 400 / math.log(10)  # per nat, Elo's scale: 400 points are odds of 10 to 1
 MIDDLE = 1000.0  # where the mean checkpoint is
 RESAMPLES = 300
+TOGETHER = 50  # resamples that are worked out at once
 MAX_STEPS = 100
+FIXED_STEPS = 30  # with a curvature that stays, before Newton's method takes over
 NEAR = 1e-8  # nats of log-posterior that a Newton step would gain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Order:
     """One judgement as an order: who gave each answer, its rank (1 is best), and the prompt.
 
@@ -66,20 +69,21 @@ def collect(orders: Sequence[Order], players: int) -> Votes:
     prompts: dict[Hashable, int] = {}
     sets: dict[tuple[int, ...], int] = {}
     terms: dict[tuple[int, int], float] = {}
-    wins: dict[tuple[int, int], float] = {}
-    drawn = functools.cache(_draws)  # most judgements are one of few battles
+    wins: list[tuple[int, int]] = []
+
+    @functools.cache  # most judgements are one of few battles
+    def drawn(players: tuple[int, ...], ranks: tuple[int, ...]) -> list[tuple[int, float]]:
+        return [(sets.setdefault(m, len(sets)), weight) for m, weight in _draws(players, ranks)]
+
     for order in orders:
         if len(set(order.players)) < 2:  # a checkpoint against itself says nothing of its strength
             continue
         prompt = prompts.setdefault(order.prompt, len(prompts))
-        for winner in order.players:
-            wins[prompt, winner] = wins.get((prompt, winner), 0.0) + 1.0
-        for members, weight in drawn(order.players, order.ranks):
-            key = prompt, sets.setdefault(members, len(sets))
-            terms[key] = terms.get(key, 0.0) + weight
+        wins += [(prompt, winner) for winner in order.players]
+        for s, weight in drawn(order.players, order.ranks):
+            terms[prompt, s] = terms.get((prompt, s), 0.0) + weight
     table = np.zeros((len(prompts), players))
-    for (prompt, winner), times in wins.items():
-        table[prompt, winner] = times
+    np.add.at(table, tuple(np.array(wins, dtype=np.int64).reshape(-1, 2).T), 1.0)
     counts = np.zeros((len(sets), players))
     for members, s in sets.items():
         np.add.at(counts[s], list(members), 1.0)
@@ -135,8 +139,7 @@ def strengths(
         share /= share.sum(1, keepdims=True)
         drawn = weights @ share  # how often each is expected to be drawn
         slope = wins - drawn - precision * theta
-        curve = np.diag(drawn + precision) - (share * weights[:, None]).T @ share
-        step = np.linalg.solve(curve, slope)
+        step = np.linalg.solve(_curvature(share, weights, precision), slope)
         if slope @ step < NEAR:  # within √NEAR posterior deviations; this step lands on the top
             theta = theta + step
             break
@@ -148,6 +151,18 @@ def strengths(
         theta, value = theta + step, tried
     centred: Floats = theta - theta.mean()
     return centred
+
+
+def _curvature(share: Floats, weights: Floats, precision: float) -> Floats:
+    """Minus the second derivatives `(N, N)` of the log-posterior.
+
+    Args:
+        share: `(S, N)`, the probability that each is drawn from each set.
+        weights: `(S,)`.
+    """
+    weighted = share * weights[:, None]
+    curve: Floats = np.diag(weighted.sum(0) + precision) - weighted.T @ share
+    return curve
 
 
 def _log_posterior(
@@ -168,12 +183,46 @@ def intervals(
     """
     rng, p = np.random.default_rng(seed), len(votes.wins)
     whole = strengths(votes, prior_sd=prior_sd)
-    found = []
-    for _ in range(resamples):
-        times = rng.multinomial(p, [1 / p] * p).astype(float)
-        found.append(strengths(votes, prior_sd=prior_sd, times=times, start=whole))
+    found: list[Floats] = []
+    while len(found) < resamples:
+        size = min(TOGETHER, resamples - len(found))
+        times = rng.multinomial(p, [1 / p] * p, size=size).astype(float)
+        found += resampled(votes, times, prior_sd=prior_sd, start=whole)
     ends: Floats = np.quantile(found, (0.025, 0.975), axis=0).T
     return ends
+
+
+def resampled(votes: Votes, times: Floats, *, prior_sd: float, start: Floats) -> list[Floats]:
+    """`strengths` `(N,)` for each row of `times` `(R, P)`, all rows in one product.
+
+    Args:
+        start: `(N,)`, the strengths where every prompt counts once.
+
+    Every row goes by the curvature at `start`: a resample's is much like it, and is not worked out.
+    Rows whose prompts are too few for that are left to `strengths`.
+    """
+    wins, weights = (np.stack(sums) for sums in zip(*map(votes.drawn, times), strict=True))
+    counts, precision = votes.counts, prior_sd**-2
+    share = counts * np.exp(start - start.max())
+    share /= share.sum(1, keepdims=True)
+    _, once = votes.drawn(np.ones(times.shape[1]))
+    uphill = np.linalg.inv(_curvature(share, once, precision))
+    theta = np.tile(start, (len(times), 1))  # (R, N)
+    with np.errstate(all="ignore"):  # a row that runs away
+        for _ in range(FIXED_STEPS):
+            odds = np.exp(theta - theta.max(1, keepdims=True))
+            drawn = odds * ((weights / (odds @ counts.T)) @ counts)
+            slope = wins - drawn - precision * theta
+            step = slope @ uphill
+            theta += step
+            there = (slope * step).sum(1) < NEAR**2
+            if there.all():
+                break
+    theta -= theta.mean(1, keepdims=True)
+    return [
+        row if found else strengths(votes, prior_sd=prior_sd, times=drawn, start=start)
+        for row, found, drawn in zip(theta, there, times, strict=True)
+    ]
 
 
 def points(nats: Floats) -> Floats:
@@ -187,13 +236,13 @@ def pair_table(orders: Sequence[Order], players: int) -> tuple[Floats, NDArray[n
     A ranking compares each two of its answers that are of different checkpoints.
     """
     wins, seen = np.zeros((players, players)), np.zeros((players, players), dtype=np.int64)
-    for order in orders:
-        both = list(zip(order.players, order.ranks, strict=True))
-        for (i, of_i), (j, of_j) in itertools.combinations(both, 2):
+    alike = Counter((order.players, order.ranks) for order in orders)
+    for (who, ranks), times in alike.items():
+        for (i, of_i), (j, of_j) in itertools.combinations(zip(who, ranks, strict=True), 2):
             if i != j:
                 won = 0.5 if of_i == of_j else float(of_i < of_j)
-                wins[i, j] += won
-                wins[j, i] += 1 - won
-                seen[i, j] += 1
-                seen[j, i] += 1
+                wins[i, j] += won * times
+                wins[j, i] += (1 - won) * times
+                seen[i, j] += times
+                seen[j, i] += times
     return wins, seen

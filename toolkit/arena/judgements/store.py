@@ -1,10 +1,11 @@
 """The judgements on disk: one SQLite file that several processes write to at once."""
 
+import functools
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ COLUMNS = (
     *("id", "kind", "prompt", "replies", "sampling", "base", "verdict", "ranks", "likert"),
     *("flags", "reason", "labeler", "time"),
 )
+SHARED = ("prompt", "sampling", "base")  # judgements often have the same
 AS_JSON = ("prompt", "replies", "sampling", "base", "ranks", "likert", "flags")
 TABLE = """
 CREATE TABLE judgements (
@@ -96,7 +98,7 @@ class Store:
         """
         if self.problem is not None:
             raise DatasetError(self.problem)
-        row = _as_row(judgement)
+        row = as_row(judgement)
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")  # nobody else writes between the look and the insertion
             stored = _find(db, judgement.id)
@@ -129,7 +131,8 @@ class Store:
             return []
         with self._connection() as db:
             rows = db.execute(f"SELECT {', '.join(COLUMNS)} FROM judgements ORDER BY number")
-            return [_from_row(row) for row in rows]
+            read = functools.cache(json.loads)  # thousands share a prompt, a base, their sampling
+            return [_from_row(row, read) for row in rows]
 
     def count(self) -> int:
         """How many judgements there are."""
@@ -246,7 +249,8 @@ def _find(db: sqlite3.Connection, id: str) -> Judgement | None:
     return None if row is None else _from_row(row)
 
 
-def _as_row(judgement: Judgement) -> dict[str, Any]:
+def as_row(judgement: Judgement) -> dict[str, Any]:
+    """What `COLUMNS` hold of a judgement."""
     values = asdict(judgement)
     for name in AS_JSON:
         if values[name] is not None:
@@ -254,11 +258,11 @@ def _as_row(judgement: Judgement) -> dict[str, Any]:
     return values
 
 
-def _from_row(row: sqlite3.Row) -> Judgement:
-    values = {name: row[name] for name in COLUMNS}
+def _from_row(row: sqlite3.Row, read: Callable[[str], Any] = json.loads) -> Judgement:
+    values = dict(zip(COLUMNS, row, strict=True))
     for name in AS_JSON:
         if values[name] is not None:
-            values[name] = json.loads(values[name])
+            values[name] = (read if name in SHARED else json.loads)(values[name])
     values["prompt"] = tuple(values["prompt"])
     values["replies"] = tuple(Reply(**reply) for reply in values["replies"])
     for name in ("ranks", "likert"):

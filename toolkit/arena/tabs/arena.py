@@ -53,7 +53,7 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
         verdicts = {verdict: _verdict(verdict) for verdict in VERDICT_WORDS}
     with gr.Row():
         status = status_box(IDLE)
-        stop = gr.Button("Stop (Esc)", elem_id="arena-stop", scale=0, min_width=120)
+        stop = gr.Button("Stop (Esc)", elem_id="arena-stop", scale=0, min_width=160)
     reason, labeler = about_labeler()
     battle = gr.State("")  # the id stays on the server
     buttons = list(verdicts.values())

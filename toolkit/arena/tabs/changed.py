@@ -260,9 +260,11 @@ def _diff(
     answers = chat.turns[-1].answers if chat.turns and asked == chat.last_prompt else {}
     there = answers.get(second)
     names = {e.id: e.name for e in workbench.catalog.checkpoints.values()}
+    if second not in names:
+        return [[], "There is nobody to compare with: ask two checkpoints on Compare."]
     if there is None or there.problem is not None:
-        other = names.get(second, "the other")
-        return [[], f"{other} has no answer to this prompt: ask it on Compare, with this one"]
+        asked_too = "ask it on Compare, with this one"
+        return [[], f"{names[second]} has no answer to this prompt: {asked_too}"]
     words = {None: None, "-": "only here", "+": "only there"}
     shown = [(part, words[kind]) for part, kind in text_diff(text, there.text)]
     return [shown, f"only here: {names.get(name, name)}; only there: {there.name}"]
@@ -273,5 +275,6 @@ def _short(number: float | None) -> str:
 
 
 def _visible(text: str) -> str:
-    """A token with its line breaks to be seen."""
-    return text.replace("\n", "↵").replace("\t", "⇥")
+    """A token with its line breaks to be seen, and blanks where it has nothing else."""
+    shown = text.replace("\n", "↵").replace("\t", "⇥")
+    return shown if shown.strip(" ") else shown.replace(" ", "␣")

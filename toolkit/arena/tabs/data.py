@@ -10,7 +10,7 @@ import gradio as gr
 
 from toolkit.arena.catalog import Catalog
 from toolkit.arena.judgements.explained import DATA, FILES_TEXT, NO_VOTES, count_rows
-from toolkit.arena.judgements.export import PREFERENCE, Export, export, training_commands
+from toolkit.arena.judgements.export import TRAINS_ON, Export, export, training_commands
 from toolkit.arena.tabs.parts import page_error
 from toolkit.errors import DatasetError, ToolkitError
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from toolkit.arena.workbench import Workbench
 
 FOLDER = "judgements"  # beside the store
+MAKES: Mapping[str, str] = {
+    "reward": "a reward model",
+    "dpo": "a policy by DPO",
+    "kto": "a policy by KTO",
+}
 
 
 def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store") -> None:
@@ -39,7 +44,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
     )
     files = gr.File(label="Files to download", file_count="multiple", interactive=False)
     with gr.Row():
-        commands = [_command("reward", "a reward model"), _command("dpo", "a policy by DPO")]
+        commands = [_command(recipe, makes) for recipe, makes in MAKES.items()]
     with gr.Accordion("What the files hold", open=False):
         gr.Markdown(FILES_TEXT)
     downloads = tempfile.TemporaryDirectory()  # Gradio hands out copies of what lies here
@@ -61,19 +66,17 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
             raise page_error(problem, store.path.parent) from error
         except ToolkitError as error:
             raise page_error(error, store.path.parent) from error
-        lines = {}
-        if made.rows[PREFERENCE]:
-            lines = training_commands(
-                folder / PREFERENCE,
-                base=workbench.roles.fingerprint,
-                parent=_first_sft(workbench.catalog),
-                runs=workbench.runs,
-            )
+        lines = training_commands(
+            folder,
+            base=workbench.roles.fingerprint,
+            parent=_first_sft(workbench.catalog),
+            runs=workbench.runs,
+        )
         return [
             *refresh(),
             _summary(made, folder),
             written or None,
-            *(_line(lines, recipe, made) for recipe in ("reward", "dpo")),
+            *(_line(lines, recipe, made) for recipe in MAKES),
         ]
 
     make.click(
@@ -86,7 +89,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
 def _command(recipe: str, makes: str) -> gr.Textbox:
     return gr.Textbox(
         label=f"Command for {makes}",
-        info=f"Runs recipes/{recipe}.py on the file; start it in the project's folder.",
+        info=f"On {TRAINS_ON[recipe]}; start it in the project's folder.",
         placeholder="Stands here after an export.",
         lines=3,
         max_lines=8,
@@ -97,14 +100,14 @@ def _command(recipe: str, makes: str) -> gr.Textbox:
 
 
 def _line(lines: Mapping[str, str], recipe: str, made: Export) -> str:
-    if not made.rows[PREFERENCE]:
+    if not made.lines[TRAINS_ON[recipe]]:
         return "No comparison yet in which one answer is better: there is nothing to train on."
     start = "There is no SFT run to start from: make one with recipes/sft.py, then export again."
     return lines.get(recipe, start)
 
 
 def _summary(made: Export, folder: Path) -> str:
-    rows = [f"{name}: {len(found)} rows" for name, found in made.rows.items() if found]
+    rows = [f"{name}: {len(found)} rows" for name, found in made.lines.items() if found]
     left = [f"left out, {why}: {n} judgements" for why, n in made.left_out.items()]
     where = f"Written to the folder {folder.name} beside the judgements"
     return "\n".join([where, *rows, *left] if rows or left else ["There is nothing to export yet."])

@@ -41,13 +41,19 @@ def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
             interactive=False,
             wrap=True,
             label="Ratings, the best first",
+            elem_classes="ratings",
         )
-        plot = gr.Plot(show_label=False)  # a label would lie over the picture
+        plot = gr.Plot(
+            show_label=False,  # it would lie over the picture
+            visible=False,
+            elem_classes="toolkit-curve",
+        )
         pairs = gr.Dataframe(
             headers=["Checkpoint", "1"],
             interactive=False,
             wrap=True,
             label="Wins of the row's checkpoint over the column's (numbered by place), and votes",
+            elem_classes="ratings",
         )
         agreement = gr.Textbox(
             label="Agreement between labelers",
@@ -64,12 +70,13 @@ def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
             board = counted.board()
         except ToolkitError as error:
             raise page_error(error, store.path.parent) from error
+        picture = interval_plot(board)
         numbers = [str(place) for place in range(1, len(board.standings) + 1)]
         return [
             gr.update(visible=not board.standings),
             gr.update(visible=bool(board.standings)),
             gr.update(value=standings_rows(board)),
-            gr.update(value=interval_plot(board)),
+            gr.update(value=picture, visible=picture is not None),
             gr.update(value=wins_rows(board), headers=["Checkpoint", *numbers]),
             agreement_text(board),
         ]

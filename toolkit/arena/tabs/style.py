@@ -10,6 +10,7 @@ CSS = """
 .answers button[aria-label="Clear"] { display: none; }
 .note, .note p { color: var(--block-info-text-color); font-size: var(--text-sm); }
 .dark .toolkit-curve img { filter: invert(0.9) hue-rotate(180deg); }
+.tokens th, .tokens th *, .ratings th, .ratings th * { white-space: nowrap !important; }
 .questions { flex-wrap: wrap; gap: 6px; }
 .questions button { flex: 0 1 auto !important; width: auto !important; max-width: 100%;
   white-space: normal; text-align: left; font-weight: normal; }

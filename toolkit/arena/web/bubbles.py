@@ -18,7 +18,8 @@ _SCRIPT = """
   });
   document.addEventListener("click", (event) => {
     const button = event.target.closest(".answers button");
-    if (!button || !/copy/i.test(button.getAttribute("aria-label") || button.title)) return;
+    // "Copy" alone is the button of a text field, such as the command's
+    if (!button || !/copy message/i.test(button.getAttribute("aria-label") || "")) return;
     let around = button.parentElement;
     while (around && !around.querySelector(".message")) around = around.parentElement;
     if (!around || around.matches(".answers")) return;
