@@ -119,7 +119,8 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
         record = look().get(run) if isinstance(run, str) else None
         if record is None:
             hidden = [gr.update(visible=False, value=None) for _ in PLOTS]
-            return ["", "", gr.update(visible=False), "", *hidden]
+            unsaid = gr.update(value="", visible=False)
+            return [unsaid, unsaid, gr.update(visible=False), "", *hidden]
         found = read_report(record.path, history.root)
         pictures = [
             gr.update(value=picture, label=caption, visible=True)
@@ -128,8 +129,8 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
         unused = len(PLOTS) - len(pictures)
         pictures += [gr.update(visible=False, value=None) for _ in range(unused)]
         return [
-            story_of(record, history),
-            results_of(record),
+            gr.update(value=story_of(record, history), visible=True),
+            gr.update(value=results_of(record), visible=True),
             gr.update(visible=not found.empty),
             "\n\n".join(part for part in (found.summary, found.text) if part),
             *pictures,

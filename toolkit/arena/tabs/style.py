@@ -14,13 +14,15 @@ CSS = """
 .questions { flex-wrap: wrap; gap: 6px; }
 .questions button { flex: 0 1 auto !important; width: auto !important; max-width: 100%;
   white-space: normal; text-align: left; font-weight: normal; }
-.rank-places { display: flex; flex-direction: column; gap: 2px; max-width: 760px; }
+.rank-places { display: flex; flex-direction: column; gap: 2px; }
 .rank-tray, .rank-place { display: flex; flex-wrap: wrap; align-items: center; gap: 6px;
   padding: 6px 8px; min-height: 44px; border: 1px solid var(--border-color-primary);
   border-radius: var(--radius-md); background: var(--block-background-fill); }
 .rank-name { min-width: 90px; color: var(--block-info-text-color); font-size: var(--text-sm); }
 .rank-gap { min-height: 18px; border-radius: var(--radius-md); text-align: center;
   color: var(--block-info-text-color); font-size: var(--text-sm); }
+.rank-gap:not(:empty) { padding: 10px; margin-top: 6px;
+  border: 1px dashed var(--border-color-primary); }
 .rank-aim { background: var(--color-accent-soft); outline: 2px dashed var(--color-accent); }
 .rank-chip { max-width: 100%; padding: 4px 10px; overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis; border-radius: var(--radius-md); cursor: grab; touch-action: none;

@@ -43,8 +43,9 @@ _SCRIPT = """
   };
   const chip = (parent, number) => {
     const answer = find("#%(answer)s" + number + " textarea");
-    const said = answer ? answer.value.replace(/\\s+/g, " ").slice(0, 60) : "";
-    const element = made("rank-chip", parent, number + "  " + said);
+    const said = answer ? answer.value.replace(/\\s+/g, " ") : "";
+    const start = said.length > 60 ? said.slice(0, 59) + "…" : said;
+    const element = made("rank-chip", parent, number + "  " + start);
     element.dataset.number = number;
     element.title = "Drag answer " + number + " to its place; on another answer it ties with it.";
   };
