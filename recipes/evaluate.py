@@ -14,7 +14,7 @@ from pathlib import Path
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import EvaluateArguments
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError
 from toolkit.preflight.opening import require_reward_models
 from toolkit.runs import Run, require_adapter

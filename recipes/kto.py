@@ -11,7 +11,7 @@ import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import StartArguments
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.data.loading import load_splits
 from toolkit.preflight.opening import opening, require_test_split
 from toolkit.runs import Run

@@ -15,7 +15,7 @@ import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import LabelArguments
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError
 from toolkit.runs import Run, require_adapter
 

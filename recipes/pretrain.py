@@ -12,7 +12,7 @@ import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import BaseArguments
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.preflight.options import check_numbers, try_options
 
 

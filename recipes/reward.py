@@ -16,7 +16,7 @@ from pathlib import Path
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import RewardArguments
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.data.demonstrations import load_demonstrations
 from toolkit.data.loading import load_splits
 from toolkit.preflight.opening import opening, require_test_split

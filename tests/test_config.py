@@ -6,7 +6,7 @@ import pytest
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from toolkit.arguments import StartArguments
-from toolkit.config import parse
+from toolkit.command_line import parse
 from toolkit.errors import ConfigError
 
 CLASSES = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, StartArguments)

@@ -12,6 +12,7 @@ LAYERS = {
     "toolkit": 0,
     "toolkit.errors": 0,
     "toolkit.arguments": 0,
+    "toolkit.command_line": 0,
     "toolkit.config": 0,
     "toolkit.integrity": 0,
     "toolkit.listing": 0,
@@ -65,7 +66,8 @@ def test_recipes_are_thin_and_import_no_recipe(recipe):
 
 def test_layer_zero_imports_no_heavy_library():
     code = (
-        "import sys, toolkit.errors, toolkit.config, toolkit.runs, toolkit.pipeline, toolkit.data.loading;"
+        "import sys, toolkit.errors, toolkit.config, toolkit.command_line, toolkit.runs;"
+        "import toolkit.pipeline, toolkit.data.loading;"
         "print([m for m in ('torch', 'transformers', 'trl', 'datasets') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

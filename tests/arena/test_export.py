@@ -25,7 +25,7 @@ from toolkit.arena.judgements.judgement import VERDICTS, Judgement, parse_order
 from toolkit.arena.judgements.store import Store
 from toolkit.arena.workbench import Workbench
 from toolkit.arguments import DataArguments
-from toolkit.config import parse
+from toolkit.command_line import parse
 from toolkit.data import messages
 from toolkit.data.formats import convert_row
 from toolkit.data.loading import load_splits

@@ -8,7 +8,7 @@ import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
 from toolkit.arguments import DataArguments, SourceArguments
-from toolkit.config import parse
+from toolkit.command_line import parse
 from toolkit.data import Splits, check_source, load_splits
 from toolkit.data.reading import mixture_sizes
 from toolkit.errors import ConfigError, DatasetError

@@ -10,7 +10,7 @@ import torch
 from trl import ModelConfig
 
 from tests.models.methods import call
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import METHODS, ModelArguments, refuse_adapter_options
 from toolkit.models.base import load_base

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, set_seed
 from tests.conftest import ROOT, fresh_roles
 from tests.models.methods import call
 from toolkit.arena.workbench import Workbench
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.models.adalora import as_lora
 from toolkit.models.adapters import read_adapter
 from toolkit.models.arguments import METHODS

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from tests.conftest import ROOT, SHARED
-from toolkit.config import parse
+from toolkit.command_line import parse
 from toolkit.errors import ConfigError
 from toolkit.preflight.check import check_stage
 from toolkit.preflight.findings import Findings, check_disk, check_tokens

@@ -9,7 +9,7 @@ from trl import DPOTrainer
 from tests.conftest import ROOT
 from tests.preflight.test_check import load_check, stage_of
 from tests.preflight.test_opening import recipe_main
-from toolkit.config import parse
+from toolkit.command_line import parse
 from toolkit.errors import ConfigError
 from toolkit.preflight.opening import opening
 from toolkit.preflight.options import try_options

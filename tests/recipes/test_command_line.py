@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from toolkit.config import parse
+from toolkit.command_line import parse
 from toolkit.pipeline import Pipeline
 
 RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "merge", "evaluate", "pretrain")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, SHARED
-from toolkit.config import parse, run_cli
+from toolkit.command_line import parse, run_cli
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.evaluation import judge
 from toolkit.models.fingerprint import BASE_FILE
 from toolkit.runs import ENSEMBLE, Run, require_adapter, reward_models

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT, fresh_roles, lora, randomise
 from tests.models.methods import call
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.models.roles import POLICY
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.runs import Run

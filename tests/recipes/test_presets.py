@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.pipeline import RECIPES
 from toolkit.runs import Run
 

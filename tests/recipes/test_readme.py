@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from tests.conftest import ROOT
-from toolkit.config import parse
+from toolkit.command_line import parse
 from toolkit.pipeline import Pipeline
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT, SHARED
 from tests.preflight.test_check import WORLD, load_check
-from toolkit.config import parse
+from toolkit.command_line import parse
 from toolkit.errors import DatasetError
 
 pytestmark = [

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.models import methods
-from toolkit.config import run_cli
+from toolkit.command_line import run_cli
 from toolkit.runs import Run
 from toolkit.trainers import supervised
 

@@ -11,7 +11,7 @@ from trl import SFTConfig
 from tests.conftest import fresh_roles, randomise
 from tests.trainers.ppo_record import STOPS
 from tests.trainers.ppo_setup import make, prompts
-from toolkit.config import parse
+from toolkit.command_line import parse
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import load_base
 from toolkit.models.decoding import Decoded, decode

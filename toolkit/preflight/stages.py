@@ -17,7 +17,7 @@ from toolkit.arguments import (
     SFTArguments,
     StartArguments,
 )
-from toolkit.config import parse
+from toolkit.command_line import parse
 from toolkit.errors import ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.pipeline import Pipeline
