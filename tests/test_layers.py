@@ -16,6 +16,7 @@ LAYERS = {
     "toolkit.config": 0,
     "toolkit.integrity": 0,
     "toolkit.listing": 0,
+    "toolkit.locking": 0,
     "toolkit.resuming": 0,
     "toolkit.runs": 0,
     "toolkit.provenance": 0,

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
@@ -14,11 +13,12 @@ from typing import IO, Any
 
 from toolkit.errors import CheckpointError
 from toolkit.integrity import hashes
+from toolkit.locking import own
 from toolkit.provenance import commit, plain, versions
 
 SCHEMA = 1
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of their own inside
-MANIFEST, LOCK = "run.json", ".lock"
+MANIFEST = "run.json"
 NOT_WRITTEN = {"path", "_lock"}  # fields of a run that its manifest leaves out
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
@@ -69,7 +69,7 @@ class Run:
         Raises: CheckpointError where the directory holds checkpoints of a run that did not finish,
             another process writes to it, or it cannot be made.
         """
-        lock = _own(Path(path))
+        lock = own(Path(path))
         if resume is None:
             _clear_checkpoints(Path(path))
             _clear_last(Path(path))
@@ -251,26 +251,6 @@ def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
     raise CheckpointError(
         f"output_dir: {folder} is not empty, and nothing is overwritten; choose another"
     )
-
-
-def _own(path: Path) -> IO[str]:
-    """Make a run's directory this process's own, for as long as the file that is returned is open.
-
-    Raises: CheckpointError where it cannot be made, or another process has it.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("w", encoding="utf-8")
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise CheckpointError(f"{path}: cannot be the output folder ({error.strerror})") from error
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise CheckpointError(
-            f"{path}: another process writes to it; wait for it, or choose another output_dir"
-        ) from error
-    return lock
 
 
 def _clear_checkpoints(path: Path) -> None:
