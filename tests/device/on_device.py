@@ -15,7 +15,7 @@ from tests.device.simulated import DEVICE, NAME, Generator, simulated
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.command_line import run_cli
 from toolkit.models import base as base_module
-from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
+from toolkit.models.roles import POLICY, REFERENCE, REWARD
 
 
 @contextlib.contextmanager
@@ -47,15 +47,6 @@ class _OnDevice:
         return self.auto.from_pretrained(*args, **kwargs).to(DEVICE)
 
 
-def ppo_roles(model_config, sft_run, reward_run):
-    roles = fresh_roles(model_config)
-    roles.attach(POLICY, sft_run, trainable=True)
-    roles.attach(REFERENCE, sft_run)
-    roles.attach(REWARD, reward_run, head=True)
-    roles.attach(VALUE, reward_run, head=True, trainable=True)
-    return roles
-
-
 def test_tensors_of_two_devices_do_not_meet(device):
     x = torch.ones(2, 3, device=NAME)
     assert x.device == DEVICE
@@ -73,14 +64,14 @@ def test_tensors_of_two_devices_do_not_meet(device):
     assert (x * torch.tensor(2.0)).cpu().sum() == 12
 
 
-def test_ppo(model_config, sft_run, reward_run, tokenizer, tmp_path, device):
+def test_ppo(make_ppo_roles, tokenizer, tmp_path, device):
     def longer(prompts, completions, completion_ids, **_):
         return [float(len(ids)) for ids in completion_ids]
 
     def train(resume=None):
         set_seed(1)
         trainer = make(
-            ppo_roles(model_config, sft_run, reward_run),
+            make_ppo_roles(),
             tokenizer,
             prompts(),
             tmp_path / "ppo",
