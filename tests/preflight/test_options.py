@@ -4,7 +4,10 @@ import inspect
 import re
 
 import pytest
-from trl import DPOTrainer
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from trl import DPOConfig, DPOTrainer
 
 from tests.conftest import ROOT
 from tests.preflight.test_check import load_check, stage_of
@@ -123,6 +126,19 @@ def test_every_loss_of_dpo_is_let_through(asked):
         smoothed = ["--label_smoothing", "0.001"] if name == "exo_pair" else []
         training = stage_of("dpo", *asked("dpo", ["--loss_type", name, *smoothed])).training
         try_options("dpo", training)
+
+
+def test_trying_a_loss_leaves_training_on_its_device(monkeypatch, tmp_path):
+    """accelerate keeps one device per process, of the training arguments that were made last."""
+    there = torch.device("meta")  # for the card that this machine may not have
+    monkeypatch.setattr(PartialState, "default_device", property(lambda _: there))
+    training = DPOConfig(output_dir=str(tmp_path), loss_type=["ipo"], bf16=False, report_to="none")
+    try:
+        assert Accelerator().device == there
+        try_options("dpo", training)
+        assert Accelerator().device == there
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from trl import ModelConfig
 
 from tests.conftest import ROOT
 from toolkit.models.tokenizer import load_tokenizer
@@ -40,6 +42,17 @@ def run(code, folder, places):
     return done
 
 
+def test_the_readmes_base_is_that_of_its_runs():
+    """In another quantization their adapters would be refused."""
+    (given,) = re.findall(r"(ModelConfig\(.*?\))", python_of("README.md", "PPO from Python"))
+    asked = eval(given, {"ModelConfig": ModelConfig})
+    for stage in ("sft", "reward"):
+        file = ROOT / "recipes" / "configs" / "qwen3-0.6b" / f"{stage}.yaml"
+        preset = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for name in ("model_name_or_path", "dtype", "load_in_4bit", "load_in_8bit"):
+            assert getattr(asked, name) == preset.get(name, getattr(ModelConfig(), name)), name
+
+
 @pytest.mark.slow
 def test_the_readmes_trainer_trains(tiny_base, sft_run, reward_run, tmp_path):
     run(
@@ -47,7 +60,7 @@ def test_the_readmes_trainer_trains(tiny_base, sft_run, reward_run, tmp_path):
         tmp_path,
         {
             "Qwen/Qwen3-0.6B-Base": str(tiny_base),
-            ", load_in_4bit=True": ', dtype="float32"',
+            "bfloat16": "float32",
             "runs/qwen3-0.6b/sft": str(sft_run),
             "runs/qwen3-0.6b/reward": str(reward_run),
         },

@@ -310,6 +310,28 @@ def test_a_run_does_not_go_on_with_other_prompts(make_ppo_roles, tokenizer, tmp_
         assert (tmp_path / "checkpoint-8").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "options", "message"),
+    [
+        ("adapter_model.safetensors", {}, "damaged adapter"),
+        ("experience.safetensors", {}, "experience.safetensors: cannot be read"),
+        ("value/adapter_config.json", {}, "adapter_config.json"),
+        (None, {"ema_decay": 0.9}, "ema.safetensors: cannot be read"),
+    ],
+)
+def test_an_earlier_checkpoint_that_cannot_be_loaded_costs_no_later_one(
+    make_ppo_roles, tokenizer, tmp_path, spoilt, options, message
+):
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **saving).train()
+    if spoilt is not None:
+        (tmp_path / "checkpoint-4" / spoilt).write_bytes(b"{")
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **saving, **options)
+    with pytest.raises(CheckpointError, match=message):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert (tmp_path / "checkpoint-8").is_dir()
+
+
 def test_a_full_disk_leaves_the_reason_to_be_read(tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

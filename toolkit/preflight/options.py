@@ -96,9 +96,7 @@ def _refusals(recipe: str, options: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (*REFUSALS, ConfigError) as error:
-        reason = (
-            error.__cause__ if isinstance(error, ConfigError) else error
-        )  # of `WholeCheckpoints`
+        reason = error.__cause__ or error  # the library's own, which `WholeCheckpoints` wraps
         given = ", ".join(f"`{n}` {getattr(v, 'value', v)}" for n, v in options.items() if v)
         said = " ".join(str(reason).split()) or type(reason).__name__
         raise ConfigError(f"{recipe}: {given} cannot be used: {said}") from error
@@ -166,7 +164,7 @@ def _try_loss(recipe: str, training: Any, changed: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         toy = type(training)(
             output_dir=folder,
-            use_cpu=True,
+            use_cpu=training.use_cpu,  # for accelerate the whole process is where this says
             bf16=False,
             report_to="none",
             per_device_train_batch_size=2,

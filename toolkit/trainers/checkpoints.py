@@ -66,9 +66,10 @@ class WholeCheckpoints:
         if self._resumed is not None:
             self._check_fits(self._resumed)
         nothing = chosen is None and str(resume_from_checkpoint).lower() in ("none", "false")
-        self._clear_way(resume=not nothing)
-        if not any(isinstance(c, _LossCallback) for c in trainer.callback_handler.callbacks):
-            trainer.add_callback(_LossCallback(trainer))
+        if nothing:
+            self._require_no_other()
+        if not any(isinstance(c, _BeginCallback) for c in trainer.callback_handler.callbacks):
+            trainer.add_callback(_BeginCallback(trainer))
         at_start = trainer.args.eval_on_start
         trainer.args.eval_on_start = at_start and self._resumed is None  # it has been, once
         try:
@@ -105,15 +106,20 @@ class WholeCheckpoints:
                 f"{checkpoint}: it is of step {step}, and this training ends with step {end}"
             )
 
-    def _clear_way(self, *, resume: bool) -> None:
-        """Remove what an earlier run wrote after the step that this one goes on from."""
+    def _require_no_other(self) -> None:
+        """Raises: CheckpointError where another training's checkpoints would be mixed with."""
         trainer: Any = self
         found = checkpoints(Path(trainer.args.output_dir))
-        if found and not resume:
+        if found:
             raise CheckpointError(
                 f"{trainer.args.output_dir} holds {found[-1].name} of another training: resume it, "
                 "choose another output_dir, or remove it"
             )
+
+    def _clear_way(self) -> None:
+        """Remove what an earlier run wrote after the step that this one goes on from."""
+        trainer: Any = self
+        found = checkpoints(Path(trainer.args.output_dir))
         step = 0
         if self._resumed is not None:
             step = _global_step(self._resumed)
@@ -141,7 +147,7 @@ class WholeCheckpoints:
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             written = self._incoming / final.name
-            write_json(written / LOSS_FILE, _LossCallback.state_of(trainer))
+            write_json(written / LOSS_FILE, _BeginCallback.state_of(trainer))
             if self.base_fingerprint is not None:
                 save_fingerprint(written, self.base_fingerprint)
             _name_best(trainer.state, written, final)
@@ -192,8 +198,8 @@ class WholeCheckpoints:
             trainer.args.save_total_limit = limit
 
 
-class _LossCallback(TrainerCallback):  # type: ignore[misc]
-    """Gives a resumed training the loss that was summed since the last log, so that it logs the same."""
+class _BeginCallback(TrainerCallback):  # type: ignore[misc]
+    """What is done when a training begins: a checkpoint that it goes on from is loaded, and fits."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -206,7 +212,8 @@ class _LossCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Take them up."""
+        """Clear the way, and take up the loss that was summed, so that a resumed training logs the same."""
+        self.trainer._clear_way()
         resumed = self.trainer._resumed
         if resumed is not None and (resumed / LOSS_FILE).is_file():
             saved = read_state(resumed / LOSS_FILE)

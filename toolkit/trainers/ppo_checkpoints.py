@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
@@ -92,7 +93,12 @@ class PPOCheckpoints(WholeCheckpoints):
         state = read_state(folder / STATE_FILE)
         for name, place in ((POLICY, folder), (VALUE, folder / VALUE)):
             self.roles.load(name, place)
-        self.experience = Experience.load(folder / EXPERIENCE_FILE, self.args.device)
+        try:
+            self.experience = Experience.load(folder / EXPERIENCE_FILE, self.args.device)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder / EXPERIENCE_FILE}: cannot be read ({error})"
+            ) from error
         self.maker.control.coef, self._stopped = float(state["kl_coef"]), bool(state["stopped"])
         self._metrics = defaultdict(list, state["metrics"])
         if self.ema is not None:
