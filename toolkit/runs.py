@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from toolkit.errors import CheckpointError
 from toolkit.integrity import hashes
-from toolkit.locking import own
+from toolkit.locking import LOCK, own
 from toolkit.provenance import commit, plain, versions
 
 SCHEMA = 1
@@ -242,7 +242,7 @@ def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
     Raises: CheckpointError where anything would be overwritten.
     """
     folder = Path(path)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(f.name == LOCK for f in folder.iterdir())):
         return
     if (folder / MANIFEST).is_file():
         run = Run.load(folder)

@@ -29,7 +29,7 @@ NUMBERS = [
     ("gradient_accumulation_steps", "0", "at least 1, got 0"),
     ("logging_steps", "-1", "above 0, got -1.0"),
     ("save_steps", "-3", "above 0, got -3.0"),
-    ("save_total_limit", "0", "at least 1, got 0"),
+    ("save_total_limit", "-1", "at least 0, got -1"),
     ("eval_steps", "0", "above 0, got 0.0"),
     ("seed", "-1", "in 0…4294967295, got -1"),
     ("seed", "4294967296", "in 0…4294967295, got 4294967296"),

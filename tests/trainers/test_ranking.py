@@ -215,3 +215,9 @@ def test_ranking_nine_answers_together_is_faster_than_their_pairs(tiny_base):
     found = measure(completions=9, rounds=5, base=str(tiny_base))
     assert (found["passes_together"], found["passes_pairs"]) == (9, 72)
     assert found["times_as_fast"] >= 3
+
+
+def test_no_pairs_are_no_rankings():
+    pairs = Dataset.from_dict({"chosen_ids": [[1, 2]], "rejected_ids": [[1, 3]]})
+    assert len(group_comparisons(pairs)) == 1
+    assert len(group_comparisons(pairs.select([]))) == 0

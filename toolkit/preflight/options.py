@@ -18,7 +18,8 @@ BOUNDS: dict[tuple[float, bool, float], tuple[str, ...]] = {
     ),
     (0, False, math.inf): (
         "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "eval_delay",
-        "dataloader_num_workers", "neftune_noise_alpha", "center_rewards_coefficient",
+        "dataloader_num_workers", "save_total_limit", "neftune_noise_alpha",
+        "center_rewards_coefficient",
         "desirable_weight", "undesirable_weight", "router_aux_loss_coef", "loss_weights",
     ),
     (0, False, 1): (
@@ -28,7 +29,7 @@ BOUNDS: dict[tuple[float, bool, float], tuple[str, ...]] = {
     (0, False, SEEDS): ("seed", "data_seed"),
     (1, False, math.inf): (
         "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-        "eval_accumulation_steps", "save_total_limit", "max_length", "dataset_num_proc",
+        "eval_accumulation_steps", "max_length", "dataset_num_proc",
         "pad_to_multiple_of", "ref_model_sync_steps", "precompute_ref_batch_size", "vocab_size",
         "tokenizer_documents", "hidden_size", "intermediate_size", "num_hidden_layers",
         "num_attention_heads", "width",

@@ -44,6 +44,8 @@ def group_comparisons(pairs: Dataset) -> Dataset:
         groups[("alone", number) if group is None else group].append(number)
     numbers = list(groups.values())
     parts = [numbers[at : at + AT_ONCE] for at in range(0, len(numbers), AT_ONCE)]
+    if not parts:
+        return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     return concatenate_datasets(
         [Dataset.from_list(_grouped(pairs, part), features=FEATURES) for part in parts]
     )
