@@ -58,7 +58,8 @@ def test_states_and_reasons(root: Path) -> None:
     begin(root / "failed", "ppo").fail(RuntimeError("out of memory"))
     begin(root / "dead", "ppo")
     old = time.time() - DEAD_AFTER - 60
-    os.utime(root / "dead" / "run.json", (old, old))
+    for file in (root / "dead").iterdir():
+        os.utime(file, (old, old))
     (root / "cut").mkdir()
     (root / "cut" / "run.json").write_text("{")
     found = records(root, **{"all/sft": "weights are not finite"})

@@ -10,8 +10,8 @@ from tests.evaluation.conftest import entry, interval, report  # noqa: F401
 from toolkit.errors import ConfigError
 from toolkit.runs import Run, write_json
 
-seeds = importlib.import_module("recipes.seeds")
-tradeoff = importlib.import_module("recipes.tradeoff")
+seeds = importlib.import_module("recipes.studies.seeds")
+tradeoff = importlib.import_module("recipes.studies.tradeoff")
 
 
 def model(recipe, win, lm_loss, correct=0.8, over_refusal=0.02):

@@ -315,7 +315,7 @@ def test_a_run_does_not_go_on_with_other_prompts(make_ppo_roles, tokenizer, tmp_
     [
         ("adapter_model.safetensors", {}, "damaged adapter"),
         ("experience.safetensors", {}, "experience.safetensors: cannot be read"),
-        ("value/adapter_config.json", {}, "adapter_config.json"),
+        ("value/adapter_config.json", {}, "value: damaged adapter"),
         (None, {"ema_decay": 0.9}, "ema.safetensors: cannot be read"),
     ],
 )
