@@ -23,6 +23,10 @@ from toolkit.errors import DatasetError
 Load = Callable[..., dict[str, Any]]
 
 
+# no time stamp in it: the tests' names hold these bytes, and must be the same in every worker
+CUT_GZIP = gzip.compress(b'{"prompt": "q"}' * 99, mtime=0)[:-12]
+
+
 def pairs(count: int, *, start: int = 0) -> list[dict[str, Any]]:
     return [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(start, start + count)]
 
@@ -285,7 +289,7 @@ def test_csv_record_of_another_length_is_named(tmp_path: Path) -> None:
         ),
         ("d.csv", b"prompt,\xe9\na,b\n", "line 1: not UTF-8 text; save the file as UTF-8"),
         ("d.jsonl.gz", b"plain", "cannot read the file"),
-        ("d.jsonl.gz", gzip.compress(b'{"prompt": "q"}' * 99)[:-12], "cannot read the file"),
+        ("d.jsonl.gz", CUT_GZIP, "cannot read the file"),
         ("d.parquet", b"plain", "not a Parquet file"),
         ("d.csv", b"prompt,prompt\na,b\n", "the header names a column twice"),
         ("d.jsonl", b'{"prompt": "a", "prompt": "b"}\n', 'the key "prompt" stands twice in an obj'),
