@@ -105,6 +105,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
         concurrency_limit=None,  # the engine's own queue is shorter, and says what to do
         show_progress="minimal",
     )
+    started.failure(lambda: IDLE, None, status, queue=False, api_visibility="private")
     stop.click(lambda: IDLE, None, status, cancels=[started], queue=False, api_visibility="private")
     save.click(
         keep,

@@ -8,6 +8,7 @@ CSS = """
 .answers > * { min-width: 0 !important; }
 .answers .message { overflow-wrap: anywhere; }
 .answers button[aria-label="Clear"] { display: none; }
+[data-testid="status-tracker"]:has(> .error) { display: none; } /* the toast says it in full */
 .note, .note p { color: var(--block-info-text-color); font-size: var(--text-sm); }
 .dark .toolkit-curve img { filter: invert(0.9) hue-rotate(180deg); }
 .tokens th, .tokens th *, .ratings th, .ratings th * { white-space: nowrap !important; }
