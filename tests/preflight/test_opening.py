@@ -259,7 +259,7 @@ def test_an_ensemble_to_come_has_all_its_members(tiny_base, tmp_path):
 def test_rankings_to_come_have_as_many_answers_as_are_labelled(tiny_base, tmp_path):
     from transformers import AutoTokenizer
 
-    from toolkit.preflight.check import _full_rows
+    from toolkit.preflight.check import full_rows
 
     file = pipeline_of(
         tmp_path,
@@ -272,6 +272,6 @@ def test_rankings_to_come_have_as_many_answers_as_are_labelled(tiny_base, tmp_pa
     assert isinstance(stage.made_before[str(tmp_path / "out" / "label")], LabelArguments)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     vices = stage.made_before[str(tmp_path / "out" / "label")].written_vices
-    assert len(_full_rows(stage, tokenizer)[0]["ids"]) == 3 + 1 + vices
+    assert len(full_rows(stage, tokenizer)[0]["ids"]) == 3 + 1 + vices
     stage.start.shuffle_pairs = True
-    assert len(_full_rows(stage, tokenizer)[0]["ids"]) == 2
+    assert len(full_rows(stage, tokenizer)[0]["ids"]) == 2

@@ -49,7 +49,7 @@ def check_stage(stage: Stage, *, card_memory_gb: float | None = None) -> Finding
     waiting = _made_later(stage)
     if waiting:
         found.notes.append(f"{waiting}: made by an earlier stage, so its rows are not checked")
-        rows, collator = _full_rows(stage, tokenizer), None
+        rows, collator = full_rows(stage, tokenizer), None
     else:
         with undisturbed():
             rows, collator = _rows(stage, tokenizer)
@@ -124,7 +124,7 @@ def _rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, ob
     return dry.trainer.train_dataset, dry.trainer.data_collator
 
 
-def _full_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def full_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """A row as long as the limit allows, in the place of rows that are not there yet."""
     limit = stage.limit or getattr(stage.training, "max_prompt_length", None) or 512
     ids, half = [int(tokenizer.eos_token_id)] * limit, limit // 2

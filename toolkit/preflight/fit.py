@@ -15,7 +15,7 @@ from toolkit.preflight.ppo_rehearsal import PPORehearsal
 from toolkit.preflight.rehearsal import Peak, Rehearsal
 
 MOST_TRIED = 64  # a larger batch is what a straight line says, and not tried
-SHALLOW = (1, 2)  # layers that are traced; all others cost what the second does
+SHALLOW = (3, 4)  # layers that are traced: first, inner, last; all others cost what the fourth adds
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -66,7 +66,7 @@ class Planner:
         text = base_config(model, trust_remote_code=trust_remote_code).get_text_config()
         self.layers, self.run = int(text.num_hidden_layers), run
         alike = len(set(getattr(text, "layer_types", None) or ["one"])) == 1
-        depths: tuple[int | None, ...] = SHALLOW if alike and self.layers > 2 else (None,)
+        depths: tuple[int | None, ...] = SHALLOW if alike and self.layers > SHALLOW[1] else (None,)
         self.rehearsals = [make(depth) for depth in depths]
 
     def peaks(self, batch: int) -> list[Peak]:
@@ -108,9 +108,10 @@ class Planner:
 
 
 def _deeper(one: Peak, two: Peak, layers: int) -> Peak:
-    """A phase's peak on all layers, from those on the first and on the first two."""
+    """A phase's peak on all layers, from those on `SHALLOW` numbers of them."""
+    more = (layers - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0])
     parts = {
-        name: max(0, two.parts[name] + (layers - 2) * (two.parts[name] - one.parts[name]))
+        name: max(0, round(two.parts[name] + more * (two.parts[name] - one.parts[name])))
         for name in two.parts
     }
     return Peak(two.phase, parts)

@@ -96,7 +96,7 @@ class PPORehearsal:
         if prompt < 1:
             raise ConfigError("a prompt has no token")
         with undisturbed(), self._quiet():
-            found = [self._generate(prompt), self._score(prompt)]
+            found = [*self._generate(prompt), self._score(prompt)]
         with undisturbed():
             found.append(self._update(prompt, batch, ptx if self.training.ptx_coef else 0))
         return found
@@ -124,8 +124,11 @@ class PPORehearsal:
         return Peak(phase, held | parts)
 
     @torch.no_grad()
-    def _generate(self, prompt: int) -> Peak:
-        """Prompts read, and the last token of the longest completions, at full cache."""
+    def _generate(self, prompt: int) -> list[Peak]:
+        """Prompts read, and the last token of the longest completions, at full cache.
+
+        Two phases: one grows with a layer's activations, the other with the layers.
+        """
         args = self.training
         size: int = args.generation_batch_size or args.local_rollout_forward_batch_size
         rows = min(size, args.rollout_batch_size)
@@ -137,16 +140,19 @@ class PPORehearsal:
             cache, head = growing_cache(causal), VocabularyHead.of(causal)
             seen = torch.ones((rows, prompt), dtype=torch.long)
             hidden = read(causal, torch.full((rows, prompt), TOKEN), seen, cache)
+            read_first = split(live, kv_cache=_held(cache), merged_weights=merged)
+            live.restart()
             if made > 0:
                 for layer in cache.layers:
                     _fill(layer, made)
+                live.restart()
                 seen = torch.ones((rows, prompt + made + 1), dtype=torch.long)
                 hidden = read(causal, torch.full((rows, 1), TOKEN), seen, cache)
             logprobs = (head.logits(hidden) / args.temperature).log_softmax(-1)
             draw(logprobs.exp())
-            held = sum(_cache_bytes(layer) for layer in cache.layers)
+            drawn = split(live, kv_cache=_held(cache), merged_weights=merged)
         del cache, hidden, logprobs
-        return self._peak("sampling", split(live, kv_cache=held, merged_weights=merged))
+        return [self._peak("reading", read_first), self._peak("sampling", drawn)]
 
     @torch.no_grad()
     def _score(self, prompt: int) -> Peak:
@@ -258,6 +264,11 @@ def _fill(layer: Any, tokens: int) -> None:
         return
     rows, heads, _, size = layer.keys.shape
     layer.update(*(old.new_empty(rows, heads, tokens, size) for old in (layer.keys, layer.values)))
+
+
+def _held(cache: Any) -> int:
+    """Bytes of a cache."""
+    return sum(_cache_bytes(layer) for layer in cache.layers)
 
 
 def _cache_bytes(layer: Any) -> int:

@@ -106,18 +106,21 @@ def foresee(
     ptx: Sequence[Sequence[int]] = (),
     always_largest: bool = True,
     fresh: bool | None = None,
+    limit_s: float | None = None,
 ) -> tuple[list[Peak], int]:
     """Every phase's peak at the run's batch, and the largest batch that fits; in a process apart.
 
     Args:
         always_largest: look for the latter also where the run's own batch fits; else it is 0 then.
+        limit_s: seconds after which it is given up; default five minutes, one without the search.
         fresh: see `apart`.
 
     Raises: ConfigError where it cannot be predicted.
     """
     needy = Needy.of(stage, rows, lengths, ptx)
     work = partial(_predict, stage.without_devices(), tokenizer, needy, memory, always_largest)
-    return apart(work, limit_s=LIMIT_S if always_largest else AT_START_S, fresh=fresh)
+    limit_s = limit_s or (LIMIT_S if always_largest else AT_START_S)
+    return apart(work, limit_s=limit_s, fresh=fresh)
 
 
 @dataclass(frozen=True)
@@ -236,4 +239,4 @@ def steps_of(stage: Stage, rows: int) -> int | None:
 
 
 def _doing(phase: str) -> str:
-    return "updating" if phase == "update" else phase
+    return {"update": "updating", "reading": "reading prompts"}.get(phase, phase)

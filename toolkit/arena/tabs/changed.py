@@ -193,6 +193,7 @@ def _difference() -> tuple[Any, ...]:
             show_legend=True,
             combine_adjacent=True,
             color_map={"only here": "green", "only there": "red"},
+            elem_classes="difference",
         )
         note = gr.Textbox(label="Whose words", interactive=False, lines=1, max_lines=3)
     return other, diff, note

@@ -11,6 +11,7 @@ CSS = """
 [data-testid="status-tracker"]:has(> .error) { display: none; } /* the toast says it in full */
 .note, .note p { color: var(--block-info-text-color); font-size: var(--text-sm); }
 .dark .toolkit-curve img { filter: invert(0.9) hue-rotate(180deg); }
+.difference .text.text { word-break: normal; overflow-wrap: anywhere; }
 .tokens th, .tokens th *, .ratings th, .ratings th * { white-space: nowrap !important; }
 .questions { flex-wrap: wrap; gap: 6px; }
 .questions button { flex: 0 1 auto !important; width: auto !important; max-width: 100%;
