@@ -102,9 +102,23 @@ class Planner:
         found = min(1 + int((memory - start) // slope) for start, slope in rising)
         if found > max(MOST_TRIED, 2 * batch):
             return found
-        while found > 1 and self.highest(found).total > memory:  # not quite straight lines
-            found = min(found - 1, int(found * 0.95))
-        return found
+        low, least = batch, max(peak.total for peak in peaks)
+        if least > memory:
+            low, least = 1, max(peak.total for peak in one)
+        most = self.highest(found).total if found > low else least
+        return found if most <= memory else self._between(memory, low, least, found, most)
+
+    def _between(self, memory: int, low: int, least: int, high: int, most: int) -> int:
+        """The largest batch that fits between one that does and one that does not, and their peaks."""
+        while high - low > 1:
+            line = low + int((memory - least) * (high - low) / (most - least))
+            tried = min(max(line, low + 1), high - 1)
+            total = self.highest(tried).total
+            if total <= memory:
+                low, least = tried, total
+            else:
+                high, most = tried, total
+        return low
 
 
 def _deeper(one: Peak, two: Peak, layers: int) -> Peak:

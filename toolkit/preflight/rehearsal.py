@@ -239,13 +239,16 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def _as_on_cuda(wanted: bool) -> Iterator[None]:
-    """TRL's fused head as on a GPU: only tokens with a label, and no copies of a tile of logits."""
+    """TRL's fused head as on a GPU: only tokens with a label, no copies of a tile of logits, and
+    products summed in float32 without a copy of what is multiplied.
+    """
     if not wanted:
         yield
         return
     places: list[tuple[Any, str, Any]] = [(trl_utils, "_use_triton", lambda _: True)]
     places += [
-        (chunked_logprob, n, lambda *_, **__: None) for n in ("_forward_tile", "_backward_tile")
+        (chunked_logprob, name, lambda *_, **__: None)
+        for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in places]
     try:
