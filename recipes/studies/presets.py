@@ -7,10 +7,11 @@ tokens are the embedded world's, which memory does not depend on. Rows are as lo
 limits allow, so these are the most that a run can need.
 
 Reads   recipes/configs/*/pipeline.yaml.
-Writes  the JSON; prints a Markdown table.
+Writes  the JSON, in which other presets stay as they are; prints a Markdown table.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -87,17 +88,21 @@ PRESETS = {
 def main(args: argparse.Namespace) -> None:
     if unknown := [name for name in args.presets if name not in PRESETS]:
         raise ConfigError(f"no preset {unknown[0]!r}; there are {', '.join(PRESETS)}")
-    rows: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
+    if args.output is not None and args.output.is_file():
+        kept = json.loads(args.output.read_text(encoding="utf-8"))["presets"]
+    found = {(row["preset"], row["recipe"]): row for row in kept}
     for name in args.presets:
         preset = PRESETS[name]
         with tempfile.TemporaryDirectory() as folder:
             parameters = preset.save(Path(folder))
             for stage in stages(name, folder):
-                rows.append({"preset": name, "parameters": parameters} | look(stage, preset))
-                print(rows[-1], flush=True)
+                row = {"preset": name, "parameters": parameters} | look(stage, preset)
+                found[name, stage.recipe] = row
+                print(row, flush=True)
         if args.output is not None:
-            write_json(args.output, {"schema": 1, "presets": rows})
-    print(f"\n{to_markdown(rows)}")
+            write_json(args.output, {"schema": 1, "presets": list(found.values())})
+    print(f"\n{to_markdown(list(found.values()))}")
 
 
 def stages(name: str, base: str) -> list[Stage]:
@@ -133,8 +138,8 @@ def look(stage: Stage, preset: Preset) -> dict[str, Any]:
 def to_markdown(rows: list[dict[str, Any]]) -> str:
     """A line for each preset: peaks, and in brackets the largest batch that fits beside the file's."""
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
-    lines = ["| preset | parameters | card |" + "".join(f" {recipe} |" for recipe in recipes)]
-    lines.append("| --- |" * 3 + " --- |" * len(recipes))
+    lines = ["| " + " | ".join(["preset", "parameters", "card", *recipes]) + " |"]
+    lines.append("|" + " --- |" * (3 + len(recipes)))
     for name in dict.fromkeys(row["preset"] for row in rows):
         own = {row["recipe"]: row for row in rows if row["preset"] == name}
         first = next(iter(own.values()))
