@@ -153,12 +153,17 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def arguments() -> argparse.ArgumentParser:
+    """Its options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="+", default=list(PRESETS))
     parser.add_argument("--output", type=Path, help="the JSON; by default none is written")
+    return parser
+
+
+if __name__ == "__main__":
     try:
-        main(parser.parse_args())
+        main(arguments().parse_args())
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
