@@ -20,7 +20,7 @@ from toolkit.preflight.fit import Planner
 from toolkit.preflight.live import ACTIVATIONS, LOGITS, LiveBytes
 from toolkit.preflight.measure import measure
 from toolkit.preflight.phantom import made_in, phantom_base, phantom_mode, stored_bytes
-from toolkit.preflight.rehearsal import Peak
+from toolkit.preflight.rehearsal import Peak, with_score_head
 
 RECORDED = json.loads((ROOT / "docs/results/preflight.json").read_text(encoding="utf-8"))["cases"]
 WITHIN = 0.15
@@ -85,6 +85,21 @@ def test_a_phantom_is_as_large_as_the_base_it_stands_for(tiny_base):
                 if hasattr(p, "quant_state")
             )
         assert stored_bytes(phantom) == pytest.approx(weights, rel=0.02)
+
+
+@pytest.mark.filterwarnings("error:Accessing the data pointer")
+def test_a_copy_of_a_phantom_asks_for_no_data(tiny_base):
+    """PyTorch's own copy does, and damages the memory of the process when it goes."""
+    model = ModelArguments(model_name_or_path=str(tiny_base), dtype="bfloat16")
+    mode = phantom_mode()
+    base = phantom_base(model, mode, scalar=True)
+    with made_in(mode):
+        adapted = with_score_head(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    original = adapted.get_base_model().score.original_module.weight
+    copied = adapted.get_base_model().score.modules_to_save["default"].weight
+    assert copied.shape == original.shape and copied.dtype == original.dtype
+    assert isinstance(copied, torch.nn.Parameter) and copied.requires_grad
+    assert copied.untyped_storage()._cdata != original.untyped_storage()._cdata
 
 
 def test_what_a_layer_keeps_is_what_counting_by_hand_says(base):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -35,18 +35,31 @@ def phantom_mode() -> FakeTensorMode:
 
 @contextmanager
 def made_in(mode: FakeTensorMode) -> Iterator[None]:
-    """Inside the block, new tensors have no data, and modules of such can be converted.
+    """Inside the block, new tensors have no data, and modules of such can be converted and copied.
 
-    `Module.to` swaps a tensor with its conversion, which those without data do not allow.
+    `Module.to` swaps a tensor with its conversion, which those without data do not allow. PyTorch's
+    own deep copy of one, which PEFT makes of a score layer, asks for its data, and the process's
+    memory is damaged when the copy goes.
     """
     before = nn.Module._apply
     module: Any = nn.Module
-    module._apply = _converted
+    tensor: Any = FakeTensor
+    module._apply, tensor.__deepcopy__ = _converted, _copied
     try:
         with mode:
             yield
     finally:
         module._apply = before
+        del tensor.__deepcopy__
+
+
+def _copied(self: Tensor, memo: dict[int, Any]) -> Tensor:
+    if id(self) not in memo:
+        copied = self.detach().clone()
+        own = isinstance(self, nn.Parameter)
+        memo[id(self)] = nn.Parameter(copied, self.requires_grad) if own else copied
+    found: Tensor = memo[id(self)]
+    return found
 
 
 def _converted(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

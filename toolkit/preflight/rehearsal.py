@@ -3,7 +3,6 @@
 import copy
 import random
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,9 +225,7 @@ def undisturbed() -> Iterator[None]:
     states, bars = (random.getstate(), np.random.get_state()), shows_progress()
     disable_progress_bar()
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            # PyTorch asks a storage without data where it lies, and warns of itself
-            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        with torch.random.fork_rng():
             yield
     finally:
         random.setstate(states[0])
