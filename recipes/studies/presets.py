@@ -4,7 +4,7 @@
 
 The models are not there: their shapes stand below, from the config.json of each on the hub, and the
 tokens are the embedded world's, which memory does not depend on. Rows are as long as the preset's
-limits allow, so these are the most that a run can need.
+limits allow.
 
 Reads   recipes/configs/*/pipeline.yaml.
 Writes  the JSON, in which other presets stay as they are; prints a Markdown table.
@@ -101,7 +101,10 @@ def main(args: argparse.Namespace) -> None:
                 found[name, stage.recipe] = row
                 print(row, flush=True)
         if args.output is not None:
-            write_json(args.output, {"schema": 1, "presets": list(found.values())})
+            write_json(
+                args.output,
+                {"schema": 1, "date": time.strftime("%Y-%m-%d"), "presets": list(found.values())},
+            )
     print(f"\n{to_markdown(list(found.values()))}")
 
 
@@ -126,7 +129,7 @@ def look(stage: Stage, preset: Preset) -> dict[str, Any]:
     return {
         "recipe": stage.recipe,
         "card_gb": preset.card_gb,
-        "peak_gb": round(peak.total / GB, 2),
+        "peak_gb": round(peak.total / GB, 3),
         "phase": peak.phase,
         "parts_gb": {part: round(count / GB, 3) for part, count in peak.parts.items()},
         "batch": stage.training.per_device_train_batch_size,

@@ -13,6 +13,8 @@ from peft import LoraConfig
 from tests.conftest import ROOT
 from toolkit.errors import ConfigError
 from toolkit.models.arguments import ModelArguments
+from toolkit.models.base import load_base
+from toolkit.models.decoding import decode
 from toolkit.models.roles import POLICY, Roles
 from toolkit.preflight.apart import apart
 from toolkit.preflight.cases import CASES, Case, predict_case
@@ -20,6 +22,7 @@ from toolkit.preflight.fit import Planner
 from toolkit.preflight.live import ACTIVATIONS, LOGITS, LiveBytes
 from toolkit.preflight.measure import measure
 from toolkit.preflight.phantom import made_in, phantom_base, phantom_mode, stored_bytes
+from toolkit.preflight.ppo_rehearsal import PPORehearsal
 from toolkit.preflight.rehearsal import Peak, with_score_head
 
 RECORDED = json.loads((ROOT / "docs/results/preflight.json").read_text(encoding="utf-8"))["cases"]
@@ -87,9 +90,14 @@ def test_a_phantom_is_as_large_as_the_base_it_stands_for(tiny_base):
         assert stored_bytes(phantom) == pytest.approx(weights, rel=0.02)
 
 
-@pytest.mark.filterwarnings("error:Accessing the data pointer")
-def test_a_copy_of_a_phantom_asks_for_no_data(tiny_base):
+def test_a_copy_of_a_phantom_asks_for_no_data(tiny_base, monkeypatch):
     """PyTorch's own copy does, and damages the memory of the process when it goes."""
+
+    def asked(*_):
+        raise AssertionError("PyTorch's own copy")
+
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", asked)
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", asked)
     model = ModelArguments(model_name_or_path=str(tiny_base), dtype="bfloat16")
     mode = phantom_mode()
     base = phantom_base(model, mode, scalar=True)
@@ -216,10 +224,63 @@ def test_a_process_that_uses_a_gpu_is_never_copied(monkeypatch):
     assert made == ["spawn", "fork"]
 
 
-def test_the_largest_batch_is_that_of_the_phase_that_grows():
-    """Sampling needs the most at first and the same at any batch; the update overtakes it."""
-    run = lambda _, batch: [Peak("sampling", {"a": 5000}), Peak("update", {"a": 500 * batch})]  # noqa: E731
+def planned(*phases):
+    """A planner whose phases take what these functions of the batch say; it counts what is tried."""
     plan = Planner.__new__(Planner)
+    tried = []
+
+    def run(_, batch):
+        tried.append(batch)
+        return [Peak(str(i), {"a": int(phase(batch))}) for i, phase in enumerate(phases)]
+
     plan.rehearsals, plan.run = [None], run
-    assert plan.largest_batch(8000, 4, plan.peaks(4)) == 16
-    assert plan.largest_batch(4999, 4, plan.peaks(4)) == 0
+    return plan, tried
+
+
+@pytest.mark.parametrize(
+    ("phases", "batch", "memory", "largest"),
+    [
+        ([lambda _: 5000, lambda b: 500 * b], 4, 8000, 16),
+        ([lambda _: 5000, lambda b: 500 * b], 4, 4999, 0),
+        ([lambda _: 5000, lambda b: 500 * b], 16, 6000, 12),  # the run's own does not fit
+        ([lambda _: 5000, lambda b: 500 * b], 33, 6000, 12),
+        ([lambda b: max(5000, 500 * b)], 4, 20000, 40),  # flat at first
+        ([lambda b: 1000 + 1000 * b**0.5], 1, 8000, 49),  # ever flatter
+        ([lambda b: 4934 + 2 * b + max(0, 5663 * (b - 56))], 1, 5053, 56),  # a sharp bend
+        ([lambda b: 1000 * b], 1, 1500, 1),
+        ([lambda b: 1000 * b], 3, 3000, 3),  # to the byte
+        ([lambda b: 1000 * b], 2, 999, 0),
+    ],
+)
+def test_the_largest_batch_is_found_whatever_the_curve(phases, batch, memory, largest):
+    plan, tried = planned(*phases)
+    assert plan.largest_batch(memory, batch, plan.peaks(batch)) == largest
+    assert len(tried) <= 14
+
+
+def test_layers_of_several_kinds_are_seen():
+    from transformers import AutoConfig
+
+    from toolkit.preflight.fit import _alike
+
+    assert _alike(AutoConfig.for_model("llama")) and _alike(AutoConfig.for_model("mixtral"))
+    assert _alike(AutoConfig.for_model("qwen3"))
+    assert not _alike(AutoConfig.for_model("qwen2_moe", decoder_sparse_step=2))
+    assert not _alike(AutoConfig.for_model("deepseek_v3", first_k_dense_replace=3))
+
+
+def test_sampling_counts_what_decoding_holds(base):
+    """Also the moment in which a layer's room grows, and the old one is still there."""
+    case = Case("decoding", "ppo", 64, 2, 128, batch=8, length=256)
+    folder = base(case)
+    model, training, prompt = case.model(folder), case.training(folder / "run"), 9
+    training.response_length = 7 * 17 + 1  # its last token finds no room
+    told = apart(
+        lambda: PPORehearsal(training, model, parent=None, reward_model=[])._generate(prompt)
+    )
+    parts = told[1].parts
+    loaded, _ = load_base(model)
+    with torch.no_grad(), LiveBytes(case.vocabulary, resident=True) as live:
+        decode(loaded, [[1] * prompt] * 8, max_new_tokens=120, stop=[], pad_id=0, temperature=1.0)
+    counted = parts["activations"] + parts["logits"] + parts["kv_cache"]
+    assert counted == pytest.approx(live.peak, rel=0.05)

@@ -65,7 +65,7 @@ class Planner:
     ) -> None:
         text = base_config(model, trust_remote_code=trust_remote_code).get_text_config()
         self.layers, self.run = int(text.num_hidden_layers), run
-        alike = len(set(getattr(text, "layer_types", None) or ["one"])) == 1
+        alike = _alike(text)
         depths: tuple[int | None, ...] = SHALLOW if alike and self.layers > SHALLOW[1] else (None,)
         self.rehearsals = [make(depth) for depth in depths]
 
@@ -83,42 +83,71 @@ class Planner:
     def largest_batch(self, memory: int, batch: int, peaks: list[Peak]) -> int:
         """The largest batch that fits, 0 if none does.
 
-        Each phase is taken for a straight line in the batch: PPO's sampling has none of it. What the
-        lines say is tried, unless it is far more than anybody asked for.
+        Each phase is taken for a straight line in the batch, or for none where it has not grown:
+        PPO's sampling. What the lines say is tried, unless it is far more than anybody asked for.
 
         Args:
             memory: bytes.
             batch: one that was predicted.
             peaks: of it, every phase's.
         """
-        one = self.peaks(1) if batch > 1 else peaks
-        if max(peak.total for peak in one) > memory:
-            return 0
-        other, step = (peaks, batch - 1) if batch > 1 else (self.peaks(2), 1)
-        lines = [(a.total, (b.total - a.total) / step) for a, b in zip(one, other, strict=True)]
-        rising = [(start, slope) for start, slope in lines if slope > 0]
-        if not rising:
-            return batch
-        found = min(1 + int((memory - start) // slope) for start, slope in rising)
-        if found > max(MOST_TRIED, 2 * batch):
-            return found
-        low, least = batch, max(peak.total for peak in peaks)
-        if least > memory:
-            low, least = 1, max(peak.total for peak in one)
-        most = self.highest(found).total if found > low else least
-        return found if most <= memory else self._between(memory, low, least, found, most)
+        known = {batch: peaks}
 
-    def _between(self, memory: int, low: int, least: int, high: int, most: int) -> int:
-        """The largest batch that fits between one that does and one that does not, and their peaks."""
-        while high - low > 1:
-            line = low + int((memory - least) * (high - low) / (most - least))
-            tried = min(max(line, low + 1), high - 1)
-            total = self.highest(tried).total
-            if total <= memory:
-                low, least = tried, total
-            else:
-                high, most = tried, total
-        return low
+        def at(size: int) -> list[Peak]:
+            if size not in known:
+                known[size] = self.peaks(size)
+            return known[size]
+
+        def total(size: int) -> int:
+            return max(peak.total for peak in at(size))
+
+        if total(batch) > memory:
+            return _between(total, memory, 1, batch) if batch > 1 and total(1) <= memory else 0
+        before, low = (1, batch) if batch > 1 else (1, 2)
+        if total(low) > memory:
+            return 1
+        most = max(MOST_TRIED, 2 * batch)
+        while True:
+            line = _reach(memory, at(before), at(low), low, low - before)
+            tried = 2 * low if line is None else max(line, low + 1)
+            if tried > most:
+                return low if line is None else tried
+            if total(tried) > memory:
+                return _between(total, memory, low, tried)
+            before, low = low, tried
+
+
+def _alike(text: Any) -> bool:
+    """Whether a config's layers are all of one kind."""
+    kinds = ("layer_types", "mlp_layer_types")
+    several = any(len(set(getattr(text, name, None) or ["one"])) > 1 for name in kinds)
+    some = (
+        "mlp_only_layers",
+        "first_k_dense_replace",
+        "moe_layer_freq",
+        "interleave_moe_layer_step",
+    )
+    some_differ = any(getattr(text, name, None) not in (None, 0, 1, []) for name in some)
+    return not (several or some_differ or (getattr(text, "decoder_sparse_step", None) or 1) > 1)
+
+
+def _reach(memory: int, before: list[Peak], now: list[Peak], batch: int, step: int) -> int | None:
+    """The batch at which the first phase's line meets the memory; None where none grows."""
+    grown = [(b.total, b.total - a.total) for a, b in zip(before, now, strict=True)]
+    found = [batch + (memory - total) * step // more for total, more in grown if more > 0]
+    return min(found, default=None)
+
+
+def _between(total: Callable[[int], int], memory: int, low: int, high: int) -> int:
+    """The largest batch that fits, between one that does and one that does not."""
+    halve = False
+    while high - low > 1:
+        line = (memory - total(low)) * (high - low) // (total(high) - total(low))
+        tried = (low + high) // 2 if halve else min(max(low + line, low + 1), high - 1)
+        was = high - low
+        low, high = (tried, high) if total(tried) <= memory else (low, tried)
+        halve = 2 * (high - low) > was  # a bent curve: the line alone may go step by step
+    return low
 
 
 def _deeper(one: Peak, two: Peak, layers: int) -> Peak:

@@ -41,21 +41,20 @@ def made_in(mode: FakeTensorMode) -> Iterator[None]:
     own deep copy of one, which PEFT makes of a score layer, asks for its data, and the process's
     memory is damaged when the copy goes.
     """
-    before = nn.Module._apply
     module: Any = nn.Module
     tensor: Any = FakeTensor
+    before = module._apply, tensor.__deepcopy__
     module._apply, tensor.__deepcopy__ = _converted, _copied
     try:
         with mode:
             yield
     finally:
-        module._apply = before
-        del tensor.__deepcopy__
+        module._apply, tensor.__deepcopy__ = before
 
 
 def _copied(self: Tensor, memo: dict[int, Any]) -> Tensor:
     if id(self) not in memo:
-        copied = self.detach().clone()
+        copied = self.detach().clone().requires_grad_(self.requires_grad)
         own = isinstance(self, nn.Parameter)
         memo[id(self)] = nn.Parameter(copied, self.requires_grad) if own else copied
     found: Tensor = memo[id(self)]

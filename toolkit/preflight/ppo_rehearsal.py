@@ -11,7 +11,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model
 
 from toolkit.errors import ConfigError
-from toolkit.models.decoding import draw, growing_cache, read
+from toolkit.models.decoding import GrowingLayer, draw, growing_cache, read
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import Batch, collate, policy_pass, scores, state_values
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
@@ -54,7 +54,7 @@ class PPORehearsal:
         cuda: bool = False,
         layers: int | None = None,
     ) -> None:
-        self.training, self.cuda, self.mode = training, cuda, phantom_mode()
+        self.training, self.cuda, self.mode = copy.copy(training), cuda, phantom_mode()
         base = phantom_base(
             model,
             self.mode,
@@ -95,6 +95,7 @@ class PPORehearsal:
         """
         if prompt < 1:
             raise ConfigError("a prompt has no token")
+        self.training.per_device_train_batch_size = batch  # rollouts grow with it
         with undisturbed(), self._quiet():
             found = [*self._generate(prompt), self._score(prompt)]
         with undisturbed():
@@ -144,9 +145,9 @@ class PPORehearsal:
             live.restart()
             if made > 0:
                 for layer in cache.layers:
-                    _fill(layer, made)
+                    _fill(layer, made - 1)
                 live.restart()
-                seen = torch.ones((rows, prompt + made + 1), dtype=torch.long)
+                seen = torch.ones((rows, prompt + made), dtype=torch.long)
                 hidden = read(causal, torch.full((rows, 1), TOKEN), seen, cache)
             logprobs = (head.logits(hidden) / args.temperature).log_softmax(-1)
             draw(logprobs.exp())
@@ -184,10 +185,8 @@ class PPORehearsal:
         roles.model.train()
         texts = [[TOKEN] * ptx] if ptx > 1 else []
         shape = self._batch(prompt, batch)
-        asked = copy.copy(args)
-        asked.per_device_train_batch_size = batch
         accelerator: Any = _Alone(self._autocast)
-        updater = Updater(roles, asked, accelerator=accelerator, pad_id=TOKEN, ptx=texts)
+        updater = Updater(roles, args, accelerator=accelerator, pad_id=TOKEN, ptx=texts)
         names = ("logprobs", "values", "advantages", "returns")
         old = {name: torch.zeros(shape.mask.shape) for name in names}
         trained = [p for p in roles.model.parameters() if p.requires_grad]
@@ -259,11 +258,13 @@ class _Alone:
 
 
 def _fill(layer: Any, tokens: int) -> None:
-    """A layer of the cache after some more tokens."""
+    """A layer of the cache after some more tokens, when the next one will find no room."""
     if getattr(layer, "keys", None) is None:
         return
     rows, heads, _, size = layer.keys.shape
     layer.update(*(old.new_empty(rows, heads, tokens, size) for old in (layer.keys, layer.values)))
+    if isinstance(layer, GrowingLayer):
+        layer.keys, layer.values, layer._room = layer.keys.clone(), layer.values.clone(), None
 
 
 def _held(cache: Any) -> int:

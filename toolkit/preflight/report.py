@@ -112,14 +112,15 @@ def foresee(
 
     Args:
         always_largest: look for the latter also where the run's own batch fits; else it is 0 then.
-        limit_s: seconds after which it is given up; default five minutes, one without the search.
         fresh: see `apart`.
+        limit_s: seconds after which it is given up; default five minutes, one without the search.
 
     Raises: ConfigError where it cannot be predicted.
     """
     needy = Needy.of(stage, rows, lengths, ptx)
     work = partial(_predict, stage.without_devices(), tokenizer, needy, memory, always_largest)
-    limit_s = limit_s or (LIMIT_S if always_largest else AT_START_S)
+    if limit_s is None:
+        limit_s = LIMIT_S if always_largest else AT_START_S
     return apart(work, limit_s=limit_s, fresh=fresh)
 
 

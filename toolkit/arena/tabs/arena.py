@@ -9,13 +9,16 @@ import gradio as gr
 from toolkit.arena.judgements.explained import ARENA, VERDICT_WORDS, revealed
 from toolkit.arena.judgements.judgement import BOTH_BAD, SKIP, TIE, A, B
 from toolkit.arena.tabs.parts import (
+    QUIET,
     about_labeler,
     chosen_pool,
+    no_longer_waiting,
     page_error,
     pool_list,
     prompt_box,
     sampling,
     status_box,
+    waiting,
 )
 from toolkit.errors import ToolkitError
 
@@ -67,7 +70,7 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
             among = chosen_pool(workbench, chosen)
             for shown in battles.battle(question, among, temperature=heat, max_new_tokens=length):
                 if not shown.id:
-                    said = f"{shown.done} of {shown.wanted} answers are ready…"
+                    said = waiting(shown.done, shown.wanted)
                     yield ["", "", "", said, *pressable(False)]
                     continue
                 yield [shown.id, *shown.texts, "Which answer is better?", *pressable(True)]
@@ -92,7 +95,7 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
         concurrency_limit=None,  # the engine's own queue is shorter, and says what to do
         show_progress="minimal",
     )
-    started.failure(lambda: IDLE, None, status, queue=False, api_visibility="private")
+    started.failure(no_longer_waiting(IDLE), status, status, queue=False, api_visibility="private")
     stop.click(lambda: IDLE, None, status, cancels=[started], queue=False, api_visibility="private")
     for verdict, button in verdicts.items():
         button.click(
@@ -113,6 +116,7 @@ def _answer(side: str) -> gr.Textbox:
         max_lines=24,
         interactive=False,
         min_width=280,
+        elem_classes=QUIET,
     )
 
 

@@ -1,7 +1,7 @@
 """Parts that the tabs about judgements share."""
 
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.arena.workbench import Workbench
+
+QUIET = "quiet"  # of what no badge shall cover when a toast says an error
+READY = "answers are ready…"
 
 
 def page_error(error: ToolkitError, root: Path) -> gr.Error:
@@ -126,5 +129,22 @@ def about_labeler() -> tuple[gr.Textbox, gr.Textbox]:
 def status_box(value: str) -> gr.Textbox:
     """What happens, in plain text: it holds names from the disk."""
     return gr.Textbox(
-        value, label="Status", lines=1, max_lines=4, interactive=False, scale=1, min_width=300
+        value,
+        label="Status",
+        lines=1,
+        max_lines=4,
+        interactive=False,
+        scale=1,
+        min_width=300,
+        elem_classes=QUIET,
     )
+
+
+def waiting(done: int, wanted: int) -> str:
+    """What Status says while answers are made."""
+    return f"{done} of {wanted} {READY}"
+
+
+def no_longer_waiting(idle: str) -> Callable[[str], Any]:
+    """Status after a refusal: what to do, if it waited for answers; else as it is."""
+    return lambda said: idle if str(said).endswith(READY) else gr.skip()

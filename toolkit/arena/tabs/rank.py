@@ -10,13 +10,16 @@ from toolkit.arena.judgements.battles import MAX_ANSWERS, MIN_ANSWERS
 from toolkit.arena.judgements.explained import RANK, revealed
 from toolkit.arena.judgements.judgement import FLAGS, LIKERT, parse_order
 from toolkit.arena.tabs.parts import (
+    QUIET,
     about_labeler,
     chosen_pool,
+    no_longer_waiting,
     page_error,
     pool_list,
     prompt_box,
     sampling,
     status_box,
+    waiting,
 )
 from toolkit.arena.web.dragging import ANSWER, BOARD, ORDER, PLACE_BUTTON
 from toolkit.errors import ConfigError, ToolkitError
@@ -78,7 +81,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
                     said = "Put the answers in order: drag them, or press their numbers, the best first."
                     parts = _shown(shown.texts)
                 else:
-                    said = f"{shown.done} of {shown.wanted} answers are ready…"
+                    said = waiting(shown.done, shown.wanted)
                     parts = _shown(())
                 save_button = gr.update(interactive=bool(shown.id))
                 yield [shown.id, len(shown.texts), "", said, save_button, *parts]
@@ -105,7 +108,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
         concurrency_limit=None,  # the engine's own queue is shorter, and says what to do
         show_progress="minimal",
     )
-    started.failure(lambda: IDLE, None, status, queue=False, api_visibility="private")
+    started.failure(no_longer_waiting(IDLE), status, status, queue=False, api_visibility="private")
     stop.click(lambda: IDLE, None, status, cancels=[started], queue=False, api_visibility="private")
     save.click(
         keep,
@@ -122,7 +125,7 @@ def _answers() -> list[tuple[Any, ...]]:
     made: list[tuple[Any, ...]] = []
     with gr.Row(equal_height=False):
         for number in range(1, MAX_ANSWERS + 1):
-            with gr.Column(min_width=260, visible=False) as column:
+            with gr.Column(min_width=260, visible=False, elem_classes=QUIET) as column:
                 text = gr.Textbox(
                     label=f"Answer {number}",
                     lines=5,
@@ -164,6 +167,7 @@ def _order() -> gr.Textbox:
             scale=3,
             min_width=300,
             elem_id=ORDER,
+            elem_classes=QUIET,
         )
         gr.Button("The next one ties (T)", elem_id="rank-tie", scale=1, min_width=160)
         gr.Button("Clear the order (Esc)", elem_id="rank-clear", scale=1, min_width=160)

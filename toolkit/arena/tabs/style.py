@@ -8,7 +8,7 @@ CSS = """
 .answers > * { min-width: 0 !important; }
 .answers .message { overflow-wrap: anywhere; }
 .answers button[aria-label="Clear"] { display: none; }
-[data-testid="status-tracker"]:has(> .error) { display: none; } /* the toast says it in full */
+.quiet [data-testid="status-tracker"]:has(> .error) { display: none; } /* a toast has said it */
 .note, .note p { color: var(--block-info-text-color); font-size: var(--text-sm); }
 .dark .toolkit-curve img { filter: invert(0.9) hue-rotate(180deg); }
 .difference .text.text { word-break: normal; overflow-wrap: anywhere; }
