@@ -101,10 +101,8 @@ def main(args: argparse.Namespace) -> None:
                 found[name, stage.recipe] = row
                 print(row, flush=True)
         if args.output is not None:
-            write_json(
-                args.output,
-                {"schema": 1, "date": time.strftime("%Y-%m-%d"), "presets": list(found.values())},
-            )
+            content = {"schema": 1, "date": time.strftime("%Y-%m-%d")}
+            write_json(args.output, content | {"presets": list(found.values())})
     print(f"\n{to_markdown(list(found.values()))}")
 
 
