@@ -121,14 +121,15 @@ def _alike(text: Any) -> bool:
     """Whether a config's layers are all of one kind."""
     kinds = ("layer_types", "mlp_layer_types")
     several = any(len(set(getattr(text, name, None) or ["one"])) > 1 for name in kinds)
-    some = (
+    counts = (
         "mlp_only_layers",
         "first_k_dense_replace",
         "moe_layer_freq",
         "interleave_moe_layer_step",
+        "decoder_sparse_step",
     )
-    some_differ = any(getattr(text, name, None) not in (None, 0, 1, []) for name in some)
-    return not (several or some_differ or (getattr(text, "decoder_sparse_step", None) or 1) > 1)
+    differ = any(getattr(text, name, None) not in (None, 0, 1, []) for name in counts)
+    return not (several or differ)
 
 
 def _reach(memory: int, before: list[Peak], now: list[Peak], batch: int, step: int) -> int | None:
