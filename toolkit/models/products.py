@@ -2,12 +2,14 @@
 
 On x86 PyTorch multiplies float32 matrices with MKL, which keeps its AVX-512 code for Intel's own
 processors; on others it takes AVX2, half as wide. PyTorch also carries oneDNN, which asks the processor
-what it can do. docs/performance.md has the rates of both.
+what it can do. That is twice as much on AMD's Zen 5; Zen 4 has AVX-512 too, but does it in halves, and
+there oneDNN's dearer calls are all that is left. docs/performance.md has the rates of both.
 """
 
 import functools
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,6 +21,7 @@ for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "16")
 
 WORTH_IT = 1 << 20  # multiplications below which oneDNN's call costs more than it gains
+ZEN_5 = 26  # the family of AMD's first processors that do 512 bits at once
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -87,13 +90,17 @@ def _with_onednn(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether this processor has AVX-512 that MKL does not use."""
+    """Whether this processor has AVX-512 of full width that MKL does not use."""
+    listed = _processor()
+    family = re.search(r"family\s*:?\s*(\d+)", listed, re.IGNORECASE)
     return bool(
         torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        and "AuthenticAMD" in _processor()
+        and "AuthenticAMD" in listed
+        and family is not None
+        and int(family.group(1)) >= ZEN_5
     )
 
 
