@@ -73,15 +73,20 @@ def test_other_precisions_are_pytorchs(onednn):
 
 
 @pytest.mark.parametrize(
-    ("maker", "width", "faster"),
+    ("processor", "width", "faster"),
     [
-        ("AuthenticAMD", "AVX512", True),
-        ("AuthenticAMD", "AVX2", False),
-        ("GenuineIntel", "AVX512", False),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", "AVX512", True),
+        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", "AVX512", True),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17", "AVX512", False),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", "AVX2", False),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6", "AVX512", False),
+        ("AuthenticAMD", "AVX512", False),
+        ("", "AVX512", False),
     ],
 )
-def test_it_is_chosen_where_mkl_leaves_avx512_unused(maker, width, faster, monkeypatch):
-    monkeypatch.setattr(products, "_processor", lambda: f"vendor_id : {maker}")
+def test_it_is_chosen_where_mkl_leaves_avx512_unused(processor, width, faster, monkeypatch):
+    """AMD's family 26, Zen 5, does 512 bits at once; 25, Zen 4, in two halves."""
+    monkeypatch.setattr(products, "_processor", lambda: processor)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: width)
     assert onednn_is_faster.__wrapped__() is faster

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.models.apart import slots
+
 ATTENTION_SHARE = 600  # row length at which attention costs about what the matrix products do
 
 
@@ -17,7 +19,8 @@ ATTENTION_SHARE = 600  # row length at which attention costs about what the matr
 class Packed:
     """Rows for a trunk. `input_ids` and `positions` are `(R, L)`, padded on the right.
 
-    `mask` is `(R, 1, L, L)` bool, True where a token sees another; None where each row holds one
+    `mask` is `(R, 1, L, L)` bool, True where a token sees another; integers where there is one row
+    whose sequences attention keeps apart, see `toolkit.models.apart`; None where each row holds one
     sequence, which a causal model does not need it for. `places` is `(n,)`: where in the flattened
     rows the n real tokens of the batch went, row by row.
     """
@@ -39,17 +42,22 @@ def may_join(config: Any) -> bool:
     return bool(config._attn_implementation == "sdpa" and everywhere)
 
 
-def pack(input_ids: Tensor, attention: Tensor, *, join: bool) -> Packed:
+def pack(input_ids: Tensor, attention: Tensor, *, join: bool, apart: bool = False) -> Packed:
     """Pack the real tokens of a batch.
 
     Args:
         input_ids: `(B, S)`.
         attention: `(B, S)` bool, True on real tokens, one run per row.
         join: several sequences may share a row.
+        apart: and all of them one, where that makes attention no dearer than a mask does.
     """
-    lengths = attention.sum(1).tolist()
+    counts = attention.sum(1)
+    lengths = counts.tolist()
     rows = _fill(lengths) if join else [[i] for i in range(len(lengths))]
     width = max(sum(lengths[i] for i in row) for row in rows)
+    squares = len(lengths) * max(lengths) ** 2
+    if join and apart and min(lengths) < max(lengths) and squares <= len(rows) * width**2:
+        return _in_one_row(input_ids, attention, counts)
     starts = [0] * len(lengths)
     for number, row in enumerate(rows):
         at = number * width
@@ -71,6 +79,13 @@ def pack(input_ids: Tensor, attention: Tensor, *, join: bool) -> Packed:
         same = segments.unsqueeze(2) == segments.unsqueeze(1)
         mask = same.tril().unsqueeze(1)
     return Packed(placed(input_ids[attention]), positions, mask, places)
+
+
+def _in_one_row(input_ids: Tensor, attention: Tensor, counts: Tensor) -> Packed:
+    """One sequence after the other, and not a place of padding."""
+    positions = (attention.long().cumsum(-1) - 1)[attention].unsqueeze(0)
+    places = torch.arange(positions.shape[1], device=input_ids.device)
+    return Packed(input_ids[attention].unsqueeze(0), positions, slots(counts), places)
 
 
 def _fill(lengths: list[int]) -> list[list[int]]:

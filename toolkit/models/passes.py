@@ -8,7 +8,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from toolkit.models.apart import can_keep_apart
 from toolkit.models.heads import ScalarHead
+from toolkit.models.inserted import has_virtual_tokens
 from toolkit.models.last_layer import last_mlp_only_at
 from toolkit.models.packing import may_join, pack
 from toolkit.models.token_logprobs import VocabularyHead, token_logprobs
@@ -159,7 +161,9 @@ def _states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
     `toolkit.models.last_layer`.
     """
     causal = _causal(model)
-    packed = pack(batch.input_ids, batch.attention, join=may_join(causal.config))
+    join = may_join(causal.config)
+    apart = join and can_keep_apart(causal) and not has_virtual_tokens(causal)
+    packed = pack(batch.input_ids, batch.attention, join=join, apart=apart)
     places = packed.places[wanted[batch.attention]]
     with last_mlp_only_at(causal, places):
         hidden: Tensor = causal.base_model(
