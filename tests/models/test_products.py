@@ -1,5 +1,6 @@
 """Products by oneDNN where MKL does not use the processor's AVX-512: the same numbers, no hoard."""
 
+import math
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import torch
 from torch.nn.functional import linear as pytorchs
 
 from toolkit.models import products
-from toolkit.models.products import frozen_linear, is_bare, linear, onednn_is_faster, through
+from toolkit.models.products import frozen_linear, is_bare, linear, onednn_pays_from, through
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"
@@ -17,15 +18,14 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def onednn(monkeypatch):
-    """As on a processor where it is the faster; returns how often it was asked."""
+    """As on a processor where it is always the faster; returns how often it was asked."""
     calls = []
 
-    def chosen():
+    def from_the_first():
         calls.append(1)
-        return True
+        return 1
 
-    monkeypatch.setattr(products, "onednn_is_faster", chosen)
-    monkeypatch.setattr(products, "WORTH_IT", 1)
+    monkeypatch.setattr(products, "onednn_pays_from", from_the_first)
     return calls
 
 
@@ -73,23 +73,25 @@ def test_other_precisions_are_pytorchs(onednn):
 
 
 @pytest.mark.parametrize(
-    ("processor", "width", "faster"),
+    ("processor", "width", "pays_from"),
     [
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", "AVX512", True),
-        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", "AVX512", True),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17", "AVX512", False),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", "AVX2", False),
-        ("vendor_id\t: GenuineIntel\ncpu family\t: 6", "AVX512", False),
-        ("AuthenticAMD", "AVX512", False),
-        ("", "AVX512", False),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", "AVX512", 1 << 20),
+        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", "AVX512", 1 << 20),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 27", "AVX512", 1 << 20),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17", "AVX512", 150_000_000),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", "AVX2", math.inf),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 23", "AVX512", math.inf),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 26", "AVX512", math.inf),
+        ("AuthenticAMD", "AVX512", math.inf),
+        ("", "AVX512", math.inf),
     ],
 )
-def test_it_is_chosen_where_mkl_leaves_avx512_unused(processor, width, faster, monkeypatch):
+def test_it_is_chosen_where_mkl_leaves_avx512_unused(processor, width, pays_from, monkeypatch):
     """AMD's family 26, Zen 5, does 512 bits at once; 25, Zen 4, in two halves."""
     monkeypatch.setattr(products, "_processor", lambda: processor)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: width)
-    assert onednn_is_faster.__wrapped__() is faster
+    assert onednn_pays_from.__wrapped__() == pays_from
 
 
 def test_many_shapes_leave_no_hoard():
@@ -97,7 +99,7 @@ def test_many_shapes_leave_no_hoard():
     script = """
 import resource, torch
 from toolkit.models import products
-products.onednn_is_faster = lambda: True
+products.onednn_pays_from = lambda: 1 << 20
 rows, weight = torch.randn(1200, 192), torch.randn(512, 192)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -2,11 +2,12 @@
 
 On x86 PyTorch multiplies float32 matrices with MKL, which keeps its AVX-512 code for Intel's own
 processors; on others it takes AVX2, half as wide. PyTorch also carries oneDNN, which asks the processor
-what it can do. That is twice as much on AMD's Zen 5; Zen 4 has AVX-512 too, but does it in halves, and
-there oneDNN's dearer calls are all that is left. docs/performance.md has the rates of both.
+what it can do. That is twice as much on AMD's Zen 5. Zen 4 has AVX-512 too, but does it in halves: there
+the libraries are alike, but for large products by several threads. docs/performance.md has the rates.
 """
 
 import functools
+import math
 import os
 import platform
 import re
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "16")
 
-WORTH_IT = 1 << 20  # multiplications below which oneDNN's call costs more than it gains
-ZEN_5 = 26  # the family of AMD's first processors that do 512 bits at once
+# multiplications of one product from which oneDNN gains more than its call costs, by AMD's families
+# of processors with AVX-512: Zen 4, and Zen 5 and what follows
+WORTH_IT = {25: 150_000_000, 26: 1 << 20}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -82,26 +84,26 @@ def _with_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and x.shape[0] * weight.numel() >= WORTH_IT
         and not torch.is_autocast_enabled("cpu")
-        and onednn_is_faster()
+        and x.shape[0] * weight.numel() >= onednn_pays_from()
     )
 
 
 @functools.cache
-def onednn_is_faster() -> bool:
-    """Whether this processor has AVX-512 of full width that MKL does not use."""
+def onednn_pays_from() -> float:
+    """Multiplications of a product from which oneDNN is the faster on this processor; perhaps infinity."""
     listed = _processor()
     family = re.search(r"family\s*:?\s*(\d+)", listed, re.IGNORECASE)
-    return bool(
+    unused = bool(
         torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         and "AuthenticAMD" in listed
-        and family is not None
-        and int(family.group(1)) >= ZEN_5
     )
+    if not unused or family is None or int(family.group(1)) < min(WORTH_IT):
+        return math.inf
+    return WORTH_IT[min(int(family.group(1)), max(WORTH_IT))]
 
 
 def _processor() -> str:
