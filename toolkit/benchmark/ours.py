@@ -33,7 +33,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
             self.meter.end_rollout()
 
 
-class _Timed(PPOTrainer):
+class Timed(PPOTrainer):
     """Tells the meter when sampling, scoring and updating begin."""
 
     meter: Meter
@@ -50,7 +50,7 @@ class _Timed(PPOTrainer):
         return experience
 
 
-def main(folder: Path, result: Path, value_role: str) -> None:
+def main(folder: Path, result: Path, value_role: str, trainer_class: type[Timed] = Timed) -> None:
     """Train on the case in `folder`; write what the meter found to `result`."""
     case, prompts, runs = read(folder)
     data = Dataset.from_list([{"prompt": p["prompt"]} for p in prompts])
@@ -72,7 +72,7 @@ def main(folder: Path, result: Path, value_role: str) -> None:
         value=value_role,
     )
     with tempfile.TemporaryDirectory() as output:
-        trainer = _Timed(
+        trainer = trainer_class(
             roles,
             _config(case, output, value_role),
             processing_class=tokenizer,
