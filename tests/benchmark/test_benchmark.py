@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 from transformers import LlamaConfig
@@ -10,6 +12,7 @@ from tests.conftest import ROOT
 from toolkit.benchmark.cases import CASES, Case, prepare, read
 from toolkit.benchmark.compare import compare, require_peer
 from toolkit.benchmark.floor import Rates, Work, floor_seconds
+from toolkit.benchmark.shares import kind_of
 from toolkit.benchmark.table import to_markdown
 from toolkit.errors import ConfigError
 
@@ -87,6 +90,32 @@ def test_a_case_is_measured_in_the_schema(tmp_path):
     assert len({line.count("|") for line in table}) == 1
     if peer is None:
         pytest.skip("our side only: the old trainer's environment is made by `make benchmark`")
+
+
+@pytest.mark.timeout(300)
+def test_an_updates_time_is_shared_out_by_kind_of_operation(tmp_path):
+    prepare(TINY, tmp_path, sft=None, reward=None)
+    words = [sys.executable, "-m", "toolkit.benchmark.shares", str(tmp_path), "--threads", "1"]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "2 micro-batches, 1 threads" in ran.stdout
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("| ")]
+    rows = [line.strip("| ").split(" | ") for line in lines[2:]]
+    assert [kind for kind, _, _ in rows] == ["products", "attention", "rest"]
+    assert sum(float(share) for _, _, share in rows) == pytest.approx(1, abs=0.02)
+    assert all(float(share) > 0 for _, _, share in rows)
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::mm", "products"),
+        ("mkldnn::_linear_pointwise", "products"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::mul", "rest"),
+    ],
+)
+def test_operations_by_kind(operation, kind):
+    assert kind_of(operation) == kind
 
 
 def test_the_world_needs_its_runs_and_the_peer_its_environment(tmp_path):
