@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, DogeConfig, DogeForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.trainers.test_architectures import roles_of
 from toolkit.models import passes
-from toolkit.models.apart import _attend, can_keep_apart, slots
+from toolkit.models.apart import _KeepingApart, can_keep_apart, slots
 from toolkit.models.inserted import VirtualTokens, has_virtual_tokens
 from toolkit.models.packing import pack
 from toolkit.models.passes import collate, policy_pass
@@ -46,7 +48,8 @@ def test_each_sequence_attends_as_if_it_were_alone_and_so_does_its_gradient(leng
     for apart in (True, False):
         states = [t.clone().requires_grad_() for t in made]
         if apart:
-            out, _ = _attend(attention(groups), *states, slots(torch.tensor(lengths)))
+            keep = _KeepingApart(sdpa_attention_forward)
+            out, _ = keep(attention(groups), *states, slots(torch.tensor(lengths)))
         else:
             parts = zip(*(t.split(lengths, dim=2) for t in states), strict=True)
             each = [
@@ -63,7 +66,8 @@ def test_each_sequence_attends_as_if_it_were_alone_and_so_does_its_gradient(leng
 @pytest.mark.parametrize("mask", [None, torch.ones(5, 5).tril().bool()[None, None]])
 def test_other_masks_are_transformers_own_to_keep(mask):
     states = [torch.randn(1, 2, 5, 8) for _ in range(3)]
-    ours, theirs = (way(attention(), *states, mask)[0] for way in (_attend, sdpa_attention_forward))
+    ways = (_KeepingApart(sdpa_attention_forward), sdpa_attention_forward)
+    ours, theirs = (way(attention(), *states, mask)[0] for way in ways)
     assert torch.equal(ours, theirs)
 
 
@@ -72,8 +76,9 @@ def test_a_family_says_the_same_in_one_row_and_in_many(family, tokenizer, monkey
     """Log-probabilities and the policy's gradient; in one row there is no place of padding."""
     roles = roles_of(family, tokenizer, "sdpa")
     batch, found = collate(PROMPTS, COMPLETIONS, pad_id=0), []
+    assert can_keep_apart(roles.base)
     for join in (True, False):
-        monkeypatch.setattr(passes, "may_join", lambda config, join=join: join)
+        monkeypatch.setattr(passes, "may_join", lambda causal, join=join: join)
         masks = []
         seen = roles.base.base_model.register_forward_pre_hook(
             lambda m, a, kwargs, masks=masks: masks.append(kwargs["attention_mask"]),
@@ -93,17 +98,72 @@ def test_a_family_says_the_same_in_one_row_and_in_many(family, tokenizer, monkey
 def test_one_long_sequence_among_short_ones_is_masked():
     """Laid side by side, three short ones would be as wide as the long one."""
     batch = collate([[1] * 40, [2], [3], [4]], [[5], [6, 7], [8], [9]], pad_id=0)
-    packed = pack(batch.input_ids, batch.attention, join=True, apart=True)
+    packed = pack(batch.input_ids, batch.attention, join=True, apart=lambda: True)
     assert packed.mask is not None and packed.mask.dtype == torch.bool
 
 
 def test_a_model_whose_attention_asks_nobody_is_masked(ppo_roles, monkeypatch):
-    assert can_keep_apart(ppo_roles.base)
-    monkeypatch.setattr(
-        type(ppo_roles.base), "_can_set_attn_implementation", classmethod(lambda _: False)
-    )
+    cls = type(ppo_roles.base)
+    monkeypatch.setattr(cls, "_can_set_attn_implementation", classmethod(lambda _: False))
     assert not can_keep_apart(ppo_roles.base)
-    assert not can_keep_apart(nn.Linear(2, 2))
+
+
+def test_a_layer_that_asks_nobody_is_found_by_trying(ppo_roles, monkeypatch):
+    """What transformers reads off the source is a guess."""
+    layer = ppo_roles.base.model.layers[0].self_attn
+    monkeypatch.setattr(layer, "forward", lambda hidden_states, **_: (hidden_states, None))
+    assert not can_keep_apart(ppo_roles.base)
+
+
+def test_a_model_that_reads_its_mask_as_one_is_masked():
+    """Doge adds its own to it."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = DogeConfig(vocab_size=99, pad_token_id=0, **sizes, **heads)
+    causal = DogeForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+    assert not can_keep_apart(causal)
+    batch = collate(PROMPTS, COMPLETIONS, pad_id=0)
+    found = policy_pass(causal, batch, temperature=1.0).logprobs
+    assert found.isfinite().all()
+
+
+def test_trying_draws_no_random_number_of_the_runs(ppo_roles):
+    before = torch.random.get_rng_state()
+    ppo_roles.base.train()
+    assert can_keep_apart(ppo_roles.base)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_an_attention_that_somebody_registered_is_asked_still(ppo_roles, monkeypatch):
+    calls = []
+
+    def theirs(*args, **kwargs):
+        calls.append(1)
+        return sdpa_attention_forward(*args, **kwargs)
+
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    AttentionInterface.register("sdpa", theirs)
+    try:
+        assert can_keep_apart(ppo_roles.base)
+        assert calls
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"].plain is theirs
+    finally:
+        AttentionInterface.register("sdpa", before)
+
+
+@pytest.mark.parametrize("causal", [True, False, None])
+def test_each_sees_its_past_alone_whatever_the_module_says(causal):
+    """Else what is real would see padding, whose gradient is left out."""
+    states = [torch.randn(1, 2, 3, 8) for _ in range(3)]
+    module = attention()
+    module.is_causal = bool(causal)
+    given = {} if causal is None else {"is_causal": causal}
+    keep = _KeepingApart(sdpa_attention_forward)
+    found, _ = keep(module, *states, slots(torch.tensor([2, 1])), **given)
+    alone = scaled_dot_product_attention(*(t[:, :, :2] for t in states), is_causal=True)
+    torch.testing.assert_close(found[:, :2], alone.transpose(1, 2))
+    with pytest.raises(ValueError, match="bias by position"):
+        keep(module, *states, slots(torch.tensor([2, 1])), position_bias=torch.zeros(1))
 
 
 def test_virtual_tokens_are_seen_while_they_are_in_place(ppo_roles):

@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Gemma2Config, LlamaConfig, MistralConfig
+from transformers import BartConfig, BartForCausalLM, Gemma2Config, LlamaConfig, MistralConfig
 
 from toolkit.models import passes
+from toolkit.models.apart import can_keep_apart
 from toolkit.models.heads import ScalarHead
-from toolkit.models.packing import may_join, pack
+from toolkit.models.packing import _heeds_masks, may_join, pack
 from toolkit.models.passes import by_tokens, collate, policy_pass, scores, state_values
 from toolkit.models.roles import POLICY
 
@@ -69,8 +70,9 @@ def test_every_token_is_placed_once_and_sees_its_own_past(lengths, join):
 def test_packed_or_not_a_pass_says_the_same(ppo_roles, monkeypatch):
     """Log-probabilities, entropies, values, scores, and the policy's gradient."""
     batch, head, found = collate(PROMPTS, COMPLETIONS, pad_id=0), ScalarHead(64), []
+    assert can_keep_apart(ppo_roles.base)  # by a pass of its own, before they are counted
     for join in (True, False):
-        monkeypatch.setattr(passes, "may_join", lambda config, join=join: join)
+        monkeypatch.setattr(passes, "may_join", lambda causal, join=join: join)
         shapes = []
         trunk = ppo_roles.base.base_model
         seen = trunk.register_forward_pre_hook(
@@ -102,7 +104,16 @@ def test_packed_or_not_a_pass_says_the_same(ppo_roles, monkeypatch):
     ],
 )
 def test_models_with_masks_of_their_own_are_left_alone(config, expected):
-    assert may_join(config) is expected
+    assert _heeds_masks(config) is expected
+
+
+def test_a_trunk_that_counts_positions_itself_has_a_row_for_each_sequence():
+    """Bart's decoder takes `position_ids` among what it does not know, and never looks at them."""
+    config = BartConfig(
+        vocab_size=99, d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2
+    )
+    config.decoder_ffn_dim, config.is_decoder = 16, True
+    assert not may_join(BartForCausalLM(config))
 
 
 def test_groups_by_tokens_count_padding_and_hold_every_row():

@@ -82,7 +82,7 @@ def _entry(
         theirs = _medians(peer)
         entry["peer"] = {"name": PEER_NAME} | theirs
         entry["speedup"] = round(mine["episodes_per_s"] / theirs["episodes_per_s"], 3)
-        entry["memory_ratio"] = round(mine["peak_memory_mb"] / theirs["peak_memory_mb"], 3)
+        entry["memory_ratio"] = round(mine["peak_memory_mb"] / theirs["peak_memory_mb"], 4)
     entry["floor_s"] = {phase: round(seconds, 4) for phase, seconds in floor.items()}
     entry["efficiency"] = {p: round(floor[p] / mine["seconds"][p], 3) for p in PHASES}
     return entry

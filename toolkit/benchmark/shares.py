@@ -40,6 +40,8 @@ class _Profiled(ours.Timed):
         """As it is, under the profiler from the second rollout's second micro-batch on."""
         self.seen += 1
         first = self.args.micro_steps_per_rollout + 2
+        if self.args.micro_steps_per_rollout <= 2:
+            raise SystemExit("the case has no third micro-batch in a rollout to look at")
         if self.seen == first:
             self.watch = profile(activities=[ProfilerActivity.CPU])
             self.watch.__enter__()

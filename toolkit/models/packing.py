@@ -4,6 +4,8 @@ Padding is computed like any token. Prompts padded on the left and completions o
 batch is laid out, waste 30 to 40 % of a pass on short answers; packed rows waste a few per cent.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +33,17 @@ class Packed:
     places: Tensor
 
 
-def may_join(config: Any) -> bool:
-    """Whether a model keeps to a mask of ours: it must attend by SDPA, and to everything."""
+def may_join(causal: Any) -> bool:
+    """Whether a model keeps to masks and positions of ours: it must attend by SDPA, and to everything."""
+    return _heeds_masks(causal.config) and _heeds_positions(causal.base_model)
+
+
+def _heeds_positions(trunk: Any) -> bool:
+    """Not Bart's family, which takes what it does not know, and counts positions itself."""
+    return "position_ids" in inspect.signature(trunk.forward).parameters
+
+
+def _heeds_masks(config: Any) -> bool:
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
     if kinds is None:
@@ -42,21 +53,29 @@ def may_join(config: Any) -> bool:
     return bool(config._attn_implementation == "sdpa" and everywhere)
 
 
-def pack(input_ids: Tensor, attention: Tensor, *, join: bool, apart: bool = False) -> Packed:
+def pack(
+    input_ids: Tensor,
+    attention: Tensor,
+    *,
+    join: bool,
+    apart: Callable[[], bool] = lambda: False,
+) -> Packed:
     """Pack the real tokens of a batch.
 
     Args:
         input_ids: `(B, S)`.
         attention: `(B, S)` bool, True on real tokens, one run per row.
         join: several sequences may share a row.
-        apart: and all of them one, where that makes attention no dearer than a mask does.
+        apart: says whether all may share one that attention keeps apart; asked where that is no dearer
+            than a mask.
     """
     counts = attention.sum(1)
     lengths = counts.tolist()
     rows = _fill(lengths) if join else [[i] for i in range(len(lengths))]
     width = max(sum(lengths[i] for i in row) for row in rows)
     squares = len(lengths) * max(lengths) ** 2
-    if join and apart and min(lengths) < max(lengths) and squares <= len(rows) * width**2:
+    cheaper = min(lengths) < max(lengths) and squares <= len(rows) * width**2
+    if join and cheaper and apart():
         return _in_one_row(input_ids, attention, counts)
     starts = [0] * len(lengths)
     for number, row in enumerate(rows):

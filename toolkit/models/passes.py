@@ -161,9 +161,12 @@ def _states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
     `toolkit.models.last_layer`.
     """
     causal = _causal(model)
-    join = may_join(causal.config)
-    apart = join and can_keep_apart(causal) and not has_virtual_tokens(causal)
-    packed = pack(batch.input_ids, batch.attention, join=join, apart=apart)
+    packed = pack(
+        batch.input_ids,
+        batch.attention,
+        join=may_join(causal),
+        apart=lambda: not has_virtual_tokens(causal) and can_keep_apart(causal),
+    )
     places = packed.places[wanted[batch.attention]]
     with last_mlp_only_at(causal, places):
         hidden: Tensor = causal.base_model(
