@@ -20,6 +20,7 @@ from transformers import (
 from tests.conftest import randomise
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.models import passes
+from toolkit.models.apart import can_keep_apart
 from toolkit.models.decoding import decode
 from toolkit.models.heads import ScalarHead
 from toolkit.models.last_layer import _last_mlp
@@ -124,6 +125,7 @@ def gradients_and_tokens(roles, batch):
 
 def test_the_last_feed_forward_sees_only_the_tokens_that_are_read(family_roles, monkeypatch):
     batch = collate(PROMPTS, COMPLETIONS, pad_id=0)
+    can_keep_apart(family_roles.base)  # by a pass of its own, before tokens are counted
     short, seen = gradients_and_tokens(family_roles, batch)
     assert seen == [int(batch.mask.sum())]
     monkeypatch.setattr(passes, "last_mlp_only_at", lambda causal, places: nullcontext())
