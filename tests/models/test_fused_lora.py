@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
-from toolkit.models.fused_lora import FusedLoraLinear, _LoraProduct, fuse
+from toolkit.models.fused_lora import FusedLoraLinear, _LoraProduct
+from toolkit.models.fusing import fuse
 
 
 def adapted(*, fused, dtype=torch.float64, **kwargs):

@@ -90,7 +90,7 @@ def _config(case: Case, output: str, value_role: str) -> PPOConfig:
     return PPOConfig(
         output_dir=output,
         use_cpu=not case.cuda,
-        bf16=case.cuda,
+        bf16=case.dtype == "bfloat16",
         gradient_checkpointing=False,
         report_to=[],
         disable_tqdm=True,

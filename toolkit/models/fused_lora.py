@@ -8,17 +8,16 @@ accumulated into the output of the base's. The result is PEFT's, up to float rou
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from toolkit.models.products import is_bare, linear, through
 
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
-    """PEFT's layer, whose plain cases (one precision, and one adapter for all rows or for each) take
-    the short way."""
+    """PEFT's layer, whose plain cases (products in one precision, and one adapter for all rows or for
+    each) take the short way."""
 
     _rows: tuple[list[str], tuple[Tensor, Tensor]] | None = None
 
@@ -86,25 +85,39 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
 
     def _plain(self, x: Tensor) -> str | None:
         """The one active adapter, if nothing but W·x + s·B·A·x is asked of it."""
-        if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+        name, base = plain_adapter(self), self.get_base_layer()
+        if name is None or not is_bare(base) or base.weight.requires_grad:
             return None
-        name: str = self.active_adapters[0]
-        if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
-            return None
-        dropout, weight = self.lora_dropout[name], self.get_base_layer().weight
-        if self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
-            return None
-        if weight.requires_grad or torch.is_autocast_enabled(x.device.type):
-            return None
-        parts = (self.get_base_layer(), self.lora_A[name], self.lora_B[name])
-        if not all(map(is_bare, parts)):
-            return None
-        alike = x.dtype == weight.dtype == self.lora_A[name].weight.dtype
-        return name if alike else None
+        precision = product_precision(x, self.lora_A[name].weight)
+        return name if precision == base.weight.dtype else None
+
+
+def plain_adapter(layer: LoraLayer) -> str | None:
+    """The one active adapter of a layer, where it is two products, a factor, and nothing else."""
+    if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+        return None
+    name: str = layer.active_adapters[0]
+    if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias[name]:
+        return None
+    dropout = layer.lora_dropout[name]
+    if layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
+        return None
+    return name if is_bare(layer.lora_A[name]) and is_bare(layer.lora_B[name]) else None
+
+
+def product_precision(x: Tensor, low: Tensor) -> torch.dtype | None:
+    """In what PEFT multiplies `x` by an adapter and by its base; None where these are not one.
+
+    Autocast rounds an adapter's float32 to its own precision at each product; without it they are
+    multiplied as they are.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype if x.dtype == low.dtype else None
 
 
 class _LoraProduct(torch.autograd.Function):
-    """`x W' + b + s · (x A') B'` for `x` `(n, in)`; W and b are frozen."""
+    """`x W' + b + s · (x A') B'` for `x` `(n, in)`, in W's precision; W and b are frozen."""
 
     @staticmethod
     def forward(
@@ -116,6 +129,7 @@ class _LoraProduct(torch.autograd.Function):
         high: Tensor,
         scale: float,
     ) -> Tensor:
+        x, low, high = (t.to(weight.dtype) for t in (x, low, high))
         inner = linear(x, low)  # (n, r)
         ctx.save_for_backward(x, weight, low, high, inner)
         ctx.scale = scale
@@ -149,19 +163,3 @@ def _merging_pays(rows: Tensor, width: int) -> bool:
     In lower precision a small update would be rounded away.
     """
     return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] > width
-
-
-def fuse(config: PeftConfig) -> None:
-    """Make PEFT build this layer wherever it would put a LoRA beside a plain linear layer."""
-    if hasattr(config, "_register_custom_module"):  # LoRA has it; other kinds of adapter do not
-        config._register_custom_module({nn.Linear: _fused_or_none})
-
-
-def _fused_or_none(
-    target: nn.Module, adapter_name: str, config: Any, **kwargs: Any
-) -> FusedLoraLinear | None:
-    """None where PEFT has a layer of its own, such as for quantized weights."""
-    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    if type(base) is not nn.Linear:
-        return None
-    return FusedLoraLinear(target, adapter_name, config=config, **kwargs)

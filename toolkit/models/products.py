@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 # Both keep what they made for each shape, 0.3 MB apiece; packed rows come in hundreds of shapes.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "16")
+    os.environ.setdefault(_cache, "64")
 
 # multiplications of one product from which oneDNN gains more than its call costs, by AMD's families
 # of processors with AVX-512: Zen 4, and Zen 5 and what follows

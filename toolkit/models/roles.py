@@ -19,7 +19,8 @@ from toolkit.errors import CheckpointError
 from toolkit.models.adapters import fill, read_adapter, save_adapter
 from toolkit.models.base import load_base
 from toolkit.models.fingerprint import BASE_FILE, check_fingerprint, fingerprint
-from toolkit.models.fused_lora import FusedLoraLinear, fuse
+from toolkit.models.fused_lora import FusedLoraLinear
+from toolkit.models.fusing import fuse
 from toolkit.models.heads import ScalarHead
 from toolkit.models.inserted import INSERTED, Inserted, insertable
 from toolkit.models.merging import merged_weights

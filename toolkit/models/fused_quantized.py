@@ -1,0 +1,100 @@
+"""LoRA beside bitsandbytes' quantized layers, its share added in one autograd node.
+
+PEFT copies what the base made, casts x to the adapter's precision and back, scales, and adds: five
+passes over a layer's output or input beyond the products. Here the low-rank products are accumulated
+into the base's. The result is PEFT's, up to rounding.
+"""
+
+from typing import Any
+
+import torch
+from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+from peft.tuners.lora import LoraLayer, bnb
+from torch import Tensor, nn
+
+from toolkit.models.fused_lora import plain_adapter, product_precision
+from toolkit.models.products import linear
+
+
+def quantized_or_none(
+    target: nn.Module, adapter_name: str, config: Any, **kwargs: Any
+) -> LoraLayer | None:
+    """PEFT's LoRA for a layer of 4 or 8 bit, taught the short way; None where the layer is neither."""
+    for dispatch, theirs, ours in KINDS:
+        made = dispatch(target, adapter_name, config, **kwargs)
+        if type(made) is theirs:
+            made.__class__ = ours
+        if made is not None:
+            return made
+    return None
+
+
+class _AddsShare:
+    """Over PEFT's layer: its plain cases, in one precision, take the short way."""
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As PEFT's."""
+        name = plain_adapter(self) if not args and not kwargs else None
+        if name is not None:
+            low, high = self.lora_A[name].weight, self.lora_B[name].weight
+            if product_precision(x, low) == x.dtype:
+                out = self.get_base_layer()(x)
+                return add_share(out, x, low, high, self.scaling[name])
+        found: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        return found
+
+
+def add_share(out: Tensor, x: Tensor, low: Tensor, high: Tensor, scale: float) -> Tensor:
+    """`out + s · (x A') B'`, in the precision of `out`.
+
+    Args:
+        out: `(…, out)`.
+        x: `(…, in)`.
+        low: A `(r, in)`.
+        high: B `(out, r)`.
+    """
+    rows = (t.reshape(-1, t.shape[-1]) for t in (out, x))
+    found: Tensor = _Share.apply(*rows, low, high, scale)  # type: ignore[no-untyped-call]
+    return found.view(out.shape)
+
+
+class _Share(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, out: Tensor, x: Tensor, low: Tensor, high: Tensor, scale: float
+    ) -> Tensor:
+        x, low, high = (t.to(out.dtype) for t in (x, low, high))
+        inner = linear(x, low)  # (n, r)
+        ctx.save_for_backward(x, low, high, inner)
+        ctx.scale = scale
+        return torch.addmm(out, inner, high.t(), alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, high, inner = ctx.saved_tensors
+        narrow = linear(grad, high.t()).mul_(ctx.scale)  # (n, r)
+        _, wants_x, wants_low, wants_high, _ = ctx.needs_input_grad
+        return (
+            grad,
+            narrow @ low if wants_x else None,
+            linear(narrow.t(), x.t()) if wants_low else None,
+            linear(inner.t(), grad.t()).t().mul(ctx.scale) if wants_high else None,
+            None,
+        )
+
+
+def _kinds() -> list[tuple[Any, type, type]]:
+    """How PEFT makes a layer, the layer's class, and ours over it; of what is installed here."""
+    found: list[tuple[Any, type, type]] = []
+    if is_bnb_4bit_available():
+        found.append((bnb.dispatch_bnb_4bit, bnb.Linear4bit, _short(bnb.Linear4bit)))
+    if is_bnb_available():
+        found.append((bnb.dispatch_bnb_8bit, bnb.Linear8bitLt, _short(bnb.Linear8bitLt)))
+    return found
+
+
+def _short(theirs: type) -> type:
+    return type(f"Short{theirs.__name__}", (_AddsShare, theirs), {})
+
+
+KINDS = _kinds()
