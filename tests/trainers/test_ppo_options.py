@@ -17,6 +17,7 @@ from toolkit.models.generation import encode_prompt
 from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.ppo_roles import attach_ppo_roles
 from toolkit.models.roles import POLICY, REWARD, VALUE
+from toolkit.trainers.ppo_config import EVALUATED
 
 
 def logged(folder):
@@ -436,6 +437,47 @@ def test_evaluation_while_training_and_the_best_checkpoint(make_ppo_roles, token
 def test_settings_that_cannot_work_are_refused(ppo_roles, tokenizer, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         make(ppo_roles, tokenizer, prompts(), tmp_path, **changes)
+
+
+@pytest.fixture
+def make_choosing(make_ppo_roles, tokenizer, tmp_path):
+    """A short run that keeps the best of two checkpoints."""
+    held_out = prompts().select(range(2))
+    evaluated = {"held_out": held_out, "eval_strategy": "steps", "eval_steps": 2}
+    saved = {"save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True}
+    return lambda **options: make(
+        make_ppo_roles(),
+        tokenizer,
+        prompts(),
+        tmp_path,
+        total_episodes=8,
+        **evaluated,
+        **saved,
+        **options,
+    )
+
+
+def test_a_best_checkpoint_is_chosen_by_a_name_that_an_evaluation_has(make_choosing, tmp_path):
+    """Not found out at the first evaluation, which would end the run; and by reward if none is given."""
+    with pytest.raises(ConfigError, match=r"'eval_scores', which.*objective/scores, objective/kl"):
+        make_choosing(metric_for_best_model="eval_scores")
+    trainer = make_choosing()
+    trainer.train()
+    assert trainer.args.metric_for_best_model == "objective/rlhf_reward"
+    rows = [r for r in logged(tmp_path) if "eval_objective/scores" in r]
+    found = {n.removeprefix("eval_") for n in rows[0] if n.startswith("eval_")}
+    assert found == set(EVALUATED)
+    best = max(rows, key=lambda r: r["eval_objective/rlhf_reward"])["step"]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+
+
+def test_a_best_checkpoint_may_be_chosen_by_a_number_of_ones_own(make_choosing):
+    def shortness(completions, **_):
+        return {"shortness": -len(str(completions))}
+
+    make_choosing(metric_for_best_model="shortness", eval_metrics=shortness).train()
+    with pytest.raises(ConfigError, match=r"ended, and the task's own"):
+        make_choosing(metric_for_best_model="objective/score", eval_metrics=shortness)
 
 
 def test_data_that_cannot_work_is_refused(ppo_roles, tokenizer, tmp_path):

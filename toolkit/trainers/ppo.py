@@ -81,7 +81,15 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
         functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-        check_ppo(roles, args, processing_class, train_dataset, functions, ptx_texts)
+        check_ppo(
+            roles,
+            args,
+            processing_class,
+            train_dataset,
+            functions,
+            ptx_texts,
+            more_metrics=eval_metrics is not None,
+        )
         assert roles.model is not None
         pad_by_eos(processing_class)
         self.roles = roles

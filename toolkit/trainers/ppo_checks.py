@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError
 from toolkit.models.roles import POLICY, VALUE, Roles
-from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.trainers.ppo_config import EVALUATED, PPOConfig
 from toolkit.trainers.ppo_rewards import RewardFunction
 from toolkit.trainers.prompts import require_prompts
 
@@ -19,8 +19,13 @@ def check_ppo(
     train_dataset: Dataset,
     reward_funcs: Sequence[RewardFunction],
     ptx_texts: Sequence[str],
+    *,
+    more_metrics: bool,
 ) -> None:
-    """Raises: ConfigError for roles, data or settings that do not fit together."""
+    """Whether an evaluation has `more_metrics` than its own is all that is known of them here.
+
+    Raises: ConfigError for roles, data or settings that do not fit together.
+    """
     if roles.model is None or POLICY not in roles.model.peft_config or VALUE not in roles.heads:
         raise ConfigError(
             f"PPO needs the roles {POLICY!r} and {VALUE!r} attached; see toolkit.models.roles"
@@ -58,7 +63,20 @@ def check_ppo(
         raise ConfigError("PPO needs at least one prompt, the training split is empty")
     if args.ptx_coef != 0 and not ptx_texts:
         raise ConfigError(f"`ptx_coef` is {args.ptx_coef}, but there are no pretraining texts")
+    _check_best(args, more_metrics)
     if args.world_size > 1:
         raise ConfigError(
             f"PPO runs in one process, on one GPU; started with {args.world_size} processes"
+        )
+
+
+def _check_best(args: PPOConfig, more_metrics: bool) -> None:
+    """A name that no evaluation has would end the run at the first one."""
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    own = name.startswith("objective/") or not more_metrics
+    if name and own and name not in EVALUATED:
+        known = ", ".join(EVALUATED) + (", and the task's own" if more_metrics else "")
+        raise ConfigError(
+            f"`metric_for_best_model` is {args.metric_for_best_model!r}, which PPO's evaluation does "
+            f"not measure; it measures {known}"
         )

@@ -31,6 +31,11 @@ BOUNDS: tuple[tuple[tuple[str, ...], float, bool], ...] = (
     ),
     (("kl_coef", "vf_coef", "ptx_coef", "ent_coef", "reward_std_coef"), 0, False),
 )
+# what an evaluation while training measures; `eval_metrics` may add to it
+EVALUATED = tuple(
+    f"objective/{name}" for name in ("scores", "kl", "rlhf_reward", "length", "ended")
+)
+BEST_BY = "objective/rlhf_reward"  # the library's default is a loss, which this evaluation has not
 CHOICES = {
     "kl_estimator": ("k1", "k3"),
     "reward_aggregation": ("mean", "min", "mean_minus_std"),
@@ -138,6 +143,13 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
             "where that is loaded at the end). Default: no average."
         },
     )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "By what `load_best_model_at_end` chooses; default objective/rlhf_reward, the held-out "
+            "score less the KL penalty. Also a name of the task's own, such as gold/mean."
+        },
+    )
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Taken from the score of a completion that did not end."}
     )
@@ -157,6 +169,9 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
+        steered = self.lr_scheduler_type in ("reduce_on_plateau", "greedy")
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or steered):
+            self.metric_for_best_model = BEST_BY
         super().__post_init__()
         for names, low, strict in BOUNDS:
             for name in names:
