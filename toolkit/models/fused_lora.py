@@ -12,7 +12,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from toolkit.models.products import add_linear, is_bare, linear, through
+from toolkit.models.products import is_bare, linear, through
 
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
@@ -26,7 +26,7 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         base = self.get_base_layer()
         if not args and not kwargs and self.disable_adapters != self.merged:
             return through(base, x)
-        name = self.plain(x) if not args and not kwargs else None
+        name = self._plain(x) if not args and not kwargs else None
         if name is None:
             found: Tensor = super().forward(x, *args, **kwargs)
             return found
@@ -83,7 +83,7 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         """Free what `_stacks` keeps."""
         self._rows = None
 
-    def plain(self, x: Tensor) -> str | None:
+    def _plain(self, x: Tensor) -> str | None:
         """The one active adapter, if nothing but W·x + s·B·A·x is asked of it."""
         name, base = plain_adapter(self), self.get_base_layer()
         if name is None or not is_bare(base) or base.weight.requires_grad:
@@ -133,7 +133,9 @@ class _LoraProduct(torch.autograd.Function):
         inner = linear(x, low)  # (n, r)
         ctx.save_for_backward(x, weight, low, high, inner)
         ctx.scale = scale
-        return product(x, inner, weight, bias, low, high, scale)
+        if _merging_pays(x, weight.shape[1]):
+            return linear(x, torch.addmm(weight, high, low, alpha=scale), bias)
+        return linear(x, weight, bias).addmm_(inner, high.t(), alpha=scale)
 
     @staticmethod
     def backward(
@@ -144,45 +146,15 @@ class _LoraProduct(torch.autograd.Function):
         narrow = linear(grad, high.t()).mul_(scale)  # (n, r)
         to_x = to_low = to_high = None
         if ctx.needs_input_grad[0]:
-            to_x = product_back(grad, narrow, weight, low, high, scale)
+            if _merging_pays(grad, weight.shape[0]):
+                to_x = linear(grad, torch.addmm(weight, high, low, alpha=scale).t())
+            else:
+                to_x = linear(grad, weight.t()).addmm_(narrow, low)
         if ctx.needs_input_grad[3]:
             to_low = linear(narrow.t(), x.t())
         if ctx.needs_input_grad[4]:
             to_high = linear(inner.t(), grad.t()).t().mul_(scale)
         return to_x, None, None, to_low, to_high, None
-
-
-def product(
-    x: Tensor,
-    inner: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    low: Tensor,
-    high: Tensor,
-    scale: float,
-) -> Tensor:
-    """`x W' + b + s · inner B'`, where `inner` `(n, r)` is `x A'`; without gradient."""
-    if _merging_pays(x, weight.shape[1]):
-        return linear(x, torch.addmm(weight, high, low, alpha=scale), bias)
-    return linear(x, weight, bias).addmm_(inner, high.t(), alpha=scale)
-
-
-def product_back(
-    grad: Tensor,
-    narrow: Tensor,
-    weight: Tensor,
-    low: Tensor,
-    high: Tensor,
-    scale: float,
-    *,
-    into: Tensor | None = None,
-) -> Tensor:
-    """`grad W + narrow A`, where `narrow` `(n, r)` is `s · grad B`; added to `into` if it is given."""
-    merged = _merging_pays(grad, weight.shape[0])
-    if merged:
-        weight = torch.addmm(weight, high, low, alpha=scale)
-    found = linear(grad, weight.t()) if into is None else add_linear(into, grad, weight.t())
-    return found if merged else found.addmm_(narrow, low)
 
 
 def _merging_pays(rows: Tensor, width: int) -> bool:

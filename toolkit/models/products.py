@@ -35,13 +35,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return nn.functional.linear(x, weight, bias)
 
 
-def add_linear(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """`out + x W'`, in place where that is no slower."""
-    if _with_onednn(x, weight):
-        return out.add_(linear(x, weight))
-    return out.addmm_(x, weight.t())
-
-
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x W' + b` for `x` of any shape `(…, in)`; the gradient goes to `x` alone.
 
@@ -65,14 +58,14 @@ def through(layer: nn.Module, x: Tensor) -> Tensor:
 
 def is_bare(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer is a product and nothing else: no hook, and no `forward` put in its place."""
-    return type(layer) is nn.Linear and not has_hooks(layer)
-
-
-def has_hooks(layer: nn.Module) -> bool:
-    """Whether calling a layer does more than its class's `forward`: it has a hook, or one of its own."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks)
-    backward = (layer._backward_hooks, layer._backward_pre_hooks)
-    return "forward" in vars(layer) or any(map(bool, hooks + backward))
+    return (
+        type(layer) is nn.Linear
+        and "forward" not in vars(layer)
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+        and not layer._backward_hooks
+        and not layer._backward_pre_hooks
+    )
 
 
 class _FrozenLinear(torch.autograd.Function):

@@ -20,7 +20,6 @@ from toolkit.models.adapters import fill, read_adapter, save_adapter
 from toolkit.models.base import load_base
 from toolkit.models.fingerprint import BASE_FILE, check_fingerprint, fingerprint
 from toolkit.models.fused_lora import FusedLoraLinear
-from toolkit.models.fused_mlp import shorten_mlps
 from toolkit.models.fusing import fuse
 from toolkit.models.heads import ScalarHead
 from toolkit.models.inserted import INSERTED, Inserted, insertable
@@ -233,7 +232,6 @@ class Roles:
         config.inference_mode = not trainable
         fuse(config)
         if self.model is None:
-            shorten_mlps(self.base)
             self.model = get_peft_model(self.base, config, adapter_name=name)
             assert self.model is not None
             self.model.heads = self.heads
