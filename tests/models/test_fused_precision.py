@@ -1,6 +1,8 @@
 """The short way of LoRA's layers in mixed and in low precision, against PEFT's own layers."""
 
 import contextlib
+import copy
+import pickle
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from toolkit.models.fusing import fuse
 BASES = {
     "bfloat16": ({"dtype": "bfloat16"}, "FusedLoraLinear"),
     "4 bit": ({"dtype": "bfloat16", "load_in_4bit": True}, "ShortLinear4bit"),
-    "8 bit": ({"dtype": "bfloat16", "load_in_8bit": True}, "ShortLinear8bitLt"),
+    "8 bit": ({"dtype": "bfloat16", "load_in_8bit": True}, "ShortLinear8bit"),
 }
 
 
@@ -143,6 +145,29 @@ def test_dropout_and_a_second_adapter_are_pefts_under_autocast(precision, tiny_b
 def test_a_base_in_float32_under_autocast_is_pefts(tiny_base, short_ways):
     results(adapted(tiny_base, {"dtype": "float32"}, fused=True))
     assert not short_ways
+
+
+@pytest.mark.parametrize("precision", BASES)
+def test_a_layer_can_be_copied_and_pickled(precision, tiny_base):
+    layer = next(m for _, m in layers(adapted(tiny_base, BASES[precision][0], fused=True)))
+    expected = layer_results(layer)["out"]
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(other) is type(layer)
+        assert torch.equal(layer_results(other)["out"], expected)
+
+
+def test_second_derivatives_are_refused_and_not_wrong():
+    shapes = [(3, 5), (3, 6), (2, 6), (5, 2)]
+    parts = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    frozen = torch.randn(5, 6, dtype=torch.float64)
+    out, x, low, high = parts
+    for found in (
+        fused_quantized.add_share(out, x, low, high, 1.5),
+        fused_lora._LoraProduct.apply(x, frozen, None, low, high, 1.5),
+    ):
+        (first,) = torch.autograd.grad(found.square().sum(), low, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
 
 
 def test_the_share_has_the_numerical_gradient():

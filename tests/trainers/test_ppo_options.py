@@ -17,7 +17,7 @@ from toolkit.models.generation import encode_prompt
 from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.ppo_roles import attach_ppo_roles
 from toolkit.models.roles import POLICY, REWARD, VALUE
-from toolkit.trainers.ppo_config import EVALUATED
+from toolkit.trainers.ppo_config import EVALUATED, PPOConfig
 
 
 def logged(folder):
@@ -445,11 +445,11 @@ def make_choosing(make_ppo_roles, tokenizer, tmp_path):
     held_out = prompts().select(range(2))
     evaluated = {"held_out": held_out, "eval_strategy": "steps", "eval_steps": 2}
     saved = {"save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True}
-    return lambda **options: make(
+    return lambda folder=tmp_path, **options: make(
         make_ppo_roles(),
         tokenizer,
         prompts(),
-        tmp_path,
+        folder,
         total_episodes=8,
         **evaluated,
         **saved,
@@ -471,13 +471,34 @@ def test_a_best_checkpoint_is_chosen_by_a_name_that_an_evaluation_has(make_choos
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
 
 
-def test_a_best_checkpoint_may_be_chosen_by_a_number_of_ones_own(make_choosing):
+def test_a_best_checkpoint_may_be_chosen_by_a_number_of_ones_own(make_choosing, tmp_path):
     def shortness(completions, **_):
         return {"shortness": -len(str(completions))}
 
     make_choosing(metric_for_best_model="shortness", eval_metrics=shortness).train()
-    with pytest.raises(ConfigError, match=r"ended, and the task's own"):
+    with pytest.raises(ConfigError, match=r"ended, and what `eval_metrics` adds"):
         make_choosing(metric_for_best_model="objective/score", eval_metrics=shortness)
+    choice = {"metric_for_best_model": "length", "eval_metrics": shortness}
+    unknown = make_choosing(tmp_path / "other", **choice)
+    with pytest.raises(ConfigError, match=r"'length', which this evaluation.*ended, shortness"):
+        unknown.train()
+
+
+def test_the_default_of_the_best_checkpoint(tmp_path):
+    def chosen(**options):
+        kept = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "use_cpu": True}
+        config = PPOConfig(str(tmp_path), bf16=False, **kept | options)
+        return config.metric_for_best_model, config.greater_is_better
+
+    assert chosen() == (None, None)
+    best = {"load_best_model_at_end": True}
+    assert chosen(**best) == ("objective/rlhf_reward", True)
+    assert chosen(save_strategy="best") == ("objective/rlhf_reward", True)
+    for schedule in ("reduce_lr_on_plateau", "greedy"):
+        assert chosen(lr_scheduler_type=schedule) == ("objective/rlhf_reward", True)
+    steered = {"kl_target": 2.0}  # β is not the same for all checkpoints
+    assert chosen(**best, **steered) == ("objective/scores", True)
+    assert chosen(**best, metric_for_best_model="eval_objective/kl")[1] is False
 
 
 def test_data_that_cannot_work_is_refused(ppo_roles, tokenizer, tmp_path):

@@ -5,12 +5,14 @@ beyond the matrix products, and two more in the backward pass. Here the low-rank
 accumulated into the output of the base's. The result is PEFT's, up to float rounding.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from toolkit.models.products import is_bare, linear, through
 
@@ -138,23 +140,41 @@ class _LoraProduct(torch.autograd.Function):
         return linear(x, weight, bias).addmm_(inner, high.t(), alpha=scale)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, low, high, inner = ctx.saved_tensors
         scale: float = ctx.scale
-        narrow = linear(grad, high.t()).mul_(scale)  # (n, r)
-        to_x = to_low = to_high = None
-        if ctx.needs_input_grad[0]:
+        narrow = narrowed(grad, high, scale)
+        wants_x, _, _, *wanted, _ = ctx.needs_input_grad
+        to_x = None
+        if wants_x:
             if _merging_pays(grad, weight.shape[0]):
                 to_x = linear(grad, torch.addmm(weight, high, low, alpha=scale).t())
             else:
                 to_x = linear(grad, weight.t()).addmm_(narrow, low)
-        if ctx.needs_input_grad[3]:
-            to_low = linear(narrow.t(), x.t())
-        if ctx.needs_input_grad[4]:
-            to_high = linear(inner.t(), grad.t()).t().mul_(scale)
+        to_low, to_high = adapter_gradients(x, inner, grad, narrow, scale, wanted)
         return to_x, None, None, to_low, to_high, None
+
+
+def narrowed(grad: Tensor, high: Tensor, scale: float) -> Tensor:
+    """The gradient `(n, r)` of what lies between A and B, from that of the layer's output `(n, out)`."""
+    return linear(grad, high.t()).mul_(scale)
+
+
+def adapter_gradients(
+    x: Tensor, inner: Tensor, grad: Tensor, narrow: Tensor, scale: float, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of A `(r, in)` and of B `(out, r)`, each where it is wanted.
+
+    Args:
+        x: `(n, in)`.
+        inner: `x A'`, `(n, r)`.
+        grad: of the output, `(n, out)`.
+        narrow: see `narrowed`.
+    """
+    to_low = linear(narrow.t(), x.t()) if wanted[0] else None
+    to_high = linear(inner.t(), grad.t()).t().mul_(scale) if wanted[1] else None
+    return to_low, to_high
 
 
 def _merging_pays(rows: Tensor, width: int) -> bool:

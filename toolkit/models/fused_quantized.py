@@ -11,22 +11,15 @@ import torch
 from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.tuners.lora import LoraLayer, bnb
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from toolkit.models.fused_lora import plain_adapter, product_precision
+from toolkit.models.fused_lora import (
+    adapter_gradients,
+    narrowed,
+    plain_adapter,
+    product_precision,
+)
 from toolkit.models.products import linear
-
-
-def quantized_or_none(
-    target: nn.Module, adapter_name: str, config: Any, **kwargs: Any
-) -> LoraLayer | None:
-    """PEFT's LoRA for a layer of 4 or 8 bit, taught the short way; None where the layer is neither."""
-    for dispatch, theirs, ours in KINDS:
-        made = dispatch(target, adapter_name, config, **kwargs)
-        if type(made) is theirs:
-            made.__class__ = ours
-        if made is not None:
-            return made
-    return None
 
 
 class _AddsShare:
@@ -70,31 +63,40 @@ class _Share(torch.autograd.Function):
         return torch.addmm(out, inner, high.t(), alpha=scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, low, high, inner = ctx.saved_tensors
-        narrow = linear(grad, high.t()).mul_(ctx.scale)  # (n, r)
-        _, wants_x, wants_low, wants_high, _ = ctx.needs_input_grad
-        return (
-            grad,
-            narrow @ low if wants_x else None,
-            linear(narrow.t(), x.t()) if wants_low else None,
-            linear(inner.t(), grad.t()).t().mul(ctx.scale) if wants_high else None,
-            None,
-        )
+        narrow = narrowed(grad, high, ctx.scale)
+        wants_x, *wanted = ctx.needs_input_grad[1:4]
+        to_x = narrow @ low if wants_x else None
+        return grad, to_x, *adapter_gradients(x, inner, grad, narrow, ctx.scale, wanted), None
 
 
-def _kinds() -> list[tuple[Any, type, type]]:
-    """How PEFT makes a layer, the layer's class, and ours over it; of what is installed here."""
-    found: list[tuple[Any, type, type]] = []
-    if is_bnb_4bit_available():
-        found.append((bnb.dispatch_bnb_4bit, bnb.Linear4bit, _short(bnb.Linear4bit)))
-    if is_bnb_available():
-        found.append((bnb.dispatch_bnb_8bit, bnb.Linear8bitLt, _short(bnb.Linear8bitLt)))
-    return found
+KINDS: list[tuple[Any, type, type]] = []  # how PEFT makes a layer, its class, ours over it
+
+if is_bnb_4bit_available():
+
+    class ShortLinear4bit(_AddsShare, bnb.Linear4bit):  # type: ignore[misc]
+        """PEFT's layer beside 4 bit."""
+
+    KINDS.append((bnb.dispatch_bnb_4bit, bnb.Linear4bit, ShortLinear4bit))
+
+if is_bnb_available():
+
+    class ShortLinear8bit(_AddsShare, bnb.Linear8bitLt):  # type: ignore[misc]
+        """PEFT's layer beside 8 bit."""
+
+    KINDS.append((bnb.dispatch_bnb_8bit, bnb.Linear8bitLt, ShortLinear8bit))
 
 
-def _short(theirs: type) -> type:
-    return type(f"Short{theirs.__name__}", (_AddsShare, theirs), {})
-
-
-KINDS = _kinds()
+def quantized_or_none(
+    target: nn.Module, adapter_name: str, config: Any, **kwargs: Any
+) -> LoraLayer | None:
+    """PEFT's LoRA for a layer of 4 or 8 bit, taught the short way; None where the layer is neither."""
+    for dispatch, theirs, ours in KINDS:
+        made = dispatch(target, adapter_name, config, **kwargs)
+        if type(made) is theirs:
+            made.__class__ = ours
+        if made is not None:
+            return made
+    return None

@@ -33,7 +33,7 @@ from toolkit.trainers.ema import PolicyEMA
 from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.minibatches import micro_batch
 from toolkit.trainers.ppo_checkpoints import PPOCheckpoints
-from toolkit.trainers.ppo_checks import check_ppo
+from toolkit.trainers.ppo_checks import check_ppo, require_best
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.ppo_rewards import EvalMetrics, RewardFunction
 from toolkit.trainers.prompts import RolloutSampler, encode_prompts, encode_texts
@@ -266,6 +266,8 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
                 row = {"step": self.state.global_step} | sample
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         _BaseTrainer.log(self, dict(metrics))
+        if self.is_in_train:
+            require_best(self.args, metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )

@@ -1,6 +1,6 @@
 """Whether roles, data and settings of a PPO run fit together, before anything is computed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -22,9 +22,9 @@ def check_ppo(
     *,
     more_metrics: bool,
 ) -> None:
-    """Whether an evaluation has `more_metrics` than its own is all that is known of them here.
+    """Raises: ConfigError for roles, data or settings that do not fit together.
 
-    Raises: ConfigError for roles, data or settings that do not fit together.
+    With `more_metrics` evaluations have numbers of the task's own, whose names show only then.
     """
     if roles.model is None or POLICY not in roles.model.peft_config or VALUE not in roles.heads:
         raise ConfigError(
@@ -75,8 +75,19 @@ def _check_best(args: PPOConfig, more_metrics: bool) -> None:
     name = (args.metric_for_best_model or "").removeprefix("eval_")
     own = name.startswith("objective/") or not more_metrics
     if name and own and name not in EVALUATED:
-        known = ", ".join(EVALUATED) + (", and the task's own" if more_metrics else "")
         raise ConfigError(
             f"`metric_for_best_model` is {args.metric_for_best_model!r}, which PPO's evaluation does "
-            f"not measure; it measures {known}"
+            f"not measure; it measures {', '.join(EVALUATED)}"
+            + (", and what `eval_metrics` adds" if more_metrics else "")
+        )
+
+
+def require_best(args: PPOConfig, metrics: Mapping[str, float]) -> None:
+    """Raises: ConfigError where an evaluation lacks the number by which checkpoints are chosen."""
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    if name and f"eval_{name}" not in metrics:
+        measured = ", ".join(key.removeprefix("eval_") for key in metrics)
+        raise ConfigError(
+            f"`metric_for_best_model` is {args.metric_for_best_model!r}, which this evaluation did not "
+            f"measure; it measured {measured}"
         )

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+from transformers import SchedulerType
+from transformers.trainer_utils import SaveStrategy
 from trl.trainer.base_config import _BaseConfig
 
 # names, their lower bound, whether it is excluded
@@ -35,7 +37,6 @@ BOUNDS: tuple[tuple[tuple[str, ...], float, bool], ...] = (
 EVALUATED = tuple(
     f"objective/{name}" for name in ("scores", "kl", "rlhf_reward", "length", "ended")
 )
-BEST_BY = "objective/rlhf_reward"  # the library's default is a loss, which this evaluation has not
 CHOICES = {
     "kl_estimator": ("k1", "k3"),
     "reward_aggregation": ("mean", "min", "mean_minus_std"),
@@ -147,8 +148,13 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         default=None,
         metadata={
             "help": "By what `load_best_model_at_end` chooses; default objective/rlhf_reward, the held-out "
-            "score less the KL penalty. Also a name of the task's own, such as gold/mean."
+            "score less the KL penalty, and with `kl_target` the score. Also a name of the task's own, "
+            "such as gold/mean."
         },
+    )
+    greater_is_better: bool | None = field(
+        default=None,
+        metadata={"help": "Whether more of that is better; default yes, but for a KL or a loss."},
     )
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Taken from the score of a completion that did not end."}
@@ -169,9 +175,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
-        steered = self.lr_scheduler_type in ("reduce_on_plateau", "greedy")
-        if self.metric_for_best_model is None and (self.load_best_model_at_end or steered):
-            self.metric_for_best_model = BEST_BY
+        self._choose_best_by()
         super().__post_init__()
         for names, low, strict in BOUNDS:
             for name in names:
@@ -200,6 +204,17 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
             self._check_steering()
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be false: prompts are no model inputs")
+
+    def _choose_best_by(self) -> None:
+        """The library's defaults are a loss, and the largest of whatever is named otherwise."""
+        plateau = SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY
+        chosen = self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST
+        if not self.metric_for_best_model and (chosen or self.lr_scheduler_type in plateau):
+            # a β that is steered differs from one checkpoint to the next
+            steered = self.kl_target is not None
+            self.metric_for_best_model = "objective/scores" if steered else "objective/rlhf_reward"
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("/kl"):
+            self.greater_is_better = False
 
     def _check_steering(self) -> None:
         """A steered β is multiplied: 0 would stay, and a horizon below a rollout's fifth turn its sign."""
