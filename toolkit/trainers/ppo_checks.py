@@ -72,7 +72,7 @@ def check_ppo(
 
 def _check_best(args: PPOConfig, more_metrics: bool) -> None:
     """A name that no evaluation has would end the run at the first one."""
-    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    name = _best_by(args)
     own = name.startswith("objective/") or not more_metrics
     if name and own and name not in EVALUATED:
         raise ConfigError(
@@ -84,10 +84,15 @@ def _check_best(args: PPOConfig, more_metrics: bool) -> None:
 
 def require_best(args: PPOConfig, metrics: Mapping[str, float]) -> None:
     """Raises: ConfigError where an evaluation lacks the number by which checkpoints are chosen."""
-    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    name = _best_by(args)
     if name and f"eval_{name}" not in metrics:
         measured = ", ".join(key.removeprefix("eval_") for key in metrics)
         raise ConfigError(
             f"`metric_for_best_model` is {args.metric_for_best_model!r}, which this evaluation did not "
             f"measure; it measured {measured}"
         )
+
+
+def _best_by(args: PPOConfig) -> str:
+    """The name without the prefix that may stand before it; empty where none is asked for."""
+    return (args.metric_for_best_model or "").removeprefix("eval_")

@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass, field
 
-from transformers import SchedulerType
-from transformers.trainer_utils import SaveStrategy
 from trl.trainer.base_config import _BaseConfig
 
 # names, their lower bound, whether it is excluded
@@ -207,9 +205,9 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
 
     def _choose_best_by(self) -> None:
         """The library's defaults are a loss, and the largest of whatever is named otherwise."""
-        plateau = SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY
-        chosen = self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST
-        if not self.metric_for_best_model and (chosen or self.lr_scheduler_type in plateau):
+        led = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        chosen = self.load_best_model_at_end or self.save_strategy == "best"
+        if not self.metric_for_best_model and (chosen or led):
             # a β that is steered differs from one checkpoint to the next
             steered = self.kl_target is not None
             self.metric_for_best_model = "objective/scores" if steered else "objective/rlhf_reward"
