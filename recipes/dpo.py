@@ -31,7 +31,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.models.start import trainable_policy
     from toolkit.preflight.report import preflight
     from toolkit.trainers.callbacks import RunCallback
-    from toolkit.trainers.checkpoints import interruptible
+    from toolkit.trainers.interruption import interruptible
     from toolkit.trainers.supervised import DPOTrainer
 
     parents = {"adapter": start.parent}

@@ -31,7 +31,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.models.ppo_roles import load_ppo_roles
     from toolkit.preflight.report import preflight
     from toolkit.trainers.callbacks import RunCallback
-    from toolkit.trainers.checkpoints import interruptible
+    from toolkit.trainers.interruption import interruptible
     from toolkit.trainers.ppo import PPOTrainer
     from toolkit.trainers.reward_functions import load_reward_functions
     from toolkit.trainers.watch import WatchCallback, warned

@@ -30,7 +30,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.models.peft_methods import build_peft_config
     from toolkit.preflight.report import preflight
     from toolkit.trainers.callbacks import RunCallback
-    from toolkit.trainers.checkpoints import interruptible
+    from toolkit.trainers.interruption import interruptible
     from toolkit.trainers.rank_allocation import RankAllocation
     from toolkit.trainers.supervised import SFTTrainer
 

@@ -16,7 +16,8 @@ from toolkit.errors import CheckpointError, DivergedError, Interrupted
 from toolkit.models import adapters
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import Run
-from toolkit.trainers.checkpoints import INCOMING, interruptible
+from toolkit.trainers.checkpoints import INCOMING
+from toolkit.trainers.interruption import interruptible
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 

@@ -1,28 +1,17 @@
-"""Checkpoints that are whole or not there, and runs that a signal interrupts without loss."""
+"""Checkpoints that are whole or not there."""
 
 import json
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
+from toolkit.errors import CheckpointError, ConfigError, DivergedError
 from toolkit.models.fingerprint import save_fingerprint
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import checkpoints, step_of, write_json
@@ -245,63 +234,6 @@ def _sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-class _StopCallback(TrainerCallback):  # type: ignore[misc]
-    """Ends the training after what is being done, with a checkpoint, once `signal` is set."""
-
-    signal: int | None = None
-
-    def _ask(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.signal is not None:
-            control.should_save = control.should_training_stop = True
-
-    # a step, its log or its evaluation: a checkpoint of the step is still to come
-    on_step_end = on_log = on_evaluate = _ask
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """The checkpoint is there."""
-        if self.signal is not None:
-            control.should_training_stop = True
-
-
-@contextmanager
-def interruptible(trainer: Trainer) -> Iterator[None]:
-    """While the body trains, Ctrl-C and SIGTERM end it after the current step, with a checkpoint.
-
-    A second signal ends it at once. Only in the main thread; elsewhere signals are not ours.
-
-    Raises: Interrupted after the body, if it was, and if steps are left.
-    """
-    stop = _StopCallback()
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if stop.signal is not None:
-            raise KeyboardInterrupt
-        stop.signal = number
-        print("stopping after this step, with a checkpoint; once more to stop at once", flush=True)
-
-    trainer.add_callback(stop)
-    ours = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if ours else ()
-    before = {n: signal.signal(n, receive) for n in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stop.signal is None or trainer.state.global_step >= trainer.state.max_steps:
-        return
-    name, step = signal.Signals(stop.signal).name, trainer.state.global_step
-    found = last_checkpoint(str(trainer.args.output_dir), True)
-    kept = f"{found} is whole, continue with --resume_from_checkpoint true"
-    raise Interrupted(
-        f"{name} at step {step}; {kept if found else 'there is no checkpoint'}", stop.signal
-    )
 
 
 def read_state(file: Path) -> dict[str, Any]:

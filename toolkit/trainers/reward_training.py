@@ -14,7 +14,7 @@ from toolkit.arguments import RewardArguments
 from toolkit.models.generation import Prompt
 from toolkit.models.heads import ScalarHead
 from toolkit.trainers.callbacks import RunCallback
-from toolkit.trainers.checkpoints import interruptible
+from toolkit.trainers.interruption import interruptible
 from toolkit.trainers.ranking import RankingCollator, RankingTrainer, group_comparisons
 from toolkit.trainers.reward import (
     detach,
