@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from toolkit.errors import DivergedError
 from toolkit.models.heads import ScalarHead
@@ -65,7 +65,7 @@ def decode(
     ids, attention = (t.to(device) for t in pad_left([list(p) for p in distinct], pad_id))
     hidden = read(causal, ids, attention, cache)
     if len(distinct) < len(prompts):
-        cache.batch_select_indices(of_row)
+        keep_rows(cache, of_row)
     hidden, attention = hidden[of_row], attention[of_row]
     shape, rows = (len(prompts), max_new_tokens), torch.arange(len(prompts), device=device)
     tokens = torch.full(shape, pad_id, device=device)
@@ -86,7 +86,7 @@ def decode(
             break
         if left <= (1 - LEAVE_AT) * len(going):
             stay = going.nonzero().flatten()
-            cache.batch_select_indices(stay)
+            keep_rows(cache, stay)
             rows, token, attention, going = rows[stay], token[stay], attention[stay], going[stay]
         attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
         hidden = read(causal, token.unsqueeze(1), attention, cache)
@@ -211,6 +211,19 @@ def growing_cache(causal: Any) -> DynamicCache:
     cache = DynamicCache(config=causal.config.get_text_config())
     cache.layers = [GrowingLayer() if type(c) is DynamicLayer else c for c in cache.layers]
     return cache
+
+
+def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep some rows of a cache, in this order; a row may be kept twice.
+
+    The library selects rows of keys and values alone: the states of linear attention it can reorder,
+    which comes to the same.
+    """
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionLayer):
+            layer.reorder_cache(rows)
+        else:
+            layer.batch_select_indices(rows)
 
 
 def pad_left(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ attention a token's state goes nowhere but to the head, which in PPO reads compl
 prompts, and in a reward model one token per row.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 def last_mlp_only_at(causal: Any, places: Tensor) -> Iterator[None]:
     """Inside the block, other tokens skip the last `mlp`; their final states mean nothing.
 
-    A model whose last layer has no part of that name runs whole, and so does one that will compute
-    its layers again in the backward pass, which comes after the block.
+    A model whose last layer has no part of that name, or one that takes more than states, runs whole,
+    and so does one that will compute its layers again in the backward pass, which comes after the
+    block.
 
     Args:
         causal: a causal language model.
@@ -56,5 +58,10 @@ def _last_mlp(causal: Any) -> nn.Module | None:
     for child in causal.base_model.modules():
         if isinstance(child, nn.ModuleList) and len(child) == count:
             found = getattr(child[-1], "mlp", None)
-            return found if isinstance(found, nn.Module) else None
+            return found if isinstance(found, nn.Module) and _takes_states_alone(found) else None
     return None
+
+
+def _takes_states_alone(part: nn.Module) -> bool:
+    """Not Bloom's, which is given the residual too, and would add it to fewer tokens."""
+    return len(inspect.signature(part.forward).parameters) == 1

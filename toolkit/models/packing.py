@@ -39,7 +39,10 @@ def may_join(causal: Any) -> bool:
 
 
 def _heeds_positions(trunk: Any) -> bool:
-    """Not Bart's family, which takes what it does not know, and counts positions itself."""
+    """Not Bart's family, which takes what it does not know, and counts positions itself; nor Falcon with
+    ALiBi, which makes its positions of the mask."""
+    if getattr(trunk.config.get_text_config(), "alibi", False):
+        return False
     return "position_ids" in inspect.signature(trunk.forward).parameters
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import ParamWrapper
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -145,8 +146,9 @@ class Roles:
             name not in self.inserted
             and self._switch.plain
             and not any(
-                name in getattr(layer, "lora_variant", ())
-                for layer in self._switch.layers  # such as DoRA
+                name in getattr(layer, "lora_variant", ())  # such as DoRA
+                or (isinstance(layer, ParamWrapper) and name in layer.lora_A)  # on experts
+                for layer in self._switch.layers
             )
         )
 

@@ -54,6 +54,11 @@ def check_ppo(
             f"the dataset has a column `{taken[0]}`, which is what a reward function gets by that "
             "name from the rollout: rename the column"
         )
+    if args.neftune_noise_alpha:
+        raise ConfigError(
+            f"`neftune_noise_alpha` is {args.neftune_noise_alpha}: updates would read noisy embeddings "
+            "and rollouts clean ones, so that the ratio is never 1; leave it out"
+        )
     if args.fp16 and args.target_kl is not None:
         raise ConfigError(
             "`target_kl` skips updates, and fp16's scaling of gradients needs every one: use bf16, "

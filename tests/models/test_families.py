@@ -1,0 +1,143 @@
+"""What some families of models do in a way of their own, against the models themselves."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    FalconConfig,
+    FalconH1Config,
+    Gemma2Config,
+    GraniteConfig,
+    HyperCLOVAXConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MixtralConfig,
+    ModernBertDecoderConfig,
+    MptConfig,
+    OPTConfig,
+    Qwen3_5TextConfig,
+    RecurrentGemmaConfig,
+)
+
+from toolkit.errors import ConfigError
+from toolkit.models.decoding import decode
+from toolkit.models.dropout import disable_dropout
+from toolkit.models.passes import collate, completion_logprobs
+from toolkit.models.roles import POLICY, Roles
+from toolkit.models.token_logprobs import require_known_head
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+OLD = {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+ALIBI = {"num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True}
+OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+HYBRIDS = {  # with layers whose state is not one of keys and values
+    "qwen3.5": Qwen3_5TextConfig(**SHAPE | {"num_hidden_layers": 4}, **LINEAR, head_dim=8),
+    "lfm2": Lfm2Config(**SHAPE, full_attn_idxs=[1], block_auto_adjust_ff_dim=False),
+    "falcon-h1": FalconH1Config(
+        **SHAPE, **MAMBA, mamba_chunk_size=8, mamba_n_groups=1, lm_head_multiplier=0.3
+    ),
+}
+CONFIGS = HYBRIDS | {
+    "llama": LlamaConfig(**SHAPE),
+    "gemma2": Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=3.0),
+    "granite": GraniteConfig(**SHAPE, logits_scaling=3.0),
+    "hyperclovax": HyperCLOVAXConfig(**SHAPE, logits_scaling=0.3),
+    "cohere": CohereConfig(**SHAPE, logit_scale=0.3),
+    "recurrent_gemma": RecurrentGemmaConfig(**SHAPE, head_dim=8, logits_soft_cap=3.0),
+    "mpt": MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4, logit_scale=0.3),
+    "bloom": BloomConfig(**OLD),
+    "falcon-alibi": FalconConfig(vocab_size=64, hidden_size=32, **ALIBI),
+}
+
+
+def random_model(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(3)  # so that logits are far from equal
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_familys_head_says_what_the_model_says(name):
+    require_known_head(random_model(CONFIGS[name]))
+
+
+def test_a_model_that_does_more_to_its_states_than_is_known_is_refused():
+    model = random_model(ModernBertDecoderConfig(**SHAPE, sep_token_id=1, cls_token_id=1))
+    with pytest.raises(ConfigError, match="ModernBertDecoderForCausalLM makes its logits in a way"):
+        require_known_head(model)
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon-alibi", "hyperclovax", "mpt"])
+def test_logprobs_of_unequal_rows_are_those_of_each_row_alone(name):
+    model = random_model(CONFIGS[name])
+    rows = [([5, 6, 7], [8, 9]), ([11], [12, 13, 14, 15])]
+    found, _ = completion_logprobs(model, collate(*zip(*rows, strict=True), 0), temperature=1.0)
+    for (prompt, completion), ours in zip(rows, found, strict=True):
+        ids = torch.tensor([prompt + completion])
+        said = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        wanted = said[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion)[:, None])[:, 0]
+        torch.testing.assert_close(ours[: len(completion)], wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_rows_leave_and_repeat_with_the_states_of_linear_attention(name):
+    model = random_model(CONFIGS[name])
+    rows = [[5, 6, 7, 8], [11, 12, 13, 14], [5, 6, 7, 8], [20, 21, 22, 23]]
+    settings = {"max_new_tokens": 12, "temperature": 0, "pad_id": 0}
+    alone = [decode(model, [row], stop=[], **settings).completions[0] for row in rows]
+    stop = [alone[1][3]]  # so that one leaves early
+    wanted = [said[: said.index(stop[0]) + 1] if stop[0] in said else said for said in alone]
+    assert len({*map(len, wanted)}) > 1
+    assert decode(model, rows, stop=stop, **settings).completions == wanted
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FalconConfig(
+            vocab_size=64, hidden_size=32, hidden_dropout=0.5, attention_dropout=0.5, **ALIBI
+        ),
+        OPTConfig(**{k: v for k, v in SHAPE.items() if "key" not in k}, **OPT, layerdrop=0.5),
+        MixtralConfig(**SHAPE, num_local_experts=4, router_jitter_noise=0.5),
+    ],
+    ids=["falcon", "opt", "mixtral"],
+)
+def test_without_dropout_a_model_says_the_same_in_training(config):
+    model = random_model(config)
+    ids = torch.randint(1, 64, (4, 12))
+    calm = model(input_ids=ids, use_cache=False).logits
+    model.train()
+    disable_dropout(model)
+    for _ in range(3):
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, calm)
+
+
+def test_an_adapter_on_experts_shares_no_batch_with_others():
+    """PEFT has no rows of several adapters for it, and would say so in the middle of an answer."""
+    roles = Roles(random_model(MixtralConfig(**SHAPE, num_local_experts=4)), {})
+    experts = ["mlp.experts.gate_up_proj"]
+    roles.create(POLICY, LoraConfig(r=2, target_modules=["q_proj"], target_parameters=experts))
+    roles.create("attention", LoraConfig(r=2, target_modules=["q_proj"]))
+    assert not roles.mixes(POLICY)
+    assert roles.mixes("attention") and roles.mixes(None)
