@@ -1,5 +1,6 @@
 """What the docs point to exists, and what there is stands in the docs."""
 
+import dataclasses
 import re
 
 from tests.conftest import ROOT
@@ -33,3 +34,43 @@ def test_every_rate_is_explained():
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     for name in RATES:
         assert f"`rates.{name}`" in text, name
+
+
+# of TRL 1.12's PPOConfig, what it has itself or with a default of its own; what it only computes is left out
+OLD_OPTIONS = {
+    "learning_rate": 3e-6,
+    "adam_epsilon": 1e-8,
+    "gradient_checkpointing": True,
+    "dataset_num_proc": None,
+    "num_mini_batches": 1,
+    "total_episodes": None,
+    "local_rollout_forward_batch_size": 64,
+    "num_sample_generations": 10,
+    "response_length": 53,
+    "stop_token": None,
+    "stop_token_id": None,
+    "temperature": 0.7,
+    "missing_eos_penalty": None,
+    "sft_model_path": "EleutherAI/pythia-160m",
+    "reward_model_path": "EleutherAI/pythia-160m",
+    "model_adapter_name": None,
+    "ref_adapter_name": None,
+    "num_ppo_epochs": 4,
+    "whiten_rewards": False,
+    "kl_coef": 0.05,
+    "kl_estimator": "k1",
+    "cliprange": 0.2,
+    "vf_coef": 0.1,
+    "cliprange_value": 0.2,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "ds3_gather_for_generation": True,
+}
+
+
+def test_an_option_of_the_old_trainer_means_the_same_or_stands_in_the_readmes_table():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.split("## From `trl.experimental.ppo` to here", 1)[1].split("\n## ", 1)[0]
+    ours = {field.name: field.default for field in dataclasses.fields(PPOConfig)}
+    for name, default in OLD_OPTIONS.items():
+        assert ours.get(name, "none") == default or f"`{name}`" in table, name

@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
-from toolkit.models.roles import POLICY, VALUE, Roles
+from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles
 from toolkit.rl.rollout import Experience
 from toolkit.runs import write_json
 from toolkit.trainers.checkpoints import WholeCheckpoints, read_state
@@ -21,7 +22,7 @@ from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.ppo_config import PPOConfig
 
 EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
-# what decides which rows an update gets, and what they are worth
+# what decides which rows an update gets, what they are worth, and how far it goes
 SAME_ON_RESUME = (
     "seed",
     "per_device_train_batch_size",
@@ -35,6 +36,24 @@ SAME_ON_RESUME = (
     "kl_coef",
     "kl_estimator",
     "kl_target",
+    "kl_horizon",
+    "target_kl",
+    "gamma",
+    "lam",
+    "whiten_rewards",
+    "reward_clip",
+    "reward_weights",
+    "reward_aggregation",
+    "reward_std_coef",
+    "missing_eos_penalty",
+    "length_penalty",
+    "cliprange",
+    "cliprange_value",
+    "vf_coef",
+    "ent_coef",
+    "ptx_coef",
+    "ema_decay",
+    "learning_rate",
 )
 
 
@@ -81,10 +100,11 @@ class PPOCheckpoints(WholeCheckpoints):
                 f"{checkpoint}: {EXPERIENCE_FILE} is missing, so it cannot be resumed"
             )
         for name, before in read_state(checkpoint / STATE_FILE)["settings"].items():
-            if self._settings[name] != before:
+            now = self._settings.get(name)
+            if now != before:
                 raise CheckpointError(
-                    f"{checkpoint}: it was made with `{name}` {before}, this run has "
-                    f"{self._settings[name]}; a run goes on with the settings and data it began with"
+                    f"{checkpoint}: it was made with `{name}` {before}, this run has {now}; a run goes on "
+                    "with the settings and data it began with"
                 )
         super()._check_fits(checkpoint)
 
@@ -106,12 +126,24 @@ class PPOCheckpoints(WholeCheckpoints):
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        """What must be the same in a run that goes on: options, and the prompts by a hash of their ids."""
+        """What must be the same in a run that goes on: options, the prompts by a hash of their ids, and
+        what is compared with and what rewards by hashes of their weights."""
         digest = hashlib.sha256()
         for ids in self.train_dataset["prompt_ids"]:
             digest.update(repr(list(ids)).encode())
         prompts = f"{len(self.train_dataset)} ({digest.hexdigest()[:12]})"
-        return {name: getattr(self.args, name) for name in SAME_ON_RESUME} | {"prompts": prompts}
+        frozen = {f"weights of {n}": self._hash(n) for n in (REFERENCE, *self.roles.rewards)}
+        options = {name: getattr(self.args, name) for name in SAME_ON_RESUME}
+        return options | {"prompts": prompts} | frozen
+
+    def _hash(self, role: str) -> str | None:
+        """Of a role's weights, adapter and head; None where it has none."""
+        digest, found = hashlib.sha256(), False
+        for name, parameter in self.roles.model.named_parameters():  # type: ignore[union-attr]
+            if f".{role}." in f".{name}.":
+                found = True
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:12] if found else None
 
     def _averaged(self) -> AbstractContextManager[None]:
         """The policy as its average inside, if there is one."""
