@@ -20,7 +20,8 @@ MOMENTS = 10 if os.environ.get("TOOLKIT_SOAK") else 2
 STEPS, SAVED, FILES = 16, 3, 14  # files of a checkpoint, about
 
 
-def command(folder, base, sft, reward, *more):
+def command(folder, base, sft, reward, *more, **changes):
+    """A run's words; what is changed to None is left out."""
     options = {
         "model_name_or_path": base,
         "parent": sft,
@@ -48,7 +49,9 @@ def command(folder, base, sft, reward, *more):
         "ptx_batch_size": 4,
     }
     words = [sys.executable, "recipes/ppo.py", "--config", "recipes/configs/world/ppo.yaml"]
-    for name, value in options.items():
+    for name, value in (options | changes).items():
+        if value is None:
+            continue
         words += [f"--{name}", str(value)]
     return [*words, "--reward_model", str(reward), str(reward), *more]  # an ensemble of two
 
