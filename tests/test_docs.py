@@ -36,7 +36,7 @@ def test_every_rate_is_explained():
         assert f"`rates.{name}`" in text, name
 
 
-# of TRL 1.12's PPOConfig, what it has itself or with a default of its own; what it only computes is left out
+# of TRL 1.12's PPOConfig: its own, and those with a default of its own; not what it computes
 OLD_OPTIONS = {
     "learning_rate": 3e-6,
     "adam_epsilon": 1e-8,
