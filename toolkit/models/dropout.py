@@ -19,7 +19,7 @@ def disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
         _to_zero(module)
         config = vars(module).get("config")
-        if config is not None and not isinstance(config, dict):
+        if hasattr(config, "__dict__"):
             _to_zero(config)
 
 
