@@ -52,7 +52,6 @@ SAME_ON_RESUME = (
     "vf_coef",
     "ent_coef",
     "ptx_coef",
-    "ema_decay",
     "learning_rate",
 )
 
