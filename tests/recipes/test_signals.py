@@ -1,12 +1,13 @@
 """Ctrl-C and SIGTERM as a user meets them: exit status, a whole checkpoint, and how it goes on.
 
-The reward function of the runs waits in the second rollout, after the first steps, until a file is
-there: what a signal meets does not depend on how fast this machine is.
+The reward function of the runs waits in a process's second rollout, after its first step, until a
+file is there: what a signal meets does not depend on how fast this machine is.
 """
 
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def brief(completions, **columns):
     return [-float(len(c[0]["content"] if isinstance(c, list) else c)) for c in completions]
 """
 SETTINGS = {
-    "total_episodes": 12,
+    "total_episodes": 20,  # five steps, each of a rollout of its own
     "num_ppo_epochs": 1,
     "logging_steps": 1,
     "save_strategy": "no",
@@ -74,22 +75,22 @@ class Runs:
         (self.place / "go").touch()
         run([*self.command(name), *more])
 
-    def start(self, name):
+    @contextmanager
+    def waiting(self, name, *more):
         """A run that waits in its second rollout; its first step is done."""
         for left in ("go", "called-1", "called-2"):
             (self.place / left).unlink(missing_ok=True)
         self.said = self.place / f"{name}.log"
         with self.said.open("wb") as log:
             process = subprocess.Popen(
-                self.command(name), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+                [*self.command(name), *more], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
             )
         try:
             until((self.place / "called-2").exists, process)
-        except BaseException:
+            yield process
+        finally:
             process.kill()
             process.wait()
-            raise
-        return process
 
     def signalled(self, process, number):
         """Send a signal; until the run has said that it was received."""
@@ -110,43 +111,37 @@ def runs(tiny_base, sft_run, reward_run, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_and_sigterm_exit_130_and_143_and_resume_to_the_uninterrupted_run(runs):
+    """One run that is interrupted twice, at its second step and at its fourth."""
     runs.to_the_end("whole")
-    whole = runs.adapter("whole")
-    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        process = runs.start(number.name)
-        try:
-            steps = [row["step"] for row in Run.load(runs.place / number.name).metrics()]
-            assert steps, "a step was done before the signal"
+    folder, resume = runs.place / "stopped", ()
+    for number, status, step in ((signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 4)):
+        with runs.waiting("stopped", *resume) as process:
+            assert [row["step"] for row in Run.load(folder).metrics()] == list(range(1, step))
             runs.signalled(process, number)
             (runs.place / "go").touch()
             assert process.wait(PATIENCE) == status, runs.text()[-2000:]
-        finally:
-            process.kill()
-            process.wait()
-        folder = runs.place / number.name
-        last = f"checkpoint-{steps[-1] + 1}"  # of the step that was being done
-        assert [f.name for f in checkpoints(folder)] == [last]
-        assert f"{number.name} at step {steps[-1] + 1}; {folder / last} is whole" in runs.text()
-        assert Run.load(folder).state == "failed"
+        last = folder / f"checkpoint-{step}"  # of the step that was being done
+        assert checkpoints(folder)[-1] == last
+        assert f"{number.name} at step {step}; {last} is whole" in runs.text()
+        stopped = Run.load(folder)
+        assert stopped.state == "failed"
+        assert f"Interrupted: {number.name} at step {step}; {last} is whole" in stopped.error
         assert not (folder / "adapter_model.safetensors").exists()
-        runs.to_the_end(number.name, "--resume_from_checkpoint", "true")
-        assert Run.load(folder).state == "finished"
-        found = runs.adapter(number.name)
-        assert found.keys() == whole.keys()
-        for name, tensor in whole.items():
-            assert torch.equal(found[name], tensor), (number.name, name)
+        resume = ("--resume_from_checkpoint", "true")
+    runs.to_the_end("stopped", *resume)
+    assert Run.load(folder).state == "finished"
+    whole, found = runs.adapter("whole"), runs.adapter("stopped")
+    assert found.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(found[name], tensor), name
 
 
 @pytest.mark.slow
 def test_a_second_signal_ends_a_run_at_once_without_waiting_for_its_step(runs):
-    process = runs.start("twice")
-    try:
+    with runs.waiting("twice") as process:
         runs.signalled(process, signal.SIGTERM)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) in (130, -signal.SIGINT), runs.text()[-2000:]  # nobody said "go"
-    finally:
-        process.kill()
-        process.wait()
+        assert process.wait(PATIENCE) == -signal.SIGINT, runs.text()[-2000:]  # nobody said "go"
     assert checkpoints(runs.place / "twice") == []
     assert Run.load(runs.place / "twice").state == "failed"

@@ -25,13 +25,14 @@ BASES = {
 # from 1, and half the mean square of its logarithm from 0
 NEAR = {
     "float32": (1e-4, 1e-6),
-    "bfloat16": (0.01, 2e-3),
-    "8bit": (0.02, 0.02),
-    "4bit": (0.01, 2e-3),
+    "bfloat16": (2e-3, 1e-4),
+    "8bit": (5e-3, 5e-3),  # outliers are cut out per batch: another batch rounds otherwise
+    "4bit": (2e-3, 1e-4),
 }
 # a last layer that reads fewer tokens without checkpointing may sum in another order
 ROUNDS = {"float32": 1e-5, "bfloat16": 2**-8, "8bit": 2**-8, "4bit": 2**-8}
-GRID = [(k, b) for k in KINDS for b in BASES if (k, b) != ("use_dora", "8bit")]  # PEFT cannot
+# DoRA reads the base's weights, and on a CPU PEFT loses the scales of 8 bits while it does so
+GRID = [(k, b) for k in KINDS for b in BASES if (k, b) != ("use_dora", "8bit")]
 
 
 @pytest.fixture
