@@ -52,7 +52,7 @@ def samples(folder):
     return [json.loads(row) for row in (folder / "samples.jsonl").read_text().splitlines()]
 
 
-def test_the_five_numbers_are_means_over_the_held_out_rows(trainer, monkeypatch, tmp_path):
+def test_the_five_numbers_are_means_over_the_held_out_rows(trainer, monkeypatch):
     kept = keep_rollouts(monkeypatch)
     metrics = trainer.evaluate()
     (found,) = kept
