@@ -64,7 +64,7 @@ def main(script, training, model, mixture, start) -> Run:
             processing_class=tokenizer,
             train_dataset=rows,
             eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
-            callbacks=[RunCallback()],
+            callbacks=[RunCallback(run)],
         )
         trainer.base_fingerprint = run.base
         preflight(

@@ -102,6 +102,7 @@ def main(args, model) -> Run:
         report = build(evaluation, reward_model=section, timings_s=timings)
         trained = [r for r in sources.values() if r.recipe == "ppo"]
         curves = trained[0].metrics() if trained else []
+        run.begin()
         write(run.path, report, examples=examples(evaluation, 8), training=curves)
         (run.path / "report.txt").write_text(to_text(report), encoding="utf-8")
         print(to_text(report))

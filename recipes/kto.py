@@ -61,7 +61,7 @@ def main(script, training, model, mixture, start) -> Run:
             # which must not be another one to the same prompt
             train_dataset=splits["train"].shuffle(seed=training.seed),
             eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
-            callbacks=[RunCallback()],
+            callbacks=[RunCallback(run)],
         )
         trainer.base_fingerprint = run.base
         preflight("kto", configs, tokenizer, trainer.train_dataset, trainer.data_collator)

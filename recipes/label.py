@@ -73,6 +73,7 @@ def main(labels, model) -> Run:
                 ranks = rank(rng.choice(labelers), question, different, rng)
                 rows += preferences(question, different, ranks, number)
             rng.shuffle(rows)  # the first rows shall be of all prompts; `group_id` finds them again
+            run.begin()
             with (run.path / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             results[f"{split}_pairs"] = len(rows)

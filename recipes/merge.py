@@ -51,6 +51,7 @@ def main(merge, model) -> Run:
         merged = merge_into_base(adapted, dtype=getattr(torch, model.dtype))
         difference = (probe_logits(merged, tokenizer) - before).abs().max().item()
         print(f"merged in {model.dtype}: no logit differs by more than {difference:.2g}")
+        run.begin()
         merged.save_pretrained(run.path)
         tokenizer.save_pretrained(run.path)
         return run.finish(largest_logit_difference=difference)

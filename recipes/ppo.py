@@ -68,7 +68,7 @@ def main(script, training, model, mixture, start) -> Run:
             reward_funcs=functions,
             ptx_texts=pretraining_texts(start.ptx_texts, tokenizer),
             eval_metrics=None if held_out is None else gold_monitor(held_out["prompt"]),
-            callbacks=[WatchCallback(), RunCallback()],
+            callbacks=[WatchCallback(), RunCallback(run)],
         )
         preflight("ppo", configs, tokenizer, trainer.train_dataset, ptx=trainer.updater.ptx)
         with interruptible(trainer):

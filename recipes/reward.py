@@ -20,7 +20,7 @@ from toolkit.command_line import run_cli
 from toolkit.data.demonstrations import load_demonstrations
 from toolkit.data.loading import load_splits
 from toolkit.preflight.opening import opening, require_test_split
-from toolkit.resuming import last_checkpoint
+from toolkit.resuming import asked, last_checkpoint
 from toolkit.runs import ENSEMBLE, Run, is_finished
 
 JUDGING = "judging"  # of a finished run's results, until its report is there
@@ -30,6 +30,7 @@ def main(script, training, model, mixture, start) -> Run:
     configs = (script, training, model, mixture, start)
     resume = opening("reward", configs)
     single = start.ensemble == 1
+    members_stay = not single and asked(training.resume_from_checkpoint)
 
     from transformers import set_seed
 
@@ -45,7 +46,7 @@ def main(script, training, model, mixture, start) -> Run:
         recipe="reward" if single else ENSEMBLE,
         configs=configs,
         parents={"adapter": start.parent},
-        resume=resume,
+        resume=training.output_dir if members_stay else resume,
     ) as run:
         set_seed(training.seed)
         splits = load_splits(
@@ -74,7 +75,7 @@ def main(script, training, model, mixture, start) -> Run:
         member = Member(base, tokenizer, run.base, model, most_tokens=tokens)
         if not single:
             return run.finish(**_train_members(run, member, data, configs))
-        notes = member.train(data, training, start, resume=resume)
+        notes = member.train(data, training, start, run=run, resume=resume)
         _finish_unjudged(run, notes, data)
     return _judge(Remembered(member.score), data, member, run)
 
@@ -87,16 +88,17 @@ def _train_members(run, member, data, configs):
     from toolkit.evaluation.reward_report import write_reward_report
 
     training, start = configs[1], configs[4]
+    goes_on = asked(training.resume_from_checkpoint)
+    run.begin()
     members = []
     for number in range(start.ensemble):
         own = copy.copy(training)
         own.output_dir, own.seed = str(run.path / f"member-{number}"), training.seed + number
-        wanted = bool(training.resume_from_checkpoint)
-        if wanted and is_finished(own.output_dir):
+        if goes_on and is_finished(own.output_dir):
             member.restore(Path(own.output_dir))
             part = Run.load(own.output_dir)
         else:
-            resume = last_checkpoint(own.output_dir, wanted)
+            resume = last_checkpoint(own.output_dir, goes_on)
             with Run.start(
                 own.output_dir,
                 recipe="reward",
@@ -107,7 +109,8 @@ def _train_members(run, member, data, configs):
                 part.base = run.base
                 if number:  # the first is what the recipe makes without an ensemble
                     set_seed(own.seed)
-                _finish_unjudged(part, member.train(data, own, start, resume=resume), data)
+                notes = member.train(data, own, start, run=part, resume=resume)
+                _finish_unjudged(part, notes, data)
         members.append(Remembered(member.score))
         if JUDGING in part.results or not data.judged:
             _judge(members[-1], data, member, part)

@@ -64,7 +64,10 @@ def main(script, training, model, mixture, start) -> Run:
             ),
             train_dataset=rows,
             eval_dataset=splits.get("test"),
-            callbacks=[RunCallback(), *([RankAllocation()] if model.method == "adalora" else [])],
+            callbacks=[
+                RunCallback(run),
+                *([RankAllocation()] if model.method == "adalora" else []),
+            ],
         )
         trainer.base_fingerprint = run.base
         trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)

@@ -133,8 +133,47 @@ def test_checkpoints_of_a_finished_run_do_not_reach_the_next(tmp_path):
     Run.start(tmp_path, recipe="sft", resume=str(tmp_path / "checkpoint-9"))
     assert last_checkpoint(tmp_path, True).endswith("checkpoint-9")
     Run.load(tmp_path).finish()
-    Run.start(tmp_path, recipe="sft")
+    Run.start(tmp_path, recipe="sft").begin()
     assert last_checkpoint(tmp_path, True) is None
+    assert Run.load(tmp_path).state == "running"
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_finished_run_stays_until_the_next_begins(tmp_path, capsys, resumes):
+    """What fails while data and models are loaded costs nothing."""
+    Run.start(tmp_path, recipe="sft").finish(steps=9)
+    place = checkpoint(tmp_path, 9)
+    (tmp_path / "member-1").mkdir()
+    Run.start(tmp_path / "member-1", recipe="reward").finish()
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "adapter_config.json").write_text("{}")
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    resume = str(place) if resumes else None
+    with (
+        pytest.raises(ZeroDivisionError),
+        Run.start(tmp_path, recipe="sft", resume=resume),
+    ):
+        _ = 1 / 0
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    assert "the finished sft run is as it was" in capsys.readouterr().out
+    run = Run.start(tmp_path, recipe="ppo", resume=resume)
+    run.begin()
+    assert Run.load(tmp_path).state == "running"
+    assert ("replaces the finished sft run of" in capsys.readouterr().out) is not resumes
+    kept = [(tmp_path / name).exists() for name in ("checkpoint-9", "member-1", "last")]
+    assert kept == [resumes] * 3
+    run.begin()
+    assert capsys.readouterr().out == ""
+    run.fail(RuntimeError("out of memory"))
+    assert (Run.load(tmp_path).state, Run.load(tmp_path).recipe) == ("failed", "ppo")
+
+
+def test_members_that_did_not_finish_are_not_thrown_away(tmp_path):
+    Run.start(tmp_path, recipe="reward_ensemble").finish()
+    Run.start(tmp_path / "member-3", recipe="reward").fail(RuntimeError("out of memory"))
+    checkpoint(tmp_path / "member-3", 9)
+    Run.start(tmp_path, recipe="reward_ensemble").begin()
+    assert last_checkpoint(tmp_path / "member-3", True).endswith("checkpoint-9")
 
 
 def test_checkpoints_of_an_unfinished_run_are_not_thrown_away(tmp_path):

@@ -5,7 +5,13 @@ import os
 from pathlib import Path
 
 from toolkit.errors import CheckpointError
-from toolkit.runs import ADAPTER_FILES, checkpoints
+from toolkit.leftovers import checkpoints
+from toolkit.runs import ADAPTER_FILES
+
+
+def asked(wanted: str | bool | None) -> bool:
+    """Whether `resume_from_checkpoint`, as the user wrote it, asks to go on from something."""
+    return bool(wanted) and str(wanted).lower() != "false"
 
 
 def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> str | None:
@@ -18,7 +24,7 @@ def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> s
 
     Raises: CheckpointError where a named checkpoint is missing or incomplete.
     """
-    if not wanted or str(wanted).lower() == "false":
+    if not asked(wanted):
         return None
     if str(wanted).lower() != "true":
         reason = _incomplete(Path(str(wanted)))

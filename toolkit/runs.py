@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,13 +12,13 @@ from typing import IO, Any
 
 from toolkit.errors import CheckpointError
 from toolkit.integrity import hashes
+from toolkit.leftovers import clear, refuse_unfinished
 from toolkit.locking import LOCK, own
 from toolkit.provenance import commit, plain, versions
 
 SCHEMA = 1
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of their own inside
 MANIFEST = "run.json"
-NOT_WRITTEN = {"path", "_lock"}  # fields of a run that its manifest leaves out
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
 
@@ -48,6 +47,8 @@ class Run:
     weights: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     _lock: IO[str] | None = field(default=None, repr=False, compare=False)
+    _replaced: "Run | None" = field(default=None, repr=False, compare=False)  # until `begin`
+    _fresh: bool = field(default=False, repr=False, compare=False)  # likewise
 
     @classmethod
     def start(
@@ -61,18 +62,18 @@ class Run:
     ) -> "Run":
         """Create the directory and write a manifest in state "running".
 
+        A finished run in the directory stays as it is until `begin`: most of what goes wrong does so
+        while models and data are loaded.
+
         Args:
-            resume: the checkpoint that the run continues from. Without one a finished run in the
-                directory is replaced, and its checkpoints are removed: they would be mistaken for
-                the new run's.
+            resume: the checkpoint that the run continues from.
 
         Raises: CheckpointError where the directory holds checkpoints of a run that did not finish,
             another process writes to it, or it cannot be made.
         """
         lock = own(Path(path))
         if resume is None:
-            _clear_checkpoints(Path(path))
-            _clear_last(Path(path))
+            refuse_unfinished(Path(path))
         merged: dict[str, Any] = {}
         for config in configs:
             merged |= plain(config)
@@ -87,8 +88,29 @@ class Run:
             started=time.time(),
             _lock=lock,
         )
-        run.save()
+        run._fresh = resume is None
+        with contextlib.suppress(CheckpointError):
+            found = cls.load(path)
+            run._replaced = found if found.state == "finished" else None
+        if run._replaced is None:
+            run.save()
         return run
+
+    def begin(self) -> None:
+        """Take the directory over, now that there is something to write; again it does nothing.
+
+        A finished run in it is no longer one. Unless this run goes on from it, nothing of it stays
+        that would be mistaken for this run's.
+        """
+        old, self._replaced = self._replaced, None
+        fresh, self._fresh = self._fresh, False
+        if fresh and old is not None:
+            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
+            print(f"{self.path}: replaces the finished {old.recipe} run of {made}", flush=True)
+        if fresh:
+            clear(self.path)
+        if old is not None:
+            self.save()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Run":
@@ -105,22 +127,25 @@ class Run:
             raise CheckpointError(f"{path}: not a run directory (it has no run.json)") from error
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: damaged manifest ({error})") from error
-        known = {f.name for f in dataclasses.fields(cls)} - NOT_WRITTEN
+        known = cls._written()
         if not isinstance(saved, dict) or saved.get("schema") != SCHEMA or "recipe" not in saved:
             raise CheckpointError(f"{file}: expected a manifest of schema {SCHEMA} with a recipe")
         return cls(Path(path), **{k: v for k, v in saved.items() if k in known})
 
     def save(self) -> None:
         """Write `run.json` beside and rename it, so that a reader never sees half of it."""
-        content = {"schema": SCHEMA} | {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name not in NOT_WRITTEN
-        }
-        write_json(self.path / "run.json", content)
+        content = {name: getattr(self, name) for name in self._written()}
+        write_json(self.path / MANIFEST, {"schema": SCHEMA} | content)
+
+    @classmethod
+    def _written(cls) -> list[str]:
+        """The fields that a manifest holds."""
+        names = (f.name for f in dataclasses.fields(cls))
+        return [name for name in names if name != "path" and not name.startswith("_")]
 
     def finish(self, **results: Any) -> "Run":
         """Mark the run finished and keep what it measured."""
+        self.begin()
         self.state, self.error = "finished", None
         self.seconds = round(time.time() - self.started, 2)
         self.results |= results
@@ -143,7 +168,14 @@ class Run:
         (self.path / "README.md").write_text(text, encoding="utf-8")
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run failed with the reason; its checkpoints stay."""
+        """Mark the run failed with the reason; its checkpoints stay.
+
+        Before it has begun, a finished run in the directory stays what it is.
+        """
+        if self._replaced is not None:
+            print(f"{self.path}: the finished {self._replaced.recipe} run is as it was", flush=True)
+            self._release()
+            return
         self.state, self.error = "failed", f"{type(error).__name__}: {error}"
         self.seconds = round(time.time() - self.started, 2)
         with contextlib.suppress(OSError):  # a full disk: the reason itself shall be seen
@@ -251,42 +283,6 @@ def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
     raise CheckpointError(
         f"output_dir: {folder} is not empty, and nothing is overwritten; choose another"
     )
-
-
-def _clear_checkpoints(path: Path) -> None:
-    """Remove a finished run's checkpoints; those of an unfinished one are somebody's work."""
-    found = checkpoints(path)
-    if not found:
-        return
-    try:
-        finished = Run.load(path).state == "finished"
-    except CheckpointError:
-        finished = False
-    if not finished:
-        raise CheckpointError(
-            f"{path} holds {found[-1].name} of a run that did not finish: continue it with "
-            "--resume_from_checkpoint true, choose another output_dir, or remove the folder"
-        )
-    for folder in found:
-        shutil.rmtree(folder)
-
-
-def _clear_last(path: Path) -> None:
-    """Remove the last policy of a run that averaged it: the new run may not (`ema_decay`)."""
-    last = path / "last"
-    if (last / ADAPTER_FILES[0]).is_file() and not (last / "run.json").exists():
-        shutil.rmtree(last)
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """A run's checkpoint folders, oldest first."""
-    found = (f for f in run.glob("checkpoint-*") if f.name.split("-")[1].isdigit())
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name says."""
-    return int(checkpoint.name.split("-")[1])
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -164,5 +164,5 @@ def test_a_run_lists_neither_last_nor_value_as_runs(tmp_path):
         run.finish()
     runs, broken = list_runs(tmp_path)
     assert ([r.name for r in runs], broken) == (["ppo"], [])
-    Run.start(tmp_path / "ppo", recipe="ppo")
+    Run.start(tmp_path / "ppo", recipe="ppo").begin()
     assert not (tmp_path / "ppo" / "last").exists()

@@ -1,6 +1,5 @@
 """What a training recipe refuses before it loads anything; check.py asks the same."""
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any
 from toolkit.config import is_local_path
 from toolkit.data.loading import check_source
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.leftovers import refuse_unfinished
 from toolkit.models.arguments import refuse_adapter_options
 from toolkit.models.heads import HEAD_FILE
 from toolkit.preflight.options import check_numbers, try_options
 from toolkit.resuming import last_checkpoint
-from toolkit.runs import Run, checkpoints, is_finished, require_adapter, reward_models
+from toolkit.runs import Run, is_finished, require_adapter, reward_models
 from toolkit.trainers.reward_functions import check_names
 
 
@@ -76,9 +76,9 @@ def opening(
         )
     if resume is None:
         members = range(start.ensemble if recipe == "reward" and start.ensemble > 1 else 0)
-        _refuse_unfinished(Path(training.output_dir))
+        refuse_unfinished(Path(training.output_dir))
         for number in members if not training.resume_from_checkpoint else ():
-            _refuse_unfinished(Path(training.output_dir) / f"member-{number}")
+            refuse_unfinished(Path(training.output_dir) / f"member-{number}")
     return resume
 
 
@@ -208,17 +208,3 @@ def _open_kto(training: Any) -> None:
             f"kto: `train_sampling_strategy` must be sequential, got {training.train_sampling_strategy}: "
             "a row's KL is taken from its neighbour (the recipe shuffles the rows once)"
         )
-
-
-def _refuse_unfinished(folder: Path) -> None:
-    """As `Run.start` would: checkpoints of a run that did not finish are somebody's work."""
-    found = checkpoints(folder)
-    if not found:
-        return
-    with contextlib.suppress(CheckpointError):
-        if Run.load(folder).state == "finished":
-            return
-    raise CheckpointError(
-        f"{folder} holds {found[-1].name} of a run that did not finish: continue it with "
-        "--resume_from_checkpoint true, choose another output_dir, or remove the folder"
-    )

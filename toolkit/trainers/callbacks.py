@@ -1,22 +1,35 @@
-"""What every training recipe hangs on a `transformers.Trainer`: its metrics on disk."""
+"""What every training recipe hangs on a `transformers.Trainer`: its run, and its metrics on disk."""
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from toolkit.errors import CheckpointError
+from toolkit.runs import Run
+
 SAMPLES_FILE = "samples.jsonl"  # what evaluations while training were answered
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Writes `metrics.jsonl`, one object per logged step."""
+    """Begins the run with the training, and writes `metrics.jsonl`, one object per logged step.
+
+    Args:
+        run: whose directory the training writes to; None outside of a recipe.
+    """
+
+    def __init__(self, run: Run | None = None) -> None:
+        self.run = run
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Start the files anew, or drop what a resumed run is going to log again."""
+        if self.run is not None:
+            self.run.begin()
         args.logging_nan_inf_filter = False  # a loss that is not finite shall be seen
         file = self._file(args)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -35,12 +48,27 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Append one line; a value that is not finite becomes null, which JSON has."""
         row = {"step": state.global_step} | {k: _number(v) for k, v in (logs or {}).items()}
-        with self._file(args).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_rows(self._file(args), [row])
 
     @staticmethod
     def _file(args: TrainingArguments) -> Path:
         return Path(str(args.output_dir)) / "metrics.jsonl"
+
+
+def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows to a file of a run's, one JSON object a line.
+
+    Raises: CheckpointError where it cannot be written; checkpoints stay.
+    """
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write(lines)
+    except OSError as error:
+        raise CheckpointError(
+            f"{file}: cannot be written ({error.strerror or error}); checkpoints are whole. Where the "
+            "disk is full make room, then continue with --resume_from_checkpoint true"
+        ) from error
 
 
 def _keep_until(step: int, file: Path) -> None:

@@ -12,9 +12,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import rotate_checkpoints
 
 from toolkit.errors import CheckpointError, ConfigError, DivergedError
+from toolkit.leftovers import checkpoints, step_of
 from toolkit.models.fingerprint import save_fingerprint
 from toolkit.resuming import last_checkpoint
-from toolkit.runs import checkpoints, step_of, write_json
+from toolkit.runs import write_json
+from toolkit.trainers.callbacks import RunCallback
 
 INCOMING = ".incoming"
 LOSS_FILE = "loss_since_log.json"
@@ -55,7 +57,7 @@ class WholeCheckpoints:
         if self._resumed is not None:
             self._check_fits(self._resumed)
         nothing = chosen is None and str(resume_from_checkpoint).lower() in ("none", "false")
-        if nothing:
+        if nothing and not self._begins_run():
             self._require_no_other()
         if not any(isinstance(c, _BeginCallback) for c in trainer.callback_handler.callbacks):
             trainer.add_callback(_BeginCallback(trainer))
@@ -94,6 +96,12 @@ class WholeCheckpoints:
             raise CheckpointError(
                 f"{checkpoint}: it is of step {step}, and this training ends with step {end}"
             )
+
+    def _begins_run(self) -> bool:
+        """Whether a run takes its directory over: what else is there has been looked at."""
+        trainer: Any = self
+        hung = trainer.callback_handler.callbacks
+        return any(isinstance(c, RunCallback) and c.run is not None for c in hung)
 
     def _require_no_other(self) -> None:
         """Raises: CheckpointError where another training's checkpoints would be mixed with."""

@@ -5,7 +5,6 @@ Built on TRL's base trainer and the loop of `transformers.Trainer`: a rollout is
 step, so that logging, schedules, callbacks, clipping and checkpoints are the library's.
 """
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from toolkit.models.memory import release
 from toolkit.models.roles import Roles
 from toolkit.models.tokenizer import pad_by_eos
 from toolkit.rl.rollout import Experience
-from toolkit.trainers.callbacks import SAMPLES_FILE
+from toolkit.trainers.callbacks import SAMPLES_FILE, append_rows
 from toolkit.trainers.ema import PolicyEMA
 from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.minibatches import micro_batch
@@ -261,10 +260,9 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
             )
             notes |= {name: float(x) for name, x in found.items() if x is not None}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in notes.items()}
-        with (Path(self.args.output_dir) / SAMPLES_FILE).open("a", encoding="utf-8") as file:
-            for sample in samples:
-                row = {"step": self.state.global_step} | sample
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        step = self.state.global_step
+        file = Path(self.args.output_dir) / SAMPLES_FILE
+        append_rows(file, ({"step": step} | sample for sample in samples))
         _BaseTrainer.log(self, dict(metrics))
         if self.is_in_train:
             require_best(self.args, metrics)

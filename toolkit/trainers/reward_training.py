@@ -13,6 +13,7 @@ from trl import RewardConfig
 from toolkit.arguments import RewardArguments
 from toolkit.models.generation import Prompt
 from toolkit.models.heads import ScalarHead
+from toolkit.runs import Run
 from toolkit.trainers.callbacks import RunCallback
 from toolkit.trainers.interruption import interruptible
 from toolkit.trainers.ranking import RankingCollator, RankingTrainer, group_comparisons
@@ -118,9 +119,14 @@ class Member:
         training: RewardConfig,
         start: RewardArguments,
         *,
+        run: Run | None = None,
         resume: str | None,
     ) -> dict[str, Any]:
-        """Train from the parent's adapter, set the zero, write the files; what is worth noting."""
+        """Train from the parent's adapter, set the zero, write the files; what is worth noting.
+
+        Args:
+            run: begun with the training, if there is one.
+        """
         self.adapted = scalar_adapter(
             self.base, self.fingerprint, parent=start.parent, model=self.model
         )
@@ -131,7 +137,7 @@ class Member:
             data_collator=RankingCollator(self.tokenizer.pad_token_id),
             train_dataset=comparisons.train,
             eval_dataset=comparisons.test if training.eval_strategy != "no" else None,
-            callbacks=[RunCallback()],
+            callbacks=[RunCallback(run)],
         )
         trainer.base_fingerprint = self.fingerprint
         with interruptible(trainer):
