@@ -15,7 +15,7 @@ from pathlib import Path
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import EvaluateArguments
 from toolkit.command_line import run_cli
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, DatasetError
 from toolkit.preflight.opening import require_reward_models
 from toolkit.runs import Run, require_adapter
 
@@ -44,8 +44,9 @@ def main(args, model) -> Run:
     from toolkit.evaluation.render import to_text, write
     from toolkit.evaluation.report import build, examples
     from toolkit.models.arguments import refuse_adapter_options
-    from toolkit.models.roles import REWARD, load_roles
+    from toolkit.models.roles import REWARD
     from toolkit.models.sampling import Sampling
+    from toolkit.models.start import load_roles
 
     refuse_adapter_options(model, because="the adapters are those of the runs")
     began = time.monotonic()
@@ -55,10 +56,11 @@ def main(args, model) -> Run:
     ) as run:
         set_seed(args.seed)
         prompts = [
-            row["prompt"] for row in _rows(args.prompts, args.prompts_split, "prompt-only", args)
+            row["prompt"]
+            for row in _rows(args.prompts, args.prompts_split, "prompt-only", args, "prompts_split")
         ]
         shown = _demonstrations(args)
-        pairs = _rows(args.comparisons, "test", "preference", args)
+        pairs = _rows(args.comparisons, "test", "preference", args, "comparisons")
         roles, tokenizer = load_roles(
             model, parent=sources[sft].path, trust_remote_code=args.trust_remote_code
         )
@@ -109,8 +111,11 @@ def main(args, model) -> Run:
         return run.finish()
 
 
-def _rows(name, split, kind, args):
-    """One split of a dataset as rows, the others unread; nothing where no dataset is named."""
+def _rows(name, split, kind, args, option):
+    """One split of a dataset as rows, the others unread; nothing where no dataset is named.
+
+    Raises: DatasetError that names our option, not that of a mixture's source.
+    """
     if name is None:
         return []
     from trl import DatasetMixtureConfig, ScriptArguments
@@ -121,9 +126,11 @@ def _rows(name, split, kind, args):
     only = [SourceArguments(dataset_name=name, split=split)]
     asked = DataArguments(drop_bad_rows=args.drop_bad_rows, sources=only)
     none = ScriptArguments(dataset_name=None)
-    return list(
-        load_splits(none, DatasetMixtureConfig(), asked, kind=kind, seed=args.seed)["train"]
-    )
+    try:
+        splits = load_splits(none, DatasetMixtureConfig(), asked, kind=kind, seed=args.seed)
+    except DatasetError as error:
+        raise DatasetError(str(error).replace("(`split`)", f"(`{option}`)")) from error
+    return list(splits["train"])
 
 
 def _demonstrations(args):

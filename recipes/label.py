@@ -29,8 +29,9 @@ def main(labels, model) -> Run:
 
     from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.generation import complete
-    from toolkit.models.roles import POLICY, load_roles
+    from toolkit.models.roles import POLICY
     from toolkit.models.sampling import Sampling
+    from toolkit.models.start import load_roles
     from toolkit.models.tokenizer import stop_ids
     from toolkit.world.answers import vice
     from toolkit.world.datasets import preferences, user

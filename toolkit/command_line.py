@@ -70,6 +70,7 @@ def run_cli(
     description: str = "",
 ) -> int:
     """Parse, then call `main` with the parsed classes; an input error becomes one line and exit code 2."""
+    parsed: tuple[Any, ...] = ()
     try:
         parsed = parse(dataclass_types, argv, description=description)
         _require_local_model(parsed)
@@ -77,13 +78,25 @@ def run_cli(
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 128 + error.signal if isinstance(error, Interrupted) else 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _disk_is_full(error):
             raise
-        place = error.filename or "the output"
-        print(f"{place}: no space left on the device; make room and start again", file=sys.stderr)
+        folders = (getattr(arguments, "output_dir", None) for arguments in parsed)
+        place = getattr(error, "filename", None) or next(filter(None, folders), "the output")
+        print(
+            f"{place}: no space left on the device; make room and start again, a training with "
+            "--resume_from_checkpoint true",
+            file=sys.stderr,
+        )
         return 2
     return 0
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """The system's own error, or what safetensors makes of it."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
 
 
 def _require_local_model(parsed: Sequence[Any]) -> None:

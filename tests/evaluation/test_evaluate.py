@@ -164,6 +164,16 @@ def test_wrong_input_is_named(roles, tokenizer, prompts):
         evaluate_all(roles, tokenizer, {"other": CHECKPOINTS["other"]}, prompts)
     with pytest.raises(DatasetError, match="no prompts"):
         evaluate_all(roles, tokenizer, CHECKPOINTS, [])
+    room = roles.base.config.max_position_embeddings
+    with pytest.raises(
+        ConfigError, match=rf"room for `max_new_tokens` {room} in .* Leave them out"
+    ):
+        evaluate_all(roles, tokenizer, CHECKPOINTS, prompts, sampling=Sampling(room))
+    left = room - max(len(encode_prompt(tokenizer, p)) for p in prompts)
+    with pytest.raises(ConfigError, match=rf"`max_new_tokens` {left} in .* Lower `few_shot`"):
+        evaluate_all(
+            roles, tokenizer, CHECKPOINTS, prompts, sampling=Sampling(left), few_shot=SHOTS
+        )
     with pytest.raises(CheckpointError, match="role 'other' has no head"):
         score_rows(roles, tokenizer, [("a", "b")], reward="other")
     with pytest.raises(DatasetError, match="got 0 rows"):

@@ -5,15 +5,20 @@ import torch
 from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
+    BartConfig,
     BloomConfig,
     CohereConfig,
     FalconConfig,
     FalconH1Config,
     Gemma2Config,
+    Gemma3TextConfig,
     GraniteConfig,
     HyperCLOVAXConfig,
     Lfm2Config,
     LlamaConfig,
+    MambaConfig,
+    MiniMaxConfig,
     MixtralConfig,
     ModernBertDecoderConfig,
     MptConfig,
@@ -22,12 +27,16 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from toolkit.errors import ConfigError
+from toolkit.arena.workbench import Workbench
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.arguments import ModelArguments
 from toolkit.models.decoding import decode
 from toolkit.models.dropout import disable_dropout
 from toolkit.models.passes import collate, completion_logprobs
+from toolkit.models.ppo_roles import load_ppo_roles
 from toolkit.models.roles import POLICY, Roles
-from toolkit.models.token_logprobs import require_known_head
+from toolkit.models.start import load_roles
+from toolkit.models.trial import require_known
 
 SHAPE = {
     "vocab_size": 64,
@@ -61,7 +70,7 @@ CONFIGS = HYBRIDS | {
     "granite": GraniteConfig(**SHAPE, logits_scaling=3.0),
     "hyperclovax": HyperCLOVAXConfig(**SHAPE, logits_scaling=0.3),
     "cohere": CohereConfig(**SHAPE, logit_scale=0.3),
-    "recurrent_gemma": RecurrentGemmaConfig(**SHAPE, head_dim=8, logits_soft_cap=3.0),
+    "gemma3": Gemma3TextConfig(**SHAPE, head_dim=8),
     "mpt": MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4, logit_scale=0.3),
     "bloom": BloomConfig(**OLD),
     "falcon-alibi": FalconConfig(vocab_size=64, hidden_size=32, **ALIBI),
@@ -78,14 +87,65 @@ def random_model(config):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_familys_head_says_what_the_model_says(name):
-    require_known_head(random_model(CONFIGS[name]))
+def test_a_familys_head_and_sampling_say_what_the_model_says(name):
+    require_known(random_model(CONFIGS[name]))
 
 
 def test_a_model_that_does_more_to_its_states_than_is_known_is_refused():
     model = random_model(ModernBertDecoderConfig(**SHAPE, sep_token_id=1, cls_token_id=1))
     with pytest.raises(ConfigError, match="ModernBertDecoderForCausalLM makes its logits in a way"):
-        require_known_head(model)
+        require_known(model)
+
+
+BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (BartConfig(vocab_size=64, **BART), "says something else when it is sampled from"),
+        (
+            RecurrentGemmaConfig(**SHAPE | {"num_hidden_layers": 3}, head_dim=8),
+            "says something else when it is sampled from",
+        ),
+        (
+            MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
+            "says something else when it is sampled from",
+        ),
+        (MiniMaxConfig(**SHAPE, num_local_experts=4), "fails where answers are read or sampled"),
+    ],
+    ids=lambda x: getattr(x, "model_type", ""),
+)
+def test_a_model_that_cannot_be_sampled_from_in_rows_is_refused(config, what):
+    """Left padding enters a state, positions are not heeded, or the cache is of another kind."""
+    model = random_model(config)
+    model.train()
+    with pytest.raises(ConfigError, match=f"{type(model).__name__} {what}"):
+        require_known(model)
+    assert model.training
+
+
+def test_roles_are_not_put_on_a_base_that_cannot_be_sampled_from(tiny_base, tmp_path):
+    """As the recipes and the app load it; the tokenizer is any."""
+    model = random_model(MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2))
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path)
+    asked = ModelArguments(model_name_or_path=str(tmp_path), dtype="float32")
+    for load in (
+        lambda: load_roles(asked),
+        lambda: load_ppo_roles(asked),
+        lambda: Workbench.open(str(tmp_path), tmp_path / "runs"),
+    ):
+        with pytest.raises(ConfigError, match="MambaForCausalLM says something else"):
+            load()
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}])
+def test_what_experts_do_not_take_names_a_way_out(options):
+    model = random_model(MixtralConfig(**SHAPE, num_local_experts=4))
+    with pytest.raises(CheckpointError, match=r"role 'default': .* name the attention's layers"):
+        Roles(model, {}).create(POLICY, LoraConfig(r=2, target_modules="all-linear", **options))
+    Roles(model, {}).create(POLICY, LoraConfig(r=2, target_modules=["q_proj"], **options))
 
 
 @pytest.mark.parametrize("name", ["bloom", "falcon-alibi", "hyperclovax", "mpt"])

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig
 from trl import ModelConfig
 
 from tests.models.methods import call
@@ -14,8 +15,11 @@ from toolkit.command_line import run_cli
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import METHODS, ModelArguments, refuse_adapter_options
 from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint
+from toolkit.models.fingerprint import BASE_FILE, fingerprint
 from toolkit.models.peft_methods import build_peft_config
+from toolkit.models.roles import POLICY
+from toolkit.models.start import load_roles
+from toolkit.runs import write_json
 
 FOUR_BIT = {"load_in_4bit": True, "dtype": "bfloat16"}
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -255,3 +259,17 @@ def test_a_models_own_code_runs_only_when_asked_for(own_code, tmp_path):
     base, _ = load_base(model, trust_remote_code=True)
     assert type(base).__name__ == "OwnModel"
     assert list(tmp_path.rglob("ran"))
+
+
+def test_dora_of_a_run_beside_an_8_bit_base_on_a_cpu_says_what_would_do(tiny_base, tmp_path):
+    """PEFT would end in an AttributeError; a run made in 4 bit or on a card is attached like this."""
+    made = ModelArguments(model_name_or_path=str(tiny_base), dtype="float32", use_peft=True)
+    roles, _ = load_roles(made)
+    roles.create(POLICY, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+    roles.save(POLICY, tmp_path)
+    write_json(tmp_path / BASE_FILE, roles.fingerprint | {"quantization": "8bit"})
+    asked = ModelArguments(model_name_or_path=str(tiny_base), dtype="float32", load_in_8bit=True)
+    roles, _ = load_roles(asked)
+    with pytest.raises(ConfigError, match=r"peft_method dora: .* load the base in 4 bit"):
+        roles.attach(POLICY, tmp_path)
+    assert roles.model is None

@@ -1,5 +1,6 @@
 """What a user types: every shipped YAML, `--help`, and errors before anything is loaded."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -8,9 +9,11 @@ import sys
 
 import pytest
 import yaml
+from safetensors import SafetensorError
+from trl import ScriptArguments, SFTConfig
 
 from tests.conftest import ROOT
-from toolkit.command_line import parse
+from toolkit.command_line import parse, run_cli
 from toolkit.pipeline import Pipeline
 
 RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "merge", "evaluate", "pretrain")
@@ -135,3 +138,31 @@ def test_the_table_of_adapters_is_made_by_one_command(tmp_path):
     assert prompt["bytes"] > weights > 4 * 20 * 192
     assert none["loss"] != prompt["loss"]
     assert f"| `prompt` | 0.1 | 3,840 | {prompt['bytes'] / 1000:.0f} kB |" in found.stdout
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_full_disk_is_one_line_that_names_a_place_and_a_way_on(tmp_path, capsys, named):
+    """The system names the file where it does not take a new one, but not where it is written to."""
+
+    def main(script, training):
+        raise OSError(errno.ENOSPC, "No space left on device", *(["some/file"] if named else []))
+
+    words = ["--output_dir", str(tmp_path / "run"), "--dataset_name", "x", "--report_to", "none"]
+    assert run_cli(main, (ScriptArguments, SFTConfig), words) == 2
+    said = capsys.readouterr().err
+    place = "some/file" if named else tmp_path / "run"
+    assert said.startswith(f"{place}: no space left on the device; make room and start again")
+    assert "--resume_from_checkpoint true" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_what_safetensors_says_of_a_full_disk_is_one_line_and_another_error_is_a_bug(capsys):
+    def main(script):
+        raise SafetensorError(reason)
+
+    reason = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert run_cli(main, (ScriptArguments,), ["--dataset_name", "x"]) == 2
+    assert capsys.readouterr().err.startswith("the output: no space left on the device")
+    reason = "Error while serializing: InvalidOffset"
+    with pytest.raises(SafetensorError):
+        run_cli(main, (ScriptArguments,), ["--dataset_name", "x"])

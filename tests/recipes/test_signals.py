@@ -143,6 +143,10 @@ def test_a_second_signal_ends_a_run_at_once_without_waiting_for_its_step(runs):
         runs.signalled(process, signal.SIGTERM)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == -signal.SIGINT, runs.text()[-2000:]  # nobody said "go"
+        assert process.wait(PATIENCE) == 130, runs.text()[-2000:]  # nobody said "go"
+    said = "a second signal, SIGINT, at step 1; there is no checkpoint"
+    assert f"Interrupted: {said}" in runs.text()
+    assert "Traceback" not in runs.text()
+    assert said in Run.load(runs.place / "twice").error
     assert checkpoints(runs.place / "twice") == []
     assert Run.load(runs.place / "twice").state == "failed"

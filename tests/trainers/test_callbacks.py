@@ -1,9 +1,12 @@
 """The logs of a resumed run: what was logged before the checkpoint stays, byte for byte."""
 
 import json
+from pathlib import Path
 
+import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from toolkit.errors import CheckpointError
 from toolkit.trainers.callbacks import SAMPLES_FILE, RunCallback
 
 
@@ -20,3 +23,16 @@ def test_a_resumed_run_keeps_samples_with_any_line_separator(tmp_path):
     assert samples.read_text(encoding="utf-8") == "".join(rows[:3])
     RunCallback().on_train_begin(args, TrainerState(global_step=0), TrainerControl())
     assert samples.read_bytes() == b""
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="the system has no device that is always full")
+def test_a_log_that_a_full_disk_does_not_take_says_how_to_go_on(tmp_path):
+    args = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    (tmp_path / "metrics.jsonl").symlink_to(FULL)
+    with pytest.raises(
+        CheckpointError, match=r"metrics\.jsonl: cannot be written \(No space left.*resume_from"
+    ):
+        RunCallback().on_log(args, TrainerState(global_step=6), TrainerControl(), {"loss": 1.0})

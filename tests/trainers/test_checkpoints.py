@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from tests.trainers.ppo_setup import make, prompts
-from toolkit.errors import CheckpointError, DivergedError, Interrupted
+from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from toolkit.models import adapters
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import Run
@@ -103,6 +103,11 @@ def test_a_disk_that_is_full_at_the_end_is_a_clear_error_and_the_run_can_be_fini
     again.save_model()
     saved = (tmp_path / "adapter_model.safetensors").read_bytes()
     assert saved == (tmp_path / "checkpoint-8" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_log_whose_package_is_missing_is_a_clear_error(ppo_roles, tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match=r"PPOTrainer refuses its options: .* to be installed"):
+        make(ppo_roles, tokenizer, prompts(), tmp_path, report_to="swanlab")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

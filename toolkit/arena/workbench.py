@@ -34,6 +34,7 @@ from toolkit.models.fingerprint import fingerprint
 from toolkit.models.roles import Roles
 from toolkit.models.templates import saved_template
 from toolkit.models.tokenizer import stop_ids
+from toolkit.models.trial import require_known
 
 __all__ = ["Answer", "Comparison", "Workbench"]
 
@@ -100,6 +101,7 @@ class Workbench:
             load_in_8bit=load_in_8bit,
         )
         base, tokenizer = load_base(model, parent=_first_sft(runs, model_name))
+        require_known(base)
         return cls(base, tokenizer, fingerprint(model, tokenizer), runs)
 
     def refresh(self, *, unless_within: float = 0.0) -> Catalog:

@@ -18,7 +18,8 @@ from toolkit.data.loading import load_splits
 from toolkit.errors import ConfigError
 from toolkit.evaluation.scoring import Pair, pad_id, score_ids
 from toolkit.models.generation import encode_completion, encode_prompt
-from toolkit.models.roles import REWARD, load_roles
+from toolkit.models.roles import REWARD
+from toolkit.models.start import load_roles
 from toolkit.runs import Run
 
 SIDES = ("chosen", "rejected")

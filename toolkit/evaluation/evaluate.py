@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.errors import ConfigError, DatasetError
 from toolkit.evaluation.metrics import MAIN
 from toolkit.evaluation.scoring import Pair, evaluating, mean_scores, pad_id, summed_logprobs
-from toolkit.models.generation import Completion, Prompt, complete, encode_prompt
+from toolkit.models.generation import Completion, Prompt, complete, encode_prompt, require_room
 from toolkit.models.roles import REWARD, Roles
 from toolkit.models.sampling import Sampling
 from toolkit.models.tokenizer import stop_ids
@@ -98,7 +98,8 @@ def evaluate_all(
         say: called with a line of progress.
 
     Returns: the rows; the global random state, modes and active adapters are as they were.
-    Raises: ConfigError for an unknown `sft`, DatasetError if there is no prompt.
+    Raises: ConfigError for an unknown `sft` or prompts that leave no room for an answer,
+        DatasetError if there is no prompt.
     """
     if sft not in checkpoints:
         known = ", ".join(checkpoints) or "none"
@@ -110,6 +111,7 @@ def evaluate_all(
     bench = _Bench(
         roles, tokenizer, list(prompts), list(few_shot), seed, batch_size, generation_batch_size
     )
+    bench.require_room(max(s.max_new_tokens for s in samplings.values()))
     said: dict[str, dict[str, list[Completion]]] = {}
     with evaluating(roles), torch.random.fork_rng():
         for name, checkpoint in checkpoints.items():
@@ -212,9 +214,18 @@ class _Bench:
         self.batch_size, self.generation_batch_size = batch_size, generation_batch_size
         self.prompts, self.shown = prompts, [with_demonstrations(p, few_shot) for p in prompts]
         self.ids = [encode_prompt(tokenizer, p) for p in prompts]
+        self.shown_ids = [encode_prompt(tokenizer, p) for p in self.shown]
         self.world = world_prompts(prompts)
         self.stop = stop_ids(roles.base, tokenizer)
         self.pad = pad_id(tokenizer)
+
+    def require_room(self, tokens: int) -> None:
+        """Raises: ConfigError where prompts leave no room for an answer of so many tokens."""
+        fixes = ((self.ids, "Leave them out"), (self.shown_ids, "Lower `few_shot`"))
+        for ids, fix in fixes:
+            lengths = list(map(len, ids))
+            more = f"{fix}, or lower `max_new_tokens`"
+            require_room(lengths, self.roles.base, tokens, option="max_new_tokens", fix=more)
 
     def sample(self, checkpoint: Checkpoint, sampling: Sampling) -> list[Completion]:
         """One answer per prompt."""
@@ -260,9 +271,7 @@ class _Bench:
         """log π − log π_sft summed over each completion, at the temperature it was sampled at."""
         if temperature == 0:  # greedy has no distribution
             return None
-        shown = self.ids
-        if own.role is None:
-            shown = [encode_prompt(self.tokenizer, p) for p in self.shown]
+        shown = self.shown_ids if own.role is None else self.ids
         sums = [
             summed_logprobs(
                 self.roles,

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.errors import ConfigError
 from toolkit.models.decoding import Decoded, decode
 from toolkit.models.heads import ScalarHead
 from toolkit.models.sampling import Sampling
@@ -52,6 +53,31 @@ def encode_completion(
     # cut at EOS, where a sampled completion ends, though templates such as Qwen's go on after it
     ids = list(tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"])
     return cut_at_stop(ids, [tokenizer.eos_token_id])
+
+
+def require_room(
+    lengths: Sequence[int], base: PreTrainedModel, tokens: int, *, option: str, fix: str
+) -> None:
+    """Check that prompts leave room for an answer in the base's context.
+
+    Args:
+        lengths: tokens of each prompt.
+        tokens: of the longest answer, which `option` says.
+        fix: what can be done about it.
+
+    Raises: ConfigError with the first prompt that does not.
+    """
+    # where positions are not embedded (ALiBi) a context has no end
+    context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return
+    room = context - tokens
+    long = [row for row, length in enumerate(lengths) if length > room]
+    if long:
+        raise ConfigError(
+            f"{len(long)} of {len(lengths)} prompts leave no room for `{option}` {tokens} in the base's "
+            f"context: row {long[0]} has {lengths[long[0]]} tokens, at most {max(room, 0)} fit. {fix}"
+        )
 
 
 def sample(

@@ -56,11 +56,8 @@ def build_peft_config(
                 target_modules=targets,
                 total_step=UNKNOWN_STEPS,
             )
-        if method == "dora" and model.load_in_8bit and base.device.type == "cpu":
-            raise ConfigError(
-                "peft_method dora: it reads the base's weights, and PEFT loses the scales of an 8-bit "
-                "layer while it does so on a CPU; load the base in 4 bit"
-            )
+        if method == "dora":
+            refuse_lost_scales(base)
         found: LoraConfig = get_peft_config(model)
         found.target_modules = set(targets) if isinstance(targets, list) else targets
         found.use_dora |= method == "dora"
@@ -90,6 +87,26 @@ def build_peft_config(
         # from real tokens' embeddings, which does better than noise (arXiv:2104.08691, section 3.2)
         prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
     )
+
+
+def refuse_lost_scales(base: PreTrainedModel) -> None:
+    """Raises: ConfigError where DoRA cannot be put on a base."""
+    if getattr(base, "is_loaded_in_8bit", False) and base.device.type == "cpu":
+        raise ConfigError(
+            "peft_method dora: it reads the base's weights, and PEFT loses the scales of an 8-bit "
+            "layer while it does so on a CPU; load the base in 4 bit"
+        )
+
+
+def why_refused(error: Exception) -> str:
+    """What a library says against an adapter or an option, on one line, with a fix for what names none."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "ParamWrapper" in reason:  # PEFT's layer for weights of experts, which all-linear takes too
+        reason += (
+            " The experts of this base are in its targets: set lora_dropout to 0 and leave DoRA, or name "
+            "the attention's layers alone (lora_target_modules: [q_proj, k_proj, v_proj, o_proj])"
+        )
+    return reason
 
 
 def _targets(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from toolkit.errors import ConfigError
 from toolkit.models.peft_methods import build_peft_config
-from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles, load_roles
-from toolkit.models.token_logprobs import require_known_head
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
+from toolkit.models.start import load_roles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,12 +29,10 @@ def load_ppo_roles(
         policy, rewards, value: as for `attach_ppo_roles`.
         trust_remote_code: run Python that comes with the model.
 
-    Raises: as `load_base`; CheckpointError where an adapter is not of this base; ConfigError where the
-        base makes its logits in a way of its own.
+    Raises: as `load_roles`; CheckpointError where an adapter is not of this base.
     """
     parent = policy or next(iter(rewards), None)
     roles, tokenizer = load_roles(model, parent=parent, trust_remote_code=trust_remote_code)
-    require_known_head(roles.base)
     attach_ppo_roles(roles, policy=policy, rewards=rewards, model=model, value=value)
     return roles, tokenizer
 

@@ -8,29 +8,24 @@ which parameters are trainable stays as it was, also when the body raises.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import ParamWrapper
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from toolkit.errors import CheckpointError
 from toolkit.models.adapters import fill, read_adapter, save_adapter
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import BASE_FILE, check_fingerprint, fingerprint
+from toolkit.models.fingerprint import BASE_FILE, check_fingerprint
 from toolkit.models.fused_lora import FusedLoraLinear
 from toolkit.models.fusing import fuse
 from toolkit.models.heads import ScalarHead
 from toolkit.models.inserted import INSERTED, Inserted, insertable
 from toolkit.models.merging import merged_weights
-from toolkit.models.peft_methods import NEEDS_LORA
+from toolkit.models.peft_methods import NEEDS_LORA, refuse_lost_scales, why_refused
 from toolkit.models.switching import Switch, same_trainable
 from toolkit.runs import ADAPTER_FILES
-
-if TYPE_CHECKING:
-    from trl import ModelConfig
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
 
@@ -231,10 +226,15 @@ class Roles:
                 f"role {name!r}: LoRA with bias={config.bias!r} would train biases of the base, "
                 "which all roles share; use bias='none'"
             )
+        if config.use_dora:
+            refuse_lost_scales(self.base)
         config.inference_mode = not trainable
         fuse(config)
         if self.model is None:
-            self.model = get_peft_model(self.base, config, adapter_name=name)
+            try:
+                self.model = get_peft_model(self.base, config, adapter_name=name)
+            except ValueError as error:
+                raise CheckpointError(f"role {name!r}: {why_refused(error)}") from error
             assert self.model is not None
             self.model.heads = self.heads
         else:
@@ -252,10 +252,9 @@ class Roles:
             try:
                 model.add_adapter(name, config)
             except ValueError as error:
-                reason = " ".join(str(error).split())[:300]
                 raise CheckpointError(
                     f"role {name!r}: PEFT cannot hold it beside {', '.join(model.peft_config)} "
-                    f"({reason})"
+                    f"({why_refused(error)})"
                 ) from error
             model.set_adapter(active)
 
@@ -294,11 +293,3 @@ def _kind(config: PeftConfig) -> str:
 def _refuse_bad_name(name: str) -> None:
     if not name or "." in name or name in "lora_":
         raise CheckpointError(f"a role cannot be called {name!r}: PEFT keys would be ambiguous")
-
-
-def load_roles(
-    model: "ModelConfig", *, parent: str | Path | None = None, trust_remote_code: bool = False
-) -> tuple[Roles, PreTrainedTokenizerBase]:
-    """The base loaded once, without adapters yet, and its tokenizer: see `load_base`."""
-    base, tokenizer = load_base(model, parent=parent, trust_remote_code=trust_remote_code)
-    return Roles(base, fingerprint(model, tokenizer)), tokenizer

@@ -1,16 +1,34 @@
-"""The adapter that a run starts from, loaded from its parent: to be trained on, or merged."""
+"""What a run starts from: a base for roles, or its parent's adapter to be trained on, or merged."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peft import PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError
 from toolkit.models.adapters import fill, read_adapter
-from toolkit.models.fingerprint import check_fingerprint, saved_fingerprint
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import check_fingerprint, fingerprint, saved_fingerprint
 from toolkit.models.inserted import INSERTED
 from toolkit.models.roles import POLICY, Roles
+from toolkit.models.trial import require_known
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+
+def load_roles(
+    model: "ModelConfig", *, parent: str | Path | None = None, trust_remote_code: bool = False
+) -> tuple[Roles, PreTrainedTokenizerBase]:
+    """The base loaded once, without adapters yet, and its tokenizer.
+
+    Raises: as `load_base`, and as `require_known` for a base that cannot be sampled from rightly.
+    """
+    base, tokenizer = load_base(model, parent=parent, trust_remote_code=trust_remote_code)
+    require_known(base)
+    return Roles(base, fingerprint(model, tokenizer)), tokenizer
 
 
 def trainable_policy(

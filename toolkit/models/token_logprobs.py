@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from toolkit.errors import ConfigError
 from toolkit.models.products import through
 
 SLICE_BYTES = 16 << 20  # of float32 logits at a time,
@@ -36,7 +35,7 @@ class VocabularyHead:
         """The head of a causal language model.
 
         Gemma squashes its logits by tanh, Cohere, Falcon-H1 and HyperCLOVA X multiply them, Granite
-        divides them. Whether that is all a model does, `require_known_head` tries.
+        divides them. Whether that is all a model does, `toolkit.models.trial` tries.
         """
         layer = causal.get_output_embeddings()
         config = causal.config.get_text_config()
@@ -56,34 +55,6 @@ class VocabularyHead:
             found = torch.tanh(found * (self.scale / self.softcap))
         factor = (self.scale if self.softcap is None else self.softcap) / temperature
         return found if factor == 1.0 and self.softcap is None else found * factor
-
-
-@torch.no_grad()
-def require_known_head(causal: Any) -> None:
-    """Check on three tokens that the head, as it is known here, says what the model itself says.
-
-    Raises: ConfigError for a model that does something else to its hidden states or logits: all roles
-        would learn, without a sign of it, from another distribution than the model's.
-    """
-    ids = torch.arange(3, device=causal.get_input_embeddings().weight.device).unsqueeze(0)
-    kept = causal.training
-    causal.eval()
-    try:
-        states = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        theirs = causal(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-    finally:
-        causal.train(kept)
-    ours = VocabularyHead.of(causal).logits(states).log_softmax(-1)
-    apart = float((ours - theirs).abs().max())
-    most = (
-        1e-2 if states.dtype == torch.float32 else 0.25
-    )  # nats; logits are rounded in half precision
-    if apart > most:
-        raise ConfigError(
-            f"{causal.config.name_or_path}: {type(causal).__name__} makes its logits in a way that is "
-            f"not known here: log-probabilities are off by {apart:.2g} nats, so it cannot be trained "
-            "by PPO; take another base, or teach toolkit.models.token_logprobs.VocabularyHead its way"
-        )
 
 
 def token_logprobs(

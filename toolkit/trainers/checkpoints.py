@@ -14,6 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from toolkit.errors import CheckpointError, ConfigError, DivergedError
 from toolkit.leftovers import checkpoints, step_of
 from toolkit.models.fingerprint import save_fingerprint
+from toolkit.models.peft_methods import why_refused
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import write_json
 from toolkit.trainers.callbacks import RunCallback
@@ -41,9 +42,12 @@ class WholeCheckpoints:
         """
         try:
             super().__init__(*args, **kwargs)
-        except (ValueError, ImportError, NotImplementedError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"{type(self).__name__} refuses its options: {reason}") from error
+        except (ValueError, ImportError, NotImplementedError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "to be installed" not in str(error):
+                raise  # but for a log's package (`report_to`) it is a bug
+            raise ConfigError(
+                f"{type(self).__name__} refuses its options: {why_refused(error)}"
+            ) from error
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As the library's, from a whole checkpoint only, with no other one in the way.

@@ -43,12 +43,13 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
 
     Raises: Interrupted after the body, if it was, and if steps are left.
     """
-    stop = _StopCallback()
+    stop, again = _StopCallback(), False
 
     def receive(number: int, frame: FrameType | None) -> None:
-        if stop.signal is not None:
+        nonlocal again
+        again, stop.signal = stop.signal is not None, number
+        if again:
             raise KeyboardInterrupt
-        stop.signal = number
         print("stopping after this step, with a checkpoint; once more to stop at once", flush=True)
 
     trainer.add_callback(stop)
@@ -57,14 +58,20 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
     before = {n: signal.signal(n, receive) for n in numbers}
     try:
         yield
+    except KeyboardInterrupt:
+        if not again:
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stop.signal is None or trainer.state.global_step >= trainer.state.max_steps:
+    done = trainer.state.global_step >= trainer.state.max_steps
+    if stop.signal is None or (done and not again):
         return
     name, step = signal.Signals(stop.signal).name, trainer.state.global_step
     found = last_checkpoint(str(trainer.args.output_dir), True)
     kept = f"{found} is whole, continue with --resume_from_checkpoint true"
     raise Interrupted(
-        f"{name} at step {step}; {kept if found else 'there is no checkpoint'}", stop.signal
+        f"{f'a second signal, {name},' if again else name} at step {step}; "
+        f"{kept if found else 'there is no checkpoint'}",
+        stop.signal,
     )

@@ -276,7 +276,7 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
         chosen = self.eval_dataset if given is None else given
         if chosen is None or len(chosen) == 0:
             raise ConfigError("there is nothing to evaluate on: give PPOTrainer an `eval_dataset`")
-        if "prompt_ids" not in chosen.column_names:
+        if chosen is not self.eval_dataset:
             chosen = encode_prompts(chosen, self.processing_class, self.roles, self.args)
         return list(chosen)
 

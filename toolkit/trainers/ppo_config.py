@@ -1,5 +1,6 @@
 """PPO's settings; names are those of TRL 1.12's PPOConfig where the thing is the same."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -175,12 +176,13 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         self._choose_best_by()
         super().__post_init__()
+        self._require_finite()
         for names, low, strict in BOUNDS:
             for name in names:
                 value = getattr(self, name)
                 if value is None:
                     continue
-                if not (value > low if strict else value >= low) or value == math.inf:
+                if not (value > low if strict else value >= low):
                     wanted = f"above {low}" if strict else f"at least {low}"
                     raise ValueError(f"`{name}` must be {wanted}, got {value}")
         for name, choices in CHOICES.items():
@@ -202,6 +204,14 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
             self._check_steering()
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be false: prompts are no model inputs")
+
+    def _require_finite(self) -> None:
+        """Refuse NaN and infinities; a command line and a YAML are looked at where they are read."""
+        for f in dataclasses.fields(self):
+            given = getattr(self, f.name)
+            for value in given if isinstance(given, list) else [given]:
+                if isinstance(value, float) and not math.isfinite(value) and given is not f.default:
+                    raise ValueError(f"`{f.name}` must be a finite number, got {value}")
 
     def _choose_best_by(self) -> None:
         """The library's defaults are a loss, and the largest of whatever is named otherwise."""

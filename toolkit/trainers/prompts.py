@@ -1,6 +1,5 @@
 """PPO's prompts: encoded once and checked for room, and drawn a rollout at a time."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError
-from toolkit.models.generation import encode_prompt
+from toolkit.models.generation import encode_prompt, require_room
 from toolkit.models.roles import Roles
 from toolkit.trainers.ppo_config import PPOConfig
 
@@ -77,19 +76,16 @@ def encode_prompts(
         if len(short) == 0:
             raise ConfigError(f"no prompt has at most `max_prompt_length` {limit} tokens")
         encoded = short
-    # where positions are not embedded (ALiBi) a context has no end
-    context = getattr(roles.base.config.get_text_config(), "max_position_embeddings", None)
-    room = math.inf if context is None else context - args.response_length
     lengths = list(map(len, encoded["prompt_ids"]))
     if 0 in lengths:
         raise ConfigError(f"prompt {lengths.index(0)} of {len(lengths)} has no token: it is empty")
-    long = [row for row, length in enumerate(lengths) if length > room]
-    if long:
-        raise ConfigError(
-            f"{len(long)} of {len(lengths)} prompts leave no room for `response_length` "
-            f"{args.response_length} in the base's context: row {long[0]} has {lengths[long[0]]} tokens, "
-            f"at most {room} fit. Leave them out with `max_prompt_length`, or lower `response_length`"
-        )
+    require_room(
+        lengths,
+        roles.base,
+        args.response_length,
+        option="response_length",
+        fix="Leave them out with `max_prompt_length`, or lower `response_length`",
+    )
     return encoded
 
 
