@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.evaluation.monitor import gold_metrics, gold_monitor
 from toolkit.trainers.watch import (
+    CHECKS,
     WatchCallback,
     lengthening,
     refusing,
@@ -160,3 +162,29 @@ def test_gold_of_answers_by_hand():
     assert found["gold/hallucinated"] is None
     assert gold_monitor(asked) is gold_metrics
     assert gold_monitor([*asked, "Why is the sky blue?"]) is None
+
+
+def test_the_log_of_a_run_without_a_kl_penalty_shows_that_it_over_optimises():
+    """The run of docs/ppo.md: its warnings are those that its own rows give rise to, and they are true."""
+    lines = (ROOT / "docs" / "results" / "beta0.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in lines]
+    rows, said = [], {}
+    for row in logged:
+        rows.append({k: v for k, v in row.items() if k not in CHECKS})
+        for key, check in CHECKS.items():
+            line = None if key in said else check(rows)
+            if line is not None:
+                said[key] = (row["step"], line)
+    found = {key: (row["step"], row[key]) for row in logged for key in CHECKS if key in row}
+    assert said == found
+    assert {"warning/kl", "warning/gold"} <= found.keys()
+    assert max(step for step, _ in found.values()) <= 60  # within a few dozen updates
+
+    def curve(key):
+        return [row[key] for row in logged if key in row]
+
+    for rising in ("objective/scores", "objective/kl", "eval_objective/scores"):
+        assert min(curve(rising)[-4:]) > max(curve(rising)[:4])
+    refused = curve("eval_gold/over_refusal")
+    assert max(refused) > 2 * refused[0]
+    assert curve("eval_gold/mean")[-1] < curve("eval_gold/mean")[0]
