@@ -21,10 +21,10 @@ def model(recipe, win, lm_loss, correct=0.8, over_refusal=0.02):
     return found
 
 
-def pipeline(folder, report, familiar=0.03, **changes):  # noqa: F811
+def pipeline(folder, report, familiar=0.03, seconds=(), **changes):  # noqa: F811
     """A pipeline's directory: SFT at lm_loss 0.5, PPO at 0.7, PPO-ptx at 0.58.
 
-    `familiar` is PPO's over-refusal in phrasings that training used.
+    `familiar` is PPO's over-refusal in phrasings that training used, `seconds` what stages took.
     """
     report = copy.deepcopy(report)
     report["checkpoints"] = {
@@ -38,7 +38,8 @@ def pipeline(folder, report, familiar=0.03, **changes):  # noqa: F811
     (folder / "familiar").mkdir()
     known = {"checkpoints": {"ppo": model("ppo", 0.85, 0.7, over_refusal=familiar)}}
     write_json(folder / "familiar" / "report.json", report | known)
-    stages = {name: {"seconds": 100.0, "peak_mb": 900} for name in ("sft", "ppo", "ppo_ptx")}
+    took = dict.fromkeys(("sft", "ppo", "ppo_ptx"), 100.0) | dict(seconds)
+    stages = {name: {"seconds": s, "peak_mb": 900} for name, s in took.items()}
     write_json(folder / "pipeline.json", stages)
     return folder
 
@@ -71,6 +72,8 @@ def test_claims_that_hold(report, tmp_path, capsys):  # noqa: F811
         ({"ppo": model("ppo", 0.85, 0.7, over_refusal=0.16)}, {"over_refusal in unseen"}),
         ({"familiar": 0.09}, {"over_refusal in familiar"}),
         ({"ppo_ptx": model("ppo", 0.7, 0.65)}, {"undone by ptx", "cost of ptx"}),
+        ({"seconds": {"ppo": 181.0}}, {"seconds of PPO, each seed"}),
+        ({"seconds": {"ppo_ptx": 181.0}}, {"seconds of PPO-ptx, each seed"}),
     ],
 )
 def test_a_claim_that_one_seed_breaks_fails(report, tmp_path, changes, fails):  # noqa: F811
