@@ -610,3 +610,37 @@ def test_a_function_that_never_says_anything_adds_nothing(ppo_roles, tokenizer, 
     row = logged(tmp_path)[0]
     assert row["rewards/silent/mean"] is None
     assert row["objective/scores"] is not None
+
+
+def test_what_reward_functions_note_is_logged_and_stands_beside_held_out_answers(
+    ppo_roles, tokenizer, tmp_path
+):
+    steps = []
+
+    def judged(completions, trainer_state, log_metric, log_extra, **_):
+        steps.append(trainer_state.global_step)
+        log_metric("judged/share", 0.25)
+        log_metric("judged/share", 0.75)
+        log_extra("letters", [len(said[0]["content"]) for said in completions])
+        log_extra("score", ["not ours"] * len(completions))
+        return [0.0] * len(completions)
+
+    held_out = prompts().select(range(3))
+    settings = {"eval_strategy": "steps", "eval_steps": 8, "total_episodes": 16}
+    trainer = make(
+        ppo_roles,
+        tokenizer,
+        prompts(),
+        tmp_path,
+        held_out=held_out,
+        reward_funcs=judged,
+        **settings,
+    )
+    trainer.train()
+    assert steps == [0, 4, 8]  # two rollouts, and an evaluation
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["judged/share"] for row in rows if "judged/share" in row] == [0.5, 0.5]
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    said = [row["completion"][0]["content"] for row in samples]
+    assert [row["letters"] for row in samples] == list(map(len, said))
+    assert all(isinstance(row["score"], float) for row in samples)

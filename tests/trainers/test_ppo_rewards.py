@@ -1,5 +1,7 @@
 """Rewards of a completion: ensembles, Python functions, penalties; bad ones are shown."""
 
+import asyncio
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from toolkit.errors import RewardError
 from toolkit.trainers.ppo_rewards import (
     Answers,
+    Aside,
     aggregate,
     function_rewards,
     penalise,
@@ -38,6 +41,72 @@ def test_functions_are_called_as_trl_calls_them_weighted_and_summed():
     assert total.tolist() == [0.5 * 2 + 10, 0.5 * 3]
     assert each["length"].tolist() == [2.0, 3.0]
     assert each["only_good"].isnan().tolist() == [False, True]
+
+
+def test_what_trls_trainers_hand_over_is_given_to_those_who_name_it():
+    aside = Aside(trainer_state="the state")
+
+    def asks(completions, trainer_state, log_metric, log_extra, **columns):
+        assert trainer_state == "the state"
+        assert columns.keys() == {"prompts", "completion_ids", "answer"}
+        log_metric("long", 1)
+        log_metric("long", 2)
+        log_extra("letters", (len(text) for text in completions))
+        return [1.0, 2.0]
+
+    class Judge:
+        def __call__(self, *, trainer_state, **_):
+            return [10.0, 20.0] if trainer_state else [None, None]
+
+    total, _ = function_rewards([asks, Judge()], [1.0, 1.0], ANSWERS, aside)
+    assert total.tolist() == [11.0, 22.0]
+    assert aside.metrics == {"long": [1.0, 2.0]}
+    assert aside.columns == {"letters": [4, 3]}
+
+
+def test_a_noted_column_of_a_wrong_length_is_named():
+    def asks(log_extra, **_):
+        log_extra("letters", [1])
+        return [1.0, 2.0]
+
+    with pytest.raises(RewardError, match="column 'letters' has 1 values for 2 completions"):
+        function_rewards([asks], [1.0], ANSWERS)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_async_functions_wait_side_by_side_also_where_a_loop_runs(inside):
+    """As in a notebook. Each waits for the other, so that one after the other would never end."""
+    met = {"a": asyncio.Event, "b": asyncio.Event}
+
+    def judge(own, other, worth):
+        async def judged(completions, **_):
+            met[own].set()
+            await asyncio.wait_for(met[other].wait(), 10)
+            return [worth] * len(completions)
+
+        return judged
+
+    def plain(completions, **_):
+        met.update(a=asyncio.Event(), b=asyncio.Event())
+        return [1.0] * len(completions)
+
+    functions = [plain, judge("a", "b", 10.0), judge("b", "a", 100.0)]
+
+    async def notebook():
+        return function_rewards(functions, [1.0] * 3, ANSWERS)
+
+    total, _ = (
+        asyncio.run(notebook()) if inside else function_rewards(functions, [1.0] * 3, ANSWERS)
+    )
+    assert total.tolist() == [111.0, 111.0]
+
+
+def test_what_an_async_function_raises_is_raised():
+    async def judged(**_):
+        raise ConnectionError("no judge")
+
+    with pytest.raises(ConnectionError, match="no judge"):
+        function_rewards([judged], [1.0], ANSWERS)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 
     Raises: CheckpointError where it cannot be written; checkpoints stay.
     """
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     try:
         with file.open("a", encoding="utf-8") as opened:
             opened.write(lines)

@@ -1,11 +1,11 @@
 """From prompts to what PPO learns from: sample, score, penalise, and estimate advantages."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerState
 
 from toolkit.errors import RewardError
 from toolkit.models.roles import Roles
@@ -17,6 +17,7 @@ from toolkit.rl.rollout import Experience, Seen, roll_out
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.ppo_rewards import (
     Answers,
+    Aside,
     RewardFunction,
     aggregate,
     function_rewards,
@@ -35,6 +36,7 @@ class ExperienceMaker:
         args: settings.
         tokenizer: the base's.
         reward_functions: Python functions whose weighted sum is added to the adapters' score.
+        trainer_state: asked for the trainer's state, for functions that want it.
     """
 
     def __init__(
@@ -44,9 +46,10 @@ class ExperienceMaker:
         *,
         tokenizer: PreTrainedTokenizerBase,
         reward_functions: Sequence[RewardFunction] = (),
+        trainer_state: Callable[[], TrainerState | None] = lambda: None,
     ) -> None:
         self.roles, self.args, self.tokenizer = roles, args, tokenizer
-        self.functions = list(reward_functions)
+        self.functions, self.trainer_state = list(reward_functions), trainer_state
         self.weights = list(args.reward_weights or [1.0] * len(self.functions))
         self.sampling = Sampling(args.response_length, args.temperature)
         self.stop = stop_ids(roles.base, tokenizer)
@@ -67,7 +70,7 @@ class ExperienceMaker:
         args = self.args
         rows = [row for row in rows for _ in range(args.num_generations)]
         experience, seen = self._roll_out(rows)
-        raw, notes = self._scores(rows, experience, seen)
+        raw, notes, _ = self._scores(rows, experience, seen)
         lengths = experience.mask.sum(1)
         score = self._penalised(raw, lengths, seen)
         kl = kl_estimate(experience.logprobs, experience.ref_logprobs, estimator=args.kl_estimator)
@@ -104,10 +107,11 @@ class ExperienceMaker:
     def look(self, rows: Sequence[dict[str, Any]]) -> tuple[Notes, list[dict[str, Any]]]:
         """One completion of each row's prompt, measured and not learnt from.
 
-        Returns: means over the rows; and each prompt and completion with its score.
+        Returns: means over the rows; and each prompt and completion with its score, and what reward
+            functions noted of it.
         """
         experience, seen = self._roll_out(rows)
-        raw, _ = self._scores(rows, experience, seen)
+        raw, _, columns = self._scores(rows, experience, seen)
         lengths = experience.mask.sum(1)
         score = self._penalised(raw, lengths, seen)
         kl = kl_estimate(
@@ -125,9 +129,10 @@ class ExperienceMaker:
         )
         answers = self._answers(rows, experience)
         samples = [
-            {"prompt": prompt, "completion": said, "score": round(score, 4)}
-            for prompt, said, score in zip(
-                answers.prompts, answers.completions, raw.tolist(), strict=True
+            {name: values[row] for name, values in columns.items()}
+            | {"prompt": prompt, "completion": said, "score": round(score, 4)}
+            for row, (prompt, said, score) in enumerate(
+                zip(answers.prompts, answers.completions, raw.tolist(), strict=True)
             )
         ]
         return notes, samples
@@ -159,10 +164,14 @@ class ExperienceMaker:
 
     def _scores(
         self, rows: Sequence[dict[str, Any]], experience: Experience, seen: Seen
-    ) -> tuple[Tensor, Notes]:
-        """The score of each completion before penalties, `(B,)`, from all sources."""
+    ) -> tuple[Tensor, Notes, dict[str, list[Any]]]:
+        """The score of each completion before penalties, `(B,)`, from all sources.
+
+        Returns: it, notes for the log, and columns of a value per completion from reward functions.
+        """
         total = torch.zeros(len(rows), device=experience.mask.device)
         notes: Notes = {}
+        aside = Aside(self.trainer_state() if self.functions else None)
         if len(seen.scores):
             args = self.args
             total = aggregate(
@@ -173,11 +182,12 @@ class ExperienceMaker:
                 notes["objective/ensemble_std"] = spread.item()
         if self.functions:
             answers = self._answers(rows, experience)
-            added, each = function_rewards(self.functions, self.weights, answers)
+            added, each = function_rewards(self.functions, self.weights, answers, aside)
             if not len(seen.scores):
                 refuse_unjudged(each, answers)
             total = total + added.to(total.device)
             notes |= _numbers({f"rewards/{n}/mean": x.nanmean() for n, x in each.items()})
+            notes |= {name: sum(xs) / len(xs) for name, xs in aside.metrics.items()}
         bad = (~torch.isfinite(total)).nonzero().flatten().tolist()
         if bad:
             ids = experience.prompts[bad[0]] + experience.completions[bad[0]]
@@ -185,7 +195,7 @@ class ExperienceMaker:
                 f"the reward of {len(bad)} of {len(total)} completions is not finite: "
                 f"{total[bad[0]].item()} for the first, {self.tokenizer.decode(ids)!r}"
             )
-        return total, notes
+        return total, notes, aside.columns
 
     def _answers(self, rows: Sequence[dict[str, Any]], experience: Experience) -> Answers:
         """A rollout as reward functions see it: completions are messages where prompts are."""

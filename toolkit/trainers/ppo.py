@@ -104,7 +104,11 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
             args.max_steps = self.rollouts * args.steps_per_rollout
         self.rollouts = math.ceil(args.max_steps / args.steps_per_rollout)
         self.maker = ExperienceMaker(
-            roles, args, tokenizer=processing_class, reward_functions=functions
+            roles,
+            args,
+            tokenizer=processing_class,
+            reward_functions=functions,
+            trainer_state=lambda: self.state,
         )
         self.eval_metrics = eval_metrics
         self.experience: Experience | None = None

@@ -1,8 +1,12 @@
 """What a completion is worth: reward adapters, Python functions, their sum, and what is taken off."""
 
+import asyncio
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +15,7 @@ from torch import Tensor
 from toolkit.errors import RewardError
 
 # (prompts=…, completions=…, completion_ids=…, **columns) -> a number or None per completion
-RewardFunction = Callable[..., Sequence[float | None]]
+RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
 LARGEST = torch.finfo(torch.float32).max
 # (prompts=…, completions=…, **columns) -> numbers by name; None is left out of the log
 EvalMetrics = Callable[..., Mapping[str, float | None]]
@@ -47,31 +51,74 @@ class Answers:
     columns: dict[str, list[Any]]
 
 
+@dataclass
+class Aside:
+    """What TRL's trainers hand to a reward function that has a parameter of that name.
+
+    `trainer_state` is transformers' TrainerState; `log_metric(name, value)` notes a number for the log,
+    where those of a rollout are averaged; `log_extra(column, values)` notes a value per completion.
+    """
+
+    trainer_state: Any = None
+    metrics: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Note a number."""
+        self.metrics[name].append(float(value))
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """Note a value per completion."""
+        self.columns[column] = list(values)
+
+    def asked_by(self, function: RewardFunction) -> dict[str, Any]:
+        """Of the three, those that a function names among its parameters."""
+        try:
+            named = inspect.signature(function).parameters
+        except (TypeError, ValueError):  # of some callables nobody knows
+            return {}
+        offered = ("trainer_state", "log_metric", "log_extra")
+        return {name: getattr(self, name) for name in offered if name in named}
+
+
 def function_rewards(
-    functions: Sequence[RewardFunction], weights: Sequence[float], answers: Answers
+    functions: Sequence[RewardFunction],
+    weights: Sequence[float],
+    answers: Answers,
+    aside: Aside | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of what Python functions say, as TRL's trainers call them.
 
-    A function that has nothing to say of a completion returns None for it, which counts as 0.
+    A function that has nothing to say of a completion returns None for it, which counts as 0. Those
+    that are async wait for each other's answers together.
 
     Returns: `(B,)`, and each function's own rewards by its name, NaN where it said None.
     Raises: RewardError for a wrong number of rewards or one that is not finite, showing the sample.
     """
     total = torch.zeros(len(answers.completions))
     each: dict[str, Tensor] = {}
-    for function, weight in zip(functions, weights, strict=True):
-        name = getattr(function, "__name__", type(function).__name__)
-        if name in each:  # two lambdas, or one function twice
-            name = f"{name}_{len(each)}"
-        given = function(
+    aside = aside or Aside()
+    said = [
+        function(
             prompts=answers.prompts,
             completions=answers.completions,
             completion_ids=answers.completion_ids,
-            **answers.columns,
+            **answers.columns | aside.asked_by(function),
         )
+        for function in functions
+    ]
+    for function, weight, given in zip(functions, weights, _awaited(said), strict=True):
+        name = getattr(function, "__name__", type(function).__name__)
+        if name in each:  # two lambdas, or one function twice
+            name = f"{name}_{len(each)}"
         numbers = _checked(given, name, answers)
         each[name] = numbers
         total += weight * torch.where(numbers.isnan(), 0.0, numbers)
+    for column, values in aside.columns.items():
+        if len(values) != len(total):
+            raise RewardError(
+                f"log_extra: column {column!r} has {len(values)} values for {len(total)} completions"
+            )
     return total, each
 
 
@@ -90,6 +137,23 @@ def refuse_unjudged(each: dict[str, Tensor], answers: Answers) -> None:
             f"{int(silent.sum())} of {len(silent)} completions have no reward: {', '.join(each)} said "
             f"None, and there is no reward model; the first: {_sample(answers, row)}"
         )
+
+
+def _awaited(said: list[Any]) -> list[Any]:
+    """What functions said, with the answers of those that are async, asked for side by side."""
+    waiting = [at for at, given in enumerate(said) if inspect.isawaitable(given)]
+    if not waiting:
+        return said
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(said[at] for at in waiting))
+
+    with ThreadPoolExecutor(1) as thread:  # in a notebook this one has a loop that runs already
+        answers = thread.submit(asyncio.run, together()).result()
+    found = list(said)
+    for at, given in zip(waiting, answers, strict=True):
+        found[at] = given
+    return found
 
 
 def _checked(given: Any, name: str, answers: Answers) -> Tensor:
