@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 from toolkit.errors import CheckpointError
 from toolkit.listing import BrokenRun, list_runs
-from toolkit.resuming import last_checkpoint
+from toolkit.resuming import CONTENTS, last_checkpoint, list_contents
 from toolkit.runs import Run, require_adapter
 
 COMPLETE = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
@@ -106,6 +106,27 @@ def test_the_last_complete_checkpoint_is_chosen(tmp_path):
     assert last_checkpoint(tmp_path, "false") is None
     with pytest.raises(CheckpointError, match="optimizer"):
         last_checkpoint(tmp_path, str(tmp_path / "checkpoint-11"))
+
+
+def test_a_checkpoint_half_copied_or_half_removed_is_not_chosen(tmp_path):
+    checkpoint(tmp_path, 9)
+    place = checkpoint(tmp_path, 10)
+    (place / "value").mkdir()
+    (place / "value" / "head.safetensors").write_bytes(b"four")
+    list_contents(place)
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-10")
+    (place / "notes.txt").write_text("somebody's own")
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-10")
+    (place / "value" / "head.safetensors").write_bytes(b"two")
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-9")
+    with pytest.raises(CheckpointError, match=r"value/head\.safetensors has 3 bytes, and had 4"):
+        last_checkpoint(tmp_path, str(place))
+    (place / "value" / "head.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"value/head\.safetensors is missing"):
+        last_checkpoint(tmp_path, str(place))
+    (place / CONTENTS).write_text('{"cut')
+    with pytest.raises(CheckpointError, match=rf"{CONTENTS} is cut short"):
+        last_checkpoint(tmp_path, str(place))
 
 
 def test_a_missing_parent_is_said_at_once(tmp_path):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from toolkit.errors import CheckpointError
 from toolkit.leftovers import checkpoints
-from toolkit.runs import ADAPTER_FILES
+from toolkit.runs import ADAPTER_FILES, write_json
+
+CONTENTS = "contents.json"  # of a checkpoint: its files and their sizes, bytes
 
 
 def asked(wanted: str | bool | None) -> bool:
@@ -35,8 +37,15 @@ def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> s
     return str(complete[-1]) if complete else None
 
 
+def list_contents(checkpoint: Path) -> None:
+    """Write down what a checkpoint consists of, so that one half copied or half removed is known."""
+    files = sorted(f for f in checkpoint.rglob("*") if f.is_file() and f.name != CONTENTS)
+    sizes = {f.relative_to(checkpoint).as_posix(): f.stat().st_size for f in files}
+    write_json(checkpoint / CONTENTS, sizes)
+
+
 def _incomplete(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from. transformers writes trainer_state.json last."""
+    """Why a checkpoint cannot be resumed from; those that others have written list no contents."""
     for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt", "trainer_state.json"):
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
@@ -44,4 +53,16 @@ def _incomplete(checkpoint: Path) -> str | None:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except ValueError:
         return "trainer_state.json is cut short"
+    try:
+        sizes = dict(json.loads((checkpoint / CONTENTS).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        return f"{CONTENTS} is cut short"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, and had {size}"
     return None

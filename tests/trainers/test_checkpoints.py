@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from tests.trainers.ppo_setup import make, prompts
 from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from toolkit.models import adapters
-from toolkit.resuming import last_checkpoint
+from toolkit.resuming import CONTENTS, last_checkpoint
 from toolkit.runs import Run
 from toolkit.trainers.checkpoints import INCOMING
 from toolkit.trainers.interruption import interruptible
@@ -60,6 +60,7 @@ def test_a_checkpoint_has_its_name_only_when_it_is_whole(
         "experience.safetensors",
         "optimizer.pt",
         "trainer_state.json",
+        CONTENTS,
         "value",
     }
     assert expected <= set(files(tmp_path / "run" / "checkpoint-8"))
@@ -331,7 +332,8 @@ def test_an_earlier_checkpoint_that_cannot_be_loaded_costs_no_later_one(
     saving = {"save_strategy": "steps", "save_steps": 4}
     make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **saving).train()
     if spoilt is not None:
-        (tmp_path / "checkpoint-4" / spoilt).write_bytes(b"{")
+        file = tmp_path / "checkpoint-4" / spoilt
+        file.write_bytes(b"{" * file.stat().st_size)
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **saving, **options)
     with pytest.raises(CheckpointError, match=message):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

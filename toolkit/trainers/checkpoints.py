@@ -15,7 +15,7 @@ from toolkit.errors import CheckpointError, ConfigError, DivergedError
 from toolkit.leftovers import checkpoints, step_of
 from toolkit.models.fingerprint import save_fingerprint
 from toolkit.models.peft_methods import why_refused
-from toolkit.resuming import last_checkpoint
+from toolkit.resuming import last_checkpoint, list_contents
 from toolkit.runs import write_json
 from toolkit.trainers.callbacks import RunCallback
 
@@ -152,6 +152,7 @@ class WholeCheckpoints:
             if self.base_fingerprint is not None:
                 save_fingerprint(written, self.base_fingerprint)
             _name_best(trainer.state, written, final)
+            list_contents(written)
             _sync(written)
             os.replace(written, final)
             _sync_folder(run_dir)
