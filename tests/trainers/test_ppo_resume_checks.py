@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ SAVING = {"save_strategy": "steps", "save_steps": 4, "total_episodes": 16}
 OTHER = {"per_device_train_batch_size": 8, "value_role": "zero", "kl_estimator": "k3"} | {
     "reward_aggregation": "min",
     "reward_weights": [0.5],
+    "lr_scheduler_type": "cosine",
+    "lr_scheduler_kwargs": {"num_cycles": 2},
+    "optim": "sgd",
 }
 
 
@@ -39,7 +43,8 @@ def test_resume_with_another_setting_is_refused_and_the_setting_named(
         other = kept + 1 if other is None else other
         setattr(trainer.args, name, other)
         vars(trainer).pop("_settings", None)
-        with pytest.raises(CheckpointError, match=f"was made with `{name}` {kept}, this run has"):
+        was = re.escape(f"was made with `{name}` {getattr(kept, 'value', kept)}, this run has")
+        with pytest.raises(CheckpointError, match=was):
             trainer._check_fits(stopped)
         setattr(trainer.args, name, kept)
     vars(trainer).pop("_settings", None)
@@ -70,3 +75,36 @@ def test_resume_from_a_checkpoint_that_recorded_less_compares_what_it_has(
     file.write_text(json.dumps(state), encoding="utf-8")
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING, gamma=0.9)
     trainer._check_fits(stopped)
+
+
+def praise(completions, **_):
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"reward_funcs": [praise]}, r"`reward_funcs` \[\], this run has \['praise'\]"),
+        ({"ptx_texts": ["Rain falls.", "Snow falls."]}, r"`pretraining texts` 0 \(.*has 2 \("),
+    ],
+)
+def test_resume_with_another_source_of_learning_is_refused(
+    stopped, make_ppo_roles, tokenizer, tmp_path, more, named
+):
+    coefficient = {"ptx_coef": 0.1} if "ptx_texts" in more else {}
+    trainer = make(
+        make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING, **more, **coefficient
+    )
+    if coefficient:  # that it is another is noticed first
+        trainer.args.ptx_coef = 0.0
+    with pytest.raises(CheckpointError, match=named):
+        trainer._check_fits(stopped)
+
+
+def test_more_episodes_and_another_gradient_norm_are_taken(
+    stopped, make_ppo_roles, tokenizer, tmp_path
+):
+    settings = SAVING | {"total_episodes": 24, "max_grad_norm": 0.5}
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **settings)
+    trainer.train(resume_from_checkpoint=str(stopped))
+    assert trainer.state.global_step == 12

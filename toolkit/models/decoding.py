@@ -119,8 +119,8 @@ def _choose(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[T
     if bad:  # on a GPU drawing from NaN would end the process
         raise DivergedError(
             f"sampling: the hidden states of {bad} of {len(hidden)} answers are not finite, so no "
-            "token can be drawn. Training has diverged: continue from an earlier checkpoint with a "
-            "lower learning_rate or max_grad_norm"
+            "token can be drawn. Training has diverged: start again with a lower learning_rate, or "
+            "continue from an earlier checkpoint with a lower max_grad_norm"
         )
     if temperature == 0:
         token = head.logits(hidden).argmax(-1)

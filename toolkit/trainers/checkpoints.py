@@ -83,7 +83,8 @@ class WholeCheckpoints:
             raise DivergedError(
                 f"{trainer.args.output_dir}: at step {trainer.state.global_step} training has "
                 f"diverged: {len(bad)} of its weights are not finite, such as {bad[0]}. Nothing of it "
-                "is saved, earlier checkpoints are whole; lower learning_rate or max_grad_norm"
+                "is saved, earlier checkpoints are whole: start again with a lower learning_rate, or "
+                "continue from one with a lower max_grad_norm"
             )
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:

@@ -217,8 +217,8 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
         if not bool(torch.isfinite(loss)):
             raise DivergedError(
                 f"{self.args.output_dir}: the loss of step {self.state.global_step + 1} is "
-                f"{loss.item()}: training has diverged. Earlier checkpoints are whole; lower "
-                "learning_rate, or the rewards (reward_clip), and start again or continue from one"
+                f"{loss.item()}: training has diverged. Earlier checkpoints are whole; start again with a "
+                "lower learning_rate or a reward_clip, or continue from one with a lower max_grad_norm"
             )
         self._micro_step += 1
         if self._micro_step % self.args.gradient_accumulation_steps == 0:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ from toolkit.trainers.checkpoints import WholeCheckpoints, read_state
 from toolkit.trainers.ema import LAST, PolicyEMA
 from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.trainers.ppo_rewards import name_of
+from toolkit.trainers.updates import Updater
 
 EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
 # what decides which rows an update gets, what they are worth, and how far it goes
@@ -52,7 +55,18 @@ SAME_ON_RESUME = (
     "vf_coef",
     "ent_coef",
     "ptx_coef",
+    "ptx_batch_size",
+    "ptx_max_length",
     "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "weight_decay",
 )
 
 
@@ -64,6 +78,7 @@ class PPOCheckpoints(WholeCheckpoints):
     processing_class: PreTrainedTokenizerBase
     train_dataset: Dataset
     maker: ExperienceMaker
+    updater: Updater
     ema: PolicyEMA | None
     experience: Experience | None
     state: Any
@@ -125,15 +140,18 @@ class PPOCheckpoints(WholeCheckpoints):
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        """What must be the same in a run that goes on: options, the prompts by a hash of their ids, and
-        what is compared with and what rewards by hashes of their weights."""
-        digest = hashlib.sha256()
-        for ids in self.train_dataset["prompt_ids"]:
-            digest.update(repr(list(ids)).encode())
-        prompts = f"{len(self.train_dataset)} ({digest.hexdigest()[:12]})"
-        frozen = {f"weights of {n}": self._hash(n) for n in (REFERENCE, *self.roles.rewards)}
+        """What must be the same in a run that goes on: options, the names of reward functions, and by
+        hashes the prompts, the pretraining texts, and the weights compared with and rewarded by."""
         options = {name: getattr(self.args, name) for name in SAME_ON_RESUME}
-        return options | {"prompts": prompts} | frozen
+        options = {name: getattr(value, "value", value) for name, value in options.items()}
+        frozen = {f"weights of {n}": self._hash(n) for n in (REFERENCE, *self.roles.rewards)}
+        return (
+            options
+            | {"reward_funcs": [name_of(f) for f in self.maker.functions]}
+            | {"prompts": _digest(self.train_dataset["prompt_ids"])}
+            | {"pretraining texts": _digest(self.updater.ptx)}
+            | frozen
+        )
 
     def _hash(self, role: str) -> str | None:
         """Of a role's weights, adapter and head; None where it has none."""
@@ -154,3 +172,11 @@ class PPOCheckpoints(WholeCheckpoints):
         self.roles.load(VALUE, best / VALUE)
         if self.ema is not None:
             self.ema.load(best)
+
+
+def _digest(rows: Sequence[Sequence[int]]) -> str:
+    """How many rows of token ids there are, and a hash of them."""
+    digest = hashlib.sha256()
+    for ids in rows:
+        digest.update(repr(list(ids)).encode())
+    return f"{len(rows)} ({digest.hexdigest()[:12]})"

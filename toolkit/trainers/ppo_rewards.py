@@ -51,6 +51,11 @@ class Answers:
     columns: dict[str, list[Any]]
 
 
+def name_of(function: RewardFunction) -> str:
+    """Its name, or its class's."""
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
 @dataclass
 class Aside:
     """What TRL's trainers hand to a reward function that has a parameter of that name.
@@ -108,7 +113,7 @@ def function_rewards(
         for function in functions
     ]
     for function, weight, given in zip(functions, weights, _awaited(said), strict=True):
-        name = getattr(function, "__name__", type(function).__name__)
+        name = name_of(function)
         if name in each:  # two lambdas, or one function twice
             name = f"{name}_{len(each)}"
         numbers = _checked(given, name, answers)
