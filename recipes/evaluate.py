@@ -16,8 +16,9 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import EvaluateArguments
 from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError, DatasetError
+from toolkit.parents import require_adapter
 from toolkit.preflight.opening import require_reward_models
-from toolkit.runs import Run, require_adapter
+from toolkit.runs import Run
 
 
 def main(args, model) -> Run:

@@ -17,7 +17,8 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import LabelArguments
 from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError
-from toolkit.runs import Run, require_adapter
+from toolkit.parents import require_adapter
+from toolkit.runs import Run
 
 
 def main(labels, model) -> Run:

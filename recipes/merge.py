@@ -14,7 +14,8 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import MergeArguments
 from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError
-from toolkit.runs import Run, require_adapter, require_new
+from toolkit.parents import require_adapter
+from toolkit.runs import Run, require_new
 
 
 def main(merge, model) -> Run:

@@ -19,9 +19,10 @@ from toolkit.arguments import RewardArguments
 from toolkit.command_line import run_cli
 from toolkit.data.demonstrations import load_demonstrations
 from toolkit.data.loading import load_splits
+from toolkit.parents import is_finished
 from toolkit.preflight.opening import opening, require_test_split
 from toolkit.resuming import asked, last_checkpoint
-from toolkit.runs import ENSEMBLE, Run, is_finished
+from toolkit.runs import ENSEMBLE, Run
 
 JUDGING = "judging"  # of a finished run's results, until its report is there
 

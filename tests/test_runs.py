@@ -9,8 +9,9 @@ import pytest
 from tests.conftest import ROOT
 from toolkit.errors import CheckpointError
 from toolkit.listing import BrokenRun, list_runs
+from toolkit.parents import require_adapter
 from toolkit.resuming import CONTENTS, last_checkpoint, list_contents
-from toolkit.runs import Run, require_adapter
+from toolkit.runs import Run
 
 COMPLETE = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
 

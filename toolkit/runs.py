@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from typing import IO, Any
 
 from toolkit.errors import CheckpointError
 from toolkit.integrity import hashes
-from toolkit.leftovers import clear, refuse_unfinished
 from toolkit.locking import LOCK, own
 from toolkit.provenance import commit, plain, versions
 
@@ -108,7 +108,7 @@ class Run:
             made = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
             print(f"{self.path}: replaces the finished {old.recipe} run of {made}", flush=True)
         if fresh:
-            clear(self.path)
+            clear_leftovers(self.path)
         if old is not None:
             self.save()
 
@@ -223,51 +223,6 @@ class Run:
         return rows
 
 
-def is_finished(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a run that finished, with an adapter that is whole."""
-    try:
-        run = Run.load(path)
-    except CheckpointError:
-        return False
-    return run.state == "finished" and run.adapter_problem() is None
-
-
-def reward_models(path: str) -> list[str]:
-    """The reward model's run, or those of an ensemble.
-
-    Raises: CheckpointError for an ensemble that is not finished.
-    """
-    if not (Path(path) / "run.json").is_file() or Run.load(path).recipe != ENSEMBLE:
-        return [path]
-    run = Run.load(path)
-    if run.state != "finished":
-        raise CheckpointError(
-            f"{path}: this ensemble is not finished but {run.state}; continue it with "
-            "--resume_from_checkpoint true"
-        )
-    return [str(run.path / f"member-{i}") for i in range(run.config["ensemble"])]
-
-
-def require_adapter(run: str, option: str) -> None:
-    """Check cheaply that a run named by an option holds an adapter that is whole.
-
-    A checkpoint's folder, or an adapter made elsewhere, will do; a run that did not finish will
-    not, because its adapter may be older than its manifest.
-
-    Raises: CheckpointError saying what is missing.
-    """
-    reason = Run(Path(run), "").adapter_problem() if Path(run).is_dir() else "no such directory"
-    if reason and (Path(run) / "run.json").is_file() and Run.load(run).recipe == ENSEMBLE:
-        reason = f"it is an ensemble; name one of its members, such as {run}/member-0"
-    if reason:
-        raise CheckpointError(f"{option}: {run} holds no adapter ({reason})")
-    if (Path(run) / "run.json").is_file() and (state := Run.load(run).state) != "finished":
-        raise CheckpointError(
-            f"{option}: {run} is not finished but {state}; continue it with "
-            "--resume_from_checkpoint true, or name one of its checkpoints"
-        )
-
-
 def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
     """Check that a directory is empty or not there, or holds what this recipe did not finish.
 
@@ -283,6 +238,47 @@ def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
     raise CheckpointError(
         f"output_dir: {folder} is not empty, and nothing is overwritten; choose another"
     )
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoint folders, oldest first."""
+    found = (f for f in run.glob("checkpoint-*") if f.name.split("-")[1].isdigit())
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Checkpoints of a run that did not finish are somebody's work.
+
+    Raises: CheckpointError where the folder holds such.
+    """
+    found = checkpoints(folder)
+    if found and not _finished(folder):
+        raise CheckpointError(
+            f"{folder} holds {found[-1].name} of a run that did not finish: continue it with "
+            "--resume_from_checkpoint true, choose another output_dir, or remove the folder"
+        )
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what would be mistaken for the next run's: a finished run's checkpoints, the last policy
+    of one that averaged it (`ema_decay`), and an ensemble's finished members."""
+    members = (f for f in folder.glob("member-*") if _finished(f))
+    last = folder / "last"
+    averaged = (last / ADAPTER_FILES[0]).is_file() and not (last / MANIFEST).exists()
+    for old in (*checkpoints(folder), *members, *([last] if averaged else [])):
+        shutil.rmtree(old)
+
+
+def _finished(folder: Path) -> bool:
+    try:
+        return Run.load(folder).state == "finished"
+    except CheckpointError:
+        return False
 
 
 def write_json(path: Path, content: Any) -> None:

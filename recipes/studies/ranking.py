@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import mean
 
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.runs import Run, is_finished, write_json
+from toolkit.parents import is_finished
+from toolkit.runs import Run, write_json
 
 CONFIG = "recipes/configs/world/reward.yaml"
 PROMPTS_PER_STEP = 8  # as in the config

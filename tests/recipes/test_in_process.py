@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from toolkit.command_line import run_cli
 from toolkit.evaluation import judge
 from toolkit.models.fingerprint import BASE_FILE
-from toolkit.runs import ENSEMBLE, Run, require_adapter, reward_models
+from toolkit.parents import require_adapter, reward_models
+from toolkit.runs import ENSEMBLE, Run
 
 WORLD = "recipes/configs/world"
 QUICK = {"logging_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 4}

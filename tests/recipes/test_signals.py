@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.recipes.test_kill import command, run
-from toolkit.leftovers import checkpoints
-from toolkit.runs import Run
+from toolkit.runs import Run, checkpoints
 
 PATIENCE = 120  # seconds, for a machine that does much else
 REWARD = """

@@ -5,7 +5,7 @@ import sys
 from contextlib import contextmanager
 
 from tests.trainers.ppo_setup import make, prompts
-from toolkit.leftovers import checkpoints
+from toolkit.runs import checkpoints
 
 CHANGES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
 _watchers = []
