@@ -163,7 +163,7 @@ def test_checkpoints_of_a_finished_run_do_not_reach_the_next(tmp_path):
 @pytest.mark.parametrize("resumes", [False, True])
 def test_a_finished_run_stays_until_the_next_begins(tmp_path, capsys, resumes):
     """What fails while data and models are loaded costs nothing."""
-    Run.start(tmp_path, recipe="sft").finish(steps=9)
+    Run.start(tmp_path, recipe="reward_ensemble").finish(steps=9)
     place = checkpoint(tmp_path, 9)
     (tmp_path / "member-1").mkdir()
     Run.start(tmp_path / "member-1", recipe="reward").finish()
@@ -173,21 +173,30 @@ def test_a_finished_run_stays_until_the_next_begins(tmp_path, capsys, resumes):
     resume = str(place) if resumes else None
     with (
         pytest.raises(ZeroDivisionError),
-        Run.start(tmp_path, recipe="sft", resume=resume),
+        Run.start(tmp_path, recipe="reward", resume=resume),
     ):
         _ = 1 / 0
     assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
-    assert "the finished sft run is as it was" in capsys.readouterr().out
+    assert "the finished reward_ensemble run is as it was" in capsys.readouterr().out
     run = Run.start(tmp_path, recipe="ppo", resume=resume)
     run.begin()
     assert Run.load(tmp_path).state == "running"
-    assert ("replaces the finished sft run of" in capsys.readouterr().out) is not resumes
+    assert (
+        "replaces the finished reward_ensemble run of" in capsys.readouterr().out
+    ) is not resumes
     kept = [(tmp_path / name).exists() for name in ("checkpoint-9", "member-1", "last")]
     assert kept == [resumes] * 3
     run.begin()
     assert capsys.readouterr().out == ""
     run.fail(RuntimeError("out of memory"))
     assert (Run.load(tmp_path).state, Run.load(tmp_path).recipe) == ("failed", "ppo")
+
+
+def test_a_folder_that_is_only_called_like_a_member_is_left_alone(tmp_path):
+    Run.start(tmp_path / "member-1", recipe="sft").finish()
+    Run.start(tmp_path, recipe="sft").finish()
+    Run.start(tmp_path, recipe="sft").begin()
+    assert Run.load(tmp_path / "member-1").state == "finished"
 
 
 def test_members_that_did_not_finish_are_not_thrown_away(tmp_path):

@@ -108,7 +108,8 @@ class Run:
             made = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
             print(f"{self.path}: replaces the finished {old.recipe} run of {made}", flush=True)
         if fresh:
-            clear_leftovers(self.path)
+            recipes = {self.recipe, old.recipe if old else ""}
+            clear_leftovers(self.path, members=ENSEMBLE in recipes)
         if old is not None:
             self.save()
 
@@ -264,13 +265,13 @@ def refuse_unfinished(folder: Path) -> None:
         )
 
 
-def clear_leftovers(folder: Path) -> None:
+def clear_leftovers(folder: Path, *, members: bool) -> None:
     """Remove what would be mistaken for the next run's: a finished run's checkpoints, the last policy
-    of one that averaged it (`ema_decay`), and an ensemble's finished members."""
-    members = (f for f in folder.glob("member-*") if _finished(f))
+    of one that averaged it (`ema_decay`), and with `members` an ensemble's finished ones."""
+    inside = [f for f in folder.glob("member-*") if members and _finished(f)]
     last = folder / "last"
     averaged = (last / ADAPTER_FILES[0]).is_file() and not (last / MANIFEST).exists()
-    for old in (*checkpoints(folder), *members, *([last] if averaged else [])):
+    for old in (*checkpoints(folder), *inside, *([last] if averaged else [])):
         shutil.rmtree(old)
 
 
