@@ -199,12 +199,68 @@ def test_a_folder_that_is_only_called_like_a_member_is_left_alone(tmp_path):
     assert Run.load(tmp_path / "member-1").state == "finished"
 
 
-def test_members_that_did_not_finish_are_not_thrown_away(tmp_path):
-    Run.start(tmp_path, recipe="reward_ensemble").finish()
+def test_what_an_ensemble_has_so_far_is_not_thrown_away(tmp_path):
+    Run.start(tmp_path, recipe="reward_ensemble").fail(RuntimeError("out of memory"))
+    Run.start(tmp_path / "member-0", recipe="reward").finish()
+    with pytest.raises(CheckpointError, match="holds member-0 of a run that did not finish"):
+        Run.start(tmp_path, recipe="reward_ensemble")
+    Run.start(tmp_path, recipe="reward_ensemble", resume=str(tmp_path)).finish()
+    assert Run.load(tmp_path / "member-0").state == "finished"
+    # a member beyond those that were wanted in the end
     Run.start(tmp_path / "member-3", recipe="reward").fail(RuntimeError("out of memory"))
     checkpoint(tmp_path / "member-3", 9)
-    Run.start(tmp_path, recipe="reward_ensemble").begin()
+    with pytest.raises(CheckpointError, match=r"holds member-3/checkpoint-9 of a run that did not"):
+        Run.start(tmp_path, recipe="reward_ensemble")
     assert last_checkpoint(tmp_path / "member-3", True).endswith("checkpoint-9")
+
+
+def test_a_run_of_another_kind_leaves_no_role_behind(tmp_path):
+    """An SFT run in the place of a reward model is none, nor has it PPO's value."""
+    Run.start(tmp_path, recipe="reward").finish()
+    (tmp_path / "value").mkdir()
+    for name in ("head.safetensors", "value/head.safetensors", "reward_report.json"):
+        (tmp_path / name).write_bytes(b"x")
+    Run.start(tmp_path, recipe="reward").begin()
+    assert (tmp_path / "head.safetensors").exists()
+    Run.load(tmp_path).finish()
+    Run.start(tmp_path, recipe="sft").begin()
+    assert sorted(f.name for f in tmp_path.iterdir()) == [".lock", "README.md", "run.json"]
+
+
+def test_a_folder_of_somebodys_own_is_left_alone(tmp_path):
+    Run.start(tmp_path, recipe="reward").finish()
+    for name in ("last", "value"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    Run.start(tmp_path, recipe="sft").begin()
+    assert (tmp_path / "last" / "notes.txt").exists()
+    assert (tmp_path / "value" / "notes.txt").exists()
+
+
+def test_checkpoints_on_another_disk_are_left_there(tmp_path):
+    run = tmp_path / "run"
+    Run.start(run, recipe="sft").finish()
+    checkpoint(tmp_path / "disk", 4)
+    (run / "checkpoint-4").symlink_to(tmp_path / "disk" / "checkpoint-4")
+    Run.start(run, recipe="sft").begin()
+    assert last_checkpoint(run, True) is None
+    assert (tmp_path / "disk" / "checkpoint-4" / "optimizer.pt").exists()
+
+
+def test_a_finished_run_that_cannot_be_put_aside_is_still_finished(tmp_path, monkeypatch):
+    Run.start(tmp_path, recipe="sft").finish()
+    checkpoint(tmp_path, 4)
+
+    def fails(*_):
+        raise PermissionError("not yours")
+
+    with monkeypatch.context() as patch, Run.start(tmp_path, recipe="ppo") as run:
+        patch.setattr("toolkit.leftovers.os.replace", fails)
+        with pytest.raises(PermissionError):
+            run.begin()
+        run.fail(PermissionError("not yours"))
+    assert (Run.load(tmp_path).state, Run.load(tmp_path).recipe) == ("finished", "sft")
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-4")
 
 
 def test_checkpoints_of_an_unfinished_run_are_not_thrown_away(tmp_path):

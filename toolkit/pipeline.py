@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 import yaml
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
+from toolkit.leftovers import has_finished, put_aside, remove
 from toolkit.runs import Run, write_json
 
 RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "evaluate")
@@ -139,14 +139,16 @@ def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
         label = f"[{at + 1}/{len(pipeline.stages)}] {stage.name:<12}"
         entry = done.get(stage.name, {})
         same = entry.get("fingerprint") == fingerprint and not again
-        if same and entry.get("finished") and _finished(pipeline.directory(stage)):
+        if same and entry.get("finished") and has_finished(pipeline.directory(stage)):
             print(f"{label} done before ({entry['seconds']:.0f} s)", flush=True)
             continue
         again = True
-        done[stage.name] = {"fingerprint": fingerprint, "finished": False}
+        began = entry.get("began", 0.0) if same else time.time()
+        done[stage.name] = {"fingerprint": fingerprint, "finished": False, "began": began}
         write_json(state_file, done)
         print(f"{label} running …", end="", flush=True)
-        seconds, peak_mb = _run_stage(pipeline, stage, resume=same, timings=_timings(done))
+        resume = same and not _is_of_before(pipeline.directory(stage), began)
+        seconds, peak_mb = _run_stage(pipeline, stage, resume=resume, timings=_timings(done))
         seconds = round(seconds, 1)
         done[stage.name] |= {"finished": True, "seconds": seconds, "peak_mb": peak_mb}
         write_json(state_file, done)
@@ -159,9 +161,11 @@ def _run_stage(
 ) -> tuple[float, int]:
     words = pipeline.command(stage)
     if stage.recipe in ("sft", "reward", "ppo", "dpo", "kto"):
-        if not resume:  # what an earlier configuration left would be continued later on
-            for checkpoint in pipeline.directory(stage).glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
+        folder = pipeline.directory(stage)
+        if not resume and not has_finished(folder):
+            # what an earlier configuration left unfinished would be continued later on
+            put_aside(folder)
+            remove(folder)
         words += ["--resume_from_checkpoint", str(resume).lower()]
     if stage.recipe == "evaluate":
         words += ["--timings", json.dumps(timings)]
@@ -208,11 +212,12 @@ def _read_state(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _finished(directory: Path) -> bool:
+def _is_of_before(directory: Path, began: float) -> bool:
+    """Whether a finished run is what an earlier configuration made: this one's has not begun there."""
     try:
-        return Run.load(directory).state == "finished"
-    except CheckpointError:
-        return False
+        return has_finished(directory) and Run.load(directory).started < began
+    except CheckpointError:  # of a version that is not known
+        return True
 
 
 def _require_keys(

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from toolkit.errors import CheckpointError
-from toolkit.runs import ADAPTER_FILES, checkpoints, write_json
+from toolkit.leftovers import checkpoints
+from toolkit.runs import ADAPTER_FILES, write_json
 
 CONTENTS = "contents.json"  # of a checkpoint: its files and their sizes, bytes
 

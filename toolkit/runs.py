@@ -4,21 +4,20 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from toolkit import leftovers
 from toolkit.errors import CheckpointError
 from toolkit.integrity import hashes
 from toolkit.locking import LOCK, own
 from toolkit.provenance import commit, plain, versions
 
 SCHEMA = 1
-ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of their own inside
-MANIFEST = "run.json"
+ENSEMBLE, MANIFEST = leftovers.ENSEMBLE, leftovers.MANIFEST
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
 
@@ -66,14 +65,14 @@ class Run:
         while models and data are loaded.
 
         Args:
-            resume: the checkpoint that the run continues from.
+            resume: the checkpoint that the run continues from, or the folder whose members stay.
 
         Raises: CheckpointError where the directory holds checkpoints of a run that did not finish,
             another process writes to it, or it cannot be made.
         """
         lock = own(Path(path))
         if resume is None:
-            refuse_unfinished(Path(path))
+            leftovers.refuse_unfinished(Path(path))
         merged: dict[str, Any] = {}
         for config in configs:
             merged |= plain(config)
@@ -102,16 +101,17 @@ class Run:
         A finished run in it is no longer one. Unless this run goes on from it, nothing of it stays
         that would be mistaken for this run's.
         """
-        old, self._replaced = self._replaced, None
-        fresh, self._fresh = self._fresh, False
-        if fresh and old is not None:
-            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
-            print(f"{self.path}: replaces the finished {old.recipe} run of {made}", flush=True)
+        old, fresh = self._replaced, self._fresh
         if fresh:
-            recipes = {self.recipe, old.recipe if old else ""}
-            clear_leftovers(self.path, members=ENSEMBLE in recipes)
+            if old is not None:
+                made = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
+                print(f"{self.path}: replaces the finished {old.recipe} run of {made}", flush=True)
+            other = old is not None and old.recipe != self.recipe
+            leftovers.put_aside(self.path, of_a_role=other)
         if old is not None:
             self.save()
+        self._replaced, self._fresh = None, False
+        leftovers.remove(self.path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Run":
@@ -239,47 +239,6 @@ def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
     raise CheckpointError(
         f"output_dir: {folder} is not empty, and nothing is overwritten; choose another"
     )
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """A run's checkpoint folders, oldest first."""
-    found = (f for f in run.glob("checkpoint-*") if f.name.split("-")[1].isdigit())
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name says."""
-    return int(checkpoint.name.split("-")[1])
-
-
-def refuse_unfinished(folder: Path) -> None:
-    """Checkpoints of a run that did not finish are somebody's work.
-
-    Raises: CheckpointError where the folder holds such.
-    """
-    found = checkpoints(folder)
-    if found and not _finished(folder):
-        raise CheckpointError(
-            f"{folder} holds {found[-1].name} of a run that did not finish: continue it with "
-            "--resume_from_checkpoint true, choose another output_dir, or remove the folder"
-        )
-
-
-def clear_leftovers(folder: Path, *, members: bool) -> None:
-    """Remove what would be mistaken for the next run's: a finished run's checkpoints, the last policy
-    of one that averaged it (`ema_decay`), and with `members` an ensemble's finished ones."""
-    inside = [f for f in folder.glob("member-*") if members and _finished(f)]
-    last = folder / "last"
-    averaged = (last / ADAPTER_FILES[0]).is_file() and not (last / MANIFEST).exists()
-    for old in (*checkpoints(folder), *inside, *([last] if averaged else [])):
-        shutil.rmtree(old)
-
-
-def _finished(folder: Path) -> bool:
-    try:
-        return Run.load(folder).state == "finished"
-    except CheckpointError:
-        return False
 
 
 def write_json(path: Path, content: Any) -> None:

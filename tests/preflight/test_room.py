@@ -9,10 +9,10 @@ import pytest
 from tests.conftest import ROOT
 from tests.preflight.test_check import WORLD, load_check, stage_of
 from toolkit.errors import ConfigError
+from toolkit.leftovers import checkpoints
 from toolkit.preflight import check
 from toolkit.preflight.findings import DISK, Findings, check_disk
 from toolkit.resuming import last_checkpoint
-from toolkit.runs import checkpoints
 
 GB = 1 << 30
 

@@ -8,8 +8,9 @@ import pytest
 
 from tests.recipes.test_in_process import QUICK, STEPS, WORLD, call
 from toolkit.command_line import run_cli
+from toolkit.leftovers import checkpoints
 from toolkit.parents import is_finished
-from toolkit.runs import Run, checkpoints
+from toolkit.runs import Run
 from toolkit.trainers.ranking import RankingTrainer
 
 BAD = {"prompt": "Where?", "completion": 7, "chosen": 7, "rejected": " No.", "label": "?"}

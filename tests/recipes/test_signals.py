@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.recipes.test_kill import command, run
-from toolkit.runs import Run, checkpoints
+from toolkit.leftovers import checkpoints
+from toolkit.runs import Run
 
 PATIENCE = 120  # seconds, for a machine that does much else
 REWARD = """

@@ -5,7 +5,7 @@ import sys
 from contextlib import contextmanager
 
 from tests.trainers.ppo_setup import make, prompts
-from toolkit.runs import checkpoints
+from toolkit.leftovers import checkpoints
 
 CHANGES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
 _watchers = []

@@ -111,7 +111,8 @@ def evaluate_all(
     bench = _Bench(
         roles, tokenizer, list(prompts), list(few_shot), seed, batch_size, generation_batch_size
     )
-    bench.require_room(max(s.max_new_tokens for s in samplings.values()))
+    bare = any(checkpoint.role is None for checkpoint in checkpoints.values())
+    bench.require_room(max(s.max_new_tokens for s in samplings.values()), bare=bare)
     said: dict[str, dict[str, list[Completion]]] = {}
     with evaluating(roles), torch.random.fork_rng():
         for name, checkpoint in checkpoints.items():
@@ -219,13 +220,17 @@ class _Bench:
         self.stop = stop_ids(roles.base, tokenizer)
         self.pad = pad_id(tokenizer)
 
-    def require_room(self, tokens: int) -> None:
-        """Raises: ConfigError where prompts leave no room for an answer of so many tokens."""
-        fixes = ((self.ids, "Leave them out"), (self.shown_ids, "Lower `few_shot`"))
-        for ids, fix in fixes:
-            lengths = list(map(len, ids))
-            more = f"{fix}, or lower `max_new_tokens`"
-            require_room(lengths, self.roles.base, tokens, option="max_new_tokens", fix=more)
+    def require_room(self, tokens: int, *, bare: bool) -> None:
+        """Check that there is room for answers of so many tokens, with `bare` also after demonstrations.
+
+        Raises: ConfigError where there is not.
+        """
+        asked = [(self.ids, "Leave them out")]
+        if bare:
+            asked.append((self.shown_ids, "Lower `few_shot`"))
+        for ids, fix in asked:
+            lengths, fix = list(map(len, ids)), f"{fix}, or lower `max_new_tokens`"
+            require_room(lengths, self.roles.base, tokens, option="max_new_tokens", fix=fix)
 
     def sample(self, checkpoint: Checkpoint, sampling: Sampling) -> list[Completion]:
         """One answer per prompt."""

@@ -8,12 +8,13 @@ from typing import Any
 from toolkit.config import is_local_path
 from toolkit.data.loading import check_source
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.leftovers import refuse_unfinished
 from toolkit.models.arguments import refuse_adapter_options
 from toolkit.models.heads import HEAD_FILE
 from toolkit.parents import is_finished, require_adapter, reward_models
 from toolkit.preflight.options import check_numbers, try_options
 from toolkit.resuming import last_checkpoint
-from toolkit.runs import Run, refuse_unfinished
+from toolkit.runs import Run
 from toolkit.trainers.reward_functions import check_names
 
 

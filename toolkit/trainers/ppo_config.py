@@ -209,7 +209,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         """Refuse NaN and infinities; a command line and a YAML are looked at where they are read."""
         for f in dataclasses.fields(self):
             given = getattr(self, f.name)
-            for value in given if isinstance(given, list) else [given]:
+            for value in given if isinstance(given, list | tuple) else [given]:
                 if isinstance(value, float) and not math.isfinite(value) and given is not f.default:
                     raise ValueError(f"`{f.name}` must be a finite number, got {value}")
 

@@ -3,9 +3,9 @@
 import asyncio
 import inspect
 import math
+import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,12 +153,32 @@ def _awaited(said: list[Any]) -> list[Any]:
     async def together() -> list[Any]:
         return await asyncio.gather(*(said[at] for at in waiting))
 
-    with ThreadPoolExecutor(1) as thread:  # in a notebook this one has a loop that runs already
-        answers = thread.submit(asyncio.run, together()).result()
+    answers = _run_apart(together())
     found = list(said)
     for at, given in zip(waiting, answers, strict=True):
         found[at] = given
     return found
+
+
+def _run_apart(work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+    """Its result, from a thread of its own: in a notebook this one has a loop that runs already.
+
+    One that ends with the process, which is not kept waiting by a judge that is.
+    """
+    done: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            done["result"] = asyncio.run(work)
+        except BaseException as error:  # raised where it is waited for
+            done["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if "error" in done:
+        raise done["error"]
+    return list(done["result"])
 
 
 def _checked(given: Any, name: str, answers: Answers) -> Tensor:
