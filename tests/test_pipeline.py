@@ -1,9 +1,13 @@
 """The pipeline's YAML and what makes a stage run again."""
 
+import contextlib
+
 import pytest
 
-from toolkit.errors import ConfigError
-from toolkit.pipeline import Pipeline
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.pipeline import Pipeline, run_pipeline
+from toolkit.resuming import last_checkpoint
+from toolkit.runs import ADAPTER_FILES, Run
 
 GOOD = """
 output_dir: {out}
@@ -103,3 +107,88 @@ def test_code_that_comes_with_a_model_is_asked_for_on_the_command_line_alone(wri
     for stage in pipeline.stages:
         assert pipeline.command(stage)[-2:] == ["--trust_remote_code", "true"]
     assert "--trust_remote_code" not in Pipeline.read(str(write(GOOD))).command(pipeline.stages[0])
+
+
+ONE = """
+output_dir: {out}
+seed: 0
+stages:
+  reward:
+    recipe: reward
+    config: {config}
+"""
+
+
+class Stages:
+    """In the place of stages' processes: a run as a recipe makes it, that dies where it is told to."""
+
+    def __init__(self, folder):
+        self.folder, self.dies, self.asked = folder, None, []
+
+    def __call__(self, words, output):
+        resume = words[words.index("--resume_from_checkpoint") + 1] == "true"
+        found = last_checkpoint(self.folder, resume)
+        self.asked.append(found is not None)
+        with (
+            contextlib.suppress(RuntimeError),
+            Run.start(self.folder, recipe="reward", resume=found) as run,
+        ):
+            self.die("loading")
+            run.begin()
+            place = self.folder / "checkpoint-2"
+            place.mkdir(exist_ok=True)
+            for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt"):
+                (place / name).write_bytes(b"x")
+            (place / "trainer_state.json").write_text("{}")
+            self.die("training")
+            run.finish()
+            return 0, 1
+        return 2, 1
+
+    def die(self, where):
+        if self.dies == where:
+            raise RuntimeError(where)
+
+
+@pytest.fixture
+def stages(tmp_path, monkeypatch):
+    made = Stages(tmp_path / "runs" / "reward")
+    monkeypatch.setattr("toolkit.pipeline._call", made)
+    return made
+
+
+def test_a_stage_that_died_before_it_began_does_not_go_on_from_the_run_it_replaces(
+    write, tmp_path, stages
+):
+    """The finished run is as it was, and of another configuration."""
+    file = str(write(ONE))
+    run_pipeline(Pipeline.read(file))
+    first = Run.load(stages.folder).started
+    (tmp_path / "stage.yaml").write_text("seed: 2\n")
+    stages.dies = "loading"
+    for _ in range(2):
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+        assert (Run.load(stages.folder).state, Run.load(stages.folder).started) == (
+            "finished",
+            first,
+        )
+        assert (stages.folder / "checkpoint-2").is_dir()
+    stages.dies = None
+    run_pipeline(Pipeline.read(file))
+    assert Run.load(stages.folder).started > first
+    assert stages.asked == [False] * 4  # never from what was there
+
+
+def test_a_stage_that_died_while_it_trained_goes_on_unless_it_has_changed(write, tmp_path, stages):
+    file = str(write(ONE))
+    stages.dies = "training"
+    for _ in range(2):
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+    (tmp_path / "stage.yaml").write_text("seed: 2\n")
+    stages.dies = None
+    run_pipeline(Pipeline.read(file))
+    assert stages.asked == [False, True, False]
+    run_pipeline(Pipeline.read(file))
+    assert len(stages.asked) == 3
