@@ -15,7 +15,7 @@ from pathlib import Path
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.arguments import EvaluateArguments
 from toolkit.command_line import run_cli
-from toolkit.errors import ConfigError, DatasetError
+from toolkit.errors import ConfigError
 from toolkit.parents import require_adapter
 from toolkit.preflight.opening import require_reward_models
 from toolkit.runs import Run
@@ -39,6 +39,7 @@ def main(args, model) -> Run:
 
     from transformers import set_seed
 
+    from toolkit.data.loading import load_split
     from toolkit.data.texts import held_out_texts
     from toolkit.evaluation.evaluate import Checkpoint, evaluate_all, role_ids
     from toolkit.evaluation.judge import judge_reward_model
@@ -56,12 +57,13 @@ def main(args, model) -> Run:
         args.output_dir, recipe="evaluate", configs=(args, model), parents=parents
     ) as run:
         set_seed(args.seed)
-        prompts = [
-            row["prompt"]
-            for row in _rows(args.prompts, args.prompts_split, "prompt-only", args, "prompts_split")
-        ]
+        read = {"drop_bad_rows": args.drop_bad_rows, "seed": args.seed}
+        asked = load_split(args.prompts, args.prompts_split, option="prompts_split", **read)
+        prompts = [row["prompt"] for row in asked]
         shown = _demonstrations(args)
-        pairs = _rows(args.comparisons, "test", "preference", args, "comparisons")
+        pairs = load_split(
+            args.comparisons, "test", option="comparisons", kind="preference", **read
+        )
         roles, tokenizer = load_roles(
             model, parent=sources[sft].path, trust_remote_code=args.trust_remote_code
         )
@@ -110,28 +112,6 @@ def main(args, model) -> Run:
         (run.path / "report.txt").write_text(to_text(report), encoding="utf-8")
         print(to_text(report))
         return run.finish()
-
-
-def _rows(name, split, kind, args, option):
-    """One split of a dataset as rows, the others unread; nothing where no dataset is named.
-
-    Raises: DatasetError that names our option, not that of a mixture's source.
-    """
-    if name is None:
-        return []
-    from trl import DatasetMixtureConfig, ScriptArguments
-
-    from toolkit.arguments import DataArguments, SourceArguments
-    from toolkit.data.loading import load_splits
-
-    only = [SourceArguments(dataset_name=name, split=split)]
-    asked = DataArguments(drop_bad_rows=args.drop_bad_rows, sources=only)
-    none = ScriptArguments(dataset_name=None)
-    try:
-        splits = load_splits(none, DatasetMixtureConfig(), asked, kind=kind, seed=args.seed)
-    except DatasetError as error:
-        raise DatasetError(str(error).replace("(`split`)", f"(`{option}`)")) from error
-    return list(splits["train"])
 
 
 def _demonstrations(args):

@@ -38,13 +38,16 @@ def has_finished(folder: Path) -> bool:
     return _manifest(folder).get("state") == "finished"
 
 
-def refuse_unfinished(folder: Path) -> None:
+def refuse_unfinished(folder: Path, *, inside: bool = True) -> None:
     """Checkpoints of a run that did not finish, and what an ensemble has so far, are somebody's work.
+
+    Args:
+        inside: look at an ensemble's members, too.
 
     Raises: CheckpointError where the folder holds such.
     """
     held = [c.name for c in checkpoints(folder) if not has_finished(folder)]
-    for member in members(folder):
+    for member in members(folder) if inside else ():
         if not has_finished(folder) and has_finished(member):
             held.append(member.name)
         elif not has_finished(member):

@@ -101,5 +101,6 @@ def test_a_function_of_too_few_rewards_ends_the_run_and_its_checkpoint_goes_on(
     last = {folder.name for folder in (tmp_path / "stopped").glob("checkpoint-*")}
     assert last == {"checkpoint-2", "checkpoint-4"}
     whole = run(tmp_path / "whole", length)
+    length.__name__ = "forgets_one"  # mended, and called as it was
     again = run(tmp_path / "again", length, str(tmp_path / "stopped" / "checkpoint-4"))
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from toolkit.arguments import DataArguments
+from toolkit.arguments import DataArguments, SourceArguments
 from toolkit.data.faults import Failure, keep_dropped, tally
 from toolkit.data.formats import (
     COLUMNS,
@@ -28,7 +28,7 @@ from toolkit.errors import DatasetError
 if TYPE_CHECKING:
     from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
-__all__ = ["check_source", "load_splits"]
+__all__ = ["check_source", "load_split", "load_splits"]
 
 
 def load_splits(
@@ -93,6 +93,38 @@ def load_splits(
         rows = {s: [{n: r[n] for n in COLUMNS[wanted]} for r in some] for s, some in rows.items()}
     tables = {split: make_table(some, place=place) for split, some in rows.items()}
     return Splits(tables, kind=wanted, origins=origins)
+
+
+def load_split(
+    name: str | None,
+    split: str,
+    *,
+    option: str,
+    kind: str = "prompt-only",
+    drop_bad_rows: bool,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """One split of a dataset as rows, the others unread; nothing where no dataset is named.
+
+    Args:
+        name: as `dataset_name`.
+        option: which of ours names the split.
+        kind, seed: as for `load_splits`.
+
+    Raises: as `load_splits`.
+    """
+    from trl import DatasetMixtureConfig, ScriptArguments
+
+    if name is None:
+        return []
+    only = [SourceArguments(dataset_name=name, split=split)]
+    asked = DataArguments(drop_bad_rows=drop_bad_rows, sources=only)
+    none = ScriptArguments(dataset_name=None)
+    try:
+        splits = load_splits(none, DatasetMixtureConfig(), asked, kind=kind, seed=seed)
+    except DatasetError as error:  # which names the option of a mixture's source
+        raise DatasetError(str(error).replace("(`split`)", f"(`{option}`)")) from error
+    return list(splits["train"])
 
 
 def _format(source: Source, chunks: Mapping[str, Sequence[Chunk]]) -> str:

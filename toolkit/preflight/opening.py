@@ -13,7 +13,7 @@ from toolkit.models.arguments import refuse_adapter_options
 from toolkit.models.heads import HEAD_FILE
 from toolkit.parents import is_finished, require_adapter, reward_models
 from toolkit.preflight.options import check_numbers, try_options
-from toolkit.resuming import last_checkpoint
+from toolkit.resuming import asked, last_checkpoint
 from toolkit.runs import Run
 from toolkit.trainers.reward_functions import check_names
 
@@ -76,10 +76,9 @@ def opening(
             "ranks; start again with --resume_from_checkpoint false"
         )
     if resume is None:
-        members = range(start.ensemble if recipe == "reward" and start.ensemble > 1 else 0)
-        refuse_unfinished(Path(training.output_dir))
-        for number in members if not training.resume_from_checkpoint else ():
-            refuse_unfinished(Path(training.output_dir) / f"member-{number}")
+        ensemble = recipe == "reward" and start.ensemble > 1
+        goes_on = ensemble and asked(training.resume_from_checkpoint)  # with the members it has
+        refuse_unfinished(Path(training.output_dir), inside=not goes_on)
     return resume
 
 
