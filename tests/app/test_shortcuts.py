@@ -62,6 +62,7 @@ def test_battles_and_rankings_by_keyboard(tmp_path: Path, browser: Any) -> None:
         seen(page, "Prompt").fill("And this?")
         page.locator("#rank-start").click()
         status(page, says="Put the answers in order")
+        page.wait_for_timeout(1000)  # the order's field is emptied last, maybe after that
         leave_fields(page)
         order = page.locator("#rank-order textarea, #rank-order input").first
         for key in ("4", "Escape", "3", "1", "1", "t", "t", "9", "2"):
