@@ -60,13 +60,13 @@ def refuse_unfinished(folder: Path, *, inside: bool = True) -> None:
 
 
 def put_aside(folder: Path, *, of_a_role: bool = False) -> None:
-    """Move into a hidden folder what would be mistaken for the next run's, for `remove` to remove.
+    """Move into a hidden folder what would be mistaken for the next run's, for `remove_aside` to remove.
 
     That is checkpoints, the last policy of a run that averaged it (`ema_decay`), members, and with
     `of_a_role` what only some recipes write. Moved one by one, so that hardly a crash can meet half
     of it.
     """
-    remove(folder)
+    remove_aside(folder)
     names = ("last", *(OF_A_ROLE if of_a_role else ()))
     own = [f for f in map(folder.joinpath, names) if f.is_file() or _is_a_roles(f)]
     for old in (*checkpoints(folder), *members(folder), *own):
@@ -74,7 +74,7 @@ def put_aside(folder: Path, *, of_a_role: bool = False) -> None:
         os.replace(old, folder / ASIDE / old.name)
 
 
-def remove(folder: Path) -> None:
+def remove_aside(folder: Path) -> None:
     """Remove what was put aside."""
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import yaml
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
-from toolkit.leftovers import has_finished, put_aside, remove
+from toolkit.leftovers import has_finished, put_aside, remove_aside
 from toolkit.runs import Run, write_json
 
 RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "evaluate")
@@ -165,7 +165,7 @@ def _run_stage(
         if not resume and not has_finished(folder):
             # what an earlier configuration left unfinished would be continued later on
             put_aside(folder)
-            remove(folder)
+            remove_aside(folder)
         words += ["--resume_from_checkpoint", str(resume).lower()]
     if stage.recipe == "evaluate":
         words += ["--timings", json.dumps(timings)]

@@ -111,7 +111,7 @@ class Run:
         if old is not None:
             self.save()
         self._replaced, self._fresh = None, False
-        leftovers.remove(self.path)
+        leftovers.remove_aside(self.path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Run":
