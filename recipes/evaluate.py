@@ -16,7 +16,7 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import EvaluateArguments
 from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError
-from toolkit.parents import require_adapter
+from toolkit.parents import made_with, require_adapter
 from toolkit.preflight.opening import require_reward_models
 from toolkit.runs import Run
 
@@ -50,7 +50,11 @@ def main(args, model) -> Run:
     from toolkit.models.sampling import Sampling
     from toolkit.models.start import load_roles
 
-    refuse_adapter_options(model, because="the adapters are those of the runs")
+    refuse_adapter_options(
+        model,
+        because="the adapters are those of the runs",
+        made_with=[made_with(run.path) for run in sources.values()],
+    )
     began = time.monotonic()
     parents = {name: str(run.path) for name, run in sources.items()}
     with Run.start(

@@ -17,7 +17,7 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import LabelArguments
 from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError
-from toolkit.parents import require_adapter
+from toolkit.parents import made_with, require_adapter
 from toolkit.runs import Run
 
 
@@ -39,7 +39,11 @@ def main(labels, model) -> Run:
     from toolkit.world.labelers import agreement, distinct_answers, panel, rank
     from toolkit.world.questions import ask
 
-    refuse_adapter_options(model, because=f"the adapter is that of the parent {labels.parent}")
+    refuse_adapter_options(
+        model,
+        because=f"the adapter is that of the parent {labels.parent}",
+        made_with=[made_with(labels.parent)],
+    )
     parents = {"adapter": labels.parent}
     configs = (labels, model)
     with Run.start(labels.output_dir, recipe="label", configs=configs, parents=parents) as run:

@@ -14,7 +14,7 @@ import toolkit  # noqa: F401  (turns telemetry off before any library is importe
 from toolkit.arguments import MergeArguments
 from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError
-from toolkit.parents import require_adapter
+from toolkit.parents import made_with, require_adapter
 from toolkit.runs import Run, require_new
 
 
@@ -37,7 +37,11 @@ def main(merge, model) -> Run:
     )
     from toolkit.models.start import adapted_base
 
-    refuse_adapter_options(model, because=f"the adapter is that of the parent {merge.parent}")
+    refuse_adapter_options(
+        model,
+        because=f"the adapter is that of the parent {merge.parent}",
+        made_with=[made_with(merge.parent)],
+    )
     require_full_precision(model)
     require_mergeable(merge.parent)
     parents = {"adapter": merge.parent}

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from toolkit.errors import CheckpointError
 from toolkit.runs import ENSEMBLE, MANIFEST, Run
@@ -50,3 +51,21 @@ def require_adapter(run: str, option: str) -> None:
             f"{option}: {run} is not finished but {state}; continue it with "
             "--resume_from_checkpoint true, or name one of its checkpoints"
         )
+
+
+def made_with(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration of the run that made an adapter: the first of those that trained it.
+
+    Returns: nothing where that is not known, as of an adapter made elsewhere.
+    """
+    seen: set[str] = set()
+    while str(path) not in seen:
+        seen.add(str(path))
+        try:
+            run = Run.load(path)
+        except CheckpointError:
+            return {}
+        if "adapter" not in run.parents:
+            return run.config
+        path = run.parents["adapter"]
+    return {}

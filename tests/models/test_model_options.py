@@ -19,6 +19,7 @@ from toolkit.models.fingerprint import BASE_FILE, fingerprint
 from toolkit.models.peft_methods import build_peft_config
 from toolkit.models.roles import POLICY
 from toolkit.models.start import load_roles
+from toolkit.parents import made_with
 from toolkit.runs import write_json
 
 FOUR_BIT = {"load_in_4bit": True, "dtype": "bfloat16"}
@@ -124,6 +125,40 @@ def test_where_the_parent_decides_an_adapters_shape_is_refused(option):
     with pytest.raises(ConfigError, match=rf"`{option}`.*would have no effect: the parent"):
         refuse_adapter_options(model, because="the parent decides")
     refuse_adapter_options(ModelArguments(use_peft=True), because="the parent decides")
+
+
+@pytest.mark.parametrize("option", ADAPTER)
+def test_what_the_adapter_was_made_with_may_be_said_again(option):
+    said = {option: ADAPTER[option]} | WITH.get(option, {})
+    model, because = ModelArguments(**said), "the parent decides"
+    refuse_adapter_options(model, because=because, made_with=[vars(ModelArguments(**said))])
+    for others in ([vars(ModelArguments())], [{}], [said, {}], [{"lora_r": "many"}]):
+        with pytest.raises(ConfigError, match=f"`{option}`"):
+            refuse_adapter_options(model, because=because, made_with=others)
+
+
+def test_another_order_of_layers_and_another_name_of_lora_are_the_same():
+    model = ModelArguments(lora_target_modules=["v_proj", "q_proj"], peft_method="lora")
+    made = [{"lora_target_modules": ["q_proj", "v_proj"], "peft_method": None}]
+    refuse_adapter_options(model, because="the parent decides", made_with=made)
+    dora = ModelArguments(use_dora=True)
+    refuse_adapter_options(dora, because="the parent decides", made_with=[{"peft_method": "dora"}])
+
+
+def test_an_adapter_is_made_with_the_options_of_its_first_run(tmp_path):
+    for name, parents, r in (
+        ("sft", {}, 8),
+        ("dpo", {"adapter": "sft"}, 16),
+        ("lost", {"adapter": "no"}, 4),
+    ):
+        (tmp_path / name).mkdir()
+        parents = {k: str(tmp_path / v) for k, v in parents.items()}
+        write_json(
+            tmp_path / name / "run.json",
+            {"schema": 1, "recipe": "sft", "parents": parents, "config": {"lora_r": r}},
+        )
+    assert made_with(tmp_path / "dpo") == made_with(tmp_path / "sft") == {"lora_r": 8}
+    assert made_with(tmp_path / "lost") == made_with(tmp_path / "elsewhere") == {}
 
 
 @pytest.mark.parametrize("recipe", ["dpo", "reward", "ppo", "evaluate", "label"])

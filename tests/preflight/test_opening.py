@@ -167,6 +167,10 @@ def test_several_gpus_are_refused_and_one_is_not(monkeypatch, sft_run, reward_ru
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     stage.training.use_cpu = True
     opening(recipe, stage.configs, made_before={})
+    assert stage.model.device_map is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    opening(recipe, stage.configs, made_before={})
+    assert stage.model.device_map == "cpu"  # the base stays off the card, too
 
 
 def ensemble_of(folder, reward_run, members=2):

@@ -1,6 +1,7 @@
 """Which base, in what precision, and what kind of adapter: TRL's ModelConfig and what it lacks."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,24 +90,51 @@ class ModelArguments(ModelConfig):  # type: ignore[misc]
     def _changed(self) -> list[str]:
         return [name for name in _READ_BY if getattr(self, name) != _default(name)]
 
+    def _agrees(self, name: str, other: "ModelArguments | None") -> bool:
+        if other is None:
+            return False
+        if name in ("peft_method", "use_rslora", "use_dora"):
+            return self.method == other.method
+        ours, theirs = (getattr(it, name) for it in (self, other))
+        return bool(sorted(ours) == sorted(theirs) if _lists(ours, theirs) else ours == theirs)
+
     @classmethod
     def of(cls, model: ModelConfig) -> "ModelArguments":
         """TRL's ModelConfig as ours."""
         return model if isinstance(model, cls) else cls(**vars(model))
 
 
-def refuse_adapter_options(model: ModelConfig, *, because: str) -> None:
-    """Refuse options of an adapter's shape where another thing decides it.
+def refuse_adapter_options(
+    model: ModelConfig, *, because: str, made_with: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Refuse options of an adapter's shape where another thing decides it, and decides otherwise.
 
     Args:
         because: what decides, such as "the adapter comes from the parent".
+        made_with: the options that each of the adapters was made with; what all of them were made
+            with may be said again, so that one YAML will do for all stages.
 
     Raises: ConfigError naming the options.
     """
     ours = ModelArguments.of(model)
     given = [*(["peft_method"] if ours.peft_method else []), *ours._changed()]
-    if given:
-        raise ConfigError(f"{', '.join(f'`{n}`' for n in given)} would have no effect: {because}")
+    theirs = [_shaped(options) for options in made_with]
+    useless = [n for n in given if not theirs or any(not ours._agrees(n, it) for it in theirs)]
+    if useless:
+        raise ConfigError(f"{', '.join(f'`{n}`' for n in useless)} would have no effect: {because}")
+
+
+def _shaped(options: Mapping[str, Any]) -> ModelArguments | None:
+    """The shape in a run's configuration; None where it says none."""
+    said = {name: options[name] for name in ("peft_method", *_READ_BY) if name in options}
+    try:
+        return ModelArguments(**said) if said else None
+    except (TypeError, ValueError):  # changed by hand
+        return None
+
+
+def _lists(*values: Any) -> bool:
+    return all(isinstance(value, list) for value in values)
 
 
 def _default(name: str) -> Any:

@@ -11,7 +11,7 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.leftovers import refuse_unfinished
 from toolkit.models.arguments import refuse_adapter_options
 from toolkit.models.heads import HEAD_FILE
-from toolkit.parents import is_finished, require_adapter, reward_models
+from toolkit.parents import is_finished, made_with, require_adapter, reward_models
 from toolkit.preflight.options import check_numbers, try_options
 from toolkit.resuming import asked, last_checkpoint
 from toolkit.runs import Run
@@ -23,7 +23,8 @@ def opening(
 ) -> str | None:
     """Whether a recipe can begin with these arguments; nothing is loaded or written.
 
-    PPO's `reward_model` is changed: an ensemble's folder becomes the folders of its members.
+    Two options are changed: PPO's `reward_model`, where an ensemble's folder becomes the folders of its
+    members, and with `use_cpu` on a machine with a GPU the base's `device_map`.
 
     Args:
         recipe: sft, reward, ppo, dpo or kto.
@@ -37,7 +38,7 @@ def opening(
     script, training, model, mixture, start = configs
     later: Mapping[str, Any] = {} if made_before is None else made_before
     parent = getattr(start, "parent", None)
-    _one_gpu(recipe, training)
+    _one_device(recipe, training, model)
     for config in configs:
         check_numbers(recipe, config)
     if recipe in ("dpo", "kto") and parent is None:
@@ -47,7 +48,11 @@ def opening(
     if recipe == "kto":
         _open_kto(training)
     if parent is not None:
-        refuse_adapter_options(model, because=f"the adapter is that of the parent {parent}")
+        refuse_adapter_options(
+            model,
+            because=f"the adapter is that of the parent {parent}",
+            made_with=[made_with(parent)],
+        )
     if recipe == "ppo":
         _open_ppo(training, start, later)
     if parent is not None and not is_planned(parent, later):
@@ -111,10 +116,15 @@ def is_planned(name: str | None, later: Mapping[str, Any]) -> bool:
     return not is_finished(folder) if is_local_path(name) else True
 
 
-def _one_gpu(recipe: str, training: Any) -> None:
-    """Refuse several GPUs, over which transformers would spread a run and multiply its batch."""
+def _one_device(recipe: str, training: Any, model: Any) -> None:
+    """Refuse several GPUs, over which transformers would spread a run and multiply its batch.
+
+    With `use_cpu` the base stays off a card that is there, too.
+    """
     import torch
 
+    if training.use_cpu and torch.cuda.is_available() and model.device_map is None:
+        model.device_map = "cpu"
     if not training.use_cpu and torch.cuda.device_count() > 1:
         raise ConfigError(
             f"{recipe}: {torch.cuda.device_count()} GPUs are visible, but a run trains on one; on several "
