@@ -35,6 +35,8 @@ from toolkit.models.dropout import disable_dropout
 from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.ppo_roles import load_ppo_roles
 from toolkit.models.roles import POLICY, Roles
+from toolkit.models.row_batch import Row, RowBatch
+from toolkit.models.sampling import Drawing
 from toolkit.models.start import load_roles
 from toolkit.models.trial import require_known
 
@@ -89,6 +91,34 @@ def random_model(config):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_familys_head_and_sampling_say_what_the_model_says(name):
     require_known(random_model(CONFIGS[name]))
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_an_answer_that_ends_leaves_the_others_their_states(name):
+    """As the app decodes several checkpoints' answers; of linear attention the states leave, too."""
+    prompts, roles = ([5, 6, 7], [8, 9], [10, 11, 12, 13]), Roles(random_model(CONFIGS[name]), {})
+
+    def said(chosen):
+        rows = [
+            Row(prompts[i], None, Drawing(max_new_tokens=2 if i == 0 else 6, temperature=0.0))
+            for i in chosen
+        ]
+        batch = RowBatch(roles, stop=[], pad_id=0)
+        batch.join(rows)
+        while batch.rows:
+            batch.step()
+        return [row.ids for row in rows]
+
+    assert said([0, 1, 2]) == [*said([0]), *said([1]), *said([2])]
+
+
+def test_a_trial_leaves_every_part_in_the_mode_it_was_in_and_takes_a_tiny_vocabulary():
+    model = random_model(LlamaConfig(**SHAPE | {"vocab_size": 5}))
+    model.train()
+    model.lm_head.eval()
+    require_known(model)
+    assert model.training
+    assert not model.lm_head.training
 
 
 def test_a_model_that_does_more_to_its_states_than_is_known_is_refused():

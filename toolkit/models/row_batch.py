@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from toolkit.models.choosing import choose
-from toolkit.models.decoding import GrowingLayer, growing_cache, pad_left, read
+from toolkit.models.decoding import GrowingLayer, growing_cache, keep_rows, pad_left, read
 from toolkit.models.roles import Roles
 from toolkit.models.sampling import Drawing
 from toolkit.models.token_logprobs import VocabularyHead
@@ -126,7 +126,7 @@ class RowBatch:
             return
         kept = torch.tensor(stay, device=self._hidden.device)
         assert self._cache is not None
-        self._cache.batch_select_indices(kept)
+        keep_rows(self._cache, kept)
         self._attention, self._hidden = self._attention[kept], self._hidden[kept]
 
     def pause(self) -> None:

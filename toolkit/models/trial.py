@@ -24,7 +24,7 @@ def require_known(causal: Any) -> None:
 
     Raises: ConfigError naming the model, and which of both it does in a way of its own or not at all.
     """
-    kept = causal.training
+    modes = {module: module.training for module in causal.modules()}
     causal.eval()
     try:
         _try_head(causal)
@@ -38,7 +38,8 @@ def require_known(causal: Any) -> None:
             f"({type(error).__name__}: {reason}); take another base"
         ) from error
     finally:
-        causal.train(kept)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _try_head(causal: Any) -> None:
@@ -77,17 +78,20 @@ def _try_sampling(causal: Any) -> None:
 def _sampled(causal: Any) -> Tensor:
     """The last states, `(2, d)`, of both rows as `decode` would come to them."""
     cache = growing_cache(causal)
-    device = _ids(causal, [LONG]).device
-    ids, seen = (t.to(device) for t in pad_left([LONG, SHORT, LONG], 0))
+    tokens, seen = pad_left([LONG, SHORT, LONG], 0)
+    ids = _ids(causal, tokens)
+    seen = seen.to(ids.device)
     read(causal, ids, seen, cache)
-    stay = torch.tensor([0, 1], device=device)
+    stay = torch.tensor([0, 1], device=ids.device)
     keep_rows(cache, stay)
     seen = torch.cat([seen[stay], seen.new_ones(2, 1)], dim=1)
-    return read(causal, torch.tensor(NEXT, device=device).unsqueeze(1), seen, cache)
+    return read(causal, _ids(causal, [[token] for token in NEXT]), seen, cache)
 
 
-def _ids(causal: Any, rows: list[list[int]]) -> Tensor:
-    return torch.tensor(rows, device=causal.get_input_embeddings().weight.device)
+def _ids(causal: Any, rows: list[list[int]] | Tensor) -> Tensor:
+    weight = causal.get_input_embeddings().weight
+    ids: Tensor = torch.as_tensor(rows, device=weight.device)
+    return ids % int(weight.shape[0])  # a toy's vocabulary, too
 
 
 def _most(causal: Any, states: Tensor) -> float:
