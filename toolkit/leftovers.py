@@ -11,6 +11,7 @@ from toolkit.errors import CheckpointError
 MANIFEST = "run.json"
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of their own inside
 ASIDE = ".replaced"
+DROPPED_FILE = "dropped_rows.jsonl"  # written while data is read, before a run begins
 # of a reward model or of PPO, which another recipe would not write over
 OF_A_ROLE = ("head.safetensors", "value", "reward_report.json", "calibration.png")
 
@@ -77,6 +78,26 @@ def put_aside(folder: Path, *, of_a_role: bool = False) -> None:
 def remove_aside(folder: Path) -> None:
     """Remove what was put aside."""
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
+
+
+def hold_dropped(folder: Path) -> None:
+    """Keep a finished run's list of dropped rows where the next run's will not be written."""
+    listed, held = folder / DROPPED_FILE, folder / f".{DROPPED_FILE}"
+    if listed.is_file() and not held.exists():  # else a start was killed, and what it holds counts
+        os.replace(listed, held)
+
+
+def give_back_dropped(folder: Path) -> None:
+    """The finished run's list again, in place of that of a run that never began."""
+    listed, held = folder / DROPPED_FILE, folder / f".{DROPPED_FILE}"
+    listed.unlink(missing_ok=True)
+    if held.is_file():
+        os.replace(held, listed)
+
+
+def forget_dropped(folder: Path) -> None:
+    """Remove the list of a run that is replaced."""
+    (folder / f".{DROPPED_FILE}").unlink(missing_ok=True)
 
 
 def _is_a_roles(folder: Path) -> bool:

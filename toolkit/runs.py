@@ -93,6 +93,8 @@ class Run:
             run._replaced = found if found.state == "finished" else None
         if run._replaced is None:
             run.save()
+        else:
+            leftovers.hold_dropped(run.path)
         return run
 
     def begin(self) -> None:
@@ -112,6 +114,7 @@ class Run:
             self.save()
         self._replaced, self._fresh = None, False
         leftovers.remove_aside(self.path)
+        leftovers.forget_dropped(self.path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Run":
@@ -174,6 +177,7 @@ class Run:
         Before it has begun, a finished run in the directory stays what it is.
         """
         if self._replaced is not None:
+            leftovers.give_back_dropped(self.path)
             print(f"{self.path}: the finished {self._replaced.recipe} run is as it was", flush=True)
             self._release()
             return

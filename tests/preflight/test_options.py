@@ -61,6 +61,8 @@ LIBRARIES = [
     ("ppo", "--optim_args foo", "`optim_args` foo, .* cannot be used"),
     ("reward", "--lr_scheduler_type cosine_with_min_lr", "One of min_lr or min_lr_rate"),
     ("sft", "--lr_scheduler_type warmup_stable_decay", "missing .* 'num_decay_steps'"),
+    ("sft", "--optim_args eps=1e-6,betas=(0.9,nan)", "`optim_args` holds a NaN"),
+    ("ppo", '--lr_scheduler_kwargs {"min_lr_rate":NaN}', "`lr_scheduler_kwargs` holds a NaN"),
     ("kto", "--report_to bogus", "`report_to` .*bogus.* cannot be used"),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.recipes.test_in_process import QUICK, STEPS, WORLD, call
 from toolkit.command_line import run_cli
-from toolkit.leftovers import checkpoints
+from toolkit.leftovers import DROPPED_FILE, checkpoints
 from toolkit.parents import is_finished
 from toolkit.runs import Run
 from toolkit.trainers.ranking import RankingTrainer
@@ -44,6 +44,7 @@ def test_a_finished_run_survives_a_start_that_fails(
     else:
         options |= {"parent": sft_run, "dataset_name": "world:comparisons"}
     run = call(recipe, tmp_path / "run", **options)
+    (run / DROPPED_FILE).write_text("{}\n")
     before = content(run)
     assert Run.load(run).state == "finished"
     assert checkpoints(run)
@@ -60,6 +61,7 @@ def test_a_finished_run_survives_a_start_that_fails(
     assert f"{run}: replaces the finished {recipe} run of 20" in capsys.readouterr().out
     assert Run.load(run).started > started
     assert checkpoints(run)
+    assert not list(run.glob(f"*{DROPPED_FILE}"))  # this run dropped nothing
 
 
 @pytest.mark.slow

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.messages import Unreadable, as_json
-
-DROPPED_FILE = "dropped_rows.jsonl"
+from toolkit.leftovers import DROPPED_FILE
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,6 +74,19 @@ def check_numbers(recipe: str, config: Any) -> None:
             f"{recipe}: `max_steps` must be at least 1, or -1 for as many as `num_train_epochs` make, "
             f"got {steps}"
         )
+    for field in dataclasses.fields(config):
+        given = getattr(config, field.name)
+        words = str(given) if field.name == "optim_args" else ""  # "eps=1e-6,betas=(0.9, 0.99)"
+        if _holds_nan(given) or re.search(r"\bnan\b", words, re.IGNORECASE):
+            raise ConfigError(f"{recipe}: `{field.name}` holds a NaN; expected a number")
+
+
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_nan, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_nan, value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def try_options(recipe: str, training: Any) -> None:
