@@ -1,6 +1,5 @@
 """Products by oneDNN where MKL does not use the processor's AVX-512: the same numbers, no hoard."""
 
-import math
 import subprocess
 import sys
 
@@ -23,7 +22,7 @@ def onednn(monkeypatch):
 
     def from_the_first():
         calls.append(1)
-        return 1
+        return products.PaysFrom(1, 1, 1)
 
     monkeypatch.setattr(products, "onednn_pays_from", from_the_first)
     return calls
@@ -72,18 +71,21 @@ def test_other_precisions_are_pytorchs(onednn):
     assert not onednn
 
 
+ZEN_4, ZEN_5, NEVER = products.WORTH_IT[25], products.WORTH_IT[26], products.NEVER
+
+
 @pytest.mark.parametrize(
     ("processor", "width", "pays_from"),
     [
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", "AVX512", 1 << 20),
-        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", "AVX512", 1 << 20),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 27", "AVX512", 1 << 20),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17", "AVX512", 150_000_000),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", "AVX2", math.inf),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 23", "AVX512", math.inf),
-        ("vendor_id\t: GenuineIntel\ncpu family\t: 26", "AVX512", math.inf),
-        ("AuthenticAMD", "AVX512", math.inf),
-        ("", "AVX512", math.inf),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", "AVX512", ZEN_5),
+        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", "AVX512", ZEN_5),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 27", "AVX512", ZEN_5),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17", "AVX512", ZEN_4),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", "AVX2", NEVER),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 23", "AVX512", NEVER),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 26", "AVX512", NEVER),
+        ("AuthenticAMD", "AVX512", NEVER),
+        ("", "AVX512", NEVER),
     ],
 )
 def test_it_is_chosen_where_mkl_leaves_avx512_unused(processor, width, pays_from, monkeypatch):
@@ -94,12 +96,29 @@ def test_it_is_chosen_where_mkl_leaves_avx512_unused(processor, width, pays_from
     assert onednn_pays_from.__wrapped__() == pays_from
 
 
+@pytest.mark.parametrize(
+    ("rows", "narrow", "chosen"),
+    [
+        (16, False, True),
+        (12, False, False),
+        (200, False, False),
+        (300, False, True),
+        (16, True, False),
+        (64, True, True),
+    ],
+)
+def test_few_rows_and_narrow_matrices_have_bounds_of_their_own(rows, narrow, chosen, monkeypatch):
+    monkeypatch.setattr(products, "onednn_pays_from", lambda: ZEN_4)
+    x, weight = torch.zeros(rows, 768), torch.zeros(768, 768)
+    assert products._with_onednn(x, weight, narrow=narrow) is chosen
+
+
 def test_many_shapes_leave_no_hoard():
     """Packed rows come in hundreds of shapes, and both caches would keep something for each."""
     script = """
 import resource, torch
 from toolkit.models import products
-products.onednn_pays_from = lambda: 1 << 20
+products.onednn_pays_from = lambda: products.WORTH_IT[26]
 rows, weight = torch.randn(1200, 192), torch.randn(512, 192)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -132,7 +132,7 @@ class _LoraProduct(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         x, low, high = (t.to(weight.dtype) for t in (x, low, high))
-        inner = linear(x, low)  # (n, r)
+        inner = linear(x, low, narrow=True)  # (n, r)
         ctx.save_for_backward(x, weight, low, high, inner)
         ctx.scale = scale
         if _merging_pays(x, weight.shape[1]):
@@ -158,7 +158,7 @@ class _LoraProduct(torch.autograd.Function):
 
 def narrowed(grad: Tensor, high: Tensor, scale: float) -> Tensor:
     """The gradient `(n, r)` of what lies between A and B, from that of the layer's output `(n, out)`."""
-    return linear(grad, high.t()).mul_(scale)
+    return linear(grad, high.t(), narrow=True).mul_(scale)
 
 
 def adapter_gradients(
@@ -172,8 +172,8 @@ def adapter_gradients(
         grad: of the output, `(n, out)`.
         narrow: see `narrowed`.
     """
-    to_low = linear(narrow.t(), x.t()) if wanted[0] else None
-    to_high = linear(inner.t(), grad.t()).t().mul_(scale) if wanted[1] else None
+    to_low = linear(narrow.t(), x.t(), narrow=True) if wanted[0] else None
+    to_high = linear(inner.t(), grad.t(), narrow=True).t().mul_(scale) if wanted[1] else None
     return to_low, to_high
 
 

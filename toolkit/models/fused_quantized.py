@@ -57,7 +57,7 @@ class _Share(torch.autograd.Function):
         ctx: Any, out: Tensor, x: Tensor, low: Tensor, high: Tensor, scale: float
     ) -> Tensor:
         x, low, high = (t.to(out.dtype) for t in (x, low, high))
-        inner = linear(x, low)  # (n, r)
+        inner = linear(x, low, narrow=True)  # (n, r)
         ctx.save_for_backward(x, low, high, inner)
         ctx.scale = scale
         return torch.addmm(out, inner, high.t(), alpha=scale)

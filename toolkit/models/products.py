@@ -12,7 +12,7 @@ import os
 import platform
 import re
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,37 @@ from torch import Tensor, nn
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "64")
 
-# multiplications of one product from which oneDNN gains more than its call costs, by AMD's families
-# of processors with AVX-512: Zen 4, and Zen 5 and what follows
-WORTH_IT = {25: 150_000_000, 26: 1 << 20}
+FEW_ROWS = 128
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x W' + b`, without gradient: `x` is `(n, in)`, `weight` `(out, in)`, `bias` `(out,)`."""
-    if _with_onednn(x, weight):
+class PaysFrom(NamedTuple):
+    """Multiplications of one product from which oneDNN gains more than its call costs.
+
+    The first call in each shape costs half a millisecond more, and rows that are packed come in
+    hundreds of shapes; sampling has few.
+    """
+
+    any: float
+    few_rows: float  # at most FEW_ROWS
+    narrow: float  # with one of LoRA's matrices
+
+
+# by AMD's families of processors with AVX-512: Zen 4, and Zen 5 and what follows
+WORTH_IT = {
+    25: PaysFrom(any=150e6, few_rows=8e6, narrow=24e6),
+    26: PaysFrom(any=1 << 20, few_rows=1 << 20, narrow=1 << 20),
+}
+NEVER = PaysFrom(math.inf, math.inf, math.inf)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, narrow: bool = False
+) -> Tensor:
+    """`x W' + b`, without gradient: `x` is `(n, in)`, `weight` `(out, in)`, `bias` `(out,)`.
+
+    With `narrow` one of both is a matrix of LoRA's, or what such a one makes.
+    """
+    if _with_onednn(x, weight, narrow=narrow):
         dense = None if bias is None else bias.contiguous()  # it does not look at a bias's strides
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, dense, "none", [], "")
         return found
@@ -80,18 +103,25 @@ class _FrozenLinear(torch.autograd.Function):
         return (linear(grad, weight.t()) if ctx.needs_input_grad[0] else None), None, None
 
 
-def _with_onednn(x: Tensor, weight: Tensor) -> bool:
+def _with_onednn(x: Tensor, weight: Tensor, *, narrow: bool = False) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and x.shape[0] * weight.numel() >= onednn_pays_from()
+        and x.shape[0] * weight.numel() >= _pays_from(x.shape[0], narrow=narrow)
     )
 
 
+def _pays_from(rows: int, *, narrow: bool) -> float:
+    pays = onednn_pays_from()
+    if narrow:
+        return pays.narrow
+    return pays.few_rows if rows <= FEW_ROWS else pays.any
+
+
 @functools.cache
-def onednn_pays_from() -> float:
-    """Multiplications of a product from which oneDNN is the faster on this processor; perhaps infinity."""
+def onednn_pays_from() -> PaysFrom:
+    """From what on oneDNN is the faster on this processor; perhaps from infinity."""
     listed = _processor()
     family = re.search(r"family\s*:?\s*(\d+)", listed, re.IGNORECASE)
     unused = bool(
@@ -102,7 +132,7 @@ def onednn_pays_from() -> float:
         and "AuthenticAMD" in listed
     )
     if not unused or family is None or int(family.group(1)) < min(WORTH_IT):
-        return math.inf
+        return NEVER
     return WORTH_IT[min(int(family.group(1)), max(WORTH_IT))]
 
 
