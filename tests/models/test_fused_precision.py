@@ -13,6 +13,9 @@ from toolkit.models import fused_lora, fused_quantized
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.base import load_base
 from toolkit.models.fusing import fuse
+from toolkit.models.generation import sample
+from toolkit.models.roles import POLICY, Roles
+from toolkit.models.sampling import Sampling
 
 BASES = {
     "bfloat16": ({"dtype": "bfloat16"}, "FusedLoraLinear"),
@@ -182,3 +185,35 @@ def test_the_share_has_the_numerical_gradient():
     torch.testing.assert_close(
         fused_quantized.add_share(out, x, low, high, 1.5), out + 1.5 * x @ low.t() @ high.t()
     )
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_an_adapter_beside_its_layer_is_rounded_once_while_sampling(kind, tiny_base):
+    """Not at every token; the tokens are the same, and the adapter is what it was, to the bit."""
+    options, _ = BASES[kind]
+    model = load_base(ModelArguments(str(tiny_base), **options))[0]
+    roles = Roles(model.eval(), {})
+    for name in (POLICY, "other"):
+        roles.create(name, LoraConfig(r=4, target_modules=["q_proj", "down_proj", "lm_head"]))
+        for number, parameter in enumerate(roles._parameters(name)):
+            parameter.data = torch.sin(torch.arange(float(parameter.numel())) + number).view_as(
+                parameter
+            )
+    before = {n: p.detach().clone() for n, p in roles.model.named_parameters()}
+    said = []
+    for context in (roles.using, roles.merged):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16), context(POLICY) as policy:
+            types = {p.dtype for p in roles._parameters(POLICY)}
+            others = {p.dtype for p in roles._parameters("other")}
+            drawn = Sampling(max_new_tokens=8, temperature=1.0)
+            said.append(sample(policy, [[5, 6, 7], [9]], sampling=drawn, stop=[], pad_id=0))
+        assert types == {torch.float32 if context == roles.using else torch.bfloat16}
+        assert others == {torch.float32}
+    assert said[0].completions == said[1].completions
+    assert torch.equal(said[0].logprobs, said[1].logprobs)
+    for name, parameter in roles.model.named_parameters():
+        assert parameter.dtype == before[name].dtype
+        assert torch.equal(parameter, before[name])
+    with roles.merged(POLICY):  # without autocast they are multiplied in float32
+        assert {p.dtype for p in roles._parameters(POLICY)} == {torch.float32}

@@ -148,7 +148,7 @@ def test_logits_far_from_zero_lose_no_digits():
 
 
 def test_slices_of_the_vocabulary_head_change_neither_numbers_nor_gradients(monkeypatch):
-    """Eleven tokens at once, and two at a time with the backward pass computing them again."""
+    """Eleven tokens at once, two at a time, and four at a time as if on a card."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (
         torch.randn(11, 8, generator=generator),
@@ -156,13 +156,22 @@ def test_slices_of_the_vocabulary_head_change_neither_numbers_nor_gradients(monk
     )
     tokens = torch.randint(20, (11,), generator=generator)
     found = []
-    for slice_bytes in (1 << 20, 2 * 20 * 4):
+    monkeypatch.setattr(sliced, "CARD_SLICE_BYTES", 4 * 20 * 4)
+    for slice_bytes, on_card in ((1 << 20, False), (2 * 20 * 4, False), (1, True)):
         monkeypatch.setattr(sliced, "SLICE_BYTES", slice_bytes)
+        monkeypatch.setattr(sliced, "is_on_card", lambda _, on_card=on_card: on_card)
         layer = torch.nn.Linear(8, 20, bias=False)
         layer.weight.data = weight.clone()
         head, start = VocabularyHead(layer, 20, softcap=5.0), hidden.clone().requires_grad_()
         logprobs, entropy = token_logprobs(head, start, tokens, temperature=0.7, entropy=True)
         (logprobs.sum() + 0.1 * entropy.sum()).backward()
         found.append([logprobs, entropy, start.grad, layer.weight.grad])
-    for whole, cut in zip(*found, strict=True):
-        torch.testing.assert_close(whole, cut, atol=1e-6, rtol=1e-6)
+    for whole, *others in zip(*found, strict=True):
+        for cut in others:
+            torch.testing.assert_close(whole, cut, atol=1e-6, rtol=1e-6)
+
+
+def test_a_card_reads_its_head_for_more_tokens_at_a_time():
+    assert sliced.slice_tokens(1536, on_card=False) == 128
+    assert sliced.slice_tokens(151_936, on_card=False) == 27
+    assert sliced.slice_tokens(151_936, on_card=True) == 441

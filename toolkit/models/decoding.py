@@ -16,9 +16,12 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from toolkit.errors import DivergedError
 from toolkit.models.heads import ScalarHead
-from toolkit.models.token_logprobs import SLICE_BYTES, VocabularyHead
+from toolkit.models.token_logprobs import SLICE_BYTES, VocabularyHead, is_on_card
 
 LEAVE_AT = 0.125  # rows leave when this share of the batch has ended: each leaving copies the cache
+# tokens between two looks at which rows have ended, and whether states are finite: on a card a look
+# waits until all that was asked of it is done
+LOOK_EVERY, CARD_LOOK_EVERY = 1, 8
 GROW_BY = 16  # tokens of room that a full cache is given
 
 
@@ -73,21 +76,36 @@ def decode(
     stops = torch.tensor(stop, device=device, dtype=torch.long)
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)
     lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    every = CARD_LOOK_EVERY if is_on_card(hidden) else LOOK_EVERY
+    broken = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
+        finite = torch.isfinite(hidden).all(-1)
+        broken[rows] |= ~finite & going
+        hidden = hidden.masked_fill(
+            ~finite.unsqueeze(-1), 0
+        )  # drawing from NaN would end a process
         token, logprob = _choose(head, hidden, temperature)  # (B,)
-        live = rows[going]
-        tokens[live, step], logprobs[live, step] = token[going], logprob[going]
+        tokens[rows, step] = torch.where(going, token, pad_id)
+        logprobs[rows, step] = torch.where(going, logprob, 0.0)
         if value_head is not None:
-            values[live, step] = value_head(hidden[going])
-        lengths[live] += 1
-        going &= ~torch.isin(token, stops)
-        left = int(going.sum())
-        if left == 0 or step + 1 == max_new_tokens:
-            break
-        if left <= (1 - LEAVE_AT) * len(going):
-            stay = going.nonzero().flatten()
-            keep_rows(cache, stay)
-            rows, token, attention, going = rows[stay], token[stay], attention[stay], going[stay]
+            values[rows, step] = torch.where(going, value_head(hidden), 0.0)
+        lengths[rows] += going
+        going = going & ~torch.isin(token, stops)
+        last = step + 1 == max_new_tokens
+        if last or (step + 1) % every == 0:
+            _require_finite(broken, len(going))
+            left = int(going.sum())
+            if left == 0 or last:
+                break
+            if left <= (1 - LEAVE_AT) * len(going):
+                stay = going.nonzero().flatten()
+                keep_rows(cache, stay)
+                rows, token, attention, going = (
+                    rows[stay],
+                    token[stay],
+                    attention[stay],
+                    going[stay],
+                )
         attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
         hidden = read(causal, token.unsqueeze(1), attention, cache)
     width = max(1, int(lengths.max()))
@@ -113,15 +131,18 @@ def read(causal: Any, ids: Tensor, attention: Tensor, cache: DynamicCache) -> Te
     return last
 
 
-def _choose(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """A token per row and its log-probability at that temperature, 0 where it is greedy."""
-    bad = int((~torch.isfinite(hidden)).any(-1).sum())
-    if bad:  # on a GPU drawing from NaN would end the process
+def _require_finite(broken: Tensor, asked: int) -> None:
+    bad = int(broken.sum())
+    if bad:
         raise DivergedError(
-            f"sampling: the hidden states of {bad} of {len(hidden)} answers are not finite, so no "
+            f"sampling: the hidden states of {bad} of {asked} answers are not finite, so no "
             "token can be drawn. Training has diverged: start again with a lower learning_rate, or "
             "continue from an earlier checkpoint with a lower max_grad_norm"
         )
+
+
+def _choose(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """A token per row and its log-probability at that temperature, 0 where it is greedy."""
     if temperature == 0:
         token = head.logits(hidden).argmax(-1)
         return token, torch.zeros_like(token, dtype=torch.float32)

@@ -7,13 +7,15 @@ import torch
 
 
 def release() -> None:
-    """Return what the C allocator holds of freed memory to the system; a few milliseconds.
+    """Return what an allocator holds of freed memory to the system; a few milliseconds.
 
-    A rollout's caches and an update's activations have different sizes, so glibc keeps the one's
-    memory while it asks for the other's. On a GPU the caching allocator reuses it, and elsewhere
-    than on glibc nothing is done.
+    A rollout's caches and an update's activations have different sizes, so glibc, and on a card
+    PyTorch's allocator, keep the one's memory in pieces that do not fit while they ask for the
+    other's. Elsewhere nothing is done.
     """
-    if sys.platform == "linux" and not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

@@ -5,6 +5,7 @@ activated that was not before. Here a switch changes which adapter is active and
 which parameters are trainable stays as it was, also when the body raises.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -283,7 +284,16 @@ class Roles:
 
     def _parameters(self, name: str) -> list[nn.Parameter]:
         assert self.model is not None
-        return [p for n, p in self.model.named_parameters() if f".{name}." in f".{n}."]
+        return [p for n, p in self.model.named_parameters() if belongs_to(n, name)]
+
+
+def belongs_to(parameter: str, role: str) -> bool:
+    """Whether a parameter of the PeftModel, by its name, is a role's: of its adapter or its head.
+
+    A layer of the base may itself be called `value`, as BERT's are.
+    """
+    holders = r"lora_\w+|modules_to_save|trainable_tokens_\w+|heads"
+    return re.search(rf"(^|\.)({holders})\.{re.escape(role)}(\.|$)", parameter) is not None
 
 
 def _kind(config: PeftConfig) -> str:

@@ -15,10 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from toolkit.models.products import through
 
-SLICE_BYTES = 16 << 20  # of float32 logits at a time,
-SLICE_TOKENS = (
-    128  # and no more tokens than make a product fast, so that a slice stays in the cache
-)
+# of float32 logits at a time. On a CPU a slice shall stay in the cache, and more tokens make no
+# product faster; on a card every slice reads the whole head anew, and fewer tokens than these are
+# done before it is read
+SLICE_BYTES, SLICE_TOKENS = 16 << 20, 128
+CARD_SLICE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -169,5 +170,17 @@ def _with_learning_head(
 def _slices(
     head: VocabularyHead, hidden: Tensor, tokens: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    size = min(SLICE_TOKENS, max(1, SLICE_BYTES // (4 * head.size)))
+    size = slice_tokens(head.size, on_card=is_on_card(hidden))
     return zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)
+
+
+def slice_tokens(vocabulary: int, *, on_card: bool) -> int:
+    """How many tokens' logits are there at a time."""
+    if on_card:
+        return max(1, CARD_SLICE_BYTES // (4 * vocabulary))
+    return min(SLICE_TOKENS, max(1, SLICE_BYTES // (4 * vocabulary)))
+
+
+def is_on_card(states: Tensor) -> bool:
+    """Whether they are on an accelerator; a prediction of memory answers in its place."""
+    return states.device.type != "cpu"

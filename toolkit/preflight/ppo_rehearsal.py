@@ -14,7 +14,7 @@ from toolkit.errors import ConfigError
 from toolkit.models.decoding import GrowingLayer, draw, growing_cache, read
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import Batch, collate, policy_pass, scores, state_values
-from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles, belongs_to
 from toolkit.models.token_logprobs import VocabularyHead
 from toolkit.preflight.live import LiveBytes
 from toolkit.preflight.phantom import (
@@ -24,7 +24,7 @@ from toolkit.preflight.phantom import (
     phantom_mode,
     stored_bytes,
 )
-from toolkit.preflight.rehearsal import Peak, split, undisturbed, weights
+from toolkit.preflight.rehearsal import Peak, as_on_cuda, split, undisturbed, weights
 from toolkit.trainers.ppo_config import PPOConfig
 from toolkit.trainers.updates import Updater
 
@@ -96,9 +96,9 @@ class PPORehearsal:
         if prompt < 1:
             raise ConfigError("a prompt has no token")
         self.training.per_device_train_batch_size = batch  # rollouts grow with it
-        with undisturbed(), self._quiet():
+        with undisturbed(), as_on_cuda(self.cuda), self._quiet():
             found = [*self._generate(prompt), self._score(prompt)]
-        with undisturbed():
+        with undisturbed(), as_on_cuda(self.cuda):
             found.append(self._update(prompt, batch, ptx if self.training.ptx_coef else 0))
         return found
 
@@ -120,7 +120,7 @@ class PPORehearsal:
             assert self.roles.model is not None
             named = self.roles.model.named_parameters()
             held["adapters"] += sum(
-                p.numel() * p.element_size() for n, p in named if f".{POLICY}." in n
+                p.numel() * p.element_size() for n, p in named if belongs_to(n, POLICY)
             )
         return Peak(phase, held | parts)
 
@@ -231,7 +231,7 @@ def attach_shapes(
         roles.create(name, copy.deepcopy(config))
         assert roles.model is not None
         for key, parameter in roles.model.named_parameters():
-            if f".{name}." in key:
+            if belongs_to(key, name):
                 parameter.requires_grad_(False)
 
     roles.create(POLICY, copy.deepcopy(policy))

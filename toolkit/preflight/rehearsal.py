@@ -19,6 +19,7 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
 from toolkit.errors import ConfigError
+from toolkit.models import token_logprobs
 from toolkit.models.roles import POLICY, Roles
 from toolkit.preflight.live import ACTIVATIONS, LOGITS, LiveBytes
 from toolkit.preflight.phantom import (
@@ -166,7 +167,7 @@ class Rehearsal:
         trained = [p for p in self.adapted.parameters() if p.requires_grad]
         live = LiveBytes(self.vocabulary, resident=not self.cuda)
         again = self.training.gradient_accumulation_steps > 1
-        with undisturbed(), _as_on_cuda(self.cuda), live:
+        with undisturbed(), as_on_cuda(self.cuda), live:
             for _ in range(2 if again else 1):  # the second finds the first's gradients
                 live.restart()
                 with self.trainer.accelerator.autocast():
@@ -235,14 +236,17 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def _as_on_cuda(wanted: bool) -> Iterator[None]:
-    """TRL's fused head as on a GPU: only tokens with a label, no copies of a tile of logits, and
-    products summed in float32 without a copy of what is multiplied.
+def as_on_cuda(wanted: bool) -> Iterator[None]:
+    """Heads as on a GPU. TRL's fused one: only tokens with a label, no copies of a tile of logits, and
+    products summed in float32 without a copy of what is multiplied. Ours: larger slices.
     """
     if not wanted:
         yield
         return
-    places: list[tuple[Any, str, Any]] = [(trl_utils, "_use_triton", lambda _: True)]
+    places: list[tuple[Any, str, Any]] = [
+        (trl_utils, "_use_triton", lambda _: True),
+        (token_logprobs, "is_on_card", lambda _: True),
+    ]
     places += [
         (chunked_logprob, name, lambda *_, **__: None)
         for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import CheckpointError
-from toolkit.models.roles import POLICY, Roles
+from toolkit.models.roles import POLICY, Roles, belongs_to
 
 EMA_FILE, LAST = "ema.safetensors", "last"
 
@@ -34,7 +34,7 @@ class PolicyEMA(TrainerCallback):  # type: ignore[misc]
         self.parameters: dict[str, nn.Parameter] = {
             name: p
             for name, p in roles.model.named_parameters()
-            if p.requires_grad and f".{POLICY}." in f".{name}."  # LoRA of embeddings ends with it
+            if p.requires_grad and belongs_to(name, POLICY)
         }
         self.average = {
             name: p.detach().to(torch.float32, copy=True) for name, p in self.parameters.items()

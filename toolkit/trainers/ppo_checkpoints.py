@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
-from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles
+from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles, belongs_to
 from toolkit.rl.rollout import Experience
 from toolkit.runs import write_json
 from toolkit.trainers.checkpoints import WholeCheckpoints, read_state
@@ -83,7 +84,7 @@ class PPOCheckpoints(WholeCheckpoints):
     experience: Experience | None
     state: Any
     _stopped: bool
-    _metrics: dict[str, list[float]]
+    _metrics: dict[str, list[Tensor | float]]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint holds the policy as it is, to go on from; a finished run what to use."""
@@ -103,7 +104,7 @@ class PPOCheckpoints(WholeCheckpoints):
             state = {
                 "kl_coef": self.maker.control.coef,
                 "stopped": self._stopped,
-                "metrics": dict(self._metrics),
+                "metrics": {name: list(map(float, seen)) for name, seen in self._metrics.items()},
                 "settings": self._settings,
             }
             write_json(folder / STATE_FILE, state)
@@ -157,7 +158,7 @@ class PPOCheckpoints(WholeCheckpoints):
         """Of a role's weights, adapter and head; None where it has none."""
         digest, found = hashlib.sha256(), False
         for name, parameter in self.roles.model.named_parameters():  # type: ignore[union-attr]
-            if f".{role}." in f".{name}.":
+            if belongs_to(name, role):
                 found = True
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:12] if found else None
