@@ -43,7 +43,7 @@ class Timed(PPOTrainer):
         """As it is, timed."""
         self.meter.mark("generate")
         experience = super().make_experience(rows)
-        began, took = self.meter.moments["generate"], self._metrics["time/generate"][-1]
+        began, took = self.meter.moments["generate"], float(self._metrics["time/generate"][-1])
         self.meter.moments["score"] = began + took
         self.meter.mark("update")
         self.lengths += map(len, experience.completions)

@@ -66,7 +66,7 @@ class WholeCheckpoints:
         if not any(isinstance(c, _BeginCallback) for c in trainer.callback_handler.callbacks):
             trainer.add_callback(_BeginCallback(trainer))
         at_start = trainer.args.eval_on_start
-        trainer.args.eval_on_start = at_start and self._resumed is None  # it has been, once
+        trainer.args.eval_on_start = at_start and self._resumed is None  # the first run has done it
         try:
             found = super().train(resume_from_checkpoint=chosen, **kwargs)  # type: ignore[misc]
             self._require_finite()

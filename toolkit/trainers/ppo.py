@@ -5,10 +5,10 @@ Built on TRL's base trainer and the loop of `transformers.Trainer`: a rollout is
 step, so that logging, schedules, callbacks, clipping and checkpoints are the library's.
 """
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,29 +17,29 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
 
-from toolkit.errors import ConfigError, DivergedError
+from toolkit.errors import DivergedError
 from toolkit.models.dropout import disable_dropout
 from toolkit.models.memory import release
 from toolkit.models.roles import Roles
 from toolkit.models.tokenizer import pad_by_eos
 from toolkit.rl.rollout import Experience
-from toolkit.trainers.callbacks import SAMPLES_FILE, append_rows
 from toolkit.trainers.ema import PolicyEMA
 from toolkit.trainers.experience import ExperienceMaker
 from toolkit.trainers.minibatches import micro_batch
-from toolkit.trainers.ppo_checkpoints import PPOCheckpoints
-from toolkit.trainers.ppo_checks import check_ppo, require_best
+from toolkit.trainers.optimizing import value_groups
+from toolkit.trainers.ppo_checks import check_ppo
 from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.trainers.ppo_evaluation import PPOEvaluation
 from toolkit.trainers.ppo_rewards import EvalMetrics, RewardFunction
 from toolkit.trainers.prompts import RolloutSampler, encode_prompts, encode_texts
 from toolkit.trainers.updates import Updater
 
 
-class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
+class PPOTrainer(PPOEvaluation, _BaseTrainer):  # type: ignore[misc]
     """Proximal policy optimization of one adapter against rewards, on one base.
 
     Args:
@@ -88,9 +88,11 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
             functions,
             ptx_texts,
             more_metrics=eval_metrics is not None,
+            own_optimizer=optimizers[0] is not None,
         )
         assert roles.model is not None
         pad_by_eos(processing_class)
+        args = copy.copy(args)  # `max_steps` is this training's: the caller's may serve another one
         self.roles = roles
         disable_dropout(roles.model)  # the ratio would differ from 1 before anything is learnt
         if args.gradient_checkpointing:
@@ -115,8 +117,8 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
         self.base_fingerprint = roles.fingerprint
         self._micro_step: int | None = None
         self._stopped = False  # whether the rest of this rollout's updates is skipped
-        self._approx_kl = 0.0  # of the minibatch so far, nats per token
-        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._loss = self._approx_kl = torch.zeros(())  # of the minibatch so far; nats per token
+        self._metrics: dict[str, list[Tensor | float]] = defaultdict(list)
         super().__init__(
             model=roles.model,
             args=args,
@@ -144,9 +146,28 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As the library's; a trainer may train again."""
         self._micro_step, self.experience, self._stopped = None, None, False
-        self._approx_kl = 0.0
+        self._loss = self._approx_kl = torch.zeros(())
         self._metrics.clear()
+        print(self._plan(), flush=True)
         return super().train(resume_from_checkpoint, **kwargs)
+
+    def _plan(self) -> str:
+        """What the sizes come to; `gradient_accumulation_steps` made a rollout larger in TRL 1.12."""
+        args = self.args
+        return (
+            f"PPO: {self.rollouts} rollouts of {args.rollout_batch_size} episodes, in "
+            f"{args.num_mini_batches} minibatches of {args.mini_batch_size} "
+            f"({args.per_device_train_batch_size} at a time), {args.num_ppo_epochs} times over: "
+            f"{args.max_steps} optimizer steps"
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """The library's; with `value_learning_rate` the value's tensors are groups of their own."""
+        made, rate = self.optimizer is None, self.args.value_learning_rate
+        optimizer: Optimizer = super().create_optimizer(model)
+        if made and rate is not None:
+            value_groups(optimizer, self.model, rate)
+        return optimizer
 
     # ---- data: a rollout's prompts for every micro-batch made of it
 
@@ -211,85 +232,39 @@ class PPOTrainer(PPOCheckpoints, _BaseTrainer):  # type: ignore[misc]
                 updates.append(self.updater.remember(self._micro_step))
             for update in updates:
                 loss = loss + update.loss
-                self._approx_kl += update.approx_kl
+                self._approx_kl = update.approx_kl + self._approx_kl
                 for name, value in update.notes.items():
-                    self._note(name, value)
-        if not bool(torch.isfinite(loss)):
-            raise DivergedError(
-                f"{self.args.output_dir}: the loss of step {self.state.global_step + 1} is "
-                f"{loss.item()}: training has diverged. Earlier checkpoints are whole; start again with a "
-                "lower learning_rate or a reward_clip, or continue from one with a lower max_grad_norm"
-            )
+                    self._metrics[name].append(value)
+        self._loss = loss + self._loss
         self._micro_step += 1
         if self._micro_step % self.args.gradient_accumulation_steps == 0:
-            self._note("policy/updates_skipped", torch.tensor(float(self._stopped)))
-            limit = self.args.target_kl
-            self._stopped |= limit is not None and self._approx_kl > limit
-            self._approx_kl = 0.0
+            self._end_minibatch()
         return loss
 
-    # ---- evaluation while training: one completion per held-out prompt
+    def _end_minibatch(self) -> None:
+        """Before the optimizer's step: whether it may be made, and whether another may follow.
 
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Sample an answer to each held-out prompt; log means, append the answers to samples.jsonl.
-
-        The same random numbers each time, and the training's own stream is left alone. With
-        `ema_decay` it is the average that answers, which is what the run will hand over.
-
-        Returns: `eval_objective/scores`, `…/kl`, `…/rlhf_reward`, `…/length`, `…/ended`, and what
-            `eval_metrics` says.
+        Numbers are asked for here and in `log` alone: on a card each waits for all that goes before.
         """
-        rows = self._held_out(eval_dataset)
-        self.model.eval()
-        with (
-            torch.random.fork_rng(),
-            self._averaged(),
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            self.accelerator.autocast(),
-        ):
-            torch.manual_seed(self.args.seed)
-            notes, samples = self.maker.look(rows)
-        self.model.train()
-        if self.eval_metrics is not None:
-            others = [name for name in rows[0] if name not in ("prompt", "prompt_ids")]
-            found = self.eval_metrics(
-                prompts=[sample["prompt"] for sample in samples],
-                completions=[sample["completion"] for sample in samples],
-                **{name: [row[name] for row in rows] for name in others},
+        if not bool(torch.isfinite(self._loss)):
+            raise DivergedError(
+                f"{self.args.output_dir}: the loss of step {self.state.global_step + 1} is "
+                f"{self._loss.item()}: training has diverged. Earlier checkpoints are whole; start again "
+                "with a lower learning_rate or a reward_clip, or continue from one with a lower "
+                "max_grad_norm"
             )
-            notes |= {name: float(x) for name, x in found.items() if x is not None}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in notes.items()}
-        step = self.state.global_step
-        file = Path(self.args.output_dir) / SAMPLES_FILE
-        append_rows(file, ({"step": step} | sample for sample in samples))
-        _BaseTrainer.log(self, dict(metrics))
-        if self.is_in_train:
-            require_best(self.args, metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
+        self._metrics["policy/updates_skipped"].append(float(self._stopped))
+        limit = self.args.target_kl
+        self._stopped |= limit is not None and float(self._approx_kl) > limit
+        self._loss = self._approx_kl = torch.zeros(())
 
-    def _held_out(self, given: Dataset | None) -> list[dict[str, Any]]:
-        """Encoded rows to evaluate on."""
-        chosen = self.eval_dataset if given is None else given
-        if chosen is None or len(chosen) == 0:
-            raise ConfigError("there is nothing to evaluate on: give PPOTrainer an `eval_dataset`")
-        if chosen is not self.eval_dataset:
-            chosen = encode_prompts(chosen, self.processing_class, self.roles, self.args)
-        return list(chosen)
-
-    def _note(self, name: str, value: Tensor) -> None:
-        self._metrics[name].append(float(value))
+    # ---- log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of what was noted since the last log."""
-        logs.update({name: sum(seen) / len(seen) for name, seen in self._metrics.items()})
+        logs.update(
+            {name: sum(map(float, seen)) / len(seen) for name, seen in self._metrics.items()}
+        )
         if self._metrics:
             logs["episode"] = self.rollout_number * self.args.rollout_batch_size
         self._metrics.clear()

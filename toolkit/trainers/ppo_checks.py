@@ -21,10 +21,12 @@ def check_ppo(
     ptx_texts: Sequence[str],
     *,
     more_metrics: bool,
+    own_optimizer: bool,
 ) -> None:
     """Raises: ConfigError for roles, data or settings that do not fit together.
 
-    With `more_metrics` evaluations have numbers of the task's own, whose names show only then.
+    With `more_metrics` evaluations have numbers of the task's own, whose names show only then; with
+    `own_optimizer` the caller brings one.
     """
     if roles.model is None or POLICY not in roles.model.peft_config or VALUE not in roles.heads:
         raise ConfigError(
@@ -59,6 +61,12 @@ def check_ppo(
             f"`neftune_noise_alpha` is {args.neftune_noise_alpha}: updates would read noisy embeddings "
             "and rollouts clean ones, so that the ratio is never 1; leave it out"
         )
+    _refuse_without_effect(args)
+    if args.value_learning_rate is not None and own_optimizer:
+        raise ConfigError(
+            "`value_learning_rate` is for the optimizer that the options describe; in yours give the "
+            "value's parameters a group"
+        )
     if args.fp16 and args.target_kl is not None:
         raise ConfigError(
             "`target_kl` skips updates, and fp16's scaling of gradients needs every one: use bf16, "
@@ -73,6 +81,27 @@ def check_ppo(
         raise ConfigError(
             f"PPO runs in one process, on one GPU; started with {args.world_size} processes"
         )
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"PPO runs on one GPU; {args.n_gpu} are visible: choose one by CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def _refuse_without_effect(args: PPOConfig) -> None:
+    """What the library does in a step of its own, for which PPO has others."""
+    reasons = {
+        "optim": "averages weights of its own, which rollouts would not use",
+        "auto_find_batch_size": "a minibatch's size decides what PPO computes; try recipes/check.py",
+        "torch_compile": "roles take turns on the model, which is never called as a whole",
+        "torch_empty_cache_steps": "memory is given back between rollout and updates, not by steps",
+    }
+    given = {name: getattr(args, name) for name in reasons}
+    if "schedule_free" not in str(getattr(args.optim, "value", args.optim)):
+        given.pop("optim")
+    for name, value in given.items():
+        if value:
+            shown = getattr(value, "value", value)
+            raise ConfigError(f"`{name}` {shown} is not for PPO: {reasons[name]}; leave it out")
 
 
 def _check_best(args: PPOConfig, more_metrics: bool) -> None:

@@ -30,7 +30,11 @@ BOUNDS: tuple[tuple[tuple[str, ...], float, bool], ...] = (
         0,
         True,
     ),
-    (("kl_coef", "vf_coef", "ptx_coef", "ent_coef", "reward_std_coef"), 0, False),
+    (
+        ("kl_coef", "vf_coef", "ptx_coef", "ent_coef", "reward_std_coef", "value_learning_rate"),
+        0,
+        False,
+    ),
 )
 # what an evaluation while training measures; `eval_metrics` may add to it
 EVALUATED = tuple(
@@ -53,12 +57,17 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     """
 
     learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate."})
+    value_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the value; default learning_rate."}
+    )
     adam_epsilon: float = field(
         default=1e-5, metadata={"help": "Adam's epsilon; 1e-5 is usual in RLHF (arXiv:2403.17031)."}
     )
     total_episodes: int | None = field(
         default=None,
-        metadata={"help": "Episodes to sample in all; default num_train_epochs times the prompts."},
+        metadata={
+            "help": "Episodes to sample in all; default num_train_epochs × prompts × num_generations."
+        },
     )
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     num_mini_batches: int = field(default=1, metadata={"help": "Minibatches per rollout."})

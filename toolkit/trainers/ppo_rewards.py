@@ -94,8 +94,8 @@ def function_rewards(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of what Python functions say, as TRL's trainers call them.
 
-    A function that has nothing to say of a completion returns None for it, which counts as 0. Those
-    that are async wait for each other's answers together.
+    A function that has nothing to say of a completion returns None for it, which counts as 0. Async
+    functions run concurrently.
 
     Returns: `(B,)`, and each function's own rewards by its name, NaN where it said None.
     Raises: RewardError for a wrong number of rewards or one that is not finite, showing the sample.
@@ -163,7 +163,7 @@ def _awaited(said: list[Any]) -> list[Any]:
 def _run_apart(work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
     """Its result, from a thread of its own: in a notebook this one has a loop that runs already.
 
-    One that ends with the process, which is not kept waiting by a judge that is.
+    The thread is a daemon, so that a judge that hangs cannot keep the process alive.
     """
     done: dict[str, Any] = {}
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -58,7 +59,7 @@ def _load(name: str) -> "RewardFunction":
             _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         )
     except Exception as error:  # whatever a module may raise while it is imported
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}{_line_of(error)}"
         raise ConfigError(f"reward_funcs: {place} cannot be imported ({reason})") from error
     function = getattr(module, wanted, None)
     if not callable(function):
@@ -66,6 +67,16 @@ def _load(name: str) -> "RewardFunction":
         raise ConfigError(f"reward_funcs: {place} has no function {wanted!r}; it has {there}")
     found: RewardFunction = function
     return found
+
+
+def _line_of(error: BaseException) -> str:
+    """Where the user's own code raised it; importlib's frames tell nobody anything."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "importlib" not in frame.filename
+    ]
+    return f", {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def _from_file(file: Path) -> ModuleType:

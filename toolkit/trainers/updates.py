@@ -29,7 +29,7 @@ class Update:
     """
 
     loss: Tensor
-    approx_kl: float
+    approx_kl: Tensor
     notes: dict[str, Tensor]
 
 
@@ -96,7 +96,7 @@ class Updater:
             "val/ratio": found.ratio * share,
         }
         loss = (found.loss - bonus).detach() + args.vf_coef * vf_loss
-        return Update(loss / tokens, found.approx_kl.item() / tokens, notes)
+        return Update(loss / tokens, found.approx_kl / tokens, notes)
 
     def _learn_values(
         self, batch: Batch, old: dict[str, Tensor], states: Tensor, tokens: int
@@ -136,7 +136,7 @@ class Updater:
         texts = [self.ptx[i] for i in drawn[turn :: args.gradient_accumulation_steps]]
         if not texts:
             nothing = torch.zeros((), device=args.device)
-            return Update(nothing, 0.0, {"loss/ptx_avg": nothing})
+            return Update(nothing, nothing, {"loss/ptx_avg": nothing})
         batch = collate([t[:1] for t in texts], [t[1:] for t in texts], self.pad_id, args.device)
         with self.roles.using(POLICY) as policy:
             with self.accelerator.autocast():
@@ -144,4 +144,5 @@ class Updater:
             nll = -logprobs.sum() / tokens
             self.accelerator.backward(args.ptx_coef * nll)
         share = nll.detach() * args.gradient_accumulation_steps
-        return Update((args.ptx_coef * nll).detach(), 0.0, {"loss/ptx_avg": share})
+        nothing = torch.zeros_like(share)
+        return Update((args.ptx_coef * nll).detach(), nothing, {"loss/ptx_avg": share})
