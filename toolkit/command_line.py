@@ -3,7 +3,9 @@
 import dataclasses
 import errno
 import math
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,13 +71,18 @@ def run_cli(
     *,
     description: str = "",
 ) -> int:
-    """Parse, then call `main` with the parsed classes; an input error becomes one line and exit code 2."""
+    """Parse, then call `main` with the parsed classes; an input error becomes one line and exit code 2.
+
+    With TOOLKIT_TRACEBACK=1 in the environment it is preceded by where it was raised.
+    """
     parsed: tuple[Any, ...] = ()
     try:
         parsed = parse(dataclass_types, argv, description=description)
         _require_local_model(parsed)
         main(*parsed)
     except ToolkitError as error:
+        if os.environ.get("TOOLKIT_TRACEBACK", "0") != "0":
+            traceback.print_exc()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 128 + error.signal if isinstance(error, Interrupted) else 2
     except Exception as error:

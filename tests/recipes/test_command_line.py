@@ -13,7 +13,9 @@ from safetensors import SafetensorError
 from trl import ScriptArguments, SFTConfig
 
 from tests.conftest import ROOT
+from toolkit.arguments import MergeArguments
 from toolkit.command_line import parse, run_cli
+from toolkit.errors import ConfigError
 from toolkit.pipeline import Pipeline
 
 RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "merge", "evaluate", "pretrain")
@@ -106,6 +108,18 @@ def test_an_input_error_is_one_line_and_exit_code_2(recipe, words, message):
     assert len(found.stderr.strip().splitlines()) == 1
     assert "Traceback" not in found.stderr
     assert found.stdout == ""
+
+
+def test_where_an_input_error_was_raised_is_said_on_request(monkeypatch, capsys):
+    def main(*_):
+        raise ConfigError("no such thing")
+
+    for asked, wanted in (("0", False), ("1", True)):
+        monkeypatch.setenv("TOOLKIT_TRACEBACK", asked)
+        assert run_cli(main, [MergeArguments], []) == 2
+        said = capsys.readouterr().err
+        assert said.endswith("ConfigError: no such thing\n")
+        assert ("Traceback" in said) is wanted
 
 
 def test_help_costs_no_more_than_trls_config_classes():
