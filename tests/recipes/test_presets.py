@@ -55,6 +55,7 @@ HUB = {
 QUICK = {"max_steps": 2, "max_rows": 8, "per_device_train_batch_size": 2, "save_strategy": "no"}
 QUICK |= {"gradient_accumulation_steps": 1, "optim": "adamw_torch", "logging_steps": 1}
 EPISODES = {"total_episodes": 4, "num_mini_batches": 1, "num_ppo_epochs": 1, "response_length": 4}
+EPISODES |= {"eval_steps": 2}
 LOOK = {"max_prompts": 4, "max_new_tokens": 4, "few_shot": 1}
 CHANGED = {"sft": QUICK, "reward": QUICK, "dpo": QUICK, "ppo": QUICK | EPISODES, "evaluate": LOOK}
 

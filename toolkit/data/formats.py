@@ -5,7 +5,7 @@ Rows come in one of `FORMATS` and leave as one of these kinds, in TRL's own colu
     prompt-completion   {"prompt", "completion"}            SFT
     preference          {"prompt", "chosen", "rejected"}    reward model, DPO
     unpaired            {"prompt", "completion", "label"}   KTO
-    prompt-only         {"prompt"}                          PPO, RLOO, GRPO
+    prompt-only         {"prompt"}                          PPO
     text                {"text"}                            SFT on text without prompts
 
 All but prompt-completion and text rows keep the other columns ("margin", a reference answer) for
