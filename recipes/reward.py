@@ -78,7 +78,7 @@ def main(script, training, model, mixture, start) -> Run:
             return run.finish(**_train_members(run, member, data, configs))
         notes = member.train(data, training, start, run=run, resume=resume)
         _finish_unjudged(run, notes, data)
-    return _judge(Remembered(member.score), data, member, run)
+        return _judge(Remembered(member.score), data, member, run)
 
 
 def _train_members(run, member, data, configs):

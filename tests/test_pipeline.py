@@ -1,10 +1,15 @@
 """The pipeline's YAML and what makes a stage run again."""
 
 import contextlib
+import os
+import subprocess
+import sys
+from unittest import mock
 
 import pytest
 
-from toolkit.errors import ConfigError, ToolkitError
+from tests.conftest import ROOT
+from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.pipeline import Pipeline, run_pipeline
 from toolkit.resuming import last_checkpoint
 from toolkit.runs import ADAPTER_FILES, Run
@@ -125,7 +130,11 @@ class Stages:
     def __init__(self, folder):
         self.folder, self.dies, self.asked = folder, None, []
 
-    def __call__(self, words, output):
+    def __call__(self, words, output, more):
+        with mock.patch.dict(os.environ, more):
+            return self.run(words)
+
+    def run(self, words):
         resume = words[words.index("--resume_from_checkpoint") + 1] == "true"
         found = last_checkpoint(self.folder, resume)
         self.asked.append(found is not None)
@@ -178,6 +187,69 @@ def test_a_stage_that_died_before_it_began_does_not_go_on_from_the_run_it_replac
     run_pipeline(Pipeline.read(file))
     assert Run.load(stages.folder).started > first
     assert stages.asked == [False] * 4  # never from what was there
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_change_that_is_taken_back_costs_nothing(write, tmp_path, stages, finished):
+    """A typo in an option: what had finished is done, what had not goes on from its checkpoint."""
+    file = str(write(ONE))
+    if not finished:
+        stages.dies = "training"
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+    else:
+        run_pipeline(Pipeline.read(file))
+    before, stages.dies = (tmp_path / "stage.yaml").read_text(), "loading"
+    for typo in ("learning_rte: 1\n", "learning_rte: 2\n", "learning_rte: 2\n"):
+        (tmp_path / "stage.yaml").write_text(typo)
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+    (tmp_path / "stage.yaml").write_text(before)
+    stages.dies = None
+    run_pipeline(Pipeline.read(file))
+    assert stages.asked == [False] * 4 + ([] if finished else [True])
+
+
+def test_what_did_not_finish_stays_until_a_changed_stage_begins(write, tmp_path, stages):
+    file = str(write(ONE))
+    stages.dies = "training"
+    with pytest.raises(ToolkitError, match="stage reward failed"):
+        run_pipeline(Pipeline.read(file))
+    (tmp_path / "stage.yaml").write_text("seed: 2\n")
+    stages.dies = "loading"
+    for _ in range(2):
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+        assert (stages.folder / "checkpoint-2").is_dir()
+    stages.dies = None
+    run_pipeline(Pipeline.read(file))
+    assert stages.asked == [False] * 4  # and never from the earlier asking's checkpoint
+
+
+def test_a_pipeline_that_was_moved_is_done(write, tmp_path, stages):
+    file = write(ONE)
+    run_pipeline(Pipeline.read(str(file)))
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    run_pipeline(Pipeline.read(str(file), output_dir=str(tmp_path / "moved")))
+    assert len(stages.asked) == 1
+
+
+def test_one_process_runs_a_pipeline_at_a_time(write, tmp_path, stages):
+    file = str(write(ONE))
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    code = (
+        "from pathlib import Path; from toolkit.locking import own; "
+        f"kept = own(Path({str(tmp_path / 'runs')!r}), '.pipeline.lock'); print(1, flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline() == b"1\n"
+    with pytest.raises(CheckpointError, match="another process writes to it"):
+        run_pipeline(Pipeline.read(file))
+    assert not (tmp_path / "runs" / "pipeline.json").exists()
+    other.communicate(b"\n")
+    run_pipeline(Pipeline.read(file))
 
 
 def test_a_stage_that_died_while_it_trained_goes_on_unless_it_has_changed(write, tmp_path, stages):

@@ -1,5 +1,6 @@
 """Run directories: manifests, lineage, checkpoints that may be resumed, and broken ones."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from tests.conftest import ROOT
 from toolkit.errors import CheckpointError
 from toolkit.listing import BrokenRun, list_runs
 from toolkit.parents import require_adapter
+from toolkit.provenance import commit
 from toolkit.resuming import CONTENTS, last_checkpoint, list_contents
 from toolkit.runs import Run
 
@@ -69,8 +71,10 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path):
     assert (tmp_path / "run.json").read_text() == manifest
     first.kill()
     first.communicate()
-    Run.start(tmp_path, recipe="ppo", resume=str(tmp_path / "checkpoint-3")).finish()
-    assert Run.load(tmp_path).recipe == "ppo"
+    with pytest.raises(CheckpointError, match="holds a run of sft, from which ppo cannot go on"):
+        Run.start(tmp_path, recipe="ppo", resume=str(tmp_path / "checkpoint-3"))
+    Run.start(tmp_path, recipe="sft", resume=str(tmp_path / "checkpoint-3")).finish()
+    assert Run.load(tmp_path).state == "finished"
 
 
 def test_secrets_are_not_written(tmp_path):
@@ -170,15 +174,15 @@ def test_a_finished_run_stays_until_the_next_begins(tmp_path, capsys, resumes):
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "adapter_config.json").write_text("{}")
     before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
-    resume = str(place) if resumes else None
+    resume, recipe = (str(place), "reward_ensemble") if resumes else (None, "ppo")
     with (
         pytest.raises(ZeroDivisionError),
-        Run.start(tmp_path, recipe="reward", resume=resume),
+        Run.start(tmp_path, recipe=recipe, resume=resume),
     ):
         _ = 1 / 0
     assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
     assert "the finished reward_ensemble run is as it was" in capsys.readouterr().out
-    run = Run.start(tmp_path, recipe="ppo", resume=resume)
+    run = Run.start(tmp_path, recipe=recipe, resume=resume)
     run.begin()
     assert Run.load(tmp_path).state == "running"
     assert (
@@ -189,7 +193,74 @@ def test_a_finished_run_stays_until_the_next_begins(tmp_path, capsys, resumes):
     run.begin()
     assert capsys.readouterr().out == ""
     run.fail(RuntimeError("out of memory"))
-    assert (Run.load(tmp_path).state, Run.load(tmp_path).recipe) == ("failed", "ppo")
+    assert (Run.load(tmp_path).state, Run.load(tmp_path).recipe) == ("failed", recipe)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_fails_as_it_begins_leaves_the_finished_one_whole(tmp_path, monkeypatch, killed):
+    """Its manifest cannot be written: the disk is full, or the process is gone just before."""
+    Run.start(tmp_path, recipe="sft").finish()
+    checkpoint(tmp_path, 9)
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+
+    def dies(*_):
+        if killed:
+            monkeypatch.setattr("toolkit.leftovers.put_back", lambda _: None)
+        raise OSError(errno.ENOSPC, "no space left")
+
+    run = Run.start(tmp_path, recipe="sft")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", dies)
+        with pytest.raises(OSError, match="no space"):
+            run.begin()
+    assert (tmp_path / ".replaced").exists() is killed
+    monkeypatch.undo()
+    if killed:
+        again = Run.start(tmp_path, recipe="sft")
+        again.fail(RuntimeError("out of memory"))
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+
+
+def test_what_is_resumed_is_the_recipes_own_and_in_its_folder(tmp_path):
+    Run.start(tmp_path / "sft", recipe="sft").fail(RuntimeError("out of memory"))
+    Run.start(tmp_path / "dpo", recipe="dpo").fail(RuntimeError("out of memory"))
+    own, other = checkpoint(tmp_path / "sft", 9), checkpoint(tmp_path / "dpo", 4)
+    with pytest.raises(CheckpointError, match="holds a run of sft, from which dpo cannot go on"):
+        Run.start(tmp_path / "sft", recipe="dpo", resume=str(own))
+    with pytest.raises(CheckpointError, match="checkpoint-9 of a run that did not finish"):
+        Run.start(tmp_path / "sft", recipe="sft", resume=str(other))
+    assert own.is_dir()
+
+
+def test_a_copy_of_a_checkpoint_is_none(tmp_path):
+    Run.start(tmp_path, recipe="sft").finish()
+    checkpoint(tmp_path, 4).rename(tmp_path / "checkpoint-4-good")
+    Run.start(tmp_path, recipe="sft").begin()
+    assert (tmp_path / "checkpoint-4-good").is_dir()
+    assert last_checkpoint(tmp_path, True) is None
+
+
+def test_checkpoints_of_which_none_is_whole_are_named_with_the_reason(tmp_path):
+    Run.start(tmp_path, recipe="sft").fail(RuntimeError("out of memory"))
+    (checkpoint(tmp_path, 4) / "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint-4: cannot .*optimizer.pt is missing"):
+        last_checkpoint(tmp_path, True)
+
+
+def test_a_machine_without_git_has_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() is None
+
+
+def test_two_processes_do_not_finish_one_folder(tmp_path):
+    """The lock is held until the block ends: a reward model is judged after it has finished."""
+    code = f"from toolkit.runs import Run; Run.start({str(tmp_path)!r}, recipe='sft')"
+    with Run.start(tmp_path, recipe="sft") as run:
+        run.finish()
+        second = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    assert "another process writes to it" in second.stderr
 
 
 def test_a_folder_that_is_only_called_like_a_member_is_left_alone(tmp_path):
@@ -220,10 +291,11 @@ def test_a_run_of_another_kind_leaves_no_role_behind(tmp_path):
     (tmp_path / "value").mkdir()
     for name in ("head.safetensors", "value/head.safetensors", "reward_report.json"):
         (tmp_path / name).write_bytes(b"x")
-    Run.start(tmp_path, recipe="reward").begin()
-    assert (tmp_path / "head.safetensors").exists()
+    Run.start(tmp_path, recipe="evaluate").begin()
+    assert not (tmp_path / "head.safetensors").exists()
     Run.load(tmp_path).finish()
-    Run.start(tmp_path, recipe="sft").begin()
+    (tmp_path / "reward_report.json").write_bytes(b"of the last one, and the next may have none")
+    Run.start(tmp_path, recipe="reward").begin()
     assert sorted(f.name for f in tmp_path.iterdir()) == [".lock", "README.md", "run.json"]
 
 

@@ -11,6 +11,7 @@ from toolkit.errors import CheckpointError
 MANIFEST = "run.json"
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of their own inside
 ASIDE = ".replaced"
+REPLACES = "TOOLKIT_REPLACES_UNFINISHED"
 DROPPED_FILE = "dropped_rows.jsonl"  # written while data is read, before a run begins
 # of a reward model or of PPO, which another recipe would not write over
 OF_A_ROLE = ("head.safetensors", "value", "reward_report.json", "calibration.png")
@@ -18,13 +19,13 @@ OF_A_ROLE = ("head.safetensors", "value", "reward_report.json", "calibration.png
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoint folders, oldest first."""
-    found = (f for f in run.glob("checkpoint-*") if f.name.split("-")[1].isdigit())
+    found = (f for f in run.glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdigit())
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
     """The step that a checkpoint's name says."""
-    return int(checkpoint.name.split("-")[1])
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def members(run: Path) -> list[Path]:
@@ -42,11 +43,16 @@ def has_finished(folder: Path) -> bool:
 def refuse_unfinished(folder: Path, *, inside: bool = True) -> None:
     """Checkpoints of a run that did not finish, and what an ensemble has so far, are somebody's work.
 
+    Where REPLACES is set in the environment (by a pipeline, whose stage was changed) they give way
+    when the next run begins.
+
     Args:
         inside: look at an ensemble's members, too.
 
     Raises: CheckpointError where the folder holds such.
     """
+    if os.environ.get(REPLACES):
+        return
     held = [c.name for c in checkpoints(folder) if not has_finished(folder)]
     for member in members(folder) if inside else ():
         if not has_finished(folder) and has_finished(member):
@@ -67,12 +73,20 @@ def put_aside(folder: Path, *, of_a_role: bool = False) -> None:
     `of_a_role` what only some recipes write. Moved one by one, so that hardly a crash can meet half
     of it.
     """
-    remove_aside(folder)
+    put_back(folder)
     names = ("last", *(OF_A_ROLE if of_a_role else ()))
     own = [f for f in map(folder.joinpath, names) if f.is_file() or _is_a_roles(f)]
     for old in (*checkpoints(folder), *members(folder), *own):
         (folder / ASIDE).mkdir(exist_ok=True)
         os.replace(old, folder / ASIDE / old.name)
+
+
+def put_back(folder: Path) -> None:
+    """Undo `put_aside`, as far as nothing new stands in the place."""
+    for old in (folder / ASIDE).glob("*"):
+        if not (folder / old.name).exists():
+            os.replace(old, folder / old.name)
+    remove_aside(folder)
 
 
 def remove_aside(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A folder that one process writes to at a time."""
 
+import errno
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,8 +15,11 @@ except ImportError:  # Windows
 LOCK = ".lock"
 
 
-def own(folder: Path) -> IO[str]:
+def own(folder: Path, name: str = LOCK) -> IO[str]:
     """Make a folder this process's own, for as long as the file that is returned is open.
+
+    Args:
+        name: of that file; who locks by another name is not kept out.
 
     The system frees it however the process ends. Where it has no such locks (Windows, some network
     file systems) two processes are not kept apart.
@@ -24,8 +28,10 @@ def own(folder: Path) -> IO[str]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w", encoding="utf-8")
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        lock = (folder / name).open("w", encoding="utf-8")
+    except OSError as error:  # not a folder, not ours, read only, too long a name
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise CheckpointError(
             f"{folder}: cannot be the output folder ({error.strerror})"
         ) from error

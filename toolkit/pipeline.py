@@ -15,7 +15,8 @@ from typing import Any, TextIO
 import yaml
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
-from toolkit.leftovers import has_finished, put_aside, remove_aside
+from toolkit.leftovers import REPLACES, has_finished
+from toolkit.locking import own
 from toolkit.runs import Run, write_json
 
 RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "evaluate")
@@ -114,30 +115,37 @@ class Pipeline:
 
         That is its words, its config, the files it names, and the code and base of this package.
         """
-        asked = [_code()]
+        asked, home = [_code()], str(self.output_dir)
         for stage in self.stages[: at + 1]:
             config = Path(stage.config).read_text(encoding="utf-8")
-            asked += [*self.command(stage)[1:], config, *_named_files(config)]
+            words = [word.replace(home, "{output_dir}") for word in self.command(stage)[2:]]
+            asked += [stage.recipe, *words, config, *_named_files(config)]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
     """Run every stage that is not finished yet, with one line of progress per stage.
 
-    A stage whose config changed since it ran is run again, and so is all that follows it. A stage
-    that was interrupted continues from its last checkpoint.
+    A stage whose config changed since it ran is run again, and so is all that follows it; where it
+    never began so, and the change is taken back, it is what it was. A stage that was interrupted
+    continues from its last checkpoint.
 
     Returns: seconds per stage, those of earlier calls included.
-    Raises: ToolkitError when a stage fails, with the end of its log.
+    Raises: ToolkitError when a stage fails, with the end of its log; CheckpointError where another
+        process runs a pipeline in the directory.
     """
-    pipeline.output_dir.mkdir(parents=True, exist_ok=True)
+    with own(pipeline.output_dir, ".pipeline.lock"):  # a stage may write to the same folder
+        return _run_stages(pipeline)
+
+
+def _run_stages(pipeline: Pipeline) -> dict[str, float]:
     state_file = pipeline.output_dir / STATE_FILE
     done: dict[str, Any] = _read_state(state_file)
     again = False  # a stage that ran makes all that follow run again
     for at, stage in enumerate(pipeline.stages):
         fingerprint = pipeline.fingerprint(at)
         label = f"[{at + 1}/{len(pipeline.stages)}] {stage.name:<12}"
-        entry = done.get(stage.name, {})
+        entry = _last_begun(done.get(stage.name, {}), pipeline.directory(stage), fingerprint)
         same = entry.get("fingerprint") == fingerprint and not again
         if same and entry.get("finished") and has_finished(pipeline.directory(stage)):
             print(f"{label} done before ({entry['seconds']:.0f} s)", flush=True)
@@ -145,12 +153,16 @@ def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
         again = True
         began = entry.get("began", 0.0) if same else time.time()
         done[stage.name] = {"fingerprint": fingerprint, "finished": False, "began": began}
+        before = entry.get("before") if same else {k: v for k, v in entry.items() if k != "before"}
+        if before:
+            done[stage.name]["before"] = before
         write_json(state_file, done)
         print(f"{label} running …", end="", flush=True)
-        resume = same and not _is_of_before(pipeline.directory(stage), began)
+        resume = same and _has_begun(pipeline.directory(stage), began)
         seconds, peak_mb = _run_stage(pipeline, stage, resume=resume, timings=_timings(done))
         seconds = round(seconds, 1)
         done[stage.name] |= {"finished": True, "seconds": seconds, "peak_mb": peak_mb}
+        done[stage.name].pop("before", None)
         write_json(state_file, done)
         print(f"\r{label} finished in {seconds:.0f} s, at most {peak_mb} MB", flush=True)
     return _timings(done)
@@ -161,18 +173,14 @@ def _run_stage(
 ) -> tuple[float, int]:
     words = pipeline.command(stage)
     if stage.recipe in ("sft", "reward", "ppo", "dpo", "kto"):
-        folder = pipeline.directory(stage)
-        if not resume and not has_finished(folder):
-            # what an earlier configuration left unfinished would be continued later on
-            put_aside(folder)
-            remove_aside(folder)
         words += ["--resume_from_checkpoint", str(resume).lower()]
     if stage.recipe == "evaluate":
         words += ["--timings", json.dumps(timings)]
     log = pipeline.output_dir / f"{stage.name}.log"
     began = time.monotonic()
     with log.open("a" if resume else "w", encoding="utf-8") as output:
-        code, peak_mb = _call(words, output)
+        # what an earlier configuration left unfinished gives way, once this one begins
+        code, peak_mb = _call(words, output, {} if resume else {REPLACES: "1"})
     if code != 0:
         print(flush=True)
         tail = "\n  ".join(_last_lines(log, 5))
@@ -183,9 +191,11 @@ def _run_stage(
     return time.monotonic() - began, peak_mb
 
 
-def _call(words: list[str], output: TextIO) -> tuple[int, int]:
-    """Run a command; its exit code, and the most memory it held in MB."""
-    with subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT) as process:
+def _call(words: list[str], output: TextIO, more: dict[str, str]) -> tuple[int, int]:
+    """Run a command, with more in its environment; its exit code, and the most memory it held in MB."""
+    with subprocess.Popen(
+        words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | more
+    ) as process:
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:  # Ctrl-C: the stage gets it too and ends; then we do
@@ -212,12 +222,20 @@ def _read_state(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _is_of_before(directory: Path, began: float) -> bool:
-    """Whether a finished run is what an earlier configuration made: this one's has not begun there."""
+def _last_begun(entry: dict[str, Any], directory: Path, fingerprint: str) -> dict[str, Any]:
+    """What is known of a stage's run: of an earlier asking, if nothing has begun by the last one."""
+    before = entry.get("before")
+    if not before or entry.get("finished") or entry.get("fingerprint") == fingerprint:
+        return entry
+    return entry if _has_begun(directory, entry["began"]) else dict(before)
+
+
+def _has_begun(directory: Path, began: float) -> bool:
+    """Whether the run in a directory is of this asking, and not what an earlier one has left."""
     try:
-        return has_finished(directory) and Run.load(directory).started < began
-    except CheckpointError:  # of a version that is not known
-        return True
+        return Run.load(directory).started >= began
+    except CheckpointError:
+        return False
 
 
 def _require_keys(

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from toolkit.errors import CheckpointError
-from toolkit.leftovers import checkpoints
+from toolkit.leftovers import checkpoints, has_finished
 from toolkit.runs import ADAPTER_FILES, write_json
 
 CONTENTS = "contents.json"  # of a checkpoint: its files and their sizes, bytes
@@ -24,7 +24,8 @@ def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> s
         wanted: `resume_from_checkpoint` as the user wrote it: a path, true for the newest complete
             checkpoint (none yet: start from the beginning), or nothing.
 
-    Raises: CheckpointError where a named checkpoint is missing or incomplete.
+    Raises: CheckpointError where a named checkpoint is missing or incomplete, or all are of a run
+        that did not finish.
     """
     if not asked(wanted):
         return None
@@ -33,7 +34,13 @@ def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> s
         if reason:
             raise CheckpointError(f"{wanted}: cannot resume from it ({reason})")
         return str(wanted)
-    complete = [f for f in checkpoints(Path(run)) if _incomplete(f) is None]
+    found = checkpoints(Path(run))
+    complete = [f for f in found if _incomplete(f) is None]
+    if found and not complete and not has_finished(Path(run)):
+        raise CheckpointError(
+            f"{found[-1]}: cannot resume from it ({_incomplete(found[-1])}); remove it, or choose "
+            "another output_dir"
+        )
     return str(complete[-1]) if complete else None
 
 

@@ -20,6 +20,7 @@ SCHEMA = 1
 ENSEMBLE, MANIFEST = leftovers.ENSEMBLE, leftovers.MANIFEST
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
+TRAINED = ("sft", "reward", ENSEMBLE, "ppo", "dpo", "kto")  # whose directory holds roles
 
 
 @dataclass
@@ -61,8 +62,8 @@ class Run:
     ) -> "Run":
         """Create the directory and write a manifest in state "running".
 
-        A finished run in the directory stays as it is until `begin`: most of what goes wrong does so
-        while models and data are loaded.
+        A run in the directory that finished, or has checkpoints that may be replaced, stays as it is
+        until `begin`: most of what goes wrong does so while models and data are loaded.
 
         Args:
             resume: the checkpoint that the run continues from, or the folder whose members stay.
@@ -70,9 +71,16 @@ class Run:
         Raises: CheckpointError where the directory holds checkpoints of a run that did not finish,
             another process writes to it, or it cannot be made.
         """
-        lock = own(Path(path))
-        if resume is None:
+        lock, found = own(Path(path)), None
+        with contextlib.suppress(CheckpointError):
+            found = cls.load(path)
+        if resume is None or not _within(Path(path), Path(resume)):
             leftovers.refuse_unfinished(Path(path))
+        elif found is not None and found.recipe != recipe:
+            raise CheckpointError(
+                f"{path}: holds a run of {found.recipe}, from which {recipe} cannot go on; choose "
+                "another output_dir"
+            )
         merged: dict[str, Any] = {}
         for config in configs:
             merged |= plain(config)
@@ -88,13 +96,14 @@ class Run:
             _lock=lock,
         )
         run._fresh = resume is None
-        with contextlib.suppress(CheckpointError):
-            found = cls.load(path)
-            run._replaced = found if found.state == "finished" else None
-        if run._replaced is None:
-            run.save()
-        else:
+        work = leftovers.checkpoints(run.path) or leftovers.members(run.path)
+        unfinished = resume is None and bool(work)
+        if found is not None and (found.state == "finished" or unfinished):
+            run._replaced = found
+            leftovers.put_back(run.path)  # what a run put aside that died as it began
             leftovers.hold_dropped(run.path)
+        else:
+            run.save()
         return run
 
     def begin(self) -> None:
@@ -107,10 +116,15 @@ class Run:
         if fresh:
             if old is not None:
                 made = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
-                print(f"{self.path}: replaces the finished {old.recipe} run of {made}", flush=True)
+                print(f"{self.path}: replaces {old._described()} of {made}", flush=True)
             other = old is not None and old.recipe != self.recipe
-            leftovers.put_aside(self.path, of_a_role=other)
-        if old is not None:
+            try:
+                leftovers.put_aside(self.path, of_a_role=other or self.recipe in TRAINED)
+                self.save()
+            except BaseException:  # such as a full disk: the finished run stays one
+                leftovers.put_back(self.path)
+                raise
+        elif old is not None:
             self.save()
         self._replaced, self._fresh = None, False
         leftovers.remove_aside(self.path)
@@ -156,7 +170,6 @@ class Run:
         self.weights = hashes(self.path)
         self.save()
         self._write_card()
-        self._release()
         return self
 
     def _write_card(self) -> None:
@@ -178,7 +191,7 @@ class Run:
         """
         if self._replaced is not None:
             leftovers.give_back_dropped(self.path)
-            print(f"{self.path}: the finished {self._replaced.recipe} run is as it was", flush=True)
+            print(f"{self.path}: {self._replaced._described()} is as it was", flush=True)
             self._release()
             return
         self.state, self.error = "failed", f"{type(error).__name__}: {error}"
@@ -186,6 +199,10 @@ class Run:
         with contextlib.suppress(OSError):  # a full disk: the reason itself shall be seen
             self.save()
         self._release()
+
+    def _described(self) -> str:
+        state = "finished" if self.state == "finished" else "unfinished"
+        return f"the {state} {self.recipe} run"
 
     def _release(self) -> None:
         """Let another process write to the directory."""
@@ -196,8 +213,9 @@ class Run:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
+        if error is not None and self.state != "finished":
             self.fail(error)
+        self._release()
 
     @property
     def name(self) -> str:
@@ -226,6 +244,11 @@ class Run:
             except ValueError:
                 continue
         return rows
+
+
+def _within(folder: Path, resume: Path) -> bool:
+    """Whether what a run goes on from is its folder's own: a checkpoint in it, or the folder itself."""
+    return folder.resolve() in (resume.resolve(), resume.parent.resolve())
 
 
 def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:

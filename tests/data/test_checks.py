@@ -208,6 +208,16 @@ def test_a_record_of_csv_that_is_not_utf8_is_named_and_droppable(
     assert list(stream_rows(file)) == read_rows(file)
 
 
+def test_rows_that_are_still_being_written_are_not_read(tmp_path: Path) -> None:
+    lines(tmp_path / "train.jsonl", [{"prompt": "q"}])
+    manifest = {"schema": 1, "recipe": "label", "state": "running"}
+    (tmp_path / "run.json").write_text(json.dumps(manifest))
+    with pytest.raises(DatasetError, match="the run that writes these rows has not finished"):
+        load(str(tmp_path), kind="prompt-only")
+    (tmp_path / "run.json").write_text(json.dumps(manifest | {"state": "finished"}))
+    load(str(tmp_path), kind="prompt-only")
+
+
 def test_dropped_rows_are_those_of_the_last_run(tmp_path: Path) -> None:
     bad = lines(tmp_path / "bad.jsonl", [{"prompt": "q"}, {"prompt": "\ud800"}, {"prompt": "é"}, 7])
     load(bad, kind="prompt-only", drop_bad_rows=True, folder=tmp_path)

@@ -304,6 +304,25 @@ def test_a_run_does_not_go_on_with_other_settings(
     assert trainer.state.global_step == (8 if message is None else 0)
 
 
+def test_a_run_that_was_moved_knows_its_best_checkpoint(make_ppo_roles, tokenizer, tmp_path):
+    options = SAVING | {
+        "held_out": prompts().select(range(2)),
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "objective/length",
+        "learning_rate": 0.0,  # every evaluation is the first one's: that stays the best
+    }
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    make(make_ppo_roles(), tokenizer, prompts(), run, total_episodes=8, **options).train()
+    assert (run / "checkpoint-2").is_dir()
+    run.rename(moved)
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), moved, total_episodes=16, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.best_model_checkpoint == str(moved / "checkpoint-2")
+    assert (moved / "checkpoint-2").is_dir()
+
+
 def test_a_run_does_not_go_on_with_other_prompts(make_ppo_roles, tokenizer, tmp_path):
     """And what is refused costs no checkpoint."""
     options = {"save_strategy": "steps", "save_steps": 4}

@@ -623,6 +623,8 @@ def test_what_reward_functions_note_is_logged_and_stands_beside_held_out_answers
         log_metric("judged/share", 0.75)
         log_extra("letters", [len(said[0]["content"]) for said in completions])
         log_extra("score", ["not ours"] * len(completions))
+        log_extra("step", ["nor this"] * len(completions))
+        log_metric("step", 1000)
         return [0.0] * len(completions)
 
     held_out = prompts().select(range(3))
@@ -644,3 +646,5 @@ def test_what_reward_functions_note_is_logged_and_stands_beside_held_out_answers
     said = [row["completion"][0]["content"] for row in samples]
     assert [row["letters"] for row in samples] == list(map(len, said))
     assert all(isinstance(row["score"], float) for row in samples)
+    assert {row["step"] for row in samples} == {8}
+    assert max(row["step"] for row in rows) == 8

@@ -101,6 +101,23 @@ def test_async_functions_wait_side_by_side_also_where_a_loop_runs(inside):
     assert total.tolist() == [111.0, 111.0]
 
 
+def test_a_lock_that_an_async_function_keeps_serves_every_rollout():
+    """As a client's pool of connections does: it belongs to the loop that it first met."""
+    one_at_a_time = asyncio.Semaphore(1)
+
+    async def judged(completions, **_):
+        async def one(text):
+            async with one_at_a_time:
+                await asyncio.sleep(0)
+                return float(len(text))
+
+        return await asyncio.gather(*map(one, completions))
+
+    for _ in range(2):
+        total, _ = function_rewards([judged], [1.0], ANSWERS)
+        assert total.tolist() == [float(len(text)) for text in ANSWERS.completions]
+
+
 def test_what_an_async_function_raises_is_raised():
     async def judged(**_):
         raise ConnectionError("no judge")

@@ -11,6 +11,7 @@ from toolkit.arguments import DataArguments, SourceArguments
 from toolkit.config import is_local_path
 from toolkit.data.files import find_files, read_rows, stream_rows
 from toolkit.errors import DatasetError
+from toolkit.leftovers import MANIFEST, has_finished
 
 if TYPE_CHECKING:
     from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
@@ -99,7 +100,12 @@ def _check_name(name: str, config: str | None) -> None:
         return
     if config:
         raise DatasetError(f"{name}: `dataset_config` is for datasets of the hub, got {config!r}")
-    find_files(Path(name).expanduser())
+    folder = Path(name).expanduser()
+    if (folder / MANIFEST).is_file() and not has_finished(folder):
+        raise DatasetError(
+            f"{name}: the run that writes these rows has not finished; start it again (recipes/label.py)"
+        )
+    find_files(folder)
 
 
 def _local_names(entry: Any) -> list[str]:

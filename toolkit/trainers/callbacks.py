@@ -47,7 +47,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Append one line; a value that is not finite becomes null, which JSON has."""
-        row = {"step": state.global_step} | {k: _number(v) for k, v in (logs or {}).items()}
+        step = {"step": state.global_step}  # a reward function may log one, too
+        row = step | {k: _number(v) for k, v in (logs or {}).items()} | step
         append_rows(self._file(args), [row])
 
     @staticmethod

@@ -13,7 +13,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from toolkit.errors import CheckpointError, ConfigError, DivergedError
 from toolkit.leftovers import checkpoints, step_of
-from toolkit.models.fingerprint import save_fingerprint
+from toolkit.models.fingerprint import check_fingerprint, save_fingerprint
 from toolkit.models.peft_methods import why_refused
 from toolkit.resuming import last_checkpoint, list_contents
 from toolkit.runs import write_json
@@ -101,6 +101,8 @@ class WholeCheckpoints:
             raise CheckpointError(
                 f"{checkpoint}: it is of step {step}, and this training ends with step {end}"
             )
+        if self.base_fingerprint:
+            check_fingerprint(checkpoint, self.base_fingerprint)
 
     def _begins_run(self) -> bool:
         """Whether a run takes its directory over: what else is there has been looked at."""
@@ -128,7 +130,10 @@ class WholeCheckpoints:
         for folder in found:
             if step_of(folder) > step:
                 print(f"{folder}: removed, since training goes on from step {step}", flush=True)
-                shutil.rmtree(folder)
+                if folder.is_symlink():
+                    folder.unlink()  # to another disk
+                else:
+                    shutil.rmtree(folder)
 
     def _get_output_dir(self, trial: Any) -> str:
         if self._incoming is not None:
@@ -218,6 +223,10 @@ class _BeginCallback(TrainerCallback):  # type: ignore[misc]
         """Clear the way, and take up the loss that was summed, so that a resumed training logs the same."""
         self.trainer._clear_way()
         resumed = self.trainer._resumed
+        if resumed is not None and state.best_model_checkpoint is None and state.best_global_step:
+            best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+            if best.is_dir():  # in a run that was moved, the library does not find it
+                state.best_model_checkpoint = str(best)
         if resumed is not None and (resumed / LOSS_FILE).is_file():
             saved = read_state(resumed / LOSS_FILE)
             self.trainer._tr_loss += float(saved["loss"])

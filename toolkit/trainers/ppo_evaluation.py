@@ -64,7 +64,7 @@ class PPOEvaluation(PPOCheckpoints):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in notes.items()}
         step = self.state.global_step
         file = Path(self.args.output_dir) / SAMPLES_FILE
-        append_rows(file, ({"step": step} | sample for sample in samples))
+        append_rows(file, ({"step": step} | sample | {"step": step} for sample in samples))
         _BaseTrainer.log(self, dict(metrics))  # and not what rollouts have noted so far
         if self.is_in_train:
             require_best(self.args, metrics)

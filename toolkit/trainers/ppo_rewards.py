@@ -1,6 +1,7 @@
 """What a completion is worth: reward adapters, Python functions, their sum, and what is taken off."""
 
 import asyncio
+import functools
 import inspect
 import math
 import threading
@@ -161,24 +162,19 @@ def _awaited(said: list[Any]) -> list[Any]:
 
 
 def _run_apart(work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
-    """Its result, from a thread of its own: in a notebook this one has a loop that runs already.
+    """Its result, from a loop in a thread of its own: in a notebook this one has a loop already."""
+    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One for the whole process, since clients and locks that functions keep belong to their loop.
 
     The thread is a daemon, so that a judge that hangs cannot keep the process alive.
     """
-    done: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            done["result"] = asyncio.run(work)
-        except BaseException as error:  # raised where it is waited for
-            done["error"] = error
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join()
-    if "error" in done:
-        raise done["error"]
-    return list(done["result"])
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
 
 
 def _checked(given: Any, name: str, answers: Answers) -> Tensor:
