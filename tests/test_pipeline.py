@@ -206,7 +206,7 @@ def test_a_change_that_is_taken_back_costs_nothing(write, tmp_path, stages, fini
             run_pipeline(Pipeline.read(file))
     (tmp_path / "stage.yaml").write_text(before)
     stages.dies = None
-    run_pipeline(Pipeline.read(file))
+    assert list(run_pipeline(Pipeline.read(file))) == ["reward"]  # with its seconds
     assert stages.asked == [False] * 4 + ([] if finished else [True])
 
 

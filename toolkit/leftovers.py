@@ -10,7 +10,7 @@ from toolkit.errors import CheckpointError
 
 MANIFEST = "run.json"
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of their own inside
-ASIDE = ".replaced"
+ASIDE, GIVEN_UP = ".replaced", ".replaced-for-good"
 REPLACES = "TOOLKIT_REPLACES_UNFINISHED"
 DROPPED_FILE = "dropped_rows.jsonl"  # written while data is read, before a run begins
 # of a reward model or of PPO, which another recipe would not write over
@@ -89,9 +89,17 @@ def put_back(folder: Path) -> None:
     remove_aside(folder)
 
 
+def give_up_aside(folder: Path) -> None:
+    """From here on nothing is put back, even if it cannot be removed."""
+    if (folder / ASIDE).is_dir():
+        shutil.rmtree(folder / GIVEN_UP, ignore_errors=True)
+        os.replace(folder / ASIDE, folder / GIVEN_UP)
+
+
 def remove_aside(folder: Path) -> None:
     """Remove what was put aside."""
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)
+    for name in (ASIDE, GIVEN_UP):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def hold_dropped(folder: Path) -> None:

@@ -61,8 +61,11 @@ def made_with(path: str | os.PathLike[str]) -> dict[str, Any]:
     seen: set[str] = set()
     while str(path) not in seen:
         seen.add(str(path))
+        folder = Path(path)
+        if folder.name.startswith("checkpoint-") and not (folder / MANIFEST).is_file():
+            folder = folder.parent
         try:
-            run = Run.load(path)
+            run = Run.load(folder)
         except CheckpointError:
             return {}
         if "adapter" not in run.parents:

@@ -149,6 +149,7 @@ def _run_stages(pipeline: Pipeline) -> dict[str, float]:
         same = entry.get("fingerprint") == fingerprint and not again
         if same and entry.get("finished") and has_finished(pipeline.directory(stage)):
             print(f"{label} done before ({entry['seconds']:.0f} s)", flush=True)
+            done[stage.name] = entry
             continue
         again = True
         began = entry.get("began", 0.0) if same else time.time()

@@ -49,6 +49,7 @@ class Run:
     _lock: IO[str] | None = field(default=None, repr=False, compare=False)
     _replaced: "Run | None" = field(default=None, repr=False, compare=False)  # until `begin`
     _fresh: bool = field(default=False, repr=False, compare=False)  # likewise
+    _entered: bool = field(default=False, repr=False, compare=False)  # the block's end releases
 
     @classmethod
     def start(
@@ -117,10 +118,11 @@ class Run:
             if old is not None:
                 made = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
                 print(f"{self.path}: replaces {old._described()} of {made}", flush=True)
-            other = old is not None and old.recipe != self.recipe
+            roles = old is not None and (old.recipe != self.recipe or self.recipe in TRAINED)
             try:
-                leftovers.put_aside(self.path, of_a_role=other or self.recipe in TRAINED)
+                leftovers.put_aside(self.path, of_a_role=roles)
                 self.save()
+                leftovers.give_up_aside(self.path)
             except BaseException:  # such as a full disk: the finished run stays one
                 leftovers.put_back(self.path)
                 raise
@@ -164,12 +166,15 @@ class Run:
     def finish(self, **results: Any) -> "Run":
         """Mark the run finished and keep what it measured."""
         self.begin()
+        weights = hashes(self.path)
         self.state, self.error = "finished", None
         self.seconds = round(time.time() - self.started, 2)
         self.results |= results
-        self.weights = hashes(self.path)
+        self.weights = weights
         self.save()
         self._write_card()
+        if not self._entered:
+            self._release()
         return self
 
     def _write_card(self) -> None:
@@ -210,6 +215,7 @@ class Run:
             self._lock.close()
 
     def __enter__(self) -> "Run":
+        self._entered = True
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:

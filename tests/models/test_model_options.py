@@ -158,6 +158,8 @@ def test_an_adapter_is_made_with_the_options_of_its_first_run(tmp_path):
             {"schema": 1, "recipe": "sft", "parents": parents, "config": {"lora_r": r}},
         )
     assert made_with(tmp_path / "dpo") == made_with(tmp_path / "sft") == {"lora_r": 8}
+    (tmp_path / "dpo" / "checkpoint-4").mkdir()
+    assert made_with(tmp_path / "dpo" / "checkpoint-4") == {"lora_r": 8}
     assert made_with(tmp_path / "lost") == made_with(tmp_path / "elsewhere") == {}
 
 

@@ -30,6 +30,7 @@ def run(code, folder, places):
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), encoding="utf-8")
     places |= {
         HUB_PROMPTS: 'load_dataset("json", data_files="prompts.jsonl", split="train")',
+        "total_episodes=10_000": "total_episodes=64",
         "response_length=256": 'response_length=6, use_cpu=True, report_to="none"',
     }
     for place, here in places.items():

@@ -118,6 +118,26 @@ def test_a_lock_that_an_async_function_keeps_serves_every_rollout():
         assert total.tolist() == [float(len(text)) for text in ANSWERS.completions]
 
 
+def test_an_async_function_that_exits_or_fails_ends_the_wait_for_all():
+    stopped = []
+
+    async def exits(**_):
+        await asyncio.sleep(0)
+        raise SystemExit("no API key")
+
+    async def waits(**_):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            stopped.append(True)
+            raise
+
+    with pytest.raises(RuntimeError, match="asked to exit: no API key"):
+        function_rewards([waits, exits], [1.0, 1.0], ANSWERS)
+    test_what_an_async_function_raises_is_raised()  # the loop goes on
+    assert stopped == [True]
+
+
 def test_what_an_async_function_raises_is_raised():
     async def judged(**_):
         raise ConnectionError("no judge")

@@ -51,7 +51,7 @@ def opening(
         refuse_adapter_options(
             model,
             because=f"the adapter is that of the parent {parent}",
-            made_with=[made_with(parent)],
+            made_with=[_made_with(parent, later)],
         )
     if recipe == "ppo":
         _open_ppo(training, start, later)
@@ -114,6 +114,17 @@ def is_planned(name: str | None, later: Mapping[str, Any]) -> bool:
     if (folder / "run.json").is_file() and not (folder / "adapter_config.json").is_file():
         return Run.load(folder).state != "finished"  # comparisons, or an ensemble
     return not is_finished(folder) if is_local_path(name) else True
+
+
+def _made_with(parent: str, later: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the parent's adapter was made with, or will be by an earlier stage."""
+    if not is_planned(parent, later):
+        return made_with(parent)
+    stage = later[str(parent)]
+    before, model = getattr(stage, "parent", None), getattr(stage, "model", None)
+    if before is not None:
+        return _made_with(before, later)
+    return {} if model is None else vars(model)
 
 
 def _one_device(recipe: str, training: Any, model: Any) -> None:

@@ -134,7 +134,7 @@ class PPORehearsal:
         size: int = args.generation_batch_size or args.local_rollout_forward_batch_size
         rows = min(size, args.rollout_batch_size)
         live, made = self._live(), args.response_length - 1
-        with live, self.roles.merged(POLICY) as policy, self._autocast():
+        with live, self._autocast(), self.roles.merged(POLICY) as policy:
             adapted: Any = policy
             causal: Any = adapted.get_base_model()
             merged = live.total

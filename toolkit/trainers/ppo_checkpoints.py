@@ -59,6 +59,7 @@ SAME_ON_RESUME = (
     "ptx_batch_size",
     "ptx_max_length",
     "learning_rate",
+    "value_learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
     "warmup_steps",

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import inspect
 import math
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -151,8 +152,19 @@ def _awaited(said: list[Any]) -> list[Any]:
     if not waiting:
         return said
 
+    async def answer(given: Any) -> Any:
+        try:
+            return await given
+        except SystemExit as error:  # it would end the loop, and this would wait for ever
+            raise RuntimeError(f"a reward function asked to exit: {error}") from error
+
     async def together() -> list[Any]:
-        return await asyncio.gather(*(said[at] for at in waiting))
+        asked = [asyncio.ensure_future(answer(said[at])) for at in waiting]
+        try:
+            return await asyncio.gather(*asked)
+        finally:  # where one failed nobody waits for the others
+            for task in asked:
+                task.cancel()
 
     answers = _run_apart(together())
     found = list(said)
@@ -163,7 +175,12 @@ def _awaited(said: list[Any]) -> list[Any]:
 
 def _run_apart(work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
     """Its result, from a loop in a thread of its own: in a notebook this one has a loop already."""
-    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+    waiting = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return waiting.result()
+    except BaseException:  # Ctrl-C, too: nobody is asked for what nobody waits for
+        waiting.cancel()
+        raise
 
 
 @functools.cache
@@ -175,6 +192,10 @@ def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     return loop
+
+
+if hasattr(os, "register_at_fork"):  # a child has the loop, but not its thread
+    os.register_at_fork(after_in_child=_loop.cache_clear)
 
 
 def _checked(given: Any, name: str, answers: Answers) -> Tensor:
