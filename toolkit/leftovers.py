@@ -13,7 +13,7 @@ ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs of 
 ASIDE, GIVEN_UP = ".replaced", ".replaced-for-good"
 REPLACES = "TOOLKIT_REPLACES_UNFINISHED"
 DROPPED_FILE = "dropped_rows.jsonl"  # written while data is read, before a run begins
-# of a reward model or of PPO, which another recipe would not write over
+# of a reward model or of PPO, which a later run may not write over: it has no such role, or is not judged
 OF_A_ROLE = ("head.safetensors", "value", "reward_report.json", "calibration.png")
 
 

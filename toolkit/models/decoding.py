@@ -81,9 +81,8 @@ def decode(
     for step in range(max_new_tokens):
         finite = torch.isfinite(hidden).all(-1)
         broken[rows] |= ~finite & going
-        hidden = hidden.masked_fill(
-            ~finite.unsqueeze(-1), 0
-        )  # drawing from NaN would end a process
+        # on a card drawing from NaN would end the process
+        hidden = hidden.masked_fill(~finite.unsqueeze(-1), 0)
         token, logprob = _choose(head, hidden, temperature)  # (B,)
         tokens[rows, step] = torch.where(going, token, pad_id)
         logprobs[rows, step] = torch.where(going, logprob, 0.0)
