@@ -35,7 +35,7 @@ $(VENV)/peer/.installed: constraints.txt
 
 # ours against TRL 1.12's PPOTrainer, in turn; about 25 minutes on two cores
 benchmark: $(VENV)/.installed $(VENV)/peer/.installed runs/quickstart/reward/run.json
-	$(BIN)/python recipes/benchmark.py --sft runs/quickstart/sft --reward runs/quickstart/reward --growth
+	$(BIN)/python benchmarks/benchmark.py --sft runs/quickstart/sft --reward runs/quickstart/reward --growth
 
 runs/quickstart/reward/run.json:
 	$(MAKE) --no-print-directory quickstart
@@ -56,20 +56,20 @@ seeds: $(VENV)/.installed
 	  $(BIN)/python recipes/pipeline.py --config recipes/configs/world/seeds.yaml \
 	    --seed $$seed --output_dir runs/seeds/$$seed || exit 1; \
 	done
-	$(BIN)/python recipes/studies/seeds.py $(SEEDS:%=runs/seeds/%)
+	$(BIN)/python benchmarks/seeds.py $(SEEDS:%=runs/seeds/%)
 
 # what PPO-ptx keeps of pretraining and what it costs, for several γ
 tradeoff: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/tradeoff.yaml
-	$(BIN)/python recipes/studies/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
+	$(BIN)/python benchmarks/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
 
 # all pairs of a prompt together against shuffled pairs, on the comparisons of `make seeds`
 ranking: $(VENV)/.installed
-	$(BIN)/python recipes/studies/ranking.py $(SEEDS:%=runs/seeds/%)
+	$(BIN)/python benchmarks/ranking_study.py $(SEEDS:%=runs/seeds/%)
 
 # the table of docs/adapters.md: every kind of adapter in SFT
 adapters: $(VENV)/.installed
-	$(BIN)/python recipes/studies/adapters.py --output_dir runs/adapters
+	$(BIN)/python benchmarks/adapters.py --output_dir runs/adapters
 
 # make the shipped base again, from nothing
 base: $(VENV)/.installed

@@ -5,7 +5,7 @@
 
 Reads   the runs below --runs and the base that they were trained on.
 Writes  judgements.sqlite there (or the file of --judgements), and judgements/ at an export.
-Layout only; the logic is in toolkit/arena/.
+Layout only; the logic is in toolkit/app/.
 """
 
 import sys
@@ -14,31 +14,31 @@ from threading import Thread
 from typing import TYPE_CHECKING, cast
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arena.arguments import LOOPBACK_NAMES, AppArguments, parse_arguments
-from toolkit.arena.web.ports import free_port, require_free
+from toolkit.app.arguments import LOOPBACK_NAMES, AppArguments, parse_arguments
+from toolkit.app.web.ports import free_port, require_free
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     import gradio as gr
 
-    from toolkit.arena.judgements.battles import Battles
-    from toolkit.arena.workbench import Workbench
+    from toolkit.app.judgements.battles import Battles
+    from toolkit.app.workbench import Workbench
 
 
 def main(arguments: AppArguments) -> int:
     """Serve the page until interrupted, or answer one question and stop."""
     if arguments.ask is not None or arguments.conversation is not None:
-        from toolkit.arena.answering.recall import ask_once
+        from toolkit.app.answering.cli_command import ask_once
 
         return ask_once(_open(arguments), arguments)
     login = arguments.login
     port = free_port() if arguments.smoke else arguments.port
     require_free(arguments.host, port)
 
-    from toolkit.arena.judgements.battles import Battles
-    from toolkit.arena.judgements.prompts import read_prompts
-    from toolkit.arena.judgements.store import FILE, Store
-    from toolkit.arena.opening import Opening
+    from toolkit.app.judgements.battles import Battles
+    from toolkit.app.judgements.prompts import read_prompts
+    from toolkit.app.judgements.store import FILE, Store
+    from toolkit.app.opening import Opening
 
     prompts = read_prompts(arguments.prompts) if arguments.prompts else []
     store = Store(arguments.judgements or arguments.runs / FILE)
@@ -53,7 +53,7 @@ def main(arguments: AppArguments) -> int:
     try:
         opening.open(lambda: _open(arguments))
         if arguments.smoke:
-            from toolkit.arena.web.smoke import smoke
+            from toolkit.app.web.smoke import smoke
 
             return smoke(url, workbench, login)
         Thread(target=workbench.warm, daemon=True).start()
@@ -64,8 +64,8 @@ def main(arguments: AppArguments) -> int:
 
 
 def _open(arguments: AppArguments) -> "Workbench":
-    from toolkit.arena.answering.recall import options
-    from toolkit.arena.workbench import Workbench
+    from toolkit.app.answering.cli_command import options
+    from toolkit.app.workbench import Workbench
 
     workbench = Workbench.open(
         arguments.model_name_or_path,
@@ -82,13 +82,13 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
     """The page, tab by tab."""
     import gradio as gr
 
-    from toolkit.arena.tabs.arena import arena_tab
-    from toolkit.arena.tabs.changed import changed_tab
-    from toolkit.arena.tabs.compare import compare_tab
-    from toolkit.arena.tabs.data import data_tab
-    from toolkit.arena.tabs.leaderboard import leaderboard_tab
-    from toolkit.arena.tabs.rank import rank_tab
-    from toolkit.arena.tabs.runs import runs_tab
+    from toolkit.app.tabs.arena import arena_tab
+    from toolkit.app.tabs.changed import changed_tab
+    from toolkit.app.tabs.compare import compare_tab
+    from toolkit.app.tabs.data import data_tab
+    from toolkit.app.tabs.leaderboard import leaderboard_tab
+    from toolkit.app.tabs.rank import rank_tab
+    from toolkit.app.tabs.runs import runs_tab
 
     store = battles.store
     whole = gr.Blocks(
@@ -138,10 +138,10 @@ def serve(
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from toolkit.arena.tabs.style import CSS, theme
-    from toolkit.arena.web.head import HEAD
-    from toolkit.arena.web.headers import SecurityHeaders
-    from toolkit.arena.web.limits import BodyLimit, LoginThrottle
+    from toolkit.app.tabs.style import CSS, theme
+    from toolkit.app.web.head import HEAD
+    from toolkit.app.web.headers import SecurityHeaders
+    from toolkit.app.web.limits import BodyLimit, LoginThrottle
 
     _, url, _ = page.launch(
         server_name=host,

@@ -15,7 +15,7 @@ import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.errors import ToolkitError
-from toolkit.preflight.card import card_memory_gb
+from toolkit.preflight.gpu import card_memory_gb
 
 
 def main(config: str, words: list[str], recipe: str | None, card_memory_gb: float | None) -> int:

@@ -10,11 +10,11 @@ Writes  the run's directory: the adapter, run.json, metrics.jsonl.
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import StartArguments
-from toolkit.command_line import run_cli
 from toolkit.data.loading import load_splits
-from toolkit.preflight.opening import opening, require_test_split
-from toolkit.runs import Run
+from toolkit.options.arguments import StartArguments
+from toolkit.options.command_line import run_cli
+from toolkit.preflight.requirements import opening, require_test_split
+from toolkit.runs.run import Run
 
 
 def main(script, training, model, mixture, start) -> Run:
@@ -28,10 +28,10 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.models.adapters import save_adapter
     from toolkit.models.base import load_base
     from toolkit.models.fingerprint import fingerprint
-    from toolkit.models.start import trainable_policy
     from toolkit.preflight.report import preflight
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.interruption import interruptible
+    from toolkit.trainers.load_policy import trainable_policy
     from toolkit.trainers.supervised import DPOTrainer
 
     parents = {"adapter": start.parent}

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import EvaluateArguments
-from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError
-from toolkit.parents import made_with, require_adapter
-from toolkit.preflight.opening import require_reward_models
-from toolkit.runs import Run
+from toolkit.options.arguments import EvaluateArguments
+from toolkit.options.command_line import run_cli
+from toolkit.preflight.requirements import require_reward_models
+from toolkit.runs.parents import made_with, require_adapter
+from toolkit.runs.run import Run
 
 
 def main(args, model) -> Run:
@@ -47,8 +47,8 @@ def main(args, model) -> Run:
     from toolkit.evaluation.report import build, examples
     from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.roles import REWARD
-    from toolkit.models.sampling import Sampling
-    from toolkit.models.start import load_roles
+    from toolkit.sampling.settings import Sampling
+    from toolkit.trainers.load_policy import load_roles
 
     refuse_adapter_options(
         model,
@@ -122,8 +122,8 @@ def _demonstrations(args):
     """(prompt, completion), a sample by the seed; nothing where no dataset is named."""
     if args.demonstrations is None:
         return []
-    from toolkit.arguments import DataArguments
     from toolkit.data.demonstrations import sample_demonstrations
+    from toolkit.options.arguments import DataArguments
 
     asked = DataArguments(drop_bad_rows=args.drop_bad_rows)
     return sample_demonstrations(args.demonstrations, asked, seed=args.seed)

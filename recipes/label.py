@@ -14,11 +14,11 @@ import random
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import LabelArguments
-from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError
-from toolkit.parents import made_with, require_adapter
-from toolkit.runs import Run
+from toolkit.options.arguments import LabelArguments
+from toolkit.options.command_line import run_cli
+from toolkit.runs.parents import made_with, require_adapter
+from toolkit.runs.run import Run
 
 
 def main(labels, model) -> Run:
@@ -29,11 +29,11 @@ def main(labels, model) -> Run:
     from transformers import set_seed
 
     from toolkit.models.arguments import refuse_adapter_options
-    from toolkit.models.generation import complete
     from toolkit.models.roles import POLICY
-    from toolkit.models.sampling import Sampling
-    from toolkit.models.start import load_roles
     from toolkit.models.tokenizer import stop_ids
+    from toolkit.sampling.generation import complete
+    from toolkit.sampling.settings import Sampling
+    from toolkit.trainers.load_policy import load_roles
     from toolkit.world.answers import vice
     from toolkit.world.datasets import preferences, user
     from toolkit.world.labelers import agreement, distinct_answers, panel, rank

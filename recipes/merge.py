@@ -11,11 +11,11 @@ Writes  a new directory: weights, config, tokenizer with its chat template, the 
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import MergeArguments
-from toolkit.command_line import run_cli
 from toolkit.errors import ConfigError
-from toolkit.parents import made_with, require_adapter
-from toolkit.runs import Run, require_new
+from toolkit.options.arguments import MergeArguments
+from toolkit.options.command_line import run_cli
+from toolkit.runs.parents import made_with, require_adapter
+from toolkit.runs.run import Run, require_new
 
 
 def main(merge, model) -> Run:
@@ -28,14 +28,14 @@ def main(merge, model) -> Run:
 
     from toolkit.models.arguments import refuse_adapter_options
     from toolkit.models.base import load_base
-    from toolkit.models.fingerprint import fingerprint
-    from toolkit.models.standalone import (
+    from toolkit.models.export_merged import (
         merge_into_base,
         probe_logits,
         require_full_precision,
         require_mergeable,
     )
-    from toolkit.models.start import adapted_base
+    from toolkit.models.fingerprint import fingerprint
+    from toolkit.trainers.load_policy import adapted_base
 
     refuse_adapter_options(
         model,

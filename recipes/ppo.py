@@ -12,11 +12,11 @@ Writes  the run's directory: the policy's adapter, value/, run.json, metrics.jso
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import PPOArguments
-from toolkit.command_line import run_cli
 from toolkit.data.loading import load_splits
-from toolkit.preflight.opening import opening, require_test_split
-from toolkit.runs import Run
+from toolkit.options.arguments import PPOArguments
+from toolkit.options.command_line import run_cli
+from toolkit.preflight.requirements import opening, require_test_split
+from toolkit.runs.run import Run
 
 
 def main(script, training, model, mixture, start) -> Run:
@@ -28,13 +28,13 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.data.checks import check_texts
     from toolkit.data.texts import pretraining_texts
     from toolkit.evaluation.monitor import gold_monitor
-    from toolkit.models.ppo_roles import load_ppo_roles
+    from toolkit.ppo.roles import load_ppo_roles
+    from toolkit.ppo.trainer import PPOTrainer
+    from toolkit.ppo.warnings import WatchCallback, warned
     from toolkit.preflight.report import preflight
+    from toolkit.reward.functions import load_reward_functions
     from toolkit.trainers.callbacks import RunCallback
     from toolkit.trainers.interruption import interruptible
-    from toolkit.trainers.ppo import PPOTrainer
-    from toolkit.trainers.reward_functions import load_reward_functions
-    from toolkit.trainers.watch import WatchCallback, warned
 
     parents = {"adapter": start.parent}
     parents |= {f"reward_{i}" if i else "reward": r for i, r in enumerate(start.reward_model)}
@@ -87,7 +87,7 @@ def arguments() -> tuple[type, ...]:
     from trl import DatasetMixtureConfig, ScriptArguments
 
     from toolkit.models.arguments import ModelArguments
-    from toolkit.trainers.ppo_config import PPOConfig
+    from toolkit.ppo.config import PPOConfig
 
     return ScriptArguments, PPOConfig, ModelArguments, DatasetMixtureConfig, PPOArguments
 

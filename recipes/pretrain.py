@@ -11,8 +11,8 @@ import itertools
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import BaseArguments
-from toolkit.command_line import run_cli
+from toolkit.options.arguments import BaseArguments
+from toolkit.options.command_line import run_cli
 from toolkit.preflight.options import check_numbers, try_options
 
 
@@ -24,8 +24,8 @@ def main(shape, training) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, set_seed
 
-    from toolkit.trainers.pretraining import PackedCorpus
     from toolkit.world.corpus import documents
+    from toolkit.world.pretraining import PackedCorpus
     from toolkit.world.tokenizer import END, PAD, train_tokenizer
 
     set_seed(training.seed)

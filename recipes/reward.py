@@ -15,14 +15,14 @@ import sys
 from pathlib import Path
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import RewardArguments
-from toolkit.command_line import run_cli
 from toolkit.data.demonstrations import load_demonstrations
 from toolkit.data.loading import load_splits
-from toolkit.parents import is_finished
-from toolkit.preflight.opening import opening, require_test_split
-from toolkit.resuming import asked, last_checkpoint
-from toolkit.runs import ENSEMBLE, Run
+from toolkit.options.arguments import RewardArguments
+from toolkit.options.command_line import run_cli
+from toolkit.preflight.requirements import opening, require_test_split
+from toolkit.runs.parents import is_finished
+from toolkit.runs.resuming import asked, last_checkpoint
+from toolkit.runs.run import ENSEMBLE, Run
 
 JUDGING = "judging"  # of a finished run's results, until its report is there
 
@@ -40,7 +40,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.models.base import load_base
     from toolkit.models.fingerprint import fingerprint
     from toolkit.preflight.report import preflight
-    from toolkit.trainers.reward_training import Comparisons, Member
+    from toolkit.reward.training import Comparisons, Member
 
     with Run.start(
         training.output_dir,

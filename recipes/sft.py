@@ -9,11 +9,11 @@ Writes  the run's directory: the adapter, run.json, metrics.jsonl. Loss on the c
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.arguments import SFTArguments
-from toolkit.command_line import run_cli
 from toolkit.data.loading import load_splits
-from toolkit.preflight.opening import opening, require_test_split
-from toolkit.runs import Run
+from toolkit.options.arguments import SFTArguments
+from toolkit.options.command_line import run_cli
+from toolkit.preflight.requirements import opening, require_test_split
+from toolkit.runs.run import Run
 
 
 def main(script, training, model, mixture, start) -> Run:

@@ -4,9 +4,9 @@ import dataclasses
 import re
 
 from tests.conftest import ROOT
-from toolkit.arguments import PPOArguments
 from toolkit.evaluation.metrics import RATES
-from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.options.arguments import PPOArguments
+from toolkit.ppo.config import PPOConfig
 
 
 def test_every_trap_names_a_test_that_exists():

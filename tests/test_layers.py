@@ -8,30 +8,23 @@ import pytest
 
 from tests.conftest import ROOT
 
-LAYERS = {
+LAYERS = {  # a module imports its own package and lower layers
     "toolkit": 0,
-    "toolkit.errors": 0,
-    "toolkit.arguments": 0,
-    "toolkit.command_line": 0,
-    "toolkit.config": 0,
-    "toolkit.integrity": 0,
-    "toolkit.leftovers": 0,
-    "toolkit.listing": 0,
-    "toolkit.locking": 0,
-    "toolkit.parents": 0,
-    "toolkit.resuming": 0,
-    "toolkit.runs": 0,
-    "toolkit.provenance": 0,
-    "toolkit.data": 1,
-    "toolkit.world": 1,
-    "toolkit.models": 2,
-    "toolkit.rl": 3,
-    "toolkit.trainers": 4,
-    "toolkit.evaluation": 4,
-    "toolkit.arena": 5,
-    "toolkit.pipeline": 4,
-    "toolkit.benchmark": 5,
-    "toolkit.preflight": 5,
+    "toolkit.errors": 1,
+    "toolkit.options": 2,
+    "toolkit.runs": 2,
+    "toolkit.pipeline": 3,
+    "toolkit.world": 3,
+    "toolkit.data": 4,
+    "toolkit.kernels": 4,
+    "toolkit.models": 5,
+    "toolkit.sampling": 6,
+    "toolkit.trainers": 7,
+    "toolkit.reward": 8,
+    "toolkit.ppo": 9,
+    "toolkit.evaluation": 9,
+    "toolkit.preflight": 10,
+    "toolkit.app": 10,
 }
 FILES = sorted((ROOT / "toolkit").rglob("*.py"))
 
@@ -53,12 +46,12 @@ def imported(file):
 def test_imports_only_lower_layers(file):
     module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for name in imported(file):
-        assert not name.startswith("recipes"), f"{module} imports a recipe"
-        tab = module.startswith("toolkit.arena.tabs")
+        assert not name.startswith(("recipes", "benchmarks")), f"{module} imports {name}"
+        tab = module.startswith("toolkit.app.tabs")
         assert tab or name.split(".")[0] != "gradio", f"{module} imports gradio; only tabs do"
         if name.startswith("toolkit."):
             same = name.split(".")[1] == (module.split(".") + [""])[1]
-            assert same or layer(name) < layer(module) or layer(name) == layer(module) <= 1, name
+            assert same or layer(name) < layer(module), name
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.py")), ids=lambda f: f.name)
@@ -69,8 +62,8 @@ def test_recipes_are_thin_and_import_no_recipe(recipe):
 
 def test_layer_zero_imports_no_heavy_library():
     code = (
-        "import sys, toolkit.errors, toolkit.config, toolkit.command_line, toolkit.runs;"
-        "import toolkit.pipeline, toolkit.data.loading;"
+        "import sys, toolkit.errors, toolkit.options.config, toolkit.options.command_line;"
+        "import toolkit.runs.run, toolkit.pipeline, toolkit.data.loading;"
         "print([m for m in ('torch', 'transformers', 'trl', 'datasets') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,9 +15,9 @@ from typing import Any, TextIO
 import yaml
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
-from toolkit.leftovers import REPLACES, has_finished
-from toolkit.locking import own
-from toolkit.runs import Run, write_json
+from toolkit.runs.locking import own
+from toolkit.runs.replacing import REPLACES, has_finished
+from toolkit.runs.run import Run, write_json
 
 RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "evaluate")
 STATE_FILE = "pipeline.json"
@@ -288,4 +288,4 @@ def _named_files(config: str) -> list[str]:
 
 
 def _recipes() -> Path:
-    return Path(__file__).resolve().parent.parent / "recipes"
+    return Path(__file__).resolve().parents[1] / "recipes"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.app.browser import browser  # noqa: F401  (a fixture)
-from tests.arena.conftest import make_run, runs, tiny_base, workbench  # noqa: F401  (fixtures)
-from toolkit.arena.arguments import PASSWORD
-from toolkit.arena.web.ports import free_port
+from tests.app.logic.conftest import make_run, runs, tiny_base, workbench  # noqa: F401  (fixtures)
+from toolkit.app.arguments import PASSWORD
+from toolkit.app.web.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,15 +8,15 @@ from typing import cast
 import gradio as gr
 
 from app import serve
-from tests.arena.fake_workbench import FakeWorkbench
-from toolkit.arena.judgements.battles import Battles
-from toolkit.arena.judgements.store import Store
-from toolkit.arena.tabs.arena import arena_tab
-from toolkit.arena.tabs.data import data_tab
-from toolkit.arena.tabs.leaderboard import leaderboard_tab
-from toolkit.arena.tabs.rank import rank_tab
-from toolkit.arena.web.ports import free_port
-from toolkit.arena.workbench import Workbench
+from tests.app.logic.fake_workbench import FakeWorkbench
+from toolkit.app.judgements.battles import Battles
+from toolkit.app.judgements.store import Store
+from toolkit.app.tabs.arena import arena_tab
+from toolkit.app.tabs.data import data_tab
+from toolkit.app.tabs.leaderboard import leaderboard_tab
+from toolkit.app.tabs.rank import rank_tab
+from toolkit.app.web.ports import free_port
+from toolkit.app.workbench import Workbench
 
 NAMES = "secret-sft-run secret-dpo-run"
 

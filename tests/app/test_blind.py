@@ -11,8 +11,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from tests.app.judgement_page import NAMES, judgement_page
-from tests.arena.fake_workbench import FakeWorkbench
-from toolkit.arena.judgements.store import Store
+from tests.app.logic.fake_workbench import FakeWorkbench
+from toolkit.app.judgements.store import Store
 
 Page = tuple[str, FakeWorkbench, Store]
 POOL = ["run_000000", "run_000001"]

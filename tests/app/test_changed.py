@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from toolkit.arena.answering.chat import Chat
-from toolkit.arena.catalog import only_base
-from toolkit.arena.tabs.changed import _diff, _visible
+from toolkit.app.answering.chat import Chat
+from toolkit.app.catalog import only_base
+from toolkit.app.tabs.changed import _diff, _visible
 
 
 def test_a_token_of_blanks_alone_is_shown() -> None:

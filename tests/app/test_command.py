@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import ROOT, run_app
-from toolkit.arena.answering.recall import command, options
-from toolkit.arena.arguments import PASSWORD, is_loopback, parse_arguments
-from toolkit.arena.wording import measures
-from toolkit.arena.workbench import Workbench
+from toolkit.app.answering.cli_command import command, options
+from toolkit.app.arguments import PASSWORD, is_loopback, parse_arguments
+from toolkit.app.texts import measures
+from toolkit.app.workbench import Workbench
 from toolkit.errors import ConfigError
-from toolkit.runs import Run
+from toolkit.runs.run import Run
 
 
 def test_smoke_asks_all_checkpoints(tiny_base: str, runs: Path) -> None:

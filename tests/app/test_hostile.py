@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.app.conftest import served
-from tests.arena.conftest import write_run
-from toolkit.arena.web.headers import HEADERS
-from toolkit.runs import Run
+from tests.app.logic.conftest import write_run
+from toolkit.app.web.headers import HEADERS
+from toolkit.runs.run import Run
 
 ELSEWHERE = "attacker.invalid"
 ATTACK = "<img src=x onerror=document.title='attacked'>"

@@ -17,11 +17,11 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from tests.app.conftest import served
-from tests.arena.conftest import MakeRun
-from toolkit.arena.web.headers import HEADERS
-from toolkit.arena.web.smoke import answers_shown
-from toolkit.arena.wording import measures
-from toolkit.arena.workbench import Workbench
+from tests.app.logic.conftest import MakeRun
+from toolkit.app.texts import measures
+from toolkit.app.web.headers import HEADERS
+from toolkit.app.web.smoke import answers_shown
+from toolkit.app.workbench import Workbench
 
 ENDED = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
 ATTACK = "<img src=x onerror=document.title='attacked'>"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.app.judgement_page import judgement_page
-from toolkit.arena.web.shortcuts import ARENA_KEYS, RANK_KEYS
+from toolkit.app.web.shortcuts import ARENA_KEYS, RANK_KEYS
 
 
 def seen(page: Any, label: str) -> Any:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from app import build, serve
-from toolkit.arena.answering import engine, inbox
-from toolkit.arena.judgements.battles import Battles
-from toolkit.arena.judgements.store import Store
-from toolkit.arena.web.headers import SecurityHeaders
-from toolkit.arena.web.hints import HINTS, key
-from toolkit.arena.web.ports import free_port
-from toolkit.arena.workbench import Workbench
-from toolkit.models.row_batch import RowBatch
+from toolkit.app.answering import engine, inbox
+from toolkit.app.judgements.battles import Battles
+from toolkit.app.judgements.store import Store
+from toolkit.app.web.headers import SecurityHeaders
+from toolkit.app.web.hints import HINTS, key
+from toolkit.app.web.ports import free_port
+from toolkit.app.workbench import Workbench
+from toolkit.sampling.row_batch import RowBatch
 
 NEVER = [-1]  # a stop token that no vocabulary has
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
-from toolkit.arguments import DataArguments
 from toolkit.data import Splits, check_texts, load_splits
-from toolkit.data.faults import DROPPED_FILE
 from toolkit.data.files import read_rows, stream_rows
+from toolkit.data.row_errors import DROPPED_FILE
 from toolkit.errors import DatasetError
+from toolkit.options.arguments import DataArguments
 
 
 def lines(path: Path, rows: list[Any]) -> str:

@@ -12,10 +12,10 @@ from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
 from tests.conftest import ROOT
 from tests.data.test_loading import lines, load, pairs
-from toolkit.arguments import DataArguments
 from toolkit.data import check_texts, load_splits
 from toolkit.data.streaming import open_stream
 from toolkit.errors import DatasetError
+from toolkit.options.arguments import DataArguments
 
 STREAMED = {"dataset_streaming": True}
 COUNT = 1500
@@ -146,7 +146,7 @@ def test_a_recipe_trains_on_a_cached_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from tests.preflight.test_check import stage_of
-    from tests.preflight.test_opening import recipe_main
+    from tests.preflight.test_requirements import recipe_main
 
     monkeypatch.chdir(ROOT)
     name = keep("org", "set", train=pairs(COUNT), test=pairs(5, start=COUNT))

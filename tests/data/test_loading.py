@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
-from toolkit.arguments import DataArguments, RewardArguments
 from toolkit.data import check_source, load_splits
 from toolkit.data.demonstrations import load_demonstrations
 from toolkit.data.formats import Turns
 from toolkit.data.splitting import hold_out
 from toolkit.errors import DatasetError
+from toolkit.options.arguments import DataArguments, RewardArguments
 
 Load = Callable[..., dict[str, Any]]
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
-from toolkit.arguments import DataArguments, SourceArguments
-from toolkit.command_line import parse
 from toolkit.data import Splits, check_source, load_splits
 from toolkit.data.reading import mixture_sizes
 from toolkit.errors import ConfigError, DatasetError
+from toolkit.options.arguments import DataArguments, SourceArguments
+from toolkit.options.command_line import parse
 
 
 def lines(path: Path, rows: list[Any]) -> str:

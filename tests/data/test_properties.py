@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
-from toolkit.arguments import DataArguments
 from toolkit.data import (
     FORMATS,
     KINDS,
@@ -27,6 +26,7 @@ from toolkit.data.ranking import labels_of
 from toolkit.data.reading import mixture_sizes
 from toolkit.data.splitting import hold_out
 from toolkit.errors import DatasetError
+from toolkit.options.arguments import DataArguments
 
 
 def user(text: str) -> dict[str, str]:

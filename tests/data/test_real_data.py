@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
-from toolkit.arguments import DataArguments, SourceArguments
 from toolkit.data import Splits, check_texts, load_splits
-from toolkit.data.faults import DROPPED_FILE
+from toolkit.data.row_errors import DROPPED_FILE
 from toolkit.errors import DatasetError
+from toolkit.options.arguments import DataArguments, SourceArguments
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

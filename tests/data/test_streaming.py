@@ -10,11 +10,11 @@ import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
 from tests.data.test_loading import lines, pairs
-from toolkit.arguments import DataArguments, SourceArguments
 from toolkit.data import check_source, check_texts, load_splits
-from toolkit.data.faults import DROPPED_FILE
+from toolkit.data.row_errors import DROPPED_FILE
 from toolkit.data.streaming import Stream, first_rows, open_stream
 from toolkit.errors import DatasetError
+from toolkit.options.arguments import DataArguments, SourceArguments
 
 STREAMED = {"dataset_streaming": True}
 

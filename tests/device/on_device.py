@@ -12,10 +12,10 @@ from transformers import TrainingArguments, set_seed
 
 from tests.conftest import fresh_roles
 from tests.device.simulated import DEVICE, NAME, Generator, simulated
-from tests.trainers.ppo_setup import make, prompts
-from toolkit.command_line import run_cli
+from tests.ppo.setup import make, prompts
 from toolkit.models import base as base_module
 from toolkit.models.roles import POLICY, REFERENCE, REWARD
+from toolkit.options.command_line import run_cli
 
 
 @contextlib.contextmanager

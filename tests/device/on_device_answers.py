@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.arena.conftest import make_run, runs, tiny_base  # noqa: F401
+from tests.app.logic.conftest import make_run, runs, tiny_base  # noqa: F401
 from tests.device.on_device import device_of_bases
 from tests.device.simulated import DEVICE
-from toolkit.arena.workbench import Workbench
+from toolkit.app.workbench import Workbench
 
 PROMPTS = ("Hello", "What is it? it it it")
 

@@ -18,9 +18,9 @@ from toolkit.evaluation.evaluate import (
 from toolkit.evaluation.judge import judge_reward_model, score_rows
 from toolkit.evaluation.render import write
 from toolkit.evaluation.report import build, examples
-from toolkit.models.generation import encode_completion, encode_prompt
 from toolkit.models.heads import ScalarHead
-from toolkit.models.sampling import Sampling
+from toolkit.sampling.generation import encode_completion, encode_prompt
+from toolkit.sampling.settings import Sampling
 from toolkit.world.datasets import load, user
 
 SHORT = Sampling(max_new_tokens=8, temperature=0.7)

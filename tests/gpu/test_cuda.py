@@ -7,10 +7,10 @@ import pytest
 import torch
 from trl import ModelConfig
 
+from benchmarks.cases import CASES, prepare
+from benchmarks.compare import compare
 from tests.conftest import fresh_roles
-from tests.trainers.ppo_setup import make, prompts
-from toolkit.benchmark.cases import CASES, prepare
-from toolkit.benchmark.compare import compare
+from tests.ppo.setup import make, prompts
 from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 

@@ -3,7 +3,7 @@
 import importlib
 from pathlib import Path
 
-from toolkit.command_line import run_cli
+from toolkit.options.command_line import run_cli
 
 COMMON = {
     "bf16": False,

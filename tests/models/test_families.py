@@ -27,18 +27,18 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from toolkit.arena.workbench import Workbench
+from toolkit.app.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
-from toolkit.models.decoding import decode
 from toolkit.models.dropout import disable_dropout
 from toolkit.models.passes import collate, completion_logprobs
-from toolkit.models.ppo_roles import load_ppo_roles
 from toolkit.models.roles import POLICY, Roles
-from toolkit.models.row_batch import Row, RowBatch
-from toolkit.models.sampling import Drawing
-from toolkit.models.start import load_roles
-from toolkit.models.trial import require_known
+from toolkit.ppo.roles import load_ppo_roles
+from toolkit.sampling.compatibility import require_known
+from toolkit.sampling.decoding import decode
+from toolkit.sampling.row_batch import Row, RowBatch
+from toolkit.sampling.settings import Drawing
+from toolkit.trainers.load_policy import load_roles
 
 SHAPE = {
     "vocab_size": 64,

@@ -11,16 +11,16 @@ from peft import LoraConfig
 from trl import ModelConfig
 
 from tests.models.methods import call
-from toolkit.command_line import run_cli
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import METHODS, ModelArguments, refuse_adapter_options
 from toolkit.models.base import load_base
 from toolkit.models.fingerprint import BASE_FILE, fingerprint
 from toolkit.models.peft_methods import build_peft_config
 from toolkit.models.roles import POLICY
-from toolkit.models.start import load_roles
-from toolkit.parents import made_with
-from toolkit.runs import write_json
+from toolkit.options.command_line import run_cli
+from toolkit.runs.parents import made_with
+from toolkit.runs.run import write_json
+from toolkit.trainers.load_policy import load_roles
 
 FOUR_BIT = {"load_in_4bit": True, "dtype": "bfloat16"}
 LAYER = "model.layers.0.self_attn.q_proj"

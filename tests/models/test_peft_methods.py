@@ -13,15 +13,15 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from tests.conftest import ROOT, fresh_roles
 from tests.models.methods import call
-from toolkit.arena.workbench import Workbench
-from toolkit.command_line import run_cli
+from toolkit.app.workbench import Workbench
 from toolkit.models.adalora import as_lora
 from toolkit.models.adapters import read_adapter
 from toolkit.models.arguments import METHODS
-from toolkit.models.decoding import decode
 from toolkit.models.passes import collate, completion_logprobs, scores
 from toolkit.models.roles import REWARD, Roles
-from toolkit.runs import Run
+from toolkit.options.command_line import run_cli
+from toolkit.runs.run import Run
+from toolkit.sampling.decoding import decode
 from toolkit.trainers.rank_allocation import orthogonality
 
 EXTRA = {

@@ -8,16 +8,16 @@ import trl
 from trl import ModelConfig
 
 from tests.models.methods import call
-from toolkit.arena.answering.tokens import Tokens
-from toolkit.arena.workbench import Workbench
+from toolkit.app.answering.tokens import Tokens
+from toolkit.app.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.base import load_base
 from toolkit.models.fingerprint import fingerprint
-from toolkit.models.generation import encode_completion, encode_prompt
 from toolkit.models.templates import saved_template
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.runs import Run
+from toolkit.runs.run import Run
+from toolkit.sampling.generation import encode_completion, encode_prompt
 
 USER = [{"role": "user", "content": "Where?"}]
 SAID = [{"role": "assistant", "content": "Here."}]

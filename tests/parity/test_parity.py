@@ -21,13 +21,12 @@ from tests.parity.tokens import (
     TARGETS,
     tokenizer,
 )
-from toolkit.models.decoding import Decoded
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
-from toolkit.rl import advantages, rollout
-from toolkit.trainers import experience
-from toolkit.trainers.ppo import PPOTrainer
-from toolkit.trainers.ppo_config import PPOConfig
+from toolkit.ppo import advantages, experience, rollout
+from toolkit.ppo.config import PPOConfig
+from toolkit.ppo.trainer import PPOTrainer
+from toolkit.sampling.decoding import Decoded
 
 FILE = Path(__file__).with_name("trl-1.12.0.safetensors")
 RECORDING = load_file(FILE)
@@ -302,7 +301,7 @@ def test_the_difference_on_purpose_an_end_is_an_end_by_default(tmp_path, monkeyp
     assert ends.any(1).sum() == 6 and ends.argmax(1).tolist() != [6] * 8
     assert not recorded["padding_mask"].any()
     replay = Replay("unstopped", tmp_path, monkeypatch)
-    assert replay.trainer.maker.stop == [2]  # where sampling stops: tests/models/test_decoding.py
+    assert replay.trainer.maker.stop == [2]  # where sampling stops: tests/sampling/test_decoding.py
     found = Replay("ended", tmp_path, monkeypatch).train()
     assert sorted(found["mask"].sum(1).tolist()) == [1, 2, 3, 4, 5, 6, 7, 7]
 

@@ -10,8 +10,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from tests.conftest import ROOT, SHARED
-from toolkit.command_line import parse
 from toolkit.errors import ConfigError
+from toolkit.options.command_line import parse
 from toolkit.preflight.check import check_stage
 from toolkit.preflight.findings import Findings, check_disk, check_tokens
 from toolkit.preflight.lengths import histogram, neediest_row, percentiles, row_tokens

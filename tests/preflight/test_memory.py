@@ -10,20 +10,20 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from benchmarks.memory import measure
+from benchmarks.memory_cases import CASES, Case, predict_case
 from tests.conftest import ROOT
 from toolkit.errors import ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.base import load_base
-from toolkit.models.decoding import decode
 from toolkit.models.roles import POLICY, Roles
-from toolkit.preflight.apart import apart
-from toolkit.preflight.cases import CASES, Case, predict_case
+from toolkit.preflight.dry_run import Peak, with_score_head
+from toolkit.preflight.fake_model import made_in, phantom_base, phantom_mode, stored_bytes
 from toolkit.preflight.fit import Planner
-from toolkit.preflight.live import ACTIVATIONS, LOGITS, LiveBytes
-from toolkit.preflight.measure import measure
-from toolkit.preflight.phantom import made_in, phantom_base, phantom_mode, stored_bytes
-from toolkit.preflight.ppo_rehearsal import PPORehearsal
-from toolkit.preflight.rehearsal import Peak, with_score_head
+from toolkit.preflight.isolated_process import apart
+from toolkit.preflight.memory_tracker import ACTIVATIONS, LOGITS, LiveBytes
+from toolkit.preflight.ppo_dry_run import PPORehearsal
+from toolkit.sampling.decoding import decode
 
 RECORDED = json.loads((ROOT / "docs/results/preflight.json").read_text(encoding="utf-8"))["cases"]
 WITHIN = 0.15
@@ -204,7 +204,7 @@ def test_a_fresh_process_sees_no_gpu_and_inherits_nothing(monkeypatch):
     assert apart(os.getpid, fresh=True) != os.getpid()
     with pytest.raises(ConfigError, match="does not start"):
         apart(lambda: 1, fresh=True)  # nothing that could be handed over
-    monkeypatch.setattr("toolkit.preflight.apart.IMPORTS_S", 0.0)
+    monkeypatch.setattr("toolkit.preflight.isolated_process.IMPORTS_S", 0.0)
     with pytest.raises(ConfigError, match="given up after 0 s"):
         apart(partial(time.sleep, 60), limit_s=0.2, fresh=True)
 
@@ -216,7 +216,7 @@ def test_a_process_that_uses_a_gpu_is_never_copied(monkeypatch):
         made.append(kind)
         raise ConfigError("far enough")
 
-    monkeypatch.setattr("toolkit.preflight.apart.multiprocessing.get_context", context)
+    monkeypatch.setattr("toolkit.preflight.isolated_process.multiprocessing.get_context", context)
     for used in (True, False):
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda used=used: used)
         with pytest.raises(ConfigError, match="far enough"):

@@ -11,11 +11,11 @@ from trl import DPOConfig, DPOTrainer
 
 from tests.conftest import ROOT
 from tests.preflight.test_check import load_check, stage_of
-from tests.preflight.test_opening import recipe_main
-from toolkit.command_line import parse
+from tests.preflight.test_requirements import recipe_main
 from toolkit.errors import ConfigError
-from toolkit.preflight.opening import opening
+from toolkit.options.command_line import parse
 from toolkit.preflight.options import try_options
+from toolkit.preflight.requirements import opening
 from toolkit.preflight.stages import RECIPES
 
 NUMBERS = [

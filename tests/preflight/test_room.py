@@ -9,10 +9,10 @@ import pytest
 from tests.conftest import ROOT
 from tests.preflight.test_check import WORLD, load_check, stage_of
 from toolkit.errors import ConfigError
-from toolkit.leftovers import checkpoints
 from toolkit.preflight import check
 from toolkit.preflight.findings import DISK, Findings, check_disk
-from toolkit.resuming import last_checkpoint
+from toolkit.runs.replacing import checkpoints
+from toolkit.runs.resuming import last_checkpoint
 
 GB = 1 << 30
 
@@ -94,7 +94,7 @@ def test_checkpoints_by_a_share_of_the_steps_are_counted(every, limit, written, 
 
 
 def test_a_share_of_the_steps_is_when_checkpoints_are_written(tiny_base, tmp_path):
-    from tests.preflight.test_opening import recipe_main
+    from tests.preflight.test_requirements import recipe_main
 
     words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", "--max_rows", 16]
     words += ["--max_steps", 5, "--save_strategy", "steps", "--save_steps", 0.3]

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from trl import ScriptArguments, SFTConfig
 
 from tests.conftest import ROOT
-from toolkit.arguments import MergeArguments
-from toolkit.command_line import parse, run_cli
 from toolkit.errors import ConfigError
+from toolkit.options.arguments import MergeArguments
+from toolkit.options.command_line import parse, run_cli
 from toolkit.pipeline import Pipeline
 
 RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "merge", "evaluate", "pretrain")
@@ -76,7 +76,7 @@ def test_no_yaml_says_a_thing_twice(config):
     assert yaml.safe_load(config.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "pipeline", "studies/adapters", "check"])
+@pytest.mark.parametrize("recipe", [*RECIPES, "pipeline", "check"])
 def test_help_is_clean(recipe):
     found = call(recipe, "--help")
     assert found.returncode == 0
@@ -144,7 +144,7 @@ def test_help_costs_no_more_than_trls_config_classes():
 @pytest.mark.slow
 def test_the_table_of_adapters_is_made_by_one_command(tmp_path):
     words = ["--methods", "none", "prompt", "--output_dir", str(tmp_path)]
-    found = call("studies/adapters", *words, "--num_train_epochs", "1", "--max_rows", "32")
+    found = call("../benchmarks/adapters", *words, "--num_train_epochs", "1", "--max_rows", "32")
     assert found.returncode == 0, found.stderr
     none, prompt = json.loads((tmp_path / "adapters.json").read_text())["methods"]
     assert (none["trainable"], prompt["trainable"]) == (0, 20 * 192)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, SHARED
-from toolkit.command_line import parse, run_cli
+from toolkit.options.command_line import parse, run_cli
 
 pytestmark = pytest.mark.slow
 

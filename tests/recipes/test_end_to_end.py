@@ -10,7 +10,7 @@ import yaml
 
 from tests.conftest import ROOT
 from toolkit.evaluation.report import validate
-from toolkit.runs import Run
+from toolkit.runs.run import Run
 
 pytestmark = pytest.mark.slow
 SMALL = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toolkit.command_line import run_cli
 from toolkit.evaluation import judge
 from toolkit.models.fingerprint import BASE_FILE
-from toolkit.parents import require_adapter, reward_models
-from toolkit.runs import ENSEMBLE, Run
+from toolkit.options.command_line import run_cli
+from toolkit.runs.parents import require_adapter, reward_models
+from toolkit.runs.run import ENSEMBLE, Run
 
 WORLD = "recipes/configs/world"
 QUICK = {"logging_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 4}

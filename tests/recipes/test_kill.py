@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from toolkit.runs import Run
+from toolkit.runs.run import Run
 from toolkit.trainers.callbacks import SAMPLES_FILE
 
 MOMENTS = 10 if os.environ.get("TOOLKIT_SOAK") else 2

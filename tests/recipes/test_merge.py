@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT, fresh_roles, lora, randomise
 from tests.models.methods import call
-from toolkit.command_line import run_cli
 from toolkit.models.roles import POLICY
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.runs import Run
+from toolkit.options.command_line import run_cli
+from toolkit.runs.run import Run
 
 IDS = torch.tensor([[1, 20, 30, 40, 50, 60, 70, 80], [1, 9, 99, 199, 299, 399, 499, 2]])
 COMPARE = """

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from toolkit.command_line import run_cli
+from toolkit.options.command_line import run_cli
 from toolkit.pipeline import RECIPES
-from toolkit.runs import Run
+from toolkit.runs.run import Run
 
 PRESETS = ("qwen3-0.6b", "llama-3.2-1b", "qwen3-4b-qlora", "qwen3-8b-qlora", "mistral-7b-qlora")
 STAGES = ("sft", "reward", "ppo", "dpo", "evaluate")

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from tests.conftest import ROOT
-from toolkit.command_line import parse
+from toolkit.options.command_line import parse
 from toolkit.pipeline import Pipeline
 
 

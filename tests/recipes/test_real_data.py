@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import ROOT, SHARED
 from tests.preflight.test_check import WORLD, load_check
-from toolkit.command_line import parse
 from toolkit.errors import DatasetError
+from toolkit.options.command_line import parse
 
 pytestmark = [
     pytest.mark.slow,

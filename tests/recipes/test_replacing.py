@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.recipes.test_in_process import QUICK, STEPS, WORLD, call
-from toolkit.command_line import run_cli
-from toolkit.leftovers import DROPPED_FILE, checkpoints
-from toolkit.parents import is_finished
-from toolkit.runs import Run
-from toolkit.trainers.ranking import RankingTrainer
+from toolkit.options.command_line import run_cli
+from toolkit.reward.ranking import RankingTrainer
+from toolkit.runs.parents import is_finished
+from toolkit.runs.replacing import DROPPED_FILE, checkpoints
+from toolkit.runs.run import Run
 
 BAD = {"prompt": "Where?", "completion": 7, "chosen": 7, "rejected": " No.", "label": "?"}
 

@@ -8,10 +8,10 @@ import pytest
 
 from tests.evaluation.conftest import entry, interval, report  # noqa: F401
 from toolkit.errors import ConfigError
-from toolkit.runs import Run, write_json
+from toolkit.runs.run import Run, write_json
 
-seeds = importlib.import_module("recipes.studies.seeds")
-tradeoff = importlib.import_module("recipes.studies.tradeoff")
+seeds = importlib.import_module("benchmarks.seeds")
+tradeoff = importlib.import_module("benchmarks.tradeoff")
 
 
 def model(recipe, win, lm_loss, correct=0.8, over_refusal=0.02):

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.recipes.test_kill import command, run
-from toolkit.leftovers import checkpoints
-from toolkit.runs import Run
+from toolkit.runs.replacing import checkpoints
+from toolkit.runs.run import Run
 
 PATIENCE = 120  # seconds, for a machine that does much else
 REWARD = """

@@ -4,8 +4,8 @@ import os
 import sys
 from contextlib import contextmanager
 
-from tests.trainers.ppo_setup import make, prompts
-from toolkit.leftovers import checkpoints
+from tests.ppo.setup import make, prompts
+from toolkit.runs.replacing import checkpoints
 
 CHANGES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
 _watchers = []

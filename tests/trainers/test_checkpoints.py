@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from tests.trainers.ppo_setup import make, prompts
+from tests.ppo.setup import make, prompts
 from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from toolkit.models import adapters
-from toolkit.resuming import CONTENTS, last_checkpoint
-from toolkit.runs import Run
+from toolkit.runs.resuming import CONTENTS, last_checkpoint
+from toolkit.runs.run import Run
 from toolkit.trainers.checkpoints import INCOMING
 from toolkit.trainers.interruption import interruptible
 
@@ -364,7 +364,7 @@ def test_a_full_disk_leaves_the_reason_to_be_read(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     run = Run.start(tmp_path, recipe="ppo")
-    monkeypatch.setattr("toolkit.runs.write_json", full)
+    monkeypatch.setattr("toolkit.runs.run.write_json", full)
     with pytest.raises(CheckpointError, match="the reason"), run:
         raise CheckpointError("the reason")
 

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.models import methods
-from toolkit.command_line import run_cli
-from toolkit.runs import Run
+from toolkit.options.command_line import run_cli
+from toolkit.runs.run import Run
 from toolkit.trainers import supervised
 
 pytestmark = pytest.mark.slow

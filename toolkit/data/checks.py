@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.arguments import DataArguments
-from toolkit.data.faults import Failure, describe, keep_dropped, numbers, tally
 from toolkit.data.messages import Row, shown
+from toolkit.data.row_errors import Failure, describe, keep_dropped, numbers, tally
 from toolkit.data.rows import is_plain
 from toolkit.data.tables import Splits
 from toolkit.errors import DatasetError
+from toolkit.options.arguments import DataArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from toolkit.arguments import DataArguments, RewardArguments, SourceArguments
 from toolkit.data.loading import load_splits
+from toolkit.options.arguments import DataArguments, RewardArguments, SourceArguments
 
 Text = str | list[dict[str, str]]
 MOST_DEMONSTRATIONS = 1000  # enough for a mean; a hub dataset may hold a million

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from toolkit.data import readers
-from toolkit.data.extras import group_column, number_columns
+from toolkit.data.extra_columns import group_column, number_columns
 from toolkit.data.messages import BadRow, Message, Row, Unreadable, shown
 from toolkit.data.ranking import (
     Pairs,

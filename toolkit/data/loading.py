@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from toolkit.arguments import DataArguments, SourceArguments
-from toolkit.data.faults import Failure, keep_dropped, tally
+from toolkit.data.duplicates import find_repeats
 from toolkit.data.formats import (
     COLUMNS,
     KINDS,
@@ -17,13 +16,14 @@ from toolkit.data.formats import (
     detect_format,
 )
 from toolkit.data.reading import STREAM_HEAD, Chunk, read_sources
-from toolkit.data.repeats import find_repeats
+from toolkit.data.row_errors import Failure, keep_dropped, tally
 from toolkit.data.rows import Converted, convert_rows, is_plain
 from toolkit.data.sources import Source, check_source, find_sources
 from toolkit.data.splitting import hold_out
 from toolkit.data.summary import Found, remarks, source_line
 from toolkit.data.tables import Origin, Splits, make_table
 from toolkit.errors import DatasetError
+from toolkit.options.arguments import DataArguments, SourceArguments
 
 if TYPE_CHECKING:
     from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from toolkit.data.faults import Failure, describe
 from toolkit.data.formats import FORMATS, Kind, Turns, convert_row
 from toolkit.data.messages import BadRow, Row, Unreadable
 from toolkit.data.ranking import Pairs
+from toolkit.data.row_errors import Failure, describe
 from toolkit.errors import DatasetError
 
 TIED, LABELLED_BAD = "hold only ties", "are labelled bad"

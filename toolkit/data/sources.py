@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.arguments import DataArguments, SourceArguments
-from toolkit.config import is_local_path
 from toolkit.data.files import find_files, read_rows, stream_rows
 from toolkit.errors import DatasetError
-from toolkit.leftovers import MANIFEST, has_finished
+from toolkit.options.arguments import DataArguments, SourceArguments
+from toolkit.options.config import is_local_path
+from toolkit.runs.replacing import MANIFEST, has_finished
 
 if TYPE_CHECKING:
     from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.arguments import DataArguments
 from toolkit.data.checks import template_mark, template_marks
-from toolkit.data.faults import Failure, describe, keep_dropped, tally
 from toolkit.data.formats import COLUMNS, Turns, convert_row, detect_format
 from toolkit.data.messages import BadRow, Row, Unreadable
 from toolkit.data.reading import STREAM_HEAD, read_sources, renamed
+from toolkit.data.row_errors import Failure, describe, keep_dropped, tally
 from toolkit.data.rows import is_plain, other_style
 from toolkit.data.sources import Source, find_sources
 from toolkit.data.splitting import prompt_key
 from toolkit.data.tables import Splits
 from toolkit.errors import DatasetError
+from toolkit.options.arguments import DataArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.data.faults import Failure, numbers
+from toolkit.data.duplicates import count_contradictions
 from toolkit.data.formats import FORMATS, Kind, common_columns
 from toolkit.data.messages import Row
 from toolkit.data.reading import Chunk
-from toolkit.data.repeats import count_contradictions
+from toolkit.data.row_errors import Failure, numbers
 from toolkit.data.rows import Converted
 from toolkit.data.sources import Source
 from toolkit.data.splitting import prompt_key

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.errors import ConfigError, DatasetError
 from toolkit.evaluation.metrics import MAIN
 from toolkit.evaluation.scoring import Pair, evaluating, mean_scores, pad_id, summed_logprobs
-from toolkit.models.generation import Completion, Prompt, complete, encode_prompt, require_room
 from toolkit.models.roles import REWARD, Roles
-from toolkit.models.sampling import Sampling
 from toolkit.models.tokenizer import stop_ids
+from toolkit.sampling.generation import Completion, Prompt, complete, encode_prompt, require_room
+from toolkit.sampling.settings import Sampling
 from toolkit.world.gold import Features, features
 from toolkit.world.questions import parse
 

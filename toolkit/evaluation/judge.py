@@ -21,8 +21,8 @@ from toolkit.evaluation.preferences import (
     members_agreement,
 )
 from toolkit.evaluation.scoring import Pair, pad_id, score_ids
-from toolkit.models.generation import Prompt, encode_completion, encode_prompt
 from toolkit.models.roles import REWARD, Roles
+from toolkit.sampling.generation import Prompt, encode_completion, encode_prompt
 
 CLEAR_GOLD = 1.0  # gold utility between the sides of a pair that nobody should get wrong
 COLUMNS = ("prompt", "chosen", "rejected")

@@ -7,7 +7,7 @@ import numpy as np
 
 from toolkit.evaluation.evaluate import world_prompts
 from toolkit.evaluation.metrics import behaviour_rates
-from toolkit.models.generation import Prompt
+from toolkit.sampling.generation import Prompt
 from toolkit.world.gold import features
 
 SHOWN = ("correct", "hallucinated", "harmful_compliance", "over_refusal", "polite")

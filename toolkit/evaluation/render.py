@@ -9,7 +9,7 @@ from typing import Any
 from toolkit.evaluation.failures import warnings
 from toolkit.evaluation.plots import draw_all, short_name
 from toolkit.evaluation.report import Example, Report, sampling_name, validate
-from toolkit.runs import write_json
+from toolkit.runs.run import write_json
 
 Entry = Mapping[str, Any]
 Columns = dict[str, Callable[[Entry], str]]

@@ -6,7 +6,7 @@ from typing import Any
 
 from toolkit.evaluation.failures import reward_model_warnings
 from toolkit.evaluation.plots import draw_calibration
-from toolkit.runs import write_json
+from toolkit.runs.run import write_json
 
 FILES = ("reward_report.json", "calibration.png")
 MAIN = ("pairs", "pairwise_accuracy", "pairwise_accuracy_ci95", "length_correlation")

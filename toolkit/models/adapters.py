@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from toolkit.errors import CheckpointError
 from toolkit.models.adalora import as_lora
 from toolkit.models.fingerprint import save_fingerprint
-from toolkit.runs import WEIGHTS_FILE
+from toolkit.runs.run import WEIGHTS_FILE
 
 # Ways to initialise LoRA that put what they take out of the base's weights back into the adapter.
 # PEFT does so again whenever such an adapter is attached, and all roles share the base.

@@ -13,10 +13,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from toolkit.config import is_local_path
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.tokenizer import load_tokenizer, stop_ids
+from toolkit.options.config import is_local_path
 from toolkit.world import resolve_base
 
 if TYPE_CHECKING:

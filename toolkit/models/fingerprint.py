@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.runs import write_json
+from toolkit.runs.run import write_json
 from toolkit.world import resolve_base
 
 if TYPE_CHECKING:

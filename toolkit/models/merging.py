@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from toolkit.models.fused_lora import plain_adapter
+from toolkit.kernels.fused_lora import plain_adapter
 
 
 @contextmanager

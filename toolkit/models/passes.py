@@ -8,12 +8,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from toolkit.models.apart import can_keep_apart
+from toolkit.kernels.chunked_logprobs import VocabularyHead, token_logprobs
+from toolkit.kernels.packing import may_join, pack
+from toolkit.kernels.skip_last_mlp import last_mlp_only_at
+from toolkit.kernels.varlen_attention import can_keep_apart
 from toolkit.models.heads import ScalarHead
-from toolkit.models.inserted import has_virtual_tokens
-from toolkit.models.last_layer import last_mlp_only_at
-from toolkit.models.packing import may_join, pack
-from toolkit.models.token_logprobs import VocabularyHead, token_logprobs
+from toolkit.models.prompt_and_ia3_adapters import has_virtual_tokens
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def _before_tokens(batch: Batch) -> Tensor:
 def _states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
     """The trunk's last hidden states at some real tokens, `(n, d)`, row by row.
 
-    Rows are packed first, and the last layer is cut short: see `toolkit.models.packing` and
-    `toolkit.models.last_layer`.
+    Rows are packed first, and the last layer is cut short: see `toolkit.kernels.packing` and
+    `toolkit.kernels.skip_last_mlp`.
     """
     causal = _causal(model)
     packed = pack(

@@ -17,16 +17,16 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from toolkit.errors import CheckpointError
+from toolkit.kernels.fused_lora import FusedLoraLinear
+from toolkit.kernels.fusing import fuse
 from toolkit.models.adapters import fill, read_adapter, save_adapter
 from toolkit.models.fingerprint import BASE_FILE, check_fingerprint
-from toolkit.models.fused_lora import FusedLoraLinear
-from toolkit.models.fusing import fuse
 from toolkit.models.heads import ScalarHead
-from toolkit.models.inserted import INSERTED, Inserted, insertable
 from toolkit.models.merging import merged_weights
 from toolkit.models.peft_methods import NEEDS_LORA, refuse_lost_scales, why_refused
+from toolkit.models.prompt_and_ia3_adapters import INSERTED, Inserted, insertable
 from toolkit.models.switching import Switch, same_trainable
-from toolkit.runs import ADAPTER_FILES
+from toolkit.runs.run import ADAPTER_FILES
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
 

@@ -5,7 +5,6 @@ from functools import partial
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.arguments import LabelArguments
 from toolkit.data.checks import check_texts
 from toolkit.data.demonstrations import load_demonstrations
 from toolkit.data.loading import load_splits
@@ -13,6 +12,10 @@ from toolkit.data.tables import Splits
 from toolkit.data.texts import pretraining_texts
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.tokenizer import load_tokenizer
+from toolkit.options.arguments import LabelArguments
+from toolkit.ppo.prompts import encode_prompts, encode_texts
+from toolkit.preflight.dry_run import Rehearsal, require_rows, undisturbed
+from toolkit.preflight.fake_model import base_config
 from toolkit.preflight.findings import (
     Findings,
     check_adapters,
@@ -22,15 +25,12 @@ from toolkit.preflight.findings import (
 )
 from toolkit.preflight.fit import device_memory
 from toolkit.preflight.lengths import histogram, percentiles, row_tokens
-from toolkit.preflight.opening import is_planned, opening, require_test_split
-from toolkit.preflight.phantom import base_config
-from toolkit.preflight.ppo_rehearsal import PPORehearsal
-from toolkit.preflight.rehearsal import Rehearsal, require_rows, undisturbed
+from toolkit.preflight.ppo_dry_run import PPORehearsal
 from toolkit.preflight.report import fit_line, foresee, parts_table, steps_of, summary, too_much
+from toolkit.preflight.requirements import is_planned, opening, require_test_split
 from toolkit.preflight.samples import shown_sample
 from toolkit.preflight.stages import KINDS, Stage
-from toolkit.trainers.prompts import encode_prompts, encode_texts
-from toolkit.trainers.reward_training import Comparisons
+from toolkit.reward.training import Comparisons
 from toolkit.world import resolve_base
 
 SAMPLES = 2

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.errors import CheckpointError
 from toolkit.models.adapters import read_adapter
 from toolkit.models.fingerprint import check_fingerprint, fingerprint
-from toolkit.preflight.opening import is_planned
+from toolkit.preflight.requirements import is_planned
 from toolkit.preflight.samples import IGNORED
 from toolkit.preflight.stages import Stage
-from toolkit.runs import WEIGHTS_FILE
+from toolkit.runs.run import WEIGHTS_FILE
 
 LOOKED_AT = 200  # rows read for the sanity of special tokens
 DISK = "checkpoints take"

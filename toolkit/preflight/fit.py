@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.preflight.phantom import base_config
-from toolkit.preflight.ppo_rehearsal import PPORehearsal
-from toolkit.preflight.rehearsal import Peak, Rehearsal
+from toolkit.preflight.dry_run import Peak, Rehearsal
+from toolkit.preflight.fake_model import base_config
+from toolkit.preflight.ppo_dry_run import PPORehearsal
 
 MOST_TRIED = 64  # a larger batch is what a straight line says, and not tried
 SHALLOW = (3, 4)  # layers that are traced: first, inner, last; all others cost what the fourth adds

@@ -170,7 +170,7 @@ def _try_loss(recipe: str, training: Any, changed: Mapping[str, Any]) -> None:
 
     from toolkit.models.arguments import ModelArguments
     from toolkit.models.tokenizer import load_tokenizer
-    from toolkit.preflight.rehearsal import Rehearsal
+    from toolkit.preflight.dry_run import Rehearsal
     from toolkit.world import BASE_NAME, resolve_base
 
     rows = [{"label": good, **row} for row in ROWS for good in (True, False)]

@@ -8,12 +8,12 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.preflight.apart import LIMIT_S, apart
+from toolkit.preflight.dry_run import Peak, undisturbed
+from toolkit.preflight.fake_model import base_config, recorded_parent
 from toolkit.preflight.findings import DISK, Findings, check_disk, check_tokens, size, stored_parts
 from toolkit.preflight.fit import Memory, Planner, device_memory, plan_ppo, plan_trainer
+from toolkit.preflight.isolated_process import LIMIT_S, apart
 from toolkit.preflight.lengths import neediest_row, percentiles, row_tokens
-from toolkit.preflight.phantom import base_config, recorded_parent
-from toolkit.preflight.rehearsal import Peak, undisturbed
 from toolkit.preflight.stages import Stage
 
 AT_START_S = 60.0  # that a run waits for its prediction

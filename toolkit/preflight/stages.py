@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
-from toolkit.arguments import (
+from toolkit.errors import ConfigError
+from toolkit.models.arguments import ModelArguments
+from toolkit.options.arguments import (
     EvaluateArguments,
     LabelArguments,
     PPOArguments,
@@ -17,11 +19,9 @@ from toolkit.arguments import (
     SFTArguments,
     StartArguments,
 )
-from toolkit.command_line import parse
-from toolkit.errors import ConfigError
-from toolkit.models.arguments import ModelArguments
+from toolkit.options.command_line import parse
 from toolkit.pipeline import Pipeline
-from toolkit.preflight.phantom import recorded_parent
+from toolkit.preflight.fake_model import recorded_parent
 
 RECIPES = ("sft", "reward", "ppo", "dpo", "kto")
 KINDS = {"sft": "prompt-completion", "reward": "preference", "dpo": "preference"}
@@ -107,7 +107,7 @@ def argument_classes(recipe: str) -> tuple[type, ...]:
         SFTConfig,
     )
 
-    from toolkit.trainers.ppo_config import PPOConfig
+    from toolkit.ppo.config import PPOConfig
 
     own: dict[str, tuple[type, type]] = {
         "sft": (SFTConfig, SFTArguments),

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import CheckpointError
-from toolkit.runs import Run
+from toolkit.runs.run import Run
 
 SAMPLES_FILE = "samples.jsonl"  # what evaluations while training were answered
 

@@ -12,11 +12,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import rotate_checkpoints
 
 from toolkit.errors import CheckpointError, ConfigError, DivergedError
-from toolkit.leftovers import checkpoints, step_of
 from toolkit.models.fingerprint import check_fingerprint, save_fingerprint
 from toolkit.models.peft_methods import why_refused
-from toolkit.resuming import last_checkpoint, list_contents
-from toolkit.runs import write_json
+from toolkit.runs.replacing import checkpoints, step_of
+from toolkit.runs.resuming import last_checkpoint, list_contents
+from toolkit.runs.run import write_json
 from toolkit.trainers.callbacks import RunCallback
 
 INCOMING = ".incoming"

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import Interrupted
-from toolkit.resuming import last_checkpoint
+from toolkit.runs.resuming import last_checkpoint
 
 
 class _StopCallback(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,119 @@
+"""What changed in an answer, against plain passes of freshly loaded models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.app.logic.conftest import MakeRun
+from tests.app.logic.test_workbench import PROMPT, ids_of
+from toolkit.app.answering.changes import scaled, text_diff
+from toolkit.app.answering.chat import Chat
+from toolkit.app.workbench import Workbench
+from toolkit.errors import CheckpointError, ConfigError
+
+
+def slow(base: str, run: Path, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities `(L, V)` and last hidden states `(L, d)` of one sequence."""
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(run)).eval()
+    with torch.no_grad():
+        out = model(torch.tensor([ids]), output_hidden_states=True)
+    return out.logits[0].double().log_softmax(-1), out.hidden_states[-1][0]
+
+
+def test_every_number_is_that_of_a_plain_pass(
+    workbench: Workbench, tiny_base: str, runs: Path, make_run: MakeRun
+) -> None:
+    make_run(runs / "ppo" / "value", "reward", seed=6)
+    (runs / "ppo" / "value" / "run.json").unlink()  # a role inside its run, no run of its own
+    workbench.refresh()
+    ppo = ids_of(workbench)["ppo"]
+    said = next(workbench.compare(PROMPT, [ppo], temperature=1.0, max_new_tokens=9))
+    changes = workbench.changes(ppo, PROMPT, said.text, ids=said.ids)
+    prompt = workbench.tokens.prompt([{"role": "user", "content": PROMPT}])
+    ids, start = [*prompt, *said.ids], len(prompt) - 1
+    policy, _ = slow(tiny_base, runs / "ppo", ids)
+    reference, _ = slow(tiny_base, runs / "sft", ids)
+    _, states = slow(tiny_base, runs / "ppo" / "value", ids)
+    head = load_file(runs / "ppo" / "value" / "head.safetensors")
+    values = states @ head["weight"][0] + head["bias"]
+
+    assert (changes.name, changes.reference, changes.notes) == ("ppo", "sft", ())
+    assert "".join(t.text for t in changes.tokens).startswith(said.text.strip()[:1])
+    for t, (token, i) in enumerate(zip(changes.tokens, said.ids, strict=True)):
+        ours, theirs = policy[start + t], reference[start + t]
+        assert token.logprob == pytest.approx(ours[i].item(), abs=1e-4)
+        assert token.log_ratio == pytest.approx((ours[i] - theirs[i]).item(), abs=1e-4)
+        assert token.entropy == pytest.approx(-(ours.exp() * ours).sum().item(), abs=1e-4)
+        assert token.value == pytest.approx(values[start + t].item(), abs=1e-4)
+        for side, logprobs in ((token.policy, ours), (token.reference, theirs)):
+            best = logprobs.exp().sort(descending=True)
+            shares = [a.probability for a in side]
+            assert shares == pytest.approx(best.values[:5].tolist(), abs=1e-5)
+            first = workbench.tokenizer.decode([int(best.indices[0])])
+            assert side[0].text == first
+    assert sum(t.log_ratio or 0 for t in changes.tokens) == pytest.approx(said.kl, abs=1e-3)
+
+
+def test_any_text_can_be_looked_at_and_no_critic_is_a_note(workbench: Workbench) -> None:
+    sft = ids_of(workbench)["sft"]
+    changes = workbench.changes(sft, PROMPT, "I do not know it.")
+    assert "".join(t.text for t in changes.tokens) == "I do not know it.<|end|>"
+    assert [t.log_ratio for t in changes.tokens] == [0.0] * len(changes.tokens)
+    assert changes.numbers("value") == [None] * len(changes.tokens)
+    assert "no values" in changes.notes[0]
+
+
+def test_strangers_are_refused(workbench: Workbench) -> None:
+    with pytest.raises(CheckpointError, match="is known"):
+        workbench.changes("../../etc", PROMPT, "it")
+    with pytest.raises(ConfigError, match="no answer to look at"):
+        workbench.changes("base", PROMPT, None)
+    with pytest.raises(ConfigError, match="the base reads 128"):
+        workbench.changes("base", PROMPT, "it " * 400)
+
+
+def test_the_scale_keeps_the_sign_and_the_largest_is_one() -> None:
+    assert scaled([0.5, -2.0, None]) == ([0.25, -1.0, None], 2.0)
+    assert scaled([0.0, None]) == ([0.0, None], 0.0)
+    assert scaled([]) == ([], 0.0)
+
+
+def test_a_diff_by_hand() -> None:
+    assert text_diff("No, it is red.", "No, it was not red.") == [
+        ("No, it ", None),
+        ("is", "-"),
+        ("was not", "+"),
+        (" red.", None),
+    ]
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_a_diff_holds_both_texts(first: str, second: str) -> None:
+    parts = text_diff(first, second)
+    assert "".join(text for text, kind in parts if kind != "+") == first
+    assert "".join(text for text, kind in parts if kind != "-") == second
+
+
+def test_each_checkpoint_sees_its_own_answers_only(workbench: Workbench) -> None:
+    ids = ids_of(workbench)
+    chat = Chat(system="Be brief.").asked("Hello")
+    chat = chat.answered(list(workbench.compare("Hello", [ids["sft"], ids["dpo"]])))
+    said = {n: chat.turns[0].answers[ids[n]].text for n in ("sft", "dpo")}
+    later = chat.asked("And?")
+    for name in ("sft", "dpo"):
+        assert [m["content"] for m in later.conversation(ids[name])] == [
+            "Be brief.",
+            "Hello",
+            said[name],
+            "And?",
+        ]
+    # one that was chosen later has heard nothing of it
+    assert [m["content"] for m in later.conversation(ids["ppo"])] == ["Be brief.", "And?"]
+    assert later.without_last().turns == chat.turns and later.last_prompt == "And?"
+    assert chat.unanswered().conversation(ids["sft"])[-1]["content"] == "Hello"

@@ -1,0 +1,42 @@
+"""Prompts for labelers are read from the files that operators have."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from toolkit.app.judgements.prompts import read_prompts
+from toolkit.errors import DatasetError
+
+
+def write(file: Path, *rows: object) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_line_each(tmp_path: Path) -> None:
+    file = tmp_path / "p.txt"
+    file.write_text("Why?\r\n\n  How? \nWhy?\n" + "x" * 8001)
+    assert read_prompts(file) == ["Why?", "How?"]
+
+
+def test_rows_of_any_format_give_their_prompts(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows = [
+        {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
+        {"prompt": talk[:1], "chosen": talk[1:], "rejected": [talk[1] | {"content": "?"}]},
+        {"prompt": [*talk, talk[0]], "chosen": talk[1:], "rejected": [talk[1] | {"content": "?"}]},
+        {"prompt": "", "chosen": "So.", "rejected": "No."},
+    ]
+    text = write(tmp_path / "text.jsonl", rows[0], rows[3], rows[0] | {"prompt": "Who?"})
+    assert read_prompts(text) == ["Why?", "Who?"]
+    assert read_prompts(write(tmp_path / "m.jsonl", rows[1], rows[2])) == ["Hi"]
+    assert read_prompts(write(tmp_path / "alone.jsonl", {"prompt": "When?"})) == ["When?"]
+
+
+def test_no_prompts(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    for name in ("empty.txt", "bytes.txt", "none.txt", "none.jsonl"):
+        with pytest.raises(DatasetError, match=name):
+            read_prompts(tmp_path / name)

@@ -1,0 +1,289 @@
+"""Every acknowledged judgement is on the disk, once, whatever happens to the processes."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.app.logic.judgements import battle, ranking
+from tests.conftest import ROOT
+from toolkit.app.judgements.judgement import judged, parse_order
+from toolkit.app.judgements.store import READ_ONLY, VERSION, Store, Tally
+from toolkit.errors import ConfigError, DatasetError
+
+PROCESSES, VOTES = 8, 200
+WRITER = """
+import sys
+from pathlib import Path
+from tests.app.logic.judgements import battle
+from toolkit.app.judgements.store import Store
+store, who = Store(Path(sys.argv[1])), sys.argv[2]
+for i in range(int(sys.argv[3])):
+    for shared in ("", "shared "):  # the second is voted on by every process
+        id = f"{shared}{'' if shared else who} {i}"
+        store.add(battle(id, "sft", "dpo", "ab"[i % 2]))
+        print(id, flush=True)
+"""
+
+
+def test_what_is_stored_comes_back_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new" / "j.sqlite")
+    kept = [
+        battle("1", "sft", "base", "b", reason="Füß\n<b>", labeler="é"),
+        battle("2", "sft", "dpo", "skip"),
+        ranking(
+            *("3", "sft sft dpo base", (2, 1, 2, 3)),
+            likert=(7, None, 1, 2),
+            flags=((), ("harmful", "off_task"), (), ()),
+        ),
+    ]
+    assert [store.add(j) for j in kept] == [True, True, True]
+    assert Store(store.path).all() == kept
+    assert store.count() == 3
+    assert store.get("3") == kept[2]
+    assert store.get("4") is None
+
+
+def test_what_judgements_share_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "j.sqlite")
+    said = [battle(f"{n}", "sft", "dpo", "a", asked=f"Why {n % 3}?") for n in range(30)]
+    for judgement in said:
+        store.add(judgement)
+    read: list[str] = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: read.append(text) or loads(text))
+    assert store.all() == said
+    assert len(read) == 30 + 3 + 1 + 1  # answers; prompts, a sampling, a base
+
+
+def test_a_tally_counts_what_there_is(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.sqlite")
+    assert store.tally() == Tally({}, 0, 0, 0, 0)
+    said = [("a", "me"), ("a", ""), ("both_bad", "you"), ("skip", "me")]
+    for number, (verdict, labeler) in enumerate(said):
+        asked = f"Prompt {number // 2}?"
+        store.add(battle(f"b{number}", "sft", "dpo", verdict, labeler=labeler, asked=asked))
+    store.add(ranking("r0", "sft dpo sft dpo base", (1, 2, 2, 3, 4), asked="Prompt 0?"))
+    store.add(ranking("r1", "sft dpo sft dpo", (1, 2, 2, 3), asked="Prompt 9?"))
+    assert store.tally() == Tally({"a": 2, "both_bad": 1, "skip": 1}, 2, 9, 3, 2)
+    assert store.tally().judgements == 6 == len(store.all())
+
+
+def test_the_same_vote_twice_is_one_row_and_another_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.sqlite")
+    first = battle("1", "sft", "dpo", "a", time="2026-01-01T00:00:00Z")
+    assert store.add(first)
+    assert not store.add(battle("1", "sft", "dpo", "a", time="2026-01-01T00:00:09Z"))
+    with pytest.raises(ConfigError, match="judged before, and otherwise"):
+        store.add(battle("1", "sft", "dpo", "b"))
+    assert store.all() == [first]
+
+
+def test_writes_wait_for_the_disk_in_a_write_ahead_log(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.sqlite")
+    with store._connection() as db:
+        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        assert db.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
+
+
+def test_eight_processes_vote_and_one_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "j.sqlite"
+    words = [sys.executable, "-c", WRITER, str(file)]
+    writers, said = [], []
+    for number in range(PROCESSES):  # none waits for the others: they also race to make the file
+        out = tmp_path / f"{number}.out"
+        said.append(out)
+        with out.open("w") as stdout:
+            command = [*words, str(number), str(VOTES)]
+            writers.append(subprocess.Popen(command, stdout=stdout, cwd=ROOT))
+    victim = said[0]
+    while len(victim.read_text().splitlines()) < 40:
+        assert writers[0].poll() is None
+        time.sleep(0.005)
+    os.kill(writers[0].pid, signal.SIGKILL)
+    codes = [writer.wait(120) for writer in writers]
+    assert codes == [-signal.SIGKILL] + [0] * (PROCESSES - 1)
+    acknowledged = {line for out in said for line in out.read_text().split("\n")[:-1]}
+    assert len(acknowledged) >= (PROCESSES - 1) * VOTES + VOTES + 20
+    assert len(victim.read_text().splitlines()) < 2 * VOTES
+    ids = [j.id for j in Store(file).all()]
+    assert len(ids) == len(set(ids))
+    assert acknowledged <= set(ids)
+    assert len(set(ids) - acknowledged) <= 1  # stored, and killed before it could say so
+    with sqlite3.connect(file) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def _vote(file: Path, verdict: str) -> str:
+    try:
+        return str(Store(file).add(battle("same", "sft", "dpo", verdict)))
+    except ConfigError:
+        return "refused"
+
+
+def test_of_different_votes_at_once_one_stands(tmp_path: Path) -> None:
+    file = tmp_path / "j.sqlite"
+    Store(file)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        found = pool.starmap(_vote, [(file, v) for v in ("a", "b", "a", "tie") * 5])
+    assert found.count("True") == 1
+    assert "refused" in found
+    assert Store(file).count() == 1
+
+
+@pytest.mark.parametrize("damage", ["text", "head", "middle"])
+def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "j.sqlite"
+    store = Store(file)
+    for i in range(200):
+        store.add(battle(str(i), "sft", "dpo", "a", reason="x" * 500))
+    bytes_ = bytearray(file.read_bytes())
+    if damage == "text":
+        bytes_ = bytearray(b"not a database at all, but some notes of mine" * 40)
+    elif damage == "head":
+        bytes_[:100] = b"\xff" * 100
+    else:
+        bytes_[4096:40960] = b"\xff" * (40960 - 4096)
+    file.write_bytes(bytes_)
+    with pytest.raises(DatasetError, match=r"j\.sqlite: damaged, or no database .* move it away"):
+        Store(file)
+    assert file.read_bytes() == bytes_
+
+
+def test_a_database_of_something_else_or_of_a_later_version(tmp_path: Path) -> None:
+    other = tmp_path / "other.sqlite"
+    with sqlite3.connect(other) as db:
+        db.execute("CREATE TABLE recipes (cake TEXT)")
+    before = other.read_bytes()
+    with pytest.raises(DatasetError, match="not of judgements"):
+        Store(other)
+    assert other.read_bytes() == before
+    later = tmp_path / "later.sqlite"
+    Store(later)
+    with sqlite3.connect(later) as db:
+        db.execute(f"PRAGMA user_version = {VERSION + 1}")
+    with pytest.raises(DatasetError, match=f"version {VERSION + 1}, and this program knows"):
+        Store(later)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "j.sqlite"):
+        with pytest.raises(DatasetError, match="cannot be used"):
+            Store(path)
+
+
+def _as_nobody(work: Callable[[], list[object]]) -> list[object]:
+    """What `work` returns in a process that may not write everywhere, as root may."""
+    with multiprocessing.get_context("fork").Pool(1, _drop_root) as pool:
+        return pool.apply(work)
+
+
+def _drop_root() -> None:
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def _try(file: Path) -> list[object]:
+    store = Store(file)
+    try:
+        store.add(battle("new", "sft", "dpo", "a"))
+    except DatasetError as error:
+        return [store.count(), [j.id for j in store.all()], store.get("none"), str(error)]
+    return ["stored"]
+
+
+def test_where_nothing_can_be_written_the_store_opens_and_refuses() -> None:
+    with tempfile.TemporaryDirectory() as name:  # tmp_path's own parents are closed to others
+        folder = Path(name)
+        kept = Store(folder / "kept # ?.sqlite")
+        kept.add(battle("old", "sft", "dpo", "b"))
+        folder.chmod(0o555)
+        try:
+            for file, ids in ((folder / "new" / "j.sqlite", []), (kept.path, ["old"])):
+                count, found, none, said = _as_nobody(partial(_try, file))
+                assert (count, found, none) == (len(ids), ids, None)
+                assert said == READ_ONLY.format(path=file)
+        finally:
+            folder.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("order", "ranks"),
+    [
+        ("3 > 1 = 2 > 4", (2, 2, 1, 3)),
+        ("4>3>2>1", (4, 3, 2, 1)),
+        (" 1=2 =3= 4 ", (1, 1, 1, 1)),
+    ],
+)
+def test_an_order_is_read(order: str, ranks: tuple[int, ...]) -> None:
+    assert parse_order(order, 4) == ranks
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ("", "'nothing'"),
+        (None, "'nothing'"),
+        ("1 > 2 > 3", "4 missing"),
+        ("1 > 2 > 2 > 3", "answer 2 stands twice"),
+        ("1 > 5 > 2 > 3", "from 1 to 4"),
+        ("1 > 2 > 3 > 4 >", "'nothing'"),
+        ("1, 2, 3, 4", "from 1 to 4"),
+        ("1 > -2", "'-2'"),
+        ("1 > " + "9" * 5000, "from 1 to 4"),
+    ],
+)
+def test_an_order_that_is_none(order: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_order(order, 4)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"ranks": (1, 2, 3)},
+        {"ranks": (0, 1, 2, 3)},
+        {"ranks": (2, 2, 2, 3)},
+        {"ranks": (1, True, 2, 3)},
+        {"ranks": "1234"},
+        {"ranks": (1, 2, 3, 10**9)},
+        {"ranks": (1, 2, 3, 4), "likert": (8, 1, 1, 1)},
+        {"ranks": (1, 2, 3, 4), "likert": (1,)},
+        {"ranks": (1, 2, 3, 4), "flags": [["nice"], [], [], []]},
+        {"ranks": (1, 2, 3, 4), "flags": ["harmful", [], [], []]},
+    ],
+)
+def test_a_ranking_that_cannot_be(said: dict[str, object]) -> None:
+    asked = ranking("1", "sft sft dpo base", None)
+    with pytest.raises(ConfigError):
+        judged(asked, time="", **said)  # type: ignore[arg-type]
+
+
+def test_what_a_labeler_writes_is_cut_and_printable() -> None:
+    asked = battle("1", "sft", "dpo", None)
+    found = judged(
+        asked,
+        verdict="a",
+        reason="x\0\ud800\n" * 3000,
+        labeler=" A\nnn ",
+        likert=[None] * 2,
+        time="t",
+    )
+    assert found.labeler == "Ann"
+    assert len(found.reason) == 2000 and "\0" not in found.reason and "x?\nx" in found.reason
+    assert found.likert is None

@@ -1,0 +1,165 @@
+"""Strict parsing: what TRL lets through in silence is one clear line here."""
+
+from dataclasses import dataclass
+
+import pytest
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
+
+from toolkit.errors import ConfigError
+from toolkit.options.arguments import StartArguments
+from toolkit.options.command_line import parse
+
+CLASSES = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, StartArguments)
+
+
+@pytest.fixture
+def read(tmp_path):
+    def go(text, *words):
+        file = tmp_path / "config.yaml"
+        file.write_text(text, encoding="utf-8")
+        return parse(CLASSES, [f"--config={file}", *words])
+
+    return go
+
+
+def test_yaml_then_command_line(read):
+    script, training, model, _, start = read(
+        "dataset_name: world:demonstrations\nlora_r: 8\nlearning_rate: 1e-5\nparent: runs/x",
+        "--lora_r",
+        "4",
+        "--output_dir",
+        "runs/y",
+    )
+    assert (script.dataset_name, model.lora_r, start.parent) == (
+        "world:demonstrations",
+        4,
+        "runs/x",
+    )
+    assert training.learning_rate == 1e-5  # YAML reads 1e-5 as text
+    assert training.output_dir == "runs/y"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora_r: 3.7", "`lora_r` must be int, got 3.7 (float)"),
+        ("use_peft: 5", "`use_peft` must be bool, got 5 (int)"),
+        ("dtype: floatt16", "`dtype` must be one of auto, bfloat16"),
+        ("lora_rr: 3", "unknown option `lora_rr`; did you mean `lora_r`?"),
+        ("learning_rate: fast", "`learning_rate` must be float"),
+        ("lora_target_modules: [q_proj, 3]", "`lora_target_modules`[1] must be str"),
+        ("datasets: [{path: x, nam: y}]", "unknown option `nam`; did you mean `name`?"),
+        ("datasets: [{name: y}]", "`path` is missing"),
+        ("datasets: x", "`datasets` must be list"),
+        ("env: {A: 1}", "`env` is not read"),
+        ("[1, 2]", "expected a mapping"),
+        ("a: [", "not a YAML file"),
+        ("lr_scheduler_type: cosin", "`lr_scheduler_type` must be one of linear, cosine"),
+        ("optim: bogus", "`optim` must be one of adamw_torch, "),
+        ("bf16: true\nfp16: true", "At most one of fp16 and bf16"),
+    ],
+)
+def test_wrong_yaml_is_one_clear_line(read, text, message):
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lora_r", "x"], "invalid int value: 'x'"),
+        (["--nothing", "1"], "--nothing"),
+        (["--learning_rate", "nan"], "--learning_rate must be a finite number, got nan"),
+        (["--max_grad_norm", "inf"], "--max_grad_norm must be a finite number, got inf"),
+        (["--config"], "needs the path"),
+        (["--config", "no/such.yaml"], "no/such.yaml: cannot read"),
+    ],
+)
+def test_wrong_command_lines_are_one_clear_line(words, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(CLASSES, words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_are_never_executed(tmp_path):
+    file = tmp_path / "evil.yaml"
+    file.write_text(f"output_dir: !!python/object/apply:os.system ['touch {tmp_path}/pwned']")
+    with pytest.raises(ConfigError):
+        parse(CLASSES, ["--config", str(file)])
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_machine_without_gpu_needs_no_option(read):
+    import torch
+
+    _, training, *_ = read("output_dir: x")
+    assert training.use_cpu == (not torch.cuda.is_available())
+
+
+@dataclass
+class Precision:
+    """The options of TRL's configs that a machine decides, without their look at the real GPU."""
+
+    output_dir: str = "x"
+    use_cpu: bool = False
+    bf16: bool | None = None
+    fp16: bool = False
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "bf16", "fp16"),
+    [
+        ("", [], False, True),
+        ("bf16: true", [], True, False),
+        ("bf16: false", [], False, False),
+        ("fp16: false", [], False, False),
+        ("fp16: true", [], False, True),
+        ("", ["--bf16", "true"], True, False),
+        ("", ["--bf16=false"], False, False),
+        ("", ["--fp16", "true", "--output_dir", "bf16"], False, True),
+    ],
+)
+def test_a_card_that_emulates_bf16_gets_fp16_unless_told_otherwise(
+    tmp_path, monkeypatch, text, words, bf16, fp16
+):
+    def as_a_t4(including_emulation=True):
+        return including_emulation
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", as_a_t4)
+    file = tmp_path / "config.yaml"
+    file.write_text(text or "{}")
+    (found,) = parse([Precision], ["--config", str(file), *words])
+    assert (found.use_cpu, found.bf16, found.fp16) == (False, bf16, fp16)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    (found,) = parse([Precision], [])
+    assert (found.bf16, found.fp16) == (None, False)
+
+
+def test_resume_may_be_a_switch(read):
+    _, training, *_ = read("resume_from_checkpoint: true")
+    assert training.resume_from_checkpoint is True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "trust_remote_code: true",
+        'trust_remote_code: "yes"',
+        "model_init_kwargs: {trust_remote_code: true}",
+        "model_init_kwargs: {more: [{trust_remote_code: true}]}",
+    ],
+)
+def test_no_file_switches_on_code_that_comes_with_a_model(read, text):
+    with pytest.raises(ConfigError, match=r"not read from a file.*--trust_remote_code true"):
+        read(text)
+
+
+def test_the_command_line_does(read):
+    _, training, *_ = read("trust_remote_code: false\nlora_r: 8", "--trust_remote_code", "true")
+    assert training.trust_remote_code is True
+    _, training, *_ = read("lora_r: 8")
+    assert training.trust_remote_code is False

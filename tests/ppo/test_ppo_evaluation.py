@@ -1,0 +1,107 @@
+"""Evaluation while training: five numbers and the samples, against each row worked out alone."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+
+from tests.ppo.separate_models import (
+    keep_rollouts,
+    kls_of,
+    lengths_of,
+    logprobs_of,
+    make_ragged,
+    scores_of,
+    unended,
+)
+from tests.ppo.setup import make, prompts
+from toolkit.models.roles import POLICY, REWARD
+from toolkit.sampling.generation import encode_prompt
+
+TEMPERATURE = 0.8
+BETA = 0.7
+NAMES = ("What is", "Say", "Tell me of", "Where is the bird called")
+HELD_OUT = [f"{name} {number}?" for number in (1, 2, 3) for name in NAMES]
+
+
+@pytest.fixture
+def trainer(ppo_roles, tokenizer, tmp_path):
+    """With a KL, penalties, a clip that some scores meet, and a β that was steered away from `kl_coef`."""
+    make_ragged(ppo_roles)
+    trainer = make(
+        ppo_roles,
+        tokenizer,
+        prompts(),
+        tmp_path,
+        held_out=Dataset.from_dict(
+            {"prompt": [[{"role": "user", "content": text}] for text in HELD_OUT]}
+        ),
+        temperature=TEMPERATURE,
+        kl_coef=0.3,
+        reward_clip=0.5,
+        length_penalty=0.25,
+        missing_eos_penalty=1.5,
+        local_rollout_forward_batch_size=5,
+    )
+    trainer.maker.control.coef = BETA
+    return trainer
+
+
+def samples(folder):
+    return [json.loads(row) for row in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def test_the_five_numbers_are_means_over_the_held_out_rows(trainer, monkeypatch):
+    kept = keep_rollouts(monkeypatch)
+    metrics = trainer.evaluate()
+    (found,) = kept
+    scores, kls = scores_of(trainer.roles, REWARD, found), kls_of(trainer.roles, found, TEMPERATURE)
+    lengths, open_ended = lengths_of(found), unended(found)
+    assert (scores.abs() > 0.5).any() and (scores.abs() < 0.5).any()
+    assert 0 < open_ended.mean() < 1 and lengths.min() < lengths.max() and kls.mean().abs() > 0.1
+    left = scores.clamp(-0.5, 0.5) - 0.25 * lengths - 1.5 * open_ended
+    expected = {
+        "scores": scores.mean(),
+        "kl": kls.mean(),
+        "rlhf_reward": (left - BETA * kls).mean(),
+        "length": lengths.mean(),
+        "ended": 1 - open_ended.mean(),
+    }
+    expected = {f"eval_objective/{name}": value.item() for name, value in expected.items()}
+    assert metrics == pytest.approx(expected, abs=1e-4)
+    assert len({round(value, 2) for value in expected.values()}) == 5
+
+
+def test_each_sample_is_a_prompt_with_its_own_answer_and_score(
+    trainer, tokenizer, monkeypatch, tmp_path
+):
+    kept = keep_rollouts(monkeypatch)
+    trainer.evaluate()
+    (found,), rows = kept, samples(tmp_path)
+    scores = scores_of(trainer.roles, REWARD, found).tolist()
+    assert len(rows) == len(HELD_OUT) == len({str(row["completion"]) for row in rows})
+    for number, (row, text) in enumerate(zip(rows, HELD_OUT, strict=True)):
+        prompt, said = [{"role": "user", "content": text}], found.completions[number]
+        assert row["step"] == 0
+        assert row["prompt"] == prompt
+        assert found.prompts[number] == encode_prompt(tokenizer, prompt)
+        answer = tokenizer.decode(said, skip_special_tokens=True)
+        assert row["completion"] == [{"role": "assistant", "content": answer}]
+        assert row["score"] == pytest.approx(scores[number], abs=2e-4)
+        # and it is this prompt that it was drawn for
+        own = logprobs_of(trainer.roles, POLICY, found.prompts[number], said, TEMPERATURE)
+        torch.testing.assert_close(found.logprobs[number, : len(said)], own, atol=1e-4, rtol=1e-4)
+
+
+def test_two_evaluations_of_one_policy_are_equal_and_leave_the_random_stream_alone(
+    trainer, tmp_path
+):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = trainer.evaluate()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert trainer.evaluate() == first
+    rows = samples(tmp_path)
+    assert rows[: len(HELD_OUT)] == rows[len(HELD_OUT) :]

@@ -1,0 +1,110 @@
+"""What a run that goes on must have in common with the one that stopped."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from tests.ppo.test_ppo_options import make, prompts
+from toolkit.errors import CheckpointError
+from toolkit.models.roles import REFERENCE, REWARD
+from toolkit.ppo.checkpoints import SAME_ON_RESUME
+from toolkit.ppo.config import PPOConfig
+
+SAVING = {"save_strategy": "steps", "save_steps": 4, "total_episodes": 16}
+OTHER = {"per_device_train_batch_size": 8, "value_role": "zero", "kl_estimator": "k3"} | {
+    "reward_aggregation": "min",
+    "reward_weights": [0.5],
+    "lr_scheduler_type": "cosine",
+    "lr_scheduler_kwargs": {"num_cycles": 2},
+    "optim": "sgd",
+}
+
+
+@pytest.fixture
+def stopped(make_ppo_roles, tokenizer, tmp_path):
+    """The last checkpoint of a run."""
+    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING).train()
+    return max(tmp_path.glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]))
+
+
+def test_resume_with_another_setting_is_refused_and_the_setting_named(
+    stopped, make_ppo_roles, tokenizer, tmp_path
+):
+    """Every one of the list, each changed by itself."""
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING)
+    names = {f.name for f in dataclasses.fields(PPOConfig)}
+    for name in SAME_ON_RESUME:
+        assert name in names
+        kept = getattr(trainer.args, name)
+        other = OTHER.get(name, 1.5 if kept is None else not kept if kept is True else None)
+        other = kept + 1 if other is None else other
+        setattr(trainer.args, name, other)
+        vars(trainer).pop("_settings", None)
+        was = re.escape(f"was made with `{name}` {getattr(kept, 'value', kept)}, this run has")
+        with pytest.raises(CheckpointError, match=was):
+            trainer._check_fits(stopped)
+        setattr(trainer.args, name, kept)
+    vars(trainer).pop("_settings", None)
+    trainer._check_fits(stopped)
+
+
+@pytest.mark.parametrize("role", [REFERENCE, REWARD])
+def test_resume_beside_another_reference_or_reward_is_refused(
+    stopped, make_ppo_roles, tokenizer, tmp_path, role
+):
+    roles = make_ppo_roles()
+    with torch.no_grad():
+        name = f".{role}."
+        weight = next(p for n, p in roles.model.named_parameters() if name in n)
+        weight.flatten()[0] += 1e-4
+    trainer = make(roles, tokenizer, prompts(), tmp_path, **SAVING)
+    with pytest.raises(CheckpointError, match=f"made with `weights of {role}` "):
+        trainer.train(resume_from_checkpoint=str(stopped))
+    assert stopped.is_dir()
+
+
+def test_resume_from_a_checkpoint_that_recorded_less_compares_what_it_has(
+    stopped, make_ppo_roles, tokenizer, tmp_path
+):
+    file = stopped / "ppo_state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    state["settings"] = {"seed": state["settings"]["seed"]}
+    file.write_text(json.dumps(state), encoding="utf-8")
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING, gamma=0.9)
+    trainer._check_fits(stopped)
+
+
+def praise(completions, **_):
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"reward_funcs": [praise]}, r"`reward_funcs` \[\], this run has \['praise'\]"),
+        ({"ptx_texts": ["Rain falls.", "Snow falls."]}, r"`pretraining texts` 0 \(.*has 2 \("),
+    ],
+)
+def test_resume_with_another_source_of_learning_is_refused(
+    stopped, make_ppo_roles, tokenizer, tmp_path, more, named
+):
+    coefficient = {"ptx_coef": 0.1} if "ptx_texts" in more else {}
+    trainer = make(
+        make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING, **more, **coefficient
+    )
+    if coefficient:  # that it is another is noticed first
+        trainer.args.ptx_coef = 0.0
+    with pytest.raises(CheckpointError, match=named):
+        trainer._check_fits(stopped)
+
+
+def test_more_episodes_and_another_gradient_norm_are_taken(
+    stopped, make_ppo_roles, tokenizer, tmp_path
+):
+    settings = SAVING | {"total_episodes": 24, "max_grad_norm": 0.5}
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **settings)
+    trainer.train(resume_from_checkpoint=str(stopped))
+    assert trainer.state.global_step == 12

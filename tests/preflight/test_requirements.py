@@ -1,0 +1,281 @@
+"""What a recipe refuses at once, `recipes/check.py` refuses too, in the same words."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.preflight.test_check import WORLD, load_check, stage_of
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.options.arguments import LabelArguments
+from toolkit.preflight.check import check_stage
+from toolkit.preflight.report import Needy, planner
+from toolkit.preflight.requirements import opening
+from toolkit.preflight.stages import find_stages
+from toolkit.runs.run import ADAPTER_FILES, ENSEMBLE, Run
+
+
+@pytest.fixture(autouse=True)
+def _at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+PAIRS = ["--dataset_name", "world:comparisons"]
+STREAM = ["--dataset_streaming", "true"]
+
+
+def recipe_main(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def unfinished(folder, adapter):
+    """A run that was interrupted, with an adapter in it."""
+    shutil.copytree(adapter, folder)
+    Run(folder, "sft", state="failed").save()
+    return folder
+
+
+@pytest.fixture
+def bad(tmp_path, sft_run, reward_run):
+    """Arguments that no run can begin with: recipe, words, what is said of them."""
+    died = unfinished(tmp_path / "died", sft_run)
+    (died / "checkpoint-5").mkdir()
+    new_rank = ["--use_peft", "true", "--lora_r", "3"]
+    return {
+        "adapter options": ("dpo", ["--parent", sft_run, *new_rank], "would have no effect"),
+        "unfinished parent": ("dpo", ["--parent", died], "is not finished but failed"),
+        "no adapter": ("sft", ["--use_peft", "false"], "only adapters are trained"),
+        "demonstrations": (
+            "reward",
+            ["--parent", sft_run, "--demonstrations", tmp_path / "no.jsonl"],
+            "no.jsonl: no such file",
+        ),
+        "no reward model": (
+            "ppo",
+            ["--parent", sft_run, "--reward_model", sft_run],
+            "so it is no reward model",
+        ),
+        "no texts": (
+            "ppo",
+            ["--parent", sft_run, "--reward_model", reward_run, "--ptx_coef", "0.5"],
+            "no pretraining texts",
+        ),
+        "an empty batch": (
+            "sft",
+            ["--per_device_train_batch_size", "0"],
+            "`per_device_train_batch_size` must be at least 1, got 0",
+        ),
+        "no epoch": ("sft", ["--num_train_epochs", "0"], "nothing would be trained"),
+        "a stream without an end": ("sft", STREAM, "`dataset_streaming` needs `max_steps`"),
+        "a stream of rankings": (
+            "reward",
+            ["--parent", sft_run, "--max_steps", "2", *STREAM],
+            "a ranking's pairs must be together",
+        ),
+        "a stream for workers": (
+            "sft",
+            ["--max_steps", "2", "--dataloader_num_workers", "1", *STREAM],
+            "its rows are counted in this process",
+        ),
+        "a batch of one": (
+            "kto",
+            ["--parent", sft_run, "--per_device_train_batch_size", "1"],
+            "`per_device_train_batch_size` must be at least 2",
+        ),
+        "another order": (
+            "kto",
+            ["--parent", sft_run, "--train_sampling_strategy", "random"],
+            "`train_sampling_strategy` must be sequential",
+        ),
+        "somebody's checkpoints": (
+            "dpo",
+            ["--parent", sft_run, "--output_dir", died],
+            "checkpoint-5 of a run that did not finish",
+        ),
+    }
+
+
+CASES = [
+    "adapter options", "unfinished parent", "no adapter", "demonstrations",
+    "no reward model", "no texts", "an empty batch", "no epoch",
+    "a batch of one", "another order",
+    "a stream without an end", "a stream of rankings",
+    "a stream for workers", "somebody's checkpoints",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_check_refuses_what_the_recipe_refuses(name, bad, tiny_base, tmp_path, capsys):
+    recipe, words, message = bad[name]
+    own = [] if "--output_dir" in words else ["--output_dir", tmp_path / "run"]
+    if recipe in ("dpo", "reward"):
+        own += PAIRS
+    words = [str(w) for w in ("--model_name_or_path", tiny_base, *own, *words)]
+    with pytest.raises(ToolkitError, match=message) as raised:
+        recipe_main(recipe)(*stage_of(recipe, *words).configs)
+    assert not (tmp_path / "run").exists()
+    assert load_check().main(f"{WORLD}/{recipe}.yaml", words, recipe, None) == 2
+    assert str(raised.value) in capsys.readouterr().out
+
+
+def test_check_refuses_rows_of_demonstrations_that_the_recipe_refuses(
+    tiny_base, sft_run, tmp_path, capsys
+):
+    file = tmp_path / "shown.jsonl"
+    file.write_text(json.dumps({"prompt": "Q", "completion": ""}) + "\n", encoding="utf-8")
+    words = ["--model_name_or_path", tiny_base, "--parent", sft_run, "--demonstrations", file]
+    words += ["--max_rows", 16, "--output_dir", tmp_path / "run"]
+    words = [str(w) for w in (*PAIRS, *words)]
+    assert load_check().main(f"{WORLD}/reward.yaml", words, "reward", None) == 2
+    assert "shown.jsonl" in capsys.readouterr().out.split("error: ")[1]
+
+
+def test_what_an_interrupted_run_has_is_continued_not_refused(tmp_path, tiny_base, sft_run):
+    died = unfinished(tmp_path / "run", sft_run)
+    (died / "checkpoint-5").mkdir()
+    words = ["--model_name_or_path", tiny_base, "--parent", sft_run, "--output_dir", died]
+    words += PAIRS
+    with pytest.raises(ToolkitError, match="did not finish"):
+        opening("dpo", stage_of("dpo", *words).configs)
+    resumed = stage_of("dpo", *words, "--resume_from_checkpoint", "true").configs
+    for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt", "trainer_state.json"):
+        (died / "checkpoint-5" / name).write_text("{}", encoding="utf-8")
+    assert opening("dpo", resumed) == str(died / "checkpoint-5")
+    Run(died, "dpo", state="finished").save()
+    assert opening("dpo", stage_of("dpo", *words).configs) is None
+
+
+@pytest.mark.parametrize("recipe", ["sft", "reward", "ppo", "dpo"])
+def test_several_gpus_are_refused_and_one_is_not(monkeypatch, sft_run, reward_run, recipe):
+    words = [] if recipe == "sft" else ["--parent", str(sft_run)]
+    words += ["--reward_model", str(reward_run)] if recipe == "ppo" else []
+    words += PAIRS if recipe in ("reward", "dpo") else []
+    stage = stage_of(recipe, *words)
+    stage.training.use_cpu = False
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"2 GPUs are visible.*CUDA_VISIBLE_DEVICES=0"):
+        opening(recipe, stage.configs)
+    with pytest.raises(ConfigError, match="2 GPUs are visible"):
+        recipe_main(recipe)(*stage.configs)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    opening(recipe, stage.configs, made_before={})
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    stage.training.use_cpu = True
+    opening(recipe, stage.configs, made_before={})
+    assert stage.model.device_map is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    opening(recipe, stage.configs, made_before={})
+    assert stage.model.device_map == "cpu"  # the base stays off the card, too
+
+
+def ensemble_of(folder, reward_run, members=2):
+    for number in range(members):
+        shutil.copytree(reward_run, folder / f"member-{number}")
+    Run(folder, ENSEMBLE, state="finished", config={"ensemble": members}).save()
+    return folder
+
+
+def test_an_ensemble_is_checked_by_its_members(tiny_base, sft_run, reward_run, tmp_path):
+    folder = ensemble_of(tmp_path / "several", reward_run)
+    words = ["--model_name_or_path", tiny_base, "--parent", sft_run, "--reward_model", folder]
+    stage = stage_of("ppo", *words, "--output_dir", tmp_path / "run", "--max_rows", 16)
+    found = check_stage(stage)
+    assert found.errors == []
+    members = [f"{folder}/member-{i}: an adapter of this base" for i in range(2)]
+    assert [note for note in found.notes if "member-" in note] == members
+
+
+def pipeline_of(tmp_path, base, **stages):
+    """A pipeline's YAML with stages in order: recipe and options."""
+    file, made = tmp_path / "pipeline.yaml", {}
+    for name, (recipe, options) in stages.items():
+        options = {"model_name_or_path": str(base)} | options
+        made[name] = {
+            "recipe": recipe,
+            "config": f"{WORLD}/{recipe}.yaml",
+            "options": options,
+        }
+    content = {"output_dir": str(tmp_path / "out"), "seed": 0, "stages": made}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return str(file)
+
+
+def test_a_stage_after_dpo_has_the_adapter_that_sft_will_make(tiny_base, tmp_path, capsys):
+    shape = {"use_peft": True, "lora_r": 3}
+    file = pipeline_of(
+        tmp_path,
+        tiny_base,
+        sft=("sft", shape),
+        first=("dpo", {"parent": "{sft}", "dataset_name": "world:comparisons"}),
+        second=("dpo", {"parent": "{first}", "dataset_name": "world:comparisons"}),
+    )
+    stages = find_stages(file)
+    parent, model = stages[2].starting_adapter()
+    assert parent is None
+    assert model.lora_r == 3
+    assert load_check().main(file, [], None, None) == 0
+    said = capsys.readouterr().out
+    assert said.count("predicted peak") == 3
+    assert "not predicted" not in said
+
+
+@pytest.mark.parametrize("recipe", ["evaluate", "label"])
+def test_a_wrong_option_of_a_stage_that_trains_nothing_is_refused_too(recipe, tiny_base, tmp_path):
+    options = {"runs": ["{sft}"]} if recipe == "evaluate" else {"parent": "{sft}"}
+    stages = {"sft": ("sft", {"use_peft": True}), "last": (recipe, options)}
+    assert len(find_stages(pipeline_of(tmp_path, tiny_base, **stages))) == 1
+    stages["last"] = (recipe, options | {"temperature": -1})
+    with pytest.raises(ConfigError, match="`temperature` must be"):
+        find_stages(pipeline_of(tmp_path, tiny_base, **stages))
+
+
+def test_an_ensemble_to_come_has_all_its_members(tiny_base, tmp_path):
+    file = pipeline_of(
+        tmp_path,
+        tiny_base,
+        sft=("sft", {"use_peft": True}),
+        reward=("reward", {"parent": "{sft}", "dataset_name": "world:comparisons", "ensemble": 3}),
+        ppo=("ppo", {"parent": "{sft}", "reward_model": "{reward}"}),
+    )
+    stage = find_stages(file)[2]
+    opening("ppo", stage.configs, made_before=stage.made_before)
+    assert stage.rewards == [f"{tmp_path}/out/reward/member-{i}" for i in range(3)]
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    from toolkit.preflight.fit import Memory
+
+    rows, tokenizer = (
+        Dataset.from_list([{"prompt_ids": [5] * 4}]),
+        AutoTokenizer.from_pretrained(tiny_base),
+    )
+    plan = planner(
+        stage, tokenizer, Needy.of(stage, rows, [4]), Memory(1 << 30, "a card", cuda=False)
+    )
+    assert len(plan.rehearsals[0].roles.rewards) == 3
+
+
+def test_rankings_to_come_have_as_many_answers_as_are_labelled(tiny_base, tmp_path):
+    from transformers import AutoTokenizer
+
+    from toolkit.preflight.check import full_rows
+
+    file = pipeline_of(
+        tmp_path,
+        tiny_base,
+        sft=("sft", {"use_peft": True}),
+        label=("label", {"parent": "{sft}", "completions": 3, "base_completions": 1}),
+        reward=("reward", {"parent": "{sft}", "dataset_name": "{label}"}),
+    )
+    stage = find_stages(file)[1]
+    assert isinstance(stage.made_before[str(tmp_path / "out" / "label")], LabelArguments)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    vices = stage.made_before[str(tmp_path / "out" / "label")].written_vices
+    assert len(full_rows(stage, tokenizer)[0]["ids"]) == 3 + 1 + vices
+    stage.start.shuffle_pairs = True
+    assert len(full_rows(stage, tokenizer)[0]["ids"]) == 2

@@ -1,0 +1,266 @@
+"""The pipeline's YAML and what makes a stage run again."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+
+from tests.conftest import ROOT
+from toolkit.errors import CheckpointError, ConfigError, ToolkitError
+from toolkit.pipeline import Pipeline, run_pipeline
+from toolkit.runs.resuming import last_checkpoint
+from toolkit.runs.run import ADAPTER_FILES, Run
+
+GOOD = """
+output_dir: {out}
+seed: 0
+stages:
+  sft:
+    recipe: sft
+    config: {config}
+  ppo:
+    recipe: ppo
+    config: {config}
+    options: {{parent: "{{sft}}", runs: ["{{sft}}", x]}}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    config = tmp_path / "stage.yaml"
+    config.write_text("seed: 1\n")
+
+    def go(text):
+        file = tmp_path / "pipeline.yaml"
+        file.write_text(text.format(out=tmp_path / "runs", config=config))
+        return file
+
+    return go
+
+
+def test_options_name_earlier_stages(write, tmp_path):
+    pipeline = Pipeline.read(str(write(GOOD)))
+    words = pipeline.command(pipeline.stages[1])
+    assert words[words.index("--parent") + 1] == str(tmp_path / "runs" / "sft")
+    at = words.index("--runs")
+    assert words[at + 1 : at + 3] == [str(tmp_path / "runs" / "sft"), "x"]
+    assert words[words.index("--output_dir") + 1] == str(tmp_path / "runs" / "ppo")
+    other = Pipeline.read(str(write(GOOD)), seed=3, output_dir="elsewhere")
+    words = other.command(other.stages[0])
+    assert words[words.index("--seed") + 1] == "3"
+    assert words[words.index("--output_dir") + 1] == "elsewhere/sft"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("recipe: ppo", "recipe: grpo", "`recipe` must be one of sft"),
+        ("{{sft}}", "{{dpo}}", "names stage `dpo`, which is not an earlier stage"),
+        ("seed: 0", "seed: x", "`seed` must be int"),
+        ("seed: 0", "sead: 0", "unknown key `sead`"),
+        ("config: {config}", "config: no.yaml", "`config` no.yaml does not exist"),
+        ("    recipe: sft\n", "", "`recipe` must be str"),
+    ],
+)
+def test_mistakes_are_named(write, before, after, message):
+    with pytest.raises(ConfigError, match=message):
+        Pipeline.read(str(write(GOOD.replace(before, after))))
+
+
+def test_a_changed_config_changes_its_stage_and_all_that_follow(write, tmp_path):
+    file = write(GOOD)
+    first = Pipeline.read(str(file))
+    before = [first.fingerprint(i) for i in range(2)]
+    assert before == [Pipeline.read(str(file)).fingerprint(i) for i in range(2)]
+    write(GOOD.replace("runs: [", "runs: [y, "))
+    changed = [Pipeline.read(str(file)).fingerprint(i) for i in range(2)]
+    assert changed[0] == before[0]
+    assert changed[1] != before[1]
+    (tmp_path / "stage.yaml").write_text("seed: 2\n")
+    assert Pipeline.read(str(file)).fingerprint(0) != before[0]
+
+
+def test_changed_data_changes_the_stage_that_names_it(write, tmp_path):
+    file, rows = write(GOOD), tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    (tmp_path / "stage.yaml").write_text(f"dataset_name: {rows}\n")
+    before = Pipeline.read(str(file)).fingerprint(0)
+    rows.write_text("{}\n{}\n")
+    assert Pipeline.read(str(file)).fingerprint(0) != before
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "trust_remote_code: true",
+        '"trust-remote-code": true',
+        '"trust_remote_code=true": []',
+        "runs: [x, --trust_remote_code, true]",
+    ],
+)
+def test_code_that_comes_with_a_model_is_asked_for_on_the_command_line_alone(write, option):
+    text = GOOD.replace('runs: ["{{sft}}", x]', option)
+    assert text != GOOD
+    with pytest.raises(
+        ConfigError, match="stage `ppo`: `trust_remote_code` is not read from a file"
+    ):
+        Pipeline.read(str(write(text)))
+    pipeline = Pipeline.read(str(write(GOOD)), trust_remote_code=True)
+    for stage in pipeline.stages:
+        assert pipeline.command(stage)[-2:] == ["--trust_remote_code", "true"]
+    assert "--trust_remote_code" not in Pipeline.read(str(write(GOOD))).command(pipeline.stages[0])
+
+
+ONE = """
+output_dir: {out}
+seed: 0
+stages:
+  reward:
+    recipe: reward
+    config: {config}
+"""
+
+
+class Stages:
+    """In the place of stages' processes: a run as a recipe makes it, that dies where it is told to."""
+
+    def __init__(self, folder):
+        self.folder, self.dies, self.asked = folder, None, []
+
+    def __call__(self, words, output, more):
+        with mock.patch.dict(os.environ, more):
+            return self.run(words)
+
+    def run(self, words):
+        resume = words[words.index("--resume_from_checkpoint") + 1] == "true"
+        found = last_checkpoint(self.folder, resume)
+        self.asked.append(found is not None)
+        with (
+            contextlib.suppress(RuntimeError),
+            Run.start(self.folder, recipe="reward", resume=found) as run,
+        ):
+            self.die("loading")
+            run.begin()
+            place = self.folder / "checkpoint-2"
+            place.mkdir(exist_ok=True)
+            for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt"):
+                (place / name).write_bytes(b"x")
+            (place / "trainer_state.json").write_text("{}")
+            self.die("training")
+            run.finish()
+            return 0, 1
+        return 2, 1
+
+    def die(self, where):
+        if self.dies == where:
+            raise RuntimeError(where)
+
+
+@pytest.fixture
+def stages(tmp_path, monkeypatch):
+    made = Stages(tmp_path / "runs" / "reward")
+    monkeypatch.setattr("toolkit.pipeline._call", made)
+    return made
+
+
+def test_a_stage_that_died_before_it_began_does_not_go_on_from_the_run_it_replaces(
+    write, tmp_path, stages
+):
+    """The finished run is as it was, and of another configuration."""
+    file = str(write(ONE))
+    run_pipeline(Pipeline.read(file))
+    first = Run.load(stages.folder).started
+    (tmp_path / "stage.yaml").write_text("seed: 2\n")
+    stages.dies = "loading"
+    for _ in range(2):
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+        assert (Run.load(stages.folder).state, Run.load(stages.folder).started) == (
+            "finished",
+            first,
+        )
+        assert (stages.folder / "checkpoint-2").is_dir()
+    stages.dies = None
+    run_pipeline(Pipeline.read(file))
+    assert Run.load(stages.folder).started > first
+    assert stages.asked == [False] * 4  # never from what was there
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_change_that_is_taken_back_costs_nothing(write, tmp_path, stages, finished):
+    """A typo in an option: what had finished is done, what had not goes on from its checkpoint."""
+    file = str(write(ONE))
+    if not finished:
+        stages.dies = "training"
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+    else:
+        run_pipeline(Pipeline.read(file))
+    before, stages.dies = (tmp_path / "stage.yaml").read_text(), "loading"
+    for typo in ("learning_rte: 1\n", "learning_rte: 2\n", "learning_rte: 2\n"):
+        (tmp_path / "stage.yaml").write_text(typo)
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+    (tmp_path / "stage.yaml").write_text(before)
+    stages.dies = None
+    assert list(run_pipeline(Pipeline.read(file))) == ["reward"]  # with its seconds
+    assert stages.asked == [False] * 4 + ([] if finished else [True])
+
+
+def test_what_did_not_finish_stays_until_a_changed_stage_begins(write, tmp_path, stages):
+    file = str(write(ONE))
+    stages.dies = "training"
+    with pytest.raises(ToolkitError, match="stage reward failed"):
+        run_pipeline(Pipeline.read(file))
+    (tmp_path / "stage.yaml").write_text("seed: 2\n")
+    stages.dies = "loading"
+    for _ in range(2):
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+        assert (stages.folder / "checkpoint-2").is_dir()
+    stages.dies = None
+    run_pipeline(Pipeline.read(file))
+    assert stages.asked == [False] * 4  # and never from the earlier asking's checkpoint
+
+
+def test_a_pipeline_that_was_moved_is_done(write, tmp_path, stages):
+    file = write(ONE)
+    run_pipeline(Pipeline.read(str(file)))
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    run_pipeline(Pipeline.read(str(file), output_dir=str(tmp_path / "moved")))
+    assert len(stages.asked) == 1
+
+
+def test_one_process_runs_a_pipeline_at_a_time(write, tmp_path, stages):
+    file = str(write(ONE))
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    code = (
+        "from pathlib import Path; from toolkit.runs.locking import own; "
+        f"kept = own(Path({str(tmp_path / 'runs')!r}), '.pipeline.lock'); print(1, flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline() == b"1\n"
+    with pytest.raises(CheckpointError, match="another process writes to it"):
+        run_pipeline(Pipeline.read(file))
+    assert not (tmp_path / "runs" / "pipeline.json").exists()
+    other.communicate(b"\n")
+    run_pipeline(Pipeline.read(file))
+
+
+def test_a_stage_that_died_while_it_trained_goes_on_unless_it_has_changed(write, tmp_path, stages):
+    file = str(write(ONE))
+    stages.dies = "training"
+    for _ in range(2):
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+    (tmp_path / "stage.yaml").write_text("seed: 2\n")
+    stages.dies = None
+    run_pipeline(Pipeline.read(file))
+    assert stages.asked == [False, True, False]
+    run_pipeline(Pipeline.read(file))
+    assert len(stages.asked) == 3

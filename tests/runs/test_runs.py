@@ -1,0 +1,349 @@
+"""Run directories: manifests, lineage, checkpoints that may be resumed, and broken ones."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from toolkit.errors import CheckpointError
+from toolkit.runs.listing import BrokenRun, list_runs
+from toolkit.runs.parents import require_adapter
+from toolkit.runs.provenance import commit
+from toolkit.runs.resuming import CONTENTS, last_checkpoint, list_contents
+from toolkit.runs.run import Run
+
+COMPLETE = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
+
+
+def checkpoint(folder, step, *, missing=None, state="{}"):
+    place = folder / f"checkpoint-{step}"
+    place.mkdir(parents=True)
+    for name in COMPLETE:
+        if name != missing:
+            (place / name).write_bytes(b"x")
+    (place / "trainer_state.json").write_text(state)
+    return place
+
+
+def test_a_run_is_written_read_and_finished(tmp_path):
+    with Run.start(tmp_path / "a", recipe="sft", parents={"adapter": "b", "reward": None}) as run:
+        assert Run.load(tmp_path / "a").state == "running"
+        run.base = {"id": "world:base"}
+        run.finish(steps=3)
+    again = Run.load(tmp_path / "a")
+    assert (again.state, again.results, again.parents) == (
+        "finished",
+        {"steps": 3},
+        {"adapter": "b"},
+    )
+    assert "transformers" in again.versions
+    assert "`b`" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_a_failing_run_says_why(tmp_path):
+    with pytest.raises(ZeroDivisionError), Run.start(tmp_path, recipe="sft"):
+        _ = 1 / 0
+    assert Run.load(tmp_path).error == "ZeroDivisionError: division by zero"
+
+
+def test_an_output_folder_that_cannot_be_is_named_and_left_alone(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for path in (file, file / "run"):
+        with pytest.raises(CheckpointError, match=r"notes\.txt.*: cannot be the output folder"):
+            Run.start(path, recipe="sft")
+    assert file.read_text() == "mine"
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    """The first is left alone, and when it is killed its folder is free."""
+    code = f"from toolkit.runs.run import Run; run = Run.start({str(tmp_path)!r}, recipe='sft'); "
+    words = [sys.executable, "-c", code + "print('on', flush=True); input()"]
+    first = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"on\n"
+    manifest = (tmp_path / "run.json").read_text()
+    checkpoint(tmp_path, 3)
+    with pytest.raises(CheckpointError, match="another process writes to it"):
+        Run.start(tmp_path, recipe="ppo", resume=str(tmp_path / "checkpoint-3"))
+    assert (tmp_path / "run.json").read_text() == manifest
+    first.kill()
+    first.communicate()
+    with pytest.raises(CheckpointError, match="holds a run of sft, from which ppo cannot go on"):
+        Run.start(tmp_path, recipe="ppo", resume=str(tmp_path / "checkpoint-3"))
+    Run.start(tmp_path, recipe="sft", resume=str(tmp_path / "checkpoint-3")).finish()
+    assert Run.load(tmp_path).state == "finished"
+
+
+def test_secrets_are_not_written(tmp_path):
+    from trl import SFTConfig
+
+    config = SFTConfig(output_dir=str(tmp_path), use_cpu=True, hub_token="hf_secret")
+    Run.start(tmp_path, recipe="sft", configs=[config])
+    assert "hf_secret" not in (tmp_path / "run.json").read_text()
+
+
+def test_listing_shows_broken_runs_and_takes_nothing_down(tmp_path):
+    Run.start(tmp_path / "good", recipe="sft").finish()
+    for name, text in (("cut", '{"schema": 1, "rec'), ("other", '{"schema": 9, "recipe": "x"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "adapter_config.json").write_text("{}")
+    (tmp_path / "link").symlink_to("/")
+    runs, broken = list_runs(tmp_path)
+    assert [r.name for r in runs] == ["good"]
+    assert [b.path.name for b in broken] == ["bare", "cut", "other"]
+    assert all(isinstance(b, BrokenRun) and b.reason for b in broken)
+
+
+def test_the_last_complete_checkpoint_is_chosen(tmp_path):
+    checkpoint(tmp_path, 9)
+    checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 11, missing="optimizer.pt")
+    checkpoint(tmp_path, 12, state='{"cut')
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-10")
+    assert last_checkpoint(tmp_path, "true").endswith("checkpoint-10")
+    assert last_checkpoint(tmp_path / "none", True) is None
+    assert last_checkpoint(tmp_path, None) is None
+    assert last_checkpoint(tmp_path, "false") is None
+    with pytest.raises(CheckpointError, match="optimizer"):
+        last_checkpoint(tmp_path, str(tmp_path / "checkpoint-11"))
+
+
+def test_a_checkpoint_half_copied_or_half_removed_is_not_chosen(tmp_path):
+    checkpoint(tmp_path, 9)
+    place = checkpoint(tmp_path, 10)
+    (place / "value").mkdir()
+    (place / "value" / "head.safetensors").write_bytes(b"four")
+    list_contents(place)
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-10")
+    (place / "notes.txt").write_text("somebody's own")
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-10")
+    (place / "value" / "head.safetensors").write_bytes(b"two")
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-9")
+    with pytest.raises(CheckpointError, match=r"value/head\.safetensors has 3 bytes, and had 4"):
+        last_checkpoint(tmp_path, str(place))
+    (place / "value" / "head.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"value/head\.safetensors is missing"):
+        last_checkpoint(tmp_path, str(place))
+    (place / CONTENTS).write_text('{"cut')
+    with pytest.raises(CheckpointError, match=rf"{CONTENTS} is cut short"):
+        last_checkpoint(tmp_path, str(place))
+
+
+def test_a_missing_parent_is_said_at_once(tmp_path):
+    with pytest.raises(CheckpointError, match=r"parent: .* holds no adapter"):
+        require_adapter(str(tmp_path / "none"), "parent")
+
+
+def test_a_run_that_did_not_finish_is_no_parent(tmp_path):
+    run = Run.start(tmp_path / "run", recipe="sft")
+    for name in COMPLETE[:2]:
+        (run.path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="not finished but running"):
+        require_adapter(str(run.path), "parent")
+    run.fail(RuntimeError("out of memory"))
+    with pytest.raises(CheckpointError, match="not finished but failed"):
+        require_adapter(str(run.path), "parent")
+    run.finish()
+    require_adapter(str(run.path), "parent")
+    require_adapter(str(checkpoint(tmp_path / "run", 3)), "parent")
+
+
+def test_checkpoints_of_a_finished_run_do_not_reach_the_next(tmp_path):
+    Run.start(tmp_path, recipe="sft").finish()
+    checkpoint(tmp_path, 9)
+    Run.start(tmp_path, recipe="sft", resume=str(tmp_path / "checkpoint-9"))
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-9")
+    Run.load(tmp_path).finish()
+    Run.start(tmp_path, recipe="sft").begin()
+    assert last_checkpoint(tmp_path, True) is None
+    assert Run.load(tmp_path).state == "running"
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_finished_run_stays_until_the_next_begins(tmp_path, capsys, resumes):
+    """What fails while data and models are loaded costs nothing."""
+    Run.start(tmp_path, recipe="reward_ensemble").finish(steps=9)
+    place = checkpoint(tmp_path, 9)
+    (tmp_path / "member-1").mkdir()
+    Run.start(tmp_path / "member-1", recipe="reward").finish()
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "adapter_config.json").write_text("{}")
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    resume, recipe = (str(place), "reward_ensemble") if resumes else (None, "ppo")
+    with (
+        pytest.raises(ZeroDivisionError),
+        Run.start(tmp_path, recipe=recipe, resume=resume),
+    ):
+        _ = 1 / 0
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    assert "the finished reward_ensemble run is as it was" in capsys.readouterr().out
+    run = Run.start(tmp_path, recipe=recipe, resume=resume)
+    run.begin()
+    assert Run.load(tmp_path).state == "running"
+    assert (
+        "replaces the finished reward_ensemble run of" in capsys.readouterr().out
+    ) is not resumes
+    kept = [(tmp_path / name).exists() for name in ("checkpoint-9", "member-1", "last")]
+    assert kept == [resumes] * 3
+    run.begin()
+    assert capsys.readouterr().out == ""
+    run.fail(RuntimeError("out of memory"))
+    assert (Run.load(tmp_path).state, Run.load(tmp_path).recipe) == ("failed", recipe)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_fails_as_it_begins_leaves_the_finished_one_whole(tmp_path, monkeypatch, killed):
+    """Its manifest cannot be written: the disk is full, or the process is gone just before."""
+    Run.start(tmp_path, recipe="sft").finish()
+    checkpoint(tmp_path, 9)
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+
+    def dies(*_):
+        if killed:
+            monkeypatch.setattr("toolkit.runs.replacing.put_back", lambda _: None)
+        raise OSError(errno.ENOSPC, "no space left")
+
+    run = Run.start(tmp_path, recipe="sft")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", dies)
+        with pytest.raises(OSError, match="no space"):
+            run.begin()
+    assert (tmp_path / ".replaced").exists() is killed
+    monkeypatch.undo()
+    if killed:
+        again = Run.start(tmp_path, recipe="sft")
+        again.fail(RuntimeError("out of memory"))
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+
+
+def test_what_is_resumed_is_the_recipes_own_and_in_its_folder(tmp_path):
+    Run.start(tmp_path / "sft", recipe="sft").fail(RuntimeError("out of memory"))
+    Run.start(tmp_path / "dpo", recipe="dpo").fail(RuntimeError("out of memory"))
+    own, other = checkpoint(tmp_path / "sft", 9), checkpoint(tmp_path / "dpo", 4)
+    with pytest.raises(CheckpointError, match="holds a run of sft, from which dpo cannot go on"):
+        Run.start(tmp_path / "sft", recipe="dpo", resume=str(own))
+    with pytest.raises(CheckpointError, match="checkpoint-9 of a run that did not finish"):
+        Run.start(tmp_path / "sft", recipe="sft", resume=str(other))
+    assert own.is_dir()
+
+
+def test_a_copy_of_a_checkpoint_is_none(tmp_path):
+    Run.start(tmp_path, recipe="sft").finish()
+    checkpoint(tmp_path, 4).rename(tmp_path / "checkpoint-4-good")
+    Run.start(tmp_path, recipe="sft").begin()
+    assert (tmp_path / "checkpoint-4-good").is_dir()
+    assert last_checkpoint(tmp_path, True) is None
+
+
+def test_checkpoints_of_which_none_is_whole_are_named_with_the_reason(tmp_path):
+    Run.start(tmp_path, recipe="sft").fail(RuntimeError("out of memory"))
+    (checkpoint(tmp_path, 4) / "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint-4: cannot .*optimizer.pt is missing"):
+        last_checkpoint(tmp_path, True)
+
+
+def test_a_machine_without_git_has_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() is None
+
+
+def test_two_processes_do_not_finish_one_folder(tmp_path):
+    """The lock is held until the block ends: a reward model is judged after it has finished."""
+    code = f"from toolkit.runs.run import Run; Run.start({str(tmp_path)!r}, recipe='sft')"
+    with Run.start(tmp_path, recipe="sft") as run:
+        run.finish()
+        second = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    assert "another process writes to it" in second.stderr
+
+
+def test_a_folder_that_is_only_called_like_a_member_is_left_alone(tmp_path):
+    Run.start(tmp_path / "member-1", recipe="sft").finish()
+    Run.start(tmp_path, recipe="sft").finish()
+    Run.start(tmp_path, recipe="sft").begin()
+    assert Run.load(tmp_path / "member-1").state == "finished"
+
+
+def test_what_an_ensemble_has_so_far_is_not_thrown_away(tmp_path):
+    Run.start(tmp_path, recipe="reward_ensemble").fail(RuntimeError("out of memory"))
+    Run.start(tmp_path / "member-0", recipe="reward").finish()
+    with pytest.raises(CheckpointError, match="holds member-0 of a run that did not finish"):
+        Run.start(tmp_path, recipe="reward_ensemble")
+    Run.start(tmp_path, recipe="reward_ensemble", resume=str(tmp_path)).finish()
+    assert Run.load(tmp_path / "member-0").state == "finished"
+    # a member beyond those that were wanted in the end
+    Run.start(tmp_path / "member-3", recipe="reward").fail(RuntimeError("out of memory"))
+    checkpoint(tmp_path / "member-3", 9)
+    with pytest.raises(CheckpointError, match=r"holds member-3/checkpoint-9 of a run that did not"):
+        Run.start(tmp_path, recipe="reward_ensemble")
+    assert last_checkpoint(tmp_path / "member-3", True).endswith("checkpoint-9")
+
+
+def test_a_run_of_another_kind_leaves_no_role_behind(tmp_path):
+    """An SFT run in the place of a reward model is none, nor has it PPO's value."""
+    Run.start(tmp_path, recipe="reward").finish()
+    (tmp_path / "value").mkdir()
+    for name in ("head.safetensors", "value/head.safetensors", "reward_report.json"):
+        (tmp_path / name).write_bytes(b"x")
+    Run.start(tmp_path, recipe="evaluate").begin()
+    assert not (tmp_path / "head.safetensors").exists()
+    Run.load(tmp_path).finish()
+    (tmp_path / "reward_report.json").write_bytes(b"of the last one, and the next may have none")
+    Run.start(tmp_path, recipe="reward").begin()
+    assert sorted(f.name for f in tmp_path.iterdir()) == [".lock", "README.md", "run.json"]
+
+
+def test_a_folder_of_somebodys_own_is_left_alone(tmp_path):
+    Run.start(tmp_path, recipe="reward").finish()
+    for name in ("last", "value"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    Run.start(tmp_path, recipe="sft").begin()
+    assert (tmp_path / "last" / "notes.txt").exists()
+    assert (tmp_path / "value" / "notes.txt").exists()
+
+
+def test_checkpoints_on_another_disk_are_left_there(tmp_path):
+    run = tmp_path / "run"
+    Run.start(run, recipe="sft").finish()
+    checkpoint(tmp_path / "disk", 4)
+    (run / "checkpoint-4").symlink_to(tmp_path / "disk" / "checkpoint-4")
+    Run.start(run, recipe="sft").begin()
+    assert last_checkpoint(run, True) is None
+    assert (tmp_path / "disk" / "checkpoint-4" / "optimizer.pt").exists()
+
+
+def test_a_finished_run_that_cannot_be_put_aside_is_still_finished(tmp_path, monkeypatch):
+    Run.start(tmp_path, recipe="sft").finish()
+    checkpoint(tmp_path, 4)
+
+    def fails(*_):
+        raise PermissionError("not yours")
+
+    with monkeypatch.context() as patch, Run.start(tmp_path, recipe="ppo") as run:
+        patch.setattr("toolkit.runs.replacing.os.replace", fails)
+        with pytest.raises(PermissionError):
+            run.begin()
+        run.fail(PermissionError("not yours"))
+    assert (Run.load(tmp_path).state, Run.load(tmp_path).recipe) == ("finished", "sft")
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-4")
+
+
+def test_checkpoints_of_an_unfinished_run_are_not_thrown_away(tmp_path):
+    Run.start(tmp_path, recipe="sft").fail(RuntimeError("out of memory"))
+    checkpoint(tmp_path, 9)
+    with pytest.raises(CheckpointError, match=r"checkpoint-9 of a run that did not finish"):
+        Run.start(tmp_path, recipe="sft")
+    assert last_checkpoint(tmp_path, True).endswith("checkpoint-9")
+
+
+def test_metrics_survive_a_cut_line(tmp_path):
+    run = Run.start(tmp_path, recipe="sft")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
+    assert run.metrics() == [{"step": 1}]

@@ -1,0 +1,1 @@
+"""Optional fast paths; each equals the plain PyTorch version beside it."""

@@ -1,0 +1,169 @@
+"""A recipe's command line: a YAML file and options over it, as argument dataclasses, strictly."""
+
+import dataclasses
+import errno
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from toolkit.errors import ConfigError, Interrupted, ToolkitError
+from toolkit.options.config import is_local_path, one_line, options_of, read_config
+
+
+def parse(
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, *, description: str = ""
+) -> tuple[Any, ...]:
+    """Read `--config file.yaml` and command-line overrides into the dataclasses, strictly.
+
+    Args:
+        dataclass_types: the argument classes, such as `(ScriptArguments, SFTConfig, ModelConfig)`.
+        argv: the words after the program's name; default `sys.argv[1:]`.
+        description: shown by `--help`, usually the recipe's docstring.
+
+    Returns: one instance per class, in order.
+    Raises: ConfigError for an unknown key, a wrong type, a value outside the choices, a missing
+        file, or anything the classes' own checks refuse. `--help` exits with 0.
+    """
+    from trl import TrlParser
+
+    class StrictParser(TrlParser):  # type: ignore[misc]
+        def error(self, message: str) -> NoReturn:  # argparse would print the whole usage first
+            raise ConfigError(f"command line: {message}; --help lists the options")
+
+    words = _split_config_flag(list(sys.argv[1:] if argv is None else argv))
+    parser = StrictParser(dataclass_types, description=description, allow_abbrev=False)
+    parser.formatter_class = _PlainHelp(parser.formatter_class)
+    parser.add_argument("--config", help="YAML file with any of the options below")
+    values: dict[str, Any] = {}
+    if "--config" in words:
+        values = read_config(_config_path(words), dataclass_types)
+    named = {*values, *(w.split("=", 1)[0][2:] for w in words if w.startswith("--"))}
+    defaults = _device_defaults(dataclass_types, named)
+    parser.set_defaults_with_config(**{**defaults, **values})
+    try:
+        *instances, namespace = parser.parse_args_into_dataclasses(words)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise ConfigError(f"{_place(words)}: {one_line(error)}") from error
+    del namespace
+    _require_finite(instances)
+    return tuple(instances)
+
+
+def _require_finite(instances: Sequence[Any]) -> None:
+    """Refuse `nan` and `inf` of a command line; a YAML's are refused when it is read."""
+    for instance in instances:
+        for f in dataclasses.fields(instance):
+            value = getattr(instance, f.name, None)
+            if isinstance(value, float) and not math.isfinite(value) and value is not f.default:
+                raise ConfigError(f"command line: --{f.name} must be a finite number, got {value}")
+
+
+def run_cli(
+    main: Callable[..., Any],
+    dataclass_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str = "",
+) -> int:
+    """Parse, then call `main` with the parsed classes; an input error becomes one line and exit code 2.
+
+    With TOOLKIT_TRACEBACK=1 in the environment it is preceded by where it was raised.
+    """
+    parsed: tuple[Any, ...] = ()
+    try:
+        parsed = parse(dataclass_types, argv, description=description)
+        _require_local_model(parsed)
+        main(*parsed)
+    except ToolkitError as error:
+        if os.environ.get("TOOLKIT_TRACEBACK", "0") != "0":
+            traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 128 + error.signal if isinstance(error, Interrupted) else 2
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        folders = (getattr(arguments, "output_dir", None) for arguments in parsed)
+        place = getattr(error, "filename", None) or next(filter(None, folders), "the output")
+        print(
+            f"{place}: no space left on the device; make room and start again, a training with "
+            "--resume_from_checkpoint true",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """The system's own error, or what safetensors makes of it."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
+
+
+def _require_local_model(parsed: Sequence[Any]) -> None:
+    """Say at once, and not after minutes of reading data, that a model's folder is not there."""
+    for arguments in parsed:
+        name = getattr(arguments, "model_name_or_path", None)
+        if name and is_local_path(name) and not Path(name).expanduser().is_dir():
+            raise ConfigError(f"model_name_or_path: {name} is no folder")
+
+
+def _split_config_flag(words: list[str]) -> list[str]:
+    """`--config=x` as `--config x`, which is all that TrlParser reads."""
+    return [part for w in words for part in (w.split("=", 1) if w.startswith("--config=") else [w])]
+
+
+def _config_path(words: list[str]) -> str:
+    """Remove `--config x` from `words` and return x."""
+    at = words.index("--config")
+    if at + 1 >= len(words):
+        raise ConfigError("command line: --config needs the path of a YAML file")
+    words.pop(at)
+    path = words.pop(at)
+    if "--config" in words:
+        raise ConfigError("command line: --config is given twice")
+    return path
+
+
+def _device_defaults(dataclass_types: Sequence[type], named: set[str]) -> dict[str, Any]:
+    """TRL's configs assume a GPU with bf16; what this machine has decides unless the user does.
+
+    Args:
+        dataclass_types: one of them has `use_cpu`, or there is nothing to decide.
+        named: the options that the user sets.
+    """
+    if "use_cpu" not in options_of(dataclass_types):
+        return {}
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"use_cpu": True}
+    # a card before Ampere emulates bf16, slowly, and counts as supporting it unless asked so
+    if "bf16" in named or torch.cuda.is_bf16_supported(including_emulation=False):
+        return {}
+    return {"bf16": False, "fp16": True}
+
+
+def _place(words: Sequence[str]) -> str:
+    return "arguments" if words else "config"
+
+
+class _PlainHelp:
+    """TRL's help formatter with the recipe's docstring left as it was written."""
+
+    def __init__(self, formatter: Any) -> None:
+        self.formatter = formatter
+
+    def __call__(self, prog: str) -> Any:
+        made = self.formatter(prog)
+        fill = made._fill_text
+        made._fill_text = lambda text, width, indent: (
+            text if "\n" in text else fill(text, width, indent)
+        )
+        return made

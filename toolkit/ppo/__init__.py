@@ -1,0 +1,1 @@
+"""PPO in the order of the paper: roles, rollout, experience, losses, updates."""

@@ -1,0 +1,83 @@
+"""What PPO's roles start from: the policy and its reference from SFT, the value from a reward model."""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from toolkit.errors import ConfigError
+from toolkit.models.peft_methods import build_peft_config
+from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
+from toolkit.trainers.load_policy import load_roles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from trl import ModelConfig
+
+
+def load_ppo_roles(
+    model: "ModelConfig",
+    *,
+    policy: str | None = None,
+    rewards: Sequence[str] = (),
+    value: str = "adapter",
+    trust_remote_code: bool = False,
+) -> "tuple[Roles, PreTrainedTokenizerBase]":
+    """The base loaded once with all that `PPOTrainer` needs on it, and the tokenizer.
+
+    Args:
+        model: the base and its precision.
+        policy, rewards, value: as for `attach_ppo_roles`.
+        trust_remote_code: run Python that comes with the model.
+
+    Raises: as `load_roles`; CheckpointError where an adapter is not of this base.
+    """
+    parent = policy or next(iter(rewards), None)
+    roles, tokenizer = load_roles(model, parent=parent, trust_remote_code=trust_remote_code)
+    attach_ppo_roles(roles, policy=policy, rewards=rewards, model=model, value=value)
+    return roles, tokenizer
+
+
+def attach_ppo_roles(
+    roles: Roles,
+    *,
+    policy: str | None,
+    rewards: Sequence[str],
+    model: "ModelConfig",
+    value: str = "adapter",
+) -> None:
+    """Attach PPO's roles: the policy and its frozen reference from SFT, value and reward from the
+    reward model; of several reward models the first one's value.
+
+    Args:
+        policy: the SFT run.
+        rewards: reward runs, more than one for an ensemble.
+        model: how a new adapter is made where there is no SFT run.
+        value: "adapter" for an adapter and a head that start from the reward model's, "zero" for
+            an adapter that starts as the identity and a head of zeros, "head" for a head of zeros
+            on the policy's trunk.
+
+    With no SFT run the policy starts as a new adapter and the reference is the bare base, which
+    is said on the screen.
+    """
+    if policy is not None:
+        roles.attach(POLICY, policy, trainable=True)
+        roles.attach(REFERENCE, policy)
+    else:
+        config = build_peft_config(model, roles.base)
+        if config is None:
+            raise ConfigError("without a parent PPO starts a new adapter: set `use_peft: true`")
+        print("no parent: the reference is the bare base, and the policy starts as a new adapter")
+        roles.create(POLICY, config)
+    for number, run in enumerate(rewards):
+        roles.attach(REWARD if len(rewards) == 1 else f"{REWARD}_{number}", run, head=True)
+    if value == "adapter":
+        if not rewards:
+            raise ConfigError(
+                "without a reward model the value cannot start from one: zero or head"
+            )
+        roles.attach(VALUE, rewards[0], head=True, trainable=True)
+    else:
+        roles.add_value_head()
+        if value == "zero":
+            assert roles.model is not None
+            roles.create(VALUE, copy.deepcopy(roles.model.peft_config[POLICY]))

@@ -1,0 +1,1 @@
+"""The reward model: ranking loss, adapter and head, calibration."""

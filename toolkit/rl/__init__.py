@@ -1,1 +1,0 @@
-"""The mathematics of PPO: pure tensor functions, no model and no config."""

@@ -1,0 +1,1 @@
+"""Sampling completions: prompts in, completions with log-probabilities out."""

@@ -1,0 +1,159 @@
+"""Sampling completions from whichever role is active, batched by length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.errors import ConfigError
+from toolkit.models.heads import ScalarHead
+from toolkit.sampling.decoding import Decoded, decode
+from toolkit.sampling.settings import Sampling
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Token ids, with the end token where there is one, and the text without special tokens."""
+
+    ids: list[int]
+    text: str
+    ended: bool
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of a text, or of messages rendered up to where the assistant speaks."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def encode_completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt
+) -> list[int]:
+    """Token ids of a given completion, ended by EOS, as they follow the prompt's.
+
+    Raises: ValueError where the chat template does not render the prompt as a prefix.
+    """
+    if isinstance(completion, str):
+        return [
+            *tokenizer(completion, add_special_tokens=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
+    assert isinstance(prompt, list)
+    whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    if not whole.startswith(start):
+        raise ValueError("the chat template does not render the prompt as a prefix of the whole")
+    # rendered apart, so that no token spans the border and the prompt's ids are a true prefix;
+    # cut at EOS, where a sampled completion ends, though templates such as Qwen's go on after it
+    ids = list(tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"])
+    return cut_at_stop(ids, [tokenizer.eos_token_id])
+
+
+def require_room(
+    lengths: Sequence[int], base: PreTrainedModel, tokens: int, *, option: str, fix: str
+) -> None:
+    """Check that prompts leave room for an answer in the base's context.
+
+    Args:
+        lengths: tokens of each prompt.
+        tokens: of the longest answer, which `option` says.
+        fix: what can be done about it.
+
+    Raises: ConfigError with the first prompt that does not.
+    """
+    # where positions are not embedded (ALiBi) a context has no end
+    context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return
+    room = context - tokens
+    long = [row for row, length in enumerate(lengths) if length > room]
+    if long:
+        raise ConfigError(
+            f"{len(long)} of {len(lengths)} prompts leave no room for `{option}` {tokens} in the base's "
+            f"context: row {long[0]} has {lengths[long[0]]} tokens, at most {max(room, 0)} fit. {fix}"
+        )
+
+
+def sample(
+    model: nn.Module,
+    prompts: Sequence[list[int]],
+    *,
+    sampling: Sampling,
+    stop: Sequence[int],
+    pad_id: int,
+    batch_size: int = 128,
+    value_head: ScalarHead | None = None,
+) -> Decoded:
+    """A completion for each prompt's ids, in order, up to and with the first stop token.
+
+    Draws from torch's global generator. Prompts of similar length share a batch. See `decode`.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
+    found: list[list[int]] = [[] for _ in prompts]
+    device = next(model.parameters()).device
+    shape = (len(prompts), sampling.max_new_tokens)
+    logprobs, values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        said = decode(
+            model,
+            [prompts[i] for i in rows],
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            stop=list(stop),
+            pad_id=pad_id,
+            value_head=value_head,
+        )
+        for i, ids in zip(rows, said.completions, strict=True):
+            found[i] = ids
+        for whole, part in ((logprobs, said.logprobs), (values, said.values)):
+            if part is not None:
+                whole[rows, : part.shape[1]] = part
+    width = max([1, *map(len, found)])
+    return Decoded(
+        found,
+        logprobs[:, :width] if sampling.temperature > 0 else None,
+        values[:, :width] if value_head is not None else None,
+    )
+
+
+def cut_at_stop(ids: list[int], stop: Sequence[int]) -> list[int]:
+    """`ids` up to and with the first stop token; all of them where there is none."""
+    for at, token in enumerate(ids):
+        if token in stop:
+            return ids[: at + 1]
+    return ids
+
+
+def complete(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    sampling: Sampling,
+    stop: Sequence[int],
+    batch_size: int = 128,
+) -> list[Completion]:
+    """Sample an answer to each prompt, in order. See `sample`."""
+    ids = [encode_prompt(tokenizer, p) for p in prompts]
+    assert tokenizer.pad_token_id is not None
+    sampled = sample(
+        model,
+        ids,
+        sampling=sampling,
+        stop=stop,
+        pad_id=tokenizer.pad_token_id,
+        batch_size=batch_size,
+    ).completions
+    return [
+        Completion(
+            row, tokenizer.decode(row, skip_special_tokens=True), bool(row) and row[-1] in stop
+        )
+        for row in sampled
+    ]

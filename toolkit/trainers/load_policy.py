@@ -1,0 +1,87 @@
+"""What a run starts from: a base for roles, or its parent's adapter to be trained on, or merged."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft import PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.errors import ConfigError
+from toolkit.models.adapters import fill, read_adapter
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import check_fingerprint, fingerprint, saved_fingerprint
+from toolkit.models.prompt_and_ia3_adapters import INSERTED
+from toolkit.models.roles import POLICY, Roles
+from toolkit.sampling.compatibility import require_known
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+
+def load_roles(
+    model: "ModelConfig", *, parent: str | Path | None = None, trust_remote_code: bool = False
+) -> tuple[Roles, PreTrainedTokenizerBase]:
+    """The base loaded once, without adapters yet, and its tokenizer.
+
+    Raises: as `load_base`, and as `require_known` for a base that cannot be sampled from rightly.
+    """
+    base, tokenizer = load_base(model, parent=parent, trust_remote_code=trust_remote_code)
+    require_known(base)
+    return Roles(base, fingerprint(model, tokenizer)), tokenizer
+
+
+def trainable_policy(
+    base: PreTrainedModel,
+    base_fingerprint: dict[str, str],
+    parent: str | Path,
+    *,
+    gradient_checkpointing: bool,
+) -> PeftModel:
+    """The parent's adapter of whatever kind as `default`, trainable, alone on its base.
+
+    Raises: CheckpointError where it is damaged or of another base; ConfigError for a prefix under
+        gradient checkpointing.
+    """
+    parent = Path(parent)
+    config, weights = read_adapter(parent)
+    if not isinstance(config, INSERTED):
+        roles = Roles(base, base_fingerprint)
+        roles.attach(POLICY, parent, trainable=True)
+        assert roles.model is not None
+        return roles.model
+    check_fingerprint(parent, base_fingerprint)
+    if isinstance(config, PrefixTuningConfig) and gradient_checkpointing:
+        raise ConfigError(
+            f"{parent} is a prefix, whose keys and values travel in the cache, which gradient "
+            "checkpointing drops; set `gradient_checkpointing: false`"
+        )
+    config.inference_mode = False
+    return _filled(base, config, weights, parent)
+
+
+def adapted_base(
+    base: PreTrainedModel, base_fingerprint: dict[str, str], parent: str | Path
+) -> PeftModel:
+    """The parent's adapter, frozen, alone on its base as PEFT itself would put it there.
+
+    One trained on the same weights in another quantization is accepted, which is said.
+
+    Raises: CheckpointError where it is damaged or of another base.
+    """
+    parent = Path(parent)
+    config, weights = read_adapter(parent)
+    check_fingerprint(parent, base_fingerprint, any_precision=True)
+    trained_on = saved_fingerprint(parent).get("quantization", base_fingerprint["quantization"])
+    if trained_on != base_fingerprint["quantization"]:
+        print(f"{parent} was trained on a base in {trained_on}: without it answers differ a little")
+    config.inference_mode = True
+    return _filled(base, config, weights, parent)
+
+
+def _filled(
+    base: PreTrainedModel, config: PeftConfig, weights: dict[str, Tensor], parent: Path
+) -> PeftModel:
+    model = get_peft_model(base, config, adapter_name=POLICY)
+    fill(model, POLICY, weights, parent)
+    return model
