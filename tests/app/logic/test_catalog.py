@@ -12,7 +12,7 @@ import pytest
 
 from tests.app.logic.conftest import MakeRun, edit_json
 from toolkit.app import inspection
-from toolkit.app.answering import recall
+from toolkit.app.answering import cli_command as recall
 from toolkit.app.choices import NO_REWARD_RUN, NO_SCORE, checkpoint_choices, reward_choices
 from toolkit.app.lineage import Lineage
 from toolkit.app.workbench import Workbench

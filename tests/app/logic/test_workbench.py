@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.app.logic.conftest import MakeRun
-from toolkit.app.answering import shelf as module
+from toolkit.app.answering import adapter_cache as module
 from toolkit.app.workbench import Answer, Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.runs.run import Run
