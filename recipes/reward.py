@@ -40,7 +40,7 @@ def main(script, training, model, mixture, start) -> Run:
     from toolkit.models.base import load_base
     from toolkit.models.fingerprint import fingerprint
     from toolkit.preflight.report import preflight
-    from toolkit.reward.training import Comparisons, Member
+    from toolkit.reward.training import Comparisons, RewardModelTrainer
 
     with Run.start(
         training.output_dir,
@@ -73,7 +73,7 @@ def main(script, training, model, mixture, start) -> Run:
         )
         preflight("reward", configs, tokenizer, data.train)
         tokens = data.step_tokens(training.per_device_train_batch_size)
-        member = Member(base, tokenizer, run.base, model, most_tokens=tokens)
+        member = RewardModelTrainer(base, tokenizer, run.base, model, most_tokens=tokens)
         if not single:
             return run.finish(**_train_members(run, member, data, configs))
         notes = member.train(data, training, start, run=run, resume=resume)

@@ -34,7 +34,7 @@ from toolkit.models.dropout import disable_dropout
 from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.roles import POLICY, Roles
 from toolkit.ppo.roles import load_ppo_roles
-from toolkit.sampling.compatibility import require_known
+from toolkit.sampling.compatibility import check_supported
 from toolkit.sampling.decoding import decode
 from toolkit.sampling.row_batch import Row, RowBatch
 from toolkit.sampling.settings import Drawing
@@ -90,7 +90,7 @@ def random_model(config):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_familys_head_and_sampling_say_what_the_model_says(name):
-    require_known(random_model(CONFIGS[name]))
+    check_supported(random_model(CONFIGS[name]))
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
@@ -116,7 +116,7 @@ def test_a_trial_leaves_every_part_in_the_mode_it_was_in_and_takes_a_tiny_vocabu
     model = random_model(LlamaConfig(**SHAPE | {"vocab_size": 5}))
     model.train()
     model.lm_head.eval()
-    require_known(model)
+    check_supported(model)
     assert model.training
     assert not model.lm_head.training
 
@@ -124,7 +124,7 @@ def test_a_trial_leaves_every_part_in_the_mode_it_was_in_and_takes_a_tiny_vocabu
 def test_a_model_that_does_more_to_its_states_than_is_known_is_refused():
     model = random_model(ModernBertDecoderConfig(**SHAPE, sep_token_id=1, cls_token_id=1))
     with pytest.raises(ConfigError, match="ModernBertDecoderForCausalLM makes its logits in a way"):
-        require_known(model)
+        check_supported(model)
 
 
 BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
@@ -151,7 +151,7 @@ def test_a_model_that_cannot_be_sampled_from_in_rows_is_refused(config, what):
     model = random_model(config)
     model.train()
     with pytest.raises(ConfigError, match=f"{type(model).__name__} {what}"):
-        require_known(model)
+        check_supported(model)
     assert model.training
 
 

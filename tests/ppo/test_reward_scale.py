@@ -14,7 +14,7 @@ from toolkit.models.base import load_base
 from toolkit.models.fingerprint import fingerprint
 from toolkit.models.roles import REWARD
 from toolkit.options.arguments import RewardArguments
-from toolkit.reward.training import Comparisons, Member
+from toolkit.reward.training import Comparisons, RewardModelTrainer
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def trained(model_config, sft_run, tokenizer, tmp_path):
             parent=str(sft_run), demonstrations="these", unit_variance=unit_variance
         )
         found = fingerprint(model_config, tokenizer)
-        member = Member(base, tokenizer, found, model_config, most_tokens=0)
+        member = RewardModelTrainer(base, tokenizer, found, model_config, most_tokens=0)
         return folder, member.train(data, training, start, resume=None), member
 
     return train

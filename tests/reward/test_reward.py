@@ -22,7 +22,7 @@ from toolkit.reward import adapter as reward
 from toolkit.reward import training as reward_training
 from toolkit.reward.adapter import export, scalar_adapter, score_texts, tokenize_pairs
 from toolkit.reward.ranking import RankingCollator, RankingTrainer, last_scores, score_layer
-from toolkit.reward.training import Comparisons, Member
+from toolkit.reward.training import Comparisons, RewardModelTrainer
 from toolkit.sampling.generation import encode_completion, encode_prompt
 
 ROWS = [
@@ -76,7 +76,7 @@ def test_exported_scores_are_those_of_training_and_average_zero(
         report_to=[],
         disable_tqdm=True,
     )
-    member = Member(base, tokenizer, found, config, most_tokens=0)
+    member = RewardModelTrainer(base, tokenizer, found, config, most_tokens=0)
     member.train(data, training, RewardArguments(parent=str(sft_run)), resume=None)
     pairs = [(encode_prompt(tokenizer, p), encode_completion(tokenizer, p, c)) for p, c in ROWS]
     here = torch.tensor(member.score(pairs))
@@ -287,7 +287,7 @@ def test_the_adapter_is_written_before_anything_is_scored(
     training = RewardConfig(
         output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False, max_steps=1, report_to=[]
     )
-    member = Member(base, tokenizer, found, model_config, most_tokens=0)
+    member = RewardModelTrainer(base, tokenizer, found, model_config, most_tokens=0)
     with pytest.raises(torch.OutOfMemoryError):
         member.train(data, training, RewardArguments(parent=str(sft_run)), resume=None)
     fresh_roles(model_config).attach(REWARD, tmp_path / "out", head=True)

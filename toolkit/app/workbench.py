@@ -34,7 +34,7 @@ from toolkit.models.roles import Roles
 from toolkit.models.templates import saved_template
 from toolkit.models.tokenizer import stop_ids
 from toolkit.runs.listing import list_runs
-from toolkit.sampling.compatibility import require_known
+from toolkit.sampling.compatibility import check_supported
 
 __all__ = ["Answer", "Comparison", "Workbench"]
 
@@ -101,7 +101,7 @@ class Workbench:
             load_in_8bit=load_in_8bit,
         )
         base, tokenizer = load_base(model, parent=_first_sft(runs, model_name))
-        require_known(base)
+        check_supported(base)
         return cls(base, tokenizer, fingerprint(model, tokenizer), runs)
 
     def refresh(self, *, unless_within: float = 0.0) -> Catalog:

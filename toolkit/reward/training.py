@@ -87,7 +87,7 @@ class Comparisons:
         return prompts * tokens // len(answers)
 
 
-class Member:
+class RewardModelTrainer:
     """A reward model on a base with a scalar head; `release` makes room for another on the same.
 
     Args:

@@ -19,7 +19,7 @@ LONG, SHORT, NEXT = [1, 2, 3], [4, 5], [6, 7]  # rows of tokens, and what follow
 
 
 @torch.no_grad()
-def require_known(causal: Any) -> None:
+def check_supported(causal: Any) -> None:
     """Try a causal language model's head and its sampling on a few tokens.
 
     Raises: ConfigError naming the model, and which of both it does in a way of its own or not at all.

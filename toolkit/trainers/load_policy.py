@@ -13,7 +13,7 @@ from toolkit.models.base import load_base
 from toolkit.models.fingerprint import check_fingerprint, fingerprint, saved_fingerprint
 from toolkit.models.prompt_and_ia3_adapters import INSERTED
 from toolkit.models.roles import POLICY, Roles
-from toolkit.sampling.compatibility import require_known
+from toolkit.sampling.compatibility import check_supported
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -24,10 +24,10 @@ def load_roles(
 ) -> tuple[Roles, PreTrainedTokenizerBase]:
     """The base loaded once, without adapters yet, and its tokenizer.
 
-    Raises: as `load_base`, and as `require_known` for a base that cannot be sampled from rightly.
+    Raises: as `load_base`, and as `check_supported` for a base that cannot be sampled from rightly.
     """
     base, tokenizer = load_base(model, parent=parent, trust_remote_code=trust_remote_code)
-    require_known(base)
+    check_supported(base)
     return Roles(base, fingerprint(model, tokenizer)), tokenizer
 
 
