@@ -156,10 +156,10 @@ def test_slices_of_the_vocabulary_head_change_neither_numbers_nor_gradients(monk
     )
     tokens = torch.randint(20, (11,), generator=generator)
     found = []
-    monkeypatch.setattr(sliced, "CARD_SLICE_BYTES", 4 * 20 * 4)
-    for slice_bytes, on_card in ((1 << 20, False), (2 * 20 * 4, False), (1, True)):
+    monkeypatch.setattr(sliced, "GPU_SLICE_BYTES", 4 * 20 * 4)
+    for slice_bytes, on_gpu in ((1 << 20, False), (2 * 20 * 4, False), (1, True)):
         monkeypatch.setattr(sliced, "SLICE_BYTES", slice_bytes)
-        monkeypatch.setattr(sliced, "is_on_card", lambda _, on_card=on_card: on_card)
+        monkeypatch.setattr(sliced, "is_on_gpu", lambda _, on_gpu=on_gpu: on_gpu)
         layer = torch.nn.Linear(8, 20, bias=False)
         layer.weight.data = weight.clone()
         head, start = VocabularyHead(layer, 20, softcap=5.0), hidden.clone().requires_grad_()
@@ -172,6 +172,6 @@ def test_slices_of_the_vocabulary_head_change_neither_numbers_nor_gradients(monk
 
 
 def test_a_card_reads_its_head_for_more_tokens_at_a_time():
-    assert sliced.slice_tokens(1536, on_card=False) == 128
-    assert sliced.slice_tokens(151_936, on_card=False) == 27
-    assert sliced.slice_tokens(151_936, on_card=True) == 441
+    assert sliced.slice_tokens(1536, on_gpu=False) == 128
+    assert sliced.slice_tokens(151_936, on_gpu=False) == 27
+    assert sliced.slice_tokens(151_936, on_gpu=True) == 441

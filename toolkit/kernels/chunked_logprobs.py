@@ -19,7 +19,7 @@ from toolkit.kernels.products import through
 # product faster; on a card every slice reads the whole head anew, and fewer tokens than these are
 # done before it is read
 SLICE_BYTES, SLICE_TOKENS = 16 << 20, 128
-CARD_SLICE_BYTES = 256 << 20
+GPU_SLICE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -170,17 +170,17 @@ def _with_learning_head(
 def _slices(
     head: VocabularyHead, hidden: Tensor, tokens: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    size = slice_tokens(head.size, on_card=is_on_card(hidden))
+    size = slice_tokens(head.size, on_gpu=is_on_gpu(hidden))
     return zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)
 
 
-def slice_tokens(vocabulary: int, *, on_card: bool) -> int:
+def slice_tokens(vocabulary: int, *, on_gpu: bool) -> int:
     """How many tokens' logits are there at a time."""
-    if on_card:
-        return max(1, CARD_SLICE_BYTES // (4 * vocabulary))
+    if on_gpu:
+        return max(1, GPU_SLICE_BYTES // (4 * vocabulary))
     return min(SLICE_TOKENS, max(1, SLICE_BYTES // (4 * vocabulary)))
 
 
-def is_on_card(states: Tensor) -> bool:
+def is_on_gpu(states: Tensor) -> bool:
     """Whether they are on an accelerator; a prediction of memory answers in its place."""
     return states.device.type != "cpu"

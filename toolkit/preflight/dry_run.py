@@ -245,7 +245,7 @@ def as_on_cuda(wanted: bool) -> Iterator[None]:
         return
     places: list[tuple[Any, str, Any]] = [
         (trl_utils, "_use_triton", lambda _: True),
-        (token_logprobs, "is_on_card", lambda _: True),
+        (token_logprobs, "is_on_gpu", lambda _: True),
     ]
     places += [
         (chunked_logprob, name, lambda *_, **__: None)

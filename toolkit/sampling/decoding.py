@@ -15,13 +15,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from toolkit.errors import DivergedError
-from toolkit.kernels.chunked_logprobs import SLICE_BYTES, VocabularyHead, is_on_card
+from toolkit.kernels.chunked_logprobs import SLICE_BYTES, VocabularyHead, is_on_gpu
 from toolkit.models.heads import ScalarHead
 
 LEAVE_AT = 0.125  # rows leave when this share of the batch has ended: each leaving copies the cache
 # tokens between two looks at which rows have ended, and whether states are finite: on a card a look
 # waits until all that was asked of it is done
-LOOK_EVERY, CARD_LOOK_EVERY = 1, 8
+LOOK_EVERY, GPU_LOOK_EVERY = 1, 8
 GROW_BY = 16  # tokens of room that a full cache is given
 
 
@@ -76,7 +76,7 @@ def decode(
     stops = torch.tensor(stop, device=device, dtype=torch.long)
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)
     lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
-    every = CARD_LOOK_EVERY if is_on_card(hidden) else LOOK_EVERY
+    every = GPU_LOOK_EVERY if is_on_gpu(hidden) else LOOK_EVERY
     broken = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
         finite = torch.isfinite(hidden).all(-1)
