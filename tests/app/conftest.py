@@ -1,64 +1,116 @@
-"""The app as its own process, on a tiny base and runs."""
+"""Fixtures: a tiny random base with a tokenizer, runs with random adapters on it, and a browser."""
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import ModelConfig
 
-from tests.app.browser import browser  # noqa: F401  (a fixture)
-from tests.app.logic.conftest import make_run, runs, tiny_base, workbench  # noqa: F401  (fixtures)
-from toolkit.app.arguments import PASSWORD
-from toolkit.app.web.ports import free_port
+from toolkit.app.workbench import Workbench
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import fingerprint
+from toolkit.models.heads import ScalarHead
+from toolkit.models.roles import Roles
+from toolkit.runs.run import Run
+from toolkit.world.tokenizer import train_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
+MakeRun = Callable[..., Run]
+CHROMIUM = Path("/usr/bin/chromium")
 
 
-def run_app(*words: str, password: str | None = None) -> subprocess.CompletedProcess[str]:
-    """`python app.py` with these words, to its end."""
-    return subprocess.run(
-        [sys.executable, "app.py", *words],
-        cwd=ROOT,
-        env=environment(password),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a two-layer Llama of hidden size 32."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    tokenizer = train_tokenizer(["What is it? I do not know it.", "Hello there."], vocab_size=300)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,  # far from uniform, so that two adapters answer differently
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
     )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
-@contextmanager
-def served(*words: str, password: str | None = None) -> Iterator[str]:
-    """The address of a running app."""
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port), *words],
-        cwd=ROOT,
-        env=environment(password) | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
+@pytest.fixture(scope="session")
+def make_run(tiny_base: str) -> MakeRun:
+    """Write a finished run with a random adapter, and a head where it is a reward run."""
+    return partial(write_run, tiny_base)
+
+
+def write_run(
+    base_name: str, path: Path, recipe: str, *, seed: int, parents: dict[str, Any] | None = None
+) -> Run:
+    """The same on any base of hidden size 32."""
+    model = ModelConfig(model_name_or_path=base_name, dtype="float32")
+    base, tokenizer = load_base(model)
+    torch.manual_seed(seed)
+    run = Run.start(path, recipe=recipe, parents=parents)
+    run.base = fingerprint(model, tokenizer)
+    roles = Roles(base, run.base)
+    # with dropout, so that a pass in train mode shows
+    roles.create(
+        "default",
+        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.5),
     )
-    try:
-        assert process.stdout is not None
-        line, started = "", time.monotonic()
-        while "Compare checkpoints at" not in line:
-            line = process.stdout.readline()
-            if not line and process.poll() is not None:
-                pytest.fail(f"the app ended with {process.returncode}")
-            assert time.monotonic() - started < 180
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        process.terminate()
-        process.wait(30)
+    assert roles.model is not None
+    for name, parameter in roles.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    roles.save("default", path)
+    if recipe == "reward":
+        ScalarHead(32).save(path)
+    return run.finish()
 
 
-def environment(password: str | None) -> dict[str, str]:
-    """One thread, and only the password that the test gives."""
-    kept = {k: v for k, v in os.environ.items() if k != PASSWORD}
-    return kept | {"OMP_NUM_THREADS": "1"} | ({PASSWORD: password} if password else {})
+@pytest.fixture
+def runs(tmp_path: Path, make_run: MakeRun) -> Path:
+    """sft, its children dpo and ppo, a reward run, and one whose manifest is damaged."""
+    root = tmp_path / "runs"
+    sft = {"adapter": str(root / "sft")}
+    make_run(root / "sft", "sft", seed=1)
+    make_run(root / "dpo", "dpo", seed=2, parents=sft)
+    make_run(root / "ppo", "ppo", seed=3, parents=sft | {"reward": str(root / "reward")})
+    make_run(root / "reward", "reward", seed=4, parents=sft)
+    make_run(root / "damaged", "dpo", seed=5, parents=sft)
+    (root / "damaged" / "run.json").write_text("{")
+    return root
+
+
+@pytest.fixture
+def workbench(tiny_base: str, runs: Path) -> Workbench:
+    """A workbench over `runs`."""
+    return Workbench.open(tiny_base, runs)
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    """Change some keys of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Headless Chromium through Playwright. Skips the test if either is not installed."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield started
+        started.close()

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from tests.app.logic.conftest import make_run, runs, tiny_base  # noqa: F401  (fixtures)
+from tests.app.conftest import make_run, runs, tiny_base  # noqa: F401  (fixtures)
 from toolkit.app.workbench import Workbench
 from toolkit.kernels.fused_lora import FusedLoraLinear
 from toolkit.sampling.choosing import choose

@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 
 from benchmarks.simulated_votes import verdict
-from tests.app.logic.conftest import MakeRun
-from tests.app.logic.fake_workbench import FakeWorkbench
+from tests.app.conftest import MakeRun
+from tests.app.judgements.fake_workbench import FakeWorkbench
 from toolkit.app.answering.request import MAX_COLUMNS
 from toolkit.app.judgements.battles import Battles, Shown, as_messages
 from toolkit.app.judgements.judgement import TIE, A, B

@@ -13,8 +13,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.app.conftest import served
-from tests.app.logic.conftest import write_run
+from tests.app.conftest import write_run
+from tests.app.server import served
 from toolkit.app.web.headers import HEADERS
 from toolkit.runs.run import Run
 

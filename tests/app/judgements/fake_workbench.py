@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.app.logic.judgements import BASE
+from tests.app.judgements.judgements import BASE
 from toolkit.app.catalog import BASE_ID, Catalog, Entry
 from toolkit.app.workbench import Answer
 from toolkit.errors import ConfigError

@@ -10,8 +10,8 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from tests.app.judgement_page import NAMES, judgement_page
-from tests.app.logic.fake_workbench import FakeWorkbench
+from tests.app.judgements.fake_workbench import FakeWorkbench
+from tests.app.page.judgement_page import NAMES, judgement_page
 from toolkit.app.judgements.store import Store
 
 Page = tuple[str, FakeWorkbench, Store]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.app.logic.judgements import battle, ranking
+from tests.app.judgements.judgements import battle, ranking
 from toolkit.app.judgements.judgement import Judgement
 from toolkit.app.judgements.leaderboard import (
     ENOUGH_PROMPTS,

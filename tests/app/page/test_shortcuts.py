@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.app.judgement_page import judgement_page
+from tests.app.page.judgement_page import judgement_page
 from toolkit.app.web.shortcuts import ARENA_KEYS, RANK_KEYS
 
 

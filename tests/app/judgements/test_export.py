@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
-from tests.app.logic.fake_workbench import FakeWorkbench
-from tests.app.logic.judgements import BASE, battle, ranking, reply
+from tests.app.judgements.fake_workbench import FakeWorkbench
+from tests.app.judgements.judgements import BASE, battle, ranking, reply
 from tests.conftest import ROOT
 from tests.recipes.test_command_line import load
 from toolkit.app.judgements.battles import Battles

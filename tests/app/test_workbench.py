@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.app.logic.conftest import MakeRun
+from tests.app.conftest import MakeRun
 from toolkit.app.answering import adapter_cache as module
 from toolkit.app.workbench import Answer, Workbench
 from toolkit.errors import CheckpointError, ConfigError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.conftest import ROOT, run_app
+from tests.app.server import run_app
+from tests.conftest import ROOT
 from toolkit.app.answering.cli_command import command, options
 from toolkit.app.arguments import PASSWORD, is_loopback, parse_arguments
 from toolkit.app.texts import measures

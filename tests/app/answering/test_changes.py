@@ -10,8 +10,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.app.logic.conftest import MakeRun
-from tests.app.logic.test_workbench import PROMPT, ids_of
+from tests.app.conftest import MakeRun
+from tests.app.test_workbench import PROMPT, ids_of
 from toolkit.app.answering.changes import scaled, text_diff
 from toolkit.app.answering.chat import Chat
 from toolkit.app.workbench import Workbench

@@ -16,8 +16,8 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from tests.app.conftest import served
-from tests.app.logic.conftest import MakeRun
+from tests.app.conftest import MakeRun
+from tests.app.server import served
 from toolkit.app.texts import measures
 from toolkit.app.web.headers import HEADERS
 from toolkit.app.web.smoke import answers_shown

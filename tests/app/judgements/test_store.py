@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.logic.judgements import battle, ranking
+from tests.app.judgements.judgements import battle, ranking
 from tests.conftest import ROOT
 from toolkit.app.judgements.judgement import judged, parse_order
 from toolkit.app.judgements.store import READ_ONLY, VERSION, Store, Tally
@@ -25,7 +25,7 @@ PROCESSES, VOTES = 8, 200
 WRITER = """
 import sys
 from pathlib import Path
-from tests.app.logic.judgements import battle
+from tests.app.judgements.judgements import battle
 from toolkit.app.judgements.store import Store
 store, who = Store(Path(sys.argv[1])), sys.argv[2]
 for i in range(int(sys.argv[3])):

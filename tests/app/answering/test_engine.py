@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig
 from trl import ModelConfig
 
-from tests.app.logic.test_workbench import Plain, ids_of
+from tests.app.test_workbench import Plain, ids_of
 from toolkit.app.answering import engine as module
 from toolkit.app.answering import inbox
 from toolkit.app.answering.answers import Answer

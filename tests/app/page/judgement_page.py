@@ -8,7 +8,7 @@ from typing import cast
 import gradio as gr
 
 from app import serve
-from tests.app.logic.fake_workbench import FakeWorkbench
+from tests.app.judgements.fake_workbench import FakeWorkbench
 from toolkit.app.judgements.battles import Battles
 from toolkit.app.judgements.store import Store
 from toolkit.app.tabs.arena import arena_tab

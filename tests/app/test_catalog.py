@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.logic.conftest import MakeRun, edit_json
+from tests.app.conftest import MakeRun, edit_json
 from toolkit.app import inspection
 from toolkit.app.answering import cli_command as recall
 from toolkit.app.choices import NO_REWARD_RUN, NO_SCORE, checkpoint_choices, reward_choices

@@ -1,0 +1,60 @@
+"""Run `app.py` in its own process: to its end, or as a server."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.conftest import ROOT
+from toolkit.app.arguments import PASSWORD
+from toolkit.app.web.ports import free_port
+
+
+def run_app(*words: str, password: str | None = None) -> subprocess.CompletedProcess[str]:
+    """`python app.py` with these words, to its end."""
+    return subprocess.run(
+        [sys.executable, "app.py", *words],
+        cwd=ROOT,
+        env=environment(password),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+@contextmanager
+def served(*words: str, password: str | None = None) -> Iterator[str]:
+    """The address of a running app."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port), *words],
+        cwd=ROOT,
+        env=environment(password) | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line, started = "", time.monotonic()
+        while "Compare checkpoints at" not in line:
+            line = process.stdout.readline()
+            if not line and process.poll() is not None:
+                pytest.fail(f"the app ended with {process.returncode}")
+            assert time.monotonic() - started < 180
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def environment(password: str | None) -> dict[str, str]:
+    """One thread, and only the password that the test gives."""
+    kept = {k: v for k, v in os.environ.items() if k != PASSWORD}
+    return kept | {"OMP_NUM_THREADS": "1"} | ({PASSWORD: password} if password else {})
