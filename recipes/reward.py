@@ -10,9 +10,7 @@ Writes  the run's directory: the adapter, head.safetensors (its bias makes the d
         report on their mean.
 """
 
-import copy
 import sys
-from pathlib import Path
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.data.demonstrations import load_demonstrations
@@ -20,11 +18,8 @@ from toolkit.data.loading import load_splits
 from toolkit.options.arguments import RewardArguments
 from toolkit.options.command_line import run_cli
 from toolkit.preflight.requirements import opening, require_test_split
-from toolkit.runs.parents import is_finished
-from toolkit.runs.resuming import asked, last_checkpoint
+from toolkit.runs.resuming import asked
 from toolkit.runs.run import ENSEMBLE, Run
-
-JUDGING = "judging"  # of a finished run's results, until its report is there
 
 
 def main(script, training, model, mixture, start) -> Run:
@@ -36,11 +31,16 @@ def main(script, training, model, mixture, start) -> Run:
     from transformers import set_seed
 
     from toolkit.data.checks import check_texts
-    from toolkit.evaluation.judge import Remembered
+    from toolkit.evaluation.reward_report import RewardJudge
     from toolkit.models.base import load_base
     from toolkit.models.fingerprint import fingerprint
     from toolkit.preflight.report import preflight
-    from toolkit.reward.training import Comparisons, RewardModelTrainer
+    from toolkit.reward.training import (
+        Comparisons,
+        RewardModelTrainer,
+        train_ensemble,
+        train_reward_model,
+    )
 
     with Run.start(
         training.output_dir,
@@ -73,84 +73,15 @@ def main(script, training, model, mixture, start) -> Run:
         )
         preflight("reward", configs, tokenizer, data.train)
         tokens = data.step_tokens(training.per_device_train_batch_size)
-        member = RewardModelTrainer(base, tokenizer, run.base, model, most_tokens=tokens)
-        if not single:
-            return run.finish(**_train_members(run, member, data, configs))
-        notes = member.train(data, training, start, run=run, resume=resume)
-        _finish_unjudged(run, notes, data)
-        return _judge(Remembered(member.score), data, member, run)
-
-
-def _train_members(run, member, data, configs):
-    """One reward model after the other on the same base; those that a resumed run has are kept."""
-    from transformers import set_seed
-
-    from toolkit.evaluation.judge import Remembered, judge_ensemble, judge_scorer
-    from toolkit.evaluation.reward_report import write_reward_report
-
-    training, start = configs[1], configs[4]
-    goes_on = asked(training.resume_from_checkpoint)
-    run.begin()
-    members = []
-    for number in range(start.ensemble):
-        own = copy.copy(training)
-        own.output_dir, own.seed = str(run.path / f"member-{number}"), training.seed + number
-        if goes_on and is_finished(own.output_dir):
-            member.restore(Path(own.output_dir))
-            part = Run.load(own.output_dir)
+        trainer = RewardModelTrainer(base, tokenizer, run.base, model, most_tokens=tokens)
+        judge = None
+        if data.test_rows:
+            judge = RewardJudge(tokenizer, data.test_rows, data.demonstrations)
         else:
-            resume = last_checkpoint(own.output_dir, goes_on)
-            with Run.start(
-                own.output_dir,
-                recipe="reward",
-                configs=(*configs[:1], own, *configs[2:]),
-                parents=run.parents,
-                resume=resume,
-            ) as part:
-                part.base = run.base
-                if number:  # the first is what the recipe makes without an ensemble
-                    set_seed(own.seed)
-                notes = member.train(data, own, start, run=part, resume=resume)
-                _finish_unjudged(part, notes, data)
-        members.append(Remembered(member.score))
-        if JUDGING in part.results or not data.judged:
-            _judge(members[-1], data, member, part)
-        else:  # its report is written, but the ensemble's needs the scores
-            judge_scorer(members[-1], member.tokenizer, data.judged)
-        member.release()
-    if not data.judged:
-        return {"members": len(members)}
-    return write_reward_report(judge_ensemble(members, member.tokenizer, data.judged), run.path)
-
-
-def _finish_unjudged(run, notes, data):
-    """The reward model is whole, whatever comes of its judging."""
-    run.finish(**notes, **({JUDGING: "to come"} if data.judged else {}))
-
-
-def _judge(scorer, data, member, run):
-    """A finished run with what the held-out comparisons say of it, if there are any.
-
-    Where that fails the run stays finished and says so.
-    """
-    from toolkit.evaluation.judge import judge_scorer
-    from toolkit.evaluation.reward_report import write_reward_report
-
-    if not data.judged:
-        print("no held-out comparisons, so the reward model is not judged: set `test_split_size`")
-        return run
-    try:
-        section = judge_scorer(
-            scorer, member.tokenizer, data.judged, demonstrations=data.demonstrations
-        )
-        found = write_reward_report(section, run.path)
-    except BaseException as error:
-        run.results[JUDGING] = f"failed, {type(error).__name__}: {error}"
-        run.save()
-        print(f"{run.path}: the reward model is finished and can be used; judging it failed")
-        raise
-    del run.results[JUDGING]
-    return run.finish(**found)
+            print("no held-out comparisons to judge the reward model on: set `test_split_size`")
+        if not single:
+            return train_ensemble(trainer, data, configs, run, judge=judge)
+        return train_reward_model(trainer, data, training, start, run, resume=resume, judge=judge)
 
 
 def arguments() -> tuple[type, ...]:

@@ -235,7 +235,7 @@ def test_what_is_longer_than_max_length_is_not_scored_either(tokenizer, capsys):
     long = (ROWS[0][0], [{"role": "assistant", "content": "x " * 400}])
     asked = {"max_length": 64, "shuffle_pairs": False}
     data = Comparisons.prepare(splits, tokenizer, [ROWS[0], long, ROWS[1]], **asked)
-    assert data.judged == [dict(splits["test"][i]) for i in (1, 2)]
+    assert data.test_rows == [dict(splits["test"][i]) for i in (1, 2)]
     assert data.demonstrations == [ROWS[0], ROWS[1]]
     told = capsys.readouterr().out
     assert "test: 1 of 3 pairs are longer than 64 tokens" in told

@@ -1,13 +1,14 @@
-"""One reward model from start to files: trained, its zero set, judged on held-out comparisons."""
+"""Reward models from comparisons to files, one or an ensemble: trained, calibrated and judged."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow.compute as pc
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig
 
 from toolkit.models.heads import ScalarHead
@@ -25,6 +26,8 @@ from toolkit.reward.adapter import (
     widen,
 )
 from toolkit.reward.ranking import RankingCollator, RankingTrainer, group_comparisons
+from toolkit.runs.parents import is_finished
+from toolkit.runs.resuming import asked, last_checkpoint
 from toolkit.runs.run import Run
 from toolkit.sampling.generation import Prompt
 from toolkit.trainers.callbacks import RunCallback
@@ -33,22 +36,23 @@ from toolkit.trainers.interruption import interruptible
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-Pair = tuple[list[int], list[int]]
-ROUNDING = 1e-5  # of a float32 score from one batch to another
-LEAST_TOKENS = 2048  # a pass without gradients that any card holds which has trained the model
+Pair = tuple[list[int], list[int]]  # token ids of a prompt and of a completion
+ROUNDING = 1e-5  # relative difference of a float32 score between two batches
+LEAST_TOKENS = 2048  # fits, without gradients, on any device that has trained the model
+JUDGING = "judging"  # in a finished run's results until its report is written
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """What a reward model learns from and is judged by.
+    """The rows that a reward model is trained and judged on; none is longer than `max_length`.
 
-    `train` and `test` are rows of `group_comparisons`; `judged` are the test split's rows as they
-    were read; `demonstrations` are (prompt, completion). None is longer than `max_length`.
+    `train` and `test` are rows of `group_comparisons`; `test_rows` are the test split's rows as they
+    were read; `demonstrations` are (prompt, completion).
     """
 
     train: Dataset
     test: Dataset | None
-    judged: Sequence[Mapping[str, Any]]
+    test_rows: Sequence[Mapping[str, Any]]
     demonstrations: list[tuple[Prompt, Prompt]]
 
     @classmethod
@@ -61,9 +65,9 @@ class Comparisons:
         max_length: int | None,
         shuffle_pairs: bool,
     ) -> "Comparisons":
-        """Tokenize and group; with `shuffle_pairs` every training pair is a group of its own.
+        """Tokenize and group the splits; `shuffle_pairs` makes each training pair its own group.
 
-        Raises: ConfigError where a split, or the demonstrations, have no row of `max_length` tokens.
+        Raises: ConfigError where a split or the demonstrations have no row within `max_length` tokens.
         """
         tokenized = {
             name: tokenize_pairs(rows, tokenizer, max_length=max_length, place=name)
@@ -72,31 +76,29 @@ class Comparisons:
         if shuffle_pairs and "group_id" in tokenized["train"].column_names:
             tokenized["train"] = tokenized["train"].remove_columns("group_id")
         grouped = {name: group_comparisons(rows) for name, rows in tokenized.items()}
-        judged = (
-            list(splits["test"].select(tokenized["test"]["number"])) if "test" in splits else []
-        )
-        shown = short_enough(
+        test_rows = splits["test"].select(tokenized["test"]["number"]) if "test" in splits else []
+        demonstrations = short_enough(
             demonstrations, tokenizer, max_length=max_length, place="demonstrations"
         )
-        return cls(grouped["train"], grouped.get("test"), judged, shown)
+        return cls(grouped["train"], grouped.get("test"), list(test_rows), demonstrations)
 
     def step_tokens(self, prompts: int) -> int:
-        """Tokens of a training batch of so many prompts, on average."""
-        answers = self.train.with_format("arrow")[:]["ids"]
-        tokens: int = pc.sum(pc.list_value_length(pc.list_flatten(answers))).as_py()
-        return prompts * tokens // len(answers)
+        """Average number of tokens in a training batch of so many prompts."""
+        completions = self.train.with_format("arrow")[:]["ids"]
+        tokens: int = pc.sum(pc.list_value_length(pc.list_flatten(completions))).as_py()
+        return prompts * tokens // len(completions)
 
 
 class RewardModelTrainer:
-    """A reward model on a base with a scalar head; `release` makes room for another on the same.
+    """Trains, restores and scores one reward model at a time on a shared base with a scalar head.
 
     Args:
         base: with a scalar head; see `load_base`.
         tokenizer: the base's.
         fingerprint: the base's.
         model: TRL's ModelConfig, for an adapter without a parent.
-        most_tokens: scored at a time, or `LEAST_TOKENS`; a training batch's, which is held with its
-            gradients, will fit.
+        most_tokens: number of tokens to score at a time, at least `LEAST_TOKENS`. The size of a
+            training batch always fits, since training also holds its gradients.
     """
 
     def __init__(
@@ -122,10 +124,13 @@ class RewardModelTrainer:
         run: Run | None = None,
         resume: str | None,
     ) -> dict[str, Any]:
-        """Train from the parent's adapter, set the zero, write the files; what is worth noting.
+        """Train from the parent's adapter, calibrate on the demonstrations and write the files.
 
         Args:
-            run: begun with the training, if there is one.
+            run: begins when training begins; None outside of a recipe.
+            resume: the checkpoint to resume from.
+
+        Returns: results for `run.json`: the number of steps, and the calibration.
         """
         self.adapted = scalar_adapter(
             self.base, self.fingerprint, parent=start.parent, model=self.model
@@ -145,22 +150,24 @@ class RewardModelTrainer:
         folder = Path(str(training.output_dir))
         export(self.adapted, folder, self.fingerprint)
         self.tokenizer.save_pretrained(folder)
-        notes: dict[str, Any] = {"steps": trainer.state.global_step}
+        results: dict[str, Any] = {"steps": trainer.state.global_step}
         widen(self.adapted)
         if comparisons.demonstrations:
-            notes |= self._set_zero(comparisons.demonstrations, unit_variance=start.unit_variance)
+            results |= self._calibrate(
+                comparisons.demonstrations, unit_variance=start.unit_variance
+            )
             save_head(self.adapted, folder, bias=self.bias, scale=self.scale)
-        return notes
+        return results
 
-    def _set_zero(
+    def _calibrate(
         self, demonstrations: list[tuple[Prompt, Prompt]], *, unit_variance: bool
     ) -> dict[str, Any]:
-        """Bias, and with `unit_variance` scale, by the demonstrations' scores; what they are."""
+        """Set the bias (demonstrations score 0 on average) and, with `unit_variance`, the scale."""
         scores = score_texts(
             self.adapted, self.tokenizer, demonstrations, most_tokens=self.most_tokens
         )
         spread = scores.std().item() if len(scores) > 1 else 0.0
-        if spread < ROUNDING * scores.abs().max().item():  # equal, but for the batch each was in
+        if spread < ROUNDING * scores.abs().max().item():  # equal except for rounding
             spread = 0.0
         self.scale = 1 / spread if unit_variance and spread > 0 else 1.0
         if unit_variance and not spread > 0:
@@ -173,16 +180,116 @@ class RewardModelTrainer:
         }
 
     def restore(self, folder: Path) -> None:
-        """Take up what `train` wrote."""
+        """Load the reward model that `train` wrote to a folder."""
         self.adapted = restore(self.base, folder, self.fingerprint, model=self.model)
         self.bias, self.scale = ScalarHead.load(folder).bias.item(), 1.0
 
     def score(self, pairs: list[Pair]) -> list[float]:
-        """Scores of token ids of prompts and completions, in order."""
+        """Calibrated scores of token ids of prompts and completions, in order."""
         raw = score_pairs(self.adapted, self.tokenizer, pairs, most_tokens=self.most_tokens)
         return [self.scale * x + self.bias for x in raw.tolist()]
 
     def release(self) -> None:
-        """Take the adapter off the base, for the next one."""
+        """Remove the adapter from the base, so that another one can be trained on it."""
         self.base = detach(self.adapted)
         self.adapted, self.bias, self.scale = None, 0.0, 1.0
+
+
+class Judge(Protocol):
+    """Judges reward models on held-out comparisons; see `toolkit.evaluation.reward_report`."""
+
+    def judge(
+        self, scorer: Callable[[list[Pair]], list[float]], folder: Path | None
+    ) -> dict[str, Any]:
+        """Judge one model; write its report into the folder, if any; return the main numbers."""
+
+    def judge_mean(self, folder: Path) -> dict[str, Any]:
+        """Write the report on the mean of the models judged so far; return the main numbers."""
+
+
+def train_reward_model(
+    trainer: RewardModelTrainer,
+    comparisons: Comparisons,
+    training: RewardConfig,
+    start: RewardArguments,
+    run: Run,
+    *,
+    resume: str | None,
+    judge: Judge | None,
+) -> Run:
+    """Train one reward model, finish its run, then judge it.
+
+    Args:
+        judge: None without held-out comparisons.
+
+    Returns: the run, finished even where judging raises an error.
+    """
+    results = trainer.train(comparisons, training, start, run=run, resume=resume)
+    run.finish(**results, **({JUDGING: "pending"} if judge else {}))
+    return run if judge is None else _judge(trainer, run, judge)
+
+
+def train_ensemble(
+    trainer: RewardModelTrainer,
+    comparisons: Comparisons,
+    configs: Sequence[Any],
+    run: Run,
+    *,
+    judge: Judge | None,
+) -> Run:
+    """Train one reward model after the other on the same base, each a run in `member-<number>`.
+
+    A resumed ensemble keeps its finished members. Member 0 equals the reward model that the recipe
+    trains without an ensemble.
+
+    Args:
+        configs: the recipe's arguments: script, RewardConfig, model, mixture, RewardArguments.
+        run: the ensemble's.
+        judge: None without held-out comparisons.
+    """
+    script, training, model, mixture, start = configs
+    resuming = asked(training.resume_from_checkpoint)
+    run.begin()
+    for number in range(start.ensemble):
+        own = copy.copy(training)
+        own.output_dir, own.seed = str(run.path / f"member-{number}"), training.seed + number
+        if resuming and is_finished(own.output_dir):
+            trainer.restore(Path(own.output_dir))
+            member = Run.load(own.output_dir)
+            if judge is not None and JUDGING in member.results:
+                _judge(trainer, member, judge)
+            elif judge is not None:
+                judge.judge(trainer.score, None)  # its report exists; the mean needs its scores
+        else:
+            resume = last_checkpoint(own.output_dir, resuming)
+            with Run.start(
+                own.output_dir,
+                recipe="reward",
+                configs=(script, own, model, mixture, start),
+                parents={**run.parents},
+                resume=resume,
+            ) as member:
+                member.base = run.base
+                if number:
+                    set_seed(own.seed)
+                train_reward_model(
+                    trainer, comparisons, own, start, member, resume=resume, judge=judge
+                )
+        trainer.release()
+    if judge is None:
+        return run.finish(members=start.ensemble)
+    results = judge.judge_mean(run.path)
+    return run.finish(**results)
+
+
+def _judge(trainer: RewardModelTrainer, run: Run, judge: Judge) -> Run:
+    """Judge a finished run's reward model and add the results; an error is noted in the run."""
+    try:
+        results = judge.judge(trainer.score, run.path)
+    except BaseException as error:
+        run.results[JUDGING] = f"failed, {type(error).__name__}: {error}"
+        run.save()
+        print(f"{run.path}: the reward model is finished and can be used; judging it failed")
+        raise
+    del run.results[JUDGING]
+    return run.finish(**results)
