@@ -1,11 +1,11 @@
-"""Every kind of adapter on the embedded world: what it trains, weighs on disk, and learns in SFT.
+"""Every PEFT method in SFT on the embedded world: trainable parameters, size on disk, loss, time.
 
-    python benchmarks/adapters.py --output_dir runs/adapters
+    python benchmarks/adapters.py --output_dir runs/adapters      # make adapters
 
-Further words go to recipes/sft.py, such as --num_train_epochs 1.
+Other options are passed to recipes/sft.py, such as --num_train_epochs 1.
 
-Reads   recipes/configs/world/sft.yaml, whose demonstrations all learn from.
-Writes  an SFT run per method and adapters.json; prints a Markdown table.
+Reads   recipes/configs/world/sft.yaml.
+Writes  an SFT run per method and adapters.json; prints the table of docs/adapters.md.
 """
 
 import argparse
@@ -17,14 +17,15 @@ from typing import Any
 
 import yaml
 
-from toolkit.errors import ConfigError, ToolkitError
+from benchmarks.common import ROOT, markdown_table, parser, require_known, run_main
+from toolkit.errors import ToolkitError
 from toolkit.runs.run import Run, write_json
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = ROOT / "recipes"
 CONFIG = RECIPES / "configs" / "world" / "sft.yaml"
-# what a method needs of its own; learning rates are the best of those tried, thrice apart
+# options of each method; learning rates are the best of a grid with a factor of three
 METHODS: dict[str, dict[str, Any]] = {
-    "none": {"peft_method": "lora", "learning_rate": 0.0, "max_steps": 1},  # the base as it is
+    "none": {"peft_method": "lora", "learning_rate": 0.0, "max_steps": 1},  # the plain base
     "lora": {},
     "rslora": {},
     "dora": {},
@@ -34,40 +35,49 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {"learning_rate": 1e-1},
 }
 WITHOUT_LORA = ("prefix", "prompt", "ia3")
+HEADER = [
+    "`peft_method`",
+    "learning rate",
+    "trainable parameters",
+    "on disk",
+    "SFT loss",
+    "seconds",
+]
 
 
 def main(args: argparse.Namespace) -> None:
-    if unknown := [m for m in args.methods if m not in METHODS]:
-        raise ConfigError(f"no method {unknown[0]!r}; there are {', '.join(METHODS)}")
+    """Train each method and write the table after each."""
+    require_known("method", args.methods, METHODS)
     rows = []
     for method in args.methods:
-        run = train(method, args.output_dir / method, args.further)
-        rows.append({"method": method} | look(run))
+        numbers = measure(train(method, args.output_dir / method, args.sft_options))
         if method == "none":
-            rows[-1] |= {"trainable": 0, "bytes": 0}
+            numbers |= {"trainable": 0, "bytes": 0}
+        rows.append({"method": method} | numbers)
         print(f"{method}: {rows[-1]}", flush=True)
         write_json(args.output_dir / "adapters.json", {"schema": 1, "methods": rows})
     print(f"\n{to_markdown(rows)}")
 
 
-def train(method: str, folder: Path, further: list[str]) -> Run:
-    """SFT as a user would call it, with held-out loss after every epoch."""
-    shape = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+def train(method: str, folder: Path, sft_options: list[str]) -> Run:
+    """Run the SFT recipe with one method, with held-out loss after every epoch."""
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     if method in WITHOUT_LORA:
-        shape = {k: v for k, v in shape.items() if not k.startswith("lora_")}
-    given = shape | {"peft_method": method, "output_dir": str(folder)} | METHODS[method]
-    given |= {"eval_strategy": "epoch", "save_strategy": "no", "disable_tqdm": True}
-    words = [sys.executable, str(RECIPES / "sft.py")]
-    for name, value in given.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    done = subprocess.run([*words, *further], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ToolkitError(f"{method}: SFT failed: {(done.stderr.strip() or '?').splitlines()[-1]}")
+        config = {k: v for k, v in config.items() if not k.startswith("lora_")}
+    config |= {"peft_method": method, "output_dir": str(folder)} | METHODS[method]
+    config |= {"eval_strategy": "epoch", "save_strategy": "no", "disable_tqdm": True}
+    command = [sys.executable, str(RECIPES / "sft.py")]
+    for name, value in config.items():
+        command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    process = subprocess.run([*command, *sft_options], capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        last = (process.stderr.strip() or "no output").splitlines()[-1]
+        raise ToolkitError(f"{method}: SFT failed: {last}")
     return Run.load(folder)
 
 
-def look(run: Run) -> dict[str, Any]:
-    """Numbers of one run."""
+def measure(run: Run) -> dict[str, Any]:
+    """The numbers of one SFT run."""
     losses = [row["eval_loss"] for row in run.metrics() if "eval_loss" in row]
     files = [run.path / name for name in ("adapter_model.safetensors", "adapter_config.json")]
     return {
@@ -81,14 +91,6 @@ def look(run: Run) -> dict[str, Any]:
 
 def to_markdown(rows: list[dict[str, Any]]) -> str:
     """A table, one method per line."""
-    header = [
-        "`peft_method`",
-        "learning rate",
-        "trainable parameters",
-        "on disk",
-        "SFT loss",
-        "seconds",
-    ]
     cells = [
         [
             f"`{r['method']}`",
@@ -100,22 +102,17 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
         ]
         for r in rows
     ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * 6, *cells])
+    return markdown_table(HEADER, cells)
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/adapters"))
-    return parser
+    """The command line; unknown options are those of SFT."""
+    options = parser(__doc__)
+    options.add_argument("--methods", nargs="+", default=list(METHODS), help=", ".join(METHODS))
+    options.add_argument("--output_dir", type=Path, default=Path("runs/adapters"))
+    return options
 
 
 if __name__ == "__main__":
-    args, args.further = arguments().parse_known_args()
-    try:
-        main(args)
-    except ToolkitError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+    args, args.sft_options = arguments().parse_known_args()
+    run_main(main, args)

@@ -1,8 +1,9 @@
-"""How long the app's pages take where there are many runs and judgements.
+"""CPU seconds of the app's pages with many runs and many judgements.
 
-    python -m benchmarks.app_load --runs runs/quickstart
+    python benchmarks/app_load.py --runs runs/quickstart
 
-Reads   a folder of runs. Writes nothing: the copies and the random judgements are removed.
+Reads   a folder of runs, which it copies; judgements are random. Both are removed at the end.
+Prints  the numbers of the load table in docs/app.md.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from benchmarks.common import parser
 from toolkit.app.history.history import LOOKS_APART, History
 from toolkit.app.judgements.export import export
 from toolkit.app.judgements.judgement import BATTLE, RANKING, VERDICTS, Judgement, Reply, judged
@@ -30,54 +31,54 @@ T = TypeVar("T")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print one line for each number: CPU seconds of one thread, the median of three."""
+    """Print one line per number: CPU seconds of one thread, the median of three."""
     with tempfile.TemporaryDirectory() as folder:
-        looks(copies(args.runs, Path(folder)))
+        time_runs(copies(args.runs, Path(folder)))
     for checkpoints in args.checkpoints:
         with tempfile.TemporaryDirectory() as folder:
-            store = filled(Path(folder) / FILE, made_up(args.judgements, checkpoints))
+            store = filled(Path(folder) / FILE, random_judgements(args.judgements, checkpoints))
             print(f"{args.judgements} judgements of {checkpoints} checkpoints")
-            pages(store, Path(folder) / "export")
+            time_judgements(store, Path(folder) / "export")
 
 
-def looks(root: Path) -> None:
-    """A look at the runs, after the first one, which hashes their weights."""
+def time_runs(root: Path) -> None:
+    """Time the pages that list runs, after a first look, which hashes the weights."""
     workbench, history = Workbench.open("world:base", root), History(root)
     history.look()
     print(f"{len(workbench.catalog.checkpoints) - 1} checkpoints below the runs")
     timed("Compare, Arena, Rank", workbench.refresh)
-    timed("Runs", lambda: looked_again(history))
+    timed("Runs", lambda: look_again(history))
 
 
-def looked_again(history: History) -> None:
-    """A look that is not the one before told again; sleep is no CPU time."""
+def look_again(history: History) -> None:
+    """Look after the cached result has expired; sleeping takes no CPU time."""
     time.sleep(LOOKS_APART)
     history.look()
 
 
-def pages(store: Store, folder: Path) -> None:
-    """What Leaderboard and Data do with the judgements."""
+def time_judgements(store: Store, folder: Path) -> None:
+    """Time Leaderboard and Data."""
     judgements = timed("reading all", store.all)
     timed("Leaderboard, rating", lambda: leaderboard(judgements))
     timed("Data, the counts", store.tally)
-    made = timed("Data, Export: rows", lambda: export(judgements))
-    timed("Data, Export: files", lambda: made.write(folder))
-    print(f"  {sum(map(len, made.lines.values()))} rows exported")
+    rows = timed("Data, Export: rows", lambda: export(judgements))
+    timed("Data, Export: files", lambda: rows.write(folder))
+    print(f"  {sum(map(len, rows.lines.values()))} rows exported")
 
 
-def timed(what: str, work: Callable[[], T]) -> T:
-    """Print how long it takes, and return what it returns."""
+def timed(label: str, work: Callable[[], T]) -> T:
+    """Print the CPU seconds of `work` and return its result."""
     seconds = []
     for _ in range(3):
         start = time.thread_time()
-        found = work()
+        result = work()
         seconds.append(time.thread_time() - start)
-    print(f"  {what:22} {sorted(seconds)[1]:5.2f} s", flush=True)
-    return found
+    print(f"  {label:22} {sorted(seconds)[1]:5.2f} s", flush=True)
+    return result
 
 
 def filled(file: Path, judgements: list[Judgement]) -> Store:
-    """A store of them, written at once: each by itself would wait for the disk."""
+    """A store of these judgements, written in one transaction, which is faster than one by one."""
     store = Store(file)
     values = ", ".join(f":{name}" for name in COLUMNS)
     with sqlite3.connect(file) as db:
@@ -90,41 +91,43 @@ def filled(file: Path, judgements: list[Judgement]) -> Store:
 
 
 def copies(runs: Path, folder: Path) -> Path:
-    """`COPIES` runs like those below `runs`, in turn."""
-    found = list_runs(runs)[0]
+    """Copies of the runs below `runs`, `COPIES` in all."""
+    originals = list_runs(runs)[0]
     for number in range(COPIES):
-        source = found[number % len(found)].path
+        source = originals[number % len(originals)].path
         leave_out = shutil.ignore_patterns("checkpoint-*", "*.pt")
-        shutil.copytree(source, folder / f"{number // len(found)}" / source.name, ignore=leave_out)
+        target = folder / f"{number // len(originals)}" / source.name
+        shutil.copytree(source, target, ignore=leave_out)
     return folder
 
 
-def made_up(count: int, checkpoints: int) -> list[Judgement]:
+def random_judgements(count: int, checkpoints: int) -> list[Judgement]:
     """Random judgements; every tenth is a ranking of four to nine answers."""
     rng = random.Random(0)
     names = [f"run {n}" for n in range(checkpoints)]
     prompts = [_text(rng) for _ in range(PROMPTS)]
-    return [_made_up(rng, number, names, rng.choice(prompts)) for number in range(count)]
+    return [_random_judgement(rng, number, names, rng.choice(prompts)) for number in range(count)]
 
 
-def _made_up(rng: random.Random, number: int, names: list[str], prompt: str) -> Judgement:
+def _random_judgement(rng: random.Random, number: int, names: list[str], prompt: str) -> Judgement:
     kind = BATTLE if number % 10 else RANKING
     k = 2 if kind == BATTLE else rng.randint(4, 9)
-    who = rng.sample(names, k) if kind == BATTLE else rng.choices(names, k=k)
-    asked = Judgement(
+    checkpoints = rng.sample(names, k) if kind == BATTLE else rng.choices(names, k=k)
+    question = Judgement(
         id=f"{number}",
         kind=kind,
         prompt=({"role": "user", "content": prompt},),
         replies=tuple(
-            Reply(f"id of {one}", one, _text(rng), rng.randrange(1000), f"{one:>64}") for one in who
+            Reply(f"id of {one}", one, _text(rng), rng.randrange(1000), f"{one:>64}")
+            for one in checkpoints
         ),
         sampling={"temperature": 0.7, "max_new_tokens": 64},
         base={"id": "world:base", "quantization": "none", "weights": "0"},
     )
     ranks = [1, *(rng.randint(1, k) for _ in range(k - 1))]
-    said = {"verdict": rng.choice(VERDICTS)} if kind == BATTLE else {"ranks": ranks}
+    verdict = {"verdict": rng.choice(VERDICTS)} if kind == BATTLE else {"ranks": ranks}
     labeler = f"labeler {rng.randrange(LABELERS)}"
-    return judged(asked, **said, labeler=labeler, time="2026-01-01T00:00:00Z")
+    return judged(question, **verdict, labeler=labeler, time="2026-01-01T00:00:00Z")
 
 
 def _text(rng: random.Random) -> str:
@@ -132,10 +135,8 @@ def _text(rng: random.Random) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, required=True, help="a folder of runs")
-    parser.add_argument("--judgements", type=int, default=20_000, help="how many (20000)")
-    parser.add_argument("--checkpoints", type=int, nargs="+", default=[8, 60], help="(8 and 60)")
-    main(parser.parse_args())
+    options = parser(__doc__)
+    options.add_argument("--runs", type=Path, required=True, help="a folder of runs")
+    options.add_argument("--judgements", type=int, default=20_000, help="(20000)")
+    options.add_argument("--checkpoints", type=int, nargs="+", default=[8, 60], help="(8 and 60)")
+    main(options.parse_args())

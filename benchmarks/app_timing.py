@@ -1,12 +1,12 @@
-"""How long a comparison takes and what memory it needs, with one checkpoint and with eight.
+"""Seconds and memory of a comparison in the app, with one checkpoint and with eight.
 
-    python -m benchmarks.app_timing --sft runs/quickstart/sft --reward runs/quickstart/reward
+    python benchmarks/app_timing.py --sft runs/quickstart/sft --reward runs/quickstart/reward
 
-Reads   an SFT run and a reward run. Writes nothing: the eight checkpoints are copies that it removes.
+Reads   an SFT run and a reward run; the eight checkpoints are copies, which it removes.
+Prints  the numbers of the speed table in docs/app.md.
 """
 
 import argparse
-import os
 import shutil
 import statistics
 import subprocess
@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from benchmarks.common import ROOT, parser
+from benchmarks.meter import process_megabytes
 from toolkit.app.web.ports import free_port
 from toolkit.app.workbench import Workbench
 
@@ -27,12 +28,12 @@ PROMPT = "Can you tell me the sum of 5 and 6?"
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print one line for each number."""
+    """Print one line per number."""
     if not args.no_page:
         print(f"page ready            {page_ready(args.sft.parent):6.2f} s", flush=True)
     with copies(args.sft, args.reward) as runs:
         workbench = Workbench.open("world:base", runs)
-        workbench.measurer.stop = []  # so that all answers are of one length
+        workbench.measurer.stop = []  # all answers get the same length
         alone, first_alone, memory_alone = measure(workbench, 1)
         eight, first_eight, memory_eight = measure(workbench, EIGHT)
     print(f"first token           {first_alone:6.2f} s; with eight checkpoints {first_eight:.2f} s")
@@ -45,29 +46,29 @@ def main(args: argparse.Namespace) -> None:
 
 
 def measure(workbench: Workbench, count: int) -> tuple[float, float, float]:
-    """Seconds of a comparison and to its first token (medians), and the process's peak MB so far."""
+    """Median seconds of a comparison and to its first token, and the process's peak megabytes."""
     ids = [c for c, e in workbench.catalog.checkpoints.items() if e.path is not None][:count]
     reward = next(iter(workbench.catalog.rewards))
     whole, first = [], []
     for round_ in range(ROUNDS + 1):
-        start, seen = time.perf_counter(), 0.0
-        asked = workbench.stream(PROMPT, ids, reward=reward, max_new_tokens=TOKENS, seed=round_)
-        for answers in asked:
-            if not seen and answers[0].tokens:
-                seen = time.perf_counter() - start
-        if round_:  # the first one reads the adapters from the disk
+        start, first_token = time.perf_counter(), 0.0
+        stream = workbench.stream(PROMPT, ids, reward=reward, max_new_tokens=TOKENS, seed=round_)
+        for answers in stream:
+            if not first_token and answers[0].tokens:
+                first_token = time.perf_counter() - start
+        if round_:  # the first round reads the adapters from disk
             whole.append(time.perf_counter() - start)
-            first.append(seen)
+            first.append(first_token)
         assert all(a.tokens == TOKENS and a.score is not None for a in answers)
     return statistics.median(whole), statistics.median(first), peak_megabytes()
 
 
 def page_ready(runs: Path) -> float:
-    """Seconds from the command to a page that is served."""
+    """Seconds from the command to the first served page."""
     port, start = free_port(), time.perf_counter()
-    command = [sys.executable, "app.py", "--runs", str(runs), "--port", str(port)]
+    command = [sys.executable, str(ROOT / "app.py"), "--runs", str(runs), "--port", str(port)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
         assert process.stdout is not None
@@ -91,20 +92,17 @@ def copies(sft: Path, reward: Path) -> Iterator[Path]:
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process has held."""
+    """Peak memory of this process, or of its GPU."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return process_megabytes("VmHWM")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sft", type=Path, required=True, help="an SFT run")
-    parser.add_argument("--reward", type=Path, required=True, help="a reward run")
-    parser.add_argument("--no_page", action="store_true", help="do not start the app")
-    main(parser.parse_args())
+    options = parser(__doc__)
+    options.add_argument("--sft", type=Path, required=True, help="an SFT run")
+    options.add_argument("--reward", type=Path, required=True, help="a reward run")
+    options.add_argument("--no_page", action="store_true", help="do not start the app")
+    main(options.parse_args())

@@ -1,43 +1,40 @@
-"""The benchmark: episodes per second and memory of ours and of TRL 1.12's PPOTrainer, in turn.
+"""PPO against TRL 1.12's PPOTrainer: episodes per second and memory, both sides in turn.
 
-    make benchmark      # sets up the old trainer's environment, then:
-    python benchmarks/benchmark.py --sft runs/quickstart/sft --reward runs/quickstart/reward
+    make benchmark      # creates the old trainer's environment and a quickstart, then runs:
+    python benchmarks/benchmark.py --sft runs/quickstart/sft --reward runs/quickstart/reward --growth
 
 Reads   the quickstart's SFT and reward runs, for the case `world`.
-Writes  benchmark.json and benchmark.md; with --growth also growth.json and growth.png, ours alone.
+Writes  benchmark.json and benchmark.md: the tables of docs/performance.md, docs/results/benchmark-cpu.json.
+        With --growth also growth.json and growth.png of our side alone: docs/results/growth.json.
 """
 
 import argparse
 import datetime
-import sys
 from pathlib import Path
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from benchmarks.cases import CASES, prepare
-from benchmarks.compare import compare, machine, require_peer
-from benchmarks.table import to_markdown
-from toolkit.errors import ConfigError, ToolkitError
+from benchmarks.common import parser, require_known, run_main
+from benchmarks.compare import compare, machine, require_peer, to_markdown
 from toolkit.runs.run import write_json
 
 
 def main(args: argparse.Namespace) -> None:
+    """Measure the cases one after the other."""
     import torch
 
     gpu = torch.cuda.is_available()
-    chosen = args.cases or [name for name, case in CASES.items() if gpu or not case.cuda]
-    unknown = [name for name in chosen if name not in CASES]
-    if unknown:
-        raise ConfigError(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
+    cases = args.cases or [name for name, case in CASES.items() if gpu or not case.cuda]
+    require_known("case", cases, CASES)
     peer = None if args.ours_alone else require_peer(args.peer)
-    made = machine() | {"date": datetime.date.today().isoformat()}
+    head = {"schema": 1, "machine": machine() | {"date": datetime.date.today().isoformat()}}
     entries = []
-    for name in chosen:
+    for name in cases:
         folder = args.output_dir / name
-        print(f"{name}", flush=True)
+        print(name, flush=True)
         prepare(CASES[name], folder, sft=args.sft, reward=args.reward)
         entries += compare(CASES[name], folder, peer=peer, rounds=args.rounds)
-        found = {"schema": 1, "machine": made, "cases": entries}
-        write_json(args.output_dir / "benchmark.json", found)  # a later case may fail
+        # written after every case, because a later one may fail
+        write_json(args.output_dir / "benchmark.json", head | {"cases": entries})
     table = to_markdown(entries)
     (args.output_dir / "benchmark.md").write_text(table, encoding="utf-8")
     print(table)
@@ -48,23 +45,23 @@ def main(args: argparse.Namespace) -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """The command line."""
+    options = parser(__doc__)
+    options.add_argument("--cases", nargs="+", help=f"some of {', '.join(CASES)}")
+    options.add_argument("--rounds", type=int, default=3, help="runs of each side (3)")
+    options.add_argument("--sft", type=Path, help="the SFT run of the case world")
+    options.add_argument("--reward", type=Path, help="the reward run of the case world")
+    options.add_argument(
+        "--peer",
+        type=Path,
+        default=Path(".venv/peer/bin/python"),
+        help="the Python with TRL 1.12 (.venv/peer/bin/python)",
     )
-    parser.add_argument("--cases", nargs="+", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs, in turn")
-    parser.add_argument("--sft", type=Path, help="the SFT run of the case world")
-    parser.add_argument("--reward", type=Path, help="the reward run of the case world")
-    parser.add_argument("--peer", type=Path, default=Path(".venv/peer/bin/python"))
-    parser.add_argument("--ours_alone", action="store_true", help="do not run the old trainer")
-    parser.add_argument("--growth", action="store_true", help="also how cost grows")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"))
-    return parser
+    options.add_argument("--ours_alone", action="store_true", help="do not run the old trainer")
+    options.add_argument("--growth", action="store_true", help="also measure how cost grows")
+    options.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"))
+    return options
 
 
 if __name__ == "__main__":
-    try:
-        main(arguments().parse_args())
-    except ToolkitError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_main(main, arguments().parse_args())

@@ -1,4 +1,4 @@
-"""The benchmark's cases, and the models and prompts that both sides of one get."""
+"""The benchmark's cases, and the models and prompts that both sides of a case read."""
 
 import dataclasses
 import json
@@ -17,11 +17,11 @@ PAD, EOS = 0, 2
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. Tokens are per row, `batch` is episodes per rollout.
+    """One comparison of both sides.
 
-    `micro_batch` rows go through a model at a time on both sides; in `world` as many as in its
-    recipe. With `forced` no completion ends early. `rollouts` are timed, after one that is not.
-    `end` is the chance per token that a completion ends, where that is made up.
+    `batch` is episodes per rollout; `prompt` and `completion` are tokens per row. `micro_batch` rows
+    go through a model at once on both sides (in `world`, as many as in its recipe). With `forced` no
+    completion ends early. `rollouts` are timed, after one warm-up rollout.
     """
 
     name: str
@@ -50,56 +50,30 @@ class Case:
         return self.hidden == 0
 
 
-_SMALL: dict[str, Any] = {
-    "hidden": 256,
-    "layers": 4,
-    "heads": 4,
-    "intermediate": 608,
-    "vocabulary": 4096,
-}
-_MIDDLE: dict[str, Any] = {
-    "hidden": 768,
-    "layers": 12,
-    "heads": 12,
-    "intermediate": 1856,
-    "vocabulary": 32_000,
-}
-# the shapes of Qwen2.5-0.5B and -1.5B
-_HALF: dict[str, Any] = {
-    "hidden": 896,
-    "layers": 24,
-    "heads": 14,
-    "kv_heads": 2,
-    "intermediate": 4864,
-}
-_FULL: dict[str, Any] = {
-    "hidden": 1536,
-    "layers": 28,
-    "heads": 12,
-    "kv_heads": 2,
-    "intermediate": 8960,
-}
-_CUDA: dict[str, Any] = {
-    "vocabulary": 151_936,
-    "batch": 64,
-    "micro_batch": 8,
-    "prompt": 128,
-    "completion": 256,
-}
-_CUDA |= {"rollouts": 1, "forced": False, "dtype": "bfloat16", "cuda": True}
+_SMALL: dict[str, Any] = dict(hidden=256, layers=4, heads=4, intermediate=608, vocabulary=4096)
+_MIDDLE: dict[str, Any] = dict(
+    hidden=768, layers=12, heads=12, intermediate=1856, vocabulary=32_000
+)
+_QWEN_HALF: dict[str, Any] = dict(  # the shape of Qwen2.5-0.5B
+    hidden=896, layers=24, heads=14, kv_heads=2, intermediate=4864, vocabulary=151_936
+)
+_QWEN_FULL: dict[str, Any] = dict(  # the shape of Qwen2.5-1.5B
+    hidden=1536, layers=28, heads=12, kv_heads=2, intermediate=8960, vocabulary=151_936
+)
+_CUDA: dict[str, Any] = dict(batch=64, micro_batch=8, prompt=128, completion=256, rollouts=1)
+_CUDA |= dict(forced=False, dtype="bfloat16", cuda=True)
+_CPU: dict[str, Any] = dict(prompt=32, completion=48)
 
 CASES = {
     case.name: case
     for case in (
         Case("world", batch=64, micro_batch=32, prompt=0, completion=64, rollouts=4, forced=False),
-        Case("fixed-5m", batch=64, micro_batch=8, prompt=32, completion=48, rollouts=2, **_SMALL),
-        Case(
-            "fixed-129m", batch=16, micro_batch=4, prompt=32, completion=48, rollouts=1, **_MIDDLE
-        ),
-        Case("cuda-0.5b", **_HALF, **_CUDA),
-        Case("cuda-0.5b-4bit", bits=4, **_HALF, **_CUDA),
-        Case("cuda-1.5b", **_FULL, **_CUDA),
-        Case("cuda-1.5b-4bit", bits=4, **_FULL, **_CUDA),
+        Case("fixed-5m", batch=64, micro_batch=8, rollouts=2, **_CPU, **_SMALL),
+        Case("fixed-129m", batch=16, micro_batch=4, rollouts=1, **_CPU, **_MIDDLE),
+        Case("cuda-0.5b", **_QWEN_HALF, **_CUDA),
+        Case("cuda-0.5b-4bit", bits=4, **_QWEN_HALF, **_CUDA),
+        Case("cuda-1.5b", **_QWEN_FULL, **_CUDA),
+        Case("cuda-1.5b-4bit", bits=4, **_QWEN_FULL, **_CUDA),
     )
 }
 
@@ -107,10 +81,10 @@ CASES = {
 def prepare(case: Case, folder: Path, *, sft: Path | None, reward: Path | None) -> None:
     """Write what both sides read: `case.json`, `prompts.json`, the base, and a reward model.
 
-    The old trainer takes whole models, so the world's SFT adapter and reward model are written
-    merged; ours takes the adapters of the runs themselves.
+    The old trainer takes whole models, so the world's SFT adapter and reward model are merged into
+    copies of the base. Our side reads the adapters of the runs.
 
-    Raises: ConfigError where the world's case lacks its runs.
+    Raises: ConfigError if the case `world` lacks its runs.
     """
     from transformers import set_seed
 
@@ -128,7 +102,7 @@ def prepare(case: Case, folder: Path, *, sft: Path | None, reward: Path | None) 
 
 
 def read(folder: Path) -> tuple[Case, list[dict[str, Any]], dict[str, str]]:
-    """What `prepare` wrote: the case, its prompts (`prompt` and `ids` each), and its runs."""
+    """Read what `prepare` wrote: the case, its prompts (`prompt` and `ids` each), and its runs."""
     content = json.loads((folder / CASE_FILE).read_text(encoding="utf-8"))
     runs = content.pop("runs")
     prompts = json.loads((folder / PROMPTS_FILE).read_text(encoding="utf-8"))["prompts"]
@@ -136,7 +110,7 @@ def read(folder: Path) -> tuple[Case, list[dict[str, Any]], dict[str, str]]:
 
 
 def _random(case: Case, folder: Path) -> list[dict[str, Any]]:
-    """A Llama of random weights, a tokenizer of as many words, prompts of equal length."""
+    """Write a random Llama, a tokenizer of one word per token, and prompts of equal length."""
     import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from tokenizers import Tokenizer
@@ -168,7 +142,7 @@ def _random(case: Case, folder: Path) -> list[dict[str, Any]]:
     )
     model = LlamaForCausalLM(config)
     if not case.forced:
-        _let_it_end(model, case)
+        _let_completions_end(model, case)
     model.to(getattr(torch, case.dtype)).save_pretrained(folder / BASE)
     adapted = get_peft_model(model, LoraConfig(r=case.lora_r, target_modules="all-linear"))
     write_adapter(
@@ -179,19 +153,19 @@ def _random(case: Case, folder: Path) -> list[dict[str, Any]]:
     return [{"prompt": " ".join(f"w{i}" for i in row), "ids": row} for row in ids]
 
 
-def _let_it_end(model: Any, case: Case) -> None:
-    """Turn the end token's row of the head so that completions end by chance, at half on average."""
+def _let_completions_end(model: Any, case: Case) -> None:
+    """Set the head's EOS row so that completions end at random, after half their length on average."""
     import torch
 
     with torch.no_grad():
         tokens = torch.randint(3, case.vocabulary, (4, 64))
         mean = model.model(tokens).last_hidden_state.float().mean((0, 1))  # (d,)
-        wanted = math.log(2 * case.vocabulary / case.completion)
-        model.lm_head.weight[EOS] = wanted * mean / mean.square().sum()
+        logit = math.log(2 * case.vocabulary / case.completion)
+        model.lm_head.weight[EOS] = logit * mean / mean.square().sum()
 
 
 def _world(folder: Path, sft: Path, reward: Path) -> list[dict[str, Any]]:
-    """The embedded base with the SFT adapter merged, the reward model merged, and PPO's prompts."""
+    """Write the embedded base with the SFT adapter merged, and the merged reward model."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification

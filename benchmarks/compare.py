@@ -1,4 +1,4 @@
-"""Both sides of a case in turn, each run in a process of its own; medians, ratios, floors."""
+"""Runs both sides of a case in turn, each in its own process; medians, ratios, efficiency, table."""
 
 import json
 import os
@@ -11,73 +11,103 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import BASE, Case, read
+from benchmarks.common import ROOT, markdown_table
 from benchmarks.floor import Work, floor_seconds, measure_rates
 from benchmarks.meter import PHASES
 from toolkit.errors import ConfigError, ToolkitError
 
 PEER_NAME = "trl 1.12.0 PPOTrainer"
-SIDES = {"adapter": "", "head": "-trunk"}  # the value's role, and what it adds to a case's name
+SIDES = {"adapter": "", "head": "-trunk"}  # `value_role`, and the suffix of the case's name
+HEADER = ["case", "ours, episodes/s", "TRL 1.12", "times as fast", "memory MB", "TRL 1.12", "share"]
+HEADER += ["efficiency: generate", "score", "update"]
 
 
 def compare(
     case: Case, folder: Path, *, peer: Path | None, rounds: int, roles: Sequence[str] = tuple(SIDES)
 ) -> list[dict[str, Any]]:
-    """Run a prepared case; one entry per role of the value, in the schema of `benchmark.json`.
+    """Run a prepared case; one entry per value role, in the schema of `benchmark.json`.
 
     Args:
-        folder: as `benchmarks.cases.prepare` left it.
-        peer: the Python that has the old trainer; None measures ours alone.
-        rounds: how often each side runs, in turn.
-        roles: of the value, those of `SIDES` that are measured.
+        folder: the output of `benchmarks.cases.prepare`.
+        peer: the Python of the old trainer; None measures our side alone.
+        rounds: runs of each side, in turn.
+        roles: the value roles to measure, of `SIDES`.
     """
-    taken: dict[str, list[dict[str, Any]]] = {side: [] for side in ("peer", *roles)}
+    sides = ["peer", *roles] if peer else roles
+    results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(rounds):
-        for side in taken:
-            if side == "peer" and peer is None:
-                continue
-            result = folder / f"{side}-{number}.json"
-            _run(_command(side, folder, result, peer), folder / f"{side}-{number}.log")
-            taken[side].append(json.loads(result.read_text(encoding="utf-8")))
-            print(f"  {side}: {taken[side][-1]['episodes_per_s']:.2f} episodes/s", flush=True)
-    return [_entry(case, folder, taken[side], taken["peer"], side) for side in roles]
+        for side, numbers in results.items():
+            file = folder / f"{side}-{number}.json"
+            _run(_command(side, folder, file, peer), file.with_suffix(".log"))
+            numbers.append(json.loads(file.read_text(encoding="utf-8")))
+            print(f"  {side}: {numbers[-1]['episodes_per_s']:.2f} episodes/s", flush=True)
+    return [_entry(case, folder, role, results[role], results.get("peer")) for role in roles]
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The machine and the versions that the numbers depend on."""
     import torch
 
-    found = {"cores": os.cpu_count(), "arch": platform.machine(), "torch": torch.__version__}
-    found["python"] = platform.python_version()
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+    content = {
+        "cores": os.cpu_count(),
+        "arch": platform.machine(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    return content | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def to_markdown(entries: list[dict[str, Any]]) -> str:
+    """One line per case; a dash where the old trainer was not run."""
+    lines = []
+    for entry in entries:
+        ours, peer = entry["ours"], entry.get("peer")
+        theirs = ["–"] * 4
+        if peer:
+            theirs = [f"{peer['episodes_per_s']:.2f}", f"{entry['speedup']:.2f}"]
+            theirs += [f"{peer['peak_memory_mb']:.0f}", f"{entry['memory_ratio']:.2f}"]
+        efficiency = [f"{entry['efficiency'][phase]:.2f}" for phase in PHASES]
+        memory = f"{ours['peak_memory_mb']:.0f}"
+        speed = f"{ours['episodes_per_s']:.2f}"
+        lines.append([entry["name"], speed, *theirs[:2], memory, *theirs[2:], *efficiency])
+    return markdown_table(HEADER, lines) + "\n"
+
+
+def require_peer(python: Path) -> Path:
+    """Check that the old trainer's environment exists.
+
+    Raises: ConfigError with the command that creates it.
+    """
+    if not python.is_file():
+        raise ConfigError(f"{python}: no such Python; `make benchmark` creates the environment")
+    return python
 
 
 def _command(side: str, folder: Path, result: Path, peer: Path | None) -> list[str]:
     if side == "peer":
-        return [str(peer), str(Path(__file__).with_name("peer.py")), str(folder), str(result)]
+        return [str(peer), str(ROOT / "benchmarks" / "peer.py"), str(folder), str(result)]
     module = [sys.executable, "-m", "benchmarks.ours"]
     return [*module, str(folder), str(result), "--value_role", side]
 
 
 def _run(command: list[str], log: Path) -> None:
     with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing printed"])[-1]
-        raise ToolkitError(f"{log}: exit status {done.returncode}: {last}")
+        process = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+    if process.returncode:
+        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-1]
+        raise ToolkitError(f"{log}: exit status {process.returncode}: {last}")
 
 
 def _entry(
     case: Case,
     folder: Path,
+    role: str,
     ours: list[dict[str, Any]],
-    peer: list[dict[str, Any]],
-    side: str,
+    peer: list[dict[str, Any]] | None,
 ) -> dict[str, Any]:
     mine = _medians(ours)
-    floor = _floor(case, folder, mine["mean_completion"], own_trunk=side == "adapter")
-    entry: dict[str, Any] = {"name": case.name + SIDES[side], "rounds": len(ours), "ours": mine}
+    floor = _floor(case, folder, mine["mean_completion"], own_trunk=role == "adapter")
+    entry: dict[str, Any] = {"name": case.name + SIDES[role], "rounds": len(ours), "ours": mine}
     if peer:
         theirs = _medians(peer)
         entry["peer"] = {"name": PEER_NAME} | theirs
@@ -92,8 +122,8 @@ def _floor(case: Case, folder: Path, completion: float, *, own_trunk: bool) -> d
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder / BASE)
-    lengths = [len(prompt["ids"]) for prompt in read(folder)[1]]
-    work = Work.of(config, case, sum(lengths) / len(lengths), completion)
+    prompt = statistics.fmean(len(prompt["ids"]) for prompt in read(folder)[1])
+    work = Work.of(config, case, prompt, completion)
     return floor_seconds(work, case, measure_rates(work, case, config), own_trunk=own_trunk)
 
 
@@ -111,13 +141,3 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds": {p: median([run["seconds"][p] for run in runs]) for p in PHASES},
         "mean_completion": median([run["mean_completion"] for run in runs]),
     }
-
-
-def require_peer(python: Path) -> Path:
-    """Check that the old trainer's environment is there.
-
-    Raises: ConfigError saying how to make it.
-    """
-    if not python.is_file():
-        raise ConfigError(f"{python}: no such Python; `make benchmark` sets the environment up")
-    return python

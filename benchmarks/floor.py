@@ -1,10 +1,9 @@
-"""What a case cannot do without: its matrix products and bytes, over the rates of this machine.
+"""The least possible time of a case: its matrix products and bytes over the rates of this machine.
 
-The floor is not reachable (norms, activations, softmax and every copy are left out of it), but it
-says where time is left: `efficiency` is the floor over the time that was taken.
+The floor is not reachable, because it leaves out norms, activations, softmax and copies. It shows
+where time can be saved: `efficiency` is the floor over the measured time.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 from benchmarks.cases import Case
+from benchmarks.common import seconds_in_turn
 from toolkit.kernels.products import linear
 
 REPEATS = 9
@@ -19,10 +19,10 @@ REPEATS = 9
 
 @dataclass(frozen=True)
 class Work:
-    """Sizes of one rollout. Parameter counts are those of matrix products.
+    """Sizes of one rollout; parameter counts are those of matrix products.
 
-    `trunk` and `lora` parameters a token passes through; `head` those of the vocabulary head;
-    `width` the hidden size; `prompt` and `completion` mean tokens per row.
+    `trunk`, `lora`: parameters that each token passes through. `head`: parameters of the vocabulary
+    head. `width`: hidden size. `prompt`, `completion`: mean tokens per row.
     """
 
     trunk: int
@@ -35,7 +35,7 @@ class Work:
 
     @classmethod
     def of(cls, config: PretrainedConfig, case: Case, prompt: float, completion: float) -> "Work":
-        """Counted from a Llama's shapes, LoRA on all its linear layers."""
+        """Sizes of a Llama with LoRA on all its linear layers."""
         d, f = config.hidden_size, config.intermediate_size
         kv = d // config.num_attention_heads * config.num_key_value_heads
         shapes = [(d, d), (d, kv), (d, kv), (d, d), (d, f), (d, f), (f, d)]
@@ -62,13 +62,13 @@ class Rates:
 
 
 def floor_seconds(work: Work, case: Case, rates: Rates, *, own_trunk: bool) -> dict[str, float]:
-    """The least time of each phase of one rollout.
+    """The least seconds of each phase of one rollout.
 
     Args:
-        own_trunk: the value has an adapter of its own, and so passes of its own.
+        own_trunk: the value role has its own adapter, and so its own passes.
     """
     rows, tokens = case.batch, work.prompt + work.completion
-    attention = 2 * work.layers * work.width * tokens  # per token, half of a square, Q·K and A·V
+    attention = 2 * work.layers * work.width * tokens  # per token; half of Q·Kᵀ and of A·V
     forward = 2 * (work.trunk + work.lora) + attention
     backward = 2 * work.trunk + 4 * work.lora + 2 * attention  # frozen weights have no gradient
     vocabulary = 2 * work.head * rows * work.completion
@@ -87,7 +87,7 @@ def floor_seconds(work: Work, case: Case, rates: Rates, *, own_trunk: bool) -> d
 
 
 def measure_rates(work: Work, case: Case, config: PretrainedConfig) -> Rates:
-    """Median rates of this machine, now, at the shapes of one pass and one decoding step."""
+    """Measure this machine's rates at the shapes of one pass and one decoding step."""
     device = "cuda" if case.cuda else "cpu"
     dtype = getattr(torch, case.dtype)
     rows = round(case.micro_batch * (work.prompt + work.completion))
@@ -96,8 +96,7 @@ def measure_rates(work: Work, case: Case, config: PretrainedConfig) -> Rates:
     def product(n: int, inner: int, outer: int) -> float:
         left = torch.randn(n, inner, device=device, dtype=dtype)
         right = torch.randn(outer, inner, device=device, dtype=dtype)
-        taken = _median(lambda: linear(left, right), device)
-        return 2 * n * inner * outer / taken
+        return 2 * n * inner * outer / _seconds(lambda: linear(left, right), device)
 
     source = torch.empty(64 << 20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -106,18 +105,14 @@ def measure_rates(work: Work, case: Case, config: PretrainedConfig) -> Rates:
         decode=product(case.batch, d, f),
         whole=product(rows, d, f),
         head=product(min(answers, (64 << 20) // config.vocab_size), d, config.vocab_size),
-        copy=source.numel() / _median(lambda: target.copy_(source), device),
+        copy=source.numel() / _seconds(lambda: target.copy_(source), device),
     )
 
 
-def _median(work: Callable[[], object], device: str) -> float:
-    taken = []
-    for _ in range(REPEATS + 2):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
+def _seconds(work: Callable[[], object], device: str) -> float:
+    def synchronized() -> None:
         work()
         if device == "cuda":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return sorted(taken[2:])[REPEATS // 2]
+
+    return seconds_in_turn({"work": synchronized}, rounds=REPEATS, warm_up=2)["work"]

@@ -1,4 +1,4 @@
-"""How our cost grows: speed against completion length and batch, memory against the vocabulary."""
+"""How PPO's cost grows: speed over completion length and batch, memory over the vocabulary."""
 
 import dataclasses
 from pathlib import Path
@@ -9,15 +9,15 @@ from benchmarks.compare import compare
 from toolkit.runs.run import write_json
 
 LENGTHS, BATCHES, VOCABULARIES = (64, 128, 256, 512), (8, 16, 32, 64, 128), (4096, 16_384, 131_072)
-LARGE_BATCHES = (8, 32)  # at the largest vocabulary, where logits would weigh most
+LARGE_BATCHES = (8, 32)  # at the largest vocabulary, where logits would take most memory
 START = dataclasses.replace(CASES["fixed-5m"], batch=16, micro_batch=8, rollouts=1)
 
 
 def measure_growth(folder: Path) -> str:
-    """Run every point once, write `growth.json` and `growth.png`; say where.
+    """Run every point once; write `growth.json` and `growth.png`. Returns: the picture's path.
 
-    Beside the memory stand the base's weights, and what the logits of one rollout's completions
-    would take at once in float32, which nothing here holds.
+    Each point also holds the size of the base's weights, and the size of all float32 logits of one
+    rollout's completions, which PPO never holds at once.
     """
     lengths = [_point(folder, f"length-{n}", completion=n) for n in LENGTHS]
     batches = [_point(folder, f"batch-{n}", batch=n) for n in BATCHES]
@@ -25,9 +25,9 @@ def measure_growth(folder: Path) -> str:
     large = [
         _point(folder, f"large-{n}", batch=n, vocabulary=VOCABULARIES[-1]) for n in LARGE_BATCHES
     ]
-    found = {"length": lengths, "batch": batches, "vocabulary": vocabularies, "large": large}
-    write_json(folder / "growth.json", {"schema": 1, "points": found})
-    _draw(found, folder / "growth.png")
+    points = {"length": lengths, "batch": batches, "vocabulary": vocabularies, "large": large}
+    write_json(folder / "growth.json", {"schema": 1, "points": points})
+    _draw(points, folder / "growth.png")
     return f"{folder / 'growth.png'}"
 
 
@@ -46,7 +46,7 @@ def _point(folder: Path, name: str, **changes: int) -> dict[str, Any]:
     }
 
 
-def _draw(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
+def _draw(groups: dict[str, list[dict[str, Any]]], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -58,21 +58,21 @@ def _draw(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
         ("batch", "batch", "episodes per rollout"),
         ("vocabulary", "vocabulary", "tokens in the vocabulary"),
     )
-    lines = {"peak_memory_mb": "what PPO adds", "base_mb": "of it the base's weights"}
-    lines["all_logits_mb"] = "all logits of a rollout (never held)"
+    lines = {"peak_memory_mb": "memory added by PPO", "base_mb": "of it the base's weights"}
+    lines["all_logits_mb"] = "all logits of a rollout (never held at once)"
     for axis, (group, key, label) in zip(axes, panels, strict=True):
-        points = found[group]
-        across = [p[key] for p in points]
+        points = groups[group]
+        sizes = [p[key] for p in points]
         if group == "vocabulary":
-            for (name, said), style in zip(lines.items(), ("o-", "s--", "^:"), strict=True):
-                axis.plot(across, [p[name] for p in points], style, label=said)
+            for (name, legend), style in zip(lines.items(), ("o-", "s--", "^:"), strict=True):
+                axis.plot(sizes, [p[name] for p in points], style, label=legend)
             axis.set_ylabel("memory, MB")
             axis.legend(frameon=False, fontsize=8)
         else:
-            axis.plot(across, [p["episodes_per_s"] for p in points], "o-")
+            axis.plot(sizes, [p["episodes_per_s"] for p in points], "o-")
             axis.set_ylabel("episodes per second")
         axis.set_xscale("log", base=2)
-        axis.set_xticks(across, [f"{x:,}" for x in across])
+        axis.set_xticks(sizes, [f"{x:,}" for x in sizes])
         axis.set_xlabel(label)
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
-"""What a side of the benchmark measures of itself: memory added since a moment, seconds per phase.
+"""Seconds per phase and the memory that a process adds: what each side of the benchmark measures.
 
-Imported by both sides, also where `toolkit` is not installed: standard library and torch only.
+The environment of TRL 1.12 has no `toolkit`, so this file imports the standard library and torch only.
 """
 
 import json
@@ -10,32 +10,40 @@ from pathlib import Path
 import torch
 
 PHASES = ("generate", "score", "update")
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def process_megabytes(field: str) -> float:
+    """A field of this process's memory: `VmRSS` is the current size, `VmHWM` the peak."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no field {field}")
+
+
+def reset_peak() -> None:
+    """Let `VmHWM` and CUDA's peak start again at the current size."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 class Meter:
-    """Call `start` after the imports and before any model is loaded."""
+    """Measures rollouts of three phases. Create it after the imports and before a model is loaded."""
 
     def __init__(self) -> None:
-        self.at_start = 0.0
+        reset_peak()
+        self.start_megabytes = process_megabytes("VmRSS")
         self.seconds: list[dict[str, float]] = []
         self.moments: dict[str, float] = {}
 
-    def start(self) -> None:
-        """Count memory from here on."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        _CLEAR.write_text("5")  # the peak so far was that of the imports
-        self.at_start = _megabytes("VmRSS")
-
     def mark(self, phase: str) -> None:
-        """A phase of the rollout begins (the first call of a phase counts)."""
+        """A phase of the rollout starts. Only the first call for a phase counts."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.moments.setdefault(phase, time.perf_counter())
 
     def end_rollout(self) -> None:
-        """The last phase of the rollout ends, and the next rollout begins."""
+        """The last phase ends, and the next rollout starts."""
         self.mark("end")
         times = [self.moments[p] for p in (*PHASES, "end")]
         self.seconds.append(
@@ -44,30 +52,23 @@ class Meter:
         self.moments = {}
 
     def write(self, file: Path, *, episodes: int, tokens: list[int], warm_up: int = 1) -> None:
-        """Means over the rollouts after the first.
+        """Write means over the rollouts after the warm-up.
 
         Args:
-            file: JSON.
+            file: JSON output.
             episodes: per rollout.
-            tokens: of the completions, of every rollout together.
+            tokens: length of each completion of all rollouts.
         """
         timed = self.seconds[warm_up:]
         means = {p: sum(s[p] for s in timed) / len(timed) for p in PHASES}
         if torch.cuda.is_available():
             added = torch.cuda.max_memory_allocated() / 2**20
         else:
-            added = _megabytes("VmHWM") - self.at_start
-        found = {
+            added = process_megabytes("VmHWM") - self.start_megabytes
+        numbers = {
             "episodes_per_s": episodes / sum(means.values()),
             "peak_memory_mb": added,
             "seconds": means,
             "mean_completion": sum(tokens) / len(tokens),
         }
-        file.write_text(json.dumps(found), encoding="utf-8")
-
-
-def _megabytes(field: str) -> float:
-    for line in _STATUS.read_text(encoding="utf-8").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"{_STATUS}: no {field}")
+        file.write_text(json.dumps(numbers), encoding="utf-8")

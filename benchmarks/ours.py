@@ -1,6 +1,8 @@
-"""One side of the benchmark: PPO on one base.
+"""Our side of the benchmark: PPO on one base, on a case that benchmark.py prepared.
 
-python -m benchmarks.ours CASE_FOLDER RESULT.json [--value_role head]
+    python -m benchmarks.ours CASE_FOLDER RESULT.json [--value_role head]
+
+Reads   the case's folder. Writes the numbers of `Meter.write`: one side of benchmark.json.
 """
 
 import argparse
@@ -12,8 +14,8 @@ from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 from trl import ModelConfig
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from benchmarks.cases import ADAPTER, BASE, Case, read
+from benchmarks.common import parser
 from benchmarks.meter import Meter
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.roles import load_ppo_roles
@@ -22,36 +24,36 @@ from toolkit.ppo.trainer import PPOTrainer
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Ends a rollout with its last optimizer step."""
+    """Ends a rollout after its last optimizer step."""
 
     def __init__(self, meter: Meter, steps: int) -> None:
         self.meter, self.steps = meter, steps
 
     def on_step_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
-        """Count this step."""
+        """Ends the rollout at its last step."""
         if state.global_step % self.steps == 0:
             self.meter.end_rollout()
 
 
 class Timed(PPOTrainer):
-    """Tells the meter when sampling, scoring and updating begin."""
+    """Marks where sampling, scoring and updating start."""
 
     meter: Meter
     lengths: list[int]
 
     def make_experience(self, rows: list[dict[str, Any]]) -> Experience:
-        """As it is, timed."""
+        """The same experience, timed."""
         self.meter.mark("generate")
         experience = super().make_experience(rows)
-        began, took = self.meter.moments["generate"], float(self._metrics["time/generate"][-1])
-        self.meter.moments["score"] = began + took
+        generate_seconds = float(self._metrics["time/generate"][-1])
+        self.meter.moments["score"] = self.meter.moments["generate"] + generate_seconds
         self.meter.mark("update")
         self.lengths += map(len, experience.completions)
         return experience
 
 
 def main(folder: Path, result: Path, value_role: str, trainer_class: type[Timed] = Timed) -> None:
-    """Train on the case in `folder`; write what the meter found to `result`."""
+    """Train on the case in `folder`; write the meter's numbers to `result`."""
     case, prompts, runs = read(folder)
     data = Dataset.from_list([{"prompt": p["prompt"]} for p in prompts])
     model = ModelConfig(
@@ -63,7 +65,6 @@ def main(folder: Path, result: Path, value_role: str, trainer_class: type[Timed]
         lora_target_modules=["all-linear"],
     )
     meter = Meter()
-    meter.start()
     set_seed(1)
     roles, tokenizer = load_ppo_roles(
         model,
@@ -111,10 +112,16 @@ def _config(case: Case, output: str, value_role: str) -> PPOConfig:
     )
 
 
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The command line, shared with profile_updates.py."""
+    options = parser(description)
+    options.add_argument("folder", type=Path, help="the case's folder, written by benchmark.py")
+    options.add_argument("--value_role", default="adapter", choices=["adapter", "head"])
+    return options
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="the case, as `prepare` wrote it")
-    parser.add_argument("result", type=Path, help="where the JSON goes")
-    parser.add_argument("--value_role", default="adapter", choices=["adapter", "head"])
-    args = parser.parse_args()
+    options = arguments(__doc__)
+    options.add_argument("result", type=Path, help="the JSON output")
+    args = options.parse_args()
     main(args.folder, args.result, args.value_role)

@@ -1,10 +1,12 @@
-"""The other side of the benchmark: TRL 1.12's PPOTrainer, in an environment of its own.
+"""The other side of the benchmark: TRL 1.12's PPOTrainer, in its own environment.
 
     .venv/peer/bin/python benchmarks/peer.py CASE_FOLDER RESULT.json
 
-Its policy is the whole base with a LoRA adapter, its reference that base with the adapter switched
-off (its cheapest), its reward model and its critic are whole models, and the critic is fully
-trained: what its own script makes of `--use_peft`.
+The setup is that of its own script with `--use_peft`: the policy is the base with a LoRA adapter, the
+reference is the same base with the adapter switched off (its cheapest option), the reward model and
+the critic are whole models, and all weights of the critic are trained.
+
+Reads   the case's folder. Writes the numbers of `Meter.write`: one side of benchmark.json.
 """
 
 import argparse
@@ -28,31 +30,30 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 
 class Clock(TrainerCallback):
-    """Ends a rollout."""
+    """Ends a rollout after each step, because a step of this trainer is a whole rollout."""
 
     def __init__(self, meter):
         self.meter = meter
 
     def on_step_end(self, args, state, control, **_):
-        """Its step is a whole rollout."""
         self.meter.end_rollout()
 
 
 def measure(trainer, meter, eos):
-    """Tell the meter when sampling, scoring and updating begin; collect completions' lengths."""
+    """Mark where sampling, scoring and updating start. Returns: the list of completion lengths."""
     lengths = []
     generate, forward = ppo_trainer.batch_generation, trainer.model.forward
 
     def timed_generation(model, queries, *args):
         meter.mark("generate")
-        found = generate(model, queries, *args)
+        output = generate(model, queries, *args)
         meter.mark("score")
-        for row in found[0][:, queries.shape[1] :].tolist():
+        for row in output[0][:, queries.shape[1] :].tolist():
             ended = eos is not None and eos in row
             lengths.append(row.index(eos) + 1 if ended else len(row))
-        return found
+        return output
 
-    def timed_forward(*args, **kwargs):  # of policy and value together: only updates call it
+    def timed_forward(*args, **kwargs):  # policy and value together; only updates call it
         meter.mark("update")
         return forward(*args, **kwargs)
 
@@ -62,13 +63,12 @@ def measure(trainer, meter, eos):
 
 
 def main(folder, result):
-    """Train on the case in `folder`; write what the meter found to `result`."""
+    """Train on the case in `folder`; write the meter's numbers to `result`."""
     case = json.loads((folder / "case.json").read_text())
     prompts = json.loads((folder / "prompts.json").read_text())["prompts"]
     data = Dataset.from_dict({"input_ids": [p["ids"] for p in prompts]})
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", padding_side="left")
     meter = Meter()
-    meter.start()
     set_seed(1)
     options = {"dtype": getattr(torch, case["dtype"])}
     if case["cuda"]:
@@ -130,7 +130,7 @@ def main(folder, result):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="the case, as prepared")
-    parser.add_argument("result", type=Path, help="where the JSON goes")
+    parser.add_argument("folder", type=Path, help="the case's folder, written by benchmark.py")
+    parser.add_argument("result", type=Path, help="the JSON output")
     args = parser.parse_args()
     main(args.folder, args.result)

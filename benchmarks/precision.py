@@ -1,6 +1,8 @@
-"""A reward model on the same base in other precisions: how far its scores move.
+"""A reward model's scores with its base in lower precisions, against float32.
 
-python -m benchmarks.precision REWARD_RUN COMPARISONS [--rows 400]
+    python benchmarks/precision.py runs/quickstart/reward runs/quickstart/comparisons [--rows 400]
+
+Reads   a reward run and the held-out split of its comparisons. Prints the table of docs/reward.md.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from trl import ModelConfig, ScriptArguments
 from trl.scripts.utils import DatasetMixtureConfig
 
+from benchmarks.common import markdown_table, parser, run_main
 from toolkit.data.loading import load_splits
 from toolkit.errors import ConfigError
 from toolkit.evaluation.scoring import Pair, pad_id, score_ids
@@ -34,26 +37,26 @@ Scores = dict[str, NDArray[np.float64]]
 
 
 def measure(reward: Path, comparisons: str, *, rows: int) -> list[dict[str, Any]]:
-    """Scores of held-out answers in each precision against those in the first.
+    """Compare the scores of held-out answers in each precision with those in float32.
 
-    Returns: per precision the accuracy, the root mean square and the largest move of a score in
-        units of the scores' standard deviation in float32, and the share of pairs it orders alike.
+    Returns: per precision, the accuracy; the root mean square and the largest change of a score, in
+        standard deviations of the float32 scores; and the share of pairs in the same order.
     """
     run = Run.load(reward)
-    found = {name: _scores(run, comparisons, rows, **p) for name, p in PRECISIONS.items()}
-    first = next(iter(found.values()))
+    scored = {name: _scores(run, comparisons, rows, **p) for name, p in PRECISIONS.items()}
+    first = scored["float32"]
     spread = np.concatenate([first[side] for side in SIDES]).std()
     table = []
-    for name, scores in found.items():
-        moved = np.concatenate([scores[side] - first[side] for side in SIDES]) / spread
-        right, at_first = (s["chosen"] > s["rejected"] for s in (scores, first))
+    for name, scores in scored.items():
+        change = np.concatenate([scores[side] - first[side] for side in SIDES]) / spread
+        correct, correct_first = (s["chosen"] > s["rejected"] for s in (scores, first))
         table.append(
             {
                 "precision": name,
-                "accuracy": float(right.mean()),
-                "moved_rms": float(np.sqrt((moved**2).mean())),
-                "moved_max": float(np.abs(moved).max()),
-                "ordered_alike": float((right == at_first).mean()),
+                "accuracy": float(correct.mean()),
+                "moved_rms": float(np.sqrt((change**2).mean())),
+                "moved_max": float(np.abs(change).max()),
+                "ordered_alike": float((correct == correct_first).mean()),
             }
         )
     return table
@@ -93,16 +96,25 @@ def _scores(run: Run, comparisons: str, rows: int, **precision: Any) -> Scores:
     }
 
 
+def main(args: argparse.Namespace) -> None:
+    """Print the table."""
+    rows = [
+        [
+            row["precision"],
+            f"{row['accuracy']:.3f}",
+            f"{row['moved_rms']:.3f}",
+            f"{row['moved_max']:.2f}",
+            f"{row['ordered_alike']:.3f}",
+        ]
+        for row in measure(args.reward, args.comparisons, rows=args.rows)
+    ]
+    header = ["precision", "accuracy", "moved, RMS", "moved, most", "ordered alike"]
+    print(markdown_table(header, rows))
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("reward", type=Path)
-    parser.add_argument("comparisons")
-    parser.add_argument("--rows", type=int, default=400)
-    args = parser.parse_args()
-    print("| precision | accuracy | moved, RMS | moved, most | ordered alike |")
-    print("| --- | --- | --- | --- | --- |")
-    for row in measure(args.reward, args.comparisons, rows=args.rows):
-        print(
-            f"| {row['precision']} | {row['accuracy']:.3f} | {row['moved_rms']:.3f} | "
-            f"{row['moved_max']:.2f} | {row['ordered_alike']:.3f} |"
-        )
+    options = parser(__doc__)
+    options.add_argument("reward", type=Path, help="a reward run")
+    options.add_argument("comparisons", help="its comparisons, with a split `test`")
+    options.add_argument("--rows", type=int, default=400, help="held-out pairs (400)")
+    run_main(main, options.parse_args())

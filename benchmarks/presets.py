@@ -1,18 +1,15 @@
-"""The memory that each preset is predicted to take on the card that it is meant for.
+"""The predicted memory of each preset on its GPU.
 
     python benchmarks/presets.py --output docs/results/presets.json
 
-The models are not there: their shapes stand below, from the config.json of each on the hub, and the
-tokens are the embedded world's, which memory does not depend on. Rows are as long as the preset's
-limits allow.
+No model is downloaded: the shapes below are those of each model's config.json on the hub. The tokens
+are the embedded world's, because memory does not depend on them. Rows have the preset's maximal length.
 
 Reads   recipes/configs/*/pipeline.yaml.
-Writes  the JSON, in which other presets stay as they are; prints a Markdown table.
+Writes  docs/results/presets.json, where other presets are kept; prints the table of docs/adapters.md.
 """
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from toolkit.errors import ConfigError, ToolkitError
+from benchmarks.common import ROOT, markdown_table, parser, read_json, require_known, run_main
 from toolkit.preflight.check import full_rows
 from toolkit.preflight.fit import device_memory
 from toolkit.preflight.lengths import row_tokens
@@ -31,16 +28,16 @@ from toolkit.preflight.stages import Stage, find_stages
 from toolkit.runs.run import write_json
 from toolkit.world import resolve_base
 
-LIMIT_S = 3600.0  # that one prediction may take
-CONFIGS = Path(__file__).resolve().parent.parent / "recipes" / "configs"
+LIMIT_S = 3600.0  # per prediction
+CONFIGS = ROOT / "recipes" / "configs"
 GB = 2**30
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset's card, in units of 2^30 bytes, and its model's shape."""
+    """A preset's GPU memory, in units of 2^30 bytes, and its model's shape."""
 
-    card_gb: float
+    gpu_gb: float
     kind: str
     hidden: int
     layers: int
@@ -52,7 +49,7 @@ class Preset:
     kv_heads: int = 8
 
     def save(self, folder: Path) -> int:
-        """Its config.json with the embedded world's tokenizer. Returns: how many parameters."""
+        """Write config.json and the embedded world's tokenizer. Returns: the number of parameters."""
         tokenizer = AutoTokenizer.from_pretrained(resolve_base(None))
         config = AutoConfig.for_model(
             self.kind,
@@ -86,85 +83,80 @@ PRESETS = {
 
 
 def main(args: argparse.Namespace) -> None:
-    if unknown := [name for name in args.presets if name not in PRESETS]:
-        raise ConfigError(f"no preset {unknown[0]!r}; there are {', '.join(PRESETS)}")
-    kept: list[dict[str, Any]] = []
+    """Predict each preset; write the JSON after each."""
+    require_known("preset", args.presets, PRESETS)
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     if args.output is not None and args.output.is_file():
-        kept = json.loads(args.output.read_text(encoding="utf-8"))["presets"]
-    found = {(row["preset"], row["recipe"]): row for row in kept}
+        kept = read_json(args.output, fix="remove it")["presets"]
+        rows = {(row["preset"], row["recipe"]): row for row in kept}
     for name in args.presets:
         preset = PRESETS[name]
         with tempfile.TemporaryDirectory() as folder:
             parameters = preset.save(Path(folder))
             for stage in stages(name, folder):
-                row = {"preset": name, "parameters": parameters} | look(stage, preset)
-                found[name, stage.recipe] = row
+                row = {"preset": name, "parameters": parameters} | predict(stage, preset)
+                rows[name, stage.recipe] = row
                 print(row, flush=True)
         if args.output is not None:
             content = {"schema": 1, "date": time.strftime("%Y-%m-%d")}
-            write_json(args.output, content | {"presets": list(found.values())})
-    print(f"\n{to_markdown(list(found.values()))}")
+            write_json(args.output, content | {"presets": list(rows.values())})
+    print(f"\n{to_markdown(list(rows.values()))}")
 
 
 def stages(name: str, base: str) -> list[Stage]:
-    """The preset's training runs, on a base of the same shape."""
-    found = find_stages(str(CONFIGS / name / "pipeline.yaml"))
-    for stage in found:
+    """The preset's training stages, on a base of the same shape."""
+    training = find_stages(str(CONFIGS / name / "pipeline.yaml"))
+    for stage in training:
         stage.model.model_name_or_path = base
         stage.model.model_revision = "main"
-    return found
+    return training
 
 
-def look(stage: Stage, preset: Preset) -> dict[str, Any]:
-    """The highest peak of a run, and the largest batch that fits on the preset's card."""
-    began = time.perf_counter()
+def predict(stage: Stage, preset: Preset) -> dict[str, Any]:
+    """The highest peak of a stage, and the largest batch that fits on the preset's GPU."""
+    start = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(stage.model.model_name_or_path)
     rows = full_rows(stage, tokenizer)
     lengths = row_tokens(stage.recipe, rows, stage.limit)
-    memory = device_memory(preset.card_gb, use_cpu=False)
+    memory = device_memory(preset.gpu_gb, use_cpu=False)
     peaks, largest = foresee(stage, tokenizer, rows, lengths, memory, limit_s=LIMIT_S)
     peak = max(peaks, key=lambda each: each.total)
     return {
         "recipe": stage.recipe,
-        "card_gb": preset.card_gb,
+        "gpu_gb": preset.gpu_gb,
         "peak_gb": round(peak.total / GB, 3),
         "phase": peak.phase,
         "parts_gb": {part: round(count / GB, 3) for part, count in peak.parts.items()},
         "batch": stage.training.per_device_train_batch_size,
         "largest_batch": largest,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - start, 1),
     }
 
 
 def to_markdown(rows: list[dict[str, Any]]) -> str:
-    """A line for each preset: peaks, and in brackets the largest batch that fits beside the file's."""
+    """One line per preset: peak, and in brackets the preset's batch and the largest that fits."""
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
-    lines = ["| " + " | ".join(["preset", "parameters", "card", *recipes]) + " |"]
-    lines.append("|" + " --- |" * (3 + len(recipes)))
+    lines = []
     for name in dict.fromkeys(row["preset"] for row in rows):
-        own = {row["recipe"]: row for row in rows if row["preset"] == name}
-        first = next(iter(own.values()))
-        cells = [f"`{name}`", f"{first['parameters'] / 1e9:.2f} B", f"{first['card_gb']} GB"]
+        stages = {row["recipe"]: row for row in rows if row["preset"] == name}
+        first = next(iter(stages.values()))
+        cells = [f"`{name}`", f"{first['parameters'] / 1e9:.2f} B", f"{first['gpu_gb']} GB"]
         for recipe in recipes:
-            row = own.get(recipe)
+            row = stages.get(recipe)
             cells.append(
                 f"{row['peak_gb']:.1f} ({row['batch']}, {row['largest_batch']})" if row else ""
             )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(["preset", "parameters", "GPU", *recipes], lines)
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Its options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS))
-    parser.add_argument("--output", type=Path, help="the JSON; by default none is written")
-    return parser
+    """The command line."""
+    options = parser(__doc__)
+    options.add_argument("--presets", nargs="+", default=list(PRESETS), help=", ".join(PRESETS))
+    options.add_argument("--output", type=Path, help="the JSON; by default none is written")
+    return options
 
 
 if __name__ == "__main__":
-    try:
-        main(arguments().parse_args())
-    except ToolkitError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_main(main, arguments().parse_args())

@@ -1,6 +1,8 @@
-"""Rates of a float32 product by PyTorch's own choice of library and by oneDNN, in turn.
+"""Rates of float32 products by PyTorch's own choice of library and by oneDNN, in turn.
 
-python -m benchmarks.products [--threads 1]
+    python benchmarks/products.py [--threads 1]
+
+Prints  the rates of docs/performance.md.
 """
 
 import argparse

@@ -1,18 +1,19 @@
-"""Prompts per second of reward-model training: K answers read once, against every pair by itself.
+"""Prompts per second of reward-model training: each of K answers once, against every pair separately.
 
-python -m benchmarks.ranking_loss [--completions 9] [--rounds 7]
+    python benchmarks/ranking_loss.py [--completions 9] [--rounds 7]
+
+Prints  the speed of docs/reward.md: forward and backward on the embedded base.
 """
 
-import argparse
 import random
-import statistics
-import time
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 from trl import ModelConfig
 
+from benchmarks.common import parser, seconds_in_turn
 from toolkit.models.base import load_base
 from toolkit.models.fingerprint import fingerprint
 from toolkit.reward.adapter import scalar_adapter
@@ -22,12 +23,12 @@ PROMPT, SHORTEST, LONGEST = 32, 8, 32
 
 
 def measure(*, completions: int, rounds: int, base: str | None = None) -> dict[str, float]:
-    """Median prompts per second of both ways, in turn: forward and backward of one prompt's pairs.
+    """Median prompts per second of both variants: forward and backward of one prompt's pairs.
 
     Args:
         completions: K; answers of 8 to 32 random tokens to a prompt of 32.
-        rounds: how often each way is timed.
-        base: a model's folder; the embedded one by default. A new LoRA is trained on it.
+        rounds: timed runs of each variant, in turn.
+        base: a model's folder; the embedded base by default. A new LoRA is trained on it.
     """
     torch.manual_seed(0)
     model = ModelConfig(
@@ -39,20 +40,14 @@ def measure(*, completions: int, rounds: int, base: str | None = None) -> dict[s
     whole, tokenizer = load_base(model, scalar=True)
     adapted = scalar_adapter(whole, fingerprint(model, tokenizer), parent=None, model=model)
     ranked = _rows(completions, len(tokenizer))
-    alone = [{k: v for k, v in row.items() if k != "group_id"} for row in ranked]
-    ways = {
+    separate = [{k: v for k, v in row.items() if k != "group_id"} for row in ranked]
+    batches = {
         name: RankingCollator(0)(list(group_comparisons(Dataset.from_list(rows))))
-        for name, rows in (("together", ranked), ("pairs", alone))
+        for name, rows in (("together", ranked), ("pairs", separate))
     }
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, batch in ways.items():
-            began = time.perf_counter()
-            _step(adapted, batch)
-            if number:  # the first is slower
-                taken[name].append(time.perf_counter() - began)
-    rates = {name: 1 / statistics.median(seconds) for name, seconds in taken.items()}
-    passes = {name: len(batch["input_ids"]) for name, batch in ways.items()}
+    steps = {name: partial(_step, adapted, batch) for name, batch in batches.items()}
+    rates = {name: 1 / s for name, s in seconds_in_turn(steps, rounds=rounds).items()}
+    passes = {name: len(batch["input_ids"]) for name, batch in batches.items()}
     return {
         "completions": completions,
         "passes_together": passes["together"],
@@ -73,9 +68,9 @@ def _step(adapted: Any, batch: dict[str, torch.Tensor]) -> None:
 def _rows(completions: int, vocabulary: int) -> list[dict[str, object]]:
     """All pairs of one ranking."""
     rng = random.Random(0)
-    asked = [rng.randrange(1, vocabulary) for _ in range(PROMPT)]
+    prompt = [rng.randrange(1, vocabulary) for _ in range(PROMPT)]
     answers = [
-        asked + [rng.randrange(1, vocabulary) for _ in range(rng.randrange(SHORTEST, LONGEST + 1))]
+        prompt + [rng.randrange(1, vocabulary) for _ in range(rng.randrange(SHORTEST, LONGEST + 1))]
         for _ in range(completions)
     ]
     return [
@@ -86,9 +81,9 @@ def _rows(completions: int, vocabulary: int) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--completions", type=int, default=9)
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--completions", type=int, default=9, help="K answers per prompt (9)")
+    options.add_argument("--rounds", type=int, default=7, help="timed runs of each variant (7)")
+    args = options.parse_args()
     for key, value in measure(completions=args.completions, rounds=args.rounds).items():
         print(f"{key:24s} {value}")

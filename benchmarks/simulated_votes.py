@@ -1,13 +1,16 @@
-"""Blind votes by the embedded world's labelers, for a leaderboard to look at without people.
+"""Blind votes by the embedded world's labelers, so that the app's leaderboard has votes to show.
 
-python -m benchmarks.simulated_votes RUNS [--battles 120]
+    python benchmarks/simulated_votes.py runs [--battles 120]
+
+Reads   the runs below a folder.
+Writes  votes into the file that the app reads: the leaderboard in the README's picture.
 """
 
-import argparse
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.common import parser
 from toolkit.app.judgements.battles import Battles, Shown
 from toolkit.app.judgements.judgement import TIE, A, B
 from toolkit.app.judgements.store import FILE, Store
@@ -15,34 +18,32 @@ from toolkit.app.workbench import Workbench
 from toolkit.world.labelers import Labeler, panel
 from toolkit.world.questions import ask
 
-UNDECIDED = 0.1  # of gold utility: answers liked nearly alike are a tie
+UNDECIDED = 0.1  # gold utility; a smaller difference is a tie
 BASE = "world:base"
 
 
 def vote(runs: Path, battles: int, seed: int) -> int:
-    """Let the panel judge battles of all checkpoints of the embedded base below `runs`.
+    """Let the labelers vote on battles of all checkpoints of the embedded base below `runs`.
 
-    Returns: how many votes were stored, in the file that the app reads.
+    Returns: the number of votes stored.
     """
     workbench = Workbench.open(BASE, runs)
-    held = Battles(workbench, Store(runs / FILE))
+    battle_store = Battles(workbench, Store(runs / FILE))
     rng, labelers = random.Random(f"votes-{seed}"), panel(seed)
     pool = list(workbench.catalog.checkpoints)
-    stored = 0
     for question in ask(rng, "test", battles):
         number = rng.randrange(len(labelers))
-        shown = _last(held.battle(question.prompt, pool))
-        held.vote(
+        shown = _last(battle_store.battle(question.prompt, pool))
+        battle_store.vote(
             shown.id,
             verdict(labelers[number], question.prompt, shown.texts, rng),
             labeler=f"simulated-{number}",
         )
-        stored += 1
-    return stored
+    return battles
 
 
 def verdict(labeler: Labeler, prompt: str, texts: tuple[str, ...], rng: random.Random) -> str:
-    """What a labeler says of two answers."""
+    """A labeler's verdict on two answers."""
     first, second = (labeler.judge(prompt, text, rng) for text in texts)
     if abs(first - second) < UNDECIDED:
         return TIE
@@ -55,9 +56,9 @@ def _last(shown: Iterator[Shown]) -> Shown:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("--battles", type=int, default=120)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("runs", type=Path, help="a folder of runs")
+    options.add_argument("--battles", type=int, default=120, help="votes to store (120)")
+    options.add_argument("--seed", type=int, default=0)
+    args = options.parse_args()
     print(f"{vote(args.runs, args.battles, args.seed)} votes in {args.runs / FILE}")

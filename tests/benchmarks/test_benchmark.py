@@ -1,7 +1,8 @@
-"""The benchmark in small: floors by hand, our side in a process of its own, the other if it is there."""
+"""A small benchmark: the floor by hand, both sides in their own processes, the list of scripts."""
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -9,14 +10,14 @@ import pytest
 from transformers import LlamaConfig
 
 from benchmarks.cases import CASES, Case, prepare, read
-from benchmarks.compare import compare, require_peer
+from benchmarks.compare import compare, require_peer, to_markdown
 from benchmarks.floor import Rates, Work, floor_seconds
-from benchmarks.shares import kind_of
-from benchmarks.table import to_markdown
+from benchmarks.profile_updates import kind_of
 from tests.conftest import ROOT
 from toolkit.errors import ConfigError
 
 PEER = ROOT / ".venv" / "peer" / "bin" / "python"
+README = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 TINY = Case(
     "tiny",
     batch=4,
@@ -34,7 +35,7 @@ TINY = Case(
 )
 
 
-def test_the_floor_by_hand():
+def test_floor_matches_hand_count():
     """One layer, d = f = 2, V = 4, r = 1; 3 rows of 1 + 1 tokens, 1 epoch, all rates 1 per second."""
     config = LlamaConfig(
         hidden_size=2,
@@ -47,19 +48,19 @@ def test_the_floor_by_hand():
     case = dataclasses.replace(TINY, batch=3, epochs=1, lora_r=1)
     work = Work.of(config, case, prompt=1, completion=1)
     assert (work.trunk, work.lora, work.head) == (28, 28, 8)
-    found = floor_seconds(work, case, Rates(1, 1, 1, 1), own_trunk=True)
+    floor = floor_seconds(work, case, Rates(1, 1, 1, 1), own_trunk=True)
     attention = 2 * 1 * 2 * 2
-    assert found["generate"] == 3 * (56 + attention) + (3 * (56 + attention) + 2 * 8 * 3)
+    assert floor["generate"] == 3 * (56 + attention) + (3 * (56 + attention) + 2 * 8 * 3)
     forward, backward = 2 * 56 + attention, 2 * 28 + 4 * 28 + 2 * attention
-    assert found["score"] == 3 * 3 * 2 * forward + 48
-    assert found["update"] == 2 * 3 * 2 * (forward + backward) + 2 * 48
+    assert floor["score"] == 3 * 3 * 2 * forward + 48
+    assert floor["update"] == 2 * 3 * 2 * (forward + backward) + 2 * 48
     trunk = floor_seconds(work, case, Rates(1, 1, 1, 1), own_trunk=False)
     assert trunk["update"] == 3 * 2 * (forward + backward) + 2 * 48
     slow_memory = floor_seconds(work, case, Rates(1, 1, 1, 0.1), own_trunk=True)
     assert slow_memory["generate"] == 3 * (56 + attention) + (28 + 8) * 4 / 0.1
 
 
-def test_both_sides_get_the_same_prompts(tmp_path):
+def test_prompt_texts_and_ids_agree(tmp_path):
     prepare(TINY, tmp_path, sft=None, reward=None)
     case, prompts, runs = read(tmp_path)
     assert case == TINY
@@ -72,7 +73,7 @@ def test_both_sides_get_the_same_prompts(tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_a_case_is_measured_in_the_schema(tmp_path):
+def test_case_is_measured_in_benchmark_schema(tmp_path):
     prepare(TINY, tmp_path, sft=None, reward=None)
     peer = PEER if PEER.is_file() else None
     entries = compare(TINY, tmp_path, peer=peer, rounds=1)
@@ -89,16 +90,17 @@ def test_a_case_is_measured_in_the_schema(tmp_path):
     assert len(table) == 4
     assert len({line.count("|") for line in table}) == 1
     if peer is None:
-        pytest.skip("our side only: the old trainer's environment is made by `make benchmark`")
+        pytest.skip("our side only: `make benchmark` creates the old trainer's environment")
 
 
 @pytest.mark.timeout(300)
-def test_an_updates_time_is_shared_out_by_kind_of_operation(tmp_path):
+def test_profile_splits_update_by_kind_of_operation(tmp_path):
     prepare(TINY, tmp_path, sft=None, reward=None)
-    words = [sys.executable, "-m", "benchmarks.shares", str(tmp_path), "--threads", "1"]
-    ran = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert "2 micro-batches, 1 threads" in ran.stdout
-    lines = [line for line in ran.stdout.splitlines() if line.startswith("| ")]
+    script = ROOT / "benchmarks" / "profile_updates.py"
+    command = [sys.executable, str(script), str(tmp_path), "--threads", "1"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "2 micro-batches, 1 threads" in output
+    lines = [line for line in output.splitlines() if line.startswith("| ")]
     rows = [line.strip("| ").split(" | ") for line in lines[2:]]
     assert [kind for kind, _, _ in rows] == ["products", "attention", "rest"]
     assert sum(float(share) for _, _, share in rows) == pytest.approx(1, abs=0.02)
@@ -114,12 +116,30 @@ def test_an_updates_time_is_shared_out_by_kind_of_operation(tmp_path):
         ("aten::mul", "rest"),
     ],
 )
-def test_operations_by_kind(operation, kind):
+def test_kind_of_operation(operation, kind):
     assert kind_of(operation) == kind
 
 
-def test_the_world_needs_its_runs_and_the_peer_its_environment(tmp_path):
+def test_missing_runs_or_environment_raise_config_error(tmp_path):
     with pytest.raises(ConfigError, match="needs --sft and --reward"):
         prepare(CASES["world"], tmp_path, sft=None, reward=None)
     with pytest.raises(ConfigError, match="make benchmark"):
         require_peer(tmp_path / "python")
+
+
+def test_readme_and_makefile_name_existing_scripts():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    scripts = {f.name for f in (ROOT / "benchmarks").glob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", README)) == scripts
+    for script, target in re.findall(r"\| `(\w+\.py)` \| `make (\w+)` ", README):
+        recipe = makefile.split(f"\n{target}: ", 1)[1].split("\n\n", 1)[0]
+        assert f"benchmarks/{script} " in recipe
+    assert set(re.findall(r"benchmarks/(\w+\.py)", makefile)) <= scripts
+
+
+@pytest.mark.parametrize("script", re.findall(r"\| `(\w+)\.py`", README))
+def test_script_names_its_command(script):
+    text = (ROOT / "benchmarks" / f"{script}.py").read_text(encoding="utf-8")
+    docstring = text.split('"""')[1]
+    assert f"python benchmarks/{script}.py" in docstring
+    assert "docs/" in docstring or "README" in docstring

@@ -10,8 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from benchmarks.memory import measure
-from benchmarks.memory_cases import CASES, Case, predict_case
+from benchmarks.memory import CASES, Case, measure, predict_case
 from tests.conftest import ROOT
 from toolkit.errors import ConfigError
 from toolkit.models.arguments import ModelArguments
