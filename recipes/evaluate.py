@@ -39,8 +39,7 @@ def main(args, model) -> Run:
 
     from transformers import set_seed
 
-    from toolkit.data.loading import load_split
-    from toolkit.data.texts import held_out_texts
+    from toolkit.data.auxiliary import held_out_texts, load_split
     from toolkit.evaluation.evaluate import Checkpoint, evaluate_all, role_ids
     from toolkit.evaluation.judge import judge_reward_model
     from toolkit.evaluation.render import to_text, write
@@ -122,7 +121,7 @@ def _demonstrations(args):
     """(prompt, completion), a sample by the seed; nothing where no dataset is named."""
     if args.demonstrations is None:
         return []
-    from toolkit.data.demonstrations import sample_demonstrations
+    from toolkit.data.auxiliary import sample_demonstrations
     from toolkit.options.arguments import DataArguments
 
     asked = DataArguments(drop_bad_rows=args.drop_bad_rows)

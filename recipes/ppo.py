@@ -25,8 +25,8 @@ def main(script, training, model, mixture, start) -> Run:
 
     from transformers import set_seed
 
+    from toolkit.data.auxiliary import pretraining_texts
     from toolkit.data.checks import check_texts
-    from toolkit.data.texts import pretraining_texts
     from toolkit.evaluation.monitor import gold_monitor
     from toolkit.ppo.roles import load_ppo_roles
     from toolkit.ppo.trainer import PPOTrainer

@@ -13,7 +13,7 @@ Writes  the run's directory: the adapter, head.safetensors (its bias makes the d
 import sys
 
 import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.data.demonstrations import load_demonstrations
+from toolkit.data.auxiliary import load_demonstrations
 from toolkit.data.loading import load_splits
 from toolkit.options.arguments import RewardArguments
 from toolkit.options.command_line import run_cli
@@ -62,7 +62,9 @@ def main(script, training, model, mixture, start) -> Run:
             trust_remote_code=training.trust_remote_code,
         )
         limit = training.max_length
-        splits = check_texts(splits, tokenizer, start, max_length=limit, cut=False, folder=run.path)
+        splits = check_texts(
+            splits, tokenizer, start, max_length=limit, truncates=False, folder=run.path
+        )
         run.base = fingerprint(model, tokenizer)
         data = Comparisons.prepare(
             splits,

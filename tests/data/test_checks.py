@@ -60,8 +60,8 @@ def test_special_tokens_in_messages_stop(tmp_path: Path, tokenizer: Any) -> None
     with pytest.raises(DatasetError) as caught:
         check_texts(load(name), tokenizer, DataArguments())
     assert str(caught.value) == (
-        f'{name} row 2: "completion" message 1 must not hold the chat template\'s "<|end|>" (str); '
-        'it stands in "b<|end|>c" (str).\n'
+        f'{name} row 2: "completion" message 1 must not contain the chat template\'s "<|end|>" (str), '
+        'got "b<|end|>c" (str).\n'
         '  row: {"prompt": [{"role": "user", "content": "q2"}], '
         '"completion": [{"role": "assistant", "content": "b<|end|>c"}]}\n'
         "  3 rows fail this check (2, 3, 4). Fix them, or set `drop_bad_rows: true`."
@@ -91,7 +91,7 @@ def test_special_tokens_in_plain_text_are_said_and_stay(
 ) -> None:
     name = lines(tmp_path / "d.jsonl", [{"text": "a"}, {"text": "<|user|>q<|end|>"}])
     assert len(check_texts(load(name), tokenizer, DataArguments())["train"]) == 2
-    said = "train: 1 special token (2): read as the tokens that they name\n"
+    said = "train: 1 special token (2): the tokenizer reads them as special tokens\n"
     assert capsys.readouterr().out.endswith(said)
 
 
@@ -149,8 +149,8 @@ def test_lengths_beyond_the_limit_are_counted(
     assert lengths == [14, 15, 15, 21, 44]
     check_texts(load(name), tokenizer, DataArguments(), max_length=14)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "train: 4 of 5 rows, 80.0%, are longer than `max_length` 14 tokens and will be cut; "
-        "2 of them have a prompt that fills it, and are left out"
+        "train: 4 of 5 rows, 80.0%, are longer than `max_length` 14 tokens and will be truncated; "
+        "2 of them are left out, because the prompt fills it"
     )
     check_texts(load(name), tokenizer, DataArguments(), max_length=44)
     assert "max_length" not in capsys.readouterr().out
@@ -172,7 +172,7 @@ def test_lost_bytes_are_said(
 ) -> None:
     name = lines(tmp_path / "d.jsonl", [chat("q", "a"), chat("caf\ufffd", "b")])
     check_texts(load(name), tokenizer, DataArguments())
-    assert "train: 1 of 2 rows hold U+FFFD (2)" in capsys.readouterr().out
+    assert "train: 1 of 2 rows contain U+FFFD (2)" in capsys.readouterr().out
 
 
 def test_a_line_that_is_not_utf8_is_named_and_droppable(tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def test_repeats_are_said_and_dropped_where_asked(
     assert len(load(name)["train"]) == 3
     assert capsys.readouterr().out == (
         f"{name}: prompt-completion (by its columns prompt, completion), 3 rows -> "
-        "prompt-completion (train 3); columns not read: id; 1 train row repeats an earlier one "
-        "(3), which `drop_duplicates: true` would drop\n"
+        "prompt-completion (train 3); columns not read: id; 1 train row duplicates an earlier one "
+        "(3), kept unless `drop_duplicates: true` is set\n"
     )
     splits = load(name, drop_duplicates=True, folder=tmp_path)
     assert splits["train"].to_list() == [
@@ -246,7 +246,7 @@ def test_repeats_are_said_and_dropped_where_asked(
         {"prompt": "q", "completion": "b"},
     ]
     (entry,) = kept(tmp_path)
-    assert (entry["number"], entry["reason"], entry["row"]) == (3, "it repeats row 1", rows[2])
+    assert (entry["number"], entry["reason"], entry["row"]) == (3, "it duplicates row 1", rows[2])
 
 
 def test_repeats_of_a_ranking_are_whole_rows(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_repeats_of_a_ranking_are_whole_rows(tmp_path: Path) -> None:
                 {"prompt": "q", "chosen": "b", "rejected": "a"},
                 {"prompt": "r", "chosen": "b", "rejected": "a"},
             ],
-            "; 1 comparisons stand there both ways round\n",
+            "; 1 pairs also occur with chosen and rejected swapped\n",
         ),
         (
             "unpaired",
@@ -276,7 +276,7 @@ def test_repeats_of_a_ranking_are_whole_rows(tmp_path: Path) -> None:
                 {"prompt": "q", "completion": "a", "label": False},
                 {"prompt": "q", "completion": "b", "label": False},
             ],
-            "; 1 answers are labelled both good and bad\n",
+            "; 1 completions are labelled both good and bad\n",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from toolkit.data import FORMATS, convert_row, convert_rows, detect_format
-from toolkit.data.formats import Kind, check_conversion
+from toolkit.data.convert import Kind, check_conversion
 from toolkit.errors import DatasetError
 
 
@@ -201,7 +201,7 @@ def test_dialogue_is_an_example_for_each_answer(name: str) -> None:
         {"prompt": [SYSTEM, *HH_PROMPT], "completion": [assistant("Blue.")]},
     ]
     assert convert_row(row, format=name, kind="prompt-completion", turns="last") == made[1:]
-    with pytest.raises(DatasetError, match="must hold an assistant's, got none"):
+    with pytest.raises(DatasetError, match="must contain an assistant message, got none"):
         convert_row({next(iter(row)): said[:2]}, format=name, kind="prompt-completion", turns="all")
 
 
@@ -216,7 +216,9 @@ def test_formats_become_unpaired_where_answers_are_known_to_be_good_or_bad(
     if name == "unpaired":
         assert convert_row(row, format=name, kind="unpaired") == [row]
     elif preference is None:
-        with pytest.raises(DatasetError, match="which has no answers known to be good or bad"):
+        with pytest.raises(
+            DatasetError, match="which has no completions that are known to be good or bad"
+        ):
             check_conversion(format=name, kind="unpaired", place="x")
     else:
         good = {"prompt": asked, "completion": preference["chosen"], "label": True}
@@ -275,7 +277,7 @@ def test_formats_of_text_without_a_prompt() -> None:
 
 def test_formats_that_would_lose_the_prompt_are_refused() -> None:
     row = {"system": "Be brief.", "question": "Sky?", "chosen": "It is.", "rejected": "It isn't."}
-    with pytest.raises(DatasetError, match=r"say `columns: \{question: prompt\}`"):
+    with pytest.raises(DatasetError, match=r"set `columns: \{question: prompt\}`"):
         detect_format([row], place="x")
     asked = {"question": "Sky?", **PAIR}  # messages hold their prompt, or fail for the lack of it
     assert detect_format([asked], place="x") == "implicit-preference"
@@ -286,7 +288,7 @@ def test_impossible_conversion_names_format_kind_and_columns() -> None:
         check_conversion(format="alpaca", kind="preference", place="data/a.json")
     assert str(caught.value) == (
         "data/a.json: its format is alpaca (columns instruction, output), which has no better and "
-        "worse answers to one prompt; preference needs the columns prompt, chosen, rejected, or one "
+        "worse completions of one prompt; preference needs the columns prompt, chosen, rejected, or one "
         "of the formats sharegpt_preference, alpaca_preference, hh, implicit-preference, ranked, "
         "ultrafeedback."
     )
@@ -310,14 +312,14 @@ BAD: list[tuple[str, Any, str]] = [
     ("prompt-only", {}, '"prompt" is missing'),
     ("prompt-only", {"prompt": 7}, '"prompt" must be non-empty text, got 7 (int)'),
     ("prompt-only", {"prompt": "\ud800"}, '"prompt" must be Unicode text'),
-    ("prompt-only", {"prompt": []}, '"prompt" must hold at least one message, got []'),
+    ("prompt-only", {"prompt": []}, '"prompt" must contain at least one message, got []'),
     ("prompt-only", {"prompt": ["hi"]}, '"prompt" message 1 must have "role" and "content"'),
     (
         "prompt-only",
         {"prompt": [user("Hi"), assistant("Hello!")]},
         '"prompt" must end with a user message',
     ),
-    ("prompt-only", {"prompt": [SYSTEM]}, '"prompt" must hold a user message'),
+    ("prompt-only", {"prompt": [SYSTEM]}, '"prompt" must contain a user message'),
     ("prompt-only", "text", "a row must be an object with columns, got str"),
     (
         "messages",
@@ -327,23 +329,27 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "messages",
         {"messages": [user("Hi"), user("Hi?"), assistant("Hello!")]},
-        "\"messages\" message 2 must be the assistant's, got the user's",
+        '"messages" message 2 must be an assistant message, got a user message',
     ),
     (
         "messages",
         {"messages": [assistant("Hello!")]},
-        "\"messages\" message 1 must be the user's, got the assistant's",
+        '"messages" message 1 must be a user message, got an assistant message',
     ),
     (
         "messages",
         {"messages": [user("Hi"), SYSTEM]},
-        "\"messages\" message 2 must be the assistant's, got the system's",
+        '"messages" message 2 must be an assistant message, got a system message',
     ),
-    ("messages", {"messages": [user("Hi")]}, "the messages must hold an assistant's, got none"),
+    (
+        "messages",
+        {"messages": [user("Hi")]},
+        "the dialogue must contain an assistant message, got none",
+    ),
     (
         "messages",
         {"messages": [user("Hi"), {"role": "assistant", "content": "x", "tool_calls": [{}]}]},
-        '"messages" message 2 holds a tool call',
+        '"messages" message 2 contains a tool call',
     ),
     (
         "messages",
@@ -353,12 +359,12 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "prompt-completion",
         {"prompt": "Sky?", "completion": [assistant("Blue.")]},
-        '"completion" must be text, as the prompt is',
+        '"completion" must be text, like the prompt',
     ),
     (
         "prompt-completion",
         {"prompt": [user("Sky?")], "completion": "Blue."},
-        '"completion" must be messages, as the prompt is',
+        '"completion" must be messages, like the prompt',
     ),
     (
         "prompt-completion",
@@ -382,7 +388,7 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "preference",
         {"prompt": "Sky?", "chosen": "Blue.", "rejected": " Blue.\n"},
-        '"chosen" and "rejected" must differ, got the same but for blanks at an end',
+        '"chosen" and "rejected" must differ, got texts that differ only in blanks at their ends',
     ),
     ("unpaired", {"prompt": "x", "completion": "y", "label": None}, '"label" must be true or'),
     ("unpaired", {"prompt": "x", "completion": "y", "label": -1}, "true or false, got -1 (int)"),
@@ -422,12 +428,12 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "hh",
         {**HH, "rejected": "\n\nHuman: Bye\n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant: No"},
-        '"rejected" must share every message but the last, got: they differ at message 1',
+        '"rejected" must share every message but the last, got a difference at message 1',
     ),
     (
         "hh",
         {**HH, "rejected": "\n\nHuman: Hi\n\nAssistant: Hello!"},
-        '"rejected" must share every message but the last, got: 4 and 2',
+        '"rejected" must share every message but the last, got 4 and 2 messages',
     ),
     (
         "hh",
@@ -437,7 +443,7 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "hh",
         {**HH, "rejected": "\n\nHuman: Hi\n\nHuman: Sky?\n\nAssistant: Blue."},
-        "\"rejected\" message 2 must be the assistant's, got the user's",
+        '"rejected" message 2 must be an assistant message, got a user message',
     ),
     ("hh", {**HH, "rejected": HH["chosen"]}, '"chosen" and "rejected" must differ'),
     ("ranked", {"prompt": "x", "completions": ["a"], "ranks": [1]}, '"completions" must be a list'),
@@ -486,7 +492,7 @@ def test_error_names_place_row_check_counts_and_fix() -> None:
         'data/p.jsonl row 2 of 8: "rejected" must be non-empty text, got "" (str).\n'
         '  row: {"prompt": "Why is the sky blue, 2?", "chosen": "Because.", "rejected": ""}\n'
         "  2 rows fail this check (2, 4).\n"
-        "  1 row fails others: 1 chosen equals rejected (7). "
+        "  1 row fails other checks: 1 chosen equals rejected (7). "
         "Fix them, or set `drop_bad_rows: true`."
     )
 
@@ -518,7 +524,7 @@ def test_all_ties_are_counted_and_not_malformed() -> None:
     ]
     result = convert_rows(rows, place="x", format="ranked", kind="preference")
     assert (result.read, len(result.rows), result.dropped) == (2, 1, [])
-    assert result.unused == {"hold only ties": 1}
+    assert result.unused == {"contain only ties": 1}
 
 
 def test_text_among_messages_is_refused() -> None:
@@ -536,5 +542,5 @@ def test_long_lists_of_rows_are_cut_short() -> None:
 def test_detection_goes_by_what_most_rows_have() -> None:
     rows = [{"prompt": "x", "completion": "y"}, {"prompt": "x"}, {"prompt": "x", "completion": "y"}]
     assert detect_format(rows, place="x") == "prompt-completion"
-    with pytest.raises(DatasetError, match=r"x: the columns answer, question are of no known form"):
+    with pytest.raises(DatasetError, match=r"x: no known format has the columns answer, question"):
         detect_format([{"question": "a", "answer": "b"}], place="x")

@@ -14,9 +14,9 @@ import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
 from toolkit.data import check_source, load_splits
-from toolkit.data.demonstrations import load_demonstrations
-from toolkit.data.formats import Turns
-from toolkit.data.splitting import hold_out
+from toolkit.data.auxiliary import load_demonstrations
+from toolkit.data.convert import Turns
+from toolkit.data.splits import hold_out
 from toolkit.errors import DatasetError
 from toolkit.options.arguments import DataArguments, RewardArguments
 
@@ -88,7 +88,7 @@ def test_dialogues_and_their_summary(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == (
         f"{name}: messages (by its columns messages), 4 rows -> prompt-completion (train 6); "
         "4 dialogues became 8 examples, one for each assistant turn; "
-        "1 train row repeats an earlier one (4), dropped\n"
+        "1 train row duplicates an earlier one (4), dropped\n"
     )
     assert len(load(name, turns="last")["train"]) == 4
     assert " became " not in capsys.readouterr().out
@@ -150,7 +150,7 @@ def test_folder_of_files_without_split_names_is_all_train(
     lines(tmp_path / "b.jsonl", pairs(1, start=1))
     lines(tmp_path / "a.jsonl", pairs(1))
     assert load(str(tmp_path))["train"].to_list() == pairs(2)
-    assert capsys.readouterr().out.endswith("(train 2); train is a.jsonl, b.jsonl\n")
+    assert capsys.readouterr().out.endswith("(train 2); train files: a.jsonl, b.jsonl\n")
     splits = load(str(tmp_path), script={"dataset_test_split": "b"})
     assert splits["train"].to_list() == pairs(1)
     assert splits["test"].to_list() == pairs(1, start=1)
@@ -219,7 +219,7 @@ def test_held_out_of_an_impossible_size(size: float) -> None:
 
 def test_held_out_of_one_prompt() -> None:
     rows = [{"prompt": "q", "completion": str(i)} for i in range(4)]
-    with pytest.raises(DatasetError, match="all rows have one prompt"):
+    with pytest.raises(DatasetError, match="all rows have the same prompt"):
         hold_out(rows, 0.5, seed=0, place="x")
 
 
@@ -245,7 +245,7 @@ def test_bad_rows_stop_or_are_dropped_aloud(
         f'{file} row 3 of 6: "completion" must be non-empty text, got "" (str).\n'
         '  row: {"prompt": "q", "completion": ""}\n'
         "  1 row fails this check (3).\n"
-        "  3 rows fail others: 1 not text (4), 1 unreadable (5), 1 not a row (6). "
+        "  3 rows fail other checks: 1 not text (4), 1 unreadable (5), 1 not a row (6). "
         "Fix them, or set `drop_bad_rows: true`."
     )
     assert load(str(file), drop_bad_rows=True)["train"].to_list() == pairs(2)
@@ -291,12 +291,12 @@ def test_csv_record_of_another_length_is_named(tmp_path: Path) -> None:
         ("d.jsonl.gz", b"plain", "cannot read the file"),
         ("d.jsonl.gz", CUT_GZIP, "cannot read the file"),
         ("d.parquet", b"plain", "not a Parquet file"),
-        ("d.csv", b"prompt,prompt\na,b\n", "the header names a column twice"),
-        ("d.jsonl", b'{"prompt": "a", "prompt": "b"}\n', 'the key "prompt" stands twice in an obj'),
-        ("d.json", b'[{"prompt": "a", "prompt": "b"}]', 'the key "prompt" stands twice in an obj'),
+        ("d.csv", b"prompt,prompt\na,b\n", "the header has a column twice"),
+        ("d.jsonl", b'{"prompt": "a", "prompt": "b"}\n', 'an object has the key "prompt" twice'),
+        ("d.json", b'[{"prompt": "a", "prompt": "b"}]', 'an object has the key "prompt" twice'),
         ("d.csv", b'prompt\n"a', "not CSV"),
-        ("d.jsonl", b"", "it has no rows"),
-        ("d.csv", b"prompt\n", "it has no rows"),
+        ("d.jsonl", b"", "the dataset has no rows"),
+        ("d.csv", b"prompt\n", "the dataset has no rows"),
         ("d.jsonl", b"[\n 1,\n]", "no row is an object with columns; row 1: line 1 is not JSON"),
         ("d.txt", b"x", "a data file must end in .jsonl, .json, .csv, .parquet"),
     ],
@@ -336,11 +336,11 @@ def test_dataset_format_overrides_detection(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"name": None}, "no dataset: set `dataset_name`"),
-        ({"mixture": {"streaming": True}}, "`streaming` is not read; say `dataset_streaming`"),
+        ({"mixture": {"streaming": True}}, "`streaming` is not supported; set `dataset_streaming`"),
         ({"script": {"dataset_config": "main"}}, "`dataset_config` is for datasets of the hub"),
         ({"script": {"dataset_train_split": "x"}}, "no split 'x' (`dataset_train_split`)"),
         ({"script": {"dataset_test_split": "x"}}, "it has train"),
-        ({"script": {"dataset_test_split": "train"}}, "nothing is left to train on"),
+        ({"script": {"dataset_test_split": "train"}}, "no data is left to train on"),
         ({"kind": "preference"}, "its format is prompt-completion"),
         ({"mixture": {"test_split_size": 3.0}}, "less than the 3 rows, got 3"),
     ],
@@ -354,7 +354,8 @@ def test_unusable_option(tmp_path: Path, options: dict[str, Any], message: str) 
 
 def test_only_ties_leave_nothing(tmp_path: Path) -> None:
     row = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 1]}
-    with pytest.raises(DatasetError, match="in the train split: all 2 rows hold only ties"):
+    message = "the train split has no usable row: all 2 rows contain only ties"
+    with pytest.raises(DatasetError, match=message):
         load(lines(tmp_path / "d.jsonl", [row, row]), kind="preference")
 
 

@@ -143,7 +143,7 @@ def test_mixture_of_text_and_messages_is_refused(tmp_path: Path) -> None:
     b = lines(tmp_path / "b.jsonl", [{"instruction": "i", "output": "o"}])
     with pytest.raises(DatasetError) as caught:
         load([{"dataset_name": a}, {"dataset_name": b}])
-    assert str(caught.value).startswith(f"{a} gives plain text and {b} messages")
+    assert str(caught.value).startswith(f"{a} has plain text and {b} has messages")
 
 
 def test_columns_of_a_single_dataset(tmp_path: Path) -> None:
@@ -159,11 +159,11 @@ def test_columns_of_a_single_dataset(tmp_path: Path) -> None:
     [
         (
             {"qestion": "prompt"},
-            '`columns` names "qestion", which no row has; it has answer, id, qu',
+            '`columns` names "qestion", but no row has it; the columns are answer',
         ),
         (
             {"question": "id"},
-            '`columns` would put "question" over "id", which the rows have as well',
+            '`columns` renames "question" to "id", but the rows already have "id"',
         ),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.data import FORMATS, convert_row, detect_format
-from toolkit.data.formats import Kind, check_conversion
+from toolkit.data.convert import Kind, check_conversion
 from toolkit.errors import DatasetError
 
 

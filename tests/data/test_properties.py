@@ -20,11 +20,11 @@ from toolkit.data import (
     load_splits,
     ranked_to_pairs,
 )
-from toolkit.data.formats import Kind, check_conversion
+from toolkit.data.convert import Kind, check_conversion
 from toolkit.data.messages import SPEAKERS
 from toolkit.data.ranking import labels_of
 from toolkit.data.reading import mixture_sizes
-from toolkit.data.splitting import hold_out
+from toolkit.data.splits import hold_out
 from toolkit.errors import DatasetError
 from toolkit.options.arguments import DataArguments
 
@@ -165,7 +165,7 @@ def test_formats_any_rows_become_right_rows_or_a_dataset_error(
         styles = {isinstance(row.get("prompt", row.get("text")), str) for row in result.rows}
         assert len(styles) < 2
         assert result.read == len(rows)
-        used, unused = len(result.made), result.unused.total()
+        used, unused = len(result.converted), result.unused.total()
         assert used + len(result.dropped) + unused == len(rows)
         if found not in ("ranked", "ultrafeedback", "unpaired"):
             assert unused == 0

@@ -117,7 +117,7 @@ def test_ranking_as_labels_says_each_answer_once() -> None:
 
 def test_ranking_that_contradicts_itself_is_refused() -> None:
     row = {"prompt": "q", "completions": ["a", "b", "a"], "ranks": [1, 2, 3]}
-    with pytest.raises(DatasetError, match="one text twice, better than another answer and worse"):
+    with pytest.raises(DatasetError, match="the same text above and below another completion"):
         ranked_to_pairs(row)
     tied = {"prompt": "q", "completions": ["a", "b", "a"], "ranks": [1, 2, 2]}
     assert said(ranked_to_pairs(tied)) == ["a>b"]
@@ -155,7 +155,7 @@ def test_ranking_whose_prompt_is_not_the_prefix() -> None:
     others = [[user("Sea?"), assistant("Blue.")], "Green."]
     row = {"prompt": [user("Sky?")], "completions": others, "ranks": [1, 2]}
     with pytest.raises(
-        DatasetError, match='"completions" 1 must start with the prompt\'s 1 message'
+        DatasetError, match='"completions" 1 must be the prompt\'s 1 messages and one more'
     ):
         ranked_to_pairs(row)
 

@@ -81,7 +81,7 @@ def test_real_data_rows_read_are_rows_converted_and_dropped(
 
 def test_real_data_repeats_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(load(ALPACA, "prompt-completion", drop_duplicates=True)["train"]) == 499
-    assert "; 1 train row repeats an earlier one (" in capsys.readouterr().out
+    assert "; 1 train row duplicates an earlier one (" in capsys.readouterr().out
 
 
 def test_real_data_dialogues_become_an_example_for_each_answer(
@@ -163,7 +163,7 @@ def test_hh_rows_that_are_malformed_are_named() -> None:
     message = str(caught.value)
     assert 'row 87 of 1156: "chosen" turn 4 (Assistant) must be non-empty text, got ""' in message
     assert "4 rows fail this check (87, 517, 926, 1104)" in message
-    assert "2 rows fail others: 2 roles out of order (668, 764). Fix them" in message
+    assert "2 rows fail other checks: 2 roles out of order (668, 764). Fix them" in message
 
 
 @pytest.mark.parametrize("kind", ["preference", "prompt-completion", "prompt-only"])

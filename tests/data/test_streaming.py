@@ -92,7 +92,7 @@ def test_no_prompt_of_the_test_split_is_in_the_stream(tmp_path: Path, stream_of:
     assert 90 <= len(splits["test"]) <= 100
     assert found == [row for row in rows if row["prompt"] not in held]
     assert stream.held_out == 2100 - len(found) == 3 * len(held)
-    assert f"{3 * len(held)} left out since the test split has their prompts" in stream.summary()
+    assert f"{3 * len(held)} left out because the test split has their prompts" in stream.summary()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_no_prompt_of_the_test_split_is_in_the_stream(tmp_path: Path, stream_of:
         ('{"prompt": "q"}', '"completion" is missing'),
         ("{", "line 1201 is not JSON"),
         (json.dumps({"prompt": "q", "completion": "a"}), "the prompt must be messages"),
-        (json.dumps(chat("q", "<|user|>")), "must not hold the chat template's"),
+        (json.dumps(chat("q", "<|user|>")), "must not contain the chat template's"),
     ],
 )
 def test_a_bad_row_after_the_first_ones_stops_or_is_dropped_once(
@@ -167,6 +167,7 @@ def test_what_needs_all_rows_at_once_is_refused(option: str) -> None:
     }.get(option, {})
     script = ScriptArguments(dataset_name="a.jsonl", **STREAMED)
     with pytest.raises(
-        DatasetError, match=f"`dataset_streaming` and `{option}` do not go together"
+        DatasetError,
+        match=f"`dataset_streaming` does not work with `{option}`, which needs all rows at once",
     ):
         check_source(script, mixture, DataArguments(**given))

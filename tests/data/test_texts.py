@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.data.texts import held_out_texts, pretraining_texts
+from toolkit.data.auxiliary import held_out_texts, pretraining_texts
 from toolkit.errors import ConfigError
 
 # JSON may hold all of these as they are; str.splitlines() breaks at each

@@ -85,8 +85,8 @@ def test_real_data_rows_before_and_after_add_up(recipe, file, tiny_base, sft_run
     dropped = count(said, r"; (\d+) malformed rows dropped")
     assert dropped == (6 if file == HH else 0)
     too_long = count(said, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
-    too_long += count(said, r"; (\d+) of them have a prompt that fills it, and are left out")
-    assert recipe == "dpo" or "will be cut" not in said
+    too_long += count(said, r"; (\d+) of them are left out, because the prompt fills it")
+    assert recipe == "dpo" or "will be truncated" not in said
     assert count(said, r"preflight: (\d+) rows, ") == there - dropped - too_long
 
 
@@ -113,7 +113,7 @@ def test_real_data_rows_add_up_in_the_check(
     dropped = count(said, r"; (\d+) malformed rows dropped")
     assert dropped == (6 if file == HH else 0)
     too_long = count(said, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
-    too_long += count(said, r"; (\d+) of them have a prompt that fills it, and are left out")
+    too_long += count(said, r"; (\d+) of them are left out, because the prompt fills it")
     assert count(said, r"(?m)^(\d+) rows, \d+ tokens in the median") == there - dropped - too_long
     assert "⟦" in said
     assert "predicted peak" in said
@@ -126,7 +126,7 @@ def test_real_data_of_alpaca_is_learned_whole(tiny_base, tmp_path, capsys):
                "--per_device_train_batch_size", 2)  # fmt: skip
     assert run.state == "finished"
     said = capsys.readouterr().out
-    too_long = count(said, r"; (\d+) of them have a prompt that fills it, and are left out")
+    too_long = count(said, r"; (\d+) of them are left out, because the prompt fills it")
     assert count(said, r"preflight: (\d+) rows, ") == rows_of(ALPACA) - too_long
 
 

@@ -1,24 +1,72 @@
-"""Checks that need a tokenizer: marks of the chat template in the texts, and rows that are too long."""
+"""Checks of well-formed rows: duplicates, contradictions, template marks and lengths."""
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.data.messages import Row, shown
-from toolkit.data.row_errors import Failure, describe, keep_dropped, numbers, tally
-from toolkit.data.rows import is_plain
-from toolkit.data.tables import Splits
+from toolkit.data.convert import COLUMNS, ConvertedRow, Kind, is_plain
+from toolkit.data.messages import Row, assistant, user
+from toolkit.data.row_errors import (
+    FailedRow,
+    describe,
+    error_message,
+    row_numbers,
+    tally,
+    write_dropped,
+)
+from toolkit.data.splits import Splits
 from toolkit.errors import DatasetError
 from toolkit.options.arguments import DataArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ANSWERS = ("completion", "chosen", "rejected")
-MOST_MEASURED = 5000  # rows whose tokens are counted; more would cost minutes
-LOST_BYTES = "\ufffd"  # what decoders write in the place of bytes that are not UTF-8
+COMPLETIONS = ("completion", "chosen", "rejected")
+MOST_MEASURED = 5000  # rows of a split whose tokens are counted; all rows could take minutes
+REPLACEMENT = "\ufffd"  # decoders write it in place of bytes that are not UTF-8
+SHORTEST_MARK = 4  # a blank line or "A:" is part of many texts
+
+
+def find_duplicates(rows: Sequence[ConvertedRow], kind: Kind) -> list[FailedRow]:
+    """Rows with the prompt and completions of an earlier row, whatever their other columns are."""
+    first: dict[bytes, ConvertedRow] = {}
+    duplicates = []
+    for row in rows:
+        original = first.setdefault(_digest([_values(one, kind) for one in row.rows]), row)
+        if original is not row:
+            reason = f"it duplicates row {original.number}"
+            reason += f" of {original.place}" if original.place != row.place else ""
+            duplicates.append(
+                FailedRow(row.place, row.number, "duplicate row", reason, row.original)
+            )
+    return duplicates
+
+
+def count_contradictions(rows: Sequence[Row], kind: Kind) -> int:
+    """How many pairs occur in both orders, or completions with both labels."""
+    if kind not in ("preference", "unpaired"):
+        return 0
+    digests = {_digest(_values(row, kind)) for row in rows}
+    opposites = {_digest(_values(_opposite(row, kind), kind)) for row in rows}
+    return len(digests & opposites) // 2
+
+
+def _opposite(row: Row, kind: Kind) -> Row:
+    if kind == "unpaired":
+        return row | {"label": not row["label"]}
+    return row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+
+
+def _values(row: Row, kind: Kind) -> list[Any]:
+    return [row[column] for column in COLUMNS[kind]]
+
+
+def _digest(value: Any) -> bytes:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()[:16]
 
 
 def check_texts(
@@ -27,129 +75,126 @@ def check_texts(
     data_args: DataArguments,
     *,
     max_length: int | None = None,
-    cut: bool = True,
+    truncates: bool = True,
     folder: Path | None = None,
 ) -> Splits:
-    """The splits without rows whose messages hold marks of the chat template.
+    """The splits without rows whose messages contain marks of the chat template.
 
-    A special token inside a message would be read as what it stands for: the end of the turn, or
-    the beginning of another speaker's. In plain text, which no template surrounds, it may be
-    meant, and is only said.
+    The model would read a special token inside a message as the end of the turn or as the start of
+    another speaker's turn. Plain text, which no template surrounds, may contain it on purpose; it is
+    only reported there.
 
     Args:
-        splits: what `load_splits` returned.
-        tokenizer: the base's.
-        data_args: `drop_bad_rows`.
-        max_length: tokens that the trainer takes.
-        cut: whether it cuts longer rows, which is said; else it leaves them out, and says so.
-        folder: the run's directory, where rows that are dropped are written.
+        splits: the result of `load_splits`.
+        tokenizer: the base's tokenizer.
+        data_args: `drop_bad_rows` is used.
+        max_length: the trainer's limit in tokens.
+        truncates: whether the trainer truncates longer rows, which is reported here. A trainer that
+            leaves them out reports that itself.
+        folder: the run's directory, for the file of dropped rows.
 
     Raises: DatasetError for rows with marks unless `drop_bad_rows` is set; if no row is left; and
-        if no prompt leaves room for an answer.
+        if no prompt leaves room for a completion.
     """
     marks = template_marks(tokenizer)
-    bad: list[Failure] = []
+    failed: list[FailedRow] = []
     tables, origins = dict(splits), dict(splits.origins)
     for split, table in splits.items():
-        found = _marked(splits, split, marks)
-        plain = is_plain(table[0])
-        if plain and found:
-            print(f"{split}: {tally(found.values())}: read as the tokens that they name")
-        if found and not plain:
-            bad += found.values()
-            kept = [i for i in range(len(table)) if i not in found]
+        marked = _find_marks(splits, split, marks)
+        if marked and is_plain(table[0]):
+            print(f"{split}: {tally(marked.values())}: the tokenizer reads them as special tokens")
+        elif marked:
+            failed += marked.values()
+            kept = [i for i in range(len(table)) if i not in marked]
             tables[split] = table.select(kept)
             origins[split] = [splits.origins[split][i] for i in kept]
-    if bad and not data_args.drop_bad_rows:
-        raise DatasetError(describe(_by_place(bad)))
-    if bad:
-        print(f"dropped {len(bad)} rows: {tally(bad)}")
-        keep_dropped(bad, folder, more=True)
+    if failed and not data_args.drop_bad_rows:
+        raise DatasetError(error_message(_of_first_place(failed)))
+    if failed:
+        print(f"dropped {len(failed)} rows: {tally(failed)}")
+        write_dropped(failed, folder, append=True)
     for split, table in tables.items():
         if not len(table):
-            raise DatasetError(f"no row of the {split} split is left.\n{describe(_by_place(bad))}")
+            report = error_message(_of_first_place(failed))
+            raise DatasetError(f"no row of the {split} split is left.\n{report}")
     checked = Splits(tables, kind=splits.kind, origins=origins)
-    _say_lost_bytes(checked)
+    _report_lost_bytes(checked)
     if max_length is not None:
-        _say_too_long(checked, tokenizer, max_length, cut=cut)
+        _report_lengths(checked, tokenizer, max_length, truncates=truncates)
     return checked
 
 
-def _by_place(bad: list[Failure]) -> list[Failure]:
-    """The failures of the first one's file, each row once: a ranking's pairs share their row."""
-    rows = {(f.place, f.number): f for f in reversed(bad) if f.place == bad[0].place}
+def _of_first_place(failed: list[FailedRow]) -> list[FailedRow]:
+    """The failed rows of the first one's place, each once: the pairs of a ranking share their row."""
+    rows = {(f.place, f.number): f for f in reversed(failed) if f.place == failed[0].place}
     return sorted(rows.values(), key=lambda f: f.number)
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What a template or tokenizer writes between texts, as a pattern; None where nothing is."""
+    """A pattern of the texts that a template or tokenizer writes between messages; None for none."""
 
     pattern: re.Pattern[str] | None
 
     def find(self, text: str) -> str | None:
         """The first mark in a text."""
-        found = self.pattern.search(text) if self.pattern is not None else None
-        return found.group() if found else None
+        match = self.pattern.search(text) if self.pattern is not None else None
+        return match.group() if match else None
 
 
 def template_marks(tokenizer: "PreTrainedTokenizerBase") -> Marks:
-    """What the tokenizer and its template write between texts."""
+    """The special tokens, and the words with which the chat template separates turns."""
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     special |= {str(token) for token in tokenizer.all_special_tokens}
-    words = [word for word in special | _turn_marks(tokenizer) if word]
-    longest_first = sorted(words, key=lambda word: (-len(word), word))
-    pattern = "|".join(map(re.escape, longest_first))
-    return Marks(re.compile(pattern) if words else None)
+    marks = [mark for mark in special | _turn_marks(tokenizer) if mark]
+    longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
+    return Marks(re.compile("|".join(map(re.escape, longest_first))) if marks else None)
 
 
 def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
-    """What the template writes from one turn to the next, where that is words and not tokens."""
+    """The texts that the template writes between two turns."""
     if tokenizer.chat_template is None:
         return set()
     from jinja2 import TemplateError
 
-    said = ["first question", "first answer", "second question", "second answer"]
-    turns = [
-        {"role": "assistant" if i % 2 else "user", "content": words} for i, words in enumerate(said)
-    ]
+    texts = ["first question", "first answer", "second question", "second answer"]
+    turns = [(assistant if i % 2 else user)(text) for i, text in enumerate(texts)]
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except TemplateError:  # a template for a single turn
         return set()
-    between = re.fullmatch(".*" + "(.*)".join(map(re.escape, said)) + ".*", text, re.DOTALL)
+    between = re.fullmatch(".*" + "(.*)".join(map(re.escape, texts)) + ".*", rendered, re.DOTALL)
     if between is None:
         return set()
-    # a blank line, or a mere "A:", stands in many texts that mean nothing by it
-    return {mark for mark in between.groups() if len("".join(mark.split())) >= 4}
+    return {mark for mark in between.groups() if len("".join(mark.split())) >= SHORTEST_MARK}
 
 
-def _marked(splits: Splits, split: str, marks: Marks) -> dict[int, Failure]:
-    """The rows of a split that hold a mark, by index."""
-    found = {}
+def _find_marks(splits: Splits, split: str, marks: Marks) -> dict[int, FailedRow]:
+    """The rows of a split that contain a mark, by index."""
+    failed = {}
     for i, row in enumerate(splits[split]):
         message = template_mark(row, marks)
         if message is not None:
             origin = splits.origins[split][i]
-            found[i] = Failure(origin.place, origin.number, "special token", message, row)
-    return found
+            failed[i] = FailedRow(origin.place, origin.number, "special token", message, row)
+    return failed
 
 
 def template_mark(row: Row, marks: Marks) -> str | None:
-    """Which mark a row holds and where, as an error says it; None where it holds none."""
+    """An error message about the first mark in a row; None for a row without marks."""
     for name, text in _texts(row):
         mark = marks.find(text)
         if mark is not None:
-            at = text.index(mark)
-            around = text[max(0, at - 20) : at + len(mark) + 20]
-            message = f"{name} must not hold the chat template's {shown(mark)}"
-            return f"{message}; it stands in {shown(around)}"
+            start = text.index(mark)
+            excerpt = text[max(0, start - 20) : start + len(mark) + 20]
+            problem = f"{name} must not contain the chat template's {describe(mark)}"
+            return f"{problem}, got {describe(excerpt)}"
     return None
 
 
 def _texts(row: Row) -> Iterator[tuple[str, str]]:
-    """The texts of a row that the model reads, and what errors call them."""
-    for name in ("prompt", "text", *ANSWERS):
+    """The texts of a row that the model reads, each after its name in error messages."""
+    for name in ("prompt", "text", *COMPLETIONS):
         value = row.get(name)
         if isinstance(value, str):
             yield f'"{name}"', value
@@ -158,64 +203,62 @@ def _texts(row: Row) -> Iterator[tuple[str, str]]:
                 yield f'"{name}" message {i}', message["content"]
 
 
-def _say_lost_bytes(splits: Splits) -> None:
+def _report_lost_bytes(splits: Splits) -> None:
     for split, table in splits.items():
-        found = [
-            Failure(origin.place, origin.number, "", "", None)
+        rows = [
+            FailedRow(origin.place, origin.number, "", "", None)
             for origin, row in zip(splits.origins[split], table, strict=True)
-            if any(LOST_BYTES in text for _, text in _texts(row))
+            if any(REPLACEMENT in text for _, text in _texts(row))
         ]
-        if found:
-            rows = f"{len(found)} of {len(table)} rows hold U+FFFD ({numbers(found)})"
-            print(f"{split}: {rows}: what is left of bytes that were not UTF-8")
+        if rows:
+            count = f"{len(rows)} of {len(table)} rows contain U+FFFD ({row_numbers(rows)})"
+            print(f"{split}: {count}: it replaces bytes that were not UTF-8")
 
 
-def _say_too_long(
-    splits: Splits, tokenizer: "PreTrainedTokenizerBase", most: int, *, cut: bool
+def _report_lengths(
+    splits: Splits, tokenizer: "PreTrainedTokenizerBase", limit: int, *, truncates: bool
 ) -> None:
-    """Print how many rows will be cut, and how many prompts leave no room for an answer.
+    """Print how many rows the trainer truncates, and how many prompts leave no room.
 
-    Raises: DatasetError where none does.
+    Raises: DatasetError if no prompt leaves room for a completion.
     """
     for split, table in splits.items():
         step = -(-len(table) // MOST_MEASURED)
-        measured = [_lengths(tokenizer, row) for row in table.select(range(0, len(table), step))]
-        long = sum(whole > most for _, whole in measured)
-        full = sum(prompt >= most for prompt, _ in measured)
-        if full == len(measured):
-            shortest = min(prompt for prompt, _ in measured)
+        lengths = [_lengths(tokenizer, row) for row in table.select(range(0, len(table), step))]
+        long = sum(whole > limit for _, whole in lengths)
+        full = sum(prompt >= limit for prompt, _ in lengths)
+        if full == len(lengths):
+            shortest = min(prompt for prompt, _ in lengths)
             raise DatasetError(
-                f"{split}: no prompt leaves room for an answer: the shortest has {shortest} tokens "
-                f"and `max_length` is {most}; raise it"
+                f"{split}: no prompt leaves room for a completion: the shortest has {shortest} "
+                f"tokens and `max_length` is {limit}; raise it"
             )
-        if long and cut:
-            of = f"{len(measured)} rows" + (f" (every {step}th was measured)" if step > 1 else "")
-            line = f"{split}: {long} of {of}, {long / len(measured):.1%}, are longer than "
-            line += f"`max_length` {most} tokens and will be cut"
-            line += (
-                f"; {full} of them have a prompt that fills it, and are left out" if full else ""
-            )
+        if long and truncates:
+            every = f" (every {step}th row was measured)" if step > 1 else ""
+            line = f"{split}: {long} of {len(lengths)} rows{every}, {long / len(lengths):.1%}, "
+            line += f"are longer than `max_length` {limit} tokens and will be truncated"
+            line += f"; {full} of them are left out, because the prompt fills it" if full else ""
             print(line)
 
 
 def _lengths(tokenizer: "PreTrainedTokenizerBase", row: Row) -> tuple[int, int]:
-    """Tokens of a row's prompt, and of the prompt with its longest answer."""
+    """Tokens of a row's prompt, and of the prompt with its longest completion."""
     if "text" in row:
         return 0, _count(tokenizer, row["text"]) + 1
     prompt = row["prompt"]
-    answers = [row[name] for name in ANSWERS if name in row]
+    completions = [row[name] for name in COMPLETIONS if name in row]
     if isinstance(prompt, str):
-        whole = max((_count(tokenizer, prompt + a) + 1 for a in answers), default=0)
-        return _count(tokenizer, prompt), whole
-    asked = _render(tokenizer, prompt, add_generation_prompt=True)
-    whole = max((_render(tokenizer, prompt + a) for a in answers), default=0)
-    return asked, whole
+        whole = (_count(tokenizer, prompt + completion) + 1 for completion in completions)
+        return _count(tokenizer, prompt), max(whole, default=0)
+    whole = (_count_messages(tokenizer, prompt + completion) for completion in completions)
+    prompt_length = _count_messages(tokenizer, prompt, add_generation_prompt=True)
+    return prompt_length, max(whole, default=0)
 
 
 def _count(tokenizer: "PreTrainedTokenizerBase", text: str) -> int:
     return len(tokenizer(text)["input_ids"])
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: Any, **options: Any) -> int:
+def _count_messages(tokenizer: "PreTrainedTokenizerBase", messages: Any, **options: Any) -> int:
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, **options)
     return len(tokenizer(rendered, add_special_tokens=False)["input_ids"])

@@ -1,4 +1,4 @@
-"""Data files on this machine: found by split, and read as rows that keep their numbers."""
+"""Local data files: found by split, and read as rows that keep their numbers."""
 
 import codecs
 import csv
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from toolkit.data.messages import Unreadable, as_json
+from toolkit.data.row_errors import Unreadable, as_json
 from toolkit.errors import DatasetError
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
-# train.jsonl, train-00000-of-00002.parquet (the hub's way), test.json.gz
+# train.jsonl, train-00000-of-00002.parquet (a shard on the hub), test.json.gz
 NAME = re.compile(
     r"(?P<split>.+?)(?P<shard>-\d+-of-\d+)?\.(jsonl|json|csv|parquet)(\.gz)?", re.IGNORECASE
 )
-NOT_UTF8 = "surrogateescape"  # reads a byte that is not UTF-8 as one of these, which no text holds:
+NOT_UTF8 = "surrogateescape"  # decodes a byte that is not UTF-8 to one of these code points:
 LOST_BYTE = re.compile("[\udc80-\udcff]")
 FIELD_LIMIT = 2**31 - 1
 BATCH = 256  # rows of a Parquet file in memory at a time
@@ -28,10 +28,10 @@ BATCH = 256  # rows of a Parquet file in memory at a time
 def find_files(path: Path) -> dict[str, list[Path]]:
     """The data files of each split.
 
-    A single file is the split "train". In a folder (and its subfolder `data`) the files' names
-    say which split they are, in lower case; if none is called train or test, all are "train".
+    A single file is the split "train". In a folder (and its subfolder `data`) a file's name, in
+    lower case, is its split; without a "train" and a "test" file, all files are "train".
 
-    Raises: DatasetError if there is no such file or folder, or no data in it.
+    Raises: DatasetError if the file or folder does not exist, or the folder has no data file.
     """
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
@@ -44,12 +44,12 @@ def find_files(path: Path) -> dict[str, list[Path]]:
         match = NAME.fullmatch(file.name)
         if match and file.is_file() and not file.name.startswith("."):
             split = match["split"].lower()
-            found = splits.setdefault(split, [])
-            if found and not match["shard"]:
+            files = splits.setdefault(split, [])
+            if files and not match["shard"]:
                 raise DatasetError(
-                    f"{path}: {found[0].name} and {file.name} are both {split!r}; remove one"
+                    f"{path}: {files[0].name} and {file.name} are both {split!r}; remove one"
                 )
-            found.append(file)
+            files.append(file)
     if not splits:
         raise DatasetError(f"{path}: no data file ({', '.join(EXTENSIONS)}, or .gz) in this folder")
     if not splits.keys() & {"train", "test"}:
@@ -60,10 +60,10 @@ def find_files(path: Path) -> dict[str, list[Path]]:
 def read_rows(path: Path) -> list[Any]:
     """The rows of a data file, by its extension.
 
-    A line or record that cannot be parsed is an `Unreadable`, for the checks to report. Values
-    in CSV are texts.
+    A line or record that cannot be parsed becomes an `Unreadable`, which the checks report. All
+    values of a CSV file are texts.
 
-    Raises: DatasetError if the file as a whole cannot be read.
+    Raises: DatasetError if the whole file cannot be read.
     """
     name = path.name.lower().removesuffix(".gz")
     try:
@@ -72,9 +72,10 @@ def read_rows(path: Path) -> list[Any]:
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path}: cannot read the file ({error})") from error
     if name.endswith(".parquet"):
-        return _parquet(data, path)
+        return list(_parquet(io.BytesIO(data), path))
     if name.endswith(".jsonl"):
-        # Of bytes splitlines() breaks at \n and \r alone, not at U+2028, which JSON may hold.
+        # bytes.splitlines() splits at \n and \r only. str.splitlines() also splits at U+2028,
+        # which JSON may contain.
         return list(_json_lines(data.splitlines()))
     data = data.removeprefix(codecs.BOM_UTF8)
     if name.endswith(".csv"):
@@ -89,9 +90,9 @@ def read_rows(path: Path) -> list[Any]:
 
 
 def stream_rows(path: Path) -> Iterator[Any]:
-    """`read_rows` without the whole file in memory; a JSON list, or Parquet in `.gz`, is read whole.
+    """As `read_rows`, piece by piece; a JSON list and a Parquet file in `.gz` are read whole.
 
-    Raises: DatasetError where the file cannot be read on.
+    Raises: DatasetError at the point where the file cannot be read.
     """
     name = path.name.lower()
     opener: Any = gzip.open if name.endswith(".gz") else open
@@ -103,7 +104,7 @@ def stream_rows(path: Path) -> Iterator[Any]:
             with opener(path, "rt", encoding="utf-8-sig", errors=NOT_UTF8, newline="") as file:
                 yield from _csv(file, path)
         elif name.endswith(".parquet"):
-            yield from _parquet_batches(path)
+            yield from _parquet(path, path)
         else:
             yield from read_rows(path)
     except (OSError, EOFError, zlib.error) as error:
@@ -125,7 +126,7 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
 
 
 def _json(text: str, path: Path) -> list[Any]:
-    """A list of rows; or one row to a line, which many files called .json are."""
+    """A list of rows, or one row per line, as in many files with the ending .json."""
     try:
         loaded = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -141,13 +142,13 @@ def _json(text: str, path: Path) -> list[Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two equal keys Python would keep the last and say nothing."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """A JSON object. Of two equal keys, Python would silently keep the last one."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {as_json(twice)} stands twice in an object")
-    return found
+        key = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {as_json(key)} twice")
+    return row
 
 
 def _reason(error: Exception) -> str:
@@ -157,14 +158,14 @@ def _reason(error: Exception) -> str:
 
 
 def _csv(file: TextIO, path: Path) -> Iterator[Any]:
-    limit = csv.field_size_limit(FIELD_LIMIT)  # 128 KiB by default, shorter than some answers
+    limit = csv.field_size_limit(FIELD_LIMIT)  # the default is 128 KiB; some texts are longer
     try:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
         if any(map(LOST_BYTE.search, header)):
             raise DatasetError(f"{path} line 1: not UTF-8 text; save the file as UTF-8")
         if len(set(header)) != len(header):
-            raise DatasetError(f"{path}: the header names a column twice: {', '.join(header)}")
+            raise DatasetError(f"{path}: the header has a column twice: {', '.join(header)}")
         for fields in reader:
             if any(map(LOST_BYTE.search, fields)):
                 reason = f"line {reader.line_num} is not UTF-8 text; save the file as UTF-8"
@@ -181,26 +182,14 @@ def _csv(file: TextIO, path: Path) -> Iterator[Any]:
         csv.field_size_limit(limit)
 
 
-def _parquet(data: bytes, path: Path) -> list[Any]:
+def _parquet(file: Any, path: Path) -> Iterator[Any]:
     import pyarrow  # type: ignore[import-untyped,unused-ignore]
     import pyarrow.parquet  # type: ignore[import-untyped,unused-ignore]
 
     try:
-        rows: list[Any] = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DatasetError(f"{path}: not a Parquet file ({reason})") from error
-    return rows
-
-
-def _parquet_batches(path: Path) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH):
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=BATCH):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"{path}: not a Parquet file ({reason})") from error

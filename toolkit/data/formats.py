@@ -1,158 +1,315 @@
-"""The formats that a dataset's rows may have, and their conversion to what a recipe asks for.
+"""The formats that a dataset's rows may have: one entry of `FORMATS` and one reader for each.
 
-Rows come in one of `FORMATS` and leave as one of these kinds, in TRL's own columns:
+A reader takes a row and returns its parts, with texts or messages as the row has them:
 
-    prompt-completion   {"prompt", "completion"}            SFT
-    preference          {"prompt", "chosen", "rejected"}    reward model, DPO
-    unpaired            {"prompt", "completion", "label"}   KTO
-    prompt-only         {"prompt"}                          PPO
-    text                {"text"}                            SFT on text without prompts
+    {"text"}, {"messages"}, {"prompt"}, {"prompt", "completion"}, {"prompt", "completion", "label"},
+    {"prompt", "chosen", "rejected"}, {"prompt", "completions", "ranks"}
 
-All but prompt-completion and text rows keep the other columns ("margin", a reference answer) for
-trainers and reward functions that read them. What is made of one ranking, or of one dialogue's
-turns, shares a "group_id".
-Plain text stays plain text; alpaca, sharegpt, hh and ultrafeedback rows become messages.
-See docs/data.md and https://huggingface.co/docs/trl/dataset_formats.
+Readers raise RowError for a malformed row. `toolkit.data.convert` turns the parts into a recipe's
+rows. To add a format, write a reader here, add its entry to `FORMATS`, and add its row to the
+table in docs/data.md.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from toolkit.data import readers
-from toolkit.data.extra_columns import group_column, number_columns
-from toolkit.data.messages import BadRow, Message, Row, Unreadable, shown
-from toolkit.data.ranking import (
-    Pairs,
-    best_completion,
-    group_id,
-    labels_of,
-    pairs_of,
-    read_ranked,
-    read_ultrafeedback,
+from toolkit.data.messages import (
+    Message,
+    Row,
+    as_completion,
+    as_dialogue,
+    as_prompt,
+    as_text,
+    assistant,
+    get_column,
+    parse_transcript,
+    user,
 )
+from toolkit.data.ranking import read_ranked, read_ultrafeedback
+from toolkit.data.row_errors import RowError, Unreadable, describe
 from toolkit.errors import DatasetError
 
-Kind = Literal["prompt-completion", "preference", "unpaired", "prompt-only", "text"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-Holds = Literal["texts", "prompts", "answers", "labels", "choices"]
-Turns = Literal["all", "last"]
+Content = Literal["text", "prompt", "completion", "label", "comparison"]
 
-# What rows of each kind can be made of.
-MAKES: Mapping[Kind, tuple[Holds, ...]] = {
-    "prompt-completion": ("answers", "labels", "choices"),
-    "preference": ("choices",),
-    "unpaired": ("labels", "choices"),
-    "prompt-only": ("prompts", "answers", "labels", "choices"),
-    "text": ("texts",),
-}
-COLUMNS: Mapping[Kind, tuple[str, ...]] = {
-    "prompt-completion": ("prompt", "completion"),
-    "preference": ("prompt", "chosen", "rejected"),
-    "unpaired": ("prompt", "completion", "label"),
-    "prompt-only": ("prompt",),
-    "text": ("text",),
-}
-LACKS: Mapping[Kind, str] = {
-    "prompt-completion": "answers",
-    "preference": "better and worse answers to one prompt",
-    "unpaired": "answers known to be good or bad",
-    "prompt-only": "prompts",
-    "text": "texts",
-}
-
-# TRL tells formats apart by these columns, so none may stay beside those of a kind.
-TRL_COLUMNS = {"prompt", "completion", "chosen", "rejected", "messages", "label", "text"}
-TRL_COLUMNS |= {"input_ids", "prompt_ids", "completion_ids", "chosen_ids", "rejected_ids"}
-# These it would act upon: render them, look for pixels, or take them for the reference's words.
-TRL_COLUMNS |= {"tools", "chat_template_kwargs", "image", "images"}
-TRL_COLUMNS |= {"ref_chosen_logps", "ref_rejected_logps", "reference_logps"}
-
-# Beside texts with a shared beginning, one of these is likely the prompt that they lack.
+WORD = re.compile(r"\s*\S+")
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+# Next to texts with a shared beginning, a column with one of these names is probably the prompt.
 LIKELY_PROMPTS = ("question", "query", "input", "context", "instruction", "user", "problem", "post")
 
 
 @dataclass(frozen=True)
 class Format:
-    """A row contract: its columns, what a row holds, and how to read one.
+    """A row contract.
 
-    `holds` is "texts", "prompts", "answers" (a prompt and one good completion), "labels" (a prompt
-    and a completion, good or bad) or "choices" (a prompt, and completions of which some are
-    better). `read` raises BadRow.
+    Args:
+        columns: the columns that identify the format; every row must have them.
+        content: what a row holds: a "text", a "prompt", a prompt with one good "completion", a
+            completion with a "label" (good or bad), or a "comparison" of two or more completions.
+        read: returns the parts of a row (see the module's docstring); raises RowError.
+        optional: further columns that `read` uses.
+        matches: for columns that other data may have too, whether the rows' values fit the format.
     """
 
     columns: tuple[str, ...]
-    holds: Holds
+    content: Content
     read: Callable[[Row], Row]
     optional: tuple[str, ...] = ()
+    matches: Callable[[Sequence[Row]], bool] = lambda rows: True
 
 
-# In the order in which they are tried: the one that asks for most comes first.
+def read_prompt(row: Row) -> Row:
+    """A prompt alone."""
+    return {"prompt": as_prompt(get_column(row, "prompt"), '"prompt"')}
+
+
+def read_prompt_completion(row: Row) -> Row:
+    """A prompt and its completion, both text or both messages."""
+    prompt = as_prompt(get_column(row, "prompt"), '"prompt"')
+    completion = as_completion(get_column(row, "completion"), '"completion"', prompt=prompt)
+    return {"prompt": prompt, "completion": completion}
+
+
+def read_unpaired(row: Row) -> Row:
+    """A prompt, one completion, and whether the completion is good."""
+    parts = read_prompt_completion(row)
+    label = get_column(row, "label")
+    if not _is_label(label):
+        raise RowError("not a label", f'"label" must be true or false, got {describe(label)}')
+    return parts | {"label": LABELS[str(label).strip().lower()]}
+
+
+def _is_label(value: Any) -> bool:
+    """Whether a value is true or false, 1 or 0; also as text, the only type of CSV."""
+    return isinstance(value, bool | int | float | str) and str(value).strip().lower() in LABELS
+
+
+def _has_labels(rows: Sequence[Row]) -> bool:
+    return 2 * sum(_is_label(row.get("label")) for row in rows) > len(rows)
+
+
+def read_text(row: Row) -> Row:
+    """A text without a prompt."""
+    return {"text": as_text(get_column(row, "text"), '"text"')}
+
+
+def read_messages(row: Row) -> Row:
+    """A whole dialogue."""
+    return {"messages": as_dialogue(get_column(row, "messages"), '"messages"')}
+
+
+def read_preference(row: Row) -> Row:
+    """A prompt and two completions. As in UltraFeedback, two dialogues may repeat a text prompt."""
+    prompt, chosen, rejected = (get_column(row, name) for name in ("prompt", "chosen", "rejected"))
+    if isinstance(prompt, str) and _is_dialogue(chosen) and _is_dialogue(rejected):
+        parts = read_implicit(row)
+        if parts["prompt"][-1]["content"].strip() != as_text(prompt, '"prompt"').strip():
+            problem = '"prompt" must be the last user message of "chosen"; it differs'
+            raise RowError("no shared prompt", problem)
+        return parts
+    return _comparison(row, as_prompt(prompt, '"prompt"'))
+
+
+def _is_dialogue(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1
+
+
+def _comparison(row: Row, prompt: str | list[Message], *, wrap: bool = False) -> Row:
+    chosen, rejected = (
+        as_completion(get_column(row, name), f'"{name}"', prompt=prompt, wrap=wrap)
+        for name in ("chosen", "rejected")
+    )
+    return {"prompt": prompt} | _pair(chosen, rejected)
+
+
+def _pair(chosen: Any, rejected: Any) -> Row:
+    expected = '"chosen" and "rejected" must differ'
+    if chosen == rejected:
+        raise RowError("chosen equals rejected", f"{expected}, got the same")
+    a, b = (side if isinstance(side, str) else side[0]["content"] for side in (chosen, rejected))
+    if a.strip() == b.strip():
+        problem = f"{expected}, got texts that differ only in blanks at their ends"
+        raise RowError("chosen equals rejected", problem)
+    return {"chosen": chosen, "rejected": rejected}
+
+
+def read_implicit(row: Row) -> Row:
+    """Two texts or two dialogues whose shared beginning is the prompt."""
+    chosen, rejected = get_column(row, "chosen"), get_column(row, "rejected")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        return _split_texts(as_text(chosen, '"chosen"'), as_text(rejected, '"rejected"'))
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        problem = '"chosen" and "rejected" must both be text or both be messages'
+        raise RowError("text and messages mixed", problem)
+    return _split_dialogues(as_dialogue(chosen, '"chosen"'), as_dialogue(rejected, '"rejected"'))
+
+
+def _split_texts(chosen: str, rejected: str) -> Row:
+    """The shared words at the beginning are the prompt; a word is never cut in two."""
+    chosen_words, rejected_words = WORD.findall(chosen), WORD.findall(rejected)
+    most = min(len(chosen_words), len(rejected_words)) - 1
+    shared = 0
+    while shared < most and chosen_words[shared] == rejected_words[shared]:
+        shared += 1
+    if not shared:
+        expected = '"chosen" and "rejected" must start with the same words (the prompt)'
+        raise RowError("no shared prompt", f'{expected}, or the row must have a "prompt" column')
+    end = len("".join(chosen_words[:shared]))
+    return {"prompt": chosen[:end]} | _pair(chosen[end:], rejected[end:])
+
+
+def _split_dialogues(chosen: list[Message], rejected: list[Message]) -> Row:
+    """The shared messages are the prompt; only the last one, an assistant message, may differ."""
+    for name, dialogue in (("chosen", chosen), ("rejected", rejected)):
+        if dialogue[-1]["role"] != "assistant":
+            problem = f'"{name}" must end with an assistant message'
+            raise RowError("does not end with the assistant", problem)
+    if chosen[:-1] != rejected[:-1]:
+        pairs = zip(chosen[:-1], rejected[:-1], strict=False)
+        first = next((i for i, (a, b) in enumerate(pairs, start=1) if a != b), None)
+        lengths = f"{len(chosen)} and {len(rejected)} messages"
+        problem = f"a difference at message {first}" if first else lengths
+        expected = '"chosen" and "rejected" must share every message but the last'
+        raise RowError("no shared prompt", f"{expected}, got {problem}")
+    return {"prompt": chosen[:-1]} | _pair(chosen[-1:], rejected[-1:])
+
+
+def read_hh(row: Row) -> Row:
+    """Two transcripts that share all but the last Assistant turn."""
+    chosen = parse_transcript(get_column(row, "chosen"), '"chosen"')
+    return _split_dialogues(chosen, parse_transcript(get_column(row, "rejected"), '"rejected"'))
+
+
+def _has_transcripts(rows: Sequence[Row]) -> bool:
+    texts: list[str] = [row["chosen"] for row in rows if isinstance(row.get("chosen"), str)]
+    return 2 * sum(text.lstrip().startswith("Human:") for text in texts) > len(texts)
+
+
+def read_alpaca(row: Row) -> Row:
+    """An instruction and its output; an input follows the instruction after a blank line."""
+    prompt = _instruction(row)
+    completion = as_text(get_column(row, "output"), '"output"')
+    return {"prompt": prompt, "completion": [assistant(completion)]}
+
+
+def read_alpaca_preference(row: Row) -> Row:
+    """An instruction as in `read_alpaca`, and two completions."""
+    return _comparison(row, _instruction(row), wrap=True)
+
+
+def _instruction(row: Row) -> list[Message]:
+    """The prompt's messages: system, the turns of `history`, instruction and input."""
+    instruction = as_text(get_column(row, "instruction"), '"instruction"')
+    extra = row.get("input")
+    if extra is not None and (not isinstance(extra, str) or extra.strip()):
+        instruction += "\n\n" + as_text(extra, '"input"')
+    messages = _system(row)
+    for i, turn in enumerate(_history(row), start=1):
+        question, answer = (as_text(value, f'"history" {i}') for value in turn)
+        messages += [user(question), assistant(answer)]
+    return [*messages, user(instruction)]
+
+
+def _history(row: Row) -> list[Any]:
+    """Earlier turns in LLaMA-Factory's form: `[[question, answer], …]`."""
+    turns = row.get("history")
+    if turns in (None, "", []):
+        return []
+    if not isinstance(turns, list) or any(not isinstance(t, list) or len(t) != 2 for t in turns):
+        expected = '"history" must be a list of [question, answer]'
+        raise RowError("not a history", f"{expected}, got {describe(turns)}")
+    return turns
+
+
+def _system(row: Row) -> list[Message]:
+    """LLaMA-Factory has the system message in a column of its own, which is often empty."""
+    if row.get("system") in (None, ""):
+        return []
+    return [{"role": "system", "content": as_text(row["system"], '"system"')}]
+
+
+def read_sharegpt(row: Row) -> Row:
+    """A whole dialogue of "human" and "gpt"."""
+    return {"messages": _conversations(row)}
+
+
+def read_sharegpt_preference(row: Row) -> Row:
+    """A dialogue that ends with a human message, and two completions."""
+    return _comparison(row, as_prompt(_conversations(row), '"conversations"'), wrap=True)
+
+
+def _conversations(row: Row) -> list[Message]:
+    messages = as_dialogue(get_column(row, "conversations"), '"conversations"')
+    return messages if messages[0]["role"] == "system" else _system(row) + messages
+
+
+LLAMA_FACTORY = ("input", "system", "history")
+# `detect_format` tries them in this order: a format comes before those that need fewer columns.
 FORMATS: Mapping[str, Format] = {
     "sharegpt_preference": Format(
-        ("conversations", "chosen", "rejected"),
-        "choices",
-        readers.read_sharegpt_preference,
-        ("system",),
+        columns=("conversations", "chosen", "rejected"),
+        content="comparison",
+        read=read_sharegpt_preference,
+        optional=("system",),
     ),
     "alpaca_preference": Format(
-        ("instruction", "chosen", "rejected"),
-        "choices",
-        readers.read_alpaca_preference,
-        ("input", "system", "history"),
+        columns=("instruction", "chosen", "rejected"),
+        content="comparison",
+        read=read_alpaca_preference,
+        optional=LLAMA_FACTORY,
     ),
-    "preference": Format(("prompt", "chosen", "rejected"), "choices", readers.read_preference),
-    "hh": Format(("chosen", "rejected"), "choices", readers.read_hh),
-    "implicit-preference": Format(("chosen", "rejected"), "choices", readers.read_implicit),
-    "ranked": Format(("prompt", "completions"), "choices", read_ranked, ("ranks", "scores")),
-    "ultrafeedback": Format(("instruction", "completions"), "choices", read_ultrafeedback),
-    "unpaired": Format(("prompt", "completion", "label"), "labels", readers.read_unpaired),
-    "prompt-completion": Format(
-        ("prompt", "completion"), "answers", readers.read_prompt_completion
+    "preference": Format(("prompt", "chosen", "rejected"), "comparison", read_preference),
+    "hh": Format(("chosen", "rejected"), "comparison", read_hh, matches=_has_transcripts),
+    "implicit-preference": Format(("chosen", "rejected"), "comparison", read_implicit),
+    "ranked": Format(
+        ("prompt", "completions"), "comparison", read_ranked, optional=("ranks", "scores")
     ),
-    "messages": Format(("messages",), "answers", readers.read_messages),
-    "sharegpt": Format(("conversations",), "answers", readers.read_sharegpt, ("system",)),
-    "alpaca": Format(
-        ("instruction", "output"), "answers", readers.read_alpaca, ("input", "system", "history")
+    "ultrafeedback": Format(("instruction", "completions"), "comparison", read_ultrafeedback),
+    "unpaired": Format(
+        ("prompt", "completion", "label"), "label", read_unpaired, matches=_has_labels
     ),
-    "prompt-only": Format(("prompt",), "prompts", readers.read_prompt),
-    "text": Format(("text",), "texts", readers.read_text),
+    "prompt-completion": Format(("prompt", "completion"), "completion", read_prompt_completion),
+    "messages": Format(("messages",), "completion", read_messages),
+    "sharegpt": Format(("conversations",), "completion", read_sharegpt, optional=("system",)),
+    "alpaca": Format(("instruction", "output"), "completion", read_alpaca, optional=LLAMA_FACTORY),
+    "prompt-only": Format(("prompt",), "prompt", read_prompt),
+    "text": Format(("text",), "text", read_text),
 }
 
 
 def detect_format(rows: Sequence[Any], *, place: str) -> str:
-    """The name of the rows' format, by the columns that at least half of them have.
+    """The name of the rows' format, detected from the columns that at least half of them have.
 
     Args:
-        rows: all rows; what is no dictionary is passed over.
-        place: the file or dataset, for the error.
+        rows: all rows; those that are no dictionaries are ignored.
+        place: the file or dataset, for error messages.
 
-    Raises: DatasetError if there are no rows, or their columns are of no known format, or a column
-        beside `chosen` and `rejected` looks like the prompt that would be lost.
+    Raises: DatasetError if there are no rows, if no format has their columns, or if a column next
+        to `chosen` and `rejected` is probably a prompt that would be lost.
     """
     if not rows:
-        raise DatasetError(f"{place}: it has no rows")
-    found = [row for row in rows if isinstance(row, dict)]
-    if not found:
-        first = rows[0].reason if isinstance(rows[0], Unreadable) else f"got {shown(rows[0])}"
+        raise DatasetError(f"{place}: the dataset has no rows")
+    objects = [row for row in rows if isinstance(row, dict)]
+    if not objects:
+        first = rows[0].reason if isinstance(rows[0], Unreadable) else f"got {describe(rows[0])}"
         raise DatasetError(f"{place}: no row is an object with columns; row 1: {first}")
-    present = common_columns(found)
-    for name, fmt in FORMATS.items():
-        if present.issuperset(fmt.columns) and _fits(name, found):
+    columns = common_columns(objects)
+    for name, format in FORMATS.items():
+        if columns.issuperset(format.columns) and format.matches(objects):
             if name == "implicit-preference":
-                _check_no_prompt(found, present, place=place)
+                _check_no_prompt(objects, columns, place=place)
             return name
+    problem = f"no known format has the columns {', '.join(sorted(columns))}"
+    if not columns:
+        names = sorted({name for row in objects for name in row})
+        problem = "no column is in half of the rows"
+        problem += f"; the columns are {', '.join(names)}" if names else ""
     known = "; ".join(f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items())
-    has = f"the columns {', '.join(sorted(present))} are"
-    if not present:
-        some = sorted({name for row in found for name in row})
-        has = (
-            f"no column is in half of the rows, which have {', '.join(some) or 'none'}, and that is"
-        )
     raise DatasetError(
-        f"{place}: {has} of no known format. "
-        f"Rename them, with `columns: {{yours: theirs}}`, to those of one of these: {known}."
+        f"{place}: {problem}. "
+        f"Rename the columns, with `columns: {{yours: theirs}}`, to those of a format: {known}."
     )
 
 
@@ -162,134 +319,13 @@ def common_columns(rows: Sequence[Row]) -> set[str]:
     return {name for name, n in counts.items() if 2 * n >= len(rows)}
 
 
-def _fits(name: str, rows: Sequence[Row]) -> bool:
-    """What the columns alone do not say: whether most values are of the format's kind."""
-    if name == "hh":
-        texts: list[str] = [row["chosen"] for row in rows if isinstance(row.get("chosen"), str)]
-        return 2 * sum(t.lstrip().startswith("Human:") for t in texts) > len(texts)
-    if name == "unpaired":  # a column "label" may be about anything
-        return 2 * sum(readers.is_label(row.get("label")) for row in rows) > len(rows)
-    return True
-
-
-def _check_no_prompt(rows: Sequence[Row], present: set[str], *, place: str) -> None:
+def _check_no_prompt(rows: Sequence[Row], columns: set[str], *, place: str) -> None:
     if not any(isinstance(row.get("chosen"), str) for row in rows):
         return
     for name in LIKELY_PROMPTS:
-        if name in present:
+        if name in columns:
             raise DatasetError(
-                f'{place}: beside "chosen" and "rejected" there is a column "{name}". If it is the '
-                f"prompt, say `columns: {{{name}: prompt}}`; if the two begin with the prompt, say "
-                "`dataset_format: implicit-preference`."
+                f'{place}: there is a column "{name}" next to "chosen" and "rejected". If it is '
+                f"the prompt, set `columns: {{{name}: prompt}}`; if both texts start with the "
+                "prompt, set `dataset_format: implicit-preference`."
             )
-
-
-def check_conversion(*, format: str, kind: Kind, place: str) -> None:
-    """Raise DatasetError unless rows of a format hold what a kind needs."""
-    if format not in FORMATS:
-        raise DatasetError(
-            f"{place}: unknown dataset_format {format!r}; known: {', '.join(FORMATS)}"
-        )
-    if FORMATS[format].holds in MAKES[kind]:
-        return
-    others = [n for n, f in FORMATS.items() if f.holds in MAKES[kind] and n != kind]
-    wanted = f"the columns {', '.join(COLUMNS[kind])}"
-    raise DatasetError(
-        f"{place}: its format is {format} (columns {', '.join(FORMATS[format].columns)}), "
-        f"which has no {LACKS[kind]}; {kind} needs {wanted}"
-        + (f", or one of the formats {', '.join(others)}." if others else ".")
-    )
-
-
-def convert_row(
-    row: Any, *, format: str, kind: Kind, pairs: Pairs = "all", turns: Turns = "last"
-) -> list[Row]:
-    """One row as rows of a kind: one, or what a ranking or a label makes of it, perhaps none.
-
-    A preference row used for SFT gives what was chosen, for KTO both answers with their labels.
-    An answer labelled bad gives SFT nothing. Of a dialogue, prompt-only keeps everything before a
-    final answer.
-
-    Args:
-        row: a dictionary with the columns of `format`.
-        format: a name in `FORMATS` that can be converted (see `check_conversion`).
-        kind: what the recipe asks for.
-        pairs: of a ranking "all" pairs, or the "best" against the rest.
-        turns: of a dialogue prompt-completion rows of "all" assistant messages, each with what was
-            said before it as its prompt, or one of the "last".
-
-    Raises: DatasetError (BadRow) if the row is malformed.
-    """
-    if not isinstance(row, dict):
-        raise BadRow("not a row", f"a row must be an object with columns, got {type(row).__name__}")
-    fmt = FORMATS[format]
-    parts = fmt.read(row)
-    if fmt.holds == "answers" and kind != "prompt-only" and row.get("label") is False:
-        raise BadRow("a bad answer", "`label` is false: it would be learned as if it were good")
-    if "messages" in parts:
-        if kind == "prompt-completion":
-            return _answers(parts["messages"], turns)
-        parts = _split_question(parts["messages"])
-    if kind == "text":
-        return [parts]
-    made = _made(parts, kind, pairs)
-    if kind == "prompt-completion":
-        return made
-    others = {name: row[name] for name in row if name not in read_columns(format)}
-    others |= group_column(others)
-    if kind == "preference":
-        others |= number_columns(others)
-    if "completions" in parts and kind != "prompt-only":
-        own = others.get("group_id")
-        others |= {"group_id": group_id(parts) if own is None else own}
-    return [one | others for one in made]
-
-
-def read_columns(format: str) -> set[str]:
-    """The columns of a format that a conversion reads, or leaves out so as not to confuse TRL."""
-    return {*FORMATS[format].columns, *FORMATS[format].optional} | TRL_COLUMNS
-
-
-def _made(parts: Row, kind: Kind, pairs: Pairs) -> list[Row]:
-    """The rows of a kind that a row's parts make, without its other columns."""
-    asked = {"prompt": parts["prompt"]}
-    if kind == "prompt-only":
-        return [asked]
-    if "completions" in parts:
-        if kind == "preference":
-            return pairs_of(parts, pairs=pairs)
-        if kind == "unpaired":
-            return labels_of(parts, pairs=pairs)
-        return [asked | {"completion": best_completion(parts)}]
-    if "chosen" in parts:
-        if kind == "preference":
-            return [parts]
-        good = asked | {"completion": parts["chosen"]}
-        if kind == "prompt-completion":
-            return [good]
-        bad = asked | {"completion": parts["rejected"], "label": False}
-        return [good | {"label": True}, bad]
-    if kind == "unpaired":
-        return [parts]
-    if parts.get("label") is False:
-        return []
-    return [asked | {"completion": parts["completion"]}]
-
-
-def _answers(found: list[Message], turns: Turns) -> list[Row]:
-    """The assistant's messages of a dialogue, each after all that was said before it."""
-    places = [i for i, message in enumerate(found) if message["role"] == "assistant"]
-    if not places:
-        raise BadRow("no assistant message", "the messages must hold an assistant's, got none")
-    if turns == "last":
-        places = places[-1:]
-    made = [{"prompt": found[:i], "completion": found[i : i + 1]} for i in places]
-    if len(made) == 1:
-        return made
-    group = group_id({"prompt": found, "completions": []})
-    return [row | {"group_id": group} for row in made]
-
-
-def _split_question(found: list[Message]) -> Row:
-    """A dialogue as a prompt: up to its last answer, or with the question that it leaves open."""
-    return {"prompt": found[:-1] if found[-1]["role"] == "assistant" else found}

@@ -1,7 +1,7 @@
-"""Ranked completions: K answers to one prompt in a labeler's order, and what is made of them.
+"""Ranked completions: K completions of one prompt in a labeler's order, and the rows made from them.
 
-Pairs, labels and the best answer all come from the same comparisons: an answer beats another if
-its rank is lower and the two are not the same text.
+Pairs, labels and the best completion all come from the same comparisons: a completion beats another
+if its rank is lower and their texts differ.
 """
 
 import hashlib
@@ -11,141 +11,153 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from toolkit.data.messages import BadRow, Row, answer, column, dialogue, prompt, shown, text
+from toolkit.data.messages import (
+    Row,
+    as_completion,
+    as_dialogue,
+    as_prompt,
+    as_text,
+    assistant,
+    get_column,
+    user,
+)
+from toolkit.data.row_errors import RowError, describe
 
 Pairs = Literal["all", "best"]
 
 
 def read_ranked(row: Row) -> Row:
-    """`{"prompt", "completions", "ranks"}` of a row that has ranks, or scores in their place.
+    """`{"prompt", "completions", "ranks"}` of a row with ranks, or with scores instead.
 
-    Ranks are whole numbers, 1 is best, ties are allowed; of scores the highest is best. A prompt
-    of messages may have plain texts as completions; a text with completions of messages becomes
-    the user's message. A completion of several messages must start with the prompt's.
+    Ranks are whole numbers, 1 is best, ties are allowed; the highest score is best. Completions may
+    be plain texts after a prompt of messages; a text prompt becomes a user message if completions
+    are messages. A completion of several messages must start with the prompt's messages.
 
-    Raises: BadRow if they do not fit together, or contradict themselves.
+    Raises: RowError if the columns do not fit together or contradict each other.
     """
-    asked = prompt(column(row, "prompt"), '"prompt"')
-    given = _listed(column(row, "completions"))
-    if isinstance(asked, str) and any(isinstance(item, list | dict) for item in given):
-        asked = [{"role": "user", "content": asked}]
+    prompt = as_prompt(get_column(row, "prompt"), '"prompt"')
+    values = _completion_list(row)
+    if isinstance(prompt, str) and any(isinstance(item, list | dict) for item in values):
+        prompt = [user(prompt)]
     completions = [
-        _completion(item, f'"completions" {i}', asked) for i, item in enumerate(given, start=1)
+        _completion(item, f'"completions" {i}', prompt) for i, item in enumerate(values, start=1)
     ]
-    return _ranked(asked, completions, _ranks(row, len(given)))
+    return _ranked(prompt, completions, _ranks(row, len(values)))
 
 
 def read_ultrafeedback(row: Row) -> Row:
-    """An instruction, and completions as objects with a `response` and what judges gave it.
+    """An instruction, and completions as objects with a `response` and the judges' scores.
 
-    The score is the mean of the aspects' ratings, as `fine-grained_score` or from `annotations`.
-    `overall_score` counts only where neither is there: in the first published version, of which
-    many copies live on, some answers that the judge gave 1 have 10.
+    The score is the mean of the aspects' ratings, from `fine-grained_score` or `annotations`.
+    `overall_score` is used only without them: in the first published version, of which many copies
+    exist, it is 10 for some completions that the judge rated 1.
     See https://github.com/OpenBMB/UltraFeedback (Update).
 
-    Raises: BadRow for a missing response or score.
+    Raises: RowError for a missing response or score.
     """
-    asked = text(column(row, "instruction"), '"instruction"')
-    given = _listed(column(row, "completions"))
+    instruction = as_text(get_column(row, "instruction"), '"instruction"')
+    values = _completion_list(row)
     completions = []
-    for i, item in enumerate(given, start=1):
+    for i, item in enumerate(values, start=1):
         if not isinstance(item, dict):
-            wanted = f'"completions" {i} must have "response" and a score'
-            raise BadRow("not a list of completions", f"{wanted}, got {shown(item)}")
-        said = text(item.get("response"), f'"completions" {i} "response"')
-        completions.append([{"role": "assistant", "content": said}])
-    ranks = _by_score(_scores(given))
-    return _ranked([{"role": "user", "content": asked}], completions, ranks)
+            expected = f'"completions" {i} must have "response" and a score'
+            raise RowError("not a list of completions", f"{expected}, got {describe(item)}")
+        text = as_text(item.get("response"), f'"completions" {i} "response"')
+        completions.append([assistant(text)])
+    return _ranked([user(instruction)], completions, _ranks_by_score(_judged_scores(values)))
 
 
-def _listed(given: Any) -> list[Any]:
-    if not isinstance(given, list) or len(given) < 2:
-        wanted = '"completions" must be a list of 2 or more'
-        raise BadRow("not a list of completions", f"{wanted}, got {shown(given)}")
-    return given
+def _completion_list(row: Row) -> list[Any]:
+    values = get_column(row, "completions")
+    if not isinstance(values, list) or len(values) < 2:
+        expected = '"completions" must be a list of 2 or more'
+        raise RowError("not a list of completions", f"{expected}, got {describe(values)}")
+    return values
 
 
-def _completion(item: Any, name: str, asked: Any) -> Any:
-    """One completion; a whole dialogue is cut to its last message if it starts with the prompt."""
-    if isinstance(item, list) and len(item) > 1 and isinstance(asked, list):
-        found = dialogue(item, name)
-        if found[:-1] != asked:
-            wanted = f"{name} must start with the prompt's {len(asked)} messages, and add one"
-            raise BadRow("prompt is not the prefix", f"{wanted}, got {len(found)} that differ")
-        item = found[-1:]
-    return answer(item, name, like=asked, wrap=True)
+def _completion(item: Any, name: str, prompt: Any) -> Any:
+    """One completion; of a whole dialogue that starts with the prompt, the last message."""
+    if isinstance(item, list) and len(item) > 1 and isinstance(prompt, list):
+        dialogue = as_dialogue(item, name)
+        if dialogue[:-1] != prompt:
+            expected = f"{name} must be the prompt's {len(prompt)} messages and one more"
+            problem = f"{expected}, got {len(dialogue)} messages that differ"
+            raise RowError("prompt is not the prefix", problem)
+        item = dialogue[-1:]
+    return as_completion(item, name, prompt=prompt, wrap=True)
 
 
 def _ranks(row: Row, k: int) -> list[int]:
+    """Ranks of K completions, from `ranks`, or from `scores` if the row has no ranks."""
     name = "scores" if row.get("ranks") is None and "scores" in row else "ranks"
-    values = column(row, name)
+    values = get_column(row, name)
     if not isinstance(values, list) or len(values) != k:
-        wanted = f'"{name}" must be a list of {k} numbers, as there are completions'
-        raise BadRow("ranks do not fit", f"{wanted}, got {shown(values)}")
+        expected = f'"{name}" must be a list of {k} numbers, one for each completion'
+        raise RowError("ranks do not fit", f"{expected}, got {describe(values)}")
     for value in values:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name == "ranks" and (not number or value < 1 or value != value // 1):
-            wanted = '"ranks" must be whole numbers from 1 (the best)'
-            raise BadRow("ranks do not fit", f"{wanted}, got {shown(value)}")
-        if not number or (isinstance(value, float) and not math.isfinite(value)):
-            raise BadRow("ranks do not fit", f'"scores" must be numbers, got {shown(value)}')
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name == "ranks" and (not is_number or value < 1 or value != value // 1):
+            expected = '"ranks" must be whole numbers from 1 (the best)'
+            raise RowError("ranks do not fit", f"{expected}, got {describe(value)}")
+        if not is_number or (isinstance(value, float) and not math.isfinite(value)):
+            raise RowError("ranks do not fit", f'"scores" must be numbers, got {describe(value)}')
     if name == "scores":
-        return _by_score(values)
+        return _ranks_by_score(values)
     ranks = [int(v) for v in values]
-    _check_beside(row.get("scores"), ranks)
+    _check_agreement(ranks, row.get("scores"))
     return ranks
 
 
-def _check_beside(scores: Any, ranks: list[int]) -> None:
-    """Raise BadRow where a row has scores beside its ranks, and these order two answers otherwise."""
+def _check_agreement(ranks: list[int], scores: Any) -> None:
+    """Raise RowError if the scores next to the ranks put two completions in the opposite order."""
     if not isinstance(scores, list) or len(scores) != len(ranks):
         return
     pairs = itertools.permutations(zip(ranks, map(_number, scores), strict=True), 2)
     for (rank, score), (other_rank, other) in pairs:
         if rank < other_rank and score is not None and other is not None and score < other:
-            wanted = '"ranks" (1 is best) and "scores" (the highest is best) must agree'
-            got = f"{shown(ranks)} and {shown(scores)}"
-            raise BadRow("contradictory ranks", f"{wanted}, got {got}; remove one")
+            expected = '"ranks" (1 is best) and "scores" (the highest is best) must agree'
+            problem = f"{expected}, got {describe(ranks)} and {describe(scores)}; remove one"
+            raise RowError("contradictory ranks", problem)
 
 
-def _by_score(scores: list[Any]) -> list[int]:
+def _ranks_by_score(scores: list[Any]) -> list[int]:
     return [1 + sum(other > value for other in scores) for value in scores]
 
 
-def _scores(completions: list[dict[str, Any]]) -> list[float]:
-    """A score for each completion, all from the same of UltraFeedback's fields."""
+def _judged_scores(completions: list[dict[str, Any]]) -> list[float]:
+    """A score for each completion, all from the same field of UltraFeedback."""
     for name in ("fine-grained_score", "annotations", "overall_score"):
-        if name == "annotations":
-            found = _mean_ratings([item.get(name) for item in completions])
-        else:
-            found = [_number(item.get(name)) for item in completions]
-        scores = [value for value in found if value is not None]
+        values = [item.get(name) for item in completions]
+        numbers = _mean_ratings(values) if name == "annotations" else list(map(_number, values))
+        scores = [number for number in numbers if number is not None]
         if len(scores) == len(completions):
             return scores
-    wanted = 'every completion must have a "fine-grained_score", ratings of one aspect or more in '
-    wanted += '"annotations", or an "overall_score"'
-    raise BadRow("no scores", f"{wanted}; got {shown([sorted(map(str, c)) for c in completions])}")
+    fields = [sorted(map(str, item)) for item in completions]
+    expected = 'every completion must have a "fine-grained_score", ratings of a shared aspect in '
+    expected += '"annotations", or an "overall_score"'
+    raise RowError("no scores", f"{expected}; got {describe(fields)}")
 
 
 def _mean_ratings(annotations: list[Any]) -> list[float | None]:
-    """The mean rating of each completion over the aspects that all of them were rated in."""
-    rated = [
+    """The mean rating of each completion over the aspects that all completions have ratings for."""
+    ratings = [
         {
             aspect: rating
-            for aspect, given in found.items()
-            if isinstance(given, dict) and (rating := _number(given.get("Rating"))) is not None
+            for aspect, judgement in item.items()
+            if isinstance(judgement, dict)
+            and (rating := _number(judgement.get("Rating"))) is not None
         }
-        for found in annotations
-        if isinstance(found, dict)
+        for item in annotations
+        if isinstance(item, dict)
     ]
-    shared = sorted(set.intersection(*map(set, rated))) if rated else []
-    if not shared or len(rated) < len(annotations):
+    shared = sorted(set.intersection(*map(set, ratings))) if ratings else []
+    if not shared or len(ratings) < len(annotations):
         return [None] * len(annotations)
-    return [sum(one[aspect] for aspect in shared) / len(shared) for one in rated]
+    return [sum(item[aspect] for aspect in shared) / len(shared) for item in ratings]
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, also as text ("4"); None for "N/A" and all else."""
+    """A finite number, also from text ("4"); None for anything else, such as "N/A"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -155,37 +167,39 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _ranked(asked: Any, completions: list[Any], ranks: list[int]) -> Row:
-    ranked = {"prompt": asked, "completions": completions, "ranks": ranks}
-    keys = [_key(completion).strip() for completion in completions]
-    wins = {(keys[i], keys[j]) for i, j in _wins(ranked)}
+def _ranked(prompt: Any, completions: list[Any], ranks: list[int]) -> Row:
+    ranked = {"prompt": prompt, "completions": completions, "ranks": ranks}
+    texts = [_text(completion) for completion in completions]
+    wins = {(texts[i], texts[j]) for i, j in _wins(ranked)}
     if any((b, a) in wins for a, b in wins):
-        wanted = '"completions" holds one text twice, better than another answer and worse than it'
-        raise BadRow("contradictory ranks", f"{wanted}; got the ranks {shown(ranks)}")
+        problem = '"completions" has the same text above and below another completion'
+        raise RowError("contradictory ranks", f"{problem}; got the ranks {describe(ranks)}")
     return ranked
 
 
-def _key(completion: Any) -> str:
-    return completion if isinstance(completion, str) else str(completion[0]["content"])
+def _text(completion: Any) -> str:
+    """A completion's text without blanks at its ends; equal texts count as tied."""
+    text = completion if isinstance(completion, str) else completion[0]["content"]
+    return str(text).strip()
 
 
 def _wins(ranked: Row) -> Iterator[tuple[int, int]]:
-    """The numbers (better, worse) of every two completions that are not tied."""
-    ranks, said = ranked["ranks"], [_key(one).strip() for one in ranked["completions"]]
-    for i, j in itertools.combinations(range(len(said)), 2):
-        if ranks[i] != ranks[j] and said[i] != said[j]:
+    """The indices (better, worse) of every two completions that are not tied."""
+    ranks, texts = ranked["ranks"], [_text(completion) for completion in ranked["completions"]]
+    for i, j in itertools.combinations(range(len(texts)), 2):
+        if ranks[i] != ranks[j] and texts[i] != texts[j]:
             yield (i, j) if ranks[i] < ranks[j] else (j, i)
 
 
 def ranked_to_pairs(row: Row, *, pairs: Pairs = "all") -> list[Row]:
     """The pairs of a ranked row that are not tied, as `{"prompt", "chosen", "rejected"}`.
 
-    Two equal completions count as tied whatever their ranks: no model can tell them apart.
+    Two equal completions count as tied whatever their ranks are: no model can tell them apart.
 
     Args:
-        row: `{"prompt", "completions": [K], "ranks": [K]}`, or "scores" in place of "ranks".
-        pairs: "all", at most C(K,2); or "best", the best against each of the rest (several that
-            share the best rank each against the rest).
+        row: `{"prompt", "completions": [K], "ranks": [K]}`, or "scores" instead of "ranks".
+        pairs: "all", at most C(K,2); or "best", the best completion against each of the others
+            (if several share the best rank, each of them).
 
     Returns: rows in the order of the completions.
     Raises: DatasetError if the row is malformed.
@@ -194,56 +208,56 @@ def ranked_to_pairs(row: Row, *, pairs: Pairs = "all") -> list[Row]:
 
 
 def pairs_of(ranked: Row, *, pairs: Pairs) -> list[Row]:
-    """`ranked_to_pairs` of a row that was read."""
-    said, best = ranked["completions"], min(ranked["ranks"])
+    """As `ranked_to_pairs`, for the result of `read_ranked`."""
+    completions, best = ranked["completions"], min(ranked["ranks"])
     return [
-        {"prompt": ranked["prompt"], "chosen": said[i], "rejected": said[j]}
+        {"prompt": ranked["prompt"], "chosen": completions[i], "rejected": completions[j]}
         for i, j in _wins(ranked)
         if pairs == "all" or ranked["ranks"][i] == best
     ]
 
 
 def labels_of(ranked: Row, *, pairs: Pairs) -> list[Row]:
-    """Each completion with the label of whether it is good, as `{"prompt", "completion", "label"}`.
+    """Each completion with a label, as `{"prompt", "completion", "label"}`.
 
-    Good is what wins more of the row's pairs than it loses, bad what loses more than it wins; what
-    is in the middle (of three, the second) says neither and is left out. With `pairs="best"` that
-    is: the best is good, all others are bad. Equal completions make one row.
+    A completion is good if it wins more of the row's pairs than it loses, and bad if it loses more.
+    A completion with as many wins as losses (the second of three) is left out. With `pairs="best"`
+    the best is good and all others are bad. Equal completions give one row.
     """
-    said: dict[str, Any] = {}
+    completions: dict[str, Any] = {}
     for completion in ranked["completions"]:
-        said.setdefault(_key(completion).strip(), completion)
-    balance = dict.fromkeys(said, 0)
+        completions.setdefault(_text(completion), completion)
+    balance = dict.fromkeys(completions, 0)
     for pair in pairs_of(ranked, pairs=pairs):
-        balance[_key(pair["chosen"]).strip()] += 1
-        balance[_key(pair["rejected"]).strip()] -= 1
+        balance[_text(pair["chosen"])] += 1
+        balance[_text(pair["rejected"])] -= 1
     return [
-        {"prompt": ranked["prompt"], "completion": said[key], "label": net > 0}
-        for key, net in balance.items()
+        {"prompt": ranked["prompt"], "completion": completions[text], "label": net > 0}
+        for text, net in balance.items()
         if net
     ]
 
 
+def best_completion(ranked: Row) -> Any:
+    """The completion with the lowest rank; the first one if several share it."""
+    ranks = ranked["ranks"]
+    return ranked["completions"][ranks.index(min(ranks))]
+
+
 def group_id(ranked: Row) -> int:
-    """A number by which the rows of one ranking find together again."""
-    return _number_of([ranked["prompt"], ranked["completions"]])
+    """A number that the rows made from one ranking share."""
+    return hash_id([ranked["prompt"], ranked["completions"]])
 
 
 def ranking_id(row: Mapping[str, Any]) -> int:
-    """A number that the rows of one ranking share: of their prompt and their `group_id`, if any.
+    """A number that the pairs of one ranking share, from their prompt and `group_id`, if any.
 
-    A `group_id` of the data's own may stand at several prompts, which cannot be ranked together.
+    A dataset's own `group_id` may occur with several prompts, which cannot be ranked together.
     """
-    return _number_of([row["prompt"], row.get("group_id")])
+    return hash_id([row["prompt"], row.get("group_id")])
 
 
-def _number_of(value: Any) -> int:
-    """63 bits of a hash, so that no two meet."""
-    said = json.dumps(value)
-    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8]) >> 1
-
-
-def best_completion(ranked: Row) -> Any:
-    """The completion of the lowest rank, the first of them if several share it."""
-    ranks = ranked["ranks"]
-    return ranked["completions"][ranks.index(min(ranks))]
+def hash_id(value: Any) -> int:
+    """63 bits of a hash of the value's JSON, so that two values do not get the same number."""
+    text = json.dumps(value, default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1

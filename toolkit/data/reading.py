@@ -1,4 +1,4 @@
-"""A source's rows as they are asked for: the first ones, under other names, or a share of them."""
+"""A source's rows as the options request them: the first ones, with renamed columns, or a share."""
 
 import itertools
 import random
@@ -10,14 +10,14 @@ from toolkit.data.formats import common_columns
 from toolkit.data.sources import Part, Source
 from toolkit.errors import DatasetError
 
-STREAM_HEAD = 1000  # rows of a stream that are read and checked before anything is trained
+STREAM_HEAD = 1000  # rows of a stream that are read and checked before training
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one file or split: which of its `total` rows (1-based), and the rows.
+    """Rows of one file or split, with their numbers (from 1) among its `total` rows.
 
-    `total` is None where the rows were not read to their end.
+    `total` is None if the file or split was not read to its end.
     """
 
     place: str
@@ -32,44 +32,42 @@ def read_sources(
     """The rows of each source, by split.
 
     Args:
-        sources: with `fraction` set on all of them or on none.
-        max_rows: take only the first of each split of each source.
-        seed: which rows are drawn where there are fractions, or a sample.
-        sample: of a split that has more rows, draw so many of them.
+        sources: datasets; either all or none of them have a `fraction`.
+        max_rows: read only the first rows of each split of each source.
+        seed: determines which rows a fraction or a sample draws.
+        sample: draw this many rows of a split that has more.
 
-    Raises: DatasetError where `columns` does not fit, or only some sources have a fraction.
+    Raises: DatasetError if `columns` does not fit, or if only some sources have a fraction.
     """
-    read = [
+    splits_of_sources = [
         {
-            split: _sampled(
-                _read(source, parts, max_rows), sample, f"{seed} {split} {source.place}"
-            )
+            split: _sample(_read(source, parts, max_rows), sample, f"{seed} {split} {source.place}")
             for split, parts in source.splits.items()
         }
         for source in sources
     ]
-    if all(source.fraction is None for source in sources):
-        return read
     shares = [source.fraction for source in sources if source.fraction is not None]
+    if not shares:
+        return splits_of_sources
     if len(shares) < len(sources):
         raise DatasetError("`fraction` must be set for all `sources` or for none of them")
-    sizes = [sum(len(chunk.rows) for chunk in found["train"]) for found in read]
+    sizes = [sum(len(chunk.rows) for chunk in splits["train"]) for splits in splits_of_sources]
     counts = mixture_sizes(sizes, shares)
-    for number, (source, found, count) in enumerate(zip(sources, read, counts, strict=True)):
-        if not count:
+    for number, (source, splits) in enumerate(zip(sources, splits_of_sources, strict=True)):
+        if not counts[number]:
             raise DatasetError(f"{source.place}: its `fraction` of the mixture is less than a row")
         rng = random.Random(f"{seed} {number} {source.place}")
-        found["train"] = _draw(found["train"], count, rng)
-    return read
+        splits["train"] = _draw(splits["train"], counts[number], rng)
+    return splits_of_sources
 
 
 def mixture_sizes(sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
-    """How many rows of each source make the largest mixture of these shares that repeats none.
+    """How many rows of each source make the largest mixture of these shares without repeated rows.
 
-    The meaning of `fraction` is TRL's (`trl.scripts.utils.DatasetConfig`).
+    `fraction` has the same meaning in TRL (`trl.scripts.utils.DatasetConfig`).
 
     Args:
-        sizes: rows that each source has.
+        sizes: number of rows of each source.
         shares: above 0, in any unit; they are divided by their sum.
     """
     weights = [share / sum(shares) for share in shares]
@@ -82,47 +80,43 @@ def _read(source: Source, parts: Sequence[Part], max_rows: int | None) -> list[C
     chunks = []
     for part in parts:
         rows = part.read()
-        taken = rows[:left] if isinstance(rows, list) else list(itertools.islice(rows, left))
+        first = rows[:left] if isinstance(rows, list) else list(itertools.islice(rows, left))
         total = len(rows) if isinstance(rows, list) else None
-        chunks.append(Chunk(part.place, range(1, len(taken) + 1), taken, total))
-        left = None if left is None else left - len(taken)
+        chunks.append(Chunk(part.place, range(1, len(first) + 1), first, total))
+        left = None if left is None else left - len(first)
     return _rename(chunks, source.columns, place=source.place) if source.columns else chunks
 
 
 def _rename(chunks: list[Chunk], columns: Mapping[str, str], *, place: str) -> list[Chunk]:
-    """The rows with columns under the names that `columns` gives them."""
+    """The chunks with their columns renamed as `columns` says."""
     rows = [row for chunk in chunks for row in chunk.rows if isinstance(row, dict)]
     for old, new in columns.items():
         if rows and not any(old in row for row in rows):
-            has = ", ".join(sorted(map(str, common_columns(rows)))) or "(none)"
-            raise DatasetError(f'{place}: `columns` names "{old}", which no row has; it has {has}')
+            known = ", ".join(sorted(map(str, common_columns(rows)))) or "(none)"
+            raise DatasetError(
+                f'{place}: `columns` names "{old}", but no row has it; the columns are {known}'
+            )
         if new not in columns and any(old in row and new in row for row in rows):
             raise DatasetError(
-                f'{place}: `columns` would put "{old}" over "{new}", which the rows have as well; '
-                f"give that one another name too, such as `{new}: {new}_given`"
+                f'{place}: `columns` renames "{old}" to "{new}", but the rows already have "{new}"; '
+                f"rename that column too, for example `{new}: {new}_original`"
             )
-    return [
-        replace(
-            chunk,
-            rows=[renamed(row, columns) for row in chunk.rows],
-        )
-        for chunk in chunks
-    ]
+    return [replace(c, rows=[rename_columns(row, columns) for row in c.rows]) for c in chunks]
 
 
-def renamed(row: Any, columns: Mapping[str, str]) -> Any:
-    """A row with its columns under the names that `columns` gives them."""
+def rename_columns(row: Any, columns: Mapping[str, str]) -> Any:
+    """A row with its columns renamed; anything that is not a row stays as it is."""
     return {columns.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row
 
 
-def _sampled(chunks: list[Chunk], sample: int | None, seed: str) -> list[Chunk]:
+def _sample(chunks: list[Chunk], sample: int | None, seed: str) -> list[Chunk]:
     if sample is None or sum(len(chunk.rows) for chunk in chunks) <= sample:
         return chunks
     return _draw(chunks, sample, random.Random(seed))
 
 
 def _draw(chunks: list[Chunk], count: int, rng: random.Random) -> list[Chunk]:
-    """`count` rows of the chunks, in their order."""
+    """`count` random rows of the chunks, in their order."""
     places = [(c, i) for c, chunk in enumerate(chunks) for i in range(len(chunk.rows))]
     drawn: dict[int, list[int]] = {}
     for c, i in sorted(rng.sample(places, count)):
@@ -130,8 +124,8 @@ def _draw(chunks: list[Chunk], count: int, rng: random.Random) -> list[Chunk]:
     return [
         replace(
             chunks[c],
-            numbers=[chunks[c].numbers[i] for i in taken],
-            rows=[chunks[c].rows[i] for i in taken],
+            numbers=[chunks[c].numbers[i] for i in indices],
+            rows=[chunks[c].rows[i] for i in indices],
         )
-        for c, taken in drawn.items()
+        for c, indices in drawn.items()
     ]

@@ -1,4 +1,4 @@
-"""Rows that fail a check: how an error tells of them, and the file that keeps the dropped ones."""
+"""Errors of single rows: the exception, the error message of a file, the file of dropped rows."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,13 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.messages import Unreadable, as_json
+from toolkit.errors import DatasetError
 from toolkit.runs.replacing import DROPPED_FILE
 
 
+class RowError(DatasetError):
+    """One row is malformed. `check` names the failed check; the message gives the reason."""
+
+    def __init__(self, check: str, message: str) -> None:
+        super().__init__(message)
+        self.check = check
+
+
 @dataclass(frozen=True)
-class Failure:
-    """A row that fails a check: where it is (1-based in its file or split), and what it holds."""
+class Unreadable:
+    """Takes the place of a row that the file's parser cannot read, so that row numbers stay right."""
+
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """A row that fails a check: its place, its number there (from 1), and its content."""
 
     place: str
     number: int
@@ -20,85 +36,116 @@ class Failure:
     message: str
     row: Any
 
+    @property
+    def content(self) -> Any:
+        """The row, or the raw text of an unreadable row."""
+        return self.row.text if isinstance(self.row, Unreadable) else self.row
 
-def describe(bad: Sequence[Failure], *, total: int | None = None) -> str:
-    """The first failure with its row, how many rows fail each check, and the fix.
+
+def shorten(value: Any, *, chars: int = 24, items: int = 4, depth: int = 4) -> Any:
+    """`value` with an ellipsis in place of the rest of long texts, long lists and deep nesting."""
+    if isinstance(value, str):
+        # JSON allows a lone surrogate, which cannot be printed.
+        text = value.encode("utf-8", "backslashreplace").decode()
+        return text if len(text) <= chars else text[: chars - 1].rstrip() + "…"
+    if isinstance(value, list | tuple | dict) and depth == 0:
+        return "…"
+    limits = {"chars": chars, "items": items, "depth": depth - 1}
+    if isinstance(value, list | tuple):
+        short_items = [shorten(v, **limits) for v in value[:items]]
+        return [*short_items, "…"] if len(value) > items else short_items
+    if isinstance(value, dict):
+        entries = list(value.items())[: 2 * items]
+        short = {shorten(str(k), **limits): shorten(v, **limits) for k, v in entries}
+        return short | {"…": "…"} if len(value) > len(entries) else short
+    return value
+
+
+def describe(value: Any) -> str:
+    """`value` for an error message: shortened JSON and its type."""
+    return f"{as_json(value)} ({type(value).__name__})"
+
+
+def as_json(value: Any) -> str:
+    """`value`, shortened, as one line of JSON."""
+    return json.dumps(shorten(value), ensure_ascii=False, default=lambda v: shorten(repr(v)))
+
+
+def error_message(failed: Sequence[FailedRow], *, total: int | None = None) -> str:
+    """The first failed row with its content, how many rows fail each check, and the fix.
 
     Args:
-        bad: failures of one place.
-        total: how many rows the place has, None or 0 where that is not known.
+        failed: failed rows of one place.
+        total: number of rows of the place; None or 0 if unknown.
     """
-    first = bad[0]
-    row = first.row.text if isinstance(first.row, Unreadable) else first.row
-    same = [f for f in bad if f.check == first.check]
-    others = [f for f in bad if f.check != first.check]
+    first = failed[0]
+    same = [f for f in failed if f.check == first.check]
+    others = [f for f in failed if f.check != first.check]
     number = f"{first.number} of {total}" if total else f"{first.number}"
     lines = [
         f"{first.place} row {number}: {first.message}.",
-        f"  row: {as_json(row)}",
-        f"  {_rows(len(same))} this check ({numbers(same)}).",
+        f"  row: {as_json(first.content)}",
+        f"  {_count(len(same))} this check ({row_numbers(same)}).",
     ]
     if others:
-        lines.append(f"  {_rows(len(others))} others: {tally(others)}.")
-    lines[-1] += f" Fix {'it' if len(bad) == 1 else 'them'}, or set `drop_bad_rows: true`."
+        lines.append(f"  {_count(len(others))} other checks: {tally(others)}.")
+    lines[-1] += f" Fix {'it' if len(failed) == 1 else 'them'}, or set `drop_bad_rows: true`."
     return "\n".join(lines)
 
 
-def tally(bad: Iterable[Failure]) -> str:
-    """How many rows fail each check, and which."""
-    checks: dict[str, list[Failure]] = {}
-    for failure in bad:
-        checks.setdefault(failure.check, []).append(failure)
-    return ", ".join(f"{len(found)} {check} ({numbers(found)})" for check, found in checks.items())
+def tally(failed: Iterable[FailedRow]) -> str:
+    """The number of rows that fail each check, with their row numbers."""
+    checks: dict[str, list[FailedRow]] = {}
+    for row in failed:
+        checks.setdefault(row.check, []).append(row)
+    return ", ".join(f"{len(rows)} {check} ({row_numbers(rows)})" for check, rows in checks.items())
 
 
-def numbers(found: Sequence[Failure], *, most: int = 10) -> str:
-    """Where the rows are, the first ones."""
-    listed = ", ".join(str(f.number) for f in found[:most])
-    return listed if len(found) <= most else f"{listed} and {len(found) - most} more"
+def row_numbers(failed: Sequence[FailedRow], *, most: int = 10) -> str:
+    """The numbers of the first `most` rows, and how many more there are."""
+    numbers = ", ".join(str(f.number) for f in failed[:most])
+    return numbers if len(failed) <= most else f"{numbers} and {len(failed) - most} more"
 
 
-def _rows(count: int) -> str:
-    return f"{count} row fails" if count == 1 else f"{count} rows fail"
+def _count(rows: int) -> str:
+    return f"{rows} row fails" if rows == 1 else f"{rows} rows fail"
 
 
-def keep_dropped(
-    dropped: Sequence[Failure], folder: Path | None, *, more: bool = False, say: bool = True
+def write_dropped(
+    dropped: Sequence[FailedRow], folder: Path | None, *, append: bool = False, report: bool = True
 ) -> None:
-    """Write dropped rows to `dropped_rows.jsonl` in a run's folder, and say so.
+    """Write dropped rows to `dropped_rows.jsonl` in a run's folder.
 
     Args:
         dropped: rows that are not trained on.
-        folder: the run's directory; without one nothing is written.
-        more: add to what the run's first checks dropped. Else the file is begun anew, or, where
-            nothing was dropped, that of an earlier run in the folder is removed.
-        say: print a line; a stream drops one row at a time.
+        folder: the run's directory; None writes nothing.
+        append: add to the file. Without it the file is replaced, or removed if no row was dropped.
+        report: print the file's name; a stream drops one row at a time.
     """
-    if folder is None or (more and not dropped):
+    if folder is None or (append and not dropped):
         return
     file = folder / DROPPED_FILE
     if not dropped:
         file.unlink(missing_ok=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with file.open("a" if more else "w", encoding="utf-8") as out:
-        out.writelines(_line(failure) + "\n" for failure in dropped)
-    if say:
+    with file.open("a" if append else "w", encoding="utf-8") as out:
+        out.writelines(_line(row) + "\n" for row in dropped)
+    if report:
         print(f"the {len(dropped)} dropped rows are in {file}")
 
 
-def _line(failure: Failure) -> str:
-    row = failure.row.text if isinstance(failure.row, Unreadable) else failure.row
+def _line(failed: FailedRow) -> str:
     entry = {
-        "place": failure.place,
-        "number": failure.number,
-        "check": failure.check,
-        "reason": failure.message,
-        "row": row,
+        "place": failed.place,
+        "number": failed.number,
+        "check": failed.check,
+        "reason": failed.message,
+        "row": failed.content,
     }
     line = json.dumps(entry, ensure_ascii=False, default=str)
     try:
         line.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, perhaps the very reason
+    except UnicodeEncodeError:  # a lone surrogate, perhaps the reason why the row was dropped
         line = json.dumps(entry, default=str)
     return line

@@ -21,9 +21,9 @@ WORLD = "world:"
 
 @dataclass(frozen=True)
 class Part:
-    """A file, or a split of a dataset that is not in files: its name, and how to get its rows.
+    """A file, or a split of a dataset that is not in files.
 
-    `read` gives all rows, or of a stream an iterator of them.
+    `read` returns all rows; for a stream, an iterator of them.
     """
 
     place: str
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that was asked for: its splits "train" and "test", and how to read its rows."""
+    """A dataset named by the arguments: the parts of its splits "train" and "test", and options."""
 
     place: str
     splits: dict[str, list[Part]]
@@ -47,19 +47,19 @@ def check_source(
     mixture: "DatasetMixtureConfig",
     data_args: DataArguments | None = None,
 ) -> None:
-    """Check what can be checked without loading a library: that local files are there.
+    """Check, without importing a library, that a dataset is named and that local files exist.
 
     Args:
         script: TRL's ScriptArguments.
-        mixture: TRL's DatasetMixtureConfig; its datasets, if any, go before `script.dataset_name`.
-        data_args: ours; its `sources`, if any, stand in the place of both.
+        mixture: TRL's DatasetMixtureConfig; its datasets, if any, replace `script.dataset_name`.
+        data_args: our arguments; their `sources`, if any, replace both.
 
-    Raises: DatasetError if no dataset is named, two ways of naming it are mixed, or a local one is
+    Raises: DatasetError if no dataset is named, if two options name one, or if a local file is
         missing.
     """
     if mixture.streaming:
         raise DatasetError(
-            "`streaming` is not read; say `dataset_streaming` (docs/data.md, Streams)"
+            "`streaming` is not supported; set `dataset_streaming` (docs/data.md, Streams)"
         )
     if script.dataset_streaming:
         _check_stream(mixture, data_args)
@@ -82,15 +82,15 @@ def check_source(
 
 
 def _check_stream(mixture: "DatasetMixtureConfig", data_args: DataArguments | None) -> None:
-    wrong = {
+    options = {
         "sources": data_args is not None and data_args.sources,
         "datasets": mixture.datasets,
         "drop_duplicates": data_args is not None and data_args.drop_duplicates,
     }
-    for option, given in wrong.items():
-        if given:
+    for option, value in options.items():
+        if value:
             raise DatasetError(
-                f"`dataset_streaming` and `{option}` do not go together: that needs all rows at once "
+                f"`dataset_streaming` does not work with `{option}`, which needs all rows at once "
                 "(docs/data.md, Streams)"
             )
 
@@ -109,29 +109,30 @@ def _check_name(name: str, config: str | None) -> None:
 
 
 def _local_names(entry: Any) -> list[str]:
-    """The local files and folders that an entry of `datasets` names; globs are left alone."""
-    files = entry.data_files or []
-    if isinstance(files, dict):
-        files = list(files.values())
-    flat: list[str] = []
-    for item in [files] if isinstance(files, str) else files:
-        flat += [item] if isinstance(item, str) else item
-    # Relative to the hub repository or folder unless the path is a mere file type ("json").
-    names = [f for f in flat if "://" not in f and "*" not in f]
-    if entry.path not in {"json", "csv", "parquet"}:
-        names = []
-    return [*names, *([entry.path] if is_local_path(entry.path) else [])]
+    """The local files and folders of an entry of `datasets`, without glob patterns."""
+    values = entry.data_files or []
+    if isinstance(values, dict):
+        values = list(values.values())
+    files: list[str] = []
+    for value in [values] if isinstance(values, str) else values:
+        files += [value] if isinstance(value, str) else value
+    # With any other path, the files are relative to a hub repository or a folder.
+    if entry.path in {"json", "csv", "parquet"}:
+        files = [file for file in files if "://" not in file and "*" not in file]
+    else:
+        files = []
+    return [*files, *([entry.path] if is_local_path(entry.path) else [])]
 
 
 def find_sources(
     script: "ScriptArguments", mixture: "DatasetMixtureConfig", data_args: DataArguments
 ) -> list[Source]:
-    """The datasets that the arguments name: several where they are `sources`, else one.
+    """The datasets that the arguments name: all `sources`, or a single one.
 
-    Raises: DatasetError if one is missing, cannot be loaded, or lacks a split that was named.
+    Raises: DatasetError if a dataset is missing, cannot be loaded, or lacks the named split.
     """
     if data_args.sources:
-        return [_of_mixture(source, data_args) for source in data_args.sources]
+        return [_mixture_source(source, data_args) for source in data_args.sources]
     columns, format = _mapping(data_args.columns), data_args.dataset_format
     if mixture.datasets:
         place, table = _load_mixture(mixture)
@@ -139,101 +140,99 @@ def find_sources(
         return [Source(place, splits, columns=columns, format=format)]
     name = str(script.dataset_name)
     splits = _splits_of(name, script.dataset_config, streaming=script.dataset_streaming)
-    wanted = {"train": script.dataset_train_split, "test": script.dataset_test_split}
-    for option, split in wanted.items():
-        # The default "test" is no demand; any other name was somebody's choice.
+    names = {"train": script.dataset_train_split, "test": script.dataset_test_split}
+    for option, split in names.items():
+        # "test" is the default, so a dataset may lack it; the user chose any other name.
         if (option, split) != ("test", "test"):
             _check_split(name, splits, split, f"dataset_{option}_split")
-    found = {option: splits[split] for option, split in wanted.items() if split in splits}
-    if "test" in found:  # all files of a folder may be "train", and one of them be asked for
-        tested = {part.place for part in found["test"]}
-        found["train"] = [part for part in found["train"] if part.place not in tested]
-        if not found["train"]:
+    used = {option: splits[split] for option, split in names.items() if split in splits}
+    if "test" in used:  # a folder's files may all be "train", and one of them the test split
+        test_places = {part.place for part in used["test"]}
+        used["train"] = [part for part in used["train"] if part.place not in test_places]
+        if not used["train"]:
             raise DatasetError(
-                f"{name}: nothing is left to train on, since `dataset_test_split` "
-                f"{wanted['test']!r} has all of `dataset_train_split` {wanted['train']!r}"
+                f"{name}: no data is left to train on, because `dataset_test_split` "
+                f"{names['test']!r} contains all of `dataset_train_split` {names['train']!r}"
             )
-    unused = _unused(splits, found)
-    return [Source(name, found, unused, columns=columns, format=format)]
+    return [Source(name, used, _unused(splits, used), columns=columns, format=format)]
 
 
-def _of_mixture(source: SourceArguments, data_args: DataArguments) -> Source:
+def _mixture_source(source: SourceArguments, data_args: DataArguments) -> Source:
     splits = _splits_of(source.dataset_name, source.dataset_config)
     _check_split(source.dataset_name, splits, source.split, "split")
-    found = {"train": splits[source.split]}
+    used = {"train": splits[source.split]}
     return Source(
         source.dataset_name,
-        found,
-        _unused(splits, found),
+        used,
+        _unused(splits, used),
         columns=_mapping(source.columns or data_args.columns),
         format=source.dataset_format or data_args.dataset_format,
         fraction=source.fraction,
     )
 
 
-def _unused(splits: Mapping[str, Sequence[Part]], found: Mapping[str, Sequence[Part]]) -> list[str]:
-    """The splits none of whose parts is read."""
-    used = {part.place for parts in found.values() for part in parts}
+def _unused(splits: Mapping[str, Sequence[Part]], used: Mapping[str, Sequence[Part]]) -> list[str]:
+    """The splits without a part that is read."""
+    places = {part.place for parts in used.values() for part in parts}
     return sorted(
-        split for split, parts in splits.items() if not used & {part.place for part in parts}
+        split for split, parts in splits.items() if not places & {part.place for part in parts}
     )
 
 
 def _mapping(columns: dict[str, str] | str | None) -> Mapping[str, str]:
-    assert not isinstance(columns, str)  # DataArguments reads JSON
+    assert not isinstance(columns, str)  # DataArguments has parsed the JSON
     return columns or {}
 
 
 def _check_split(name: str, splits: Mapping[str, Any], split: str, option: str) -> None:
     if split not in splits:
-        has = ", ".join(sorted(splits))
-        raise DatasetError(f"{name}: no split {split!r} (`{option}`); it has {has}")
+        known = ", ".join(sorted(splits))
+        raise DatasetError(f"{name}: no split {split!r} (`{option}`); it has {known}")
 
 
 def _splits_of(name: str, config: str | None, *, streaming: bool = False) -> dict[str, list[Part]]:
-    if name.startswith(WORLD):
-        worlds = _load_world(name.removeprefix(WORLD))
-        take: Any = iter if streaming else list
-        return {s: [Part(f"{name} ({s})", partial(take, rows))] for s, rows in worlds.items()}
-    if is_local_path(name):
-        files = find_files(Path(name).expanduser())
+    if is_local_path(name) and not name.startswith(WORLD):
         read = stream_rows if streaming else read_rows
-        return {s: [Part(str(f), partial(read, f)) for f in fs] for s, fs in files.items()}
-    hub = _load_hub(name, config, streaming=streaming)
-    return {
-        s: [Part(f"{name} ({s})", partial(iter, table) if streaming else table.to_list)]
-        for s, table in hub.items()
-    }
+        return {
+            split: [Part(str(file), partial(read, file)) for file in files]
+            for split, files in find_files(Path(name).expanduser()).items()
+        }
+    readers: dict[str, Callable[[], Iterable[Any]]]
+    if name.startswith(WORLD):
+        from toolkit.world import datasets
 
-
-def _load_world(name: str) -> dict[str, list[dict[str, Any]]]:
-    from toolkit.world import datasets
-
-    return datasets.load(name)
+        world = datasets.load(name.removeprefix(WORLD))
+        take: Any = iter if streaming else list
+        readers = {split: partial(take, rows) for split, rows in world.items()}
+    else:
+        hub = _load_hub(name, config, streaming=streaming)
+        readers = {
+            s: partial(iter, table) if streaming else table.to_list for s, table in hub.items()
+        }
+    return {split: [Part(f"{name} ({split})", read)] for split, read in readers.items()}
 
 
 def _load_hub(name: str, config: str | None, *, streaming: bool) -> "dict[str, Any]":
     import datasets
 
     try:
-        found = datasets.load_dataset(name, config, streaming=streaming)
-    except Exception as error:  # the loader raises whatever its many back ends do
+        return dict(datasets.load_dataset(name, config, streaming=streaming))
+    except Exception as error:  # the back ends raise many types of exceptions
         raise DatasetError(f"{name}: cannot load it from the hub ({one_line(error)})") from error
-    return dict(found)
 
 
 def _load_mixture(mixture: "DatasetMixtureConfig") -> tuple[str, Any]:
-    """TRL's mixture, whole: TRL would split it by row, leaving prompts on both sides."""
+    """TRL's mixture without its test split: TRL splits by row, which puts prompts on both sides."""
     from trl.scripts.utils import get_dataset
 
     place = "mixture of " + ", ".join(entry.path for entry in mixture.datasets)
     try:
         return place, get_dataset(dataclasses.replace(mixture, test_split_size=None))["train"]
-    except Exception as error:  # as above
+    except Exception as error:  # as in `_load_hub`
         raise DatasetError(f"{place}: cannot load it ({one_line(error)})") from error
 
 
 def one_line(error: BaseException) -> str:
-    """An error of a library, short enough to stand in one of ours."""
+    """A library's error as one short line, for use in an error of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else text[:239] + "…"

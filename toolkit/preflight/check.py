@@ -5,11 +5,10 @@ from functools import partial
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.data.auxiliary import load_demonstrations, pretraining_texts
 from toolkit.data.checks import check_texts
-from toolkit.data.demonstrations import load_demonstrations
 from toolkit.data.loading import load_splits
-from toolkit.data.tables import Splits
-from toolkit.data.texts import pretraining_texts
+from toolkit.data.splits import Splits
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.options.arguments import LabelArguments
@@ -92,8 +91,8 @@ def _splits(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Splits:
         turns=stage.start.turns if stage.recipe == "sft" else "last",
     )
     require_test_split(stage.training, splits)
-    cut = stage.recipe != "reward"
-    return check_texts(splits, tokenizer, stage.start, max_length=stage.limit, cut=cut)
+    truncates = stage.recipe != "reward"
+    return check_texts(splits, tokenizer, stage.start, max_length=stage.limit, truncates=truncates)
 
 
 def _rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, object]:

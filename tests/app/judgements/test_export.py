@@ -25,7 +25,7 @@ from toolkit.app.judgements.judgement import VERDICTS, Judgement, parse_order
 from toolkit.app.judgements.store import Store
 from toolkit.app.workbench import Workbench
 from toolkit.data import messages
-from toolkit.data.formats import convert_row
+from toolkit.data.convert import convert_row
 from toolkit.data.loading import load_splits
 from toolkit.models.base import load_base
 from toolkit.models.fingerprint import fingerprint
@@ -185,8 +185,8 @@ def test_every_line_is_a_row_that_the_reader_takes(judgement: Judgement) -> None
 
 def test_a_ranking_is_checked_once_and_not_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    text = messages.text
-    monkeypatch.setattr(messages, "text", lambda v, name: read.append(name) or text(v, name))
+    as_text = messages.as_text
+    monkeypatch.setattr(messages, "as_text", lambda v, name: read.append(name) or as_text(v, name))
     made = export([ranking("1", " ".join(["sft", "dpo", "ppo"] * 3), tuple(range(1, 10)))])
     assert len(made.lines["preference.jsonl"]) == 36
     assert len(read) == 1 + 9  # the prompt, the answers

@@ -19,9 +19,10 @@ from toolkit.app.judgements.judgement import (
     Judgement,
     Reply,
 )
-from toolkit.data.formats import Kind, convert_row
-from toolkit.data.messages import BadRow, Row
+from toolkit.data.convert import Kind, convert_row
+from toolkit.data.messages import Row
 from toolkit.data.ranking import group_id, labels_of, pairs_of, read_ranked
+from toolkit.data.row_errors import RowError
 
 PREFERENCE, RANKED, UNPAIRED = "preference.jsonl", "ranked.jsonl", "unpaired.jsonl"
 TIES, BOTH_BAD_FILE = "ties.jsonl", "both_bad.jsonl"
@@ -78,7 +79,7 @@ def export(judgements: Sequence[Judgement]) -> Export:
         made = _of_battle if judgement.kind == BATTLE else _of_ranking
         try:
             found = made(judgement)
-        except BadRow as error:
+        except RowError as error:
             left_out[error.check] += 1
             continue
         for name, line in found:
@@ -181,7 +182,7 @@ def _listed(texts: Sequence[str]) -> str:
 def _of_battle(judgement: Judgement) -> list[tuple[str, str]]:
     """Files and lines of a battle.
 
-    Raises: BadRow where no recipe would take it.
+    Raises: RowError where no recipe would take it.
     """
     asked = {"prompt": list(judgement.prompt)}
     said = [_message(reply) for reply in judgement.replies]
@@ -205,7 +206,7 @@ def _of_battle(judgement: Judgement) -> list[tuple[str, str]]:
 def _of_ranking(judgement: Judgement) -> list[tuple[str, str]]:
     """Files and lines of a ranking; what holds of the whole holds of its pairs and answers.
 
-    Raises: BadRow where no recipe would take it.
+    Raises: RowError where no recipe would take it.
     """
     assert judgement.kind == RANKING and judgement.ranks is not None
     said = [_message(reply) for reply in judgement.replies]
@@ -224,7 +225,7 @@ def _of_ranking(judgement: Judgement) -> list[tuple[str, str]]:
 
 
 def _check(name: str, row: Row) -> None:
-    """Raise BadRow where the recipes would refuse a row of a file."""
+    """Raise RowError where the recipes would refuse a row of a file."""
     kind: Kind = "unpaired" if FILES[name] == "unpaired" else "preference"
     convert_row(row, format=FILES[name], kind=kind)
 

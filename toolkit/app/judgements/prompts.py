@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from toolkit.app.answering.request import MAX_PROMPT_CHARACTERS
+from toolkit.data.convert import check_conversion, convert_rows
 from toolkit.data.files import read_rows
-from toolkit.data.formats import check_conversion, detect_format
-from toolkit.data.rows import convert_rows
+from toolkit.data.formats import detect_format
 from toolkit.errors import DatasetError
 
 

@@ -1,0 +1,332 @@
+"""Rows of any format as rows of the kind that a recipe trains on, in TRL's columns.
+
+    prompt-completion   {"prompt", "completion"}            SFT
+    preference          {"prompt", "chosen", "rejected"}    reward model, DPO
+    unpaired            {"prompt", "completion", "label"}   KTO
+    prompt-only         {"prompt"}                          PPO
+    text                {"text"}                            SFT on text without prompts
+
+Preference, unpaired and prompt-only rows keep other columns ("margin", a reference answer) for
+trainers and reward functions that read them. The rows made from one ranking, or from one dialogue,
+share a "group_id". Plain text stays plain text; alpaca, sharegpt, hh and ultrafeedback rows become
+messages. See docs/data.md and https://huggingface.co/docs/trl/dataset_formats.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from toolkit.data.formats import FORMATS, Content
+from toolkit.data.messages import Message, Row
+from toolkit.data.ranking import Pairs, best_completion, group_id, labels_of, pairs_of
+from toolkit.data.row_errors import FailedRow, RowError, Unreadable, describe, error_message
+from toolkit.errors import DatasetError
+
+Kind = Literal["prompt-completion", "preference", "unpaired", "prompt-only", "text"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Turns = Literal["all", "last"]
+
+COLUMNS: Mapping[Kind, tuple[str, ...]] = {
+    "prompt-completion": ("prompt", "completion"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "unpaired": ("prompt", "completion", "label"),
+    "prompt-only": ("prompt",),
+    "text": ("text",),
+}
+# The contents of a format (`Format.content`) from which rows of a kind can be made.
+SOURCES: Mapping[Kind, tuple[Content, ...]] = {
+    "prompt-completion": ("completion", "label", "comparison"),
+    "preference": ("comparison",),
+    "unpaired": ("label", "comparison"),
+    "prompt-only": ("prompt", "completion", "label", "comparison"),
+    "text": ("text",),
+}
+REQUIRES: Mapping[Kind, str] = {
+    "prompt-completion": "completions",
+    "preference": "better and worse completions of one prompt",
+    "unpaired": "completions that are known to be good or bad",
+    "prompt-only": "prompts",
+    "text": "texts",
+}
+
+# TRL detects a dataset's type from these columns, so a kind's rows must not have others of them.
+TRL_COLUMNS = {"prompt", "completion", "chosen", "rejected", "messages", "label", "text"}
+TRL_COLUMNS |= {"input_ids", "prompt_ids", "completion_ids", "chosen_ids", "rejected_ids"}
+# TRL would render these, load them as images, or use them as the reference's log-probabilities.
+TRL_COLUMNS |= {"tools", "chat_template_kwargs", "image", "images"}
+TRL_COLUMNS |= {"ref_chosen_logps", "ref_rejected_logps", "reference_logps"}
+NUMBER_COLUMNS = ("margin", "chosen_gold", "rejected_gold")
+
+ONLY_TIES, LABELLED_BAD = "contain only ties", "are labelled bad"
+
+
+@dataclass(frozen=True)
+class ConvertedRow:
+    """A row as it was read, its place and number, and the rows made from it."""
+
+    place: str
+    number: int
+    original: Any
+    rows: list[Row]
+
+
+@dataclass
+class Conversion:
+    """The converted rows of one place, or of several places together.
+
+    `read` rows = `converted` + `dropped` + `unused`. Unused rows are good rows from which no row is
+    made: rankings that contain only ties, and for SFT completions that are labelled bad.
+    """
+
+    converted: list[ConvertedRow] = field(default_factory=list)
+    read: int = 0
+    dropped: list[FailedRow] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of the kind, in order."""
+        return [row for source in self.converted for row in source.rows]
+
+    def add(self, other: "Conversion") -> None:
+        """Add the rows of another place."""
+        self.converted += other.converted
+        self.read += other.read
+        self.dropped += other.dropped
+        self.unused += other.unused
+
+
+def check_conversion(*, format: str, kind: Kind, place: str) -> None:
+    """Raise DatasetError if `format` is unknown or its rows do not hold what a kind needs."""
+    if format not in FORMATS:
+        raise DatasetError(
+            f"{place}: unknown dataset_format {format!r}; known: {', '.join(FORMATS)}"
+        )
+    if FORMATS[format].content in SOURCES[kind]:
+        return
+    others = [n for n, f in FORMATS.items() if f.content in SOURCES[kind] and n != kind]
+    needs = f"{kind} needs the columns {', '.join(COLUMNS[kind])}"
+    raise DatasetError(
+        f"{place}: its format is {format} (columns {', '.join(FORMATS[format].columns)}), "
+        f"which has no {REQUIRES[kind]}; {needs}"
+        + (f", or one of the formats {', '.join(others)}." if others else ".")
+    )
+
+
+def convert_rows(
+    rows: Sequence[Any],
+    *,
+    place: str,
+    format: str,
+    kind: Kind,
+    drop_bad_rows: bool = False,
+    pairs: Pairs = "all",
+    turns: Turns = "last",
+    numbers: Sequence[int] | None = None,
+    total: int | None = None,
+) -> Conversion:
+    """Convert the rows of one place to a kind.
+
+    Args:
+        rows: dictionaries with the columns of `format`.
+        place: the file or dataset, for error messages.
+        format: a name in `FORMATS` that can be converted to `kind` (see `check_conversion`).
+        kind: what the recipe trains on.
+        drop_bad_rows: list malformed rows in the result instead of raising an error.
+        pairs, turns: as for `convert_row`.
+        numbers: the rows' numbers in the place, from 1, if they are not its first rows.
+        total: the place's number of rows if `rows` are only some of them; 0 if unknown.
+
+    Raises: DatasetError for the first malformed row, with counts of the others; and if dropping
+        leaves no row.
+    """
+    good: list[ConvertedRow] = []
+    failed: list[FailedRow] = []
+    for number, row in zip(numbers or range(1, len(rows) + 1), rows, strict=True):
+        try:
+            if isinstance(row, Unreadable):
+                raise RowError("unreadable", row.reason)
+            new_rows = convert_row(row, format=format, kind=kind, pairs=pairs, turns=turns)
+            good.append(ConvertedRow(place, number, row, new_rows))
+        except RowError as error:
+            failed.append(FailedRow(place, number, error.check, str(error), row))
+    good, mixed = _keep_one_style(good)
+    failed = sorted(failed + mixed, key=lambda f: f.number)
+    total = len(rows) if total is None else total
+    if failed and not drop_bad_rows:
+        raise DatasetError(error_message(failed, total=total))
+    result = Conversion([row for row in good if row.rows], len(rows), failed)
+    reason = LABELLED_BAD if FORMATS[format].content == "label" else ONLY_TIES
+    result.unused += Counter({reason: sum(not row.rows for row in good)})
+    if failed and not result.converted:
+        report = error_message(failed, total=total)
+        raise DatasetError(f"no row is left after dropping the malformed ones.\n{report}")
+    return result
+
+
+def convert_row(
+    row: Any, *, format: str, kind: Kind, pairs: Pairs = "all", turns: Turns = "last"
+) -> list[Row]:
+    """One row as rows of a kind: one, several of a ranking or a dialogue, or none.
+
+    A comparison gives SFT its chosen completion, and KTO both completions with labels. A completion
+    that is labelled bad gives SFT nothing. For prompt-only, the prompt of a dialogue is everything
+    before its final answer.
+
+    Args:
+        row: a dictionary with the columns of `format`.
+        format: a name in `FORMATS` that can be converted to `kind` (see `check_conversion`).
+        kind: what the recipe trains on.
+        pairs: "all" pairs of a ranking, or the "best" completion against each of the others.
+        turns: prompt-completion rows of "all" assistant messages of a dialogue, each with the
+            messages before it as its prompt, or of the "last" one.
+
+    Raises: RowError (a DatasetError) if the row is malformed.
+    """
+    if not isinstance(row, dict):
+        problem = f"a row must be an object with columns, got {type(row).__name__}"
+        raise RowError("not a row", problem)
+    parts = FORMATS[format].read(row)
+    is_completion = FORMATS[format].content == "completion"
+    if is_completion and kind != "prompt-only" and row.get("label") is False:
+        problem = "`label` is false: training would treat a bad completion as a good one"
+        raise RowError("a bad answer", problem)
+    if "messages" in parts:
+        if kind == "prompt-completion":
+            return _split_dialogue(parts["messages"], turns)
+        parts = _dialogue_prompt(parts["messages"])
+    if kind == "text":
+        return [parts]
+    rows = _rows_of_kind(parts, kind, pairs)
+    if kind == "prompt-completion":
+        return rows
+    extra = extra_columns(row, format=format, kind=kind)
+    if "completions" in parts and kind != "prompt-only" and extra.get("group_id") is None:
+        extra["group_id"] = group_id(parts)
+    return [new_row | extra for new_row in rows]
+
+
+def _rows_of_kind(parts: Row, kind: Kind, pairs: Pairs) -> list[Row]:
+    """The rows of a kind that a row's parts give, without extra columns."""
+    prompt = {"prompt": parts["prompt"]}
+    if kind == "prompt-only":
+        return [prompt]
+    if "completions" in parts:
+        if kind == "preference":
+            return pairs_of(parts, pairs=pairs)
+        if kind == "unpaired":
+            return labels_of(parts, pairs=pairs)
+        return [prompt | {"completion": best_completion(parts)}]
+    if "chosen" in parts:
+        if kind == "preference":
+            return [parts]
+        good = prompt | {"completion": parts["chosen"]}
+        if kind == "prompt-completion":
+            return [good]
+        bad = prompt | {"completion": parts["rejected"], "label": False}
+        return [good | {"label": True}, bad]
+    if kind == "unpaired":
+        return [parts]
+    if parts.get("label") is False:
+        return []
+    return [prompt | {"completion": parts["completion"]}]
+
+
+def _split_dialogue(messages: list[Message], turns: Turns) -> list[Row]:
+    """A row for each assistant message, with all messages before it as its prompt."""
+    places = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not places:
+        problem = "the dialogue must contain an assistant message, got none"
+        raise RowError("no assistant message", problem)
+    if turns == "last":
+        places = places[-1:]
+    rows = [{"prompt": messages[:i], "completion": messages[i : i + 1]} for i in places]
+    if len(rows) == 1:
+        return rows
+    group = group_id({"prompt": messages, "completions": []})
+    return [row | {"group_id": group} for row in rows]
+
+
+def _dialogue_prompt(messages: list[Message]) -> Row:
+    """A dialogue without its final answer; an open question stays."""
+    return {"prompt": messages[:-1] if messages[-1]["role"] == "assistant" else messages}
+
+
+def read_columns(format: str) -> set[str]:
+    """The columns that a conversion reads, or leaves out because TRL would act on them."""
+    return {*FORMATS[format].columns, *FORMATS[format].optional} | TRL_COLUMNS
+
+
+def extra_columns(row: Row, *, format: str, kind: Kind) -> Row:
+    """A row's other columns: `group_id`, and for preference rows the numbers, checked.
+
+    Raises: RowError for a `group_id` that is neither text nor a whole number, or for a `margin` or
+        gold utility that is no finite number: a NaN would make the loss NaN.
+    """
+    columns = {name: row[name] for name in row if name not in read_columns(format)}
+    if "group_id" in columns:
+        columns["group_id"] = _group(columns["group_id"])
+    if kind == "preference":
+        for name in NUMBER_COLUMNS:
+            if name in columns:
+                columns[name] = _number(columns[name], name)
+    return columns
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _group(value: Any) -> int | str | None:
+    if _is_blank(value):
+        return None
+    whole = isinstance(value, float) and value.is_integer()  # a table's integers next to a gap
+    if isinstance(value, bool) or not (isinstance(value, int | str) or whole):
+        expected = '"group_id" must be text or a whole number'
+        raise RowError("not a group", f"{expected}, got {describe(value)}")
+    return int(value) if whole else value
+
+
+def _number(value: Any, name: str) -> float | None:
+    if _is_blank(value):
+        return None
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise RowError("not a number", f'"{name}" must be a finite number, got {describe(value)}')
+
+
+def is_plain(row: Row) -> bool:
+    """Whether a converted row holds plain text; otherwise it holds messages."""
+    return isinstance(row.get("prompt", row.get("text")), str)
+
+
+def style_error(*, plain: bool) -> RowError:
+    """The error for a row whose style differs from most rows, which are plain text or messages."""
+    most, odd = ("text", "messages") if plain else ("messages", "text")
+    problem = f"the prompt must be {most}, as in most rows, got {odd}"
+    return RowError("text among messages", problem)
+
+
+def _keep_one_style(good: list[ConvertedRow]) -> tuple[list[ConvertedRow], list[FailedRow]]:
+    """The rows of the more common style: TRL tells text from messages by a single row."""
+    used = [row for row in good if row.rows]
+    few = {row.number for row in used if is_plain(row.rows[0])}
+    if not few or len(few) == len(used):
+        return good, []
+    plain = 2 * len(few) > len(used)
+    if plain:
+        few = {row.number for row in used} - few
+    error = style_error(plain=plain)
+    failed = [
+        FailedRow(row.place, row.number, error.check, str(error), row.original)
+        for row in used
+        if row.number in few
+    ]
+    return [row for row in good if row.number not in few], failed

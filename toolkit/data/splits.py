@@ -1,0 +1,139 @@
+"""The train and test tables of a dataset, and the test split that is held out by prompt."""
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toolkit.data.convert import Kind
+from toolkit.data.messages import Row
+from toolkit.data.sources import one_line
+from toolkit.errors import DatasetError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file or dataset that a row comes from, and the row's number there, from 1."""
+
+    place: str
+    number: int
+
+
+class Splits(dict[str, "Dataset"]):
+    """Tables of one kind by split ("train", perhaps "test"), with one entry of `origins` per row."""
+
+    def __init__(
+        self,
+        tables: Mapping[str, "Dataset"],
+        *,
+        kind: Kind,
+        origins: Mapping[str, Sequence[Origin]],
+    ) -> None:
+        super().__init__(tables)
+        self.kind = kind
+        self.origins = origins
+
+
+def make_table(rows: Sequence[Row], *, place: str) -> "Dataset":
+    """Rows as a table with every column that any row has.
+
+    Raises: DatasetError for a column whose values do not fit into one column of a table.
+    """
+    from datasets import Dataset
+
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    errors = (ValueError, TypeError, OverflowError, NotImplementedError)  # Arrow's are subclasses
+    try:
+        return Dataset.from_dict(columns)
+    except errors as error:
+        for name, values in columns.items():
+            try:
+                Dataset.from_dict({name: values})
+            except errors as reason:
+                types = ", ".join(sorted({type(v).__name__ for v in values}))
+                raise DatasetError(
+                    f'{place}: column "{name}" does not fit into a table ({one_line(reason)}); '
+                    f"its values are {types}. Give it one type, or remove it."
+                ) from error
+        raise
+
+
+def prompt_key(row: Row) -> str:
+    """A text that is equal for rows with equal prompts; for a row without a prompt, from its text."""
+    return json.dumps(row["prompt"] if "prompt" in row else row["text"], sort_keys=True)
+
+
+def hold_out(
+    rows: Sequence[Row], size: float, *, seed: int, place: str
+) -> tuple[list[int], list[int]]:
+    """Split rows into training and test rows that share no prompt and no group.
+
+    A hash of the seed and the prompt decides which prompts are for testing. So the order of the
+    rows does not matter, and a dataset that grows keeps most of its test prompts.
+
+    Args:
+        rows: rows with a "prompt" and perhaps a "group_id".
+        size: a share of the rows if below 1, otherwise a number of rows. Because a prompt's rows stay
+            together, the test split may be somewhat smaller; it is never empty.
+        seed: another seed chooses other prompts.
+        place: the dataset, for error messages.
+
+    Returns: indices of the training rows and of the test rows, in order.
+    Raises: DatasetError if the size leaves no training row or there is only one prompt.
+    """
+    valid = 0 < size < 1 or (1 <= size < len(rows) and size == int(size))
+    target = round(size * len(rows)) if size < 1 else size
+    if not valid or target >= len(rows):
+        raise DatasetError(
+            f"{place}: `test_split_size` must be a share between 0 and 1 or a whole number less than "
+            f"the {len(rows)} rows, got {size:g}"
+        )
+    families = _families(rows)
+    sizes = Counter(families)
+    if len(sizes) < 2:
+        raise DatasetError(
+            f"{place}: all rows have the same prompt or group; a test split needs another one"
+        )
+    order = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
+    test: set[str] = set()
+    count = 0
+    for key in order:
+        if count + sizes[key] <= max(target, 1):
+            test.add(key)
+            count += sizes[key]
+    test = test or {min(order, key=lambda key: sizes[key])}
+    sides: tuple[list[int], list[int]] = ([], [])
+    for number, family in enumerate(families):
+        sides[family in test].append(number)
+    return sides
+
+
+def _families(rows: Sequence[Row]) -> list[str]:
+    """A key for each row, equal for rows that a chain of equal prompts or groups connects.
+
+    The key is the smallest of the family's prompts, so it does not depend on the rows' order.
+    """
+    parents: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parents.setdefault(key, key) != key:
+            parents[key] = parents[parents[key]]
+            key = parents[key]
+        return key
+
+    keys = [prompt_key(row) for row in rows]
+    for key, row in zip(keys, rows, strict=True):
+        if row.get("group_id") is not None:
+            # "group" sorts after every prompt, because those start with a quotation mark or a bracket
+            smaller, larger = sorted((root(key), root(f"group {json.dumps(row['group_id'])}")))
+            parents[larger] = smaller
+        else:
+            root(key)
+    return [root(key) for key in keys]
