@@ -35,8 +35,7 @@ def main(arguments: AppArguments) -> int:
     port = free_port() if arguments.smoke else arguments.port
     require_free(arguments.host, port)
 
-    from toolkit.app.judgements.battles import Battles
-    from toolkit.app.judgements.prompts import read_prompts
+    from toolkit.app.judgements.battles import Battles, read_prompts
     from toolkit.app.judgements.store import FILE, Store
     from toolkit.app.opening import Opening
 
@@ -138,7 +137,7 @@ def serve(
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from toolkit.app.tabs.style import CSS, theme
+    from toolkit.app.tabs.parts import CSS, theme
     from toolkit.app.web.head import HEAD
     from toolkit.app.web.headers import SecurityHeaders
     from toolkit.app.web.limits import BodyLimit, LoginThrottle

@@ -19,9 +19,16 @@ from typing import TypeVar
 from benchmarks.common import parser
 from toolkit.app.history.history import LOOKS_APART, History
 from toolkit.app.judgements.export import export
-from toolkit.app.judgements.judgement import BATTLE, RANKING, VERDICTS, Judgement, Reply, judged
+from toolkit.app.judgements.judgement import (
+    BATTLE,
+    RANKING,
+    VERDICTS,
+    Judgement,
+    Reply,
+    complete_judgement,
+)
 from toolkit.app.judgements.leaderboard import leaderboard
-from toolkit.app.judgements.store import COLUMNS, FILE, Store, as_row
+from toolkit.app.judgements.store import FILE, INSERT, Store, as_row
 from toolkit.app.workbench import Workbench
 from toolkit.runs.listing import list_runs
 
@@ -80,12 +87,8 @@ def timed(label: str, work: Callable[[], T]) -> T:
 def filled(file: Path, judgements: list[Judgement]) -> Store:
     """A store of these judgements, written in one transaction, which is faster than one by one."""
     store = Store(file)
-    values = ", ".join(f":{name}" for name in COLUMNS)
     with sqlite3.connect(file) as db:
-        db.executemany(
-            f"INSERT INTO judgements ({', '.join(COLUMNS)}) VALUES ({values})",
-            map(as_row, judgements),
-        )
+        db.executemany(INSERT, map(as_row, judgements))
     db.close()
     return store
 
@@ -127,7 +130,7 @@ def _random_judgement(rng: random.Random, number: int, names: list[str], prompt:
     ranks = [1, *(rng.randint(1, k) for _ in range(k - 1))]
     verdict = {"verdict": rng.choice(VERDICTS)} if kind == BATTLE else {"ranks": ranks}
     labeler = f"labeler {rng.randrange(LABELERS)}"
-    return judged(question, **verdict, labeler=labeler, time="2026-01-01T00:00:00Z")
+    return complete_judgement(question, **verdict, labeler=labeler, time="2026-01-01T00:00:00Z")
 
 
 def _text(rng: random.Random) -> str:

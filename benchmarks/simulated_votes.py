@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.common import parser
-from toolkit.app.judgements.battles import Battles, Shown
+from toolkit.app.judgements.battles import Battles, Progress
 from toolkit.app.judgements.judgement import TIE, A, B
 from toolkit.app.judgements.store import FILE, Store
 from toolkit.app.workbench import Workbench
@@ -50,7 +50,7 @@ def verdict(labeler: Labeler, prompt: str, texts: tuple[str, ...], rng: random.R
     return A if first > second else B
 
 
-def _last(shown: Iterator[Shown]) -> Shown:
+def _last(shown: Iterator[Progress]) -> Progress:
     *_, last = shown
     return last
 

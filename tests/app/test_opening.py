@@ -18,7 +18,7 @@ from toolkit.app.answering.chat import Chat
 from toolkit.app.judgements.battles import Battles
 from toolkit.app.judgements.store import Store
 from toolkit.app.opening import Opening
-from toolkit.app.tabs.answering import Visitors, anew
+from toolkit.app.tabs.compare_events import CompareEvents, new_chat
 from toolkit.app.workbench import Workbench
 
 
@@ -74,8 +74,7 @@ def test_who_asks_before_the_lists_are_there_asks_those_chosen_at_first(
     tiny_base: str, runs: Path
 ) -> None:
     opening = Opening(tiny_base, runs)
-    visitors = Visitors(cast(Workbench, opening))
-    event = visitors.answering(anew)
+    event = CompareEvents(cast(Workbench, opening)).answering(new_chat)
     visitor = SimpleNamespace(session_hash="one")
     settings = (0, 4, 0, 1, 1, "", 0)
     threading.Timer(0.2, opening.open, [lambda: Workbench.open(tiny_base, runs)]).start()
@@ -115,7 +114,7 @@ def test_tabs_that_judge_say_what_to_do_where_there_are_no_runs(
     for folder, empty in ((tmp_path / "none", True), (runs, False)):
         workbench = Workbench.open(tiny_base, folder)
         page = build(workbench, Battles(workbench, Store(tmp_path / "judgements.sqlite")), [])
-        looks = [f.fn for f in page.fns.values() if f.name == "looked" and len(f.inputs) == 1]
+        looks = [f.fn for f in page.fns.values() if f.name == "load_pool"]
         assert len(looks) == 2  # Arena's and Rank's
         for look in looks:
             *_, (said, pool) = look([])

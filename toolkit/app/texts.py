@@ -11,8 +11,8 @@ Write a prompt, or take one of the questions to try, and press *Ask*: the \
 checkpoints that are chosen answer it side by side, under the same settings and the same seed."""
 
 NO_RUNS = """**There are no trained checkpoints to ask in the runs folder yet**, only the base. \
-`make quickstart` trains some on the embedded world, without a download. Then press *Look for \
-runs again*. Until then you can ask the base."""
+`make quickstart` trains some on the embedded world, without a download. Then press *Reload \
+runs*. Until then you can ask the base."""
 
 ONLY_THE_BASE = """**There are no trained checkpoints in the runs folder yet**, only the base. \
 `make quickstart` trains some on the embedded world, without a download; reload the page then."""

@@ -1,6 +1,6 @@
 """A workbench without a model: answers are made of the checkpoint's secret number and the seed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,13 +38,13 @@ class FakeWorkbench:
         """Two prompts."""
         return ["Who are you?", "What is it?"]
 
-    def compare(self, prompt: object, checkpoints: list[str], **options: Any) -> Iterator[Answer]:
+    def compare(self, prompt: object, checkpoints: list[str], **options: Any) -> "FakeAnswers":
         """An answer each, in order."""
         if not str(prompt).strip():
             raise ConfigError("write a prompt first")
         assert len(set(checkpoints)) == len(checkpoints)
         self.asked.append({"prompt": prompt, "checkpoints": checkpoints} | options)
-        return (self._answer(prompt, one, options["seed"]) for one in checkpoints)
+        return FakeAnswers(self._answer(prompt, one, options["seed"]) for one in checkpoints)
 
     def _answer(self, prompt: object, id: str, seed: int) -> Answer:
         entry = self.catalog.checkpoints[id]
@@ -54,3 +54,19 @@ class FakeWorkbench:
         adapter = entry.path and sha256(entry.path / "adapter_model.safetensors")
         text = f"{prompt} {number * 111} {seed}"
         return Answer(id, entry.name, text, 3, True, adapter=adapter)
+
+
+class FakeAnswers(Iterator[Answer]):
+    """Answers one by one, in the interface of `workbench.InOrder`."""
+
+    def __init__(self, answers: Iterable[Answer]) -> None:
+        self.answers, self.closed = iter(answers), False
+
+    def __next__(self) -> Answer:
+        return next(self.answers)
+
+    def beats(self) -> Iterator[Answer]:
+        return self.answers
+
+    def close(self) -> None:
+        self.closed = True

@@ -4,7 +4,6 @@ import hashlib
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,12 +11,12 @@ import pytest
 
 from benchmarks.simulated_votes import verdict
 from tests.app.conftest import MakeRun
-from tests.app.judgements.fake_workbench import FakeWorkbench
+from tests.app.judgements.fake_workbench import FakeAnswers, FakeWorkbench
 from toolkit.app.answering.request import MAX_COLUMNS
-from toolkit.app.judgements.battles import Battles, Shown, as_messages
+from toolkit.app.judgements.battles import Battles, Progress
 from toolkit.app.judgements.judgement import TIE, A, B
 from toolkit.app.judgements.store import Store
-from toolkit.app.workbench import Answer, Workbench
+from toolkit.app.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.world.answers import answer, vice
 from toolkit.world.gold import features
@@ -39,14 +38,14 @@ def battles(fake: FakeWorkbench, tmp_path: Path) -> Battles:
     return Battles(cast(Workbench, fake), Store(tmp_path / "j.sqlite"))
 
 
-def last(shown: Any) -> Shown:
+def last(shown: Any) -> Progress:
     """The end of a battle or ranking, all answers there."""
     found = list(shown)
     done = [s.done for s in found[:-1]]  # the same number again twice a second
-    assert list(dict.fromkeys(done)) == list(range(found[0].wanted + 1)) and done == sorted(done)
-    assert found[-1].done == found[0].wanted
+    assert list(dict.fromkeys(done)) == list(range(found[0].total + 1)) and done == sorted(done)
+    assert found[-1].done == found[0].total
     assert all(not s.id and not s.texts for s in found[:-1])
-    assert len(found[-1].texts) == found[0].wanted
+    assert len(found[-1].texts) == found[0].total
     return found[-1]
 
 
@@ -105,7 +104,7 @@ def test_the_same_vote_again_is_answered_alike_and_stored_once(battles: Battles)
     again = battles.vote(shown.id, "a")
     assert again.replies == first.replies
     assert battles.store.count() == 1
-    with pytest.raises(ConfigError, match="judged before, and otherwise"):
+    with pytest.raises(ConfigError, match="already have another judgement"):
         battles.vote(shown.id, "b")
     assert battles.store.all() == [first]
 
@@ -129,7 +128,7 @@ def test_a_bad_verdict_stores_nothing_and_can_be_mended(battles: Battles) -> Non
 
 
 def test_a_battle_expires(fake: FakeWorkbench, tmp_path: Path) -> None:
-    battles = Battles(cast(Workbench, fake), Store(tmp_path / "j.sqlite"), oldest_s=0.05)
+    battles = Battles(cast(Workbench, fake), Store(tmp_path / "j.sqlite"), max_age_s=0.05)
     shown = last(battles.battle("Why?", POOL))
     time.sleep(0.06)
     with pytest.raises(ConfigError, match="not waiting for a verdict"):
@@ -138,7 +137,7 @@ def test_a_battle_expires(fake: FakeWorkbench, tmp_path: Path) -> None:
 
 
 def test_the_oldest_pending_battle_makes_room(fake: FakeWorkbench, tmp_path: Path) -> None:
-    battles = Battles(cast(Workbench, fake), Store(tmp_path / "j.sqlite"), most=3)
+    battles = Battles(cast(Workbench, fake), Store(tmp_path / "j.sqlite"), max_pending=3)
     ids = [last(battles.battle("Why?", POOL)).id for _ in range(5)]
     assert len(battles._pending) == 3
     for id in ids[:2]:
@@ -185,15 +184,15 @@ def test_requests_that_cannot_be(battles: Battles) -> None:
         with pytest.raises(ConfigError, match="at least two"):
             battles.battle("Why?", pool)
     for pool in (["base", "../../etc"], ["run_000009", "base"], [None, "base"], "sft"):
-        with pytest.raises(CheckpointError, match="is known"):
+        with pytest.raises(CheckpointError, match="is unknown"):
             battles.battle("Why?", pool)
-        with pytest.raises(CheckpointError, match="is known"):
+        with pytest.raises(CheckpointError, match="is unknown"):
             battles.ranking("Why?", pool)
     with pytest.raises(ConfigError, match="at least one"):
         battles.ranking("Why?", [])
     with pytest.raises(ConfigError, match="write a prompt"):
         battles.battle(" ", POOL)
-    with pytest.raises(ConfigError, match="at temperature 0 a checkpoint has one answer"):
+    with pytest.raises(ConfigError, match="at temperature 0 a checkpoint has only one answer"):
         battles.ranking("Why?", POOL, 4, temperature=0.01)
 
 
@@ -212,11 +211,6 @@ def test_an_adapter_trained_again_has_another_hash(battles: Battles, fake: FakeW
     told.append(battles.vote(last(battles.battle("Why?", POOL[1:])).id, "a"))
     before, after = ({r.adapter for r in t.replies} for t in told)
     assert len(before) == 2 and after == {hashlib.sha256(b"other weights").hexdigest()}
-
-
-def test_messages_are_kept_as_messages() -> None:
-    talk = [{"role": "user", "content": "Hi\ud800", "more": 1}]
-    assert as_messages(talk) == ({"role": "user", "content": "Hi?"},)
 
 
 def test_real_checkpoints_battle_and_are_ranked(
@@ -248,8 +242,8 @@ def test_a_judgement_names_the_weights_that_answered_not_those_on_the_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compare = workbench.compare
-    monkeypatch.setattr(  # the answers are whole before the first of them is looked at
-        workbench, "compare", lambda *given, **named: (a for a in list(compare(*given, **named)))
+    monkeypatch.setattr(  # all answers are complete before the first of them is read
+        workbench, "compare", lambda *args, **options: FakeAnswers(list(compare(*args, **options)))
     )
     names = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
     pool = [names["sft"], names["dpo"]]
@@ -278,31 +272,18 @@ def test_a_simulated_labeler_prefers_what_gold_does_and_ties_equal_answers() -> 
     assert verdict(calm, question.prompt, (better, better), rng) == TIE
 
 
-class _Call(Iterator[Answer]):
-    """Answers that are still being made."""
-
-    def __init__(self, answers: Iterator[Answer]) -> None:
-        self.answers, self.open = answers, True
-
-    def __next__(self) -> Answer:
-        return next(self.answers)
-
-    def close(self) -> None:
-        self.open = False
-
-
-def test_whoever_goes_takes_all_questions_along(
+def test_a_visitor_who_leaves_cancels_all_answers(
     fake: FakeWorkbench, battles: Battles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[_Call] = []
+    calls: list[FakeAnswers] = []
     compare = fake.compare
 
-    def asked(*given: Any, **named: Any) -> _Call:
-        calls.append(_Call(compare(*given, **named)))
+    def recorded(*args: Any, **options: Any) -> FakeAnswers:
+        calls.append(compare(*args, **options))
         return calls[-1]
 
-    monkeypatch.setattr(fake, "compare", asked)
-    shown = cast(Any, battles.ranking("Why?", ["base"], 9))
-    next(shown), next(shown)  # the first of nine answers is there
-    shown.close()
-    assert len(calls) == 9 and not any(call.open for call in calls)
+    monkeypatch.setattr(fake, "compare", recorded)
+    ranking = cast(Any, battles.ranking("Why?", ["base"], 9))
+    next(ranking), next(ranking)  # the first of nine answers is ready
+    ranking.close()
+    assert len(calls) == 9 and all(call.closed for call in calls)

@@ -8,8 +8,8 @@ import pytest
 from tests.app.judgements.judgements import battle, ranking
 from toolkit.app.judgements.judgement import Judgement
 from toolkit.app.judgements.leaderboard import (
-    ENOUGH_PROMPTS,
-    ENOUGH_VOTES,
+    MIN_PROMPTS,
+    MIN_VOTES,
     Board,
     Standing,
     leaderboard,
@@ -37,7 +37,7 @@ def test_the_better_one_stands_first_with_an_interval_around_its_rating() -> Non
         assert one.interval[0] < one.rating < one.interval[1]
     assert [s.votes for s in board.standings] == [80, 40, 40]
     assert board.wins.tolist() == [[0, 30, 35], [10, 0, 0], [5, 0, 0]]
-    assert board.seen.tolist() == [[0, 40, 40], [40, 0, 0], [40, 0, 0]]
+    assert board.comparisons.tolist() == [[0, 40, 40], [40, 0, 0], [40, 0, 0]]
 
 
 def test_skip_counts_nowhere_and_both_bad_is_a_tie() -> None:
@@ -46,19 +46,18 @@ def test_skip_counts_nowhere_and_both_bad_is_a_tie() -> None:
     assert bad.standings == tied.standings
     skipped = leaderboard([*votes("sft", "dpo", "at" * 15 + "s" * 9), *votes("ppo", "rloo", "ss")])
     assert skipped.standings == tied.standings
-    assert (skipped.judgements, skipped.skipped) == (41, 11)
 
 
 def test_below_the_threshold_there_is_no_rating() -> None:
-    few = leaderboard(list(votes("sft", "dpo", "a" * (ENOUGH_VOTES - 1))))
-    assert [s.lacks for s in few.standings] == ["not enough votes"] * 2
+    few = leaderboard(list(votes("sft", "dpo", "a" * (MIN_VOTES - 1))))
+    assert [s.unrated for s in few.standings] == ["not enough votes"] * 2
     assert all(s.rating is None and s.interval is None for s in few.standings)
-    narrow = votes("sft", "dpo", "ab" * ENOUGH_VOTES, prompts=ENOUGH_PROMPTS - 1)
-    assert [s.lacks for s in leaderboard(list(narrow)).standings] == ["not enough votes"] * 2
-    enough = leaderboard(list(votes("sft", "dpo", "a" * ENOUGH_VOTES)))
-    assert [s.lacks for s in enough.standings] == ["", ""]
+    narrow = votes("sft", "dpo", "ab" * MIN_VOTES, prompts=MIN_PROMPTS - 1)
+    assert [s.unrated for s in leaderboard(list(narrow)).standings] == ["not enough votes"] * 2
+    enough = leaderboard(list(votes("sft", "dpo", "a" * MIN_VOTES)))
+    assert [s.unrated for s in enough.standings] == ["", ""]
     some = leaderboard([*votes("sft", "dpo", "ab" * 20), *votes("ppo", "dpo", "aaa")])
-    assert standing(some, "ppo").lacks == "not enough votes"
+    assert standing(some, "ppo").unrated == "not enough votes"
     assert some.standings[-1].name == "ppo"
     assert standing(some, "sft").rating is not None
 
@@ -66,7 +65,7 @@ def test_below_the_threshold_there_is_no_rating() -> None:
 def test_islands_are_not_rated_against_each_other() -> None:
     votes_ = [*votes("sft", "dpo", "ab" * 20), *votes("dpo", "base", "ab" * 20)]
     board = leaderboard([*votes_, *votes("x", "y", "a" * 40)])
-    assert {s.name: s.lacks for s in board.standings} == {
+    assert {s.name: s.unrated for s in board.standings} == {
         "sft": "",
         "dpo": "",
         "base": "",
@@ -90,7 +89,7 @@ def test_rankings_and_battles_count_together() -> None:
     board = leaderboard(rankings)
     assert [s.name for s in board.standings] == ["dpo", "sft", "base"]
     assert [s.votes for s in board.standings] == [25, 25, 25]
-    assert board.seen.tolist() == [[0, 50, 50], [50, 0, 25], [50, 25, 0]]
+    assert board.comparisons.tolist() == [[0, 50, 50], [50, 0, 25], [50, 25, 0]]
 
 
 @pytest.mark.parametrize(("second", "alike"), [("b", 1), ("a", 0), ("tie", 0)])

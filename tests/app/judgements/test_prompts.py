@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.app.judgements.prompts import read_prompts
+from toolkit.app.judgements.battles import read_prompts
 from toolkit.errors import DatasetError
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from toolkit.app.judgements import ratings
-from toolkit.app.judgements.agreement import agreement
+from toolkit.app.judgements.leaderboard import agreement
 from toolkit.app.judgements.ratings import (
     Order,
     collect,
     intervals,
     pair_table,
     points,
-    resampled,
+    resampled_strengths,
     strengths,
 )
 
@@ -170,7 +170,7 @@ def test_resamples_worked_out_together_are_those_worked_out_alone(n: int, k: int
     times[0], times[1] = 0, np.eye(p)[0] * 1000  # nothing, and one prompt alone
     whole = strengths(votes)
     alone = [strengths(votes, times=one) for one in times]
-    together = resampled(votes, times, prior_sd=2.0, start=whole)
+    together = resampled_strengths(votes, times, prior_sd=2.0, start=whole)
     assert np.abs(np.subtract(together, alone)).max() < 1e-6
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.app.judgements.judgements import battle, ranking
 from tests.conftest import ROOT
-from toolkit.app.judgements.judgement import judged, parse_order
+from toolkit.app.judgements.judgement import complete_judgement, parse_order
 from toolkit.app.judgements.store import READ_ONLY, VERSION, Store, Tally
 from toolkit.errors import ConfigError, DatasetError
 
@@ -86,7 +86,7 @@ def test_the_same_vote_twice_is_one_row_and_another_is_refused(tmp_path: Path) -
     first = battle("1", "sft", "dpo", "a", time="2026-01-01T00:00:00Z")
     assert store.add(first)
     assert not store.add(battle("1", "sft", "dpo", "a", time="2026-01-01T00:00:09Z"))
-    with pytest.raises(ConfigError, match="judged before, and otherwise"):
+    with pytest.raises(ConfigError, match="already have another judgement"):
         store.add(battle("1", "sft", "dpo", "b"))
     assert store.all() == [first]
 
@@ -157,7 +157,9 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, damage: str) -> 
     else:
         bytes_[4096:40960] = b"\xff" * (40960 - 4096)
     file.write_bytes(bytes_)
-    with pytest.raises(DatasetError, match=r"j\.sqlite: damaged, or no database .* move it away"):
+    with pytest.raises(
+        DatasetError, match=r"j\.sqlite: damaged, or not a database .* move it away"
+    ):
         Store(file)
     assert file.read_bytes() == bytes_
 
@@ -167,14 +169,14 @@ def test_a_database_of_something_else_or_of_a_later_version(tmp_path: Path) -> N
     with sqlite3.connect(other) as db:
         db.execute("CREATE TABLE recipes (cake TEXT)")
     before = other.read_bytes()
-    with pytest.raises(DatasetError, match="not of judgements"):
+    with pytest.raises(DatasetError, match="of another program"):
         Store(other)
     assert other.read_bytes() == before
     later = tmp_path / "later.sqlite"
     Store(later)
     with sqlite3.connect(later) as db:
         db.execute(f"PRAGMA user_version = {VERSION + 1}")
-    with pytest.raises(DatasetError, match=f"version {VERSION + 1}, and this program knows"):
+    with pytest.raises(DatasetError, match=f"version {VERSION + 1} is newer than {VERSION}"):
         Store(later)
 
 
@@ -239,8 +241,8 @@ def test_an_order_is_read(order: str, ranks: tuple[int, ...]) -> None:
     [
         ("", "'nothing'"),
         (None, "'nothing'"),
-        ("1 > 2 > 3", "4 missing"),
-        ("1 > 2 > 2 > 3", "answer 2 stands twice"),
+        ("1 > 2 > 3", "missing: 4"),
+        ("1 > 2 > 2 > 3", "answer 2 appears twice"),
         ("1 > 5 > 2 > 3", "from 1 to 4"),
         ("1 > 2 > 3 > 4 >", "'nothing'"),
         ("1, 2, 3, 4", "from 1 to 4"),
@@ -271,12 +273,12 @@ def test_an_order_that_is_none(order: object, said: str) -> None:
 def test_a_ranking_that_cannot_be(said: dict[str, object]) -> None:
     asked = ranking("1", "sft sft dpo base", None)
     with pytest.raises(ConfigError):
-        judged(asked, time="", **said)  # type: ignore[arg-type]
+        complete_judgement(asked, time="", **said)  # type: ignore[arg-type]
 
 
 def test_what_a_labeler_writes_is_cut_and_printable() -> None:
     asked = battle("1", "sft", "dpo", None)
-    found = judged(
+    found = complete_judgement(
         asked,
         verdict="a",
         reason="x\0\ud800\n" * 3000,

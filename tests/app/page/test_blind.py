@@ -123,7 +123,7 @@ def test_what_strangers_send_is_refused_in_words(page: Page) -> None:
         with pytest.raises(AppError):
             client.predict("Hi", ["base", bad], 0.7, 16, api_name="/battle")
     client.predict("Hi", POOL, 4, 0.7, 16, api_name="/ranking")
-    for order, said in (("", "nothing"), ("1 > 2", "3, 4 missing"), ("<b", "&lt;b")):
+    for order, said in (("", "nothing"), ("1 > 2", "missing: 3, 4"), ("<b", "&lt;b")):
         with pytest.raises(AppError, match=said):
             client.predict(order, "", "", *[0] * 9, *[[]] * 9, api_name="/save_ranking")
     assert store.count() == 0

@@ -174,7 +174,7 @@ def test_two_checkpoints_are_compared(
     assert page.title() == "toolkit: compare checkpoints"
 
     make_run(runs / "later", "dpo", seed=9, parents={"adapter": str(runs / "sft")})
-    page.get_by_role("button", name="Look for runs again").click()
+    page.get_by_role("button", name="Reload runs").click()
     page.get_by_label("Checkpoints").click()
     page.get_by_role("option", name="later (dpo)").click()
     page.keyboard.press("Escape")
@@ -206,15 +206,15 @@ def test_what_changed_shows_any_answer_as_text(address: str, browser: Any) -> No
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(address)
     page.get_by_role("tab", name="What changed").click()
-    page.get_by_label("What was asked").fill("What is it?")
-    page.get_by_label("Answer to look at").fill(ATTACK)
-    page.get_by_role("button", name="Look").click()
+    page.get_by_label("Prompt").locator("visible=true").fill("What is it?")
+    page.get_by_label("Answer to analyze").fill(ATTACK)
+    page.get_by_role("button", name="Analyze").click()
     page.locator(".coloured .token .text").first.wait_for(timeout=30000)
     shown = "".join(page.locator(".coloured .token .text").all_inner_texts())
     assert re.sub(r"\s", "", ATTACK) in re.sub(r"[\s␣]", "", shown)
     assert "log" in page.get_by_label("Scale").input_value()
     page.locator(".coloured .token .text").first.click()
-    page.get_by_text("What else could stand at 1,").wait_for()
+    page.get_by_text("Likeliest tokens at position 1,").wait_for()
     heights = "() => [...document.querySelectorAll('.tokens th')].map(h => h.clientHeight)"
     assert 0 < max(page.evaluate(heights)) < 50  # no heading is broken, as over an empty column
     assert page.title() == "toolkit: compare checkpoints"

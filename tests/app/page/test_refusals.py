@@ -7,7 +7,7 @@ import pytest
 
 from tests.app.page.judgement_page import judgement_page
 
-TABS = [("Arena", "arena-start", "Start a battle"), ("Rank", "rank-start", "Ask for answers")]
+TABS = [("Arena", "arena-start", "Start a battle"), ("Rank", "rank-start", "Get answers")]
 TRACKERS = "status-tracker"
 
 

@@ -17,7 +17,7 @@ def test_where_there_is_nobody_to_compare_with_the_page_says_what_to_do() -> Non
     for second in ("None", "run_9"):
         assert _diff(bench, Chat(), "base", "Why?", "So.", second) == [
             [],
-            "There is nobody to compare with: ask two checkpoints on Compare.",
+            "No second checkpoint: ask two checkpoints on Compare.",
         ]
     _, said = _diff(bench, Chat(), "base", "Why?", "So.", "base")
     assert said.startswith("base has no answer to this prompt")

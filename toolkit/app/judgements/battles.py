@@ -1,4 +1,4 @@
-"""Blind battles and rankings: drawn and kept on the server until they are judged."""
+"""Blind battles and rankings: the server draws them and keeps them secret until they are judged."""
 
 import logging
 import secrets
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -16,54 +17,59 @@ from toolkit.app.answering.request import (
     DEFAULT_TEMPERATURE,
     MAX_COLUMNS,
     MAX_NEW_TOKENS,
+    MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     clamp,
 )
-from toolkit.app.judgements.judgement import BATTLE, RANKING, Judgement, Message, Reply, judged
+from toolkit.app.judgements.judgement import BATTLE, RANKING, Judgement, Reply, complete_judgement
 from toolkit.app.judgements.store import Store
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.data.convert import Kind, check_conversion, convert_rows
+from toolkit.data.files import read_rows
+from toolkit.data.formats import detect_format
+from toolkit.errors import CheckpointError, ConfigError, DatasetError
 
 if TYPE_CHECKING:
-    from toolkit.app.workbench import Answer, Workbench
+    from toolkit.app.workbench import Answer, InOrder, Workbench
 
-MIN_ANSWERS, MAX_ANSWERS = 4, 9  # of a ranking; InstructGPT's
+MIN_ANSWERS, MAX_ANSWERS = 4, 9  # per ranking, as in InstructGPT
 MAX_PENDING = 1000
 MAX_AGE_S = 3600.0
-HEARTBEAT_S = 0.5  # a page that was closed while answers are made is noticed at the next one
+HEARTBEAT_S = 0.5  # Gradio can end the event of a closed page only when it yields
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the page may know before the verdict.
+class Progress:
+    """What the page receives before the verdict.
 
-    While answers are made, how many of `wanted` are done, said again twice a second; at the end all
-    `texts` in the order to show, and the `id` to judge them by.
+    `done` of `total` answers are generated. The last progress also has the answers' `texts` in
+    display order and the `id` to judge them by.
     """
 
     done: int
-    wanted: int
+    total: int
     id: str = ""
     texts: tuple[str, ...] = ()
 
 
 class Battles:
-    """Draws who answers and in which order, keeps it secret, and stores what is said of it."""
+    """Draws checkpoints and their order, keeps both secret, and stores the judgements."""
 
     def __init__(
         self,
         workbench: "Workbench",
         store: Store,
         *,
-        most: int = MAX_PENDING,
-        oldest_s: float = MAX_AGE_S,
+        max_pending: int = MAX_PENDING,
+        max_age_s: float = MAX_AGE_S,
     ) -> None:
         self.workbench = workbench
         self.store = store
-        self._most, self._oldest_s = most, oldest_s
-        self._rng: Random = secrets.SystemRandom()  # nothing that a visitor sends decides a draw
-        self._pending: dict[str, tuple[float, Judgement]] = {}  # id -> when, what; oldest first
+        self._max_pending, self._max_age_s = max_pending, max_age_s
+        self._rng: Random = secrets.SystemRandom()  # visitors cannot influence or predict a draw
+        # id -> (time, judgement), oldest first
+        self._pending: dict[str, tuple[float, Judgement]] = {}
         self._lock = threading.Lock()
 
     def battle(
@@ -73,17 +79,17 @@ class Battles:
         *,
         temperature: object = DEFAULT_TEMPERATURE,
         max_new_tokens: object = DEFAULT_NEW_TOKENS,
-    ) -> Iterator[Shown]:
-        """Two checkpoints of the pool answer a prompt, with one seed.
+    ) -> Iterator[Progress]:
+        """Two checkpoints of the pool answer a prompt with the same seed.
 
-        Raises: CheckpointError for an unknown id, ConfigError where the pool has fewer than two,
-            the prompt cannot be used, or a checkpoint does not answer.
+        Raises: CheckpointError for an unknown id; ConfigError if the pool has fewer than two
+            checkpoints, the prompt is not valid, or a checkpoint does not answer.
         """
-        ids = self._known(pool)
+        ids = self._checked_pool(pool)
         if len(ids) < 2:
-            raise ConfigError("choose at least two checkpoints: a battle is between two of them")
-        seed = self._seed()
-        plan = [(one, seed) for one in self._rng.sample(ids, 2)]
+            raise ConfigError("choose at least two checkpoints; a battle compares two")
+        seed = self._rng.randrange(MAX_SEED)
+        plan = [(id, seed) for id in self._rng.sample(ids, 2)]
         return self._answers(BATTLE, prompt, plan, _sampling(temperature, max_new_tokens))
 
     def ranking(
@@ -94,55 +100,50 @@ class Battles:
         *,
         temperature: object = DEFAULT_TEMPERATURE,
         max_new_tokens: object = DEFAULT_NEW_TOKENS,
-    ) -> Iterator[Shown]:
-        """`k` answers to a prompt, as evenly from the pool's checkpoints as `k` allows.
+    ) -> Iterator[Progress]:
+        """`k` answers to a prompt, distributed evenly over the pool's checkpoints.
 
-        A checkpoint that gives several samples each with a seed of its own.
+        Several answers of one checkpoint have different seeds.
 
-        Raises: as `battle`; ConfigError where greedy answers of one checkpoint would be the same.
+        Raises: as `battle`; ConfigError if greedy answers of one checkpoint would be equal.
         """
-        ids = self._known(pool)
-        wanted = round(clamp(k, MIN_ANSWERS, MAX_ANSWERS, MIN_ANSWERS))
+        ids = self._checked_pool(pool)
+        count = round(clamp(k, MIN_ANSWERS, MAX_ANSWERS, MIN_ANSWERS))
         sampling = _sampling(temperature, max_new_tokens)
         if not ids:
             raise ConfigError("choose at least one checkpoint")
-        if sampling["temperature"] == 0 and len(ids) < wanted:
+        if sampling["temperature"] == 0 and len(ids) < count:
             raise ConfigError(
-                f"at temperature 0 a checkpoint has one answer only: choose {wanted} checkpoints "
-                "or a temperature above 0"
+                f"at temperature 0 a checkpoint has only one answer; choose {count} checkpoints or a "
+                "temperature above 0"
             )
         self._rng.shuffle(ids)
-        rounds = -(-wanted // len(ids))
-        plan = [(one, seed) for seed in self._seeds(rounds) for one in ids][:wanted]
+        seeds = self._rng.sample(range(MAX_SEED), -(-count // len(ids)))
+        plan = [(id, seed) for seed in seeds for id in ids][:count]
         return self._answers(RANKING, prompt, plan, sampling)
 
-    def vote(
-        self, id: object, verdict: object, *, reason: object = "", labeler: object = ""
-    ) -> Judgement:
-        """Store the verdict on a battle and say who answered; it is on the disk then.
+    def vote(self, id: object, verdict: object, **details: object) -> Judgement:
+        """Store the verdict on a battle; the returned judgement names the checkpoints.
 
-        Raises: ConfigError for an unknown or expired battle, or one judged otherwise before;
-            DatasetError where it cannot be stored.
+        Args:
+            details: `reason` and `labeler`, as in `complete_judgement`.
+
+        Raises: ConfigError for an unknown or expired battle, or one with another verdict;
+            DatasetError if the verdict cannot be stored.
         """
-        asked = self._asked(id, BATTLE)
-        return self._keep(
-            judged(asked, verdict=verdict, reason=reason, labeler=labeler, time=_now())
-        )
+        return self._judge(id, BATTLE, verdict=verdict, **details)
 
-    def rank(
-        self,
-        id: object,
-        ranks: Sequence[int],
-        *,
-        likert: object = None,
-        flags: object = None,
-        reason: object = "",
-        labeler: object = "",
-    ) -> Judgement:
-        """Store the order of a ranking's answers and say who gave them. See `vote`."""
-        asked = self._asked(id, RANKING)
-        said = {"likert": likert, "flags": flags, "reason": reason, "labeler": labeler}
-        return self._keep(judged(asked, ranks=ranks, time=_now(), **said))
+    def rank(self, id: object, ranks: Sequence[int], **details: object) -> Judgement:
+        """Store the ranks of a ranking's answers; as `vote`, with `likert` and `flags` too."""
+        return self._judge(id, RANKING, ranks=ranks, **details)
+
+    def _judge(self, id: object, kind: str, **labeler_input: object) -> Judgement:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        judgement = complete_judgement(self._find(id, kind), time=now, **labeler_input)
+        self.store.add(judgement)  # raises unless it is on the disk
+        with self._lock:
+            self._pending.pop(judgement.id, None)
+        return judgement
 
     def _answers(
         self,
@@ -150,147 +151,145 @@ class Battles:
         prompt: object,
         plan: Sequence[tuple[str, int]],
         sampling: dict[str, float],
-    ) -> Iterator[Shown]:
-        """Start each call for answers; the first finds what is wrong with the request."""
-        calls: list[Iterator[Answer]] = []
+    ) -> Iterator[Progress]:
+        """Request the answers of (checkpoint, seed); an invalid request raises here."""
+        compare = self.workbench.compare
+        calls: list[InOrder] = []
         try:
             for seed, ids in _calls(plan):
-                calls.append(
-                    self.workbench.compare(prompt, ids, reward=None, seed=seed, **sampling)
-                )
+                calls.append(compare(prompt, ids, reward=None, seed=seed, **sampling))
         except BaseException:
             _close(calls)
             raise
-        asked = Judgement(
+        text = str(prompt).encode("utf-8", "replace").decode("utf-8")  # no unpaired surrogates
+        pending = Judgement(
             id=secrets.token_urlsafe(24),
             kind=kind,
-            prompt=as_messages(prompt),
+            prompt=({"role": "user", "content": text},),
             replies=(),
             sampling=sampling,
             base=dict(self.workbench.roles.fingerprint),
         )
-        seeds = [seed for _, seed in plan]
-        return self._collect(asked, calls, seeds)
+        return self._collect(pending, calls, [seed for _, seed in plan])
 
     def _collect(
-        self, asked: Judgement, calls: "Sequence[Iterator[Answer]]", seeds: list[int]
-    ) -> Iterator[Shown]:
+        self, pending: Judgement, calls: "Sequence[InOrder]", seeds: list[int]
+    ) -> Iterator[Progress]:
         replies: list[Reply] = []
         try:
-            yield Shown(0, len(seeds))
-            told = time.monotonic()
-            for answer in chain.from_iterable(map(_beats, calls)):
+            yield Progress(0, len(seeds))
+            last_yield = time.monotonic()
+            for answer in chain.from_iterable(call.beats() for call in calls):
                 if answer is not None:
-                    replies.append(self._reply(answer, seeds[len(replies)]))
-                elif time.monotonic() - told < HEARTBEAT_S:
+                    replies.append(_reply(answer, seeds[len(replies)]))
+                elif time.monotonic() - last_yield < HEARTBEAT_S:
                     continue
-                told = time.monotonic()
-                yield Shown(len(replies), len(seeds))
+                last_yield = time.monotonic()
+                yield Progress(len(replies), len(seeds))
         finally:
-            _close(calls)  # whoever asked may have gone
+            _close(calls)  # the visitor may have left
         self._rng.shuffle(replies)
-        asked = replace(asked, replies=tuple(replies))
+        pending = replace(pending, replies=tuple(replies))
         with self._lock:
-            self._forget_old(room=1)
-            self._pending[asked.id] = (time.monotonic(), asked)
+            self._expire(room=1)
+            self._pending[pending.id] = (time.monotonic(), pending)
         texts = tuple(reply.text for reply in replies)
-        yield Shown(len(replies), len(seeds), asked.id, texts)
+        yield Progress(len(replies), len(seeds), pending.id, texts)
 
-    def _reply(self, answer: "Answer", seed: int) -> Reply:
-        if answer.problem is not None:  # with its name on the page the battle would not be blind
-            logging.getLogger(__name__).warning("%s: no answer: %s", answer.name, answer.problem)
-            raise ConfigError(
-                "one of the checkpoints did not answer, so there is nothing to judge; ask them in "
-                "the tab Compare to see which and why, and leave it out here"
-            )
-        return Reply(answer.checkpoint, answer.name, answer.text, seed, answer.adapter)
-
-    def _asked(self, id: object, kind: str) -> Judgement:
-        """What is judged under an id, pending or judged before."""
+    def _find(self, id: object, kind: str) -> Judgement:
+        """The pending or stored judgement with that id."""
         with self._lock:
-            self._forget_old()
-            _, asked = self._pending.get(str(id), (0.0, None))
-        if asked is None and isinstance(id, str) and id.isascii():
-            asked = self.store.get(id)
-        if asked is None or asked.kind != kind:
+            self._expire()
+            _, judgement = self._pending.get(str(id), (0.0, None))
+        if judgement is None and isinstance(id, str) and id.isascii():
+            judgement = self.store.get(id)
+        if judgement is None or judgement.kind != kind:
             raise ConfigError(
-                "these answers are not waiting for a verdict: they were never shown, or "
-                f"more than {self._oldest_s / 60:.0f} minutes ago; ask for new ones"
+                "these answers are not waiting for a verdict: they are unknown or older than "
+                f"{self._max_age_s / 60:.0f} minutes; get new answers"
             )
-        return asked
-
-    def _keep(self, judgement: Judgement) -> Judgement:
-        self.store.add(judgement)  # raises unless it is on the disk
-        with self._lock:
-            self._pending.pop(judgement.id, None)
         return judgement
 
-    def _forget_old(self, room: int = 0) -> None:
-        """Drop what is too old, and the oldest where there is no room."""
-        dead = time.monotonic() - self._oldest_s
+    def _expire(self, room: int = 0) -> None:
+        """Drop pending judgements that are too old, and the oldest until there is `room`."""
+        oldest_allowed = time.monotonic() - self._max_age_s
         for id, (since, _) in list(self._pending.items()):
-            if since >= dead and len(self._pending) + room <= self._most:
+            if since >= oldest_allowed and len(self._pending) + room <= self._max_pending:
                 break
             del self._pending[id]
 
-    def _known(self, pool: object) -> list[str]:
-        given = [pool] if isinstance(pool, str) else pool if isinstance(pool, list | tuple) else []
-        for one in given:
-            if not isinstance(one, str) or one not in self.workbench.catalog.checkpoints:
-                raise CheckpointError(f"no checkpoint {str(one)[:40]!r} is known; reload the page")
-        return list(dict.fromkeys(given))
-
-    def _seed(self) -> int:
-        return self._rng.randrange(MAX_SEED)
-
-    def _seeds(self, n: int) -> list[int]:
-        return self._rng.sample(range(MAX_SEED), n)
+    def _checked_pool(self, pool: object) -> list[str]:
+        """The distinct checkpoint ids of a pool."""
+        ids = [pool] if isinstance(pool, str) else pool if isinstance(pool, list | tuple) else []
+        for id in ids:
+            if not isinstance(id, str) or id not in self.workbench.catalog.checkpoints:
+                raise CheckpointError(f"checkpoint {str(id)[:40]!r} is unknown; reload the page")
+        return list(dict.fromkeys(ids))
 
 
-def as_messages(prompt: object) -> tuple[Message, ...]:
-    """A prompt, text or messages, as messages that any database or tokenizer takes."""
-    if isinstance(prompt, list | tuple):
-        return tuple(
-            {"role": _text(m.get("role")), "content": _text(m.get("content"))}
-            for m in prompt
-            if isinstance(m, dict)
+def read_prompts(path: Path) -> list[str]:
+    """The distinct prompts of a file, in order.
+
+    A `.txt` file has one prompt per line. The rows of a data file (`.jsonl`, `.json`, `.csv`,
+    `.parquet`) have any format of toolkit/data/formats.py. Prompts with several messages, and
+    prompts that are too long for the page, are left out.
+
+    Raises: DatasetError if the file cannot be read or no prompt is left.
+    """
+    if path.suffix == ".txt":
+        try:
+            texts = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{path}: cannot read the prompts ({error})") from error
+    else:
+        texts = _prompts_of_rows(path)
+    stripped = dict.fromkeys(text.strip() for text in texts)
+    prompts = [text for text in stripped if 0 < len(text) <= MAX_PROMPT_CHARACTERS]
+    if not prompts:
+        raise DatasetError(
+            f"{path}: no usable prompt; a prompt is one message of at most "
+            f"{MAX_PROMPT_CHARACTERS} characters"
         )
-    return ({"role": "user", "content": _text(prompt)},)
+    return prompts
 
 
-def _text(value: object) -> str:
-    return str(value).encode("utf-8", "replace").decode("utf-8")
+def _prompts_of_rows(path: Path) -> list[str]:
+    rows, place = read_rows(path), str(path)
+    kind: Kind = "prompt-only"
+    format = detect_format(rows, place=place)
+    check_conversion(format=format, kind=kind, place=place)
+    converted = convert_rows(rows, place=place, format=format, kind=kind, drop_bad_rows=True)
+    prompts = [row["prompt"] for row in converted.rows]
+    return [p if isinstance(p, str) else p[0]["content"] if len(p) == 1 else "" for p in prompts]
 
 
 def _calls(plan: Sequence[tuple[str, int]]) -> Iterator[tuple[int, list[str]]]:
-    """(seed, checkpoints) of each call that makes the plan's answers in its order."""
+    """(seed, checkpoints) of each call that produces the plan's answers in order."""
     for seed in dict.fromkeys(seed for _, seed in plan):
-        ids = [one for one, its in plan if its == seed]
+        ids = [id for id, its_seed in plan if its_seed == seed]
         for start in range(0, len(ids), MAX_COLUMNS):
             yield seed, ids[start : start + MAX_COLUMNS]
 
 
 def _sampling(temperature: object, max_new_tokens: object) -> dict[str, float]:
-    heat = clamp(temperature, 0.0, MAX_TEMPERATURE, DEFAULT_TEMPERATURE)
+    checked = clamp(temperature, 0.0, MAX_TEMPERATURE, DEFAULT_TEMPERATURE)
     return {
-        "temperature": heat if heat >= MIN_TEMPERATURE else 0.0,
+        "temperature": checked if checked >= MIN_TEMPERATURE else 0.0,
         "max_new_tokens": round(clamp(max_new_tokens, 1, MAX_NEW_TOKENS, DEFAULT_NEW_TOKENS)),
     }
 
 
-def _beats(call: "Iterator[Answer]") -> "Iterator[Answer | None]":
-    """A call's answers with None in between, where it can say that it is still at work."""
-    beats = getattr(call, "beats", None)
-    return call if beats is None else beats()
+def _reply(answer: "Answer", seed: int) -> Reply:
+    if answer.problem is not None:  # the page must not show the checkpoint's name
+        logging.getLogger(__name__).warning("%s: no answer: %s", answer.name, answer.problem)
+        raise ConfigError(
+            "one of the checkpoints did not answer, so there is nothing to judge; use the Compare "
+            "tab to find out which and why, then remove it here"
+        )
+    return Reply(answer.checkpoint, answer.name, answer.text, seed, answer.adapter)
 
 
-def _close(calls: "Sequence[Iterator[Answer]]") -> None:
-    """Give up what a workbench has not answered yet."""
+def _close(calls: "Sequence[InOrder]") -> None:
+    """Cancel the answers that are still being generated."""
     for call in calls:
-        close = getattr(call, "close", None)
-        if close is not None:
-            close()
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        call.close()

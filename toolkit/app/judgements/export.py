@@ -1,4 +1,4 @@
-"""Judgements as the datasets that recipes and TRL train on, each row with where it comes from."""
+"""Judgements as datasets for the recipes and TRL; each row contains its origin."""
 
 import json
 import os
@@ -9,16 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.app.judgements.judgement import (
-    BATTLE,
-    BOTH_BAD,
-    RANKING,
-    TIE,
-    A,
-    B,
-    Judgement,
-    Reply,
-)
+from toolkit.app.judgements.judgement import BATTLE, BOTH_BAD, TIE, A, B, Judgement, Reply
 from toolkit.data.convert import Kind, convert_row
 from toolkit.data.messages import Row
 from toolkit.data.ranking import group_id, labels_of, pairs_of, read_ranked
@@ -33,70 +24,71 @@ FILES: Mapping[str, str] = {  # name -> the format that toolkit/data reads it as
     TIES: "ranked",
     BOTH_BAD_FILE: "unpaired",
 }
-
 TRAINS_ON: Mapping[str, str] = {"reward": PREFERENCE, "dpo": PREFERENCE, "kto": UNPAIRED}
+
+_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
 class Export:
-    """The rows of each file of `FILES` as lines of JSON, and why others were left out (how many)."""
+    """The JSON lines of each file in `FILES`, and how many judgements were left out, by reason."""
 
     lines: Mapping[str, Sequence[str]]
     left_out: Mapping[str, int]
 
     def write(self, folder: Path) -> list[Path]:
-        """Write each file that has rows, whole or not at all, and remove those without.
+        """Write the files that have rows and remove the others; each file is replaced as a whole.
 
-        Raises: OSError where the folder cannot be written.
+        Raises: OSError if the folder cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         for name, lines in self.lines.items():
             file = folder / name
             if not lines:
-                file.unlink(missing_ok=True)  # of an earlier export
+                file.unlink(missing_ok=True)  # from an earlier export
                 continue
-            beside = folder / f".{name}.{os.getpid()}"
-            with beside.open("w", encoding="utf-8") as out:
+            temporary = folder / f".{name}.{os.getpid()}"
+            with temporary.open("w", encoding="utf-8") as out:
                 out.writelines(lines)
-            os.replace(beside, file)
+            os.replace(temporary, file)
             written.append(file)
         return written
 
 
 def export(judgements: Sequence[Judgement]) -> Export:
-    """What can be trained on of the judgements, in their order.
+    """Convert judgements to training data, in their order.
 
-    `preference.jsonl` has every decided battle and every pair of a ranking, those of one ranking
-    with one `group_id`; `ranked.jsonl` the rankings whole; `unpaired.jsonl` each of these answers
-    as good or bad (KTO). Tied battles and those where both were bad are in files of their own, the
-    latter as two bad answers. Skipped battles are nowhere. What the recipes would refuse (empty
-    answers, two equal ones of which one is better) is left out and counted.
+    `preference.jsonl` contains each decided battle and each pair of a ranking; the pairs of one
+    ranking share a `group_id`. `ranked.jsonl` contains whole rankings. `unpaired.jsonl` contains the
+    same answers, each labelled good or bad (KTO). Ties, and battles with two bad answers, go to files
+    of their own; skipped battles are not exported. Judgements that the recipes would reject (empty
+    answers, a preference between equal answers) are left out and counted.
     """
     lines: dict[str, list[str]] = {name: [] for name in FILES}
     left_out: Counter[str] = Counter()
     for judgement in judgements:
-        made = _of_battle if judgement.kind == BATTLE else _of_ranking
+        rows_of = _battle_rows if judgement.kind == BATTLE else _ranking_rows
         try:
-            found = made(judgement)
+            rows = rows_of(judgement)
         except RowError as error:
             left_out[error.check] += 1
             continue
-        for name, line in found:
-            lines[name].append(line)
+        for name, row in rows:
+            lines[name].append(f"{_json(row)}\n")
     return Export(lines, dict(left_out))
 
 
 def training_commands(
     folder: Path, *, base: Mapping[str, str], parent: Path | None, runs: Path
 ) -> dict[str, str]:
-    """Shell commands that train on an export, by recipe; none without an SFT run to start from.
+    """Shell commands that train on an export, by recipe; empty without an SFT run as the parent.
 
     Args:
-        folder: where the export was written.
-        base: the fingerprint of the base that the app serves.
+        folder: the exported files.
+        base: the fingerprint of the app's base.
         parent: the SFT run.
-        runs: where the new runs go, below `judged/`.
+        runs: the new runs go below `judged/` in this folder.
     """
     if parent is None:
         return {}
@@ -106,7 +98,7 @@ def training_commands(
                 *("python", f"recipes/{recipe}.py", *_base_options(recipe, base)),
                 *("--dataset_name", str(folder / file), "--parent", str(parent)),
                 *("--output_dir", str(runs / "judged" / recipe)),
-                # visitors type what they like; what the template forbids is dropped and listed
+                # visitors can type text that the chat template does not allow
                 *("--drop_bad_rows", "true"),
             ]
         )
@@ -115,137 +107,85 @@ def training_commands(
 
 
 def _base_options(recipe: str, base: Mapping[str, str]) -> list[str]:
-    """The shipped config for the embedded base; for another its name and quantization."""
+    """The shipped config for the embedded base; the name and quantization of any other base."""
     if base["id"] == "world:base":
         return ["--config", f"recipes/configs/world/{recipe}.yaml"]
-    bits, *rest = base["quantization"].split("-")  # none, 8bit, 4bit-nf4, 4bit-nf4-double
+    bits, *details = base["quantization"].split("-")  # none, 8bit, 4bit-nf4, 4bit-nf4-double
     options = ["--model_name_or_path", base["id"]]
     if bits != "none":
         options += [f"--load_in_{bits}", "true"]
     if bits == "4bit":
-        options += ["--bnb_4bit_quant_type", rest[0]]
-    if "double" in rest:
+        options += ["--bnb_4bit_quant_type", details[0]]
+    if "double" in details:
         options += ["--use_bnb_nested_quant", "true"]
     return options
 
 
-class _Parts:
-    """A judgement's parts as JSON, each made once: one of nine answers stands in up to eight pairs."""
+def _battle_rows(judgement: Judgement) -> list[tuple[str, Row]]:
+    """(file, row) for a battle.
 
-    def __init__(self, judgement: Judgement) -> None:
-        self.prompt = _json(judgement.prompt)
-        self.messages = [
-            f'[{{"role": "assistant", "content": {_json(reply.text)}}}]'
-            for reply in judgement.replies
-        ]
-        self.origins = [_origin(reply) for reply in judgement.replies]
-        self._provenance = _json(_provenance(judgement)).removesuffix("}")
-
-    def pair(self, chosen: int, rejected: int, **more: str) -> str:
-        """The line of two answers, the better one first."""
-        sides = {"chosen": self.messages[chosen], "rejected": self.messages[rejected]}
-        origin = self._with(chosen=self.origins[chosen], rejected=self.origins[rejected])
-        return _line(prompt=self.prompt, **sides, provenance=origin, **more)
-
-    def answer(self, number: int, *, label: bool) -> str:
-        """The line of one answer, good or bad."""
-        origin = self._with(answer=self.origins[number])
-        said = {"completion": self.messages[number], "label": "true" if label else "false"}
-        return _line(prompt=self.prompt, **said, provenance=origin)
-
-    def ranked(self, judgement: Judgement, ranks: Sequence[int]) -> str:
-        """The line of all answers."""
-        said = {"likert": _json(judgement.likert), "flags": _json(judgement.flags)}
-        origin = self._with(answers=_listed(self.origins), **said)
-        answers = {"completions": _listed(self.messages), "ranks": _json(ranks)}
-        return _line(prompt=self.prompt, **answers, provenance=origin)
-
-    def _with(self, **more: str) -> str:
-        return f"{self._provenance}, {_columns(more)}}}"
-
-
-_json = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def _line(**columns: str) -> str:
-    return f"{{{_columns(columns)}}}\n"
-
-
-def _columns(texts: Mapping[str, str]) -> str:
-    return ", ".join([f'"{name}": {text}' for name, text in texts.items()])
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return f"[{', '.join(texts)}]"
-
-
-def _of_battle(judgement: Judgement) -> list[tuple[str, str]]:
-    """Files and lines of a battle.
-
-    Raises: RowError where no recipe would take it.
+    Raises: RowError if the recipes would reject a row.
     """
-    asked = {"prompt": list(judgement.prompt)}
-    said = [_message(reply) for reply in judgement.replies]
+    rows = []
     if judgement.verdict in (A, B):
         chosen, rejected = (0, 1) if judgement.verdict == A else (1, 0)
-        _check(PREFERENCE, asked | {"chosen": said[chosen], "rejected": said[rejected]})
-        parts = _Parts(judgement)
-        good, bad = parts.answer(chosen, label=True), parts.answer(rejected, label=False)
-        return [(PREFERENCE, parts.pair(chosen, rejected)), (UNPAIRED, good), (UNPAIRED, bad)]
-    if judgement.verdict == BOTH_BAD:
-        for one in said:
-            _check(BOTH_BAD_FILE, asked | {"completion": one, "label": False})
-        parts = _Parts(judgement)
-        return [(BOTH_BAD_FILE, parts.answer(number, label=False)) for number in (0, 1)]
-    if judgement.verdict == TIE:
-        _check(TIES, asked | {"completions": said, "ranks": [1, 1]})
-        return [(TIES, _Parts(judgement).ranked(judgement, [1, 1]))]
-    return []
+        labels = [_label_row(judgement, chosen, True), _label_row(judgement, rejected, False)]
+        rows = [(PREFERENCE, _pair_row(judgement, chosen, rejected))]
+        rows += [(UNPAIRED, row) for row in labels]
+    elif judgement.verdict == BOTH_BAD:
+        rows = [(BOTH_BAD_FILE, _label_row(judgement, reply, False)) for reply in (0, 1)]
+    elif judgement.verdict == TIE:
+        rows = [(TIES, _ranked_row(judgement, (1, 1)))]
+    for name, row in rows:
+        kind: Kind = "unpaired" if FILES[name] == "unpaired" else "preference"
+        convert_row(row, format=FILES[name], kind=kind)
+    return rows
 
 
-def _of_ranking(judgement: Judgement) -> list[tuple[str, str]]:
-    """Files and lines of a ranking; what holds of the whole holds of its pairs and answers.
+def _ranking_rows(judgement: Judgement) -> list[tuple[str, Row]]:
+    """(file, row) for a ranking; only the whole ranking is checked, not each of its pairs.
 
-    Raises: RowError where no recipe would take it.
+    Raises: RowError if the recipes would reject it.
     """
-    assert judgement.kind == RANKING and judgement.ranks is not None
-    said = [_message(reply) for reply in judgement.replies]
-    asked = {"prompt": list(judgement.prompt), "completions": said}
-    ranked = read_ranked(asked | {"ranks": list(judgement.ranks)})
-    parts, group = _Parts(judgement), str(group_id(ranked))
-    number = {_said(one): i for i, one in reversed(list(enumerate(said)))}
-    found = [(RANKED, parts.ranked(judgement, judgement.ranks))]
+    assert judgement.ranks is not None
+    row = _ranked_row(judgement, judgement.ranks)
+    ranked = read_ranked(row)
+    group = group_id(ranked)
+    replies = reversed(list(enumerate(judgement.replies)))
+    number = {reply.text.strip(): i for i, reply in replies}  # the first of equal answers
+    rows = [(RANKED, row)]
     for pair in pairs_of(ranked, pairs="all"):
-        chosen, rejected = (number[_said(pair[side])] for side in ("chosen", "rejected"))
-        found.append((PREFERENCE, parts.pair(chosen, rejected, group_id=group)))
-    for one in labels_of(ranked, pairs="all"):
-        answer = number[_said(one["completion"])]
-        found.append((UNPAIRED, parts.answer(answer, label=one["label"])))
-    return found
+        chosen, rejected = (number[_text(pair[side])] for side in ("chosen", "rejected"))
+        rows.append((PREFERENCE, _pair_row(judgement, chosen, rejected) | {"group_id": group}))
+    for label in labels_of(ranked, pairs="all"):
+        answer = number[_text(label["completion"])]
+        rows.append((UNPAIRED, _label_row(judgement, answer, label["label"])))
+    return rows
 
 
-def _check(name: str, row: Row) -> None:
-    """Raise RowError where the recipes would refuse a row of a file."""
-    kind: Kind = "unpaired" if FILES[name] == "unpaired" else "preference"
-    convert_row(row, format=FILES[name], kind=kind)
+def _pair_row(judgement: Judgement, chosen: int, rejected: int) -> Row:
+    better, worse = judgement.replies[chosen], judgement.replies[rejected]
+    columns = {"chosen": _completion(better), "rejected": _completion(worse)}
+    return _row(judgement, columns, {"chosen": _origin(better), "rejected": _origin(worse)})
 
 
-def _said(completion: list[dict[str, str]]) -> str:
-    return completion[0]["content"].strip()
+def _label_row(judgement: Judgement, number: int, label: bool) -> Row:
+    reply = judgement.replies[number]
+    columns = {"completion": _completion(reply), "label": label}
+    return _row(judgement, columns, {"answer": _origin(reply)})
 
 
-def _message(reply: Reply) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": reply.text}]
+def _ranked_row(judgement: Judgement, ranks: Sequence[int]) -> Row:
+    replies = judgement.replies
+    columns = {"completions": [_completion(reply) for reply in replies], "ranks": list(ranks)}
+    origins = {"answers": [_origin(reply) for reply in replies]}
+    return _row(
+        judgement, columns, origins | {"likert": judgement.likert, "flags": judgement.flags}
+    )
 
 
-def _origin(reply: Reply) -> str:
-    adapter = "null" if reply.adapter is None else _json(reply.adapter)
-    said = {"checkpoint": _json(reply.name), "adapter_sha256": adapter, "seed": str(reply.seed)}
-    return f"{{{_columns(said)}}}"
-
-
-def _provenance(judgement: Judgement) -> dict[str, Any]:
-    return {
+def _row(judgement: Judgement, columns: Row, origin: Row) -> Row:
+    provenance = {
         "judgement": judgement.id,
         "kind": judgement.kind,
         "labeler": judgement.labeler,
@@ -254,3 +194,16 @@ def _provenance(judgement: Judgement) -> dict[str, Any]:
         "sampling": {name: float(value) for name, value in judgement.sampling.items()},
         "base": dict(judgement.base),
     }
+    return {"prompt": list(judgement.prompt)} | columns | {"provenance": provenance | origin}
+
+
+def _completion(reply: Reply) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": reply.text}]
+
+
+def _text(completion: list[dict[str, str]]) -> str:
+    return completion[0]["content"].strip()
+
+
+def _origin(reply: Reply) -> dict[str, Any]:
+    return {"checkpoint": reply.name, "adapter_sha256": reply.adapter, "seed": reply.seed}

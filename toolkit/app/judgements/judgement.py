@@ -1,4 +1,4 @@
-"""One judgement: what was asked and answered, and what a labeler said of the answers."""
+"""A judgement: one prompt, the answers to it, and a labeler's verdict or ranking of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,21 +8,28 @@ from toolkit.errors import ConfigError
 
 BATTLE, RANKING = "battle", "ranking"
 VERDICTS = A, B, TIE, BOTH_BAD, SKIP = ("a", "b", "tie", "both_bad", "skip")
+VERDICT_LABELS: Mapping[str, str] = {
+    A: "A is better",
+    B: "B is better",
+    TIE: "Tie",
+    BOTH_BAD: "Both bad",
+    SKIP: "Skip",
+}
 FLAGS = ("harmful", "untruthful", "off_task")
 LIKERT = range(1, 8)  # InstructGPT's overall quality, 1 to 7
-MAX_REASON = 2000
-MAX_LABELER = 80
+MAX_REASON = 2000  # characters
+MAX_LABELER = 80  # characters
 
 Message = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer and where it comes from.
+    """One answer and its origin.
 
-    `checkpoint` is the id that the app gave the checkpoint, `name` its place below the runs folder
-    ("base" for the base), `seed` what it was sampled with, `adapter` the SHA-256 of the adapter's
-    weights file, None for the base.
+    `checkpoint` is the checkpoint's id in the app, `name` its path below the runs folder ("base" for
+    the base), `seed` the sampling seed, `adapter` the SHA-256 of the adapter's weights file (None
+    for the base).
     """
 
     checkpoint: str
@@ -34,12 +41,12 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One battle or ranking, with its verdict once there is one.
+    """One battle or ranking; the verdict or the ranks are None until a labeler has judged it.
 
-    `replies` are in the order in which they were shown: of a battle the first is A. A battle has a
-    `verdict` of `VERDICTS`; a ranking of K replies has `ranks` `(K,)`, 1 is best, equal numbers are
-    ties. `likert` `(K,)` and `flags` `(K,)` are optional, per reply. `sampling` and `base` (the
-    base's fingerprint) say how the replies were made; `time` is UTC, ISO 8601.
+    `replies` are in display order; the first reply of a battle is A. A battle has a `verdict` from
+    `VERDICTS`. A ranking of K replies has `ranks` `(K,)`: 1 is best, equal numbers are ties.
+    `likert` `(K,)` and `flags` `(K,)` are optional, one entry per reply. `sampling` and `base` (the
+    base's fingerprint) describe how the replies were generated. `time` is UTC, ISO 8601.
     """
 
     id: str
@@ -57,64 +64,72 @@ class Judgement:
     time: str = ""
 
     @property
-    def said(self) -> tuple[Any, ...]:
-        """What the labeler said: equal for the same judgement sent twice."""
+    def labeler_input(self) -> tuple[Any, ...]:
+        """Everything the labeler entered; equal when the same judgement is sent twice."""
         return self.verdict, self.ranks, self.likert, self.flags, self.reason, self.labeler
 
 
-def judged(
-    asked: Judgement,
+def complete_judgement(
+    pending: Judgement,
     *,
+    time: str,
     verdict: object = None,
     ranks: object = None,
     likert: object = None,
     flags: object = None,
     reason: object = "",
     labeler: object = "",
-    time: str,
 ) -> Judgement:
-    """A judgement with what the labeler said of it, checked whatever the page let through.
+    """Add the labeler's input to a pending judgement. The input is not trusted.
 
-    Raises: ConfigError for a verdict, rank, grade or flag that does not exist or is missing.
+    Raises: ConfigError for an unknown or missing verdict, rank, grade or flag.
     """
-    k = len(asked.replies)
+    k = len(pending.replies)
     return replace(
-        asked,
-        verdict=_verdict(verdict) if asked.kind == BATTLE else None,
-        ranks=_ranks(ranks, k) if asked.kind == RANKING else None,
+        pending,
+        verdict=_verdict(verdict) if pending.kind == BATTLE else None,
+        ranks=_ranks(ranks, k) if pending.kind == RANKING else None,
         likert=_likert(likert, k),
         flags=_flags(flags, k),
-        reason=_line(reason, MAX_REASON, keep_lines=True),
-        labeler=_line(labeler, MAX_LABELER),
+        reason=_clean(reason, MAX_REASON, keep_newlines=True),
+        labeler=_clean(labeler, MAX_LABELER),
         time=time,
     )
+
+
+def reveal(judgement: Judgement) -> str:
+    """The message shown after a judgement is stored: which checkpoint gave which answer."""
+    names = [reply.name for reply in judgement.replies]
+    if judgement.kind == BATTLE:
+        verdict = VERDICT_LABELS[str(judgement.verdict)]
+        return f"Saved: {verdict}. A was {names[0]}, B was {names[1]}."
+    return f"Saved. Answer {', '.join(f'{i} was {name}' for i, name in enumerate(names, start=1))}."
 
 
 def parse_order(text: object, k: int) -> tuple[int, ...]:
     """Ranks of answers 1 to `k` from an order such as `3 > 1 = 2 > 4`, best first.
 
-    Returns: `(k,)`, 1 is best; tied answers share a number and the next gets the following one.
-    Raises: ConfigError unless each answer stands in it exactly once.
+    Returns: `(k,)`; 1 is best, tied answers share a rank, and the next answer gets the following rank.
+    Raises: ConfigError unless the order contains each answer exactly once.
     """
     ranks: dict[int, int] = {}
     order = text if isinstance(text, str) else ""
-    for rank, tied in enumerate(order.split(">"), start=1):
-        for word in tied.split("="):
-            number = int(word) if word.strip().isdecimal() and len(word.strip()) < 3 else 0
+    for rank, group in enumerate(order.split(">"), start=1):
+        for word in map(str.strip, group.split("=")):
+            number = int(word) if word.isdecimal() and len(word) < 3 else 0
             if not 1 <= number <= k:
                 example = " > ".join(map(str, range(1, k + 1)))
-                got = word.strip()[:20] or "nothing"
                 raise ConfigError(
-                    f"an order is the answers' numbers, best first, like {example}, with = between "
-                    f"answers that are equally good; it has {got!r} where a number from 1 to {k} "
-                    "should be"
+                    f"the order contains {word[:20] or 'nothing'!r} where a number from 1 to {k} is "
+                    f"expected; write the answers' numbers, best first, such as {example}, with = "
+                    "between answers that are equally good"
                 )
             if number in ranks:
-                raise ConfigError(f"answer {number} stands twice in the order")
+                raise ConfigError(f"answer {number} appears twice in the order")
             ranks[number] = rank
     missing = [str(n) for n in range(1, k + 1) if n not in ranks]
     if missing:
-        raise ConfigError(f"put every answer in the order: {', '.join(missing)} missing")
+        raise ConfigError(f"the order must contain every answer; missing: {', '.join(missing)}")
     return tuple(ranks[n] for n in range(1, k + 1))
 
 
@@ -125,11 +140,13 @@ def _verdict(value: object) -> str:
 
 
 def _ranks(value: object, k: int) -> tuple[int, ...]:
-    found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    whole = all(isinstance(r, int) and not isinstance(r, bool) and 1 <= r <= k for r in found)
-    if len(found) != k or not whole or min(found) != 1:
-        raise ConfigError(f"a ranking needs {k} whole numbers from 1 (the best), not {value!r:.60}")
-    return tuple(found)
+    ranks = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    valid = all(type(rank) is int and 1 <= rank <= k for rank in ranks)
+    if len(ranks) != k or not valid or min(ranks) != 1:
+        raise ConfigError(
+            f"a ranking needs {k} whole numbers, the smallest 1 (the best), not {value!r:.60}"
+        )
+    return tuple(ranks)
 
 
 def _likert(value: object, k: int) -> tuple[int | None, ...] | None:
@@ -138,25 +155,27 @@ def _likert(value: object, k: int) -> tuple[int | None, ...] | None:
     grades = list(value) if isinstance(value, Sequence) else []
     if len(grades) != k or not all(g is None or (type(g) is int and g in LIKERT) for g in grades):
         raise ConfigError(
-            f"quality is a number from 1 to 7 or none for each of the {k} answers, not {value!r:.60}"
+            f"quality is a number from 1 to 7 or None for each of the {k} answers, not {value!r:.60}"
         )
-    return None if all(g is None for g in grades) else tuple(grades)
+    return tuple(grades) if any(grades) else None
 
 
 def _flags(value: object, k: int) -> tuple[tuple[str, ...], ...] | None:
     if value is None:
         return None
-    given = list(value) if isinstance(value, Sequence) else []
-    lists = all(isinstance(one, list | tuple) for one in given)
-    if len(given) != k or not lists or any(f not in FLAGS for one in given for f in one):
-        raise ConfigError(f"flags are of {', '.join(FLAGS)}, a list for each of the {k} answers")
-    found = tuple(tuple(f for f in FLAGS if f in one) for one in given)
-    return found if any(found) else None
+    lists = list(value) if isinstance(value, Sequence) else []
+    valid = all(isinstance(flags, list | tuple) for flags in lists)
+    if len(lists) != k or not valid or any(f not in FLAGS for flags in lists for f in flags):
+        raise ConfigError(
+            f"flags must be a list for each of the {k} answers, with names from {', '.join(FLAGS)}"
+        )
+    ordered = tuple(tuple(f for f in FLAGS if f in flags) for flags in lists)
+    return ordered if any(ordered) else None
 
 
-def _line(value: object, longest: int, *, keep_lines: bool = False) -> str:
-    """Text without control characters or half surrogates, cut to a length."""
+def _clean(value: object, max_length: int, *, keep_newlines: bool = False) -> str:
+    """Text without control characters and unpaired surrogates, truncated to `max_length`."""
     text = value if isinstance(value, str) else ""
     text = text.encode("utf-8", "replace").decode("utf-8")
-    kept = "".join(c for c in text if c.isprintable() or (keep_lines and c == "\n"))
-    return kept.strip()[:longest]
+    kept = "".join(c for c in text if c.isprintable() or (keep_newlines and c == "\n"))
+    return kept.strip()[:max_length]

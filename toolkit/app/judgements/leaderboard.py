@@ -1,18 +1,17 @@
-"""The leaderboard: what all judgements together say of the checkpoints."""
+"""The leaderboard: ratings of the checkpoints and the labelers' agreement, from all judgements."""
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from toolkit.app.judgements.agreement import Agreement, agreement
 from toolkit.app.judgements.judgement import BATTLE, BOTH_BAD, SKIP, TIE, A, B, Judgement
 from toolkit.app.judgements.ratings import (
     Floats,
+    Ints,
     Order,
     collect,
     intervals,
@@ -21,18 +20,19 @@ from toolkit.app.judgements.ratings import (
     strengths,
 )
 
-ENOUGH_VOTES, ENOUGH_PROMPTS = 20, 10
+MIN_VOTES, MIN_PROMPTS = 20, 10
 BATTLE_RANKS = {A: (1, 2), B: (2, 1), TIE: (1, 1), BOTH_BAD: (1, 1)}
 SEED = 0
-Key = tuple[str, str]  # of a checkpoint: its name and its weights
+Key = tuple[str, str]  # identifies a checkpoint: its name and its weights
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One checkpoint's place.
+    """One checkpoint on the leaderboard.
 
-    `rating` and `interval` are on the scale of `ratings.points`; None where there are not enough
-    votes, for the reason in `lacks`. `votes` are judgements that compare it with another.
+    `rating` and its 95 % `interval` are in `ratings.points`. Both are None if there are too few
+    votes; `unrated` is the reason. `votes` counts the judgements that compare the checkpoint with
+    another, `prompts` their distinct prompts.
     """
 
     name: str
@@ -40,115 +40,142 @@ class Standing:
     prompts: int
     rating: float | None = None
     interval: tuple[float, float] | None = None
-    lacks: str = ""
+    unrated: str = ""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far labelers agree.
+
+    `units` are pairs of checkpoints on one prompt with several labelers, `pairs` the pairs of
+    labelers on them, `share` the share of pairs with the same verdict. `alpha` is Krippendorff's α:
+    1 is full agreement, 0 is chance; None if all verdicts are equal.
+    """
+
+    units: int
+    pairs: int
+    share: float
+    alpha: float | None
 
 
 @dataclass(frozen=True)
 class Board:
-    """Standings, best first and those without a rating last; the tables are in their order.
+    """Standings, best first, unrated checkpoints last; the tables have the same order.
 
-    `wins` `(N, N)` counts the row's wins over the column, ties half, of `seen` `(N, N)`.
+    `wins` `(N, N)` counts the row's wins over the column (ties half) among `comparisons` `(N, N)`.
     """
 
     standings: tuple[Standing, ...]
     wins: Floats
-    seen: NDArray[np.int64]
+    comparisons: Ints
     agreement: Agreement | None
-    judgements: int
-    skipped: int
 
 
 def leaderboard(judgements: Sequence[Judgement]) -> Board:
     """Rate every checkpoint that was compared with another.
 
-    A checkpoint is its name and its weights: one that was trained again under its old name is
-    another one. Skipped battles count nowhere, and "both bad" counts as a tie.
+    A checkpoint is identified by its name and its weights: after a new training under the old name
+    it is another checkpoint. Skipped battles do not count; "both bad" counts as a tie.
     """
-    used = [j for j in judgements if j.verdict != SKIP]
-    prompts = _numbered(tuple(tuple(sorted(m.items())) for m in j.prompt) for j in used)
-    given = [_keys(j) for j in used]
-    keys = list(dict.fromkeys(key for each in given for key in each))
-    index = {key: i for i, key in enumerate(keys)}
-    said = [
-        Order(tuple(index[key] for key in each), _ranks(j), prompt)
-        for j, each, prompt in zip(used, given, prompts, strict=True)
-    ]
-    orders = [order for order in said if len(set(order.players)) > 1]
-    wins, seen = pair_table(orders, len(keys))
-    standings = _standings(orders, _names(keys), seen)
-    by_rating = sorted(
+    counted = [j for j in judgements if j.verdict != SKIP]
+    prompts: dict[Hashable, int] = {}
+    index: dict[Key, int] = {}
+    orders = []
+    for j in counted:
+        prompt = tuple(tuple(sorted(message.items())) for message in j.prompt)
+        players = tuple(index.setdefault(key, len(index)) for key in _keys(j))
+        orders.append(Order(players, _ranks(j), prompts.setdefault(prompt, len(prompts))))
+    keys = list(index)
+    compared = [order for order in orders if len(set(order.players)) > 1]
+    wins, comparisons = pair_table(compared, len(keys))
+    standings = _standings(compared, _names(keys), comparisons)
+    best_first = sorted(
         range(len(keys)),
         key=lambda i: (standings[i].rating is None, -(standings[i].rating or 0), keys[i]),
     )
-    order = np.array(by_rating, dtype=np.int64)
+    place = np.array(best_first, dtype=np.int64)
     return Board(
-        tuple(standings[i] for i in by_rating),
-        wins[np.ix_(order, order)],
-        seen[np.ix_(order, order)],
-        agreement(_units(used, said, keys)),
-        len(judgements),
-        len(judgements) - len(used),
+        tuple(standings[i] for i in best_first),
+        wins[np.ix_(place, place)],
+        comparisons[np.ix_(place, place)],
+        agreement(_verdicts_by_unit(counted, orders, keys)),
     )
 
 
-def _standings(
-    orders: Sequence[Order], names: Sequence[str], seen: NDArray[np.int64]
-) -> list[Standing]:
-    counted = Counter(i for order in orders for i in set(order.players))
-    asked: list[set[Hashable]] = [set() for _ in names]
+def agreement(verdicts: Mapping[Hashable, Sequence[str]]) -> Agreement | None:
+    """Agreement over units with one verdict per labeler.
+
+    Args:
+        verdicts: unit -> verdicts of different labelers; units with fewer than two are ignored.
+
+    Returns: None if no unit has two verdicts.
+    Source: Krippendorff 2004, Content Analysis, ch. 11 (nominal data, any number of labelers).
+    """
+    units = [list(unit) for unit in verdicts.values() if len(unit) > 1]
+    if not units:
+        return None
+    equal = pairs = 0
+    disagreement = 0.0
+    for unit in units:
+        unit_equal = sum(a == b for a, b in combinations(unit, 2))
+        unit_pairs = len(unit) * (len(unit) - 1) // 2
+        equal, pairs = equal + unit_equal, pairs + unit_pairs
+        disagreement += 2 * (unit_pairs - unit_equal) / (len(unit) - 1)
+    counts = Counter(chain.from_iterable(units))
+    n = counts.total()
+    by_chance = sum(c * (n - c) for c in counts.values()) / (n - 1)
+    alpha = 1 - disagreement / by_chance if by_chance else None
+    return Agreement(len(units), pairs, equal / pairs, alpha)
+
+
+def _standings(orders: Sequence[Order], names: Sequence[str], comparisons: Ints) -> list[Standing]:
+    votes = Counter(i for order in orders for i in set(order.players))
+    prompts: list[set[Hashable]] = [set() for _ in names]
     for order in orders:
         for i in order.players:
-            asked[i].add(order.prompt)
-    prompts = [len(each) for each in asked]
-    rated = _compared(seen)
-    lacks = []
-    for i in range(len(names)):
-        if counted[i] < ENOUGH_VOTES or prompts[i] < ENOUGH_PROMPTS:
-            lacks.append("not enough votes")
-        else:
-            lacks.append("" if i in rated else "not compared with the others")
-    found = [Standing(n, counted[i], prompts[i], lacks=lacks[i]) for i, n in enumerate(names)]
-    if all(lacks):
-        return found
-    # all votes count, also those of checkpoints that have too few to be shown
-    votes = collect(orders, len(names))
-    at, ends = points(strengths(votes)), points(intervals(votes, seed=SEED))
+            prompts[i].add(order.prompt)
+    connected = _largest_group(comparisons)
+    standings = []
+    for i, name in enumerate(names):
+        unrated = "" if i in connected else "not compared with the others"
+        if votes[i] < MIN_VOTES or len(prompts[i]) < MIN_PROMPTS:
+            unrated = "not enough votes"
+        standings.append(Standing(name, votes[i], len(prompts[i]), unrated=unrated))
+    if all(standing.unrated for standing in standings):
+        return standings
+    # the fit uses all votes, also those of unrated checkpoints
+    fit = collect(orders, len(names))
+    ratings, ends = points(strengths(fit)), points(intervals(fit, seed=SEED))
     return [
-        one
-        if one.lacks
-        else Standing(
-            *(one.name, one.votes, one.prompts),
-            rating=float(at[i]),
-            interval=(float(ends[i, 0]), float(ends[i, 1])),
-        )
-        for i, one in enumerate(found)
+        s if s.unrated else replace(s, rating=float(rating), interval=(float(low), float(high)))
+        for s, rating, (low, high) in zip(standings, ratings, ends, strict=True)
     ]
 
 
-def _compared(seen: NDArray[np.int64]) -> set[int]:
+def _largest_group(comparisons: Ints) -> set[int]:
     """The largest group of checkpoints that votes connect, directly or through others."""
     groups: list[set[int]] = []
-    left = set(range(len(seen)))
+    left = set(range(len(comparisons)))
     while left:
         group, edge = set(), {min(left)}
         while edge:
             group |= edge
-            edge = {int(j) for i in edge for j in np.flatnonzero(seen[i])} - group
+            edge = {int(j) for i in edge for j in np.flatnonzero(comparisons[i])} - group
         groups.append(group)
         left -= group
     return max(groups, key=len, default=set())
 
 
 def _keys(judgement: Judgement) -> tuple[Key, ...]:
-    """What makes each checkpoint itself: name and weights; of the base its fingerprint's."""
+    """Name and weights of each reply's checkpoint; the base's weights are in its fingerprint."""
     base, quantization = (judgement.base.get(n, "") for n in ("weights", "quantization"))
     return tuple(
         (r.name, f"{r.adapter or f'base {base}'} {quantization}") for r in judgement.replies
     )
 
 
-def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
-    """Names to show, with the start of the weights' hash where two checkpoints share one."""
+def _names(keys: Sequence[Key]) -> list[str]:
+    """Names for display, with the start of the weights' hash if two checkpoints share a name."""
     shared = Counter(name for name, _ in keys)
     return [
         name if shared[name] == 1 else f"{name} [{weights.removeprefix('base ')[:8]}]"
@@ -163,38 +190,34 @@ def _ranks(judgement: Judgement) -> tuple[int, ...]:
     return judgement.ranks
 
 
-def _units(
+def _verdicts_by_unit(
     judgements: Sequence[Judgement], orders: Sequence[Order], keys: Sequence[Key]
 ) -> dict[Hashable, list[str]]:
-    """(prompt, two checkpoints) -> what each named labeler said last of the two."""
-    of_pairs = functools.cache(functools.partial(_of_pairs, keys=keys))  # few are different
+    """(prompt, two checkpoints) -> the last verdict of each named labeler on the two."""
+    pair_verdicts = functools.cache(functools.partial(_pair_verdicts, keys=keys))
     last: dict[Hashable, dict[str, str]] = defaultdict(dict)
-    for j, order in zip(judgements, orders, strict=True):
-        if not j.labeler:
-            continue
-        for pair, said in of_pairs(order.players, order.ranks, j.verdict == BOTH_BAD):
-            last[order.prompt, pair][j.labeler] = said
-    return {unit: list(said.values()) for unit, said in last.items()}
+    for judgement, order in zip(judgements, orders, strict=True):
+        if judgement.labeler:
+            both_bad = judgement.verdict == BOTH_BAD
+            for pair, verdict in pair_verdicts(order.players, order.ranks, both_bad):
+                last[order.prompt, pair][judgement.labeler] = verdict
+    return {unit: list(by_labeler.values()) for unit, by_labeler in last.items()}
 
 
-def _of_pairs(
+def _pair_verdicts(
     players: tuple[int, ...], ranks: tuple[int, ...], both_bad: bool, *, keys: Sequence[Key]
 ) -> list[tuple[tuple[int, int], str]]:
-    """What a judgement says of each two checkpoints, whichever was shown first.
+    """The verdict of one judgement on every two checkpoints, independent of the display order.
 
-    A ranking prefers the one that wins more of the pairs of their answers, for a checkpoint may
-    have given several.
+    A checkpoint may have several answers in a ranking. The ranking prefers the checkpoint that wins
+    more pairs of their answers.
     """
-    both = list(zip(players, ranks, strict=True))
-    found = []
+    answers = list(zip(players, ranks, strict=True))
+    verdicts = []
     for one, other in combinations(sorted(set(players), key=keys.__getitem__), 2):
-        won = sum((b > a) - (b < a) for i, a in both if i == one for j, b in both if j == other)
-        said = TIE if won == 0 else str(one if won > 0 else other)
-        found.append(((one, other), BOTH_BAD if both_bad else said))
-    return found
-
-
-def _numbered(values: Iterable[Hashable]) -> list[int]:
-    """Equal values as equal numbers, from 0 in the order in which they come."""
-    numbers: dict[Hashable, int] = {}
-    return [numbers.setdefault(value, len(numbers)) for value in values]
+        won = sum(
+            (b > a) - (b < a) for i, a in answers if i == one for j, b in answers if j == other
+        )
+        preferred = TIE if won == 0 else str(one if won > 0 else other)
+        verdicts.append(((one, other), BOTH_BAD if both_bad else preferred))
+    return verdicts

@@ -1,4 +1,4 @@
-"""The judgements on disk: one SQLite file that several processes write to at once."""
+"""The judgements on disk: one SQLite file that several processes can write at the same time."""
 
 import functools
 import json
@@ -16,18 +16,22 @@ from toolkit.errors import ConfigError, DatasetError
 
 FILE = "judgements.sqlite"
 VERSION = 1
-APPLICATION = 0x524C4846  # "RLHF": tells the file from another program's database
-BUSY_S = 30.0  # how long a writer waits for the others
+APPLICATION = 0x524C4846  # "RLHF": distinguishes the file from another program's database
+LOCK_TIMEOUT_S = 30.0
 READ_ONLY = (
-    "{path}: cannot be written, so judgements are not stored; start the app with --judgements FILE "
-    "in a folder that can be"
+    "{path}: not writable, so judgements cannot be stored; start the app with --judgements FILE "
+    "in a writable folder"
 )
 COLUMNS = (
     *("id", "kind", "prompt", "replies", "sampling", "base", "verdict", "ranks", "likert"),
     *("flags", "reason", "labeler", "time"),
 )
-SHARED = ("prompt", "sampling", "base")  # judgements often have the same
+SHARED = ("prompt", "sampling", "base")  # often equal in many judgements
 AS_JSON = ("prompt", "replies", "sampling", "base", "ranks", "likert", "flags")
+SELECT = f"SELECT {', '.join(COLUMNS)} FROM judgements"
+INSERT = (
+    f"INSERT INTO judgements ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{c}' for c in COLUMNS)})"
+)
 TABLE = """
 CREATE TABLE judgements (
     number INTEGER PRIMARY KEY,
@@ -51,9 +55,10 @@ CREATE TABLE judgements (
 
 @dataclass(frozen=True)
 class Tally:
-    """How many judgements there are: battles by verdict, rankings, and answers in these.
+    """Counts of the stored judgements.
 
-    `prompts` are different ones, `labelers` those with a name.
+    `verdicts` counts battles by verdict, `rankings` rankings, `ranked` the answers in all rankings,
+    `prompts` distinct prompts, `labelers` distinct labelers who gave a name.
     """
 
     verdicts: Mapping[str, int]
@@ -64,7 +69,7 @@ class Tally:
 
     @property
     def judgements(self) -> int:
-        """All of them."""
+        """Battles and rankings together."""
         return sum(self.verdicts.values()) + self.rankings
 
 
@@ -72,12 +77,12 @@ class Store:
     """Judgements in one file. Safe to use from several threads and processes."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or make it where there is none.
+        """Open the file, or create it if it does not exist.
 
-        Where nothing can be written, `problem` says so: what is there can be read, and `add` raises.
+        If the file is not writable, `problem` contains the reason: reading works, `add` raises.
 
-        Raises: DatasetError where it is damaged, of another program or of a later version; it is
-            left as it is then.
+        Raises: DatasetError if the file is damaged, belongs to another program or to a later
+            version. The file is not modified then.
         """
         self.path = path
         self.problem = None if _writable(path) else READ_ONLY.format(path=path)
@@ -87,64 +92,49 @@ class Store:
             return
         with self._errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._make()
+            self._create_table()
 
     def add(self, judgement: Judgement) -> bool:
         """Store a judgement; it is on the disk when this returns.
 
-        Returns: False where the same judgement was stored before.
-        Raises: ConfigError where its id was judged otherwise, DatasetError where it cannot be
-            written; it is not stored then.
+        Returns: False if the same judgement is already stored.
+        Raises: ConfigError if its id is stored with another verdict, DatasetError if the file cannot
+            be written. The judgement is not stored then.
         """
         if self.problem is not None:
             raise DatasetError(self.problem)
-        row = as_row(judgement)
         with self._connection() as db:
-            db.execute("BEGIN IMMEDIATE")  # nobody else writes between the look and the insertion
+            db.execute("BEGIN IMMEDIATE")  # no other process writes between SELECT and INSERT
             stored = _find(db, judgement.id)
             if stored is None:
-                values = ", ".join(f":{name}" for name in COLUMNS)
-                db.execute(
-                    f"INSERT INTO judgements ({', '.join(COLUMNS)}) VALUES ({values})",
-                    row,
-                )
+                db.execute(INSERT, as_row(judgement))
             db.execute("COMMIT")
-        if stored is None:
-            return True
-        if stored.said != judgement.said:
+        if stored is not None and stored.labeler_input != judgement.labeler_input:
             raise ConfigError(
-                "this was judged before, and otherwise; the first judgement stands. Ask for new "
-                "answers to judge again"
+                "these answers already have another judgement, which stays; get new answers to "
+                "judge again"
             )
-        return False
+        return stored is None
 
     def get(self, id: str) -> Judgement | None:
-        """The judgement of that id, if there is one."""
-        if self._nothing_there:
-            return None
+        """The judgement with that id, or None."""
         with self._connection() as db:
             return _find(db, id)
 
     def all(self) -> list[Judgement]:
-        """Every judgement, in the order in which they were stored."""
-        if self._nothing_there:
-            return []
+        """Every judgement, in the order of storing."""
         with self._connection() as db:
-            rows = db.execute(f"SELECT {', '.join(COLUMNS)} FROM judgements ORDER BY number")
-            read = functools.cache(json.loads)  # thousands share a prompt, a base, their sampling
-            return [_from_row(row, read) for row in rows]
+            rows = db.execute(f"{SELECT} ORDER BY number")
+            parse = functools.cache(json.loads)  # thousands of rows share their `SHARED` columns
+            return [_from_row(row, parse) for row in rows]
 
     def count(self) -> int:
-        """How many judgements there are."""
-        if self._nothing_there:
-            return 0
+        """The number of judgements."""
         with self._connection() as db:
             return int(db.execute("SELECT count(*) FROM judgements").fetchone()[0])
 
     def tally(self) -> Tally:
-        """How many there are of what, without reading them all."""
-        if self._nothing_there:
-            return Tally({}, 0, 0, 0, 0)
+        """Counts by kind, without reading every judgement."""
         with self._connection() as db:
             verdicts = db.execute(
                 "SELECT verdict, count(*) FROM judgements WHERE kind = 'battle' GROUP BY verdict"
@@ -156,31 +146,29 @@ class Store:
         ranked = sum(len(json.loads(row[0])) for row in ranks)
         return Tally({v: n for v, n in verdicts}, len(ranks), ranked, prompts, labelers)
 
-    @property
-    def _nothing_there(self) -> bool:
-        return self.problem is not None and not self.path.exists()
-
     def _inspect(self) -> None:
         """Check an existing file before anything is written to it."""
         with self._connection() as db:
             application = db.execute("PRAGMA application_id").fetchone()[0]
             version = db.execute("PRAGMA user_version").fetchone()[0]
-            fault = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            check = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if fault != "ok":
-            raise self._damaged(fault)
+        if check != "ok":
+            raise self._damaged(check)
         if application != APPLICATION and tables:
-            raise DatasetError(f"{self.path}: a database, but not of judgements; name another file")
+            raise DatasetError(
+                f"{self.path}: a database of another program, without judgements; choose another file"
+            )
         if version > VERSION:
             raise DatasetError(
-                f"{self.path}: its schema is version {version}, and this program knows {VERSION}; "
-                "use the program that wrote it, or name another file"
+                f"{self.path}: schema version {version} is newer than {VERSION}, the version of "
+                "this program; update the program or choose another file"
             )
 
-    def _make(self) -> None:
-        """Create the table unless another process has done so."""
+    def _create_table(self) -> None:
+        """Create the table unless another process has created it."""
         with self._connection() as db:
-            _write_ahead(db)
+            _enable_wal(db)
             db.execute("BEGIN IMMEDIATE")
             if db.execute("PRAGMA user_version").fetchone()[0] == 0:
                 db.execute(TABLE)
@@ -190,21 +178,25 @@ class Store:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one call: SQLite ties a connection to the thread that opened it."""
+        missing = self.problem is not None and not self.path.exists()
+        uri = "file::memory:" if missing else self._uri()
         with self._errors():
-            # one for each call: a connection belongs to the thread that made it
-            db = sqlite3.connect(self._address(), timeout=BUSY_S, isolation_level=None, uri=True)
+            db = sqlite3.connect(uri, timeout=LOCK_TIMEOUT_S, isolation_level=None, uri=True)
             try:
                 db.row_factory = sqlite3.Row
                 db.execute("PRAGMA synchronous = FULL")  # a commit waits for the disk
+                if missing:
+                    db.execute(TABLE)  # reading gives no judgements
                 yield db
             finally:
-                db.close()  # what was not committed is rolled back
+                db.close()  # rolls back what was not committed
 
-    def _address(self) -> str:
-        """The file as a URI. A reader in WAL mode writes files beside it, unless told not to."""
-        address = self.path.absolute().as_uri()
-        wal = self.path.with_name(f"{self.path.name}-wal")  # its rows would not be seen
-        return address if self.problem is None or wal.exists() else f"{address}?immutable=1"
+    def _uri(self) -> str:
+        """The file as a URI; `immutable` stops a WAL-mode reader from writing files beside it."""
+        uri = self.path.absolute().as_uri()
+        wal = self.path.with_name(f"{self.path.name}-wal")  # `immutable` would hide its rows
+        return uri if self.problem is None or wal.exists() else f"{uri}?immutable=1"
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -217,40 +209,39 @@ class Store:
         except OSError as error:
             raise DatasetError(f"{self.path}: cannot be used ({error.strerror})") from error
 
-    def _damaged(self, why: str) -> DatasetError:
+    def _damaged(self, reason: str) -> DatasetError:
         return DatasetError(
-            f"{self.path}: damaged, or no database ({' '.join(why.split())}). It is left as it is: "
-            "move it away or restore a copy, and start again"
+            f"{self.path}: damaged, or not a database ({' '.join(reason.split())}). The file was "
+            "not changed: move it away or restore a copy, then start again"
         )
 
 
 def _writable(path: Path) -> bool:
-    """Whether a file, and what SQLite puts beside it, can be written or made."""
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    return os.access(there, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+    """Whether the file, and the files that SQLite puts beside it, can be created and written."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    return os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
 
 
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Turn WAL on; SQLite does not wait for others who do the same at this moment."""
-    until = time.monotonic() + BUSY_S
+def _enable_wal(db: sqlite3.Connection) -> None:
+    """Enable WAL mode, retrying: SQLite's timeout does not cover two processes that do so at once."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
 
 def _find(db: sqlite3.Connection, id: str) -> Judgement | None:
-    found = db.execute(f"SELECT {', '.join(COLUMNS)} FROM judgements WHERE id = ?", (id,))
-    row = found.fetchone()
+    row = db.execute(f"{SELECT} WHERE id = ?", (id,)).fetchone()
     return None if row is None else _from_row(row)
 
 
 def as_row(judgement: Judgement) -> dict[str, Any]:
-    """What `COLUMNS` hold of a judgement."""
+    """A judgement as the values of `COLUMNS`."""
     values = asdict(judgement)
     for name in AS_JSON:
         if values[name] is not None:
@@ -258,15 +249,15 @@ def as_row(judgement: Judgement) -> dict[str, Any]:
     return values
 
 
-def _from_row(row: sqlite3.Row, read: Callable[[str], Any] = json.loads) -> Judgement:
+def _from_row(row: sqlite3.Row, parse_shared: Callable[[str], Any] = json.loads) -> Judgement:
     values = dict(zip(COLUMNS, row, strict=True))
     for name in AS_JSON:
         if values[name] is not None:
-            values[name] = (read if name in SHARED else json.loads)(values[name])
+            values[name] = (parse_shared if name in SHARED else json.loads)(values[name])
     values["prompt"] = tuple(values["prompt"])
     values["replies"] = tuple(Reply(**reply) for reply in values["replies"])
     for name in ("ranks", "likert"):
         values[name] = None if values[name] is None else tuple(values[name])
     if values["flags"] is not None:
-        values["flags"] = tuple(tuple(one) for one in values["flags"])
+        values["flags"] = tuple(map(tuple, values["flags"]))
     return Judgement(**values)

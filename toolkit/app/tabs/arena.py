@@ -1,129 +1,121 @@
-"""Blind battles of two checkpoints."""
+"""The tab Arena: blind battles of two checkpoints."""
 
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from toolkit.app.judgements.judgement import BOTH_BAD, SKIP, TIE, A, B
-from toolkit.app.judgements.texts import ARENA, VERDICT_WORDS, revealed
+from toolkit.app.judgements.judgement import BOTH_BAD, SKIP, TIE, VERDICT_LABELS, A, B, reveal
 from toolkit.app.tabs.parts import (
     QUIET,
-    about_labeler,
-    chosen_pool,
-    no_longer_waiting,
-    page_error,
+    errors_as_toast,
+    generates_answers,
+    labeler_fields,
     pool_list,
-    prompt_box,
+    pool_or_default,
+    prompt_and_start,
     sampling,
     status_box,
     waiting,
 )
-from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.app.judgements.battles import Battles
 
+INTRODUCTION = """# Arena
+Two of the checkpoints that you choose answer one prompt. You decide which answer is better before you \
+see which checkpoint wrote it: the server draws the two checkpoints and their order for each battle. \
+Judge only the answers. A longer or more confident answer is not better for that reason."""
 KEYS = {A: "1", B: "2", TIE: "T", BOTH_BAD: "B", SKIP: "S"}
-IDLE = "Start a battle; then say which answer is better."
+IDLE = "Start a battle, then choose the better answer."
 
 
 def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -> None:
-    """The tab's contents.
+    """Build the tab.
 
     Args:
-        prompts: those to draw from; by default the workbench's examples.
+        prompts: the prompts to draw from; by default the workbench's examples.
     """
     workbench, root = battles.workbench, battles.store.path.parent
-    drawn_from = list(prompts) or workbench.examples()
-    gr.Markdown(ARENA)
+    gr.Markdown(INTRODUCTION)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            prompt = prompt_box()
-            with gr.Row():
-                draw = gr.Button("Draw a prompt", visible=bool(drawn_from))
-                start = gr.Button(
-                    "Start a battle (Ctrl+Enter)", variant="primary", elem_id="arena-start"
-                )
+            prompt, start = prompt_and_start(
+                list(prompts) or workbench.examples(),
+                "Start a battle (Ctrl+Enter)",
+                "arena-start",
+                draw_api={"api_name": "draw_prompt"},
+            )
         with gr.Column(scale=2, min_width=320):
-            info = "Two of them are drawn for each battle. Choose two or more."
+            info = "Each battle draws two of them. Choose two or more."
             pool = pool_list(page, workbench, info)
             temperature, tokens = sampling()
     with gr.Row(equal_height=False):
         answers = [_answer("A"), _answer("B")]
     with gr.Row():
-        verdicts = {verdict: _verdict(verdict) for verdict in VERDICT_WORDS}
+        buttons = [
+            gr.Button(
+                f"{label} ({KEYS[verdict]})",
+                interactive=False,
+                elem_id=f"arena-{verdict.replace('_', '-')}",
+                min_width=120,
+            )
+            for verdict, label in VERDICT_LABELS.items()
+        ]
     with gr.Row():
         status = status_box(IDLE)
         stop = gr.Button("Stop (Esc)", elem_id="arena-stop", scale=0, min_width=160)
-    reason, labeler = about_labeler()
-    battle = gr.State("")  # the id stays on the server
-    buttons = list(verdicts.values())
+    reason, labeler = labeler_fields()
+    battle_id = gr.State("")  # the server does not send it to the page
 
-    def pressable(yes: bool) -> list[Any]:  # new ones each time: Gradio empties what it is given
+    def enabled(yes: bool) -> list[Any]:  # new updates each time: Gradio empties those it receives
         return [gr.update(interactive=yes) for _ in buttons]
 
-    def begin(*asked: Any) -> Iterator[list[Any]]:
-        try:
-            question, chosen, heat, length = asked
-            among = chosen_pool(workbench, chosen)
-            for shown in battles.battle(question, among, temperature=heat, max_new_tokens=length):
-                if not shown.id:
-                    said = waiting(shown.done, shown.wanted)
-                    yield ["", "", "", said, *pressable(False)]
-                    continue
-                yield [shown.id, *shown.texts, "Which answer is better?", *pressable(True)]
-        except ToolkitError as error:
-            raise page_error(error, root) from error
+    def begin(question: Any, chosen: Any, heat: Any, length: Any) -> Iterator[list[Any]]:
+        with errors_as_toast(root):
+            ids = pool_or_default(workbench, chosen)
+            for progress in battles.battle(question, ids, temperature=heat, max_new_tokens=length):
+                if progress.id:
+                    news = [*progress.texts, "Which answer is better?", *enabled(True)]
+                else:
+                    news = ["", "", waiting(progress.done, progress.total), *enabled(False)]
+                yield [progress.id, *news]
 
     def vote(verdict: str) -> Callable[..., list[Any]]:
-        def said(id: str, why: str, who: str) -> list[Any]:
-            try:
-                told = revealed(battles.vote(id, verdict, reason=why, labeler=who))
-            except ToolkitError as error:
-                raise page_error(error, root) from error
-            return [told, "", *pressable(False)]
+        def store_vote(id: str, why: str, name: str) -> list[Any]:
+            with errors_as_toast(root):
+                judgement = battles.vote(id, verdict, reason=why, labeler=name)
+            return [reveal(judgement), "", *enabled(False)]
 
-        return said
+        return store_vote
 
-    started = start.click(
+    generates_answers(
+        start,
+        stop,
         begin,
         [prompt, pool, temperature, tokens],
-        [battle, *answers, status, *buttons],
+        [battle_id, *answers, status, *buttons],
+        status=status,
+        idle=IDLE,
         api_name="battle",
-        concurrency_limit=None,  # the engine's own queue is shorter, and says what to do
-        show_progress="minimal",
     )
-    started.failure(no_longer_waiting(IDLE), status, status, queue=False, api_visibility="private")
-    stop.click(lambda: IDLE, None, status, cancels=[started], queue=False, api_visibility="private")
-    for verdict, button in verdicts.items():
+    for verdict, button in zip(VERDICT_LABELS, buttons, strict=True):
         button.click(
             vote(verdict),
-            [battle, reason, labeler],
+            [battle_id, reason, labeler],
             [status, reason, *buttons],
             api_name=f"vote_{verdict}",
             concurrency_limit=4,
         )
-    draw.click(lambda: secrets.choice(drawn_from), None, prompt, api_name="draw_prompt")
 
 
 def _answer(side: str) -> gr.Textbox:
     return gr.Textbox(
         label=f"Answer {side}",
-        placeholder="An answer will stand here.",
+        placeholder="The answer appears here.",
         lines=6,
         max_lines=24,
         interactive=False,
         min_width=280,
         elem_classes=QUIET,
-    )
-
-
-def _verdict(verdict: str) -> gr.Button:
-    return gr.Button(
-        f"{VERDICT_WORDS[verdict]} ({KEYS[verdict]})",
-        interactive=False,
-        elem_id=f"arena-{verdict.replace('_', '-')}",
-        min_width=120,
     )

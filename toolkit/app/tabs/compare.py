@@ -1,4 +1,4 @@
-"""Several checkpoints answer the same thing side by side."""
+"""The tab Compare: several checkpoints answer the same prompt side by side."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,8 @@ from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import MAX_COLUMNS, MAX_PROMPT_CHARACTERS
 from toolkit.app.catalog import Catalog
 from toolkit.app.choices import PAGE_LOOKS_APART, checkpoint_choices, reward_choices
-from toolkit.app.tabs.answering import PARTS, Visitors, again, anew, further
-from toolkit.app.tabs.parts import heat_and_length
+from toolkit.app.tabs.compare_events import CompareEvents, new_chat, next_turn, repeat_turn
+from toolkit.app.tabs.parts import temperature_and_length
 from toolkit.app.texts import INTRODUCTION, LEGEND, LOADING, NO_RUNS
 from toolkit.app.web.bubbles import PROMPT, QUESTION
 
@@ -20,50 +20,51 @@ if TYPE_CHECKING:
 
 
 def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
-    """The tab's contents. What it shows of the disk or of a model is escaped or plain text.
+    """Build the tab. Text from the disk or from a model is escaped or shown as plain text.
 
-    Returns: the visitor's `Chat`, for other tabs to look at.
+    Returns: the visitor's `Chat`, for other tabs.
     """
-    chat, visitors = gr.State(Chat()), Visitors(workbench)
+    chat, events = gr.State(Chat()), CompareEvents(workbench)
     gr.Markdown(INTRODUCTION)
     no_runs = gr.Markdown(NO_RUNS, visible=workbench.ready and workbench.catalog.empty)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            prompt, ask, follow, stop, repeat, edit, clear = _prompt(workbench.examples())
+            prompt, ask, follow_up, stop, repeat, edit, clear = _prompt(workbench.examples())
         with gr.Column(scale=2, min_width=320):
-            checkpoints, reward, look = _models(workbench)
+            checkpoints, reward, reload = _models(workbench)
             settings = _sampling()
     columns, stops = _answers()
     with gr.Accordion("What the numbers mean", open=False):
         gr.Markdown(LEGEND)
     broken_box, broken = _broken()
 
-    asked = [chat, prompt, checkpoints, reward, *settings]
-    shown = [chat, prompt, *columns]
+    inputs = [chat, prompt, checkpoints, reward, *settings]
+    outputs = [chat, prompt, *columns]
     stream: dict[str, Any] = {
-        "concurrency_limit": None,  # the engine's own queue is shorter, and says what to do
+        "concurrency_limit": None,  # the engine has a shorter queue with an error message
         "show_progress": "minimal",
     }
-    first, more = visitors.answering(anew), visitors.answering(further)
-    gr.on([ask.click, prompt.submit], first, asked, shown, api_name="compare", **stream)
-    follow.click(more, asked, shown, api_name="follow_up", **stream)
-    seed, once_more = settings[-1], visitors.answering(again, keep_prompt=True)
-    repeat.click(
-        visitors.new_seed, [chat, seed], seed, api_visibility="private", show_progress="hidden"
-    ).success(once_more, asked, shown, api_name="regenerate", **stream)
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "queue": False}
-    stop.click(visitors.stop, None, None, api_name="stop", **quiet)
+    private: dict[str, Any] = {"api_visibility": "private"}
+    ask_first, ask_next = events.answering(new_chat), events.answering(next_turn)
+    gr.on([ask.click, prompt.submit], ask_first, inputs, outputs, api_name="compare", **stream)
+    follow_up.click(ask_next, inputs, outputs, api_name="follow_up", **stream)
+    seed, ask_again = settings[-1], events.answering(repeat_turn, keep_prompt=True)
+    repeat.click(events.new_seed, [chat, seed], seed, show_progress="hidden", **private).success(
+        ask_again, inputs, outputs, api_name="regenerate", **stream
+    )
+    at_once: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "queue": False}
+    stop.click(events.stop, None, None, api_name="stop", **at_once)
     for number, button in enumerate(stops):
-        button.click(visitors.stop_column(number), None, None, api_visibility="private", **quiet)
-    edit.click(visitors.edit, chat, shown, api_visibility="private")
-    clear.click(visitors.clear, None, shown, api_visibility="private")
+        button.click(events.stop_column(number), None, None, **private, **at_once)
+    edit.click(events.edit, chat, outputs, **private)
+    clear.click(events.clear, None, outputs, **private)
 
-    def looked(chosen: list[str] | None, scorer: str | None) -> Iterator[list[Any]]:
+    def load_lists(chosen: list[str] | None, scorer: str | None) -> Iterator[list[Any]]:
         if not workbench.ready:
             yield [gr.update(value=LOADING, visible=True), *(gr.skip() for _ in lists[1:])]
         yield lists_of(workbench.refresh(unless_within=PAGE_LOOKS_APART), chosen, scorer)
 
-    def refresh(chosen: list[str] | None, scorer: str | None) -> list[Any]:
+    def reload_lists(chosen: list[str] | None, scorer: str | None) -> list[Any]:
         return lists_of(workbench.refresh(), chosen, scorer)
 
     def lists_of(catalog: Catalog, chosen: list[str] | None, scorer: str | None) -> list[Any]:
@@ -79,18 +80,17 @@ def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
         ]
 
     lists = [no_runs, checkpoints, reward, broken_box, broken]
-    look.click(refresh, [checkpoints, reward], lists, api_name="refresh")
-    page.load(
-        looked, [checkpoints, reward], lists, api_visibility="private", concurrency_limit=None
-    )
-    page.unload(visitors.leave)
+    chosen = [checkpoints, reward]
+    reload.click(reload_lists, chosen, lists, api_name="refresh")
+    page.load(load_lists, chosen, lists, concurrency_limit=None, **private)
+    page.unload(events.leave)
     return chat
 
 
 def _prompt(examples: list[str]) -> tuple[Any, ...]:
     prompt = gr.Textbox(
         label="Prompt",
-        info="What all of them are asked. Shift+Enter asks, too.",
+        info="All chosen models answer it. Shift+Enter asks, too.",
         lines=3,
         max_lines=12,
         max_length=MAX_PROMPT_CHARACTERS,
@@ -99,24 +99,25 @@ def _prompt(examples: list[str]) -> tuple[Any, ...]:
     )
     with gr.Row():
         ask = gr.Button("Ask", variant="primary", min_width=120)
-        follow = gr.Button("Follow up", min_width=120)
+        follow_up = gr.Button("Follow up", min_width=120)
         stop = gr.Button("Stop all", min_width=120)
     with gr.Row():
-        repeat = gr.Button("Regenerate", size="sm", min_width=90)
-        edit = gr.Button("Edit last", size="sm", min_width=90)
-        clear = gr.Button("Clear", size="sm", min_width=90)
+        small = [
+            gr.Button(label, size="sm", min_width=90)
+            for label in ("Regenerate", "Edit last", "Clear")
+        ]
     gr.Markdown(
-        "*Ask* begins anew; *Follow up* goes on, and each checkpoint sees its own earlier answers. "
-        "*Regenerate* answers again with the next seed; *Edit last* takes the last prompt back into "
-        "the box.",
+        "*Ask* starts a new conversation. *Follow up* continues it: each checkpoint sees its own earlier "
+        "answers. *Regenerate* repeats the last prompt with the next seed. *Edit last* moves the last "
+        "prompt back into the field.",
         elem_classes="note",
     )
     if examples:
         gr.Markdown("Questions to try:", elem_classes="note")
-        with gr.Row(elem_classes="questions"):  # the page's script puts them into the box at once
+        with gr.Row(elem_classes="questions"):  # a script of the page fills in the prompt
             for example in examples:
                 gr.Button(example, size="sm", min_width=0, scale=0, elem_classes=QUESTION)
-    return prompt, ask, follow, stop, repeat, edit, clear
+    return prompt, ask, follow_up, stop, *small
 
 
 def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button]:
@@ -127,57 +128,34 @@ def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button
         multiselect=True,
         max_choices=MAX_COLUMNS,
         label="Checkpoints",
-        info=f"One to {MAX_COLUMNS - 1}, and the base: the model before any training.",
+        info=f"Up to {MAX_COLUMNS}. The base is the model before any training.",
     )
-    reward = gr.Dropdown(
-        rewards.choices,
-        value=rewards.chosen[0] if workbench.ready else None,
-        label="Reward model",
-        info="Gives each answer its score. Made by recipes/reward.py.",
-    )
-    return checkpoints, reward, gr.Button("Look for runs again", size="sm")
+    scorer = rewards.chosen[0] if workbench.ready else None
+    info = "Scores each answer. Trained by recipes/reward.py."
+    reward = gr.Dropdown(rewards.choices, value=scorer, label="Reward model", info=info)
+    return checkpoints, reward, gr.Button("Reload runs", size="sm")
 
 
 def _sampling() -> list[Any]:
-    """System prompt and everything that decides how tokens are drawn, the seed last."""
+    """The sampling settings and the system message; the seed is last."""
     with gr.Accordion("Sampling", open=False):
-        temperature, tokens = heat_and_length()
-        seed = gr.Number(
-            0,
-            precision=0,
-            minimum=0,
-            maximum=limits.MAX_SEED,
-            label="Seed",
-            info="Where chance starts, alike in all columns. The same seed repeats an answer.",
+        temperature, tokens = temperature_and_length()
+        info = "The same for all columns. The same seed gives the same answer again."
+        largest = {"minimum": 0, "maximum": limits.MAX_SEED}
+        seed = gr.Number(0, precision=0, **largest, label="Seed", info=info)
+        info = "Sample from this many likeliest tokens; 0 samples from all."
+        top_k = gr.Slider(0, limits.MAX_TOP_K, value=0, step=1, label="Top k", info=info)
+        info = "Sample from the likeliest tokens that together have this probability; 1 is all."
+        top_p = gr.Slider(limits.MIN_TOP_P, 1, value=1, step=0.01, label="Top p", info=info)
+        info = (
+            "Above 1: beam search for the likeliest answer, which is shown when it is complete. "
+            "Temperature, top k, top p and seed have no effect then."
         )
-        top_k = gr.Slider(
-            0,
-            limits.MAX_TOP_K,
-            value=0,
-            step=1,
-            label="Top k",
-            info="Draw among this many likeliest tokens only; 0 draws among all.",
-        )
-        top_p = gr.Slider(
-            limits.MIN_TOP_P,
-            1,
-            value=1,
-            step=0.01,
-            label="Top p",
-            info="Draw among the likeliest tokens that together have this probability; 1 is all.",
-        )
-        beams = gr.Slider(
-            1,
-            limits.MAX_BEAMS,
-            value=1,
-            step=1,
-            label="Beams",
-            info="Above 1: search for the likeliest whole answer. It comes all at once, and "
-            "temperature, top k, top p and seed do nothing.",
-        )
+        beams = gr.Slider(1, limits.MAX_BEAMS, value=1, step=1, label="Beams", info=info)
         system = gr.Textbox(
             label="System message",
-            info="Said before the conversation. Empty for none, as the embedded runs were trained.",
+            info="Sent before the conversation. Leave it empty for the embedded world's runs: they "
+            "were trained without one.",
             lines=1,
             max_lines=6,
             max_length=MAX_PROMPT_CHARACTERS,
@@ -186,7 +164,7 @@ def _sampling() -> list[Any]:
 
 
 def _answers() -> tuple[list[Any], list[gr.Button]]:
-    """The parts of each checkpoint's column, one column after the other, and their stop buttons."""
+    """The parts of each column, one column after the other, and their stop buttons."""
     parts: list[Any] = []
     stops: list[gr.Button] = []
     with gr.Row(equal_height=False, elem_classes="answers"):
@@ -196,34 +174,26 @@ def _answers() -> tuple[list[Any], list[gr.Button]]:
                     label="Answer",
                     height=None,
                     max_height=420,
-                    render_markdown=False,  # an answer is text, whatever it holds
+                    render_markdown=False,  # an answer is plain text, whatever it contains
                     allow_tags=False,
                     buttons=["copy"],
                     feedback_options=None,
                 )
                 stop = gr.Button("Stop this one", size="sm", visible=False)
                 numbers = gr.Textbox(lines=4, max_lines=12, interactive=False)
+                info = "Prints the same answer without this page."
                 command = gr.Textbox(
-                    label="Command",
-                    info="Prints the same answer without this page.",
-                    lines=1,
-                    max_lines=8,
-                    interactive=False,
-                    buttons=["copy"],
+                    label="Command", info=info, max_lines=8, interactive=False, buttons=["copy"]
                 )
                 parts += [column, answer, stop, numbers, command]
                 stops.append(stop)
-    assert len(parts) == PARTS * MAX_COLUMNS
     return parts, stops
 
 
 def _broken() -> tuple[gr.Accordion, gr.Textbox]:
+    info = "The reason for each. The other runs are not affected."
     with gr.Accordion(visible=False, open=False) as box:
         reasons = gr.Textbox(
-            label="Broken runs",
-            info="Each with the reason. The others are not touched by it.",
-            lines=1,
-            max_lines=30,
-            interactive=False,
+            label="Broken runs", info=info, lines=1, max_lines=30, interactive=False
         )
     return box, reasons

@@ -1,4 +1,4 @@
-"""The judgements as training data: counts, files to download, and the command that uses them."""
+"""The tab Data: judgement counts, export as training data, and commands that train on it."""
 
 import shutil
 import tempfile
@@ -10,15 +10,31 @@ import gradio as gr
 
 from toolkit.app.catalog import Catalog
 from toolkit.app.judgements.export import TRAINS_ON, Export, export, training_commands
-from toolkit.app.judgements.texts import DATA, FILES_TEXT, NO_VOTES, count_rows
-from toolkit.app.tabs.parts import page_error
-from toolkit.errors import DatasetError, ToolkitError
+from toolkit.app.judgements.judgement import VERDICT_LABELS
+from toolkit.app.judgements.store import Tally
+from toolkit.app.tabs.parts import NO_VOTES, errors_as_toast
+from toolkit.errors import DatasetError
 
 if TYPE_CHECKING:
     from toolkit.app.judgements.store import Store
     from toolkit.app.workbench import Workbench
 
-FOLDER = "judgements"  # beside the store
+INTRODUCTION = """# Data
+When the page shows "Saved", the judgement is in a SQLite file next to the runs. *Export* writes all \
+judgements as training data."""
+FILES_TEXT = """
+- **preference.jsonl**: prompt, chosen, rejected, as messages: decided battles and the pairs of \
+rankings. For `recipes/reward.py`, `recipes/dpo.py` and TRL's trainers.
+- **ranked.jsonl**: prompt, completions, ranks: whole rankings.
+- **unpaired.jsonl**: prompt, completion, label: the same answers, each labelled good or bad. For \
+`recipes/kto.py` and TRL's KTOTrainer.
+- **ties.jsonl** and **both_bad.jsonl**: battles without a winner. The answers in both_bad.jsonl are \
+labelled bad, for KTO.
+
+Each row contains its origin (`provenance`): the checkpoints and the SHA-256 of their adapters, the base's \
+fingerprint, sampling, seeds, time, and the labeler's name.
+"""
+FOLDER = "judgements"  # next to the store
 MAKES: Mapping[str, str] = {
     "reward": "a reward model",
     "dpo": "a policy by DPO",
@@ -27,45 +43,41 @@ MAKES: Mapping[str, str] = {
 
 
 def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store") -> None:
-    """The tab's contents; counts are made again when `tab` is opened."""
-    gr.Markdown(DATA)
+    """Build the tab; opening it counts the judgements again."""
+    root = store.path.parent
+    gr.Markdown(INTRODUCTION)
     empty = gr.Markdown(NO_VOTES)
     counts = gr.Dataframe(
         headers=["What", "How many"], interactive=False, label="Judgements", max_height=480
     )
-    make = gr.Button("Export", variant="primary")
-    said = gr.Textbox(
+    button = gr.Button("Export", variant="primary")
+    summary = gr.Textbox(
         "Press Export to write the files.",
-        label="What was exported",
-        info="Rows of each file, and what was left out because no recipe could use it.",
-        lines=1,
+        label="Exported",
+        info="Rows per file, and judgements that were left out because no recipe can use them.",
         max_lines=10,
         interactive=False,
     )
     files = gr.File(label="Files to download", file_count="multiple", interactive=False)
     with gr.Row():
-        commands = [_command(recipe, makes) for recipe, makes in MAKES.items()]
-    with gr.Accordion("What the files hold", open=False):
+        commands = [_command_box(recipe, product) for recipe, product in MAKES.items()]
+    with gr.Accordion("What the files contain", open=False):
         gr.Markdown(FILES_TEXT)
-    downloads = tempfile.TemporaryDirectory()  # Gradio hands out copies of what lies here
+    downloads = tempfile.TemporaryDirectory()  # Gradio serves copies of these files
 
     def refresh() -> list[Any]:
-        try:
+        with errors_as_toast(root):
             tally = store.tally()
-        except ToolkitError as error:
-            raise page_error(error, store.path.parent) from error
-        return [gr.update(visible=not tally.judgements), count_rows(tally)]
+        return [gr.update(visible=not tally.judgements), _count_rows(tally)]
 
     def write() -> list[Any]:
-        folder = store.path.parent / FOLDER
-        try:
-            made = export(store.all())
-            written = [shutil.copy(file, downloads.name) for file in made.write(folder)]
-        except OSError as error:
-            problem = DatasetError(f"{folder.name}: cannot be written ({error.strerror})")
-            raise page_error(problem, store.path.parent) from error
-        except ToolkitError as error:
-            raise page_error(error, store.path.parent) from error
+        folder = root / FOLDER
+        with errors_as_toast(root):
+            try:
+                exported = export(store.all())
+                written = [shutil.copy(file, downloads.name) for file in exported.write(folder)]
+            except OSError as error:
+                raise DatasetError(f"{folder.name}: not writable ({error.strerror})") from error
         lines = training_commands(
             folder,
             base=workbench.roles.fingerprint,
@@ -74,23 +86,36 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
         )
         return [
             *refresh(),
-            _summary(made, folder),
+            _summary(exported, folder),
             written or None,
-            *(_line(lines, recipe, made) for recipe in MAKES),
+            *(_command(lines, recipe, exported) for recipe in MAKES),
         ]
 
-    make.click(
-        write, None, [empty, counts, said, files, *commands], api_name="export", concurrency_limit=1
-    )
-    tab.select(refresh, None, [empty, counts], api_visibility="private", show_progress="hidden")
-    page.load(refresh, None, [empty, counts], api_visibility="private", show_progress="hidden")
+    outputs = [empty, counts, summary, files, *commands]
+    button.click(write, None, outputs, api_name="export", concurrency_limit=1)
+    for opened in (tab.select, page.load):
+        opened(refresh, None, [empty, counts], api_visibility="private", show_progress="hidden")
 
 
-def _command(recipe: str, makes: str) -> gr.Textbox:
+def _count_rows(tally: Tally) -> list[list[str]]:
+    verdicts = {f"– {label}": tally.verdicts.get(v, 0) for v, label in VERDICT_LABELS.items()}
+    counts = {
+        "Judgements": tally.judgements,
+        "Battles": sum(tally.verdicts.values()),
+        **verdicts,
+        "Rankings": tally.rankings,
+        "Answers ranked": tally.ranked,
+        "Different prompts": tally.prompts,
+        "Labelers with a name": tally.labelers,
+    }
+    return [[name, str(count)] for name, count in counts.items()]
+
+
+def _command_box(recipe: str, product: str) -> gr.Textbox:
     return gr.Textbox(
-        label=f"Command for {makes}",
-        info=f"On {TRAINS_ON[recipe]}; start it in the project's folder.",
-        placeholder="Stands here after an export.",
+        label=f"Command for {product}",
+        info=f"Trains on {TRAINS_ON[recipe]}. Run it in the project's folder.",
+        placeholder="Appears after an export.",
         lines=3,
         max_lines=8,
         interactive=False,
@@ -99,22 +124,25 @@ def _command(recipe: str, makes: str) -> gr.Textbox:
     )
 
 
-def _line(lines: Mapping[str, str], recipe: str, made: Export) -> str:
-    if not made.lines[TRAINS_ON[recipe]]:
-        return "No comparison yet in which one answer is better: there is nothing to train on."
-    start = "There is no SFT run to start from: make one with recipes/sft.py, then export again."
-    return lines.get(recipe, start)
+def _command(lines: Mapping[str, str], recipe: str, exported: Export) -> str:
+    if not exported.lines[TRAINS_ON[recipe]]:
+        return "Nothing to train on: no judgement prefers one answer to another yet."
+    return lines.get(
+        recipe, "No SFT run to start from: train one with recipes/sft.py, then export again."
+    )
 
 
-def _summary(made: Export, folder: Path) -> str:
-    rows = [f"{name}: {len(found)} rows" for name, found in made.lines.items() if found]
-    left = [f"left out, {why}: {n} judgements" for why, n in made.left_out.items()]
-    where = f"Written to the folder {folder.name} beside the judgements"
-    return "\n".join([where, *rows, *left] if rows or left else ["There is nothing to export yet."])
+def _summary(exported: Export, folder: Path) -> str:
+    rows = [f"{name}: {len(lines)} rows" for name, lines in exported.lines.items() if lines]
+    left_out = [f"left out, {why}: {n} judgements" for why, n in exported.left_out.items()]
+    if not rows and not left_out:
+        return "There is nothing to export yet."
+    written_to = f"Written to the folder {folder.name} next to the judgements"
+    return "\n".join([written_to, *rows, *left_out])
 
 
 def _first_sft(catalog: Catalog) -> Path | None:
-    """The run that training starts from: the first SFT run that is finished."""
-    found = [e for e in catalog.checkpoints.values() if e.recipe == "sft" and e.path is not None]
-    finished = [e for e in found if e.state == "finished"]
-    return (finished or found)[0].path if found else None
+    """The SFT run that training starts from: the first finished one, or else the first."""
+    runs = [e for e in catalog.checkpoints.values() if e.recipe == "sft" and e.path is not None]
+    finished = [entry for entry in runs if entry.state == "finished"]
+    return (finished or runs)[0].path if runs else None

@@ -1,104 +1,164 @@
-"""Ratings, their intervals, the win matrix and the labelers' agreement."""
+"""The tab Leaderboard: ratings with their intervals, wins by pair, and the labelers' agreement."""
 
+import functools
 import threading
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from toolkit.app.judgements.board_plot import interval_plot
-from toolkit.app.judgements.leaderboard import Board, leaderboard
-from toolkit.app.judgements.texts import (
-    LEADERBOARD,
-    METHOD,
-    NO_VOTES,
-    agreement_text,
-    standings_rows,
-    wins_rows,
-)
-from toolkit.app.tabs.parts import page_error
-from toolkit.errors import ToolkitError
+from toolkit.app.judgements.leaderboard import MIN_PROMPTS, MIN_VOTES, Board, leaderboard
+from toolkit.app.tabs.parts import NO_VOTES, column_widths, errors_as_toast
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from toolkit.app.judgements.store import Store
 
-# a wide page is filled, a narrow one scrolls the table
-WIDTHS = [
-    f"max({pixels}px, {share}%)"
-    for pixels, share in zip((50, 180, 150, 150, 80, 90), (7, 26, 21, 22, 11, 13), strict=True)
-]
-HEADERS = ["#", "Checkpoint", "Rating", "95 % interval", "Votes", "Prompts"]
+INTRODUCTION = f"""# Leaderboard
+Ratings of the checkpoints from all judgements. A checkpoint is rated if it has at least {MIN_VOTES} \
+votes on at least {MIN_PROMPTS} different prompts."""
+METHOD = """
+- **Rating**: the strengths that make the judgements most probable, in one fit of Bradley-Terry (battles) \
+and Plackett-Luce (rankings). The mean rating is 1000. A difference of 400 points means odds of 10 to 1; \
+with 100 points more, a checkpoint wins 64 % of the decided battles. A weak prior (standard deviation 350 \
+points) keeps the rating of an unbeaten checkpoint finite.
+- **95 % interval**: from 300 resamples of the prompts, each with all of its votes. If two intervals \
+overlap widely, the order of the two checkpoints is uncertain.
+- **Ties** count as half a win for each side, and so does **both bad**. **Skipped** battles do not count. \
+Tied answers in a ranking count as every order of them in equal shares.
+- **Votes**: judgements that compare the checkpoint with another one. In the table of pairs, a ranking \
+counts once for every two of its answers from different checkpoints.
+- A checkpoint is identified by its name **and** its weights. A checkpoint that was trained again under \
+the same name starts without votes. The old one stays; both show the start of their weights' hash.
+- **Agreement** compares labelers who gave a name and judged the same two checkpoints on the same prompt. \
+Only a labeler's last verdict on a pair counts. A ranking prefers the checkpoint that wins more pairs of \
+their answers. Krippendorff's α is 1 for full agreement and 0 for agreement by chance. The answers to a \
+prompt can differ between battles, which lowers α.
+"""
+HEADERS = {  # column -> minimum pixels and share of the width, %
+    "#": (50, 7),
+    "Checkpoint": (180, 26),
+    "Rating": (150, 21),
+    "95 % interval": (150, 22),
+    "Votes": (80, 11),
+    "Prompts": (90, 13),
+}
+MAX_NAME = 28  # characters of a name in the plot
 
 
 def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
-    """The tab's contents, worked out when `tab` is opened and there are new judgements."""
-    gr.Markdown(LEADERBOARD)
+    """Build the tab; opening it computes the ratings if there are new judgements."""
+    gr.Markdown(INTRODUCTION)
     empty = gr.Markdown(NO_VOTES, visible=False)
-    look = gr.Button("Count again", size="sm")
+    update = gr.Button("Update ratings", size="sm")
     with gr.Column(visible=False) as results:
         table = gr.Dataframe(
-            headers=HEADERS,
-            column_widths=WIDTHS,
+            headers=list(HEADERS),
+            column_widths=column_widths(HEADERS.values()),
             interactive=False,
             wrap=True,
-            label="Ratings, the best first",
+            label="Ratings, best first",
             elem_classes="ratings",
         )
-        plot = gr.Plot(
-            show_label=False,  # it would lie over the picture
-            visible=False,
-            elem_classes="toolkit-curve",
-        )
+        # a label would cover the plot
+        plot = gr.Plot(show_label=False, visible=False, elem_classes="toolkit-curve")
         pairs = gr.Dataframe(
             headers=["Checkpoint", "1"],
             interactive=False,
             wrap=True,
-            label="Wins of the row's checkpoint over the column's (numbered by place), and votes",
+            label="Wins of each row against each column (columns are numbered by place)",
             elem_classes="ratings",
         )
+        info = "How often two labelers gave the same verdict on the same pair."
         agreement = gr.Textbox(
-            label="Agreement between labelers",
-            info="How often two people said the same of the same pair.",
-            lines=2,
-            interactive=False,
+            label="Agreement between labelers", info=info, lines=2, interactive=False
         )
-    with gr.Accordion("How ratings are made", open=False):
+    with gr.Accordion("How ratings are computed", open=False):
         gr.Markdown(METHOD)
-    counted = _Counted(store)
+    lock = threading.Lock()  # several visitors wait for one computation
+
+    @functools.lru_cache(maxsize=1)  # stored judgements never change
+    def board_of(count: int) -> Board:
+        return leaderboard(store.all())
 
     def refresh() -> list[Any]:
-        try:
-            board = counted.board()
-        except ToolkitError as error:
-            raise page_error(error, store.path.parent) from error
-        picture = interval_plot(board)
-        numbers = [str(place) for place in range(1, len(board.standings) + 1)]
+        with errors_as_toast(store.path.parent), lock:
+            board = board_of(store.count())
+        figure = interval_plot(board)
+        places = [str(place) for place in range(1, len(board.standings) + 1)]
         return [
             gr.update(visible=not board.standings),
             gr.update(visible=bool(board.standings)),
-            gr.update(value=standings_rows(board)),
-            gr.update(value=picture, visible=picture is not None),
-            gr.update(value=wins_rows(board), headers=["Checkpoint", *numbers]),
-            agreement_text(board),
+            gr.update(value=_standings_rows(board)),
+            gr.update(value=figure, visible=figure is not None),
+            gr.update(value=_wins_rows(board), headers=["Checkpoint", *places]),
+            _agreement_text(board),
         ]
 
     outputs = [empty, results, table, plot, pairs, agreement]
-    look.click(refresh, None, outputs, api_name="leaderboard")
+    update.click(refresh, None, outputs, api_name="leaderboard")
     tab.select(refresh, None, outputs, api_visibility="private", show_progress="minimal")
 
 
-class _Counted:
-    """The board of the judgements there are; rows are never changed, so their number tells."""
+def _standings_rows(board: Board) -> list[list[str]]:
+    rows = []
+    for place, standing in enumerate(board.standings, start=1):
+        rating, interval = standing.unrated, ""
+        if standing.rating is not None and standing.interval is not None:
+            rating = f"{standing.rating:.0f}"
+            interval = f"{standing.interval[0]:.0f} to {standing.interval[1]:.0f}"
+        counts = [str(standing.votes), str(standing.prompts)]
+        rows.append([str(place), standing.name, rating, interval, *counts])
+    return rows
 
-    def __init__(self, store: "Store") -> None:
-        self.store = store
-        self._lock = threading.Lock()
-        self._last: tuple[int, Board] | None = None
 
-    def board(self) -> Board:
-        """The leaderboard."""
-        with self._lock:
-            found = self.store.count()
-            if self._last is None or self._last[0] != found:
-                judgements = self.store.all()
-                self._last = len(judgements), leaderboard(judgements)
-            return self._last[1]
+def _wins_rows(board: Board) -> list[list[str]]:
+    """Each checkpoint's share of wins against every other one, and the number of comparisons."""
+    rows = []
+    for i, standing in enumerate(board.standings):
+        cells = [
+            f"{wins / n:.0%} of {n}" if n else "–"
+            for wins, n in zip(board.wins[i], board.comparisons[i], strict=True)
+        ]
+        rows.append([f"{i + 1}. {standing.name}", *cells])
+    return rows
+
+
+def _agreement_text(board: Board) -> str:
+    agreement = board.agreement
+    if agreement is None:
+        return (
+            "No two labelers with a name have judged the same two checkpoints on the same prompt "
+            "yet. Let several people judge prompts from one file."
+        )
+    alpha = "not defined (all verdicts are equal)"
+    if agreement.alpha is not None:
+        alpha = f"{agreement.alpha:.2f}"
+    return (
+        f"{agreement.share:.0%} of {agreement.pairs} pairs of verdicts are equal "
+        f"({agreement.units} times two checkpoints on one prompt). Krippendorff's α: {alpha}."
+    )
+
+
+def interval_plot(board: Board) -> "Figure | None":
+    """Ratings with their 95 % intervals, best on top; None if no checkpoint is rated."""
+    from matplotlib.figure import Figure  # unlike pyplot, safe to use in several threads
+
+    rated = [(s.name, s.rating, s.interval) for s in board.standings if s.rating is not None]
+    if not rated:
+        return None
+    figure = Figure(figsize=(6, 1.2 + 0.4 * len(rated)), dpi=140, layout="constrained")
+    axes = figure.subplots()
+    for place, (_, rating, interval) in enumerate(rated):
+        assert interval is not None
+        axes.plot(interval, (place, place), color="#0072B2", linewidth=3, alpha=0.5)
+        axes.plot(rating, place, "o", color="#0072B2")
+    names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name, *_ in rated]
+    axes.set_yticks(range(len(rated)), names, parse_math=False)  # "$x" is a valid run name
+    axes.set_ylim(len(rated) - 0.5, -0.5)
+    axes.set_title("Ratings with their 95 % intervals")
+    axes.set_xlabel("rating (400 points more: odds of 10 to 1)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#E3E3E3")
+    axes.set_axisbelow(True)
+    return figure

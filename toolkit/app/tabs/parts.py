@@ -1,7 +1,9 @@
-"""Parts that the tabs about judgements share."""
+"""What several tabs share: the page's style, common fields and error messages."""
 
 import html
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,30 +19,94 @@ from toolkit.errors import ToolkitError
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
 
-QUIET = "quiet"  # of what no badge shall cover when a toast says an error
+QUIET = "quiet"  # hides Gradio's error badge on fields whose errors a toast shows
 READY = "answers are ready…"
+NO_VOTES = """**There are no judgements yet.** Vote in *Arena* or order answers in *Rank*; the results \
+appear here."""
+CSS = """
+.answers { display: grid !important; gap: 12px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 280px), 1fr)); }
+.answers > * { min-width: 0 !important; }
+.answers .message { overflow-wrap: anywhere; }
+.answers button[aria-label="Clear"] { display: none; }
+.quiet [data-testid="status-tracker"]:has(> .error) { display: none; } /* a toast shows the error */
+.note, .note p { color: var(--block-info-text-color); font-size: var(--text-sm); }
+.dark .toolkit-curve img { filter: invert(0.9) hue-rotate(180deg); }
+.difference .text.text { word-break: normal; overflow-wrap: anywhere; }
+.tokens th, .tokens th *, .ratings th, .ratings th * { white-space: nowrap !important; }
+.questions { flex-wrap: wrap; gap: 6px; }
+.questions button { flex: 0 1 auto !important; width: auto !important; max-width: 100%;
+  white-space: normal; text-align: left; font-weight: normal; }
+.rank-places { display: flex; flex-direction: column; gap: 2px; }
+.rank-tray, .rank-place { display: flex; flex-wrap: wrap; align-items: center; gap: 6px;
+  padding: 6px 8px; min-height: 44px; border: 1px solid var(--border-color-primary);
+  border-radius: var(--radius-md); background: var(--block-background-fill); }
+.rank-name { min-width: 90px; color: var(--block-info-text-color); font-size: var(--text-sm); }
+.rank-gap { min-height: 18px; border-radius: var(--radius-md); text-align: center;
+  color: var(--block-info-text-color); font-size: var(--text-sm); }
+.rank-gap:not(:empty) { padding: 10px; margin-top: 6px;
+  border: 1px dashed var(--border-color-primary); }
+.rank-aim { background: var(--color-accent-soft); outline: 2px dashed var(--color-accent); }
+.rank-chip { max-width: 100%; padding: 4px 10px; overflow: hidden; white-space: nowrap;
+  text-overflow: ellipsis; border-radius: var(--radius-md); cursor: grab; touch-action: none;
+  user-select: none; background: var(--button-secondary-background-fill);
+  color: var(--body-text-color); border: 1px solid var(--border-color-primary); }
+.rank-held { position: relative; z-index: 5; opacity: 0.85; cursor: grabbing;
+  pointer-events: none; }
+@media (max-width: 700px) { .answers { grid-template-columns: 1fr; } }
+"""
 
 
-def page_error(error: ToolkitError, root: Path) -> gr.Error:
-    """An error as the page's toast, which is HTML, without the folder's own path in it."""
-    return gr.Error(html.escape(tidy(str(error), root)), print_exception=False)
+def theme() -> gr.themes.Default:
+    """The visitor's own fonts, and enough contrast for explanations and the primary button."""
+    font, mono = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
+    return gr.themes.Default(font=font, font_mono=mono).set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+    )
 
 
-def prompt_box() -> gr.Textbox:
-    """Where the prompt is typed."""
-    return gr.Textbox(
+def column_widths(columns: Iterable[tuple[int, int]]) -> list[str]:
+    """CSS widths from minimum pixels and shares of the page, %; a narrow page scrolls the table."""
+    return [f"max({pixels}px, {share}%)" for pixels, share in columns]
+
+
+@contextmanager
+def errors_as_toast(root: Path | None = None) -> Iterator[None]:
+    """Show a ToolkitError as the page's toast, which is HTML; the path of `root` is removed from it."""
+    try:
+        yield
+    except ToolkitError as error:
+        message = str(error) if root is None else tidy(str(error), root)
+        raise gr.Error(html.escape(message), print_exception=False) from error
+
+
+def prompt_and_start(
+    examples: Sequence[str], start: str, start_id: str, *, draw_api: dict[str, str]
+) -> tuple[gr.Textbox, gr.Button]:
+    """The prompt, a button that draws one of `examples`, and the start button."""
+    prompt = gr.Textbox(
         label="Prompt",
-        info="What the checkpoints are asked. Type it, or draw one.",
+        info="The question for the checkpoints. Type one or draw one.",
         lines=3,
         max_lines=12,
         max_length=limits.MAX_PROMPT_CHARACTERS,
         placeholder="Ask something…",
     )
+    with gr.Row():
+        draw = gr.Button("Draw a prompt", visible=bool(examples))
+        start_button = gr.Button(start, variant="primary", elem_id=start_id)
+    draw.click(lambda: secrets.choice(examples), None, prompt, **draw_api)
+    return prompt, start_button
 
 
 def pool_list(page: gr.Blocks, workbench: "Workbench", info: str) -> gr.Dropdown:
-    """The checkpoints that may be asked, as the runs folder is when the page is opened."""
-    said = gr.Markdown(ONLY_THE_BASE, visible=workbench.ready and workbench.catalog.empty)
+    """The list of checkpoints to choose from; opening the page reads the runs folder again."""
+    notice = gr.Markdown(ONLY_THE_BASE, visible=workbench.ready and workbench.catalog.empty)
     models = checkpoint_choices(workbench.catalog)
     pool = gr.Dropdown(
         models.choices,
@@ -50,88 +116,67 @@ def pool_list(page: gr.Blocks, workbench: "Workbench", info: str) -> gr.Dropdown
         info=info,
     )
 
-    def looked(chosen: list[str] | None) -> Iterator[list[Any]]:
+    def load_pool(chosen: list[str] | None) -> Iterator[list[Any]]:
         if not workbench.ready:
             yield [gr.update(value=LOADING, visible=True), gr.skip()]
         catalog = workbench.refresh(unless_within=PAGE_LOOKS_APART)
-        found = checkpoint_choices(catalog, chosen or [])
+        models = checkpoint_choices(catalog, chosen or [])
         yield [
             gr.update(value=ONLY_THE_BASE, visible=catalog.empty),
-            gr.update(choices=found.choices, value=found.chosen),
+            gr.update(choices=models.choices, value=models.chosen),
         ]
 
-    page.load(
-        looked,
-        pool,
-        [said, pool],
-        api_visibility="private",
-        concurrency_limit=None,
-        show_progress="hidden",
-    )
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    page.load(load_pool, pool, [notice, pool], concurrency_limit=None, **quiet)
     return pool
 
 
-def chosen_pool(workbench: "Workbench", chosen: Any) -> Any:
-    """What a visitor chose; asked before the page had its lists, what is chosen in them at first."""
+def pool_or_default(workbench: "Workbench", chosen: Any) -> Any:
+    """The visitor's choice, or the default choice if the page has not loaded its lists yet."""
     if chosen or workbench.ready:
         return chosen
     return checkpoint_choices(workbench.refresh()).chosen
 
 
 def sampling() -> tuple[gr.Slider, gr.Slider]:
-    """Temperature and maximum length; seeds are the server's, so that nobody can foresee answers."""
+    """Temperature and length; the server draws the seeds, so that visitors cannot predict answers."""
     with gr.Accordion("Sampling", open=False):
-        return heat_and_length()
+        return temperature_and_length()
 
 
-def heat_and_length() -> tuple[gr.Slider, gr.Slider]:
-    """The two settings that every tab with answers has."""
+def temperature_and_length() -> tuple[gr.Slider, gr.Slider]:
+    """The two settings of every tab that generates answers."""
+    default = limits.DEFAULT_TEMPERATURE
+    info = "0 always takes the likeliest token; higher values give more varied answers."
     temperature = gr.Slider(
-        0,
-        limits.MAX_TEMPERATURE,
-        value=limits.DEFAULT_TEMPERATURE,
-        step=0.05,
-        label="Temperature",
-        info="0 always takes the likeliest token; higher is more varied.",
+        0, limits.MAX_TEMPERATURE, value=default, step=0.05, label="Temperature", info=info
     )
+    length, info = limits.DEFAULT_NEW_TOKENS, "An answer that has not ended by then is cut off."
     tokens = gr.Slider(
-        1,
-        limits.MAX_NEW_TOKENS,
-        value=limits.DEFAULT_NEW_TOKENS,
-        step=1,
-        label="Max new tokens",
-        info="Where an answer is cut off if it does not end by itself.",
+        1, limits.MAX_NEW_TOKENS, value=length, step=1, label="Max new tokens", info=info
     )
     return temperature, tokens
 
 
-def about_labeler() -> tuple[gr.Textbox, gr.Textbox]:
+def labeler_fields() -> tuple[gr.Textbox, gr.Textbox]:
     """The optional reason and the labeler's name."""
     with gr.Row():
+        info = "Why you decided so; stored with the judgement."
         reason = gr.Textbox(
-            label="Reason (optional)",
-            info="Why; it is kept with the judgement.",
-            max_length=MAX_REASON,
-            lines=1,
-            scale=2,
-            min_width=240,
+            label="Reason (optional)", info=info, max_length=MAX_REASON, scale=2, min_width=240
         )
+        info = "Needed to measure how far labelers agree. The exported data contains it."
         labeler = gr.Textbox(
-            label="Your name (optional)",
-            info="Tells labelers apart, to see how far they agree. It is in the exported data.",
-            max_length=MAX_LABELER,
-            lines=1,
-            min_width=240,
+            label="Your name (optional)", info=info, max_length=MAX_LABELER, min_width=240
         )
     return reason, labeler
 
 
 def status_box(value: str) -> gr.Textbox:
-    """What happens, in plain text: it holds names from the disk."""
+    """The state of a battle or ranking as plain text, because it contains names from the disk."""
     return gr.Textbox(
         value,
         label="Status",
-        lines=1,
         max_lines=4,
         interactive=False,
         scale=1,
@@ -140,11 +185,34 @@ def status_box(value: str) -> gr.Textbox:
     )
 
 
-def waiting(done: int, wanted: int) -> str:
-    """What Status says while answers are made."""
-    return f"{done} of {wanted} {READY}"
+def waiting(done: int, total: int) -> str:
+    """The status while answers are generated."""
+    return f"{done} of {total} {READY}"
 
 
-def no_longer_waiting(idle: str) -> Callable[[str], Any]:
-    """Status after a refusal: what to do, if it waited for answers; else as it is."""
-    return lambda said: idle if str(said).endswith(READY) else gr.skip()
+def generates_answers(
+    start: gr.Button,
+    stop: gr.Button,
+    begin: Callable[..., Iterator[list[Any]]],
+    inputs: list[Any],
+    outputs: list[Any],
+    *,
+    status: gr.Textbox,
+    idle: str,
+    api_name: str,
+) -> None:
+    """Connect the start and stop buttons; `idle` is the status without answers."""
+    started = start.click(
+        begin,
+        inputs,
+        outputs,
+        api_name=api_name,
+        concurrency_limit=None,  # the engine has a shorter queue with an error message
+        show_progress="minimal",
+    )
+    quiet: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+    # after an error, the answers of an earlier battle can still be judged
+    started.failure(
+        lambda text: idle if str(text).endswith(READY) else gr.skip(), status, status, **quiet
+    )
+    stop.click(lambda: idle, None, status, cancels=[started], **quiet)

@@ -1,128 +1,122 @@
-"""K answers to one prompt, put in order."""
+"""The tab Rank: several answers to one prompt, put in order."""
 
-import secrets
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from toolkit.app.judgements.battles import MAX_ANSWERS, MIN_ANSWERS
-from toolkit.app.judgements.judgement import FLAGS, LIKERT, parse_order
-from toolkit.app.judgements.texts import RANK, revealed
+from toolkit.app.judgements.judgement import FLAGS, LIKERT, parse_order, reveal
 from toolkit.app.tabs.parts import (
     QUIET,
-    about_labeler,
-    chosen_pool,
-    no_longer_waiting,
-    page_error,
+    errors_as_toast,
+    generates_answers,
+    labeler_fields,
     pool_list,
-    prompt_box,
+    pool_or_default,
+    prompt_and_start,
     sampling,
     status_box,
     waiting,
 )
 from toolkit.app.web.dragging import ANSWER, BOARD, ORDER, PLACE_BUTTON
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from toolkit.app.judgements.battles import Battles
 
+INTRODUCTION = """# Rank
+Put several answers to one prompt in order, best first; equally good answers can share a place. \
+A ranking contains more information than a battle: K answers give K·(K−1)/2 comparisons. After you \
+save the order, the page shows which checkpoint wrote which answer."""
 DRAG = (
-    "Drag each answer to its place, the best at the top; dropped on another one it ties with it. "
-    "Or press the answers' buttons or numbers, the best first."
+    "Drag each answer to its place, the best to the top; drop it on another answer for a tie. "
+    "Or press the answers' buttons or number keys, best first."
 )
-IDLE = "Ask for answers; then put them in order, the best first."
-FLAG_WORDS = dict(zip(("Harmful", "Untruthful", "Off task"), FLAGS, strict=True))
+IDLE = "Get answers, then put them in order, best first."
+SORT = "Put the answers in order, best first: drag them, or press their numbers."
+FLAG_LABELS = dict(zip(("Harmful", "Untruthful", "Off task"), FLAGS, strict=True))
 NO_GRADE = 0
 
 
 def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -> None:
-    """The tab's contents; `prompts` as in the arena."""
+    """Build the tab; `prompts` as in `arena_tab`."""
     workbench, root = battles.workbench, battles.store.path.parent
-    drawn_from = list(prompts) or workbench.examples()
-    gr.Markdown(RANK)
+    gr.Markdown(INTRODUCTION)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            prompt = prompt_box()
-            with gr.Row():
-                draw = gr.Button("Draw a prompt", visible=bool(drawn_from))
-                start = gr.Button("Get answers", variant="primary", elem_id="rank-start")
-                stop = gr.Button("Stop", scale=0, min_width=100)
+            prompt, start = prompt_and_start(
+                list(prompts) or workbench.examples(),
+                "Get answers",
+                "rank-start",
+                draw_api={"api_visibility": "private"},
+            )
         with gr.Column(scale=2, min_width=320):
-            info = "One or several; one alone gives several samples."
+            info = "One or several; a single checkpoint gives several samples."
             pool = pool_list(page, workbench, info)
-            many = gr.Slider(
-                MIN_ANSWERS,
-                MAX_ANSWERS,
-                value=MIN_ANSWERS,
-                step=1,
-                label="Answers",
-                info="How many to put in order. They are shared out evenly.",
+            info = "How many answers to rank, distributed evenly over the checkpoints."
+            answer_count = gr.Slider(
+                MIN_ANSWERS, MAX_ANSWERS, value=MIN_ANSWERS, step=1, label="Answers", info=info
             )
             temperature, tokens = sampling()
-    columns = _answers()
+    boxes, texts, grades, flags = map(list, zip(*_answers(), strict=True))
     order = _order()
-    status = status_box(IDLE)
-    reason, labeler = about_labeler()
+    with gr.Row():
+        status = status_box(IDLE)
+        stop = gr.Button("Stop", scale=0, min_width=160)
+    reason, labeler = labeler_fields()
     save = gr.Button(
         "Save the order (Ctrl+Enter)", variant="primary", interactive=False, elem_id="rank-save"
     )
-    ranking, count = gr.State(""), gr.State(0)  # stay on the server
-    boxes, texts, grades, flags = map(list, zip(*columns, strict=True))
+    ranking_id, count = gr.State(""), gr.State(0)  # the server does not send them to the page
 
-    def begin(*asked: Any) -> Iterator[list[Any]]:
-        try:
-            question, chosen, k, heat, length = asked
-            among = chosen_pool(workbench, chosen)
-            for shown in battles.ranking(
-                question, among, k, temperature=heat, max_new_tokens=length
+    def begin(question: Any, chosen: Any, k: Any, heat: Any, length: Any) -> Iterator[list[Any]]:
+        with errors_as_toast(root):
+            ids = pool_or_default(workbench, chosen)
+            for progress in battles.ranking(
+                question, ids, k, temperature=heat, max_new_tokens=length
             ):
-                if shown.id:
-                    said = "Put the answers in order: drag them, or press their numbers, the best first."
-                    parts = _shown(shown.texts)
-                else:
-                    said = waiting(shown.done, shown.wanted)
-                    parts = _shown(())
-                save_button = gr.update(interactive=bool(shown.id))
-                yield [shown.id, len(shown.texts), "", said, save_button, *parts]
-        except ToolkitError as error:
-            raise page_error(error, root) from error
+                ready = bool(progress.id)
+                message = SORT if ready else waiting(progress.done, progress.total)
+                button = gr.update(interactive=ready)
+                parts = _columns(progress.texts)
+                yield [progress.id, len(progress.texts), "", message, button, *parts]
 
-    def keep(id: str, k: int, said: str, why: str, who: str, *graded: Any) -> list[Any]:
-        given = [int(g) if g else None for g in graded[:k]]
-        flagged = [list(f or ()) for f in graded[MAX_ANSWERS : MAX_ANSWERS + k]]
-        try:
+    def store_order(id: str, k: int, order: str, why: str, name: str, *details: Any) -> list[Any]:
+        likert = [int(grade) if grade else None for grade in details[:k]]
+        flags = [list(f or ()) for f in details[MAX_ANSWERS : MAX_ANSWERS + k]]
+        with errors_as_toast(root):
             if not id:
-                raise ConfigError("ask for answers first")
-            ranks = parse_order(said, k)
-            told = battles.rank(id, ranks, likert=given, flags=flagged, reason=why, labeler=who)
-        except ToolkitError as error:
-            raise page_error(error, root) from error
-        return [revealed(told), "", gr.update(interactive=False)]
+                raise ConfigError("get answers first")
+            ranks = parse_order(order, k)
+            judgement = battles.rank(
+                id, ranks, likert=likert, flags=flags, reason=why, labeler=name
+            )
+        return [reveal(judgement), "", gr.update(interactive=False)]
 
-    started = start.click(
+    generates_answers(
+        start,
+        stop,
         begin,
-        [prompt, pool, many, temperature, tokens],
-        [ranking, count, order, status, save, *boxes, *texts, *grades, *flags],
+        [prompt, pool, answer_count, temperature, tokens],
+        [ranking_id, count, order, status, save, *boxes, *texts, *grades, *flags],
+        status=status,
+        idle=IDLE,
         api_name="ranking",
-        concurrency_limit=None,  # the engine's own queue is shorter, and says what to do
-        show_progress="minimal",
     )
-    started.failure(no_longer_waiting(IDLE), status, status, queue=False, api_visibility="private")
-    stop.click(lambda: IDLE, None, status, cancels=[started], queue=False, api_visibility="private")
     save.click(
-        keep,
-        [ranking, count, order, reason, labeler, *grades, *flags],
+        store_order,
+        [ranking_id, count, order, reason, labeler, *grades, *flags],
         [status, reason, save],
         api_name="save_ranking",
         concurrency_limit=4,
     )
-    draw.click(lambda: secrets.choice(drawn_from), None, prompt, api_visibility="private")
 
 
 def _answers() -> list[tuple[Any, ...]]:
-    """Column, text, quality and flags of each answer; its button is the page's script's."""
-    made: list[tuple[Any, ...]] = []
+    """Column, text, quality and flags of each answer; a script of the page handles its button."""
+    columns: list[tuple[Any, ...]] = []
+    grades = [("not graded", NO_GRADE), *((str(n), n) for n in LIKERT)]
     with gr.Row(equal_height=False):
         for number in range(1, MAX_ANSWERS + 1):
             with gr.Column(min_width=260, visible=False, elem_classes=QUIET) as column:
@@ -133,37 +127,26 @@ def _answers() -> list[tuple[Any, ...]]:
                     interactive=False,
                     elem_id=f"{ANSWER}{number}",
                 )
-                gr.Button(
-                    f"Next best is {number} (key {number})",
-                    size="md",
-                    elem_id=f"{PLACE_BUTTON}{number}",
-                )
+                button = f"Next best is {number} (key {number})"
+                gr.Button(button, size="md", elem_id=f"{PLACE_BUTTON}{number}")
                 with gr.Accordion("Quality and flags (optional)", open=False):
-                    grade = gr.Dropdown(
-                        [("not graded", NO_GRADE), *((str(n), n) for n in LIKERT)],
-                        value=NO_GRADE,
-                        label="Overall quality",
-                        info="1 is useless, 7 could not be better.",
-                    )
-                    flags = gr.CheckboxGroup(
-                        list(FLAG_WORDS.items()),
-                        label="Flags",
-                        info="What is wrong with the answer, whatever its place.",
-                    )
-            made.append((column, text, grade, flags))
-    return made
+                    info = "From 1 (useless) to 7 (perfect)."
+                    grade = gr.Dropdown(grades, value=NO_GRADE, label="Overall quality", info=info)
+                    info = "What is wrong with the answer, whatever its place."
+                    flags = gr.CheckboxGroup(list(FLAG_LABELS.items()), label="Flags", info=info)
+            columns.append((column, text, grade, flags))
+    return columns
 
 
 def _order() -> gr.Textbox:
-    """The order as text, which buttons and dragging change through the page's scripts."""
+    """The order as text; the page's scripts for buttons and dragging change it."""
     with gr.Column(elem_id=BOARD):
         gr.Markdown(DRAG, elem_classes="note")
     with gr.Row():
         order = gr.Textbox(
-            label="Order, the best first",
-            info="Made by dragging, by buttons and keys, or typed: 3 > 1 = 2 > 4, where = is a tie.",
+            label="Order, best first",
+            info="Filled in by dragging, buttons and keys, or type it: 3 > 1 = 2 > 4, where = is a tie.",
             max_length=200,
-            lines=1,
             scale=3,
             min_width=300,
             elem_id=ORDER,
@@ -174,8 +157,8 @@ def _order() -> gr.Textbox:
     return order
 
 
-def _shown(texts: Sequence[str]) -> list[Any]:
-    """Updates of all columns, texts, grades and flags, with nothing said of them yet."""
+def _columns(texts: Sequence[str]) -> list[Any]:
+    """Updates of all columns, texts, grades and flags, with the grades and flags empty."""
     n = len(texts)
     return [
         *(gr.update(visible=i < n) for i in range(MAX_ANSWERS)),

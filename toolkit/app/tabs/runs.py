@@ -1,4 +1,4 @@
-"""Every run: what became of it, its curves while it trains, its settings, lineage and report."""
+"""The tab Runs: every run's state, live curves, settings, lineage and report."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -25,161 +25,241 @@ from toolkit.app.history.run_summary import (
     state_in_words,
     story_of,
 )
-from toolkit.app.history.settings import settings_table
-from toolkit.app.tabs import runs_parts as parts
+from toolkit.app.history.settings import ALL, DIFFERENT, MAIN, settings_table
 from toolkit.evaluation.render import PLOTS
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
 
-EVERY = 5  # seconds between looks while the page is open
+REFRESH_S = 5  # while the page is open
 INTRODUCTION = """# Training runs
-Every run in the runs folder, the latest first. Choose some to lay their curves over each other; \
-a run that is training is followed as it goes."""
+All runs in the runs folder, newest first. Choose several to compare their curves. The curves of a run \
+that is still training are updated while you watch."""
 NO_RUNS = """**There are no runs yet.** `make quickstart` trains some on the embedded world, \
-without a download; a recipe such as `python recipes/sft.py --config \
-recipes/configs/world/sft.yaml --output_dir runs/sft` makes one. They appear here by themselves."""
+without a download. A recipe, such as `python recipes/sft.py --config \
+recipes/configs/world/sft.yaml --output_dir runs/sft`, trains one. New runs appear here automatically."""
+COLUMNS = {
+    "run": "220px",
+    "recipe": "100px",
+    "state": "420px",
+    "started": "170px",
+    "took": "130px",
+    "made from": "290px",
+}
 
 
 def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
-    """The tab's contents. Whatever the disk says is shown as plain text or as a picture."""
+    """Build the tab. Text from the disk is shown as plain text, never rendered."""
     history = History(workbench.runs)
     gr.Markdown(INTRODUCTION)
     nothing = gr.Markdown(NO_RUNS, visible=False)
-    table = parts.table(
-        "Runs", list(parts.COLUMNS), max_height=420, widths=list(parts.COLUMNS.values())
-    )
-    chosen, metrics = parts.choices()
-    pictures = parts.pictures()
-    latest = parts.table("Latest values", ["run", "step"], max_height=260)
+    table = _table("Runs", list(COLUMNS), max_height=420, widths=list(COLUMNS.values()))
+    chosen, metrics = _choices()
+    plots = _plots()
+    latest = _table("Latest values", ["run", "step"], max_height=260)
+    info = "Warnings of the runs, values that are not finite, and damaged lines."
     notes = gr.Textbox(
-        label="About these logs",
-        info="Warnings that a run wrote, values that were not finite, lines that were damaged.",
-        lines=1,
-        max_lines=8,
-        interactive=False,
-        visible=False,
+        label="About these logs", info=info, max_lines=8, interactive=False, visible=False
     )
-    which, config = parts.settings()
-    one, story, results, report = parts.one_run()
-    seen = gr.State("")
-    timer = gr.Timer(EVERY)
+    which, config = _settings()
+    one, story, results, report = _one_run()
+    state = gr.State("")
+    timer = gr.Timer(REFRESH_S)
 
     overview = [nothing, table, chosen, one]
-    curves = [metrics, *pictures, latest, notes, config]
+    curves = [metrics, *plots, latest, notes, config]
     details = [story, results, *report]
 
-    def refresh(runs: Any, keys: Any, wanted: Any, run: Any) -> list[Any]:
-        records = look()
+    def refresh(runs: Any, keys: Any, which: Any, run: Any) -> list[Any]:
+        records = scan()
         runs = runs or first_choice(records)
         run = run if run in records else reported(records) or next(iter(records), None)
-        shown = [*overview_of(records, runs, run), *curves_of(runs, keys, wanted)]
-        return [*shown, *details_of(run), signature(records, runs)]
+        updates = [*overview_of(records, runs, run), *curves_of(runs, keys, which)]
+        return [*updates, *details_of(run), signature(records, runs)]
 
-    def tick(runs: Any, keys: Any, wanted: Any, run: Any, before: Any) -> Any:
-        records = look()
-        now = signature(records, runs or first_choice(records))
+    def tick(runs: Any, keys: Any, which: Any, run: Any, before: Any) -> Any:
+        records = scan()
+        runs = runs or first_choice(records)
+        now = signature(records, runs)
         if now == before:
             return [gr.skip()] * (len(overview) + len(curves) + 1)
-        runs = runs or first_choice(records)
-        return [*overview_of(records, runs, run), *curves_of(runs, keys, wanted), now]
+        return [*overview_of(records, runs, run), *curves_of(runs, keys, which), now]
 
-    def look() -> dict[str, Record]:
+    def scan() -> dict[str, Record]:
         return history.look(dict(workbench.catalog.broken))
 
+    def selected(runs: Any) -> list[Record]:
+        records = scan()
+        return [records[r] for r in _strings(runs) if r in records][:MOST_LINES]
+
     def logs_of(runs: Any) -> dict[str, Any]:
-        records = look()
-        known = [records[r] for r in _texts(runs) if r in records][:MOST_LINES]
-        return {record.name: history.log(record) for record in known}
+        return {record.name: history.log(record) for record in selected(runs)}
 
     def signature(records: dict[str, Record], runs: Any) -> str:
+        """Changes when a table row or a chosen run's log does."""
         states = [(r.id, r.state, r.detail) for r in records.values()]
         return repr((states, [(log.rows, log.read_bytes) for log in logs_of(runs).values()]))
 
-    def curves_of(runs: Any, keys: Any, wanted: Any) -> list[Any]:
+    def curves_of(runs: Any, keys: Any, which: Any) -> list[Any]:
         logs = logs_of(runs)
         names = metric_names(logs.values())
-        kept = [k for k in _texts(keys) if k in names][:MOST_PICTURES]
+        kept = [k for k in _strings(keys) if k in names][:MOST_PICTURES]
         kept = kept or [k for k in names if k in FIRST][:CHOSEN_AT_FIRST] or names[:1]
-        drawn = [_drawn(key, logs) for key in kept]
+        drawn = [gr.update(value=draw(k, lines_of(k, logs)), visible=True) for k in kept]
         drawn += [gr.update(visible=False, value=None)] * (MOST_PICTURES - len(drawn))
-        said = log_notes(kept, logs)
-        records = look()
-        beside = [records[r] for r in _texts(runs) if r in records][:MOST_LINES]
-        headers, rows = settings_table(beside, str(wanted))
+        log_text = log_notes(kept, logs)
         return [
             gr.update(choices=[(metric_label(k), k) for k in names], value=kept),
             *drawn,
             _filled(*latest_values(kept, logs)),
-            gr.update(value=said, visible=bool(said)),
-            _filled(headers, rows),
+            gr.update(value=log_text, visible=bool(log_text)),
+            _filled(*settings_table(selected(runs), str(which))),
         ]
 
     def details_of(run: Any) -> list[Any]:
-        record = look().get(run) if isinstance(run, str) else None
+        record = scan().get(run) if isinstance(run, str) else None
         if record is None:
             hidden = [gr.update(visible=False, value=None) for _ in PLOTS]
-            unsaid = gr.update(value="", visible=False)
-            return [unsaid, unsaid, gr.update(visible=False), "", *hidden]
-        found = read_report(record.path, history.root)
+            empty = gr.update(value="", visible=False)
+            return [empty, empty, gr.update(visible=False), "", *hidden]
+        report = read_report(record.path, history.root)
         pictures = [
             gr.update(value=picture, label=caption, visible=True)
-            for picture, caption in found.pictures
+            for picture, caption in report.pictures
         ]
         unused = len(PLOTS) - len(pictures)
         pictures += [gr.update(visible=False, value=None) for _ in range(unused)]
         return [
             gr.update(value=story_of(record, history), visible=True),
             gr.update(value=results_of(record), visible=True),
-            gr.update(visible=not found.empty),
-            "\n\n".join(part for part in (found.summary, found.text) if part),
+            gr.update(visible=not report.empty),
+            "\n\n".join(part for part in (report.summary, report.text) if part),
             *pictures,
         ]
 
-    asked = [chosen, metrics, which, one]
-    everything = [*overview, *curves, *details, seen]
-    page.load(refresh, asked, everything, api_visibility="private", show_progress="hidden")
+    inputs = [chosen, metrics, which, one]
+    everything = [*overview, *curves, *details, state]
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    shown: dict[str, Any] = {"show_progress": "minimal"}
-    timer.tick(tick, [*asked, seen], [*overview, *curves, seen], queue=False, **quiet)
+    page.load(refresh, inputs, everything, **quiet)
+    timer.tick(tick, [*inputs, state], [*overview, *curves, state], queue=False, **quiet)
+    public: dict[str, Any] = {"show_progress": "minimal"}
     for control in (chosen, metrics, which):
-        control.input(curves_of, [chosen, metrics, which], curves, api_name="curves", **shown)
-    one.input(details_of, one, details, api_name="run", **shown)
+        control.input(curves_of, [chosen, metrics, which], curves, api_name="curves", **public)
+    one.input(details_of, one, details, api_name="run", **public)
 
 
 def overview_of(records: dict[str, Record], runs: Any, run: Any) -> list[Any]:
-    """Updates of the table and of the lists of runs."""
+    """Updates of the notice, the table and the two lists of runs."""
     choices = [(record.label, key) for key, record in records.items()]
     rows = [
         [
-            record.name,
-            record.recipe,
-            state_in_words(record),
-            moment(record.started),
-            duration(record.seconds),
-            record.made_from,
+            *(record.name, record.recipe, state_in_words(record)),
+            *(moment(record.started), duration(record.seconds), record.made_from),
         ]
         for record in records.values()
     ]
     return [
         gr.update(visible=not records),
         gr.update(value=rows, visible=bool(records)),
-        gr.update(choices=choices, value=[r for r in _texts(runs) if r in records]),
+        gr.update(choices=choices, value=[r for r in _strings(runs) if r in records]),
         gr.update(choices=choices, value=run if run in records else None),
     ]
 
 
-def _drawn(key: str, logs: dict[str, Any]) -> Any:
-    return gr.update(value=draw(key, lines_of(key, logs)), visible=True)
+def _choices() -> tuple[gr.Dropdown, gr.Dropdown]:
+    """The runs and the metrics to draw."""
+    several: dict[str, Any] = {"multiselect": True, "min_width": 320}
+    with gr.Row():
+        info = f"Up to {MOST_LINES}; a run has the same colour in every plot."
+        chosen = gr.Dropdown(
+            [], label="Runs to compare", info=info, max_choices=MOST_LINES, **several
+        )
+        info = f"Metrics that these runs logged; up to {MOST_PICTURES}. See docs/metrics.md."
+        metrics = gr.Dropdown([], label="Metrics", info=info, max_choices=MOST_PICTURES, **several)
+    return chosen, metrics
+
+
+def _plots() -> list[gr.Plot]:
+    plots = []
+    with gr.Row(equal_height=False):
+        for number in range(1, MOST_PICTURES + 1):
+            label = f"Curve {number}"
+            with gr.Column(min_width=340):
+                plot = gr.Plot(
+                    label=label, show_label=False, visible=False, elem_classes="toolkit-curve"
+                )
+            plots.append(plot)
+    return plots
+
+
+def _settings() -> tuple[gr.Radio, gr.Dataframe]:
+    """The choice of settings and their table."""
+    with gr.Accordion("Settings of these runs", open=False):
+        info = "From each run's run.json, without the settings that have no value."
+        which = gr.Radio([MAIN, DIFFERENT, ALL], value=MAIN, label="Which settings", info=info)
+        config = _table("Settings", ["setting"], max_height=500)
+    return which, config
+
+
+def _one_run() -> tuple[gr.Dropdown, gr.Code, gr.Code, list[Any]]:
+    """The choice of one run, its lineage, its results, and the parts of its report."""
+    gr.Markdown("## One run")
+    one = gr.Dropdown([], label="Run", info="Shows the run's origin, results and report.")
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=320):
+            story = _plain_text("Origin")
+        with gr.Column(min_width=320):
+            results = _plain_text("Results")
+    with gr.Accordion("Report", visible=False, open=True) as box:
+        text = _plain_text("Report as text", wrap=False)
+        with gr.Row(equal_height=False):
+            pictures = [_picture(number) for number in range(1, len(PLOTS) + 1)]
+    return one, story, results, [box, text, *pictures]
+
+
+def _table(
+    label: str, headers: list[str], *, max_height: int, widths: list[str] | None = None
+) -> gr.Dataframe:
+    return gr.Dataframe(
+        headers=headers,
+        datatype="str",
+        type="array",
+        label=label,
+        interactive=False,
+        wrap=True,
+        max_height=max_height,
+        column_widths=widths,
+        buttons=[],
+    )
+
+
+def _picture(number: int) -> gr.Image:
+    label = f"Picture {number}"
+    with gr.Column(min_width=340):
+        return gr.Image(label=label, interactive=False, visible=False, buttons=["fullscreen"])
+
+
+def _plain_text(label: str, *, wrap: bool = True) -> gr.Code:
+    """Text from the disk in a fixed-width font, never rendered."""
+    return gr.Code(
+        label=label,
+        language=None,
+        interactive=False,
+        wrap_lines=wrap,
+        max_lines=30,
+        show_line_numbers=False,
+        buttons=["copy"],
+    )
 
 
 def _filled(headers: list[str], rows: list[list[str]]) -> Any:
-    each = max(170, min(400, 1000 // max(1, len(headers) - 1)))  # a narrow page scrolls the table
+    """A table's update; a narrow page scrolls the table."""
+    each = max(170, min(400, 1000 // max(1, len(headers) - 1)))
     widths = ["220px", *[f"{each}px"] * (len(headers) - 1)]
-    filled = {"headers": headers, "data": rows}
-    return gr.update(value=filled, column_widths=widths, visible=bool(rows))
+    table = {"headers": headers, "data": rows}
+    return gr.update(value=table, column_widths=widths, visible=bool(rows))
 
 
-def _texts(values: Any) -> list[str]:
-    """A list of texts, whatever a visitor sent."""
+def _strings(values: Any) -> list[str]:
+    """The strings in a list that a visitor sent."""
     return [v for v in values if isinstance(v, str)] if isinstance(values, list) else []

@@ -26,12 +26,12 @@ HINTS: Mapping[str, str] = {
     "Regenerate": "Answer the last prompt again, with the next seed.",
     "Edit last": "Take the last prompt back into the box and its answers off the page.",
     "Clear": "Forget the conversation and empty the page.",
-    "Look for runs again": "Read the runs folder again, for runs that were made meanwhile.",
+    "Reload runs": "Read the runs folder again to find new runs.",
     "Sampling": "Open or close the settings that decide how answers are drawn.",
     "What the numbers mean": "Open or close the explanation of the numbers.",
     "Runs that cannot be used": "Open or close the list of broken runs, each with the reason.",
     # What changed
-    "Look": "Read this answer with the checkpoint and with its reference.",
+    "Analyze": "Compute this answer's log-probabilities with the checkpoint and its reference.",
     "Difference between two checkpoints' answers": "Open or close the comparison of two texts.",
     "only here": "Words of this answer that the other one has not.",
     "only there": "Words of the other answer that this one has not.",
@@ -52,11 +52,11 @@ HINTS: Mapping[str, str] = {
     "Clear the order": "Take all answers out of the order.",
     "Save the order": "Store the order, and tell who gave which answer.",
     # Leaderboard, Runs and Data
-    "Count again": "Work the ratings out again with the judgements of the meantime.",
-    "How ratings are made": "Open or close how ratings and intervals are worked out.",
+    "Update ratings": "Compute the ratings again, including new judgements.",
+    "How ratings are computed": "Open or close the explanation of ratings and intervals.",
     "Settings of these runs": "Open or close the settings of the runs chosen above.",
     "Export": "Write the judgements to files and offer them for download.",
-    "What the files hold": "Open or close what stands in each file.",
+    "What the files contain": "Open or close the description of each file.",
 }
 
 
