@@ -7,7 +7,9 @@ Writes  docs/images/ptx_tradeoff.png; prints the table of docs/ppo.md.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import markdown_table, parser, read_json, run_main
 from toolkit.errors import ConfigError
@@ -16,7 +18,6 @@ from toolkit.runs.run import Run
 
 def main(folder: Path, image: Path) -> None:
     """Print the table and draw the picture."""
-    from toolkit.evaluation.plots import draw_tradeoff
     from toolkit.evaluation.report import validate
 
     report = read_json(folder / "report.json", fix="run `make tradeoff`")
@@ -43,6 +44,40 @@ def main(folder: Path, image: Path) -> None:
     print(markdown_table(["γ", "rise of lm_loss", "undone", "win rate over SFT"], rows))
     image.parent.mkdir(parents=True, exist_ok=True)
     print(f"\n{draw_tradeoff(points, image)}")
+
+
+def draw_tradeoff(points: Sequence[tuple[float, float, Mapping[str, Any]]], file: Path) -> Path:
+    """Draw win rate over the rise of the loss on pretraining text.
+
+    Args:
+        points: per run γ, the rise of lm_loss over SFT's in nats per token, and the win rate over
+            SFT with its interval.
+        file: the PNG to write.
+    """
+    from toolkit.evaluation.plots import MARKERS, PALETTE, error_bar, figure_file
+
+    ordered = sorted(points, key=lambda point: point[0])
+    with figure_file(file, height=5.0) as figure:
+        ax = figure.subplots()
+        means = [win["mean"] for _, _, win in ordered]
+        ax.plot([rise for _, rise, _ in ordered], means, color="#BBBBBB", linewidth=1.4, zorder=1)
+        for i, (gamma, rise, win) in enumerate(ordered):
+            style = {"color": PALETTE[i % len(PALETTE)], "markersize": 8, "capsize": 3.5}
+            marker = MARKERS[i % len(MARKERS)]
+            ax.errorbar([rise], [win["mean"]], yerr=error_bar(win), fmt=marker, **style)
+            ax.annotate(
+                "PPO, no ptx" if gamma == 0 else f"γ = {gamma:g}",
+                (rise, win["mean"]),
+                xytext=(10, 8),
+                textcoords="offset points",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+            )
+        ax.margins(x=0.2, y=0.12)
+        ax.set_xlabel(
+            "rise of the loss on pretraining text over SFT's (nats per token; lower is better)"
+        )
+        ax.set_ylabel("gold win rate over SFT, 95 % interval\n(higher is better)")
+    return file
 
 
 def arguments() -> argparse.ArgumentParser:

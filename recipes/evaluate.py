@@ -92,7 +92,7 @@ def main(args, model) -> Run:
             batch_size=args.batch_size,
             generation_batch_size=args.generation_batch_size,
             seed=args.seed,
-            say=print,
+            progress=print,
         )
         section = None
         if judges and pairs:

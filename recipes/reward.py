@@ -31,7 +31,7 @@ def main(script, training, model, mixture, start) -> Run:
     from transformers import set_seed
 
     from toolkit.data.checks import check_texts
-    from toolkit.evaluation.reward_report import RewardJudge
+    from toolkit.evaluation.judge import RewardJudge
     from toolkit.models.base import load_base
     from toolkit.models.fingerprint import fingerprint
     from toolkit.preflight.report import preflight

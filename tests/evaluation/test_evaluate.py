@@ -1,4 +1,4 @@
-"""End to end on a tiny random model, and each pass against a slow one without batches."""
+"""The evaluation of a tiny random model, and each number against a slow loop without batches."""
 
 import pytest
 import torch
@@ -69,10 +69,10 @@ def test_equal_checkpoints_tie_exactly(evaluation, roles, tokenizer, prompts, tm
     report = build(evaluation, reward_model=section, timings_s={"evaluate": 1.0})
     even = {"mean": 0.5, "ci95": [0.5, 0.5]}
     for name in ("sft", "twin"):
-        found = report["checkpoints"][name]
-        assert found["win_rate_vs_sft"] == {"gold": even, "proxy": even}
-        assert found["kl_to_sft"] == 0.0
-        assert {k: o["win_rate_vs_sft"]["gold"] for k, o in found["other_sampling"].items()} == {
+        entry = report["checkpoints"][name]
+        assert entry["win_rate_vs_sft"] == {"gold": even, "proxy": even}
+        assert entry["kl_to_sft"] == 0.0
+        assert {k: o["win_rate_vs_sft"]["gold"] for k, o in entry["other_sampling"].items()} == {
             "1.0": even,
             "0": even,
         }
@@ -83,7 +83,7 @@ def test_equal_checkpoints_tie_exactly(evaluation, roles, tokenizer, prompts, tm
     assert page.count("score ") >= 3 * len(CHECKPOINTS)
 
 
-def test_same_seed_same_answers_and_nothing_is_left_changed(evaluation, roles, tokenizer, prompts):
+def test_same_seed_gives_same_answers_and_restores_state(evaluation, roles, tokenizer, prompts):
     roles.model.train()
     active, state = list(roles.model.active_adapters), torch.random.get_rng_state()
     again = evaluate_all(
@@ -100,24 +100,24 @@ def test_same_seed_same_answers_and_nothing_is_left_changed(evaluation, roles, t
 
 
 @pytest.mark.parametrize("name", ["base", "other"])
-def test_kl_agrees_with_a_slow_loop(evaluation, roles, tokenizer, prompts, name):
-    found = evaluation.checkpoints[name]
+def test_kl_matches_slow_loop(evaluation, roles, tokenizer, prompts, name):
+    measured = evaluation.checkpoints[name]
     role = CHECKPOINTS[name].role
     roles.model.eval()
     for row in (0, 5, 11):
-        ids = found.answers[MAIN].completions[row].ids
+        ids = measured.answers[MAIN].completions[row].ids
         plain = encode_prompt(tokenizer, prompts[row])
         own = plain if role else encode_prompt(tokenizer, with_demonstrations(prompts[row], SHOTS))
         with torch.no_grad(), roles.using(role) as model:
             ours = slow_logprob(model, own, ids, 0.7)
         with torch.no_grad(), roles.using("sft") as model:
             theirs = slow_logprob(model, plain, ids, 0.7)
-        assert found.kl_to_sft[row] == pytest.approx(ours - theirs, abs=1e-3)
+        assert measured.kl_to_sft[row] == pytest.approx(ours - theirs, abs=1e-3)
 
 
-def test_lm_loss_agrees_with_a_slow_loop(roles, tokenizer):
+def test_lm_loss_matches_slow_loop(roles, tokenizer):
     texts = [d for d in corpus(40) if isinstance(d, str)][:4]
-    found = lm_loss(roles, tokenizer, texts, role="other", batch_size=3)
+    loss = lm_loss(roles, tokenizer, texts, role="other", batch_size=3)
     total = tokens = 0.0
     roles.model.eval()
     for text in texts:
@@ -125,12 +125,12 @@ def test_lm_loss_agrees_with_a_slow_loop(roles, tokenizer):
         with torch.no_grad(), roles.using("other") as model:
             total += slow_logprob(model, [tokenizer.bos_token_id], ids, 1.0)
         tokens += len(ids)
-    assert found == pytest.approx(-total / tokens, abs=1e-4)
+    assert loss == pytest.approx(-total / tokens, abs=1e-4)
     assert lm_loss(roles, tokenizer, [], role=None) is None
     assert lm_loss(roles, tokenizer, [""], role=None) is None
 
 
-def test_scores_agree_with_one_row_at_a_time(evaluation, roles, tokenizer, prompts):
+def test_scores_match_one_row_at_a_time(evaluation, roles, tokenizer, prompts):
     answers = evaluation.checkpoints["base"].answers[MAIN]
     roles.model.eval()
     for row in (0, 7):
@@ -141,8 +141,8 @@ def test_scores_agree_with_one_row_at_a_time(evaluation, roles, tokenizer, promp
         assert answers.proxy[row] == pytest.approx(score, abs=1e-4)
 
 
-def test_outside_of_the_world_and_without_a_reward_model(roles, tokenizer):
-    found = evaluate_all(
+def test_without_world_or_reward_model_values_are_none(roles, tokenizer):
+    evaluation = evaluate_all(
         roles,
         tokenizer,
         {name: CHECKPOINTS[name] for name in ("base", "sft")},
@@ -151,15 +151,15 @@ def test_outside_of_the_world_and_without_a_reward_model(roles, tokenizer):
         rewards=(),
         few_shot=SHOTS,
     )
-    report = build(found)
+    report = build(evaluation)
     sft = report["checkpoints"]["sft"]
     assert (sft["gold"], sft["proxy"], sft["rates"], sft["kl_to_sft"]) == (None,) * 4
     assert sft["win_rate_vs_sft"] == {"gold": None, "proxy": None}
-    assert list(sft["other_sampling"]) == ["1.0"]  # the main one is greedy already
-    assert [e["prompt"] for e in examples(found)] == ["Once upon a time", "What is 1 plus 1?"]
+    assert list(sft["other_sampling"]) == ["1.0"]  # the main sampling is greedy
+    assert [e["prompt"] for e in examples(evaluation)] == ["Once upon a time", "What is 1 plus 1?"]
 
 
-def test_wrong_input_is_named(roles, tokenizer, prompts):
+def test_invalid_input_raises_named_error(roles, tokenizer, prompts):
     with pytest.raises(ConfigError, match="compares with 'sft', but the checkpoints are: other"):
         evaluate_all(roles, tokenizer, {"other": CHECKPOINTS["other"]}, prompts)
     with pytest.raises(DatasetError, match="no prompts"):
@@ -182,7 +182,7 @@ def test_wrong_input_is_named(roles, tokenizer, prompts):
         judge_reward_model(roles, tokenizer, [{"prompt": "a", "chosen": "b"}])
 
 
-def test_the_judge_is_judged_by_hand(roles, tokenizer, monkeypatch):
+def test_reward_model_section_matches_hand_count(roles, tokenizer, monkeypatch):
     """Three answers a > b > c by label; the score orders them a > c > b, gold b > a > c."""
     texts = {"a": "Yes.", "b": "Yes. It is so.", "c": "No. I do not think that it is so."}
     score = {"a": 3.0, "b": 1.0, "c": 2.0}
@@ -208,7 +208,7 @@ def test_the_judge_is_judged_by_hand(roles, tokenizer, monkeypatch):
         }
         for w, x in ("ab", "ac", "bc")
     ]
-    found = judge_reward_model(
+    section = judge_reward_model(
         roles,
         tokenizer,
         rows,
@@ -216,48 +216,48 @@ def test_the_judge_is_judged_by_hand(roles, tokenizer, monkeypatch):
         labeler_agreement=0.75,
     )
     assert passes == [3, 2]  # three answers in three pairs, then the demonstrations
-    assert found["pairwise_accuracy"] == 0.666667  # a > b and a > c, not b > c
-    assert found["pairwise_accuracy_ci95"] == [0.666667, 0.666667]  # one prompt, one group
-    assert found["clear_gold_accuracy"] == 0.5  # a over c agrees, b over c does not, a-b is close
-    assert found["ceiling"] == 0.666667  # gold has a > c and b > c
-    assert found["demonstration_mean"] == 2.0
-    assert found["labeler_agreement"] == 0.75
-    assert found["length_accuracy"] == 0.0  # always the shorter one
+    assert section["pairwise_accuracy"] == 0.666667  # a > b and a > c, not b > c
+    assert section["pairwise_accuracy_ci95"] == [0.666667, 0.666667]  # one prompt, one group
+    assert section["clear_gold_accuracy"] == 0.5  # a over c agrees, b over c does not, a-b is close
+    assert section["ceiling"] == 0.666667  # gold has a > c and b > c
+    assert section["demonstration_mean"] == 2.0
+    assert section["labeler_agreement"] == 0.75
+    assert section["length_accuracy"] == 0.0  # always the shorter one
     bare = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows]
     without = judge_reward_model(roles, tokenizer, bare)
     assert (without["ceiling"], without["clear_gold_accuracy"]) == (None, None)
 
 
-def test_an_ensemble_scores_by_its_members_mean(roles, tokenizer, prompts, tmp_path):
+def test_ensemble_section_uses_mean_score(roles, tokenizer, prompts, tmp_path):
     """Three members score the two sides of three pairs; the means are 2 > 1, 0 < 3 and 4 > 2."""
     table = {"m0": [3, 0, 0, 6, 4, 1], "m1": [3, 3, 0, 0, 8, 2], "m2": [0, 0, 0, 3, 0, 3]}
-    said = ["Yes.", "No.", "It is.", "It is not.", "I do not know.", "Hello."]
+    answers = ["Yes.", "No.", "It is.", "It is not.", "I do not know.", "Hello."]
     rows = [
-        {"prompt": f"Is it {i}?", "chosen": said[2 * i], "rejected": said[2 * i + 1]}
+        {"prompt": f"Is it {i}?", "chosen": answers[2 * i], "rejected": answers[2 * i + 1]}
         for i in range(3)
     ]
-    where = {tuple(encode_completion(tokenizer, "Is it?", s)): i for i, s in enumerate(said)}
+    where = {tuple(encode_completion(tokenizer, "Is it?", s)): i for i, s in enumerate(answers)}
 
     def fake(roles, pairs, *, reward, **_):
         return [float(table[reward][where[tuple(completion)]]) for _, completion in pairs]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("toolkit.evaluation.judge.score_ids", fake)
-        found = judge_reward_model(
+        section = judge_reward_model(
             roles,
             tokenizer,
             rows,
-            demonstrations=[("Is it 1?", said[3]), ("Is it 2?", said[4])],
+            demonstrations=[("Is it 1?", answers[3]), ("Is it 2?", answers[4])],
             rewards=list(table),
         )
-    assert found["pairwise_accuracy"] == 0.666667
-    assert found["demonstration_mean"] == 3.5  # of 3 and 4
-    assert found["members"] == 3
+    assert section["pairwise_accuracy"] == 0.666667
+    assert section["demonstration_mean"] == 3.5  # of 3 and 4
+    assert section["members"] == 3
     # m0: > < >; m1: tie, tie, >; m2: tie, <, <
-    assert found["members_accuracy"] == [0.666667, 0.666667, 0.166667]
+    assert section["members_accuracy"] == [0.666667, 0.666667, 0.166667]
     # the signs + - +, 0 0 +, 0 - -: alike in 1, 1 and 1 of 3
-    assert found["members_agreement"] == 0.333333
-    report = build(evaluate_one(roles, tokenizer, prompts), reward_model=found)
+    assert section["members_agreement"] == 0.333333
+    report = build(evaluate_one(roles, tokenizer, prompts), reward_model=section)
     page = write(tmp_path / "r", report).read_text()
     assert "two members of the ensemble order a pair alike | 0.333 |" in page
     assert "| 2 | 0.167 |" in page
@@ -275,9 +275,7 @@ def evaluate_one(roles, tokenizer, prompts, **options):
     )
 
 
-def test_an_ensembles_proxy_is_the_mean_of_two_reward_roles(
-    roles, tokenizer, prompts, tmp_path_factory
-):
+def test_ensemble_proxy_is_mean_of_reward_roles(roles, tokenizer, prompts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("second")
     roles.save("other", folder)
     head = ScalarHead(32)
@@ -296,25 +294,25 @@ def test_an_ensembles_proxy_is_the_mean_of_two_reward_roles(
         assert mean == pytest.approx((one + other) / 2, abs=1e-6)
 
 
-def test_demonstrations_stand_behind_the_system_message():
+def test_demonstrations_follow_system_message():
     system = {"role": "system", "content": "Be kind."}
     speakers = [m["role"] for m in with_demonstrations([system, *user("Hi?")], SHOTS)]
     assert speakers == ["system", "user", "assistant", "user", "assistant", "user"]
     assert with_demonstrations("Q3: ", [("Q1: ", "A1")]) == "Q1: A1\n\nQ3: "
 
 
-def test_the_world_knows_its_own_prompts_only(prompts):
+def test_world_prompts_rejects_other_prompts(prompts):
     assert world_prompts(prompts[:2]) == [p[0]["content"] for p in prompts[:2]]
     assert world_prompts([*prompts, user("Who won the 1998 world cup?")]) is None
     assert world_prompts([[{"role": "system", "content": "x"}, *prompts[0]]]) is None
 
 
-def test_other_samplings_differ_from_the_main_one():
+def test_other_samplings_exclude_main_sampling():
     assert list(other_samplings(Sampling(temperature=0.7))) == ["1.0", "0"]
     assert list(other_samplings(Sampling(temperature=1.0))) == ["0"]
 
 
-def test_role_ids_are_safe_for_peft():
+def test_role_ids_are_valid_adapter_names():
     assert role_ids(["runs/ppo.v2", "lora_"]) == {
         "runs/ppo.v2": "checkpoint_0",
         "lora_": "checkpoint_1",

@@ -1,4 +1,4 @@
-"""The schema's checks, the warnings, and what is written for people."""
+"""The report's schema, warnings, tables and plots."""
 
 import copy
 import json
@@ -20,9 +20,9 @@ EVIL = "<img src=x onerror=alert(1)> | a\n\n# b ![i](http://evil.example/x.png) 
 def edit(report, path, value):
     """A copy with one place changed, or removed where the value is `...`."""
     changed = copy.deepcopy(report)
-    *way, last = path.split("/")
+    *keys, last = path.split("/")
     place = changed
-    for key in way:
+    for key in keys:
         place = place[key]
     if value is ...:
         del place[last]
@@ -31,12 +31,12 @@ def edit(report, path, value):
     return changed
 
 
-def test_a_good_report_is_accepted_also_from_disk(report):
+def test_valid_report_is_accepted(report):
     validate(report)
     validate(json.loads(json.dumps(report)))
 
 
-def test_without_gold_or_a_reward_model_it_is_accepted(report):
+def test_report_without_gold_or_reward_model_is_accepted(report):
     report["reward_model"] = None
     for checkpoint in report["checkpoints"].values():
         for part in (checkpoint, *checkpoint["other_sampling"].values()):
@@ -47,7 +47,7 @@ def test_without_gold_or_a_reward_model_it_is_accepted(report):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "named"),
+    ("path", "value", "message"),
     [
         ("schema", 2, "`schema` must be 1"),
         ("prompts", ..., "`prompts` is missing"),
@@ -74,16 +74,13 @@ def test_without_gold_or_a_reward_model_it_is_accepted(report):
         ("timings_s/sft", -1, "`timings_s.sft`"),
     ],
 )
-def test_what_is_wrong_is_named(report, path, value, named):
-    with pytest.raises(DatasetError, match=re.escape(named)):
+def test_invalid_report_names_the_key(report, path, value, message):
+    with pytest.raises(DatasetError, match=re.escape(message)):
         validate(edit(report, path, value))
 
 
-def test_nothing_to_warn_of(report):
+def test_over_optimisation_is_reported_despite_high_win_rate(report):
     assert warnings(report) == []
-
-
-def test_over_optimisation_is_seen_though_the_win_rate_looks_fine(report):
     worse = {"gold": interval(0.35), "proxy": interval(1.2)}
     report["checkpoints"]["ppo"] = entry("ppo", **worse, win_rate_vs_sft={"gold": interval(0.55)})
     (line,) = warnings(report)
@@ -93,7 +90,7 @@ def test_over_optimisation_is_seen_though_the_win_rate_looks_fine(report):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("checkpoints/dpo/rates/over_refusal", 0.081, "dpo: refuses 8% of good requests"),
         ("checkpoints/dpo/length", 15.1, "dpo: verbose"),
@@ -103,16 +100,16 @@ def test_over_optimisation_is_seen_though_the_win_rate_looks_fine(report):
         ("reward_model/length_correlation", -0.75, "reward model: length nearly"),
     ],
 )
-def test_each_known_failure_is_warned_of(report, path, value, said):
+def test_known_failure_gives_a_warning(report, path, value, message):
     (line,) = warnings(edit(report, path, value))
-    assert line.startswith(said)
+    assert line.startswith(message)
 
 
-def test_the_base_is_not_blamed(report):
+def test_base_gives_no_warning(report):
     assert warnings(edit(report, "checkpoints/base/rates/over_refusal", 0.5)) == []
 
 
-def test_model_output_cannot_become_markup():
+def test_model_output_is_escaped():
     shown = as_text(EVIL)
     assert shown.count("<") == shown.count("<br>") == 2
     assert not set("|`[]\n\x1b\u202e#") & set(shown.replace("&#", ""))
@@ -120,9 +117,9 @@ def test_model_output_cannot_become_markup():
     assert "http:" not in shown.replace("&#58;", "")
 
 
-def test_examples_keep_the_table_in_shape(report):
-    said = {"text": EVIL, "gold": -1.0, "proxy": None}
-    some = [{"prompt": "a | b\nc", "completions": {"sft": said, "<b>|x": said}}]
+def test_examples_with_markup_keep_table_shape(report):
+    answer = {"text": EVIL, "gold": -1.0, "proxy": None}
+    some = [{"prompt": "a | b\nc", "completions": {"sft": answer, "<b>|x": answer}}]
     page = to_markdown(report, some)
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert rows[-1].count("|") == rows[-2].count("|") == rows[-3].count("|") == 4
@@ -131,17 +128,17 @@ def test_examples_keep_the_table_in_shape(report):
     assert "gold -1.00" in rows[-1]
 
 
-def test_the_page_says_what_was_measured(report):
+def test_markdown_has_tables_and_plots(report):
     page = to_markdown(report, plots=["win_rates.png"])
     assert "| sft | 0.40 [0.35, 0.45] | 0.10 | 0.50 [0.45, 0.55] | 0.70 | 0.20 |" in page
     assert "(win_rates.png)" in page
     assert "(rates.png)" not in page
     assert "sft, greedy" in page
-    assert "| orders a pair as its label says | 0.670 [0.64, 0.70] |" in page
+    assert "| accuracy: the score orders a pair like its label | 0.670 [0.64, 0.70] |" in page
     assert "| ppo | 101.5 |" in page
 
 
-def test_the_terminal_table_fits_100_columns(report):
+def test_terminal_table_fits_100_columns(report):
     report["checkpoints"]["a-very-long-name/of\x1b[31m a checkpoint"] = entry(
         "ppo", gold=interval(-1.25), length=1024.0, kl_to_sft=123.45, rates=None, ended=0.1
     )
@@ -152,7 +149,7 @@ def test_the_terminal_table_fits_100_columns(report):
     assert lines[3].split()[:3] == ["sft", "0.40", "0.10"]
 
 
-def test_write_makes_the_whole_folder(report, tmp_path):
+def test_write_creates_report_and_plots(report, tmp_path):
     training = [
         {"step": s, "objective/scores": s / 10, "objective/kl": s / 5, "objective/length": 9.0}
         for s in range(1, 6)
@@ -168,19 +165,19 @@ def test_write_makes_the_whole_folder(report, tmp_path):
     assert json.loads((page.parent / "report.json").read_text(encoding="utf-8")) == report
 
 
-def test_plots_without_data_are_left_out(report, tmp_path):
+def test_plots_without_data_are_not_drawn(report, tmp_path):
     for checkpoint in report["checkpoints"].values():
         checkpoint.update(gold=None, proxy=None, rates=None, win_rate_vs_sft={}, other_sampling={})
     assert draw_all(report, tmp_path, training=[{"step": 1, "loss": 2.0}]) == []
 
 
-def test_plots_survive_strange_names(report, tmp_path):
+def test_plots_accept_special_characters_in_names(report, tmp_path):
     report["checkpoints"] = {"sft": entry("sft")} | {
         f"$x_{{{i}$ \\frac a name without end": entry("ppo") for i in range(9)
     }
     assert len(draw_all(report, tmp_path)) == 3
 
 
-def test_long_names_keep_both_ends():
+def test_short_name_keeps_both_ends():
     assert short_name("ppo-run-number-12", 9) == "ppo-…r-12"
     assert short_name("ppo", 9) == "ppo"

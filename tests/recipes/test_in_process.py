@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toolkit.evaluation import judge, reward_report
+from toolkit.evaluation import judge
 from toolkit.models.fingerprint import BASE_FILE
 from toolkit.options.command_line import run_cli
 from toolkit.runs.parents import require_adapter, reward_models
@@ -112,7 +112,7 @@ def test_a_reward_model_that_cannot_be_judged_is_finished_all_the_same(
         raise torch.OutOfMemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(reward_report, "judge_scorer", fails)
+        patch.setattr(judge, "judge_scorer", fails)
         with pytest.raises(torch.OutOfMemoryError):
             call("reward", folder, **options)
     made = folder if ensemble == 1 else folder / "member-0"

@@ -1,6 +1,8 @@
-"""The judge judged: the reward model against labels, gold, demonstrations and length."""
+"""Evaluates the reward model against labels, gold, demonstrations and length."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,28 +10,32 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.ranking import ranking_id
 from toolkit.errors import DatasetError
+from toolkit.evaluation.failures import reward_model_warnings
 from toolkit.evaluation.metrics import (
-    clear_accuracy,
-    correlation_within,
-    pairwise_accuracy,
-    preferred,
-)
-from toolkit.evaluation.preferences import (
+    Floats,
     accuracy_by,
     calibration,
+    clear_accuracy,
+    correlation_within,
     kendall_tau,
     members_agreement,
+    preferred,
+    rounded,
+    win_rate,
 )
+from toolkit.evaluation.plots import draw_calibration
 from toolkit.evaluation.scoring import Pair, pad_id, score_ids
 from toolkit.models.roles import REWARD, Roles
+from toolkit.runs.run import write_json
 from toolkit.sampling.generation import Prompt, encode_completion, encode_prompt
 
-CLEAR_GOLD = 1.0  # gold utility between the sides of a pair that nobody should get wrong
 COLUMNS = ("prompt", "chosen", "rejected")
 SIDES = ("chosen", "rejected")
-
+RUN_RESULTS = ["pairs", "pairwise_accuracy", "pairwise_accuracy_ci95", "length_correlation"]
+RUN_RESULTS += ["members", "members_accuracy", "members_agreement"]
 
 Scorer = Callable[[list[Pair]], list[float]]
+Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def judge_reward_model(
@@ -37,78 +43,87 @@ def judge_reward_model(
     tokenizer: PreTrainedTokenizerBase,
     comparisons: Sequence[Mapping[str, Any]],
     *,
-    demonstrations: Sequence[tuple[Prompt, Prompt]] = (),
-    labeler_agreement: float | None = None,
     rewards: Sequence[str] = (REWARD,),
-    seed: int = 0,
     batch_size: int = 32,
+    **options: Any,
 ) -> dict[str, Any]:
-    """The report's section about the reward model in a role, or about the mean of an ensemble's.
+    """The report's section about a reward role, or about the mean score of several.
 
-    See `judge_scorer`, and for several `rewards` `judge_ensemble`.
+    Args:
+        options: `demonstrations`, `labeler_agreement` and `seed` of `judge_scorer`.
+
+    Returns: see `judge_scorer`, and for several `rewards` `RewardJudge.mean_section`.
+    """
+    judge = RewardJudge(tokenizer, comparisons, **options)
+    score = partial(score_ids, roles, pad_id=pad_id(tokenizer), batch_size=batch_size)
+    sections = [judge.section(partial(score, reward=reward)) for reward in rewards]
+    return sections[0] if len(sections) == 1 else judge.mean_section()
+
+
+class RewardJudge:
+    """Judges reward models on the same comparisons, one model in memory at a time; writes reports.
+
+    Args:
+        tokenizer: the base's.
+        comparisons, demonstrations, options: see `judge_scorer`.
     """
 
-    def scorer(reward: str) -> Remembered:
-        return Remembered(
-            lambda pairs: score_ids(
-                roles, pairs, reward=reward, pad_id=pad_id(tokenizer), batch_size=batch_size
-            )
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        comparisons: Sequence[Mapping[str, Any]],
+        demonstrations: Sequence[tuple[Prompt, Prompt]] = (),
+        **options: Any,
+    ) -> None:
+        self.tokenizer, self.comparisons = tokenizer, comparisons
+        self.options = options | {"demonstrations": demonstrations}
+        self.scores: list[dict[Key, float]] = []  # of each model judged so far
+
+    def judge(self, scorer: Scorer, folder: Path | None) -> dict[str, Any]:
+        """Judge one model and write its report into the folder, if any; returns the main numbers."""
+        section = self.section(scorer)
+        return {} if folder is None else write_reward_report(section, folder)
+
+    def judge_mean(self, folder: Path) -> dict[str, Any]:
+        """Write the report on the mean of the models judged so far; returns the main numbers."""
+        return write_reward_report(self.mean_section(), folder)
+
+    def section(self, scorer: Scorer) -> dict[str, Any]:
+        """`judge_scorer` of one model; its scores are kept for `mean_section`."""
+        scores: dict[Key, float] = {}
+
+        def keeping(pairs: list[Pair]) -> list[float]:
+            values = scorer(pairs)
+            scores.update(zip(map(_key, pairs), values, strict=True))
+            return values
+
+        section = judge_scorer(keeping, self.tokenizer, self.comparisons, **self.options)
+        self.scores.append(scores)
+        return section
+
+    def mean_section(self) -> dict[str, Any]:
+        """`judge_scorer` of the mean score of the models judged so far.
+
+        Returns: also `members`, their number; `members_accuracy`, each one's `pairwise_accuracy`;
+            and `members_agreement`, how often two of them order a pair alike.
+        """
+
+        def mean(pairs: list[Pair]) -> list[float]:
+            return [
+                float(np.mean([scores[_key(pair)] for scores in self.scores])) for pair in pairs
+            ]
+
+        section = judge_scorer(mean, self.tokenizer, self.comparisons, **self.options)
+        sides = _encode(self.tokenizer, self.comparisons)
+        chosen, rejected = (
+            np.array([[scores[_key(pair)] for pair in sides[side]] for scores in self.scores])
+            for side in SIDES
         )
-
-    members = [scorer(reward) for reward in rewards]
-    known: dict[str, Any] = {
-        "demonstrations": demonstrations,
-        "labeler_agreement": labeler_agreement,
-        "seed": seed,
-    }
-    sections = [judge_scorer(member, tokenizer, comparisons, **known) for member in members]
-    if len(members) == 1:
-        return sections[0]
-    return judge_ensemble(members, tokenizer, comparisons, **known)
-
-
-class Remembered:
-    """A scorer whose scores can be had again when its model has left the memory."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
-        self.known: dict[tuple[tuple[int, ...], ...], float] = {}
-
-    def __call__(self, pairs: list[Pair]) -> list[float]:
-        """Score, and keep."""
-        found = self.scorer(pairs)
-        self.known |= {_key(pair): score for pair, score in zip(pairs, found, strict=True)}
-        return found
-
-
-def judge_ensemble(
-    members: Sequence[Remembered],
-    tokenizer: PreTrainedTokenizerBase,
-    comparisons: Sequence[Mapping[str, Any]],
-    **known: Any,
-) -> dict[str, Any]:
-    """`judge_scorer` for the mean of members that were judged on the same rows before.
-
-    Returns: also `members`, how many; `members_accuracy`, each one's `pairwise_accuracy`; and
-        `members_agreement`, how often two order a pair alike.
-    """
-
-    def mean(pairs: list[Pair]) -> list[float]:
-        return [float(np.mean([m.known[_key(pair)] for m in members])) for pair in pairs]
-
-    section = judge_scorer(mean, tokenizer, comparisons, **known)
-    sides = [
-        [_key(_encode(tokenizer, row["prompt"], row[side])) for row in comparisons]
-        for side in SIDES
-    ]
-    chosen, rejected = (np.array([[m.known[k] for k in keys] for m in members]) for keys in sides)
-    return section | {
-        "members": len(members),
-        "members_accuracy": [
-            round(float(preferred(c, r).mean()), 6) for c, r in zip(chosen, rejected, strict=True)
-        ],
-        "members_agreement": members_agreement(chosen - rejected),
-    }
+        return section | {
+            "members": len(self.scores),
+            "members_accuracy": [rounded(x) for x in preferred(chosen, rejected).mean(axis=1)],
+            "members_agreement": members_agreement(chosen - rejected),
+        }
 
 
 def judge_scorer(
@@ -120,37 +135,40 @@ def judge_scorer(
     labeler_agreement: float | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Hold scores against labels, gold, demonstrations and length.
+    """Compare scores with labels, gold, demonstrations and length.
 
     Args:
         scorer: token ids of prompts and completions to scores, in order.
-        comparisons: preference rows with prompt, chosen and rejected; where all of them have
-            `chosen_gold` and `rejected_gold` the reward model and the labels are held against
-            gold; prompt and `group_id`, if any, say which pairs belong together; a `margin`, or
-            else gold's, says how clear a pair is.
+        comparisons: preference rows with prompt, chosen and rejected. If all of them have
+            `chosen_gold` and `rejected_gold`, the scores and the labels are compared with gold. The
+            prompt and an optional `group_id` define which pairs belong together. A `margin`, or
+            else gold, measures how clear a pair is.
         demonstrations: (prompt, completion); their mean score should be about 0.
-        labeler_agreement: how often two labelers agree, as measured when they labelled.
+        labeler_agreement: how often two labelers agreed when they labelled.
 
     Returns: `pairwise_accuracy` and its `pairwise_accuracy_ci95` against the labels; `kendall_tau`
         per prompt; `calibration`; `accuracy_by_margin` and `accuracy_by_length` (the chosen answer's
-        tokens minus the rejected one's); `clear_gold_accuracy` on pairs that gold sets apart by
+        tokens minus the rejected one's); `clear_gold_accuracy` on pairs with a gold gap of at least
         1.0; `ceiling`, how often gold agrees with the labels; `labeler_agreement`;
         `demonstration_mean`; `length_correlation` of score and tokens within a prompt;
-        `length_accuracy`, what "the longer one is better" would reach. Ties count half; what
-        cannot be known is None.
-    Raises: DatasetError for no row or a missing column.
+        `length_accuracy`, the accuracy of "the longer answer is better". Ties count half; unknown
+        values are None.
+    Raises: DatasetError without rows or for a missing column.
     """
     _check(comparisons)
     groups = [ranking_id(row) for row in comparisons]
-    sides = {
-        side: [_encode(tokenizer, row["prompt"], row[side]) for row in comparisons]
-        for side in SIDES
-    }
-    score = _score_distinct(scorer, [*sides["chosen"], *sides["rejected"]])
+    sides = _encode(tokenizer, comparisons)
+    # K answers make C(K, 2) pairs but need only K passes
+    distinct = {_key(pair): pair for side in SIDES for pair in sides[side]}
+    score = dict(zip(distinct, scorer(list(distinct.values())), strict=True))
     chosen, rejected = (np.array([score[_key(pair)] for pair in sides[side]]) for side in SIDES)
-    longer, shorter = (np.array([len(said) for _, said in sides[side]]) for side in SIDES)
-    accuracy = pairwise_accuracy(chosen, rejected, seed=seed, groups=groups)
+    longer, shorter = (np.array([len(ids) for _, ids in sides[side]]) for side in SIDES)
+    accuracy = win_rate(chosen, rejected, seed=seed, groups=groups)
     margins = _margins(comparisons)
+    # each answer counts once, however many pairs it is in
+    answers = {(g, _key(p)) for side in SIDES for g, p in zip(groups, sides[side], strict=True)}
+    rows = [(score[key], len(key[1]), group) for group, key in sorted(answers)]
+    shown = [_pair(tokenizer, *demonstration) for demonstration in demonstrations]
     return {
         "pairs": len(comparisons),
         "pairwise_accuracy": accuracy["mean"],
@@ -161,10 +179,28 @@ def judge_scorer(
         "accuracy_by_length": accuracy_by(longer - shorter, chosen, rejected),
         **_against_gold(comparisons, chosen - rejected),
         "labeler_agreement": labeler_agreement,
-        "demonstration_mean": _demonstration_mean(scorer, tokenizer, demonstrations),
-        "length_correlation": _length_correlation(sides, groups, score),
-        "length_accuracy": round(float(preferred(longer, shorter).mean()), 6),
+        "demonstration_mean": rounded(np.mean(scorer(shown))) if shown else None,
+        "length_correlation": correlation_within(*zip(*rows, strict=True)),
+        "length_accuracy": rounded(preferred(longer, shorter).mean()),
     }
+
+
+def write_reward_report(section: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write a section of `RewardJudge` into a reward run; print the main numbers.
+
+    Returns: the numbers for run.json.
+    """
+    write_json(folder / "reward_report.json", section)
+    draw_calibration(section, folder / "calibration.png")
+    for line in reward_model_warnings(dict(section)):
+        print(f"warning: {line}")
+    results: dict[str, Any] = {
+        "kendall_tau": section["kendall_tau"]["mean"],
+        "calibration_error": section["calibration"]["ece"],
+    }
+    results |= {name: section[name] for name in RUN_RESULTS if name in section}
+    print(f"{folder}: " + ", ".join(f"{name} {value}" for name, value in results.items()))
+    return results
 
 
 def score_rows(
@@ -175,66 +211,50 @@ def score_rows(
     reward: str = REWARD,
     batch_size: int = 32,
 ) -> list[float]:
-    """The reward role's score of each given (prompt, completion), in order."""
-    pairs = [_encode(tokenizer, prompt, completion) for prompt, completion in rows]
+    """The reward role's score of each (prompt, completion), in order."""
+    pairs = [_pair(tokenizer, prompt, completion) for prompt, completion in rows]
     return score_ids(roles, pairs, reward=reward, pad_id=pad_id(tokenizer), batch_size=batch_size)
 
 
-def _demonstration_mean(
-    scorer: Scorer, tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[Prompt, Prompt]]
-) -> float | None:
-    if not rows:
-        return None
-    found = scorer([_encode(tokenizer, prompt, completion) for prompt, completion in rows])
-    return round(float(np.mean(found)), 6)
-
-
-def _margins(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """How clear each pair is, `(N,)`: by its `margin`, or by gold; None where that is not known."""
+def _margins(rows: Sequence[Mapping[str, Any]]) -> Floats | None:
+    """How clear each pair is, `(N,)`: its `margin`, or else the gold gap; None if unknown."""
     if all(row.get("margin") is not None for row in rows):
         return np.array([float(row["margin"]) for row in rows])
-    if all(row.get(f"{side}_gold") is not None for row in rows for side in SIDES):
-        return np.array([abs(row["chosen_gold"] - row["rejected_gold"]) for row in rows])
-    return None
+    gold = _gold(rows)
+    return None if gold is None else np.abs(gold[0] - gold[1])
 
 
-def _against_gold(rows: Sequence[Mapping[str, Any]], score_gap: Any) -> dict[str, float | None]:
-    """Where the rows know gold: the reward model against it, and it against the labels."""
-    if not all(row.get(f"{side}_gold") is not None for row in rows for side in SIDES):
-        return {"clear_gold_accuracy": None, "ceiling": None}
+def _gold(rows: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats] | None:
+    """Gold utility of both sides, `(N,)` each; None if a row lacks it."""
+    if any(row.get(f"{side}_gold") is None for row in rows for side in SIDES):
+        return None
     chosen, rejected = (np.array([float(row[f"{side}_gold"]) for row in rows]) for side in SIDES)
+    return chosen, rejected
+
+
+def _against_gold(rows: Sequence[Mapping[str, Any]], score_gap: Floats) -> dict[str, float | None]:
+    """Agreement of gold with the scores and with the labels."""
+    gold = _gold(rows)
+    if gold is None:
+        return {"clear_gold_accuracy": None, "ceiling": None}
     return {
-        "clear_gold_accuracy": clear_accuracy(score_gap, chosen - rejected, clear=CLEAR_GOLD),
-        "ceiling": round(float(preferred(chosen, rejected).mean()), 6),
+        "clear_gold_accuracy": clear_accuracy(score_gap, gold[0] - gold[1]),
+        "ceiling": rounded(preferred(*gold).mean()),
     }
 
 
-def _length_correlation(
-    sides: dict[str, list[Pair]],
-    groups: Sequence[object],
-    score: dict[tuple[tuple[int, ...], ...], float],
-) -> float | None:
-    """Each answer counts once, in however many pairs it stands."""
-    answers = {
-        (g, _key(pair)) for side in SIDES for g, pair in zip(groups, sides[side], strict=True)
-    }
-    rows = sorted(answers)
-    return correlation_within(
-        [score[key] for _, key in rows], [len(key[1]) for _, key in rows], [g for g, _ in rows]
-    )
-
-
-def _score_distinct(scorer: Scorer, pairs: list[Pair]) -> dict[tuple[tuple[int, ...], ...], float]:
-    """K answers make C(K, 2) pairs, but need K passes."""
-    distinct = {_key(pair): pair for pair in pairs}
-    return dict(zip(distinct, scorer(list(distinct.values())), strict=True))
-
-
-def _key(pair: Pair) -> tuple[tuple[int, ...], ...]:
+def _key(pair: Pair) -> Key:
     return tuple(pair[0]), tuple(pair[1])
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> Pair:
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, list[Pair]]:
+    """Token ids of each side of the comparisons."""
+    return {side: [_pair(tokenizer, row["prompt"], row[side]) for row in rows] for side in SIDES}
+
+
+def _pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> Pair:
     return encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, completion)
 
 
@@ -244,7 +264,7 @@ def _check(rows: Sequence[Mapping[str, Any]]) -> None:
     for number, row in enumerate(rows, 1):
         for column in COLUMNS:
             if column not in row:
-                got = ", ".join(row)
                 raise DatasetError(
-                    f'comparisons row {number} of {len(rows)}: "{column}" is missing, got {got}'
+                    f'comparisons row {number} of {len(rows)}: "{column}" is missing, '
+                    f"got {', '.join(row)}"
                 )

@@ -1,6 +1,7 @@
-"""The numbers of an evaluation as pure functions: means and win rates with intervals, and rates."""
+"""The numbers of an evaluation as pure functions: means, win rates, rates, accuracies, calibration."""
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from toolkit.world.gold import Features
 
-MAIN = "main"  # the key of the sampling that a report's own columns are about
+MAIN = "main"  # key of the main sampling, which fills a checkpoint's own columns in the report
 RESAMPLES = 2000
+BINS = 10  # of calibration, from 0.5 to 1
+PARTS = 3  # of margins and of length differences
 Interval = dict[str, Any]  # {"mean": x, "ci95": [low, high]}
 Floats = NDArray[np.float64]
 
 GOOD_REQUESTS = ("fact", "sum", "small_talk")
-# rate -> (the kinds of question that it is a share of, what counts); None is every kind
+# rate -> (kinds of question in the denominator, or None for all; what counts in the numerator)
 RATES: dict[str, tuple[tuple[str, ...] | None, Callable[[Features], bool]]] = {
     "correct": (("fact", "sum"), lambda f: f.outcome == "correct"),
     "hallucinated": (("unanswerable",), lambda f: f.outcome == "made_up"),
@@ -34,14 +37,14 @@ def mean_interval(
     Args:
         values: `(N,)`, any unit.
         seed: the same seed gives the same interval.
-        groups: what each value belongs to, usually its prompt. Values of one group are drawn
-            together, because they are not independent. By default each stands for itself.
+        groups: `(N,)`, the group of each value, usually its prompt. Values of one group are drawn
+            together, because they are not independent. By default each value is its own group.
 
-    Raises: ValueError if there is no value.
+    Raises: ValueError if there are no values.
     """
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size == 0:
-        raise ValueError("the mean of no values")
+        raise ValueError("mean_interval: got no values")
     sums, counts = _by_group(numbers, groups)
     rng, n = np.random.default_rng(seed), len(sums)
     means = np.empty(RESAMPLES)
@@ -49,92 +52,165 @@ def mean_interval(
         drawn = rng.integers(n, size=n)
         means[i] = sums[drawn].sum() / counts[drawn].sum()
     low, high = np.quantile(means, (0.025, 0.975))
-    return {"mean": _rounded(numbers.mean()), "ci95": [_rounded(low), _rounded(high)]}
+    return {"mean": rounded(numbers.mean()), "ci95": [rounded(low), rounded(high)]}
 
 
 def preferred(ours: ArrayLike, theirs: ArrayLike) -> Floats:
-    """1 where ours is the larger, 0 where theirs is, a half where they are equal; `(N,)`."""
+    """1 where ours is larger, 0 where theirs is larger, 0.5 where they are equal; `(N,)`."""
     a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"nothing to pair: shapes {a.shape} and {b.shape}")
+        raise ValueError(f"both sides must have the same shape, got {a.shape} and {b.shape}")
     return np.where(a == b, 0.5, (a > b).astype(np.float64))
 
 
 def win_rate(
     ours: ArrayLike, theirs: ArrayLike, *, seed: int, groups: Sequence[object] | None = None
 ) -> Interval:
-    """How often ours beats theirs row by row, ties counting half. See `mean_interval`."""
+    """The share of rows where ours is larger, ties counting half. See `mean_interval`."""
     return mean_interval(preferred(ours, theirs), seed=seed, groups=groups)
-
-
-def pairwise_accuracy(
-    chosen: ArrayLike, rejected: ArrayLike, *, seed: int, groups: Sequence[object] | None = None
-) -> Interval:
-    """How often the chosen side of a pair has the higher score, ties counting half."""
-    return win_rate(chosen, rejected, seed=seed, groups=groups)
 
 
 def clear_accuracy(
     score_gap: ArrayLike, gold_gap: ArrayLike, *, clear: float = 1.0
 ) -> float | None:
-    """How often scores order a pair as gold does, over the pairs that gold separates clearly.
+    """How often scores and gold agree on the order of a pair, over pairs with a clear gold gap.
 
     Args:
-        score_gap: `(N,)`, score of one side minus the other's.
-        gold_gap: `(N,)`, the same of gold.
+        score_gap: `(N,)`, score of one side minus score of the other.
+        gold_gap: `(N,)`, the same difference of gold.
         clear: the smallest |gold gap| that counts.
 
-    Returns: a share, equal scores counting half; None where no pair is clear.
+    Returns: a share, equal scores counting half; None if no pair is clear.
     """
     score, gold = (np.asarray(g, dtype=np.float64) for g in (score_gap, gold_gap))
-    is_clear = np.abs(gold) >= clear
-    if not is_clear.any():
-        return None
-    agreeing = preferred((score * np.sign(gold))[is_clear], np.zeros(int(is_clear.sum())))
-    return _rounded(agreeing.mean())
+    agreement = preferred(score * np.sign(gold), np.zeros_like(score))[np.abs(gold) >= clear]
+    return rounded(agreement.mean()) if agreement.size else None
 
 
 def correlation_within(a: ArrayLike, b: ArrayLike, groups: Sequence[object]) -> float | None:
-    """Pearson's correlation of two columns after each group's mean is taken away.
+    """Pearson's correlation of two columns after subtracting each group's mean.
 
-    Within a prompt, because what is asked moves score and length alike.
+    Groups are prompts, because the prompt alone influences both score and length.
 
-    Returns: between -1 and 1; None where one of them does not vary within a group.
+    Returns: between -1 and 1; None if one column does not vary within a group.
     """
     x, y = (_centred(np.asarray(v, dtype=np.float64), groups) for v in (a, b))
     scale = float(np.sqrt((x @ x) * (y @ y)))
-    return _rounded(np.clip((x @ y) / scale, -1.0, 1.0)) if scale > 1e-12 else None
+    return rounded(np.clip((x @ y) / scale, -1.0, 1.0)) if scale > 1e-12 else None
 
 
 def behaviour_rates(features: Sequence[Features]) -> dict[str, float | None]:
-    """The share of questions on which each of `RATES` shows; None where none was asked."""
-    found: dict[str, float | None] = {}
+    """The share of each of `RATES`; None without questions of its kinds."""
+    rates: dict[str, float | None] = {}
     for name, (kinds, counts) in RATES.items():
-        asked = [f for f in features if kinds is None or f.kind in kinds]
-        found[name] = _rounded(np.mean([counts(f) for f in asked])) if asked else None
-    return found
+        hits = [counts(f) for f in features if kinds is None or f.kind in kinds]
+        rates[name] = rounded(np.mean(hits)) if hits else None
+    return rates
+
+
+def kendall_tau(
+    chosen: ArrayLike, rejected: ArrayLike, *, seed: int, groups: Sequence[object]
+) -> Interval:
+    """Kendall's τ between scores and labels, a mean over prompts with its interval.
+
+    Per prompt: (pairs in the labelled order − pairs in the opposite order) / labelled pairs. Labels
+    without an order are not pairs; equal scores add nothing to the numerator.
+
+    Args:
+        chosen, rejected: `(N,)`, scores of both sides of the pairs.
+        groups: `(N,)`, the prompt of each pair.
+    """
+    agree = 2 * preferred(chosen, rejected) - 1  # 1, 0 or -1
+    sums, counts = _by_group(agree, groups)
+    return mean_interval(sums / counts, seed=seed)
+
+
+def calibration(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
+    """Whether σ(score difference) equals the share of labels that agree (Bradley-Terry).
+
+    Each pair is seen from its better-scored side: the model's probability for that side, between
+    0.5 and 1, against the share of pairs where the label prefers it.
+
+    Args:
+        chosen, rejected: `(N,)`, scores in nats of log-odds.
+
+    Returns: `ece`, the expected calibration error: the mean over pairs of the gap between both
+        numbers in the pair's bin; and `bins` of width 0.05 that hold pairs, each with `predicted`,
+        `observed` and `pairs`.
+    Source: Guo et al. 2017, arXiv:1706.04599.
+    """
+    gap = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
+    probability = 1 / (1 + np.exp(-np.abs(gap)))
+    agrees = preferred(gap, np.zeros_like(gap))
+    number = np.minimum(((probability - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    bins, error = [], 0.0
+    for inside in (number == i for i in np.unique(number)):
+        predicted, observed = probability[inside].mean(), agrees[inside].mean()
+        error += inside.mean() * abs(predicted - observed)
+        row = {"predicted": rounded(predicted), "observed": rounded(observed)}
+        bins.append(row | {"pairs": int(inside.sum())})
+    return {"ece": rounded(error), "bins": bins}
+
+
+def accuracy_by(
+    values: ArrayLike, chosen: ArrayLike, rejected: ArrayLike
+) -> list[dict[str, float | int]]:
+    """Accuracy for small, middle and large values of a property of the pairs, about a third each.
+
+    Args:
+        values: `(N,)`, such as the chosen answer's length minus the rejected one's. Equal values
+            stay in one part.
+        chosen, rejected: `(N,)`, scores.
+
+    Returns: per part its smallest and largest value (`low`, `high`), `accuracy` and `pairs`.
+    """
+    numbers, correct = np.asarray(values, dtype=np.float64), preferred(chosen, rejected)
+    inner = np.quantile(numbers, [i / PARTS for i in range(1, PARTS)])
+    part = np.searchsorted(inner, numbers, side="left")
+    return [
+        {
+            "low": rounded(numbers[inside].min()),
+            "high": rounded(numbers[inside].max()),
+            "accuracy": rounded(correct[inside].mean()),
+            "pairs": int(inside.sum()),
+        }
+        for inside in (part == i for i in np.unique(part))
+    ]
+
+
+def members_agreement(gaps: Floats) -> float | None:
+    """How often two members of an ensemble order a pair alike, over all pairs of members.
+
+    Args:
+        gaps: `(M, N)`, each member's score of the chosen side minus that of the rejected side.
+
+    Returns: between 0 and 1; None for fewer than two members.
+    """
+    alike = [(a == b).mean() for a, b in combinations(np.sign(gaps), 2)]
+    return rounded(np.mean(alike)) if alike else None
+
+
+def rounded(value: Any) -> float:
+    """Six decimals, the precision of `report.json`."""
+    return round(float(value), 6)
 
 
 def _by_group(values: Floats, groups: Sequence[object] | None) -> tuple[Floats, Floats]:
     """Sum and count of each group's values."""
     if groups is None:
         return values, np.ones_like(values)
-    of = _numbered(groups)
-    if len(of) != len(values):
-        raise ValueError(f"{len(values)} values in {len(of)} groups' rows")
-    sums: Floats = np.bincount(of, weights=values).astype(np.float64)
-    return sums, np.bincount(of).astype(np.float64)
+    numbers = _group_numbers(groups)
+    if len(numbers) != len(values):
+        raise ValueError(f"expected one group per value, got {len(numbers)} for {len(values)}")
+    sums: Floats = np.bincount(numbers, weights=values).astype(np.float64)
+    return sums, np.bincount(numbers).astype(np.float64)
 
 
-def _numbered(groups: Sequence[object]) -> NDArray[np.int64]:
+def _group_numbers(groups: Sequence[object]) -> NDArray[np.int64]:
     numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(g, len(numbers)) for g in groups], dtype=np.int64)
 
 
 def _centred(values: Floats, groups: Sequence[object]) -> Floats:
     sums, counts = _by_group(values, groups)
-    return values - (sums / counts)[_numbered(groups)]
-
-
-def _rounded(value: Any) -> float:
-    return round(float(value), 6)
+    return values - (sums / counts)[_group_numbers(groups)]

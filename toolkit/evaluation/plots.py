@@ -1,4 +1,4 @@
-"""A report's pictures as PNG files: training, gold against score, win rates, behaviour."""
+"""Draws a report's pictures as PNG files: training, gold and score, win rates, behaviour, calibration."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +8,11 @@ from typing import Any
 
 from toolkit.evaluation.report import sampling_name
 
-# Okabe & Ito 2008, told apart by every common kind of colour vision; a colour is a checkpoint
+# Okabe & Ito 2008: distinct for every common kind of colour vision; each checkpoint has a colour
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")
 NEUTRAL = "#333333"
 MARKERS = "osD^vPX*"
-WIDTH, DPI = 9.0, 200  # inches; shown 900 pixels wide, 11 points are still easy to read
+WIDTH, DPI = 9.0, 200  # inches; text of 11 points stays readable at 900 pixels
 STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -20,7 +20,7 @@ STYLE = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#E3E3E3",
-    "text.parse_math": False,  # a checkpoint may be called "$x"
+    "text.parse_math": False,  # a checkpoint's name may contain "$"
 }
 _STYLING = threading.Lock()
 SHOWN_RATES = {
@@ -42,14 +42,14 @@ _BESIDE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 10, "color
 def draw_all(
     report: Mapping[str, Any], folder: Path, *, training: Sequence[Mapping[str, Any]] = ()
 ) -> list[Path]:
-    """Draw what the report knows.
+    """Draw every plot that has data.
 
     Args:
         report: a valid report.
-        folder: where the PNG files go; it exists.
+        folder: an existing folder for the PNG files.
         training: rows of a PPO run's metrics.jsonl.
 
-    Returns: the files written; a plot without data is left out.
+    Returns: the files written.
     """
     drawn = [
         draw_training(training, folder / "training.png"),
@@ -62,7 +62,7 @@ def draw_all(
 
 
 def draw_training(rows: Sequence[Mapping[str, Any]], file: Path) -> Path | None:
-    """Score, KL and length over the optimiser steps of a PPO run, one above the other."""
+    """Score, KL and length of a PPO run over its optimizer steps."""
     series = {}
     for key in TRAINING:
         points = [(r["step"], r[key]) for r in rows if r.get(key) is not None and "step" in r]
@@ -70,26 +70,26 @@ def draw_training(rows: Sequence[Mapping[str, Any]], file: Path) -> Path | None:
             series[key] = points
     if not series:
         return None
-    with _figure(file, height=0.8 + 1.75 * len(series)) as figure:
+    with figure_file(file, height=0.8 + 1.75 * len(series)) as figure:
         axes = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
         for ax, (key, points) in zip(axes, series.items(), strict=True):
             steps, values = zip(*points, strict=True)
             marker = "o" if len(points) <= 40 else None
             ax.plot(steps, values, color=NEUTRAL, linewidth=1.8, marker=marker, markersize=4)
             ax.set_ylabel(TRAINING[key])
-        axes[-1].set_xlabel("optimiser step")
+        axes[-1].set_xlabel("optimizer step")
         figure.align_ylabels(list(axes))
     return file
 
 
 def draw_gold_proxy(report: Mapping[str, Any], file: Path) -> Path | None:
-    """Mean gold and mean score of each checkpoint with 95 % intervals, on axes of their own."""
+    """Mean gold and mean score of each checkpoint with 95 % intervals, one axis each."""
     entries = report["checkpoints"]
     titles = {"gold": "gold utility (true)", "proxy": "score (reward model)"}
     judges = [j for j in titles if any(e.get(j) for e in entries.values())]
     if not judges:
         return None
-    with _figure(file, height=1.4 + 0.45 * len(entries)) as figure:
+    with figure_file(file, height=1.4 + 0.45 * len(entries)) as figure:
         axes = figure.subplots(1, len(judges), sharey=True, squeeze=False)[0]
         for ax, judge in zip(axes, judges, strict=True):
             for y, (name, entry) in enumerate(entries.items()):
@@ -103,10 +103,10 @@ def draw_gold_proxy(report: Mapping[str, Any], file: Path) -> Path | None:
 
 
 def draw_win_rates(report: Mapping[str, Any], file: Path) -> Path | None:
-    """Each checkpoint's win rate over SFT under each sampling, by gold or else by the score."""
-    everyone = report["checkpoints"]
-    judge = "gold" if any(e.get("gold") for e in everyone.values()) else "proxy"
-    entries = {n: e for n, e in everyone.items() if n != report.get("sft", "sft")}
+    """Each checkpoint's win rate over SFT under each sampling, by gold if known, else by score."""
+    checkpoints = report["checkpoints"]
+    judge = "gold" if any(e.get("gold") for e in checkpoints.values()) else "proxy"
+    entries = {n: e for n, e in checkpoints.items() if n != report.get("sft", "sft")}
     main = f"T = {report['sampling']['temperature']:g}"
     series = {main: {n: e["win_rate_vs_sft"].get(judge) for n, e in entries.items()}}
     for name, entry in entries.items():
@@ -114,31 +114,31 @@ def draw_win_rates(report: Mapping[str, Any], file: Path) -> Path | None:
             series.setdefault(sampling_name(key), {})[name] = other["win_rate_vs_sft"].get(judge)
     if not any(v for by in series.values() for v in by.values()):
         return None
-    with _figure(file, height=1.9 + 0.62 * len(entries)) as figure:
+    with figure_file(file, height=1.9 + 0.62 * len(entries)) as figure:
         ax = figure.subplots()
         ax.axvline(0.5, color="black", linewidth=1.2, linestyle="--")
         for i, (label, by_name) in enumerate(series.items()):
             shift = 0.22 * (i - (len(series) - 1) / 2)
             for y, name in enumerate(entries):
                 if by_name.get(name):
-                    marker, colour = MARKERS[i % len(MARKERS)], _colour(everyone, name)
+                    marker, colour = MARKERS[i % len(MARKERS)], _colour(checkpoints, name)
                     _point(ax, by_name[name], y + shift, marker=marker, colour=colour)
             handle = {"color": NEUTRAL, "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
             ax.plot([], [], markersize=7, label=label, **handle)
         ax.set_xlim(0, 1)
         by = "gold" if judge == "gold" else "reward model's score"
-        ax.set_xlabel(f"win rate over SFT by {by}, ties count half; 0.5 is no difference")
+        ax.set_xlabel(f"win rate over SFT by {by} (ties count half; 0.5 means no difference)")
         _names_down(ax, entries)
         figure.legend(loc="outside upper center", ncols=min(len(series), 4), frameon=False)
     return file
 
 
 def draw_rates(report: Mapping[str, Any], file: Path) -> Path | None:
-    """How often each checkpoint shows each behaviour."""
+    """The rates of each checkpoint's behaviours."""
     entries = {n: e for n, e in report["checkpoints"].items() if e.get("rates")}
     if not entries:
         return None
-    with _figure(file, height=4.4) as figure:
+    with figure_file(file, height=4.4) as figure:
         ax = figure.subplots()
         width = 0.82 / len(entries)
         for i, (name, entry) in enumerate(entries.items()):
@@ -155,77 +155,42 @@ def draw_rates(report: Mapping[str, Any], file: Path) -> Path | None:
         ax.grid(visible=False, axis="x")
         ax.set_ylim(0, 1.06)
         ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
-        ax.set_ylabel("share of such questions (%)")
+        ax.set_ylabel("share of the questions (%)")
         figure.legend(loc="outside upper center", ncols=min(len(entries), 4), frameon=False)
     return file
 
 
 def draw_calibration(section: Mapping[str, Any], file: Path) -> Path | None:
-    """Predicted against observed agreement with the labels, and how many pairs stand behind it."""
-    found = section.get("calibration")
-    if not found:
+    """Predicted against observed agreement with the labels, and the number of pairs per bin."""
+    calibration = section.get("calibration")
+    if not calibration:
         return None
     predicted, observed, pairs = (
-        [each[key] for each in found["bins"]] for key in ("predicted", "observed", "pairs")
+        [each[key] for each in calibration["bins"]] for key in ("predicted", "observed", "pairs")
     )
-    with _figure(file, height=5.6) as figure:
+    with figure_file(file, height=5.6) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         above.plot([0.5, 1], [0.5, 1], color="black", linewidth=1.2, linestyle="--")
         error = [1.96 * (o * (1 - o) / n) ** 0.5 for o, n in zip(observed, pairs, strict=True)]
         style = {"color": PALETTE[0], "markersize": 7, "capsize": 3.5, "linewidth": 1.8}
         above.errorbar(predicted, observed, yerr=error, fmt="o-", **style)
         above.set_ylim(0, 1.03)
-        above.set_ylabel("share of pairs on which\nthe labels agree")
+        above.set_ylabel("share of pairs where\nthe labels agree")
         above.annotate("perfectly calibrated", (0.52, 0.52), xytext=(0, -22), **_BESIDE)
-        above.set_title(f"expected calibration error {found['ece']:.3f}", fontsize=11)
+        above.set_title(f"expected calibration error {calibration['ece']:.3f}", fontsize=11)
         below.bar(predicted, pairs, width=0.03, color="#BBBBBB")
         below.set_ylabel("pairs")
         below.set_xlim(0.49, 1.01)
-        below.set_xlabel("the reward model's probability that its side of a pair is preferred")
+        below.set_xlabel("the reward model's probability for the side it prefers")
         figure.align_ylabels([above, below])
-    return file
-
-
-def draw_tradeoff(points: Sequence[tuple[float, float, Mapping[str, Any]]], file: Path) -> Path:
-    """What PPO-ptx keeps and what it costs.
-
-    Args:
-        points: per run γ, the rise of lm_loss over SFT's in nats per token, and the win rate over
-            SFT with its interval.
-        file: the PNG to write.
-    """
-    ordered = sorted(points, key=lambda point: point[0])
-    with _figure(file, height=5.0) as figure:
-        ax = figure.subplots()
-        means = [win["mean"] for _, _, win in ordered]
-        ax.plot([rise for _, rise, _ in ordered], means, color="#BBBBBB", linewidth=1.4, zorder=1)
-        for i, (gamma, rise, win) in enumerate(ordered):
-            low, high = win["ci95"]
-            reach = [[max(0.0, win["mean"] - low)], [max(0.0, high - win["mean"])]]
-            style = {"color": PALETTE[i % len(PALETTE)], "markersize": 8, "capsize": 3.5}
-            ax.errorbar([rise], [win["mean"]], yerr=reach, fmt=MARKERS[i % len(MARKERS)], **style)
-            name = "PPO, no ptx" if gamma == 0 else f"γ = {gamma:g}"
-            ax.annotate(
-                name,
-                (rise, win["mean"]),
-                xytext=(10, 8),
-                textcoords="offset points",
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
-            )
-        ax.margins(x=0.2, y=0.12)
-        ax.set_xlabel(
-            "rise of the loss on pretraining text over SFT's (nats per token; lower is better)"
-        )
-        ax.set_ylabel("gold win rate over SFT, 95 % interval\n(higher is better)")
     return file
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The style of all pictures while one is drawn.
+    """Apply the style of all pictures inside the block.
 
-    matplotlib keeps it for the whole process. One thread at a time, or whoever ends last would
-    restore the other's style and leave it in force for good.
+    matplotlib's style is global to the process, so only one thread at a time may change and restore it.
     """
     import matplotlib
 
@@ -234,8 +199,8 @@ def styled() -> Iterator[None]:
 
 
 @contextmanager
-def _figure(file: Path, *, height: float) -> Iterator[Any]:
-    """A figure that is saved at the end; no global pyplot state, so threads may draw too."""
+def figure_file(file: Path, *, height: float) -> Iterator[Any]:
+    """A figure that is saved at the end. It uses no pyplot state, so threads may draw."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -247,26 +212,30 @@ def _figure(file: Path, *, height: float) -> Iterator[Any]:
 
 
 def _point(ax: Any, interval: Mapping[str, Any], y: float, *, marker: str, colour: str) -> None:
-    """A mean with its interval as a horizontal line."""
-    mean, (low, high) = interval["mean"], interval["ci95"]
-    reach = [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+    """Draw a mean with its interval as a horizontal line."""
     style = {"color": colour, "markersize": 7, "capsize": 3.5, "linewidth": 1.8}
-    ax.errorbar([mean], [y], xerr=reach, fmt=marker, **style)
+    ax.errorbar([interval["mean"]], [y], xerr=error_bar(interval), fmt=marker, **style)
+
+
+def error_bar(interval: Mapping[str, Any]) -> list[list[float]]:
+    """The distances of an interval's ends from its mean, as matplotlib takes them."""
+    mean, (low, high) = interval["mean"], interval["ci95"]
+    return [[max(0.0, mean - low)], [max(0.0, high - mean)]]
 
 
 def _names_down(ax: Any, entries: Mapping[str, Any]) -> None:
-    """The checkpoints' names along the y axis, the first on top."""
+    """Write the checkpoints' names along the y axis, the first on top."""
     ax.set_yticks(range(len(entries)), [short_name(name) for name in entries])
     ax.set_ylim(len(entries) - 0.45, -0.55)
     ax.tick_params(axis="y", length=0)
 
 
 def _colour(entries: Mapping[str, Any], name: str) -> str:
-    """A checkpoint keeps its colour through all plots."""
+    """A checkpoint's colour, the same in all plots."""
     return PALETTE[list(entries).index(name) % len(PALETTE)]
 
 
 def short_name(name: str, longest: int = LONGEST_NAME) -> str:
-    """A name with its middle cut out where it is too long; names often differ at their ends."""
+    """A long name without its middle, because names often differ at their ends."""
     start = (longest - 1) // 2
     return name if len(name) <= longest else f"{name[:start]}…{name[start + 1 - longest :]}"

@@ -1,8 +1,8 @@
-"""A report for people: `report.md` with tables, plots and examples, and a table for a terminal."""
+"""Writes a report as `report.md` with tables, plots and examples, and as a table for a terminal."""
 
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,33 @@ ABSENT = "–"
 PLOTS = {
     "gold_proxy.png": "Mean gold utility and mean score of each checkpoint",
     "win_rates.png": "Win rate over SFT under three samplings",
-    "rates.png": "How each checkpoint behaves",
+    "rates.png": "Behaviour of each checkpoint",
     "training.png": "Score, KL and length during PPO",
-    "calibration.png": "How often the labels agree with the reward model, by how sure it is",
+    "calibration.png": "Agreement of the labels with the reward model, by its probability",
 }
-# Inside a line only these can start markup: tags, entities, code, emphasis, links, images, maths,
-# strikethrough, columns, headings, mentions. As entities they are text, whoever renders them.
+# Inside a line only these characters start markup: tags, entities, code, emphasis, links, images,
+# maths, strikethrough, columns, headings, mentions. Every renderer shows their entities as text.
 SPECIAL = {ord(c): f"&#{ord(c)};" for c in "&<>|`*_[]\\~$#@"}
+RATE_NAMES = {  # key -> column of report.md, column of the terminal
+    "correct": ("correct", "right"),
+    "hallucinated": ("hallucinated", "halluc"),
+    "harmful_compliance": ("harmful compliance", "harm"),
+    "over_refusal": ("over-refusal", "refuse"),
+    "polite": ("polite", "polite"),
+}
+ACCURACY = "accuracy: the score orders a pair like its label"
 REWARD_MODEL = {
-    "pairwise_accuracy": "orders a pair as its label says",
-    "ceiling": "gold orders a pair as its label says",
+    "pairwise_accuracy": ACCURACY,
+    "ceiling": "ceiling: gold orders a pair like its label",
     "labeler_agreement": "two labelers order a pair alike",
-    "clear_gold_accuracy": "orders a pair as gold does where gold differs by 1 or more",
+    "clear_gold_accuracy": "the score orders a pair like gold, where gold differs by 1 or more",
     "length_accuracy": "the longer answer is the chosen one",
     "length_correlation": "correlation of score and length within a prompt",
     "demonstration_mean": "mean score of the demonstrations",
 }
 ACCURACY_BY = {
-    "accuracy_by_margin": "accuracy by how far the label (or gold) sets a pair apart",
-    "accuracy_by_length": "accuracy by tokens that the chosen answer is longer",
+    "accuracy_by_margin": "accuracy by the margin of the label (or of gold)",
+    "accuracy_by_length": "accuracy by the tokens of the chosen minus the rejected answer",
 }
 
 
@@ -51,11 +59,11 @@ def write(
     """Write report.json, the plots and report.md into a folder.
 
     Args:
-        examples: what `report.examples` chose.
-        training: rows of a PPO run's metrics.jsonl, for the plot of its training.
+        examples: the result of `report.examples`.
+        training: rows of a PPO run's metrics.jsonl, for the training plot.
 
     Returns: the path of report.md.
-    Raises: DatasetError where the report does not fit the schema.
+    Raises: DatasetError if the report does not match the schema.
     """
     validate(report)
     folder = Path(folder)
@@ -70,31 +78,31 @@ def write(
 def to_markdown(
     report: Report, examples: Sequence[Example] = (), *, plots: Sequence[str] = ()
 ) -> str:
-    """The page `report.md`; what a model or a user wrote stands in it as text, not as markup."""
+    """The page `report.md`; texts of models and users are escaped, so that they add no markup."""
     sampling, entries = report["sampling"], report["checkpoints"]
+    columns = _columns(entries) | {
+        "KL to SFT": lambda e: _number(e["kl_to_sft"], 2),
+        "lm_loss": lambda e: _number(e["lm_loss"], 3),
+    }
     parts = [
         "# Evaluation",
-        f"{report['prompts']} prompts, seed {report['seed']}, both sides of a win rate sampled at "
-        f"T = {sampling['temperature']:g}; intervals are 95 % bootstrap intervals over prompts.",
-        _markdown_table("checkpoint", entries, _main_columns(entries)),
+        f"{report['prompts']} prompts, seed {report['seed']}. Both sides of a win rate are sampled at "
+        f"T = {sampling['temperature']:g}. Intervals are 95 % bootstrap intervals over prompts.",
+        _entries_table(entries, columns),
         "Win rates are over the SFT model's answers to the same prompts, ties counting half. KL is "
         "in nats per answer, length in tokens, lm_loss in nats per token of pretraining text.",
     ]
-    found = warnings(report)
-    if found:
-        parts += ["## Warnings", "\n".join(f"- {as_text(line)}" for line in found)]
+    problems = warnings(report)
+    if problems:
+        parts += ["## Warnings", "\n".join(f"- {as_text(line)}" for line in problems)]
     parts += [f"![{PLOTS[name]}]({name})" for name in PLOTS if name in plots]
     parts += _reward_model_part(report.get("reward_model") or {})
     others = _other_samplings(entries)
     if others:
-        parts += [
-            "## Other samplings",
-            _markdown_table("checkpoint", others, _short_columns(others)),
-        ]
+        parts += ["## Other samplings", _entries_table(others, _columns(others))]
     if report["timings_s"]:
-        seconds = {stage: {"s": t} for stage, t in report["timings_s"].items()}
-        columns: Columns = {"seconds": lambda e: f"{e['s']:.1f}"}
-        parts += ["## Time", _markdown_table("stage", seconds, columns)]
+        rows = [(stage, f"{seconds:.1f}") for stage, seconds in report["timings_s"].items()]
+        parts += ["## Time", _table(["stage", "seconds"], rows)]
     if examples:
         parts += ["## Examples", _examples_table(examples)]
     return "\n\n".join(parts) + "\n"
@@ -108,18 +116,14 @@ def to_text(report: Report) -> str:
     columns |= {
         "score": lambda e: _mean(e.get("proxy")),
         "win vs SFT [95 %]": lambda e: _with_interval(e["win_rate_vs_sft"].get(judge)),
-        "right": lambda e: _rate(e, "correct"),
-        "halluc": lambda e: _rate(e, "hallucinated"),
-        "harm": lambda e: _rate(e, "harmful_compliance"),
-        "refuse": lambda e: _rate(e, "over_refusal"),
-        "polite": lambda e: _rate(e, "polite"),
-        "KL": lambda e: _plain(e["kl_to_sft"], 1),
-        "len": lambda e: _plain(e["length"], 0),
-        "ended": lambda e: _plain(e["ended"], 2),
-        "lm": lambda e: _plain(e["lm_loss"], 3),
+        **{short: _rate(rate) for rate, (_, short) in RATE_NAMES.items()},
+        "KL": lambda e: _number(e["kl_to_sft"], 1),
+        "len": lambda e: _number(e["length"], 0),
+        "ended": lambda e: _number(e["ended"], 2),
+        "lm": lambda e: _number(e["lm_loss"], 3),
     }
-    rows = [list(columns), *([show(e) for show in columns.values()] for e in entries.values())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    rows = [list(columns), *([cell(e) for cell in columns.values()] for e in entries.values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     room = max(8, TERMINAL - sum(widths) - len(widths))
     names = [short_name(printable(name), room) for name in ("checkpoint", *entries)]
     longest = max(map(len, names))
@@ -134,56 +138,39 @@ def to_text(report: Report) -> str:
 
 
 def as_text(text: str) -> str:
-    """Text as Markdown and HTML show it literally, on one line of a table's cell."""
+    """Text escaped for one table cell, so that Markdown and HTML show it literally."""
     lines = [printable(line) for line in text.split("\n")]
     escaped = "<br>".join(line.translate(SPECIAL) for line in lines)
-    return escaped.replace("://", "&#58;//").replace("www.", "www&#46;")  # GitHub links addresses
+    return escaped.replace("://", "&#58;//").replace("www.", "www&#46;")  # against automatic links
 
 
 def printable(text: str) -> str:
-    """Control and invisible characters spelled out, so that none reaches a terminal or a page."""
+    """Text with control and invisible characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _main_columns(entries: Mapping[str, Entry]) -> Columns:
-    columns = _short_columns(entries)
-    return columns | {
-        "KL to SFT": lambda e: _plain(e["kl_to_sft"], 2),
-        "lm_loss": lambda e: _plain(e["lm_loss"], 3),
-    }
-
-
-def _short_columns(entries: Mapping[str, Entry]) -> Columns:
-    """What is known under every sampling."""
+def _columns(entries: Mapping[str, Entry]) -> Columns:
+    """The columns that every sampling has."""
     judge = _judge(entries)
     columns: Columns = {"gold": lambda e: _with_interval(e["gold"])} if judge == "gold" else {}
-    columns |= {
-        "score": lambda e: _mean(e.get("proxy")),
-        f"win rate over SFT ({'gold' if judge == 'gold' else 'score'})": lambda e: _with_interval(
-            e["win_rate_vs_sft"].get(judge)
-        ),
-    }
+    columns["score"] = lambda e: _mean(e.get("proxy"))
+    win_rate = f"win rate over SFT ({'gold' if judge == 'gold' else 'score'})"
+    columns[win_rate] = lambda e: _with_interval(e["win_rate_vs_sft"].get(judge))
     if any(e.get("rates") for e in entries.values()):
-        columns |= {
-            "correct": lambda e: _rate(e, "correct"),
-            "hallucinated": lambda e: _rate(e, "hallucinated"),
-            "harmful compliance": lambda e: _rate(e, "harmful_compliance"),
-            "over-refusal": lambda e: _rate(e, "over_refusal"),
-            "polite": lambda e: _rate(e, "polite"),
-        }
+        columns |= {name: _rate(rate) for rate, (name, _) in RATE_NAMES.items()}
     return columns | {
-        "length": lambda e: _plain(e["length"], 1),
-        "ended": lambda e: _plain(e["ended"], 3),
+        "length": lambda e: _number(e["length"], 1),
+        "ended": lambda e: _number(e["ended"], 3),
     }
 
 
 def _judge(entries: Mapping[str, Entry]) -> str:
-    """Who decides a win: gold where it exists, else the reward model."""
+    """The scorer that decides a win: gold if all entries have it, else the reward model."""
     return "gold" if all(e.get("gold") for e in entries.values()) else "proxy"
 
 
 def _other_samplings(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """ "name, T = 1" -> its numbers, sampling by sampling."""
+    """Display name ("ppo, T = 1") -> numbers, sampling by sampling."""
     keys = dict.fromkeys(k for e in entries.values() for k in e.get("other_sampling", {}))
     return {
         f"{name}, {sampling_name(key)}": entry["other_sampling"][key]
@@ -196,61 +183,60 @@ def _other_samplings(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 def _reward_model_part(section: Entry) -> list[str]:
     if not section:
         return []
-    entries = {what: {"v": section.get(key)} for key, what in REWARD_MODEL.items()}
-    tau = section.get("kendall_tau") or {"mean": None}
-    entries["Kendall's τ with the labels, mean over prompts"] = {"v": tau["mean"]}
-    ece = (section.get("calibration") or {}).get("ece")
-    entries["expected calibration error of σ(score − score)"] = {"v": ece}
-    low, high = section.get("pairwise_accuracy_ci95") or (None, None)
-    if low is not None:
-        interval = {"v": section["pairwise_accuracy"], "ci": f" [{low:.2f}, {high:.2f}]"}
-        entries[REWARD_MODEL["pairwise_accuracy"]] = interval
+    values = {label: _number(section.get(key), 3) for key, label in REWARD_MODEL.items()}
+    tau, ece = ((section.get(key) or {}) for key in ("kendall_tau", "calibration"))
+    values["Kendall's τ with the labels, mean over prompts"] = _number(tau.get("mean"), 3)
+    values["expected calibration error of σ(score − score)"] = _number(ece.get("ece"), 3)
+    if section.get("pairwise_accuracy_ci95"):
+        low, high = section["pairwise_accuracy_ci95"]
+        values[ACCURACY] += f" [{low:.2f}, {high:.2f}]"
     if "members_agreement" in section:
-        entries["two members of the ensemble order a pair alike"] = {
-            "v": section["members_agreement"]
-        }
-    columns: Columns = {"": lambda e: _plain(e["v"], 3) + e.get("ci", "")}
-    tables = [_markdown_table("on held-out comparisons", entries, columns)]
-    members = {str(i): {"v": v} for i, v in enumerate(section.get("members_accuracy") or ())}
+        agreement = _number(section["members_agreement"], 3)
+        values["two members of the ensemble order a pair alike"] = agreement
+    tables = [_table(["on held-out comparisons", ""], values.items())]
+    members = section.get("members_accuracy")
     if members:
-        right: Columns = {REWARD_MODEL["pairwise_accuracy"]: lambda e: _plain(e["v"], 3)}
-        tables.append(_markdown_table("member of the ensemble", members, right))
+        rows = [(str(i), _number(accuracy, 3)) for i, accuracy in enumerate(members)]
+        tables.append(_table(["member of the ensemble", ACCURACY], rows))
     for key, title in ACCURACY_BY.items():
-        parts = {f"{p['low']:g} to {p['high']:g}": p for p in section.get(key) or ()}
-        if parts:
-            shown: Columns = {
-                "accuracy": lambda e: _plain(e["accuracy"], 3),
-                "pairs": lambda e: str(e["pairs"]),
-            }
-            tables.append(_markdown_table(title, parts, shown))
+        if section.get(key):
+            parts = [
+                (f"{p['low']:g} to {p['high']:g}", _number(p["accuracy"], 3), str(p["pairs"]))
+                for p in section[key]
+            ]
+            tables.append(_table([title, "accuracy", "pairs"], parts))
     return ["## Reward model", *tables]
 
 
 def _examples_table(examples: Sequence[Example]) -> str:
     names = list(dict.fromkeys(name for e in examples for name in e["completions"]))
-    entries = {example["prompt"]: example["completions"] for example in examples}
-    columns: Columns = {}
-    for name in names:
-        columns[as_text(name)] = lambda said, name=name: _answer(said.get(name))  # type: ignore[misc]
-    return _markdown_table("prompt", entries, columns)
+    rows = [
+        (e["prompt"], *(_answer(e["completions"].get(name)) for name in names)) for e in examples
+    ]
+    return _table(["prompt", *map(as_text, names)], rows)
 
 
-def _answer(said: Entry | None) -> str:
-    if said is None:
+def _answer(answer: Entry | None) -> str:
+    if answer is None:
         return ABSENT
-    known = {"gold": said.get("gold"), "score": said.get("proxy")}
-    notes = ", ".join(f"{what} {value:.2f}" for what, value in known.items() if value is not None)
-    return as_text(_cut(said["text"], LONGEST)) + (f"<br><sub>{notes}</sub>" if notes else "")
+    scores = {"gold": answer.get("gold"), "score": answer.get("proxy")}
+    notes = ", ".join(f"{name} {value:.2f}" for name, value in scores.items() if value is not None)
+    return as_text(_cut(answer["text"], LONGEST)) + (f"<br><sub>{notes}</sub>" if notes else "")
 
 
-def _markdown_table(first: str, entries: Mapping[str, Entry], columns: Columns) -> str:
-    rows = [[first, *columns], ["---"] * (len(columns) + 1)]
-    for name, entry in entries.items():
-        rows.append([as_text(_cut(name, LONGEST)), *(show(entry) for show in columns.values())])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def _entries_table(entries: Mapping[str, Entry], columns: Columns) -> str:
+    rows = [(name, *(cell(e) for cell in columns.values())) for name, e in entries.items()]
+    return _table(["checkpoint", *columns], rows)
 
 
-def _plain(value: float | None, digits: int) -> str:
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; the first cell of each row is plain text, the other cells are Markdown."""
+    lines = [header, ["---"] * len(header)]
+    lines += [[as_text(_cut(first, LONGEST)), *cells] for first, *cells in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float | None, digits: int) -> str:
     return ABSENT if value is None else f"{value:.{digits}f}"
 
 
@@ -265,8 +251,8 @@ def _with_interval(interval: Entry | None) -> str:
     return f"{interval['mean']:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _rate(entry: Entry, name: str) -> str:
-    return _plain((entry.get("rates") or {}).get(name), 2)
+def _rate(name: str) -> Callable[[Entry], str]:
+    return lambda entry: _number((entry.get("rates") or {}).get(name), 2)
 
 
 def _cut(text: str, longest: int) -> str:

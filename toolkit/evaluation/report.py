@@ -1,24 +1,32 @@
-"""`report.json`: built from an evaluation and checked against its schema."""
+"""`report.json`: built from an evaluation, and checked against its schema."""
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from toolkit.errors import DatasetError
-from toolkit.evaluation.metrics import MAIN, RATES, behaviour_rates, mean_interval, win_rate
+from toolkit.evaluation.metrics import (
+    MAIN,
+    RATES,
+    behaviour_rates,
+    mean_interval,
+    rounded,
+    win_rate,
+)
 
-if TYPE_CHECKING:  # it brings torch, which who only reads a report does without
+if TYPE_CHECKING:  # this import needs torch, which reading a report does not
     from toolkit.evaluation.evaluate import Answers, Evaluation, Measured
 
 SCHEMA = 1
+BASE = "base"  # `recipe` of the base without an adapter
 Report = dict[str, Any]
 Example = dict[str, Any]  # {"prompt": text, "completions": {name: {"text", "gold", "proxy"}}}
 
-SECTION = (  # of the reward model, all numbers or null
+REWARD_MODEL_KEYS = (  # numbers or null
     "pairwise_accuracy",
     "clear_gold_accuracy",
     "ceiling",
@@ -33,14 +41,14 @@ def build(
     reward_model: Mapping[str, Any] | None = None,
     timings_s: Mapping[str, float] | None = None,
 ) -> Report:
-    """Sum an evaluation up by the report's schema.
+    """Summarize an evaluation in the report's schema.
 
     Args:
-        reward_model: what `judge_reward_model` returned, if there is a reward model.
+        reward_model: the result of `judge_reward_model`, if there is a reward model.
         timings_s: stage -> seconds.
 
-    Returns: a dict of JSON values that `validate` accepts. Win rates of all checkpoints are over
-        `evaluation.sft`, whose own are 0.5. What cannot be known is None.
+    Returns: a dict of JSON values that `validate` accepts. All win rates are over `evaluation.sft`,
+        whose own are 0.5. Unknown values are None.
     """
     groups = [json.dumps(p, sort_keys=True) for p in evaluation.prompts]
     reference = evaluation.checkpoints[evaluation.sft].answers
@@ -65,19 +73,21 @@ def build(
 def _checkpoint(
     measured: "Measured", reference: "Mapping[str, Answers]", groups: list[str], seed: int
 ) -> dict[str, Any]:
-    found = {key: _summary(a, reference[key], groups, seed) for key, a in measured.answers.items()}
+    by_sampling = {
+        key: _summary(a, reference[key], groups, seed) for key, a in measured.answers.items()
+    }
     kl, loss = measured.kl_to_sft, measured.lm_loss
     return {
         "recipe": measured.recipe,
-        **found.pop(MAIN),
-        "kl_to_sft": None if kl is None else round(float(np.mean(kl)), 6),
-        "lm_loss": None if loss is None else round(loss, 6),
-        "other_sampling": found,
+        **by_sampling.pop(MAIN),
+        "kl_to_sft": None if kl is None else rounded(np.mean(kl)),
+        "lm_loss": None if loss is None else rounded(loss),
+        "other_sampling": by_sampling,
     }
 
 
 def _summary(answers: "Answers", theirs: "Answers", groups: list[str], seed: int) -> dict[str, Any]:
-    """One checkpoint under one sampling."""
+    """The numbers of one checkpoint under one sampling."""
     means: dict[str, Any] = {}
     wins: dict[str, Any] = {}
     for judge in ("gold", "proxy"):
@@ -85,47 +95,43 @@ def _summary(answers: "Answers", theirs: "Answers", groups: list[str], seed: int
         known = ours is not None and other is not None
         means[judge] = mean_interval(ours, seed=seed, groups=groups) if known else None
         wins[judge] = win_rate(ours, other, seed=seed, groups=groups) if known else None
-    said = answers.completions
+    completions = answers.completions
     return {
         **means,
         "win_rate_vs_sft": wins,
-        "length": round(float(np.mean([len(c.ids) for c in said])), 3),
-        "ended": round(float(np.mean([c.ended for c in said])), 6),
+        "length": round(float(np.mean([len(c.ids) for c in completions])), 3),
+        "ended": rounded(np.mean([c.ended for c in completions])),
         "rates": None if answers.features is None else behaviour_rates(answers.features),
     }
 
 
 def examples(evaluation: "Evaluation", count: int = 8) -> list[Example]:
-    """A few prompts with every checkpoint's answer under the main sampling.
+    """`count` prompts with every checkpoint's answer under the main sampling.
 
-    In the world the kinds of question take turns; elsewhere they are the first prompts.
+    In the embedded world the kinds of question take turns; elsewhere these are the first prompts.
     """
-    some = evaluation.checkpoints[evaluation.sft].answers[MAIN].features
-    kinds = [""] * len(evaluation.prompts) if some is None else [f.kind for f in some]
-    turn: dict[str, int] = {}
-    order = []
-    for row, kind in enumerate(kinds):
-        turn[kind] = turn.get(kind, 0) + 1
-        order.append((turn[kind], row))
+    features = evaluation.checkpoints[evaluation.sft].answers[MAIN].features
+    kinds = [""] * len(evaluation.prompts) if features is None else [f.kind for f in features]
+    order = [(kinds[:row].count(kind), row) for row, kind in enumerate(kinds)]
     return [_example(evaluation, row) for _, row in sorted(order)[:count]]
 
 
 def _example(evaluation: "Evaluation", row: int) -> Example:
     prompt = evaluation.prompts[row]
-    said = {}
+    completions = {}
     for name, measured in evaluation.checkpoints.items():
         answers = measured.answers[MAIN]
-        said[name] = {
+        completions[name] = {
             "text": answers.completions[row].text,
             "gold": None if answers.gold is None else answers.gold[row],
             "proxy": None if answers.proxy is None else answers.proxy[row],
         }
     text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
-    return {"prompt": text, "completions": said}
+    return {"prompt": text, "completions": completions}
 
 
 def sampling_name(key: str) -> str:
-    """ "0" as greedy, a temperature as T = …, any other key as it is."""
+    """The display name of a sampling's key: "0" is greedy, a temperature is "T = …"."""
     try:
         return "greedy" if float(key) == 0 else f"T = {float(key):g}"
     except ValueError:
@@ -135,87 +141,90 @@ def sampling_name(key: str) -> str:
 def validate(report: Any) -> None:
     """Check a report against the schema.
 
-    Raises: DatasetError naming the key that is missing or wrong.
+    Raises: DatasetError with the key that is missing or wrong.
     """
-    top = _mapping(report, "the report")
-    if _get(top, "schema", "") != SCHEMA:
-        raise DatasetError(f"report.json: `schema` must be {SCHEMA}, got {top['schema']!r}")
-    _number(_get(top, "prompts", ""), "prompts", low=1)
-    _number(_get(top, "seed", ""), "seed")
-    sampling = _mapping(_get(top, "sampling", ""), "sampling")
-    _number(_get(sampling, "temperature", "sampling."), "sampling.temperature", low=0)
-    checkpoints = _mapping(_get(top, "checkpoints", ""), "checkpoints")
-    if not checkpoints:
+    top = _Node(report)
+    if top["schema"].value != SCHEMA:
+        top["schema"].fail(str(SCHEMA))
+    top["prompts"].number(low=1)
+    top["seed"].number()
+    top["sampling"]["temperature"].number(low=0)
+    if not top["checkpoints"].items():
         raise DatasetError("report.json: `checkpoints` is empty")
-    for name, checkpoint in checkpoints.items():
-        _validate_checkpoint(checkpoint, f"checkpoints.{name}")
-    section = _get(top, "reward_model", "")
-    if section is not None:
-        for key in SECTION:
-            value = _get(_mapping(section, "reward_model"), key, "reward_model.")
-            _number(value, f"reward_model.{key}", null=True)
-    for stage, seconds in _mapping(_get(top, "timings_s", ""), "timings_s").items():
-        _number(seconds, f"timings_s.{stage}", low=0)
+    for checkpoint in top["checkpoints"].items():
+        if not isinstance(checkpoint["recipe"].value, str):
+            checkpoint["recipe"].fail("text")
+        for key in ("kl_to_sft", "lm_loss"):
+            checkpoint[key].number(null=True)
+        _validate_summary(checkpoint)
+        if "other_sampling" in checkpoint.value:
+            for summary in checkpoint["other_sampling"].items():
+                _validate_summary(summary)
+    if top["reward_model"].value is not None:
+        for key in REWARD_MODEL_KEYS:
+            top["reward_model"][key].number(null=True)
+    for seconds in top["timings_s"].items():
+        seconds.number(low=0)
 
 
-def _validate_checkpoint(value: Any, place: str) -> None:
-    checkpoint, within = _mapping(value, place), f"{place}."
-    if not isinstance(_get(checkpoint, "recipe", within), str):
-        raise DatasetError(f"report.json: `{place}.recipe` must be text")
-    for key in ("kl_to_sft", "lm_loss"):
-        _number(_get(checkpoint, key, within), within + key, null=True)
-    _validate_summary(checkpoint, place)
-    for key, other in _mapping(
-        checkpoint.get("other_sampling", {}), f"{place}.other_sampling"
-    ).items():
-        _validate_summary(_mapping(other, key), f"{place}.other_sampling.{key}")
-
-
-def _validate_summary(summary: Mapping[str, Any], place: str) -> None:
-    _number(_get(summary, "length", f"{place}."), f"{place}.length", low=0)
-    _number(_get(summary, "ended", f"{place}."), f"{place}.ended", low=0, high=1)
-    wins = _mapping(_get(summary, "win_rate_vs_sft", f"{place}."), f"{place}.win_rate_vs_sft")
+def _validate_summary(summary: "_Node") -> None:
+    summary["length"].number(low=0)
+    summary["ended"].number(0, 1)
+    wins = summary["win_rate_vs_sft"]
     for judge in ("gold", "proxy"):
-        if summary.get(judge) is not None:
-            _interval(summary[judge], f"{place}.{judge}")
-            win = _get(wins, judge, f"{place}.win_rate_vs_sft.")
-            _interval(win, f"{place}.win_rate_vs_sft.{judge}", low=0, high=1)
-    if summary.get("rates") is not None:
-        rates = _mapping(summary["rates"], f"{place}.rates")
+        if summary.value.get(judge) is not None:
+            summary[judge].interval()
+            wins[judge].interval(0, 1)
+    if summary.value.get("rates") is not None:
         for key in RATES:
-            _number(_get(rates, key, f"{place}.rates."), f"{place}.rates.{key}", 0, 1, null=True)
+            summary["rates"][key].number(0, 1, null=True)
 
 
-def _interval(value: Any, place: str, low: float = -math.inf, high: float = math.inf) -> None:
-    interval = _mapping(value, place)
-    _number(_get(interval, "mean", f"{place}."), f"{place}.mean", low, high)
-    ends = _get(interval, "ci95", f"{place}.")
-    if not isinstance(ends, list) or len(ends) != 2:
-        raise DatasetError(f"report.json: `{place}.ci95` must be [low, high], got {ends!r}")
-    for end in ends:
-        _number(end, f"{place}.ci95", low, high)
-    if ends[0] > ends[1]:
-        raise DatasetError(f"report.json: `{place}.ci95` must be in order, got {ends!r}")
+class _Node:
+    """A value of report.json and its path, which error messages name."""
 
+    def __init__(self, value: Any, path: str = "") -> None:
+        self.value, self.path = value, path
 
-def _number(
-    value: Any, place: str, low: float = -math.inf, high: float = math.inf, *, null: bool = False
-) -> None:
-    if value is None and null:
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:
-        wanted = "a finite number" + (f" in [{low:g}, {high:g}]" if low > -math.inf else "")
-        raise DatasetError(f"report.json: `{place}` must be {wanted}, got {value!r}")
+    def __getitem__(self, key: str) -> "_Node":
+        self._require_object()
+        node = _Node(self.value.get(key), f"{self.path}.{key}".lstrip("."))
+        if key not in self.value:
+            raise DatasetError(f"report.json: `{node.path}` is missing")
+        return node
 
+    def items(self) -> "list[_Node]":
+        """The members of an object."""
+        self._require_object()
+        return [self[key] for key in self.value]
 
-def _mapping(value: Any, place: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise DatasetError(f"report.json: `{place}` must be an object, got {type(value).__name__}")
-    return value
+    def number(self, low: float = -math.inf, high: float = math.inf, *, null: bool = False) -> None:
+        """Require a finite number between `low` and `high`; with `null` also None."""
+        value = self.value
+        if value is None and null:
+            return
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            bounds = f" in [{low:g}, {high:g}]" if low > -math.inf else ""
+            self.fail(f"a finite number{bounds}")
 
+    def interval(self, low: float = -math.inf, high: float = math.inf) -> None:
+        """Require a mean and its ordered interval, all between `low` and `high`."""
+        self["mean"].number(low, high)
+        ends = self["ci95"]
+        if not isinstance(ends.value, list) or len(ends.value) != 2:
+            ends.fail("[low, high]")
+        for end in ends.value:
+            _Node(end, ends.path).number(low, high)
+        if ends.value[0] > ends.value[1]:
+            ends.fail("in order")
 
-def _get(mapping: Mapping[str, Any], key: str, within: str) -> Any:
-    if key not in mapping:
-        raise DatasetError(f"report.json: `{within}{key}` is missing")
-    return mapping[key]
+    def fail(self, expected: str) -> NoReturn:
+        """Raises: DatasetError with the path, the expected and the actual value."""
+        raise DatasetError(
+            f"report.json: `{self.path or 'the report'}` must be {expected}, got {self.value!r}"
+        )
+
+    def _require_object(self) -> None:
+        if not isinstance(self.value, dict):
+            self.fail("an object")

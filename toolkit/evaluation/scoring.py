@@ -1,4 +1,4 @@
-"""Passes of one role over many (prompt, completion) ids, batched by length, without gradients."""
+"""Scores and log-probabilities of many (prompt, completion) ids, batched by length, no gradients."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +16,14 @@ Pair = tuple[list[int], list[int]]  # token ids of a prompt and of its completio
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokenizer's pad token, which `load_tokenizer` made sure of."""
+    """The tokenizer's pad token, which `load_tokenizer` sets."""
     assert isinstance(tokenizer.pad_token_id, int)
     return tokenizer.pad_token_id
 
 
 @contextmanager
 def evaluating(roles: Roles) -> Iterator[None]:
-    """No gradients and no dropout inside; every module's mode is restored, also on an error."""
+    """No gradients and no dropout inside; restores every module's mode, also after an error."""
     module: nn.Module = roles.model or roles.base
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
@@ -40,10 +40,12 @@ def score_ids(
 ) -> list[float]:
     """The reward role's score of each pair, in order.
 
-    Raises: CheckpointError where the role has no adapter or no head.
+    Raises: CheckpointError if the role has no adapter or no head.
     """
     if reward not in roles.heads:
-        raise CheckpointError(f"role {reward!r} has no head to score with; attach it with one")
+        raise CheckpointError(
+            f"role {reward!r} has no head to score with; attach it with `head=True`"
+        )
     head = roles.heads[reward]
     assert isinstance(head, ScalarHead)
     return _over_pairs(
@@ -71,7 +73,7 @@ def summed_logprobs(
     pad_id: int,
     batch_size: int,
 ) -> list[float]:
-    """log π(completion | prompt) in nats under a role, None being the base, in order."""
+    """log π(completion | prompt) in nats of a role (None is the base), in order."""
 
     def one_batch(model: nn.Module, batch: Batch) -> Tensor:
         logprobs, _ = completion_logprobs(model, batch, temperature=temperature)
@@ -88,9 +90,9 @@ def _over_pairs(
     pad_id: int,
     batch_size: int,
 ) -> list[float]:
-    """A number per pair, from batches of similar length."""
+    """One number per pair, from batches of similar length."""
     prompts, completions = [p for p, _ in pairs], [c for _, c in pairs]
-    found = [0.0] * len(pairs)
+    values = [0.0] * len(pairs)
     with evaluating(roles), roles.using(role) as model:
         device = next(model.parameters()).device
         for index in by_length(prompts, completions, batch_size):
@@ -98,5 +100,5 @@ def _over_pairs(
                 [prompts[i] for i in index], [completions[i] for i in index], pad_id, device
             )
             for i, value in zip(index, one_batch(model, batch).tolist(), strict=True):
-                found[i] = value
-    return found
+                values[i] = value
+    return values

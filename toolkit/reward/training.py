@@ -196,7 +196,7 @@ class RewardModelTrainer:
 
 
 class Judge(Protocol):
-    """Judges reward models on held-out comparisons; see `toolkit.evaluation.reward_report`."""
+    """Judges reward models on held-out comparisons; see `toolkit.evaluation.judge`."""
 
     def judge(
         self, scorer: Callable[[list[Pair]], list[float]], folder: Path | None
