@@ -1,30 +1,29 @@
-"""The tables over several pipelines, the claims that they decide, and PPO-ptx's trade-off."""
+"""The tables of several seeds, the claims about them, and the trade-off of PPO-ptx."""
 
 import copy
-import importlib
 import json
 
 import pytest
 
+from benchmarks import seeds, tradeoff
 from tests.evaluation.conftest import entry, interval, report  # noqa: F401
 from toolkit.errors import ConfigError
 from toolkit.runs.run import Run, write_json
 
-seeds = importlib.import_module("benchmarks.seeds")
-tradeoff = importlib.import_module("benchmarks.tradeoff")
-
 
 def model(recipe, win, lm_loss, correct=0.8, over_refusal=0.02):
     wins = {"gold": interval(win), "proxy": interval(win)}
-    found = entry(recipe, win_rate_vs_sft=wins, lm_loss=lm_loss)
-    found["rates"] |= {"correct": correct, "over_refusal": over_refusal}
-    return found
+    numbers = entry(recipe, win_rate_vs_sft=wins, lm_loss=lm_loss)
+    numbers["rates"] |= {"correct": correct, "over_refusal": over_refusal}
+    return numbers
 
 
 def pipeline(folder, report, familiar=0.03, seconds=(), **changes):  # noqa: F811
-    """A pipeline's directory: SFT at lm_loss 0.5, PPO at 0.7, PPO-ptx at 0.58.
+    """A pipeline's directory with lm_loss 0.5 for SFT, 0.7 for PPO and 0.58 for PPO-ptx.
 
-    `familiar` is PPO's over-refusal in phrasings that training used, `seconds` what stages took.
+    Args:
+        familiar: PPO's over-refusal in phrasings that training used.
+        seconds: of stages, 100 by default.
     """
     report = copy.deepcopy(report)
     report["checkpoints"] = {
@@ -36,10 +35,10 @@ def pipeline(folder, report, familiar=0.03, seconds=(), **changes):  # noqa: F81
     folder.mkdir()
     write_json(folder / "report.json", report)
     (folder / "familiar").mkdir()
-    known = {"checkpoints": {"ppo": model("ppo", 0.85, 0.7, over_refusal=familiar)}}
-    write_json(folder / "familiar" / "report.json", report | known)
-    took = dict.fromkeys(("sft", "ppo", "ppo_ptx"), 100.0) | dict(seconds)
-    stages = {name: {"seconds": s, "peak_mb": 900} for name, s in took.items()}
+    checkpoints = {"ppo": model("ppo", 0.85, 0.7, over_refusal=familiar)}
+    write_json(folder / "familiar" / "report.json", report | {"checkpoints": checkpoints})
+    stage_seconds = dict.fromkeys(("sft", "ppo", "ppo_ptx"), 100.0) | dict(seconds)
+    stages = {name: {"seconds": s, "peak_mb": 900} for name, s in stage_seconds.items()}
     write_json(folder / "pipeline.json", stages)
     return folder
 
@@ -49,11 +48,11 @@ def verdicts(folder):
     return summary, {claim["claim"]: claim["verdict"] for claim in summary["claims"]}
 
 
-def test_claims_that_hold(report, tmp_path, capsys):  # noqa: F811
+def test_seeds_within_bounds_hold_all_claims(report, tmp_path, capsys):  # noqa: F811
     seeds.main([pipeline(tmp_path / str(n), report) for n in range(2)])
-    summary, found = verdicts(tmp_path)
-    assert set(found.values()) == {"holds"}
-    assert len(found) == 9
+    summary, claims = verdicts(tmp_path)
+    assert set(claims.values()) == {"holds"}
+    assert len(claims) == 9
     assert list(summary["seeds"]) == ["0", "1"]
     assert summary["seeds"]["1"]["ppo_ptx"]["gold_win_rate"] == 0.83
     assert summary["seeds"]["0"]["ppo"]["ci95"] == pytest.approx([0.8, 0.9])
@@ -76,15 +75,15 @@ def test_claims_that_hold(report, tmp_path, capsys):  # noqa: F811
         ({"seconds": {"ppo_ptx": 181.0}}, {"seconds of PPO-ptx, each seed"}),
     ],
 )
-def test_a_claim_that_one_seed_breaks_fails(report, tmp_path, changes, fails):  # noqa: F811
+def test_claim_fails_if_one_seed_breaks_it(report, tmp_path, changes, fails):  # noqa: F811
     seeds.main([pipeline(tmp_path / "0", report), pipeline(tmp_path / "1", report, **changes)])
-    _, found = verdicts(tmp_path)
-    failed = [claim for claim, verdict in found.items() if verdict == "fails"]
+    _, claims = verdicts(tmp_path)
+    failed = [claim for claim, verdict in claims.items() if verdict == "fails"]
     assert len(failed) == len(fails)
     assert all(any(name in claim for claim in failed) for name in fails)
 
 
-def test_the_tradeoff_is_drawn_over_gamma(report, tmp_path, capsys):  # noqa: F811
+def test_tradeoff_table_and_picture_over_gamma(report, tmp_path, capsys):  # noqa: F811
     folder = pipeline(tmp_path / "t", report)
     gammas = {"sft": None, "ppo": 0.0, "ppo_ptx": 0.3}
     for name, gamma in gammas.items():
