@@ -1,4 +1,4 @@
-"""Run by test_device.py: training, judging and answering with the model on the simulated device."""
+"""Run by test_device.py: training and evaluation with the model on the simulated device."""
 
 import contextlib
 import importlib
@@ -20,7 +20,7 @@ from toolkit.options.command_line import run_cli
 
 @contextlib.contextmanager
 def device_of_bases(monkeypatch):
-    """Every base is loaded onto the device, and every trainer trains there."""
+    """Load every base onto the device and train there."""
     own = TrainingArguments.device.fget
     monkeypatch.setattr(TrainingArguments, "device", property(lambda self: own(self) and DEVICE))
     monkeypatch.setattr(Accelerator, "device", property(lambda _: DEVICE))
@@ -33,7 +33,7 @@ def device_of_bases(monkeypatch):
 
 @pytest.fixture
 def device(monkeypatch):
-    """The same for a whole test."""
+    """`device_of_bases` for a whole test."""
     with device_of_bases(monkeypatch):
         yield
 
@@ -43,11 +43,11 @@ class _OnDevice:
         self.auto = auto
 
     def from_pretrained(self, *args, **kwargs):
-        """Loaded, and moved."""
+        """Load, then move."""
         return self.auto.from_pretrained(*args, **kwargs).to(DEVICE)
 
 
-def test_tensors_of_two_devices_do_not_meet(device):
+def test_operations_on_two_devices_raise(device):
     x = torch.ones(2, 3, device=NAME)
     assert x.device == DEVICE
     for wrong in (
@@ -64,7 +64,7 @@ def test_tensors_of_two_devices_do_not_meet(device):
     assert (x * torch.tensor(2.0)).cpu().sum() == 12
 
 
-def test_ppo(make_ppo_roles, tokenizer, tmp_path, device):
+def test_ppo_resumes_on_device(make_ppo_roles, tokenizer, tmp_path, device):
     def longer(prompts, completions, completion_ids, **_):
         return [float(len(ids)) for ids in completion_ids]
 
@@ -103,7 +103,9 @@ def test_ppo(make_ppo_roles, tokenizer, tmp_path, device):
 
 
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}], ids=str)
-def test_ppo_in_bfloat16(changes, model_config, sft_run, reward_run, tokenizer, tmp_path, device):
+def test_ppo_trains_in_bfloat16(
+    changes, model_config, sft_run, reward_run, tokenizer, tmp_path, device
+):
     model_config.dtype = "bfloat16"
     roles = fresh_roles(model_config)
     roles.attach(POLICY, sft_run, trainable=True)
@@ -113,7 +115,7 @@ def test_ppo_in_bfloat16(changes, model_config, sft_run, reward_run, tokenizer, 
     make(roles, tokenizer, prompts(), tmp_path / "run", bf16=True, **changes).train()
 
 
-def test_every_recipe(tiny_base, tmp_path, device):
+def test_every_recipe_runs(tiny_base, tmp_path, device):
     def call(recipe, **options):
         module = importlib.import_module(f"recipes.{recipe}")
         words = ["--config", f"recipes/configs/world/{recipe}.yaml"]

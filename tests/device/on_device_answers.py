@@ -1,4 +1,4 @@
-"""Run by test_device.py: the app's answers, with its base on the simulated device."""
+"""Run by test_device.py: the app's answers with its base on the simulated device."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def answers(workbench, **settings):
     ],
     ids=str,
 )
-def test_the_app_answers_as_on_a_cpu(settings, tiny_base, runs, monkeypatch):  # noqa: F811
+def test_app_answers_equal_those_on_cpu(settings, tiny_base, runs, monkeypatch):  # noqa: F811
     expected = answers(Workbench.open(tiny_base, runs), **settings)
     with device_of_bases(monkeypatch):
         workbench = Workbench.open(tiny_base, runs)

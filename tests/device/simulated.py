@@ -1,10 +1,10 @@
-"""An accelerator that is none: its tensors live on the CPU, say otherwise, and refuse to meet tensors
-that are elsewhere, as CUDA's do.
+"""A simulated accelerator: its tensors are stored on the CPU but report another device, and operations
+that mix them with CPU tensors raise an error, as on CUDA.
 
-What runs on it puts every tensor where it belongs, which a test on a CPU alone cannot see. It shows
-nothing of speed, memory or rounding, and nothing of libraries with kernels of their own
-(bitsandbytes). PyTorch's device for backends of others, `privateuseone`, carries it; since a process
-cannot be rid of that again, tests of it run in one of their own.
+It detects tensors that are created on the wrong device, which a test on a CPU cannot. It does not
+simulate speed, memory, rounding, or libraries with their own kernels (bitsandbytes). It uses PyTorch's
+device for external backends, `privateuseone`. A process cannot unregister that device again, so its
+tests run in their own process.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from torch.utils.backend_registration import (
 NAME = "simulated"
 _ATEN = torch.ops.aten
 _COPIES = {_ATEN.copy_.default, _ATEN._to_copy.default}
-# CUDA's tensors can be indexed by the CPU's, and not the other way round
+# CPU tensors can index CUDA tensors, but not the other way round
 _INDEXING = {
     _ATEN.index.Tensor,
     _ATEN.index_put.default,
@@ -39,7 +39,7 @@ class _Backend(_DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
-    # its random numbers are the CPU's
+    # random numbers come from the CPU
     def get_rng_state(self, _: Any = None) -> Tensor:
         return torch.get_rng_state()
 
@@ -52,13 +52,13 @@ DEVICE = torch.device(f"{NAME}:0")
 
 
 class Simulated(Tensor):
-    """A tensor on the device; `inner` is the CPU's, which holds its numbers."""
+    """A tensor on the device; the CPU tensor `inner` holds its numbers."""
 
     inner: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Simulated":
-        made = Tensor._make_wrapper_subclass(
+        tensor = Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -66,8 +66,8 @@ class Simulated(Tensor):
             dtype=inner.dtype,
             device=DEVICE,
         )
-        made.inner = inner
-        return made
+        tensor.inner = inner
+        return tensor
 
     def __init__(self, inner: Tensor) -> None: ...
 
@@ -86,7 +86,7 @@ class Simulated(Tensor):
         self.inner = new.inner.detach()
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        return self.inner.untyped_storage()  # asked which tensors share their memory
+        return self.inner.untyped_storage()  # identifies tensors that share memory
 
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
@@ -111,7 +111,7 @@ class Simulated(Tensor):
 
 
 class Generator(torch.Generator):
-    """In the place of torch's, which cannot be made for the device."""
+    """A replacement for torch's Generator, which cannot be created for the device."""
 
     def __new__(cls, device: Any = "cpu") -> "Generator":
         cpu = "cpu" if torch.device(device).type == NAME else device
@@ -122,7 +122,7 @@ torch.serialization.add_safe_globals([Simulated])
 
 
 def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """`func` on the CPU; its results are where the device's rules say."""
+    """Run `func` on the CPU; place its results by the device's rules."""
     flat, _ = tree_flatten((args, kwargs))
     there = [x for x in flat if isinstance(x, Simulated)]
     here = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, Simulated)]
@@ -138,21 +138,23 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         on_device = bool(there)
     flat, spec = tree_flatten((args, kwargs))
     args, kwargs = tree_unflatten([x.inner if isinstance(x, Simulated) else x for x in flat], spec)
-    found = func(*args, **kwargs)
-    known = {id(x.inner): x for x in there}  # what was changed in place stays the same object
+    result = func(*args, **kwargs)
+    known = {id(x.inner): x for x in there}  # in-place results keep their object
 
     def placed(x: Any) -> Any:
         if not on_device or not isinstance(x, Tensor) or isinstance(x, Simulated):
             return x
         return known[id(x)] if id(x) in known else Simulated(x)
 
-    return tree_map(placed, found)
+    return tree_map(placed, result)
 
 
 def _refuse_mixtures(func: Any, args: Any, there: list[Tensor], here: list[Tensor]) -> None:
     if not there or func in _COPIES:
         return
-    shapes = [tuple(x.shape) for x in here if x.dim() > 0]  # a number may be anywhere
+    shapes = [
+        tuple(x.shape) for x in here if x.dim() > 0
+    ]  # zero-dimensional tensors may be on any device
     if func in _INDEXING:
         shapes = [] if isinstance(args[0], Simulated) else [tuple(args[0].shape)]
     if shapes:
@@ -167,13 +169,13 @@ class _Dispatch(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """What makes tensors of Python's numbers below the level that `_Dispatch` sees."""
+    """Handles functions that create tensors from Python numbers below the level of `_Dispatch`."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
         place = kwargs.get("device")
-        made = func in (torch.tensor, torch.as_tensor)
-        if made and place is not None and torch.device(place).type == NAME:
+        creates = func in (torch.tensor, torch.as_tensor)
+        if creates and place is not None and torch.device(place).type == NAME:
             return func(*args, **(kwargs | {"device": "cpu"})).to(place)
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -184,7 +186,7 @@ class _Functions(TorchFunctionMode):
 
 @contextlib.contextmanager
 def simulated() -> Iterator[None]:
-    """Let tensors be made on the device, in this thread and those started meanwhile."""
+    """Allow tensors on the device, in this thread and in threads started inside the block."""
     threading.Thread.run = _run_with_device  # type: ignore[method-assign]
     modes = _Functions(), _Dispatch()
     for mode in modes:

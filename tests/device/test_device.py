@@ -1,4 +1,4 @@
-"""With the model on an accelerator nothing is left on the CPU: see simulated.py."""
+"""With the model on an accelerator, all its tensors are there too; see simulated.py."""
 
 import os
 import subprocess
@@ -10,15 +10,14 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["on_device.py", "on_device_answers.py"])
-def test_all_tensors_are_where_the_model_is(file):
-    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", f"tests/device/{file}"]
-    done = subprocess.run(
-        command,
+def test_tensors_are_on_the_models_device():
+    files = ["tests/device/on_device.py", "tests/device/on_device_answers.py"]
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:xdist", *files],
         cwd=ROOT,
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-8000:]
+    assert process.returncode == 0, process.stdout[-8000:]
