@@ -1,19 +1,31 @@
 # Two commands do everything on a machine with Python 3.11, pip and make:
-#   make quickstart   install, run the main job, say where the report is
-#   make test         install the test extras, then lint, types and tests
+#   make quickstart   install, run the main job, print where the report is
+#   make test         install the test extras, then lint, types and all tests
+# While working: make quick (lint, types, fast tests). Tables of the docs: benchmarks/README.md.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test lint types unit seeds tradeoff ranking adapters base benchmark parity soak clean
+# tests run in parallel, one core each: `make unit WORKERS=8` on a larger machine
+WORKERS := 2
+PYTEST = OMP_NUM_THREADS=1 $(1)/python -m pytest -n $(WORKERS) --dist loadfile
+FAST := -m "not slow and not browser and not gpu"
+
+.PHONY: quickstart test quick lint types unit newest oldest
+.PHONY: seeds tradeoff ranking adapters base benchmark parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
 
 test: $(VENV)/.installed-dev
 	$(MAKE) --no-print-directory lint types unit
+
+# fast checks: every test that trains, starts a process or a browser, or needs a GPU is left out
+quick: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory lint types
+	$(call PYTEST,$(BIN)) $(FAST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -22,7 +34,21 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-# record TRL 1.12's PPOTrainer again, in an environment of its own
+unit: $(VENV)/.installed-dev
+	$(call PYTEST,$(BIN))
+
+# the fast tests with the newest and the oldest versions that pyproject.toml allows
+newest oldest: %: $(VENV)/%/.installed
+	$(call PYTEST,$(VENV)/$@/bin) $(FAST)
+
+$(VENV)/newest/.installed $(VENV)/oldest/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python .ci/bounds.py $(notdir $(@D)) > $(@D)/constraints.txt
+	$(@D)/bin/pip --disable-pip-version-check install --quiet --upgrade --upgrade-strategy eager \
+	  -c $(@D)/constraints.txt -e '.[app,dev]'
+	@touch $@
+
+# record TRL 1.12's PPOTrainer again, in its own environment
 parity: $(VENV)/peer/.installed
 	$(VENV)/peer/bin/python tests/parity/record.py
 
@@ -33,23 +59,18 @@ $(VENV)/peer/.installed: constraints.txt
 	  -c $(VENV)/peer/constraints.txt torch transformers peft accelerate datasets trl==1.12.0
 	@touch $@
 
-# ours against TRL 1.12's PPOTrainer, in turn; about 25 minutes on two cores
+# PPO against TRL 1.12's PPOTrainer, in turn; about 25 minutes on two cores
 benchmark: $(VENV)/.installed $(VENV)/peer/.installed runs/quickstart/reward/run.json
 	$(BIN)/python benchmarks/benchmark.py --sft runs/quickstart/sft --reward runs/quickstart/reward --growth
 
 runs/quickstart/reward/run.json:
 	$(MAKE) --no-print-directory quickstart
 
-# what takes too long for every change: PPO killed at ten moments
+# PPO killed at ten moments: too slow for every change
 soak: $(VENV)/.installed-dev
 	TOOLKIT_SOAK=$${TOOLKIT_SOAK:-1} $(BIN)/python -m pytest -s tests/recipes/test_kill.py
 
-# side by side, a core each: `make unit WORKERS=8` on a larger machine
-WORKERS := 2
-unit: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-
-# the main job and PPO-ptx for five seeds, the tables of the README, and what they shall show
+# the main job and PPO-ptx with five seeds, and the tables and claims of docs/seeds.md
 SEEDS := 0 1 2 3 4
 seeds: $(VENV)/.installed
 	for seed in $(SEEDS); do \
@@ -58,12 +79,12 @@ seeds: $(VENV)/.installed
 	done
 	$(BIN)/python benchmarks/seeds.py $(SEEDS:%=runs/seeds/%)
 
-# what PPO-ptx keeps of pretraining and what it costs, for several γ
+# PPO-ptx with several γ: loss on pretraining text and win rate
 tradeoff: $(VENV)/.installed
 	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/tradeoff.yaml
 	$(BIN)/python benchmarks/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
 
-# all pairs of a prompt together against shuffled pairs, on the comparisons of `make seeds`
+# all pairs of a prompt in one batch element against shuffled pairs, on the data of `make seeds`
 ranking: $(VENV)/.installed
 	$(BIN)/python benchmarks/ranking_study.py $(SEEDS:%=runs/seeds/%)
 
@@ -71,7 +92,7 @@ ranking: $(VENV)/.installed
 adapters: $(VENV)/.installed
 	$(BIN)/python benchmarks/adapters.py --output_dir runs/adapters
 
-# make the shipped base again, from nothing
+# pretrain the shipped base again
 base: $(VENV)/.installed
 	$(BIN)/python recipes/pretrain.py --config recipes/configs/world/pretrain.yaml
 
