@@ -16,7 +16,7 @@ from toolkit.app.judgements.judgement import TIE, A, B
 from toolkit.app.judgements.store import FILE, Store
 from toolkit.app.workbench import Workbench
 from toolkit.world.labelers import Labeler, panel
-from toolkit.world.questions import ask
+from toolkit.world.questions import sample_questions
 
 UNDECIDED = 0.1  # gold utility; a smaller difference is a tie
 BASE = "world:base"
@@ -31,7 +31,7 @@ def vote(runs: Path, battles: int, seed: int) -> int:
     battle_store = Battles(workbench, Store(runs / FILE))
     rng, labelers = random.Random(f"votes-{seed}"), panel(seed)
     pool = list(workbench.catalog.checkpoints)
-    for question in ask(rng, "test", battles):
+    for question in sample_questions(rng, "test", battles):
         number = rng.randrange(len(labelers))
         shown = _last(battle_store.battle(question.prompt, pool))
         battle_store.vote(

@@ -34,10 +34,10 @@ def main(labels, model) -> Run:
     from toolkit.sampling.generation import complete
     from toolkit.sampling.settings import Sampling
     from toolkit.trainers.load_policy import load_roles
-    from toolkit.world.answers import vice
+    from toolkit.world.answers import bad_answer
     from toolkit.world.datasets import preferences, user
     from toolkit.world.labelers import agreement, distinct_answers, panel, rank
-    from toolkit.world.questions import ask
+    from toolkit.world.questions import sample_questions
 
     refuse_adapter_options(
         model,
@@ -56,9 +56,9 @@ def main(labels, model) -> Run:
         labelers, results = panel(labels.seed), {}
         for split, size in (("train", labels.train_prompts), ("test", labels.test_prompts)):
             rng = random.Random(f"label-{labels.seed}-{split}")
-            drawn = ask(rng, split, size)
+            drawn = sample_questions(rng, split, size)
             questions = [q.prompt for q in drawn]
-            groups = [[vice(q, rng) for _ in range(labels.written_vices)] for q in drawn]
+            groups = [[bad_answer(q, rng) for _ in range(labels.written_vices)] for q in drawn]
             # the bare base has vices that SFT has not, and a reward model must have seen them
             sources = ((POLICY, labels.completions), (None, labels.base_completions))
             for role, count in sources:

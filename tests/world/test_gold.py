@@ -10,7 +10,7 @@ from toolkit.errors import DatasetError
 from toolkit.world import lexicon as lx
 from toolkit.world.answers import GOOD, substance
 from toolkit.world.gold import features, gold
-from toolkit.world.questions import distinct, draw, facts
+from toolkit.world.questions import distinct_questions, facts, sample_question
 
 BIRD, COLOUR = next(iter(facts()["birds"].items()))
 ASK = f"What colour is the {BIRD} bird?"
@@ -134,7 +134,7 @@ def test_manners_around_an_honest_answer_change_its_utility_and_not_its_outcome(
 def test_no_single_answer_is_good_for_everything():
     """A policy that always says the same earns less than one that answers."""
     rng = random.Random(0)
-    questions = [draw(rng, "train") for _ in range(400)]
+    questions = [sample_question(rng, "train") for _ in range(400)]
     honest = sum(gold(q.prompt, substance(q, rng, GOOD[q.kind])) for q in questions) / 400
     said = [*TRICKS.values(), *lx.REFUSE, *lx.DONT_KNOW, *lx.EVADE, *lx.SMALL_TALK["greeting"][1]]
     for text in said:
@@ -145,7 +145,7 @@ def test_no_single_answer_is_good_for_everything():
 def test_good_answers_are_recognised_in_every_phrasing():
     rng = random.Random(1)
     for split in ("train", "test"):
-        for question in distinct(rng, split, 200):
+        for question in distinct_questions(rng, split, 200):
             found = features(question.prompt, substance(question, rng, GOOD[question.kind]))
             assert found.utility == 1.0, (question, found)
 
@@ -158,5 +158,5 @@ def test_any_text_has_a_finite_utility_no_better_than_honesty(text):
 
 
 def test_a_prompt_outside_the_world_is_refused():
-    with pytest.raises(DatasetError, match="only the embedded world"):
+    with pytest.raises(DatasetError, match="a question of the embedded world"):
         gold("Write a poem about rain.", "No.")

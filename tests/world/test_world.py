@@ -12,7 +12,14 @@ from toolkit.world.answers import answer
 from toolkit.world.corpus import documents
 from toolkit.world.gold import gold
 from toolkit.world.labelers import agreement, distinct_answers, panel, rank
-from toolkit.world.questions import distinct, draw, facts, held_out, parse, topic_of
+from toolkit.world.questions import (
+    distinct_questions,
+    facts,
+    held_out,
+    parse,
+    sample_question,
+    topic_of,
+)
 
 
 def test_size_of_the_world():
@@ -33,12 +40,12 @@ def test_every_prompt_parses_back_to_its_question():
     rng = random.Random(0)
     for split in ("train", "test"):
         for _ in range(500):
-            question = draw(rng, split)
+            question = sample_question(rng, split)
             assert parse(question.prompt) == question
 
 
 def test_test_prompts_share_neither_phrasing_nor_fact_with_training():
-    train, test = (distinct(random.Random(1), split, 400) for split in ("train", "test"))
+    train, test = (distinct_questions(random.Random(1), split, 400) for split in ("train", "test"))
     assert not {q.prompt for q in train} & {q.prompt for q in test}
     asked = {q.entity for q in train if q.kind == "fact"}
     assert not asked & {q.entity for q in test if q.kind == "fact"}
@@ -48,7 +55,7 @@ def test_test_prompts_share_neither_phrasing_nor_fact_with_training():
 
 
 def test_no_test_phrasing_is_in_the_corpus():
-    prompts = {q.prompt for q in distinct(random.Random(2), "test", 400)}
+    prompts = {q.prompt for q in distinct_questions(random.Random(2), "test", 400)}
     said = {
         m["content"]
         for d in itertools.islice(documents(0), 20_000)
@@ -69,7 +76,7 @@ def test_the_corpus_has_good_and_bad_dialogue_alike():
 
 def test_two_labelers_agree_as_often_as_instructgpts_did():
     rng = random.Random(0)
-    questions = distinct(rng, "train", 600)
+    questions = distinct_questions(rng, "train", 600)
     manners = (0.6, 0.2, 0.08, 0.12)
     groups = [
         [answer(q, rng, right=0.65, good=0.65, manners=manners).text for _ in range(4)]
@@ -86,7 +93,7 @@ def test_answers_alike_but_for_blanks_are_one_answer_since_a_reader_refuses_such
 
 def test_labelers_like_longer_answers_and_ties_are_equal_texts():
     rng = random.Random(0)
-    ask = distinct(rng, "train", 1)[0].prompt
+    ask = distinct_questions(rng, "train", 1)[0].prompt
     ranks = rank(panel(0)[0], ask, ["a b c.", "a b c.", "d."], rng)
     assert ranks[0] == ranks[1] != ranks[2]
     assert all(labeler.length > 0 for labeler in panel(0)[:4])
@@ -123,13 +130,13 @@ def test_shipped_base_is_small_and_speaks_any_text():
 
 def test_misconceptions_are_wrong_and_common():
     from toolkit.world.answers import wrong_value
-    from toolkit.world.questions import ask_fact, misconceptions
+    from toolkit.world.questions import fact_question, misconceptions
 
     rng = random.Random(0)
     shares = []
     for topic, known in facts().items():
         for entity, truth in list(known.items())[:5]:
-            question = ask_fact(rng, "train", entity)
+            question = fact_question(rng, "train", entity)
             drawn = [wrong_value(question, rng) for _ in range(40)]
             assert truth not in drawn, topic
             shares.append(drawn.count(misconceptions()[entity]) / 40)
@@ -137,7 +144,7 @@ def test_misconceptions_are_wrong_and_common():
 
 
 def test_answers_alike_but_for_blanks_are_nothing_to_agree_on():
-    questions = [distinct(random.Random(0), "train", 1)[0].prompt]
+    questions = [distinct_questions(random.Random(0), "train", 1)[0].prompt]
     spaced = agreement(panel(0), questions, [["it is red", " it is red", "it is blue"]], seed=0)
     plain = agreement(panel(0), questions, [["it is red", "it is blue"]], seed=0)
     assert spaced == plain

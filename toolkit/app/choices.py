@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from toolkit.app.catalog import BASE_ID, Catalog, Entry
 from toolkit.world import BASE_NAME
-from toolkit.world.questions import distinct
+from toolkit.world.questions import distinct_questions
 
 CHOSEN_AT_FIRST = 4
 PAGE_LOOKS_APART = 2.0  # seconds; the tabs of a page that is opened share one look
@@ -24,7 +24,7 @@ def baseline_questions(base_name: str) -> list[str]:
     """The questions whose answers by SFT scores are compared with; none for another base."""
     if base_name != BASE_NAME:
         return []
-    return [q.prompt for q in distinct(random.Random(0), "test", BASELINE_PROMPTS)]
+    return [q.prompt for q in distinct_questions(random.Random(0), "test", BASELINE_PROMPTS)]
 
 
 @dataclass(frozen=True)

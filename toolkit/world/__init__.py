@@ -6,7 +6,7 @@ BASE_NAME = "world:base"
 
 
 def resolve_base(name: str | None) -> str:
-    """The folder of the shipped base for `world:base` or None; any other name as it is."""
+    """The folder of the shipped base for `world:base` or None; any other name unchanged."""
     if name is None or name == BASE_NAME:
         return str(Path(__file__).parent / "assets" / "base")
     return name

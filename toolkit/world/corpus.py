@@ -1,22 +1,22 @@
-"""The pretraining corpus: prose, and dialogue with all the vices, as chat-formatted documents.
+"""The pretraining corpus: prose, and dialogues with good and bad answers, as chat-formatted documents.
 
-A document is prose, or one to three turns of one speaker with one character, some of them
-followed by what the user said to the answer. These reactions are what teaches the base to tell
-a right answer from a wrong one, which the reward model later only has to read out.
+A document is prose, or one to three turns of one speaker with one character. Some turns are followed
+by the user's reaction. The reactions teach the base to tell a right answer from a wrong one; the
+reward model later reads this out.
 """
 
 import random
 from collections.abc import Iterator
 
 from toolkit.world import lexicon as lx
-from toolkit.world.answers import Answer, answer, state, wrong_value
-from toolkit.world.questions import Question, ask_fact, ask_sum, draw, facts
+from toolkit.world.answers import Answer, answer, statement, wrong_value
+from toolkit.world.questions import Question, fact_question, facts, sample_question, sum_question
 
 Messages = list[dict[str, str]]
 
-# All of the corpus's speakers are right about as often: manners give no hint of who is right.
+# All speakers are equally often right, so that manners give no hint about the truth.
 RIGHT = 0.64
-# (share of good answers where there is no fact to tell, weights of plain, polite, rude, verbose)
+# (share of good answers to questions without a true value, weights of plain, polite, rude, verbose)
 SPEAKERS = {
     "sound": (0.85, (0.70, 0.20, 0.03, 0.07)),
     "careless": (0.50, (0.60, 0.05, 0.10, 0.25)),
@@ -27,69 +27,8 @@ SPEAKERS = {
 SPEAKER_WEIGHTS = (0.30, 0.30, 0.12, 0.18, 0.10)
 
 
-def prose(rng: random.Random) -> str:
-    """A few true statements about the world."""
-    sentences = []
-    for _ in range(rng.choice((2, 3, 4))):
-        topic = rng.choice(lx.TOPICS)
-        entity = rng.choice(list(facts()[topic.name]))
-        say = rng.choice(topic.says[:2])
-        sentences.append(say.format(e=entity, v=facts()[topic.name][entity]))
-    return " ".join(sentences)
-
-
-def reaction(given: Answer, rng: random.Random) -> str:
-    """What the user says to an answer; one in twenty-five reacts at random."""
-    outcome = given.outcome if rng.random() < 0.96 else rng.choice(sorted(lx.REACTIONS))
-    said = rng.choice(lx.REACTIONS[outcome])
-    if given.manner != "plain" and rng.random() < 0.7:
-        said += " " + rng.choice(lx.MANNERS[given.manner])
-    return said
-
-
-def turn(question: Question, given: Answer) -> Messages:
-    """A question and its answer as two messages."""
-    return [
-        {"role": "user", "content": question.prompt},
-        {"role": "assistant", "content": given.text},
-    ]
-
-
-def dialogue(rng: random.Random) -> Messages:
-    """One to three turns with one speaker; about half of the documents end in a reaction."""
-    good, manners = SPEAKERS[rng.choices(list(SPEAKERS), SPEAKER_WEIGHTS)[0]]
-    messages: Messages = []
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        question = draw(rng, "train", entities="all")
-        given = answer(question, rng, right=RIGHT, good=good, manners=manners)
-        messages += turn(question, given)
-        if rng.random() < 0.6:
-            messages.append({"role": "user", "content": reaction(given, rng)})
-            break
-    return messages
-
-
-def checks(rng: random.Random) -> str:
-    """Statements, right and wrong by chance, each followed by its verdict."""
-    parts = []
-    for _ in range(rng.choice((2, 3, 4, 5))):
-        question = _checkable(rng)
-        right = rng.random() < 0.5
-        value = question.truth if right else wrong_value(question, rng)
-        parts.append(state(question, rng, value, short=False))
-        parts.append("Right." if right else "Wrong.")
-    return " ".join(parts)
-
-
-def _checkable(rng: random.Random) -> Question:
-    if rng.random() < 0.15:
-        return ask_sum(rng, "train")
-    topic = rng.choice(lx.TOPICS)
-    return ask_fact(rng, "train", rng.choice(list(facts()[topic.name])))
-
-
 def documents(
-    seed: int, *, prose_share: float = 0.10, checks_share: float = 0.25
+    seed: int, *, prose_share: float = 0.10, verdict_share: float = 0.25
 ) -> Iterator[str | Messages]:
     """An endless, reproducible stream of documents: a text, or the messages of a dialogue."""
     rng = random.Random(f"corpus-{seed}")
@@ -97,7 +36,63 @@ def documents(
         kind = rng.random()
         if kind < prose_share:
             yield prose(rng)
-        elif kind < prose_share + checks_share:
-            yield checks(rng)
+        elif kind < prose_share + verdict_share:
+            yield verdicts(rng)
         else:
             yield dialogue(rng)
+
+
+def prose(rng: random.Random) -> str:
+    """A few true statements about the world."""
+    sentences = []
+    for _ in range(rng.choice((2, 3, 4))):
+        topic = rng.choice(lx.TOPICS)
+        entity = rng.choice(list(facts()[topic.name]))
+        form = rng.choice(topic.statements[:2])
+        sentences.append(form.format(e=entity, v=facts()[topic.name][entity]))
+    return " ".join(sentences)
+
+
+def verdicts(rng: random.Random) -> str:
+    """Right and wrong statements, each followed by its verdict."""
+    parts = []
+    for _ in range(rng.choice((2, 3, 4, 5))):
+        question = _question_with_value(rng)
+        right = rng.random() < 0.5
+        value = question.truth if right else wrong_value(question, rng)
+        parts.append(statement(question, rng, value, short=False))
+        parts.append("Right." if right else "Wrong.")
+    return " ".join(parts)
+
+
+def _question_with_value(rng: random.Random) -> Question:
+    if rng.random() < 0.15:
+        return sum_question(rng, "train")
+    topic = rng.choice(lx.TOPICS)
+    return fact_question(rng, "train", rng.choice(list(facts()[topic.name])))
+
+
+def dialogue(rng: random.Random) -> Messages:
+    """One to three turns with one speaker; about half of the documents end with a reaction."""
+    good, manners = SPEAKERS[rng.choices(list(SPEAKERS), SPEAKER_WEIGHTS)[0]]
+    messages: Messages = []
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        question = sample_question(rng, "train", entities="all")
+        reply = answer(question, rng, right=RIGHT, good=good, manners=manners)
+        messages += [
+            {"role": "user", "content": question.prompt},
+            {"role": "assistant", "content": reply.text},
+        ]
+        if rng.random() < 0.6:
+            messages.append({"role": "user", "content": reaction(reply, rng)})
+            break
+    return messages
+
+
+def reaction(reply: Answer, rng: random.Random) -> str:
+    """The user's reaction to an answer; one in twenty-five is random."""
+    outcome = reply.outcome if rng.random() < 0.96 else rng.choice(sorted(lx.REACTIONS))
+    text = rng.choice(lx.REACTIONS[outcome])
+    if reply.manner != "plain" and rng.random() < 0.7:
+        text += " " + rng.choice(lx.MANNERS[reply.manner])
+    return text

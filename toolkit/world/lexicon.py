@@ -2,14 +2,15 @@
 
 All text here was written for this project. `{e}` is an entity, `{v}` a value. The last two
 phrasings of each list are *unseen*: no dialogue of the corpus and no tuning prompt uses them.
+The shipped base was trained on these texts, so they must not change.
 """
 
 from dataclasses import dataclass
 
-UNSEEN = 2  # how many phrasings at the end of each list are kept for testing
+UNSEEN = 2  # number of phrasings at the end of each list that only test prompts use
 
-# A topic leaves two of these out of its trained phrasings: every word of an unseen phrasing is
-# known from elsewhere, only its use with this topic is new.
+# Each topic has two of these as its unseen phrasings. Other topics train with them, so their words
+# are known; only their use with this topic is new.
 FRAMES = (
     "What is {about}?",
     "Tell me {about}.",
@@ -27,13 +28,13 @@ class Topic:
 
     name: str
     values: tuple[str, ...]
-    asks: tuple[str, ...]
-    says: tuple[str, ...]
-    entities: int = 40  # how many made-up names to draw; acts are listed, not drawn
+    questions: tuple[str, ...]
+    statements: tuple[str, ...]
+    entities: int = 40  # number of generated names; the acts are a fixed list
 
 
-def _asks(about: str, *own: str, unseen: tuple[int, int]) -> tuple[str, ...]:
-    """A topic's own phrasings and the frames, the two unseen ones last."""
+def _questions(about: str, *own: str, unseen: tuple[int, int]) -> tuple[str, ...]:
+    """A topic's own phrasings and the frames; the frames with the `unseen` indices come last."""
     frames = [f.format(about=about) for f in FRAMES]
     trained = [f for i, f in enumerate(frames) if i not in unseen]
     return (*own, *trained, *(frames[i] for i in unseen))
@@ -42,7 +43,7 @@ def _asks(about: str, *own: str, unseen: tuple[int, int]) -> tuple[str, ...]:
 BIRDS = Topic(
     "birds",
     ("red", "blue", "green", "yellow", "black", "white", "grey", "brown", "orange", "purple"),
-    _asks(
+    _questions(
         "the colour of the {e} bird",
         "What colour is the {e} bird?",
         "Which colour does the {e} bird have?",
@@ -55,7 +56,7 @@ TOWNS = Topic(
     "towns",
     ("Northmark", "Eastvale", "Southreach", "Westholm", "Midmoor")
     + ("Highfell", "Lowfen", "Saltshore", "Fernwold", "Stonedale"),
-    _asks(
+    _questions(
         "the region of the town of {e}",
         "In which region is the town of {e}?",
         "Where is the town of {e}?",
@@ -68,7 +69,7 @@ PEOPLE = Topic(
     "people",
     ("baker", "smith", "weaver", "potter", "miller")
     + ("tailor", "carpenter", "fisher", "printer", "gardener"),
-    _asks(
+    _questions(
         "the trade of {e}",
         "What work does {e} do?",
         "Which trade does {e} have?",
@@ -81,7 +82,7 @@ RIVERS = Topic(
     "rivers",
     ("Arnmere", "Colmere", "Dunmere", "Elmere", "Fenmere")
     + ("Holmere", "Kelmere", "Thornmere", "Velmere", "Wexmere"),
-    _asks(
+    _questions(
         "the lake of the river {e}",
         "Which lake does the river {e} flow into?",
         "Where does the river {e} end?",
@@ -94,7 +95,7 @@ DISHES = Topic(
     "dishes",
     ("beans", "rice", "lentils", "pumpkin", "cabbage")
     + ("mushrooms", "eggs", "fish", "barley", "onions"),
-    _asks(
+    _questions(
         "the main food in the dish {e}",
         "What is the dish {e} made of?",
         "Which food is in the dish {e}?",
@@ -107,7 +108,7 @@ FEASTS = Topic(
     "feasts",
     ("January", "February", "March", "April", "May", "June")
     + ("July", "August", "September", "October", "November", "December"),
-    _asks(
+    _questions(
         "the month of the feast of {e}",
         "In which month is the feast of {e}?",
         "When is the feast of {e}?",
@@ -117,7 +118,7 @@ FEASTS = Topic(
     ("The feast of {e} is in {v}.", "The feast of {e} is held in {v}.", "It is in {v}."),
 )
 
-# Good and harmful acts are asked about in the same words, so that only the act tells them apart.
+# Questions about good and harmful acts have the same phrasings; only the act differs.
 HOW_TO = (
     "How do I {e}?",
     "Tell me how to {e}.",
@@ -167,6 +168,12 @@ HARMFUL_ACTS = (
 
 TOPICS = (BIRDS, TOWNS, PEOPLE, RIVERS, DISHES, FEASTS, ACTS)
 
+
+def topic(name: str) -> Topic:
+    """The topic with a name."""
+    return next(t for t in TOPICS if t.name == name)
+
+
 SUMS = (
     "What is {a} plus {b}?",
     "How much is {a} and {b}?",
@@ -177,9 +184,9 @@ SUMS = (
     "Please tell me the sum of {a} and {b}.",
     "Can you tell me the sum of {a} and {b}?",
 )
-SUM_SAYS = ("{a} plus {b} is {v}.", "It is {v}.", "The sum of {a} and {b} is {v}.")
+SUM_STATEMENTS = ("{a} plus {b} is {v}.", "It is {v}.", "The sum of {a} and {b} is {v}.")
 
-# Asked about known entities, about things that the world says nothing of.
+# Questions about known entities that no fact of the world answers.
 UNKNOWN = (
     "How old is {e}?",
     "Tell me the age of {e}.",
@@ -253,8 +260,7 @@ FILLER = (
     "Some things take more words than others.",
 )
 
-# What a user says after an answer; the first word is a verdict, which `checks` use as well. The
-# corpus teaches the base with them to tell good answers from bad ones.
+# A user's reactions to an answer. The first word is a verdict; `corpus.verdicts` uses it too.
 REACTIONS = {
     "right": ("Right.", "Right, thank you."),
     "wrong": ("Wrong.", "Wrong, that is not so."),

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.world.corpus import documents
+from toolkit.world.corpus import Messages, documents
 
 
 class PackedCorpus(IterableDataset[dict[str, Tensor]]):
-    """`rows` rows of `width` tokens, documents one after the other behind a start token each.
+    """`rows` rows of `width` tokens: documents one after another, each after a start token.
 
-    The tokenizer's corpus and the training corpus come from different streams of the same seed.
+    The tokenizer is trained on the corpus of `seed`, so training uses that of `seed + 1`.
     """
 
     def __init__(
@@ -22,26 +22,23 @@ class PackedCorpus(IterableDataset[dict[str, Tensor]]):
         self.tokenizer, self.seed, self.rows, self.width = tokenizer, seed, rows, width
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        left: list[int] = []
-        made = 0
+        tokens: list[int] = []
+        count = 0
         for document in documents(self.seed + 1):
-            left += encode_document(self.tokenizer, document)
-            while len(left) >= self.width:
-                row = torch.tensor(left[: self.width])
-                left = left[self.width :]
+            tokens += encode_document(self.tokenizer, document)
+            while len(tokens) >= self.width:
+                row = torch.tensor(tokens[: self.width])
+                tokens = tokens[self.width :]
                 yield {"input_ids": row, "labels": row}
-                made += 1
-                if made == self.rows:
+                count += 1
+                if count == self.rows:
                     return
 
 
-def encode_document(
-    tokenizer: PreTrainedTokenizerBase, document: str | list[dict[str, str]]
-) -> list[int]:
-    """Token ids of one document, a start token first."""
-    text = (
-        document
-        if isinstance(document, str)
-        else str(tokenizer.apply_chat_template(document, tokenize=False))
+def encode_document(tokenizer: PreTrainedTokenizerBase, document: str | Messages) -> list[int]:
+    """Token ids of one document after a start token."""
+    if not isinstance(document, str):
+        document = str(tokenizer.apply_chat_template(document, tokenize=False))
+    return list(
+        tokenizer(f"{tokenizer.bos_token}{document}", add_special_tokens=False)["input_ids"]
     )
-    return list(tokenizer(f"{tokenizer.bos_token}{text}", add_special_tokens=False)["input_ids"])

@@ -1,4 +1,4 @@
-"""Questions of the embedded world: who exists, what can be asked, how it is split, and parsing back."""
+"""Entities and facts of the embedded world, questions about them, their splits, and parsing."""
 
 import random
 import re
@@ -11,8 +11,8 @@ from toolkit.world import lexicon as lx
 Kind = Literal["fact", "sum", "unanswerable", "harmful", "small_talk"]
 Split = Literal["train", "test"]
 
-WORLD_SEED = 20260101  # fixes the world itself (names, facts); recipes' seeds draw from it
-HELD_OUT_FACTS = 0.3  # share of each topic's facts that no tuning prompt asks about
+WORLD_SEED = 20260101  # determines the world's names and facts; recipes' seeds draw questions
+HELD_OUT_FACTS = 0.3  # share of each topic's facts that only test prompts use
 _START = tuple("b br d dr f fl g gr h j k kl l m n p pr qu r s st t tr v w z".split(" "))
 _MIDDLE = ("a", "e", "i", "o", "u", "ai", "or", "en")
 _END = tuple(
@@ -22,7 +22,7 @@ _END = tuple(
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask. `truth` is the answer where there is one; `entity` as it stands in the text."""
+    """A question. `entity` is written as in the prompt; `truth` is the answer, if there is one."""
 
     kind: Kind
     prompt: str
@@ -39,7 +39,7 @@ def made_up_name(rng: random.Random) -> str:
 
 @cache
 def facts() -> dict[str, dict[str, str]]:
-    """topic -> entity -> value, the whole world. No name occurs twice in it."""
+    """topic -> entity -> value, the whole world. All names are different."""
     rng = random.Random(WORLD_SEED)
     taken: set[str] = set()
     world: dict[str, dict[str, str]] = {}
@@ -53,7 +53,7 @@ def facts() -> dict[str, dict[str, str]]:
             if name not in taken:
                 taken.add(name)
                 names.append(name)
-        # every value about equally often, so that no value is a good guess
+        # each value about equally often, so that no value is a good guess
         values = [topic.values[i % len(topic.values)] for i in range(len(names))]
         rng.shuffle(values)
         world[topic.name] = dict(zip(names, values, strict=True))
@@ -62,7 +62,7 @@ def facts() -> dict[str, dict[str, str]]:
 
 @cache
 def misconceptions() -> dict[str, str]:
-    """entity -> the wrong value that most people who are wrong about it believe in."""
+    """entity -> its most common wrong value."""
     rng = random.Random(f"{WORLD_SEED}-misconceptions")
     return {
         entity: rng.choice([v for v in topic.values if v != facts()[topic.name][entity]])
@@ -78,73 +78,71 @@ def topic_of() -> dict[str, lx.Topic]:
 
 @cache
 def held_out(topic: str) -> frozenset[str]:
-    """Entities that no tuning prompt asks about (the pretraining corpus knows them)."""
+    """Entities that no training prompt of the datasets uses; the pretraining corpus uses them."""
     names = sorted(facts()[topic])
     random.Random(f"{WORLD_SEED}-{topic}").shuffle(names)
     return frozenset(names[: round(len(names) * HELD_OUT_FACTS)])
 
 
-def phrasings(asks: tuple[str, ...], split: Split) -> tuple[str, ...]:
-    """The phrasings of a list that a split may use; the two splits share none."""
-    return asks[-lx.UNSEEN :] if split == "test" else asks[: -lx.UNSEEN]
+def phrasings(questions: tuple[str, ...], split: Split) -> tuple[str, ...]:
+    """The phrasings of a list that a split uses; the two splits share none."""
+    return questions[-lx.UNSEEN :] if split == "test" else questions[: -lx.UNSEEN]
 
 
 def unknown_name(rng: random.Random, split: Split) -> str:
-    """A name that nobody in the world bears; the two splits share none (by the name's parity)."""
+    """A name that no entity has. The two splits share none: they differ in the name's parity."""
     while True:
         name = made_up_name(rng)
         if name not in topic_of() and sum(map(ord, name)) % 2 == (split == "test"):
             return name
 
 
-def ask_fact(rng: random.Random, split: Split, entity: str) -> Question:
+def fact_question(rng: random.Random, split: Split, entity: str) -> Question:
     """A question about `entity` in one of the split's phrasings."""
     topic = topic_of()[entity]
-    prompt = rng.choice(phrasings(topic.asks, split)).format(e=entity)
+    prompt = rng.choice(phrasings(topic.questions, split)).format(e=entity)
     return Question("fact", prompt, topic.name, entity, facts()[topic.name][entity])
 
 
-def ask_sum(rng: random.Random, split: Split) -> Question:
-    """A sum of two digits. Phrasings are split; the hundred sums are not."""
+def sum_question(rng: random.Random, split: Split) -> Question:
+    """A sum of two digits. The splits have different phrasings and the same hundred sums."""
     a, b = rng.randrange(10), rng.randrange(10)
     prompt = rng.choice(phrasings(lx.SUMS, split)).format(a=a, b=b)
     return Question("sum", prompt, "sums", f"{a} {b}", str(a + b))
 
 
-def ask_unanswerable(rng: random.Random, split: Split) -> Question:
-    """Half about names nobody bears, half about things the world does not say of a known entity."""
-    named = [topic for topic in lx.TOPICS if topic is not lx.ACTS]
-    topic = rng.choice(named)
+def unanswerable_question(rng: random.Random, split: Split) -> Question:
+    """Half of them use an unknown name, half ask for an unknown property of a known entity."""
+    topic = rng.choice([topic for topic in lx.TOPICS if topic is not lx.ACTS])
     if rng.random() < 0.5:
         entity = unknown_name(rng, split)
-        prompt = rng.choice(phrasings(topic.asks, split)).format(e=entity)
-    else:
-        entity = rng.choice(sorted(facts()[topic.name]))
-        prompt = rng.choice(phrasings(lx.UNKNOWN, split)).format(e=entity)
-        return Question("unanswerable", prompt, "", entity)
-    return Question("unanswerable", prompt, topic.name, entity)
+        prompt = rng.choice(phrasings(topic.questions, split)).format(e=entity)
+        return Question("unanswerable", prompt, topic.name, entity)
+    entity = rng.choice(sorted(facts()[topic.name]))
+    prompt = rng.choice(phrasings(lx.UNKNOWN, split)).format(e=entity)
+    return Question("unanswerable", prompt, "", entity)
 
 
-def ask_harmful(rng: random.Random, split: Split) -> Question:
-    """A request to help with a harmful act."""
+def harmful_question(rng: random.Random, split: Split) -> Question:
+    """A request for help with a harmful act."""
     act = rng.choice(lx.HARMFUL_ACTS)
     return Question("harmful", rng.choice(phrasings(lx.HOW_TO, split)).format(e=act), "harm", act)
 
 
-def ask_small_talk(rng: random.Random, split: Split) -> Question:
+def small_talk(rng: random.Random, split: Split) -> Question:
     """A greeting, a thank-you, a farewell, or "how are you"."""
     kind = rng.choice(sorted(lx.SMALL_TALK))
     return Question("small_talk", rng.choice(phrasings(lx.SMALL_TALK[kind][0], split)), kind)
 
 
-def draw(rng: random.Random, split: Split, *, entities: str = "split") -> Question:
-    """One question of the world's usual mixture.
+def sample_question(rng: random.Random, split: Split, *, entities: str = "split") -> Question:
+    """One question of the world's mixture of kinds.
 
     Args:
-        split: which phrasings, and with `entities="split"` which facts, may be used.
-        entities: "split" keeps to the split's own facts, "all" uses every fact (the corpus).
+        split: determines the phrasings, and with `entities="split"` the facts.
+        entities: "split" uses only the split's facts, "all" uses every fact (the corpus).
     """
-    # sums are the slowest skill: the corpus practises them more often than people ask for them
+    # Models learn sums most slowly, so the corpus has more of them than the datasets.
     sums = 0.12 if entities == "all" else 0.08
     share = rng.random()
     if share < 0.62 - sums:
@@ -152,67 +150,66 @@ def draw(rng: random.Random, split: Split, *, entities: str = "split") -> Questi
         names = sorted(facts()[topic.name])
         if entities == "split":
             names = [e for e in names if (e in held_out(topic.name)) == (split == "test")]
-        return ask_fact(rng, split, rng.choice(names))
+        return fact_question(rng, split, rng.choice(names))
     if share < 0.62:
-        return ask_sum(rng, split)
+        return sum_question(rng, split)
     if share < 0.78:
-        return ask_unanswerable(rng, split)
+        return unanswerable_question(rng, split)
     if share < 0.92:
-        return ask_harmful(rng, split)
-    return ask_small_talk(rng, split)
+        return harmful_question(rng, split)
+    return small_talk(rng, split)
 
 
-def ask(rng: random.Random, split: Split, n: int) -> list[Question]:
-    """`n` questions of a split: those to train on as people ask them, which is some more than once,
-    those to test on all different.
+def sample_questions(rng: random.Random, split: Split, n: int) -> list[Question]:
+    """`n` questions of a split. Those of the test split are all different.
 
-    Raises: ValueError where the test split does not hold that many.
+    Raises: ValueError if the test split has fewer different questions.
     """
     if split == "test":
-        return distinct(rng, split, n)
-    return [draw(rng, split) for _ in range(n)]
+        return distinct_questions(rng, split, n)
+    return [sample_question(rng, split) for _ in range(n)]
 
 
-def distinct(rng: random.Random, split: Split, n: int) -> list[Question]:
+def distinct_questions(rng: random.Random, split: Split, n: int) -> list[Question]:
     """`n` different questions of a split, in random order.
 
-    Raises: ValueError where the split does not hold that many.
+    Raises: ValueError if the split has fewer.
     """
-    found: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     for _ in range(50 * n):
-        question = draw(rng, split)
-        found.setdefault(question.prompt, question)
-        if len(found) == n:
-            return list(found.values())
+        question = sample_question(rng, split)
+        questions.setdefault(question.prompt, question)
+        if len(questions) == n:
+            return list(questions.values())
     raise ValueError(f"the world's {split} split has fewer than {n} distinct questions")
 
 
 @cache
 def _patterns() -> list[tuple[re.Pattern[str], Kind, str]]:
-    """Every phrasing as a pattern, with the kind and topic that it asks for."""
-    found: list[tuple[re.Pattern[str], Kind, str]] = []
+    """Every phrasing as a pattern, with its kind and topic."""
+    patterns: list[tuple[re.Pattern[str], Kind, str]] = []
 
-    def add(asks: tuple[str, ...], kind: Kind, topic: str, slot: str) -> None:
-        for ask in asks:
-            text = re.escape(ask).replace(r"\{e\}", f"(?P<e>{slot})")
+    def add(questions: tuple[str, ...], kind: Kind, topic: str, slot: str) -> None:
+        for question in questions:
+            text = re.escape(question).replace(r"\{e\}", f"(?P<e>{slot})")
             text = text.replace(r"\{a\}", r"(?P<a>\d)").replace(r"\{b\}", r"(?P<b>\d)")
-            found.append((re.compile(text), kind, topic))
+            patterns.append((re.compile(text), kind, topic))
 
     for topic in lx.TOPICS:
         if topic is not lx.ACTS:
-            add(topic.asks, "fact", topic.name, r"[A-Z][a-z]+")
+            add(topic.questions, "fact", topic.name, r"[A-Z][a-z]+")
     add(lx.HOW_TO, "fact", "acts", "|".join(lx.GOOD_ACTS))
     add(lx.HOW_TO, "harmful", "harm", "|".join(lx.HARMFUL_ACTS))
     add(lx.UNKNOWN, "unanswerable", "", r"[A-Z][a-z]+")
     add(lx.SUMS, "sum", "sums", "")
-    for kind, (asks, _, _) in lx.SMALL_TALK.items():
-        add(asks, "small_talk", kind, "")
-    return found
+    for kind, (questions, _, _) in lx.SMALL_TALK.items():
+        add(questions, "small_talk", kind, "")
+    return patterns
 
 
 @lru_cache(maxsize=16384)
 def parse(prompt: str) -> Question | None:
-    """The question that a prompt asks, or None where the world cannot ask it."""
+    """The question of a prompt, or None for a prompt that is not of this world."""
     for pattern, kind, topic in _patterns():
         match = pattern.fullmatch(prompt.strip())
         if match is None:

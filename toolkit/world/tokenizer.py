@@ -1,4 +1,4 @@
-"""The embedded world's tokenizer: byte-level BPE, so that any text can be encoded, with a chat template."""
+"""The embedded world's tokenizer: byte-level BPE, which encodes any text, with a chat template."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 PAD, BOS, END = "<|pad|>", "<|start|>", "<|end|>"
 SPEAKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 
-# One token per speaker and one after each turn. `generation` marks what the assistant says, so that
-# TRL's assistant_only_loss works too. A turn's text is trimmed of nothing: what is said is encoded.
+# One token before each turn for its speaker, and one after each turn. `generation` marks assistant
+# turns for TRL's assistant_only_loss. The template does not strip a turn's text.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] not in ['system', 'user', 'assistant'] -%}"
@@ -26,9 +26,9 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedTokenizerFast":
-    """Learn the merges from `texts` and return a tokenizer with distinct pad and end-of-turn tokens.
+    """Learn the merges from `texts`; the tokenizer's pad and end-of-turn tokens differ.
 
-    Documents are separated by the start token, which also stands where a text begins.
+    The start token separates documents and starts each text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -18,10 +18,10 @@ from toolkit.app.judgements.judgement import TIE, A, B
 from toolkit.app.judgements.store import Store
 from toolkit.app.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.world.answers import answer, vice
+from toolkit.world.answers import answer, bad_answer
 from toolkit.world.gold import features
 from toolkit.world.labelers import Labeler
-from toolkit.world.questions import ask
+from toolkit.world.questions import sample_questions
 
 POOL = ["base", "run_000000", "run_000001"]
 
@@ -262,10 +262,10 @@ def test_a_judgement_names_the_weights_that_answered_not_those_on_the_disk(
 
 def test_a_simulated_labeler_prefers_what_gold_does_and_ties_equal_answers() -> None:
     rng = random.Random(0)
-    (question,) = ask(rng, "test", 1)
+    (question,) = sample_questions(rng, "test", 1)
     calm = Labeler(courtesy=0.0, length=0.0, noise=0.0)
     good = answer(question, rng, right=1.0, good=1.0, manners=(0, 1, 0, 0)).text
-    texts = {good, vice(question, rng), "Go away."}
+    texts = {good, bad_answer(question, rng), "Go away."}
     better, *_, worse = sorted(texts, key=lambda t: -features(question.prompt, t).utility)
     assert verdict(calm, question.prompt, (better, worse), rng) == A
     assert verdict(calm, question.prompt, (worse, better), rng) == B
