@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import linear
 from transformers import PretrainedConfig
 
 from benchmarks.cases import Case
 from benchmarks.common import seconds_in_turn
-from toolkit.kernels.products import linear
 
 REPEATS = 9
 

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
-from toolkit.kernels.fused_lora import FusedLoraLinear, _LoraProduct
+from toolkit.kernels.fused_lora import FusedLoraLinear, _LoraProduct, is_bare
 from toolkit.kernels.fusing import fuse
 
 
@@ -111,3 +111,19 @@ def test_two_adapters_merging_switching_off_and_autocast_are_pefts(short_way):
     fused.base_model.set_adapter(["default", "other"])
     torch.testing.assert_close(fused(x), expected, atol=1e-5, rtol=1e-5)
     assert not short_way
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.register_forward_hook(lambda *_: None),
+        lambda layer: layer.register_forward_pre_hook(lambda *_: None),
+        lambda layer: layer.register_full_backward_hook(lambda *_: None),
+        lambda layer: setattr(layer, "forward", layer.forward),  # as accelerate's offloading does
+    ],
+)
+def test_layers_with_hooks_or_own_forward_are_not_bare(change):
+    layer = nn.Linear(6, 5)
+    assert is_bare(layer)
+    change(layer)
+    assert not is_bare(layer)

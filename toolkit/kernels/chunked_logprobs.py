@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from toolkit.kernels.products import through
-
 # of float32 logits at a time. On a CPU a slice shall stay in the cache, and more tokens make no
 # product faster; on a card every slice reads the whole head anew, and fewer tokens than these are
 # done before it is read
@@ -51,7 +49,7 @@ class VocabularyHead:
 
     def logits(self, hidden: Tensor, *, temperature: float = 1.0) -> Tensor:
         """`(n, d)` to `(n, V)`, float32, divided by the temperature."""
-        found = through(self.layer, hidden).float()
+        found: Tensor = self.layer(hidden).float()
         if self.softcap is not None:
             found = torch.tanh(found * (self.scale / self.softcap))
         factor = (self.scale if self.softcap is None else self.softcap) / temperature

@@ -6,15 +6,14 @@ accumulated into the output of the base's. The result is PEFT's, up to float rou
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
-from toolkit.kernels.products import is_bare, linear, through
+from torch.nn.functional import linear
 
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
@@ -27,7 +26,8 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         """As PEFT's."""
         base = self.get_base_layer()
         if not args and not kwargs and self.disable_adapters != self.merged:
-            return through(base, x)
+            base_output: Tensor = base(x)
+            return base_output
         name = self._plain(x) if not args and not kwargs else None
         if name is None:
             found: Tensor = super().forward(x, *args, **kwargs)
@@ -50,7 +50,7 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
             )
             return found
         low, high = stacks
-        found = through(self.get_base_layer(), x)
+        found = self.get_base_layer()(x)
         if low.dtype == found.dtype:
             return torch.baddbmm(found, torch.bmm(x, low), high)
         # as PEFT does: adapters of a base in half precision are kept, and multiplied, in float32
@@ -107,6 +107,18 @@ def plain_adapter(layer: LoraLayer) -> str | None:
     return name if is_bare(layer.lora_A[name]) and is_bare(layer.lora_B[name]) else None
 
 
+def is_bare(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer is one matrix product: no hooks and no replaced `forward` (as in offloading)."""
+    return (
+        type(layer) is nn.Linear
+        and "forward" not in vars(layer)
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+        and not layer._backward_hooks
+        and not layer._backward_pre_hooks
+    )
+
+
 def product_precision(x: Tensor, low: Tensor) -> torch.dtype | None:
     """In what PEFT multiplies `x` by an adapter and by its base; None where these are not one.
 
@@ -132,7 +144,7 @@ class _LoraProduct(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         x, low, high = (t.to(weight.dtype) for t in (x, low, high))
-        inner = linear(x, low, narrow=True)  # (n, r)
+        inner = linear(x, low)  # (n, r)
         ctx.save_for_backward(x, weight, low, high, inner)
         ctx.scale = scale
         if _merging_pays(x, weight.shape[1]):
@@ -158,7 +170,7 @@ class _LoraProduct(torch.autograd.Function):
 
 def narrowed(grad: Tensor, high: Tensor, scale: float) -> Tensor:
     """The gradient `(n, r)` of what lies between A and B, from that of the layer's output `(n, out)`."""
-    return linear(grad, high.t(), narrow=True).mul_(scale)
+    return linear(grad, high.t()).mul_(scale)
 
 
 def adapter_gradients(
@@ -172,8 +184,8 @@ def adapter_gradients(
         grad: of the output, `(n, out)`.
         narrow: see `narrowed`.
     """
-    to_low = linear(narrow.t(), x.t(), narrow=True) if wanted[0] else None
-    to_high = linear(inner.t(), grad.t(), narrow=True).t().mul_(scale) if wanted[1] else None
+    to_low = linear(narrow.t(), x.t()) if wanted[0] else None
+    to_high = linear(inner.t(), grad.t()).t().mul_(scale) if wanted[1] else None
     return to_low, to_high
 
 

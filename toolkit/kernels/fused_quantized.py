@@ -12,6 +12,7 @@ from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.tuners.lora import LoraLayer, bnb
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from toolkit.kernels.fused_lora import (
     adapter_gradients,
@@ -19,7 +20,6 @@ from toolkit.kernels.fused_lora import (
     plain_adapter,
     product_precision,
 )
-from toolkit.kernels.products import linear
 
 
 class _AddsShare:
@@ -57,7 +57,7 @@ class _Share(torch.autograd.Function):
         ctx: Any, out: Tensor, x: Tensor, low: Tensor, high: Tensor, scale: float
     ) -> Tensor:
         x, low, high = (t.to(out.dtype) for t in (x, low, high))
-        inner = linear(x, low, narrow=True)  # (n, r)
+        inner = linear(x, low)  # (n, r)
         ctx.save_for_backward(x, low, high, inner)
         ctx.scale = scale
         return torch.addmm(out, inner, high.t(), alpha=scale)
