@@ -4,10 +4,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BartConfig, BartForCausalLM, Gemma2Config, LlamaConfig, MistralConfig
+from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    DogeConfig,
+    DogeForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+)
 
+from tests.ppo.test_architectures import roles_of
 from toolkit.kernels.packing import _heeds_masks, may_join, pack
-from toolkit.kernels.varlen_attention import can_keep_apart
 from toolkit.models import passes
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import by_tokens, collate, policy_pass, scores, state_values
@@ -70,7 +78,6 @@ def test_every_token_is_placed_once_and_sees_its_own_past(lengths, join):
 def test_packed_or_not_a_pass_says_the_same(ppo_roles, monkeypatch):
     """Log-probabilities, entropies, values, scores, and the policy's gradient."""
     batch, head, found = collate(PROMPTS, COMPLETIONS, pad_id=0), ScalarHead(64), []
-    assert can_keep_apart(ppo_roles.base)  # by a pass of its own, before they are counted
     for join in (True, False):
         monkeypatch.setattr(passes, "may_join", lambda causal, join=join: join)
         shapes = []
@@ -90,6 +97,42 @@ def test_packed_or_not_a_pass_says_the_same(ppo_roles, monkeypatch):
         assert shapes[0] == ((1, 27) if join else (4, 10))
     for packed, plain in zip(*found, strict=True):
         torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mixtral"])
+def test_gradients_of_each_family_do_not_depend_on_packing(family, tokenizer, monkeypatch):
+    roles = roles_of(family, tokenizer, "sdpa")
+    batch, gradients = collate(PROMPTS, COMPLETIONS, pad_id=0), []
+    for join in (True, False):
+        monkeypatch.setattr(passes, "may_join", lambda causal, join=join: join)
+        masks = []
+        hook = roles.base.base_model.register_forward_pre_hook(
+            lambda m, a, kwargs, masks=masks: masks.append(kwargs["attention_mask"]),
+            with_kwargs=True,
+        )
+        roles.model.zero_grad()
+        with roles.using(POLICY) as model:
+            policy_pass(model, batch, temperature=0.7).logprobs.sum().backward()
+        hook.remove()
+        assert (masks[0] is not None) is join
+        gradients.append([p.grad.clone() for p in roles.model.parameters() if p.grad is not None])
+    assert gradients[0]
+    for packed, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(packed, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_that_changes_its_mask_accepts_packed_rows(monkeypatch):
+    """Doge adds a learned mask of its own to the attention mask."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = DogeConfig(vocab_size=99, pad_token_id=0, **sizes, **heads)
+    causal = DogeForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+    assert may_join(causal)
+    batch, logprobs = collate(PROMPTS, COMPLETIONS, pad_id=0), []
+    for join in (True, False):
+        monkeypatch.setattr(passes, "may_join", lambda causal, join=join: join)
+        logprobs.append(policy_pass(causal, batch, temperature=1.0).logprobs)
+    torch.testing.assert_close(*logprobs, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

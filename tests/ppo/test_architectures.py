@@ -20,7 +20,6 @@ from transformers import (
 from tests.conftest import randomise
 from tests.ppo.setup import make, prompts
 from toolkit.kernels.skip_last_mlp import _last_mlp
-from toolkit.kernels.varlen_attention import can_keep_apart
 from toolkit.models import passes
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import collate, completion_logprobs, policy_pass
@@ -125,7 +124,6 @@ def gradients_and_tokens(roles, batch):
 
 def test_the_last_feed_forward_sees_only_the_tokens_that_are_read(family_roles, monkeypatch):
     batch = collate(PROMPTS, COMPLETIONS, pad_id=0)
-    can_keep_apart(family_roles.base)  # by a pass of its own, before tokens are counted
     short, seen = gradients_and_tokens(family_roles, batch)
     assert seen == [int(batch.mask.sum())]
     monkeypatch.setattr(passes, "last_mlp_only_at", lambda causal, places: nullcontext())

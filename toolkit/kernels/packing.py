@@ -5,14 +5,11 @@ batch is laid out, waste 30 to 40 % of a pass on short answers; packed rows wast
 """
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from toolkit.kernels.varlen_attention import slots
 
 ATTENTION_SHARE = 600  # row length at which attention costs about what the matrix products do
 
@@ -21,8 +18,7 @@ ATTENTION_SHARE = 600  # row length at which attention costs about what the matr
 class Packed:
     """Rows for a trunk. `input_ids` and `positions` are `(R, L)`, padded on the right.
 
-    `mask` is `(R, 1, L, L)` bool, True where a token sees another; integers where there is one row
-    whose sequences attention keeps apart, see `varlen_attention`; None where each row holds one
+    `mask` is `(R, 1, L, L)` bool, True where a token sees another; None where each row holds one
     sequence, which a causal model does not need it for. `places` is `(n,)`: where in the flattened
     rows the n real tokens of the batch went, row by row.
     """
@@ -56,30 +52,17 @@ def _heeds_masks(config: Any) -> bool:
     return bool(config._attn_implementation == "sdpa" and everywhere)
 
 
-def pack(
-    input_ids: Tensor,
-    attention: Tensor,
-    *,
-    join: bool,
-    apart: Callable[[], bool] = lambda: False,
-) -> Packed:
+def pack(input_ids: Tensor, attention: Tensor, *, join: bool) -> Packed:
     """Pack the real tokens of a batch.
 
     Args:
         input_ids: `(B, S)`.
         attention: `(B, S)` bool, True on real tokens, one run per row.
         join: several sequences may share a row.
-        apart: says whether all may share one that attention keeps apart; asked where that is no dearer
-            than a mask.
     """
-    counts = attention.sum(1)
-    lengths = counts.tolist()
+    lengths = attention.sum(1).tolist()
     rows = _fill(lengths) if join else [[i] for i in range(len(lengths))]
     width = max(sum(lengths[i] for i in row) for row in rows)
-    squares = len(lengths) * max(lengths) ** 2
-    cheaper = min(lengths) < max(lengths) and squares <= len(rows) * width**2
-    if join and cheaper and apart():
-        return _in_one_row(input_ids, attention, counts)
     starts = [0] * len(lengths)
     for number, row in enumerate(rows):
         at = number * width
@@ -101,13 +84,6 @@ def pack(
         same = segments.unsqueeze(2) == segments.unsqueeze(1)
         mask = same.tril().unsqueeze(1)
     return Packed(placed(input_ids[attention]), positions, mask, places)
-
-
-def _in_one_row(input_ids: Tensor, attention: Tensor, counts: Tensor) -> Packed:
-    """One sequence after the other, and not a place of padding."""
-    positions = (attention.long().cumsum(-1) - 1)[attention].unsqueeze(0)
-    places = torch.arange(positions.shape[1], device=input_ids.device)
-    return Packed(input_ids[attention].unsqueeze(0), positions, slots(counts), places)
 
 
 def _fill(lengths: list[int]) -> list[list[int]]:

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from toolkit.kernels.chunked_logprobs import VocabularyHead, token_logprobs
 from toolkit.kernels.packing import may_join, pack
 from toolkit.kernels.skip_last_mlp import last_mlp_only_at
-from toolkit.kernels.varlen_attention import can_keep_apart
 from toolkit.models.heads import ScalarHead
-from toolkit.models.prompt_and_ia3_adapters import has_virtual_tokens
 
 
 @dataclass(frozen=True)
@@ -161,12 +159,7 @@ def _states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
     `toolkit.kernels.skip_last_mlp`.
     """
     causal = _causal(model)
-    packed = pack(
-        batch.input_ids,
-        batch.attention,
-        join=may_join(causal),
-        apart=lambda: not has_virtual_tokens(causal) and can_keep_apart(causal),
-    )
+    packed = pack(batch.input_ids, batch.attention, join=may_join(causal))
     places = packed.places[wanted[batch.attention]]
     with last_mlp_only_at(causal, places):
         hidden: Tensor = causal.base_model(

@@ -88,12 +88,6 @@ class VirtualTokens:
         return args, kwargs | changed
 
 
-def has_virtual_tokens(base: Any) -> bool:
-    """Whether an adapter is in place that stands before every sequence."""
-    hooks = base.base_model._forward_pre_hooks.values()
-    return any(isinstance(getattr(hook, "__self__", None), VirtualTokens) for hook in hooks)
-
-
 class Factors:
     """IA3: a learned factor per feature, at the input of some layers and the output of others."""
 
