@@ -1,7 +1,6 @@
 """PPO on tiny random models of several families: what is scored is what the model itself says."""
 
 import json
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,10 +18,8 @@ from transformers import (
 
 from tests.conftest import randomise
 from tests.ppo.setup import make, prompts
-from toolkit.kernels.skip_last_mlp import _last_mlp
-from toolkit.models import passes
 from toolkit.models.heads import ScalarHead
-from toolkit.models.passes import collate, completion_logprobs, policy_pass
+from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 from toolkit.sampling.decoding import decode
 
@@ -104,34 +101,6 @@ def test_logprobs_are_the_models_own(family_roles):
             torch.testing.assert_close(found[row, : len(said)], taken, atol=1e-4, rtol=1e-4)
             expected = -(logp.exp() * logp).sum(-1)
             torch.testing.assert_close(entropy[row, : len(said)], expected, atol=1e-4, rtol=1e-4)
-
-
-def gradients_and_tokens(roles, batch):
-    """A policy pass and its gradients, and how many tokens went through the last feed-forward."""
-    tokens: list[int] = []
-    last = _last_mlp(roles.base)
-    watch = last.register_forward_hook(
-        lambda m, given, out: tokens.append(given[0].shape[:2].numel())
-    )
-    roles.model.zero_grad()
-    with roles.using(POLICY) as model:
-        found = policy_pass(model, batch, temperature=0.7, entropy=True)
-        (found.logprobs.sum() + found.entropy.sum()).backward()
-    watch.remove()
-    gradients = [p.grad.clone() for p in roles.model.parameters() if p.grad is not None]
-    return [found.logprobs, found.entropy, *gradients], tokens
-
-
-def test_the_last_feed_forward_sees_only_the_tokens_that_are_read(family_roles, monkeypatch):
-    batch = collate(PROMPTS, COMPLETIONS, pad_id=0)
-    short, seen = gradients_and_tokens(family_roles, batch)
-    assert seen == [int(batch.mask.sum())]
-    monkeypatch.setattr(passes, "last_mlp_only_at", lambda causal, places: nullcontext())
-    whole, seen = gradients_and_tokens(family_roles, batch)
-    assert seen[0] > batch.mask.sum()
-    for a, b in zip(short, whole, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-    assert not _last_mlp(family_roles.base)._forward_pre_hooks  # none is left behind
 
 
 def test_sampling_is_what_the_model_says_merged_or_not(family_roles):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from toolkit.kernels.chunked_logprobs import VocabularyHead, token_logprobs
 from toolkit.kernels.packing import may_join, pack
-from toolkit.kernels.skip_last_mlp import last_mlp_only_at
 from toolkit.models.heads import ScalarHead
 
 
@@ -153,22 +152,16 @@ def _before_tokens(batch: Batch) -> Tensor:
 
 
 def _states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
-    """The trunk's last hidden states at some real tokens, `(n, d)`, row by row.
-
-    Rows are packed first, and the last layer is cut short: see `toolkit.kernels.packing` and
-    `toolkit.kernels.skip_last_mlp`.
-    """
+    """The trunk's last hidden states at some real tokens, `(n, d)`, row by row."""
     causal = _causal(model)
     packed = pack(batch.input_ids, batch.attention, join=may_join(causal))
-    places = packed.places[wanted[batch.attention]]
-    with last_mlp_only_at(causal, places):
-        hidden: Tensor = causal.base_model(
-            input_ids=packed.input_ids,
-            attention_mask=packed.mask,
-            position_ids=packed.positions,
-            use_cache=False,
-        ).last_hidden_state  # (R, L, d)
-    return hidden.flatten(0, 1).index_select(0, places)
+    hidden: Tensor = causal.base_model(
+        input_ids=packed.input_ids,
+        attention_mask=packed.mask,
+        position_ids=packed.positions,
+        use_cache=False,
+    ).last_hidden_state  # (R, L, d)
+    return hidden.flatten(0, 1).index_select(0, packed.places[wanted[batch.attention]])
 
 
 def _causal(model: nn.Module) -> Any:
