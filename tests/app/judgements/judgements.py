@@ -1,4 +1,4 @@
-"""Judgements made by hand, for tests that need some."""
+"""Judgements for tests."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def battle(id: str, a: str, b: str, verdict: str | None, **changes: Any) -> Judg
 
 
 def ranking(id: str, names: str, ranks: tuple[int, ...] | None, **changes: Any) -> Judgement:
-    """A ranking of answers of the checkpoints named, separated by blanks."""
+    """A ranking of answers; `names` are the checkpoints, separated by blanks."""
     replies = tuple(reply(n, seed=i) for i, n in enumerate(names.split(), start=1))
     return _judgement(id, RANKING, replies, changes | {"ranks": ranks})
 
@@ -27,9 +27,9 @@ def ranking(id: str, names: str, ranks: tuple[int, ...] | None, **changes: Any) 
 def _judgement(
     id: str, kind: str, replies: tuple[Reply, ...], changes: dict[str, Any]
 ) -> Judgement:
-    asked = changes.pop("asked", "Why?")
+    prompt = changes.pop("prompt", "Why?")
     defaults = {
-        "prompt": ({"role": "user", "content": asked},),
+        "prompt": ({"role": "user", "content": prompt},),
         "replies": replies,
         "sampling": {"temperature": 0.7, "max_new_tokens": 64},
         "base": BASE,

@@ -1,4 +1,4 @@
-"""Judgements become datasets that our reader takes, and that the recipes train on."""
+"""Judgements become datasets that toolkit/data reads and the recipes train on."""
 
 import json
 import shlex
@@ -34,13 +34,13 @@ from toolkit.options.arguments import DataArguments
 from toolkit.options.command_line import parse
 from toolkit.runs.run import Run
 
-SAID: list[Judgement] = [
-    battle("1", "sft", "dpo", "b", labeler="Ann", reason="kinder", asked="Füße?\u2028"),
-    battle("2", "base", "dpo", "a", asked="What?"),
+JUDGEMENTS: list[Judgement] = [
+    battle("1", "sft", "dpo", "b", labeler="Ann", reason="kinder", prompt="Füße?\u2028"),
+    battle("2", "base", "dpo", "a", prompt="What?"),
     battle("3", "sft", "dpo", "tie"),
     battle("4", "sft", "dpo", "both_bad"),
     battle("5", "sft", "dpo", "skip"),
-    ranking("6", "sft dpo ppo base", (2, 1, 2, 3), likert=(4, 7, None, 1), asked="Where?"),
+    ranking("6", "sft dpo ppo base", (2, 1, 2, 3), likert=(4, 7, None, 1), prompt="Where?"),
 ]
 
 
@@ -48,23 +48,23 @@ def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def says(text: str) -> list[dict[str, str]]:
+def assistant(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
 def read(file: Path, kind: str) -> list[dict[str, Any]]:
-    """What a recipe gets of a file."""
+    """The rows of a file, as a recipe reads them."""
     script = ScriptArguments(dataset_name=str(file))
     splits = load_splits(script, DatasetMixtureConfig(), DataArguments(), kind=kind, seed=0)
     return list(splits["train"])
 
 
-def test_preferences_are_what_was_chosen_with_where_it_comes_from(tmp_path: Path) -> None:
-    export(SAID).write(tmp_path)
+def test_preference_rows_contain_their_origin(tmp_path: Path) -> None:
+    export(JUDGEMENTS).write(tmp_path)
     first, second, *pairs = read(tmp_path / "preference.jsonl", "preference")
     assert first["prompt"] == user("Füße?\u2028")
-    assert first["chosen"] == says("dpo says 1.")
-    assert first["rejected"] == says("sft says 1.")
+    assert first["chosen"] == assistant("dpo says 1.")
+    assert first["rejected"] == assistant("sft says 1.")
     assert first["group_id"] is None
     assert first["provenance"] == {
         "judgement": "1",
@@ -77,7 +77,10 @@ def test_preferences_are_what_was_chosen_with_where_it_comes_from(tmp_path: Path
         "chosen": {"checkpoint": "dpo", "adapter_sha256": "hash of dpo", "seed": 1},
         "rejected": {"checkpoint": "sft", "adapter_sha256": "hash of sft", "seed": 1},
     }
-    assert (second["chosen"], second["rejected"]) == (says("base says 1."), says("dpo says 1."))
+    assert (second["chosen"], second["rejected"]) == (
+        assistant("base says 1."),
+        assistant("dpo says 1."),
+    )
     assert second["provenance"]["chosen"]["adapter_sha256"] is None
     better = [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in pairs]
     assert sorted(better) == [
@@ -95,8 +98,8 @@ def test_preferences_are_what_was_chosen_with_where_it_comes_from(tmp_path: Path
     )
 
 
-def test_the_other_files_by_our_reader(tmp_path: Path) -> None:
-    written = export(SAID).write(tmp_path)
+def test_other_files_are_readable(tmp_path: Path) -> None:
+    written = export(JUDGEMENTS).write(tmp_path)
     assert [f.name for f in written] == list(FILES)
     ranked = json.loads((tmp_path / "ranked.jsonl").read_text())
     assert ranked["ranks"] == [2, 1, 2, 3]
@@ -112,7 +115,7 @@ def test_the_other_files_by_our_reader(tmp_path: Path) -> None:
         ("sft says 1.", False, "sft"),
         ("base says 1.", True, "base"),
         ("dpo says 1.", False, "dpo"),
-        ("dpo says 2.", True, "dpo"),  # the two in the middle of the ranking say neither
+        ("dpo says 2.", True, "dpo"),  # the two middle answers of the ranking get no label
         ("base says 4.", False, "base"),
     ]
     bad = read(tmp_path / "both_bad.jsonl", "unpaired")
@@ -121,22 +124,20 @@ def test_the_other_files_by_our_reader(tmp_path: Path) -> None:
     assert tie["ranks"] == [1, 1] and tie["provenance"]["judgement"] == "3"
 
 
-def test_the_same_judgements_give_the_same_bytes_and_fewer_leave_no_old_file(
-    tmp_path: Path,
-) -> None:
-    first = {f.name: f.read_bytes() for f in export(SAID).write(tmp_path)}
-    assert {f.name: f.read_bytes() for f in export(SAID).write(tmp_path)} == first
-    assert [f.name for f in export(SAID[:2]).write(tmp_path)] == [
+def test_export_is_reproducible_and_removes_old_files(tmp_path: Path) -> None:
+    first = {f.name: f.read_bytes() for f in export(JUDGEMENTS).write(tmp_path)}
+    assert {f.name: f.read_bytes() for f in export(JUDGEMENTS).write(tmp_path)} == first
+    assert [f.name for f in export(JUDGEMENTS[:2]).write(tmp_path)] == [
         "preference.jsonl",
         "unpaired.jsonl",
     ]
     assert sorted(f.name for f in tmp_path.iterdir()) == ["preference.jsonl", "unpaired.jsonl"]
 
 
-def test_what_the_reader_would_refuse_is_left_out_and_counted() -> None:
+def test_rejected_judgements_are_left_out_and_counted() -> None:
     same = (reply("sft", "Yes."), reply("dpo", "Yes. "))
     empty = (reply("sft", "Yes."), reply("dpo", " \n"))
-    made = export(
+    exported = export(
         [
             battle("1", "sft", "dpo", "a", replies=same),
             battle("2", "sft", "dpo", "a", replies=empty),
@@ -144,8 +145,9 @@ def test_what_the_reader_would_refuse_is_left_out_and_counted() -> None:
             battle("4", "sft", "dpo", "tie", replies=same),
         ]
     )
-    assert made.left_out == {"chosen equals rejected": 1, "empty text": 2}
-    assert {name: len(lines) for name, lines in made.lines.items() if lines} == {"ties.jsonl": 1}
+    assert exported.left_out == {"chosen equals rejected": 1, "empty text": 2}
+    counts = {name: len(lines) for name, lines in exported.lines.items() if lines}
+    assert counts == {"ties.jsonl": 1}
 
 
 TEXTS = st.sampled_from(
@@ -155,44 +157,44 @@ TEXTS = st.sampled_from(
 
 @st.composite
 def judgements(draw: st.DrawFn) -> Judgement:
-    """A battle or ranking of answers some of which no recipe takes."""
+    """A battle or ranking; the recipes reject some of the answers."""
     k = draw(st.integers(1, 5))
-    asked = draw(st.sampled_from(["Why?", " ", "\ud800"]))
+    prompt = draw(st.sampled_from(["Why?", " ", "\ud800"]))
     names = ("sft", "base", "dpo", "ppo", "sft")[: max(k, 2)]
     replies = tuple(reply(name, seed=i) for i, name in enumerate(names, start=1))
     replies = tuple(replace(one, text=draw(TEXTS)) for one in replies)
     if k == 1:
         verdict = draw(st.sampled_from(VERDICTS))
-        return battle("b", "sft", "base", verdict, replies=replies, asked=asked, labeler='"ö')
+        return battle("b", "sft", "base", verdict, replies=replies, prompt=prompt, labeler='"ö')
     ranks = tuple(draw(st.integers(1, k)) for _ in replies)
-    return ranking("r", " ".join(names), ranks, replies=replies, asked=asked)
+    return ranking("r", " ".join(names), ranks, replies=replies, prompt=prompt)
 
 
 @settings(max_examples=400, deadline=None)
 @given(judgements())
-def test_every_line_is_a_row_that_the_reader_takes(judgement: Judgement) -> None:
-    """Only the judgement is checked, not each of its lines, which could be 36 pairs."""
-    made = export([judgement])
-    for name, lines in made.lines.items():
+def test_every_line_is_a_valid_row(judgement: Judgement) -> None:
+    """The export checks a ranking as a whole, not each of its up to 36 pairs."""
+    exported = export([judgement])
+    for name, lines in exported.lines.items():
         for line in lines:
             row = json.loads(line)
             assert json.dumps(row, ensure_ascii=False) + "\n" == line
             kind = "unpaired" if FILES[name] == "unpaired" else "preference"
             convert_row(row, format=FILES[name], kind=kind)
-    assert sum(made.left_out.values()) <= 1
-    assert not (made.left_out and any(made.lines.values()))
+    assert sum(exported.left_out.values()) <= 1
+    assert not (exported.left_out and any(exported.lines.values()))
 
 
-def test_a_ranking_is_checked_once_and_not_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranking_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     as_text = messages.as_text
     monkeypatch.setattr(messages, "as_text", lambda v, name: read.append(name) or as_text(v, name))
-    made = export([ranking("1", " ".join(["sft", "dpo", "ppo"] * 3), tuple(range(1, 10)))])
-    assert len(made.lines["preference.jsonl"]) == 36
+    exported = export([ranking("1", " ".join(["sft", "dpo", "ppo"] * 3), tuple(range(1, 10)))])
+    assert len(exported.lines["preference.jsonl"]) == 36
     assert len(read) == 1 + 9  # the prompt, the answers
 
 
-def test_commands_are_quoted_and_name_the_base() -> None:
+def test_commands_are_quoted_and_contain_the_base() -> None:
     base = {"id": "org/it's a model", "quantization": "4bit-nf4-double"}
     commands = training_commands(
         Path("my runs/j"), base=base, parent=Path("my runs/$sft"), runs=Path("r")
@@ -215,9 +217,7 @@ def test_commands_are_quoted_and_name_the_base() -> None:
 
 
 @pytest.mark.parametrize("recipe", list(TRAINS_ON))
-def test_the_recipes_know_every_option_of_the_commands(
-    recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recipes_accept_the_commands_options(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for base in ({"id": "world:base"}, {"id": "a/b", "quantization": "8bit"}):
         commands = training_commands(Path("j"), base=base, parent=Path("sft"), runs=Path("r"))
@@ -231,7 +231,7 @@ def test_the_recipes_know_every_option_of_the_commands(
 
 @pytest.fixture(scope="module")
 def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SFT run on the embedded base, its adapter as it is before training."""
+    """An SFT run on the embedded base with an untrained adapter."""
     folder = tmp_path_factory.mktemp("with a blank") / "sft"
     model = ModelConfig(model_name_or_path="world:base", dtype="float32")
     base, tokenizer = load_base(model)
@@ -252,11 +252,10 @@ def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("recipe", "read_as"),
     [
         ("reward", "14 rows -> preference (train 14)"),
-        ("dpo", "14 rows -> preference (train 14)"),
         ("kto", "12 rows -> unpaired (train 12)"),  # 4 battles, and the ends of 2 rankings
     ],
 )
-def test_votes_are_exported_and_trained_on(
+def test_recipes_train_on_exported_votes(
     tmp_path: Path, sft: Path, recipe: str, read_as: str
 ) -> None:
     fake = FakeWorkbench(tmp_path / "runs")

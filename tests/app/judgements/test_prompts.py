@@ -1,4 +1,4 @@
-"""Prompts for labelers are read from the files that operators have."""
+"""Prompts for labelers come from text files and from data files."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ def write(file: Path, *rows: object) -> Path:
     return file
 
 
-def test_a_line_each(tmp_path: Path) -> None:
+def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     file = tmp_path / "p.txt"
     file.write_text("Why?\r\n\n  How? \nWhy?\n" + "x" * 8001)
     assert read_prompts(file) == ["Why?", "How?"]
 
 
-def test_rows_of_any_format_give_their_prompts(tmp_path: Path) -> None:
+def test_data_file_of_any_format_gives_its_prompts(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     rows = [
         {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
@@ -34,7 +34,7 @@ def test_rows_of_any_format_give_their_prompts(tmp_path: Path) -> None:
     assert read_prompts(write(tmp_path / "alone.jsonl", {"prompt": "When?"})) == ["When?"]
 
 
-def test_no_prompts(tmp_path: Path) -> None:
+def test_file_without_usable_prompts_raises(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     for name in ("empty.txt", "bytes.txt", "none.txt", "none.jsonl"):

@@ -1,4 +1,4 @@
-"""Strengths and their intervals: closed forms, brute force, simulated labelers."""
+"""Strengths and intervals against closed forms, brute force and simulated labelers."""
 
 import itertools
 import math
@@ -18,19 +18,19 @@ from toolkit.app.judgements.ratings import (
     strengths,
 )
 
-FLAT = 1e5  # a prior that says nothing, nats
+FLAT = 1e5  # nats; a prior without influence
 
 
 def battles(results: dict[tuple[int, int, str], int]) -> list[Order]:
-    """(first, second, "a" or "tie") -> how often, each on a prompt of its own."""
+    """Orders from (first, second, "a" or "tie") -> count, each on its own prompt."""
     return [
-        Order((i, j), (1, 1) if said == "tie" else (1, 2), (i, j, said, n))
-        for (i, j, said), times in results.items()
+        Order((i, j), (1, 1) if result == "tie" else (1, 2), (i, j, result, n))
+        for (i, j, result), times in results.items()
         for n in range(times)
     ]
 
 
-def test_two_players_have_the_log_odds_of_their_wins() -> None:
+def test_two_strengths_differ_by_log_odds_of_wins() -> None:
     theta = strengths(collect(battles({(0, 1, "a"): 30, (1, 0, "a"): 10}), 2), prior_sd=FLAT)
     assert theta[0] - theta[1] == pytest.approx(math.log(3), abs=1e-6)
     # twenty ties are ten wins for each
@@ -39,21 +39,21 @@ def test_two_players_have_the_log_odds_of_their_wins() -> None:
     assert theta[0] - theta[1] == pytest.approx(math.log(40 / 20), abs=1e-6)
 
 
-def test_points_are_odds_of_ten_to_one_for_four_hundred() -> None:
+def test_400_points_are_odds_of_ten_to_one() -> None:
     theta = strengths(collect(battles({(0, 1, "a"): 100, (1, 0, "a"): 10}), 2), prior_sd=FLAT)
     first, second = points(theta)
     assert first - second == pytest.approx(400, abs=1e-3)
     assert (first + second) / 2 == pytest.approx(1000)
 
 
-def test_a_chain_of_wins_adds_up() -> None:
-    """0 beats 1 two to one, 1 beats 2 three to one, and 0 and 2 never met: odds multiply."""
+def test_odds_multiply_along_a_chain() -> None:
+    """0 beats 1 two to one, and 1 beats 2 three to one; 0 and 2 never met."""
     results = {(0, 1, "a"): 20, (1, 0, "a"): 10, (1, 2, "a"): 30, (2, 1, "a"): 10}
     theta = strengths(collect(battles(results), 3), prior_sd=FLAT)
     assert theta[0] - theta[2] == pytest.approx(math.log(6), abs=1e-5)
 
 
-def test_who_never_lost_has_a_finite_strength() -> None:
+def test_unbeaten_player_has_finite_strength() -> None:
     """The posterior's slope is 0 where 5·σ(−2t) = t / sd², for strengths t and −t."""
     theta = strengths(collect(battles({(0, 1, "a"): 5}), 2))
     t = theta[0]
@@ -63,7 +63,7 @@ def test_who_never_lost_has_a_finite_strength() -> None:
 
 
 def slow_log_likelihood(theta: np.ndarray, orders: list[Order]) -> float:
-    """Plackett-Luce by drawing one after the other, tied answers in the mean over all orders."""
+    """Plackett-Luce with one draw after the other, and the mean over all orders of tied answers."""
     total = 0.0
     for order in orders:
         k = len(order.players)
@@ -82,7 +82,7 @@ def slow_log_likelihood(theta: np.ndarray, orders: list[Order]) -> float:
     return total
 
 
-def test_rankings_with_ties_agree_with_the_mean_over_all_orders() -> None:
+def test_ties_equal_the_mean_over_all_orders() -> None:
     rng = np.random.default_rng(1)
     orders = [
         Order(
@@ -92,25 +92,25 @@ def test_rankings_with_ties_agree_with_the_mean_over_all_orders() -> None:
         )
         for n in range(30)
     ]
-    found = strengths(collect(orders, 4), prior_sd=1.0)
+    theta = strengths(collect(orders, 4), prior_sd=1.0)
 
-    def slow(theta: np.ndarray) -> float:
-        return slow_log_likelihood(theta, orders) - float(theta @ theta) / 2
+    def slow(at: np.ndarray) -> float:
+        return slow_log_likelihood(at, orders) - float(at @ at) / 2
 
     step = 1e-4
     for direction in np.eye(4):
-        slope = (slow(found + step * direction) - slow(found - step * direction)) / (2 * step)
+        slope = (slow(theta + step * direction) - slow(theta - step * direction)) / (2 * step)
         assert slope == pytest.approx(0, abs=1e-5)
-    assert slow(found) > slow(found + 0.05) and np.ptp(found) > 0.1
+    assert slow(theta) > slow(theta + 0.05) and np.ptp(theta) > 0.1
 
 
-def test_a_ranking_of_two_is_a_battle() -> None:
+def test_order_of_players_in_a_battle_does_not_matter() -> None:
     as_battles = battles({(0, 1, "a"): 3, (1, 2, "tie"): 2, (2, 0, "a"): 1})
     turned = [Order(o.players[::-1], o.ranks[::-1], o.prompt) for o in as_battles]
     assert strengths(collect(as_battles, 3)) == pytest.approx(strengths(collect(turned, 3)))
 
 
-def test_a_checkpoint_against_itself_says_nothing() -> None:
+def test_checkpoint_against_itself_is_ignored() -> None:
     orders = battles({(0, 1, "a"): 3, (1, 0, "a"): 2})
     alone = [*orders, Order((0, 0, 0, 0), (1, 2, 3, 4), "x"), Order((1, 1), (1, 1), "y")]
     assert strengths(collect(alone, 2)) == pytest.approx(strengths(collect(orders, 2)))
@@ -131,11 +131,11 @@ def simulated(theta: np.ndarray, *, n: int, k: int, seed: int) -> list[Order]:
 @pytest.mark.parametrize(("n", "k"), [(6000, 2), (1500, 5)])
 def test_simulated_strengths_are_recovered(n: int, k: int) -> None:
     theta = np.array([1.5, 0.8, 0.1, -0.2, -0.7, -1.5])
-    found = strengths(collect(simulated(theta, n=n, k=k, seed=2), 6))
-    assert found == pytest.approx(theta - theta.mean(), abs=0.15)
+    fitted = strengths(collect(simulated(theta, n=n, k=k, seed=2), 6))
+    assert fitted == pytest.approx(theta - theta.mean(), abs=0.15)
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_cover_the_truth() -> None:
     """30 simulations of 4 players: 95 % of 120 are 114; 105 is beyond three deviations' reach."""
     theta, inside, widths = np.array([0.8, 0.2, -0.3, -0.7]), 0, []
     for seed in range(30):
@@ -144,10 +144,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         inside += int(((ends[:, 0] <= theta) & (theta <= ends[:, 1])).sum())
         widths.append(np.diff(ends).mean())
     assert 105 <= inside <= 120
-    assert 0.3 < np.mean(widths) < 1.2  # not by being endless
+    assert 0.3 < np.mean(widths) < 1.2  # not because they are huge
 
 
-def test_ten_votes_on_one_prompt_are_no_ten_prompts() -> None:
+def test_repeated_votes_on_a_prompt_do_not_narrow_intervals() -> None:
     rng = np.random.default_rng(0)
     single = [Order((0, 1), (1, 2) if rng.random() < 0.6 else (2, 1), p) for p in range(60)]
     repeated = [order for order in single for _ in range(10)]
@@ -162,27 +162,27 @@ def test_ten_votes_on_one_prompt_are_no_ten_prompts() -> None:
 
 
 @pytest.mark.parametrize(("n", "k"), [(400, 2), (60, 4), (3, 2)])
-def test_resamples_worked_out_together_are_those_worked_out_alone(n: int, k: int) -> None:
+def test_batched_resamples_equal_single_fits(n: int, k: int) -> None:
     orders = simulated(np.array([2.0, 0.5, -0.5, -2.0]), n=n, k=k, seed=3)
     votes = collect([Order(o.players, o.ranks, int(o.prompt) % 50) for o in orders], 4)
     p = len(votes.wins)
     times = np.random.default_rng(4).multinomial(p, [1 / p] * p, size=20).astype(float)
-    times[0], times[1] = 0, np.eye(p)[0] * 1000  # nothing, and one prompt alone
+    times[0], times[1] = 0, np.eye(p)[0] * 1000  # no prompt, and a single prompt
     whole = strengths(votes)
     alone = [strengths(votes, times=one) for one in times]
     together = resampled_strengths(votes, times, prior_sd=2.0, start=whole)
     assert np.abs(np.subtract(together, alone)).max() < 1e-6
 
 
-def test_resamples_are_not_fitted_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resamples_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     votes = collect(simulated(np.array([1.0, 0.0, -1.0]), n=300, k=2, seed=5), 3)
     fits = []
     monkeypatch.setattr(ratings, "strengths", lambda *a, **k: fits.append(1) or strengths(*a, **k))
     intervals(votes, seed=0)
-    assert len(fits) == 1  # of all votes
+    assert len(fits) == 1  # the fit of all votes
 
 
-def test_a_battle_that_is_voted_on_a_thousand_times_is_taken_apart_once(
+def test_equal_orders_are_expanded_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn, draws = [], ratings._draws
@@ -191,7 +191,7 @@ def test_a_battle_that_is_voted_on_a_thousand_times_is_taken_apart_once(
     assert len(drawn) == 3
 
 
-def test_pair_table_counts_ties_half_and_rankings_by_pairs() -> None:
+def test_pair_table_counts_ties_half() -> None:
     orders = [Order((0, 1), (1, 2), "p"), Order((1, 0), (1, 1), "p")]
     orders.append(Order((0, 0, 1, 2), (1, 3, 2, 2), "q"))
     wins, seen = pair_table(orders, 3)
@@ -199,28 +199,28 @@ def test_pair_table_counts_ties_half_and_rankings_by_pairs() -> None:
     assert seen.tolist() == [[0, 4, 2], [4, 0, 1], [2, 1, 0]]
 
 
-def test_agreement_by_hand() -> None:
+def test_agreement_of_two_labelers() -> None:
     """Krippendorff's α of three units, from the coincidence matrix.
 
     aa, ab, bb: n_a = n_b = 3; observed disagreement 2/6, expected 2·3·3/(6·5) = 0.6.
     """
-    found = agreement({1: ["a", "a"], 2: ["a", "b"], 3: ["b", "b"], 4: ["a"]})
-    assert found is not None
-    assert (found.units, found.pairs) == (3, 3)
-    assert found.share == pytest.approx(2 / 3)
-    assert found.alpha == pytest.approx(1 - (1 / 3) / 0.6)
+    result = agreement({1: ["a", "a"], 2: ["a", "b"], 3: ["b", "b"], 4: ["a"]})
+    assert result is not None
+    assert (result.units, result.pairs) == (3, 3)
+    assert result.share == pytest.approx(2 / 3)
+    assert result.alpha == pytest.approx(1 - (1 / 3) / 0.6)
 
 
-def test_agreement_of_three_labelers_by_hand() -> None:
+def test_agreement_of_three_labelers() -> None:
     """aab and bb: coincidences aa 1, ab and ba 1 each, bb 2 → D_o = 2/5, D_e = 2·2·3/(5·4)."""
-    found = agreement({1: ["a", "a", "b"], 2: ["b", "b"]})
-    assert found is not None
-    assert (found.pairs, found.share) == (4, 0.5)
-    assert found.alpha == pytest.approx(1 - 0.4 / 0.6)
+    result = agreement({1: ["a", "a", "b"], 2: ["b", "b"]})
+    assert result is not None
+    assert (result.pairs, result.share) == (4, 0.5)
+    assert result.alpha == pytest.approx(1 - 0.4 / 0.6)
 
 
-def test_agreement_that_is_not_defined() -> None:
+def test_agreement_without_pairs_is_none() -> None:
     assert agreement({}) is None
     assert agreement({1: ["a"]}) is None
-    found = agreement({1: ["a", "a"]})
-    assert found is not None and found.share == 1 and found.alpha is None
+    result = agreement({1: ["a", "a"]})
+    assert result is not None and result.share == 1 and result.alpha is None

@@ -1,4 +1,4 @@
-"""Every acknowledged judgement is on the disk, once, whatever happens to the processes."""
+"""Every acknowledged judgement is on the disk exactly once, even if processes are killed."""
 
 import json
 import multiprocessing
@@ -18,7 +18,7 @@ import pytest
 from tests.app.judgements.judgements import battle, ranking
 from tests.conftest import ROOT
 from toolkit.app.judgements.judgement import complete_judgement, parse_order
-from toolkit.app.judgements.store import READ_ONLY, VERSION, Store, Tally
+from toolkit.app.judgements.store import INSERT, READ_ONLY, VERSION, Store, Tally, as_row
 from toolkit.errors import ConfigError, DatasetError
 
 PROCESSES, VOTES = 8, 200
@@ -29,16 +29,16 @@ from tests.app.judgements.judgements import battle
 from toolkit.app.judgements.store import Store
 store, who = Store(Path(sys.argv[1])), sys.argv[2]
 for i in range(int(sys.argv[3])):
-    for shared in ("", "shared "):  # the second is voted on by every process
+    for shared in ("", "shared "):  # every process votes on the shared ids
         id = f"{shared}{'' if shared else who} {i}"
         store.add(battle(id, "sft", "dpo", "ab"[i % 2]))
         print(id, flush=True)
 """
 
 
-def test_what_is_stored_comes_back_whole(tmp_path: Path) -> None:
+def test_judgements_round_trip(tmp_path: Path) -> None:
     store = Store(tmp_path / "new" / "j.sqlite")
-    kept = [
+    judgements = [
         battle("1", "sft", "base", "b", reason="Füß\n<b>", labeler="é"),
         battle("2", "sft", "dpo", "skip"),
         ranking(
@@ -47,41 +47,39 @@ def test_what_is_stored_comes_back_whole(tmp_path: Path) -> None:
             flags=((), ("harmful", "off_task"), (), ()),
         ),
     ]
-    assert [store.add(j) for j in kept] == [True, True, True]
-    assert Store(store.path).all() == kept
+    assert [store.add(j) for j in judgements] == [True, True, True]
+    assert Store(store.path).all() == judgements
     assert store.count() == 3
-    assert store.get("3") == kept[2]
+    assert store.get("3") == judgements[2]
     assert store.get("4") is None
 
 
-def test_what_judgements_share_is_read_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shared_columns_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / "j.sqlite")
-    said = [battle(f"{n}", "sft", "dpo", "a", asked=f"Why {n % 3}?") for n in range(30)]
-    for judgement in said:
+    judgements = [battle(f"{n}", "sft", "dpo", "a", prompt=f"Why {n % 3}?") for n in range(30)]
+    for judgement in judgements:
         store.add(judgement)
-    read: list[str] = []
+    parsed: list[str] = []
     loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text: read.append(text) or loads(text))
-    assert store.all() == said
-    assert len(read) == 30 + 3 + 1 + 1  # answers; prompts, a sampling, a base
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or loads(text))
+    assert store.all() == judgements
+    assert len(parsed) == 30 + 3 + 1 + 1  # answers, distinct prompts, one sampling, one base
 
 
-def test_a_tally_counts_what_there_is(tmp_path: Path) -> None:
+def test_tally_counts_judgements_by_kind(tmp_path: Path) -> None:
     store = Store(tmp_path / "j.sqlite")
     assert store.tally() == Tally({}, 0, 0, 0, 0)
-    said = [("a", "me"), ("a", ""), ("both_bad", "you"), ("skip", "me")]
-    for number, (verdict, labeler) in enumerate(said):
-        asked = f"Prompt {number // 2}?"
-        store.add(battle(f"b{number}", "sft", "dpo", verdict, labeler=labeler, asked=asked))
-    store.add(ranking("r0", "sft dpo sft dpo base", (1, 2, 2, 3, 4), asked="Prompt 0?"))
-    store.add(ranking("r1", "sft dpo sft dpo", (1, 2, 2, 3), asked="Prompt 9?"))
+    votes = [("a", "me"), ("a", ""), ("both_bad", "you"), ("skip", "me")]
+    for number, (verdict, labeler) in enumerate(votes):
+        prompt = f"Prompt {number // 2}?"
+        store.add(battle(f"b{number}", "sft", "dpo", verdict, labeler=labeler, prompt=prompt))
+    store.add(ranking("r0", "sft dpo sft dpo base", (1, 2, 2, 3, 4), prompt="Prompt 0?"))
+    store.add(ranking("r1", "sft dpo sft dpo", (1, 2, 2, 3), prompt="Prompt 9?"))
     assert store.tally() == Tally({"a": 2, "both_bad": 1, "skip": 1}, 2, 9, 3, 2)
     assert store.tally().judgements == 6 == len(store.all())
 
 
-def test_the_same_vote_twice_is_one_row_and_another_is_refused(tmp_path: Path) -> None:
+def test_repeated_vote_is_stored_once_and_another_rejected(tmp_path: Path) -> None:
     store = Store(tmp_path / "j.sqlite")
     first = battle("1", "sft", "dpo", "a", time="2026-01-01T00:00:00Z")
     assert store.add(first)
@@ -91,37 +89,35 @@ def test_the_same_vote_twice_is_one_row_and_another_is_refused(tmp_path: Path) -
     assert store.all() == [first]
 
 
-def test_writes_wait_for_the_disk_in_a_write_ahead_log(tmp_path: Path) -> None:
+def test_writes_are_synchronous_in_wal_mode(tmp_path: Path) -> None:
     store = Store(tmp_path / "j.sqlite")
     with store._connection() as db:
         assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         assert db.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
 
 
-def test_eight_processes_vote_and_one_is_killed(tmp_path: Path) -> None:
+def test_no_vote_is_lost_when_a_process_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "j.sqlite"
-    words = [sys.executable, "-c", WRITER, str(file)]
-    writers, said = [], []
-    for number in range(PROCESSES):  # none waits for the others: they also race to make the file
-        out = tmp_path / f"{number}.out"
-        said.append(out)
-        with out.open("w") as stdout:
-            command = [*words, str(number), str(VOTES)]
+    outputs = [tmp_path / f"{number}.out" for number in range(PROCESSES)]
+    writers = []
+    for number, output in enumerate(outputs):  # all start at once and race to create the file
+        with output.open("w") as stdout:
+            command = [sys.executable, "-c", WRITER, str(file), str(number), str(VOTES)]
             writers.append(subprocess.Popen(command, stdout=stdout, cwd=ROOT))
-    victim = said[0]
+    victim = outputs[0]
     while len(victim.read_text().splitlines()) < 40:
         assert writers[0].poll() is None
         time.sleep(0.005)
     os.kill(writers[0].pid, signal.SIGKILL)
     codes = [writer.wait(120) for writer in writers]
     assert codes == [-signal.SIGKILL] + [0] * (PROCESSES - 1)
-    acknowledged = {line for out in said for line in out.read_text().split("\n")[:-1]}
+    acknowledged = {line for out in outputs for line in out.read_text().split("\n")[:-1]}
     assert len(acknowledged) >= (PROCESSES - 1) * VOTES + VOTES + 20
     assert len(victim.read_text().splitlines()) < 2 * VOTES
     ids = [j.id for j in Store(file).all()]
     assert len(ids) == len(set(ids))
     assert acknowledged <= set(ids)
-    assert len(set(ids) - acknowledged) <= 1  # stored, and killed before it could say so
+    assert len(set(ids) - acknowledged) <= 1  # stored, but killed before the acknowledgement
     with sqlite3.connect(file) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
@@ -130,41 +126,43 @@ def _vote(file: Path, verdict: str) -> str:
     try:
         return str(Store(file).add(battle("same", "sft", "dpo", verdict)))
     except ConfigError:
-        return "refused"
+        return "rejected"
 
 
-def test_of_different_votes_at_once_one_stands(tmp_path: Path) -> None:
+def test_one_of_several_simultaneous_votes_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "j.sqlite"
     Store(file)
     with multiprocessing.get_context("fork").Pool(4) as pool:
-        found = pool.starmap(_vote, [(file, v) for v in ("a", "b", "a", "tie") * 5])
-    assert found.count("True") == 1
-    assert "refused" in found
+        results = pool.starmap(_vote, [(file, v) for v in ("a", "b", "a", "tie") * 5])
+    assert results.count("True") == 1
+    assert "rejected" in results
     assert Store(file).count() == 1
 
 
 @pytest.mark.parametrize("damage", ["text", "head", "middle"])
-def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, damage: str) -> None:
+def test_damaged_file_raises_and_is_not_changed(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "j.sqlite"
-    store = Store(file)
-    for i in range(200):
-        store.add(battle(str(i), "sft", "dpo", "a", reason="x" * 500))
-    bytes_ = bytearray(file.read_bytes())
+    Store(file)
+    rows = [as_row(battle(str(i), "sft", "dpo", "a", reason="x" * 500)) for i in range(200)]
+    with sqlite3.connect(file) as db:
+        db.executemany(INSERT, rows)
+    db.close()
+    content = bytearray(file.read_bytes())
     if damage == "text":
-        bytes_ = bytearray(b"not a database at all, but some notes of mine" * 40)
+        content = bytearray(b"not a database at all, but some notes of mine" * 40)
     elif damage == "head":
-        bytes_[:100] = b"\xff" * 100
+        content[:100] = b"\xff" * 100
     else:
-        bytes_[4096:40960] = b"\xff" * (40960 - 4096)
-    file.write_bytes(bytes_)
+        content[4096:40960] = b"\xff" * (40960 - 4096)
+    file.write_bytes(content)
     with pytest.raises(
         DatasetError, match=r"j\.sqlite: damaged, or not a database .* move it away"
     ):
         Store(file)
-    assert file.read_bytes() == bytes_
+    assert file.read_bytes() == content
 
 
-def test_a_database_of_something_else_or_of_a_later_version(tmp_path: Path) -> None:
+def test_foreign_database_and_later_version_are_rejected(tmp_path: Path) -> None:
     other = tmp_path / "other.sqlite"
     with sqlite3.connect(other) as db:
         db.execute("CREATE TABLE recipes (cake TEXT)")
@@ -180,7 +178,7 @@ def test_a_database_of_something_else_or_of_a_later_version(tmp_path: Path) -> N
         Store(later)
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_impossible_path_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "j.sqlite"):
         with pytest.raises(DatasetError, match="cannot be used"):
@@ -188,7 +186,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def _as_nobody(work: Callable[[], list[object]]) -> list[object]:
-    """What `work` returns in a process that may not write everywhere, as root may."""
+    """What `work` returns in a process without root's right to write everywhere."""
     with multiprocessing.get_context("fork").Pool(1, _drop_root) as pool:
         return pool.apply(work)
 
@@ -209,17 +207,17 @@ def _try(file: Path) -> list[object]:
     return ["stored"]
 
 
-def test_where_nothing_can_be_written_the_store_opens_and_refuses() -> None:
-    with tempfile.TemporaryDirectory() as name:  # tmp_path's own parents are closed to others
+def test_read_only_store_can_be_read() -> None:
+    with tempfile.TemporaryDirectory() as name:  # other users cannot enter tmp_path
         folder = Path(name)
-        kept = Store(folder / "kept # ?.sqlite")
-        kept.add(battle("old", "sft", "dpo", "b"))
+        existing = Store(folder / "kept # ?.sqlite")
+        existing.add(battle("old", "sft", "dpo", "b"))
         folder.chmod(0o555)
         try:
-            for file, ids in ((folder / "new" / "j.sqlite", []), (kept.path, ["old"])):
-                count, found, none, said = _as_nobody(partial(_try, file))
-                assert (count, found, none) == (len(ids), ids, None)
-                assert said == READ_ONLY.format(path=file)
+            for file, ids in ((folder / "new" / "j.sqlite", []), (existing.path, ["old"])):
+                *contents, error = _as_nobody(partial(_try, file))
+                assert contents == [len(ids), ids, None]
+                assert error == READ_ONLY.format(path=file)
         finally:
             folder.chmod(0o755)
 
@@ -232,12 +230,12 @@ def test_where_nothing_can_be_written_the_store_opens_and_refuses() -> None:
         (" 1=2 =3= 4 ", (1, 1, 1, 1)),
     ],
 )
-def test_an_order_is_read(order: str, ranks: tuple[int, ...]) -> None:
+def test_order_is_parsed(order: str, ranks: tuple[int, ...]) -> None:
     assert parse_order(order, 4) == ranks
 
 
 @pytest.mark.parametrize(
-    ("order", "said"),
+    ("order", "message"),
     [
         ("", "'nothing'"),
         (None, "'nothing'"),
@@ -250,13 +248,13 @@ def test_an_order_is_read(order: str, ranks: tuple[int, ...]) -> None:
         ("1 > " + "9" * 5000, "from 1 to 4"),
     ],
 )
-def test_an_order_that_is_none(order: object, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_order_raises(order: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         parse_order(order, 4)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "labeler_input",
     [
         {"ranks": (1, 2, 3)},
         {"ranks": (0, 1, 2, 3)},
@@ -270,22 +268,22 @@ def test_an_order_that_is_none(order: object, said: str) -> None:
         {"ranks": (1, 2, 3, 4), "flags": ["harmful", [], [], []]},
     ],
 )
-def test_a_ranking_that_cannot_be(said: dict[str, object]) -> None:
-    asked = ranking("1", "sft sft dpo base", None)
+def test_invalid_ranking_raises(labeler_input: dict[str, object]) -> None:
+    pending = ranking("1", "sft sft dpo base", None)
     with pytest.raises(ConfigError):
-        complete_judgement(asked, time="", **said)  # type: ignore[arg-type]
+        complete_judgement(pending, time="", **labeler_input)  # type: ignore[arg-type]
 
 
-def test_what_a_labeler_writes_is_cut_and_printable() -> None:
-    asked = battle("1", "sft", "dpo", None)
-    found = complete_judgement(
-        asked,
+def test_labeler_text_is_truncated_and_printable() -> None:
+    judgement = complete_judgement(
+        battle("1", "sft", "dpo", None),
         verdict="a",
         reason="x\0\ud800\n" * 3000,
         labeler=" A\nnn ",
         likert=[None] * 2,
         time="t",
     )
-    assert found.labeler == "Ann"
-    assert len(found.reason) == 2000 and "\0" not in found.reason and "x?\nx" in found.reason
-    assert found.likert is None
+    assert judgement.labeler == "Ann"
+    assert len(judgement.reason) == 2000
+    assert "\0" not in judgement.reason and "x?\nx" in judgement.reason
+    assert judgement.likert is None

@@ -1,4 +1,4 @@
-"""A page of the tabs about judgements alone, over a workbench without a model."""
+"""A page with only the judgement tabs, and a workbench without a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Nothing that the server sends before the verdict says who answered."""
+"""Before the verdict, the server sends nothing that reveals the checkpoints."""
 
 import json
 import urllib.request
@@ -20,13 +20,13 @@ POOL = ["run_000000", "run_000001"]
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
-    """The tabs about judgements over a fake workbench."""
+    """The judgement tabs with a fake workbench."""
     with judgement_page(tmp_path) as opened:
         yield opened
 
 
 class Visitor:
-    """One browser's session, reading every byte that the server sends for an event."""
+    """A browser session that records every byte of the server's responses."""
 
     def __init__(self, url: str, name: str) -> None:
         self.url, self.session = url, name
@@ -41,10 +41,10 @@ class Visitor:
     def _kind(self, config: Any, id: int) -> str:
         return next(c["type"] for c in config["components"] if c["id"] == id)
 
-    def sends(self, event: str, *values: Any) -> str:
-        """Everything sent back; values are those of the inputs that the page fills in."""
-        given = iter(values)
-        data = [None if kind == "state" else next(given) for kind in self.inputs[event]]
+    def send(self, event: str, *values: Any) -> str:
+        """The responses to an event; `values` are the inputs without the states."""
+        remaining = iter(values)
+        data = [None if kind == "state" else next(remaining) for kind in self.inputs[event]]
         body = {"data": data, "fn_index": self.events[event], "session_hash": self.session}
         request = urllib.request.Request(
             self.url + "gradio_api/queue/join",
@@ -52,102 +52,102 @@ class Visitor:
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
-            said = answer.read().decode() + str(answer.headers)
+            response = answer.read().decode() + str(answer.headers)
         stream = f"{self.url}gradio_api/queue/data?session_hash={self.session}"
         with urllib.request.urlopen(stream, timeout=30) as answer:
-            said += str(answer.headers) + answer.read().decode()
-        assert "process_completed" in said
-        return said
+            response += str(answer.headers) + answer.read().decode()
+        assert "process_completed" in response
+        return response
 
 
-def test_names_are_sent_after_the_vote_only(page: Page) -> None:
+def test_names_are_sent_only_after_the_vote(page: Page) -> None:
     url, _, store = page
     visitor = Visitor(url, "visitor")
     secrets = [*NAMES.split(), *POOL, "secret", "run_"]
     for verdict in ("a", "both_bad"):
-        before = visitor.sends("battle", "Who is it?", POOL, 0.7, 16)
+        before = visitor.send("battle", "Who is it?", POOL, 0.7, 16)
         assert "Which answer is better?" in before and "Who is it? " in before
         assert [word for word in secrets if word in before] == []
-        after = visitor.sends(f"vote_{verdict}", "", "Ann")
+        after = visitor.send(f"vote_{verdict}", "", "Ann")
         assert all(name in after for name in NAMES.split())
-        told = store.all()[-1]
-        assert f"A was {told.replies[0].name}, B was {told.replies[1].name}" in after
-        assert (told.verdict, told.labeler) == (verdict, "Ann")
-        # not even the id by which the verdict is stored is the page's to know
-        assert told.id not in before + after
-        shown = [before.index(reply.text) for reply in told.replies]
-        assert shown == sorted(shown)  # A is the first of what is stored
+        judgement = store.all()[-1]
+        names = [reply.name for reply in judgement.replies]
+        assert f"A was {names[0]}, B was {names[1]}" in after
+        assert (judgement.verdict, judgement.labeler) == (verdict, "Ann")
+        assert judgement.id not in before + after  # the id is secret, too
+        positions = [before.index(reply.text) for reply in judgement.replies]
+        assert positions == sorted(positions)  # A is stored first
 
 
-def test_names_are_sent_after_the_ranking_only(page: Page) -> None:
+def test_names_are_sent_only_after_the_ranking(page: Page) -> None:
     url, _, store = page
     visitor = Visitor(url, "visitor")
-    before = visitor.sends("ranking", "Who is it?", POOL, 4, 0.7, 16)
+    before = visitor.send("ranking", "Who is it?", POOL, 4, 0.7, 16)
     assert "Put the answers in order" in before
     assert [word for word in [*NAMES.split(), *POOL] if word in before] == []
-    graded = [[7, *[0] * 8], [["harmful"], *[[]] * 8]]
-    after = visitor.sends("save_ranking", "2 > 1 = 4 > 3", "", "Ann", *graded[0], *graded[1])
-    (told,) = store.all()
-    assert (told.ranks, told.likert) == ((2, 1, 3, 2), (7, None, None, None))
-    assert told.flags == (("harmful",), (), (), ())
-    for number, reply in enumerate(told.replies, start=1):
+    likert, flags = [7, *[0] * 8], [["harmful"], *[[]] * 8]
+    after = visitor.send("save_ranking", "2 > 1 = 4 > 3", "", "Ann", *likert, *flags)
+    (judgement,) = store.all()
+    assert (judgement.ranks, judgement.likert) == ((2, 1, 3, 2), (7, None, None, None))
+    assert judgement.flags == (("harmful",), (), (), ())
+    for number, reply in enumerate(judgement.replies, start=1):
         assert f"{number} was {reply.name}" in after
 
 
-def test_sessions_do_not_cross_and_a_failure_names_nobody(page: Page) -> None:
+def test_sessions_are_separate_and_errors_name_no_checkpoint(page: Page) -> None:
     url, fake, store = page
     ann, bob = Visitor(url, "ann"), Visitor(url, "bob")
-    ann.sends("battle", "Of Ann?", POOL, 0.7, 16)
-    bob.sends("battle", "Of Bob?", POOL, 0.7, 16)
-    ann.sends("vote_a", "", "Ann")
-    bob.sends("vote_b", "", "Bob")
+    ann.send("battle", "Of Ann?", POOL, 0.7, 16)
+    bob.send("battle", "Of Bob?", POOL, 0.7, 16)
+    ann.send("vote_a", "", "Ann")
+    bob.send("vote_b", "", "Bob")
     assert [(j.prompt[0]["content"], j.verdict, j.labeler) for j in store.all()] == [
         ("Of Ann?", "a", "Ann"),
         ("Of Bob?", "b", "Bob"),
     ]
     fake.fail = {"secret-dpo-run"}
-    said = ann.sends("battle", "Of Ann?", POOL, 0.7, 16)
-    assert "one of the checkpoints did not answer" in said
-    assert "secret" not in said
+    response = ann.send("battle", "Of Ann?", POOL, 0.7, 16)
+    assert "one of the checkpoints did not answer" in response
+    assert "secret" not in response
 
 
-def test_what_strangers_send_is_refused_in_words(page: Page) -> None:
+def test_invalid_requests_get_an_error_message(page: Page) -> None:
     url, _, store = page
     client = Client(url, verbose=False, analytics_enabled=False)
     with pytest.raises(AppError, match="not waiting for a verdict"):
         client.predict("", "", api_name="/vote_a")
-    for pool, said in (([], "at least two"), (["base"], "at least two")):
-        with pytest.raises(AppError, match=said):
+    for pool in ([], ["base"]):
+        with pytest.raises(AppError, match="at least two"):
             client.predict("Hi", pool, 0.7, 16, api_name="/battle")
     for bad in ("../../etc/passwd", "run_999999", "<img src=x onerror=alert(1)>"):
         with pytest.raises(AppError):
             client.predict("Hi", ["base", bad], 0.7, 16, api_name="/battle")
     client.predict("Hi", POOL, 4, 0.7, 16, api_name="/ranking")
-    for order, said in (("", "nothing"), ("1 > 2", "missing: 3, 4"), ("<b", "&lt;b")):
-        with pytest.raises(AppError, match=said):
+    for order, message in (("", "nothing"), ("1 > 2", "missing: 3, 4"), ("<b", "&lt;b")):
+        with pytest.raises(AppError, match=message):
             client.predict(order, "", "", *[0] * 9, *[[]] * 9, api_name="/save_ranking")
     assert store.count() == 0
 
 
-def test_leaderboard_and_data_show_what_was_judged(page: Page, tmp_path: Path) -> None:
+def test_leaderboard_and_data_show_the_judgements(page: Page, tmp_path: Path) -> None:
     url, _, store = page
     client = Client(url, verbose=False, analytics_enabled=False, download_files=tmp_path / "got")
     empty, *_ = client.predict(api_name="/leaderboard")
     assert empty["visible"] is True
-    *_, said, files, reward, dpo, kto = client.predict(api_name="/export")
-    assert said == "There is nothing to export yet." and not files
+    *_, summary, files, reward, dpo, kto = client.predict(api_name="/export")
+    assert summary == "There is nothing to export yet." and not files
     for verdict in ("a", "b", "tie"):
         client.predict("Hi", POOL, 0.7, 16, api_name="/battle")
         client.predict("", "Ann", api_name=f"/vote_{verdict}")
     empty, table, plot, *_, agreement = client.predict(api_name="/leaderboard")
     assert empty["visible"] is False
-    assert plot["visible"] is False  # nobody is rated: there is nothing to draw
+    assert plot["visible"] is False  # no checkpoint is rated
     assert [row[2:] for row in table["value"]["data"]] == [["not enough votes", "", "3", "1"]] * 2
     assert sorted(row[1] for row in table["value"]["data"]) == sorted(NAMES.split())
     assert "No two labelers" in agreement
-    *_, said, files, reward, dpo, kto = client.predict(api_name="/export")
-    assert "preference.jsonl: 2 rows" in said and "ties.jsonl: 1 rows" in said
-    assert str(tmp_path) not in said
+    *_, summary, files, reward, dpo, kto = client.predict(api_name="/export")
+    assert "preference.jsonl: 2 rows" in summary and "ties.jsonl: 1 rows" in summary
+    assert str(tmp_path) not in summary
     assert sorted(Path(f).name for f in files) == [
         *("preference.jsonl", "ties.jsonl", "unpaired.jsonl"),
     ]

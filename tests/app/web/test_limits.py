@@ -1,4 +1,4 @@
-"""The middleware in front of the app: headers on every answer, bounded bodies, throttled logins."""
+"""The app's middleware: headers on every response, limited bodies, throttled logins."""
 
 import asyncio
 from typing import Any
@@ -24,7 +24,7 @@ def request(
     headers: dict[str, str] | None = None,
     parts: tuple[bytes, ...] = (b"",),
 ) -> tuple[int, dict[str, str]]:
-    """Status and headers of one request sent straight to an ASGI app."""
+    """Status and headers of one request to an ASGI app."""
     sent: list[Any] = []
     body = iter(parts)
 
@@ -50,7 +50,7 @@ def request(
 
 
 async def reader(scope: Any, receive: Any, send: Any) -> None:
-    """An app that reads the whole body, then answers with the status in the query's place."""
+    """An app that reads the whole body, then responds with the status in the path (200 without)."""
     while (message := await receive())["type"] == "http.request" and message["body"]:
         pass
     status = int(scope["path"].rpartition("=")[2]) if "=" in scope["path"] else 200
@@ -62,7 +62,7 @@ async def failing(scope: Any, receive: Any, send: Any) -> None:
     raise ZeroDivisionError
 
 
-def test_an_error_that_nobody_caught_has_the_headers_and_is_still_raised() -> None:
+def test_uncaught_error_has_headers_and_is_raised() -> None:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -79,17 +79,19 @@ def test_an_error_that_nobody_caught_has_the_headers_and_is_still_raised() -> No
     ("headers", "parts", "status"),
     [
         ({"content-length": "10"}, (b"x" * 10,), 200),
-        ({"content-length": "11"}, (), 413),  # refused before anything is read
+        ({"content-length": "11"}, (), 413),  # rejected before anything is read
         ({}, (b"x" * 6, b"x" * 4), 200),
-        ({}, (b"x" * 6, b"x" * 5), 413),  # no length said: counted
-        ({"content-length": "1"}, (b"x" * 11,), 413),  # or a wrong one
+        ({}, (b"x" * 6, b"x" * 5), 413),  # counted, because there is no length
+        ({"content-length": "1"}, (b"x" * 11,), 413),  # counted, because the length is wrong
         ({"content-length": "-1"}, (b"x",), 200),
     ],
 )
-def test_bodies_are_bounded(headers: dict[str, str], parts: tuple[bytes, ...], status: int) -> None:
+def test_large_bodies_are_rejected(
+    headers: dict[str, str], parts: tuple[bytes, ...], status: int
+) -> None:
     app = SecurityHeaders(BodyLimit(reader, most=10))
-    found, sent = request(app, headers=headers, parts=(*parts, b""))
-    assert found == status
+    code, sent = request(app, headers=headers, parts=(*parts, b""))
+    assert code == status
     assert HEADERS.items() <= sent.items()
 
 
@@ -101,13 +103,13 @@ class Clock:
 
 
 async def login(scope: Any, receive: Any, send: Any) -> None:
-    """Gradio's answer: 200 for the right password, 400 for a wrong one."""
+    """Responds as Gradio does: 200 for the right password, 400 for a wrong one."""
     right = (await receive())["body"] == b"right"
     await send({"type": "http.response.start", "status": 200 if right else 400, "headers": []})
     await send({"type": "http.response.body", "body": b""})
 
 
-def test_wrong_logins_are_throttled_by_address_for_a_minute() -> None:
+def test_wrong_logins_block_the_address_for_a_minute() -> None:
     clock = Clock()
     app = LoginThrottle(login, clock)
 
@@ -116,7 +118,7 @@ def test_wrong_logins_are_throttled_by_address_for_a_minute() -> None:
 
     assert [status(b"right") for _ in range(WRONG_LOGINS + 5)] == [200] * (WRONG_LOGINS + 5)
     assert [status(b"wrong") for _ in range(WRONG_LOGINS)] == [400] * WRONG_LOGINS
-    assert status(b"right") == 429  # a right guess is not told either
+    assert status(b"right") == 429  # also for the right password
     assert status(b"right", path="/login/") == 429
     assert status(b"right", client="192.0.2.2") == 200
     assert status(b"wrong", path="/queue/join") == 400
@@ -125,7 +127,7 @@ def test_wrong_logins_are_throttled_by_address_for_a_minute() -> None:
     assert app._wrong == {}
 
 
-def test_of_many_guesses_at_once_no_more_than_the_limit_are_checked() -> None:
+def test_simultaneous_guesses_are_limited() -> None:
     checked = 0
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -152,16 +154,16 @@ def test_of_many_guesses_at_once_no_more_than_the_limit_are_checked() -> None:
     async def all_at_once() -> list[int]:
         return await asyncio.gather(*(guess() for _ in range(50)))
 
-    found = asyncio.run(all_at_once())
+    codes = asyncio.run(all_at_once())
     assert checked == WRONG_LOGINS
-    assert sorted(found) == [400] * WRONG_LOGINS + [429] * (50 - WRONG_LOGINS)
+    assert sorted(codes) == [400] * WRONG_LOGINS + [429] * (50 - WRONG_LOGINS)
 
 
-def test_many_addresses_together_are_throttled_too() -> None:
+def test_many_addresses_together_are_throttled() -> None:
     app = LoginThrottle(login, Clock())
-    found = [
+    codes = [
         request(app, "/login", client=f"192.0.2.{i}", parts=(b"wrong",))[0]
         for i in range(WRONG_LOGINS_OF_ALL)
     ]
-    assert found == [400] * WRONG_LOGINS_OF_ALL
+    assert codes == [400] * WRONG_LOGINS_OF_ALL
     assert request(app, "/login", client="192.0.2.250", parts=(b"right",))[0] == 429

@@ -12,17 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from toolkit.app.answering.request import (
-    DEFAULT_NEW_TOKENS,
-    DEFAULT_TEMPERATURE,
-    MAX_COLUMNS,
-    MAX_NEW_TOKENS,
-    MAX_PROMPT_CHARACTERS,
-    MAX_SEED,
-    MAX_TEMPERATURE,
-    MIN_TEMPERATURE,
-    clamp,
-)
+from toolkit.app.answering import request as limits
+from toolkit.app.answering.request import clamp
 from toolkit.app.judgements.judgement import BATTLE, RANKING, Judgement, Reply, complete_judgement
 from toolkit.app.judgements.store import Store
 from toolkit.data.convert import Kind, check_conversion, convert_rows
@@ -77,8 +68,8 @@ class Battles:
         prompt: object,
         pool: object,
         *,
-        temperature: object = DEFAULT_TEMPERATURE,
-        max_new_tokens: object = DEFAULT_NEW_TOKENS,
+        temperature: object = limits.DEFAULT_TEMPERATURE,
+        max_new_tokens: object = limits.DEFAULT_NEW_TOKENS,
     ) -> Iterator[Progress]:
         """Two checkpoints of the pool answer a prompt with the same seed.
 
@@ -88,7 +79,7 @@ class Battles:
         ids = self._checked_pool(pool)
         if len(ids) < 2:
             raise ConfigError("choose at least two checkpoints; a battle compares two")
-        seed = self._rng.randrange(MAX_SEED)
+        seed = self._rng.randrange(limits.MAX_SEED)
         plan = [(id, seed) for id in self._rng.sample(ids, 2)]
         return self._answers(BATTLE, prompt, plan, _sampling(temperature, max_new_tokens))
 
@@ -98,8 +89,8 @@ class Battles:
         pool: object,
         k: object = MIN_ANSWERS,
         *,
-        temperature: object = DEFAULT_TEMPERATURE,
-        max_new_tokens: object = DEFAULT_NEW_TOKENS,
+        temperature: object = limits.DEFAULT_TEMPERATURE,
+        max_new_tokens: object = limits.DEFAULT_NEW_TOKENS,
     ) -> Iterator[Progress]:
         """`k` answers to a prompt, distributed evenly over the pool's checkpoints.
 
@@ -118,7 +109,7 @@ class Battles:
                 "temperature above 0"
             )
         self._rng.shuffle(ids)
-        seeds = self._rng.sample(range(MAX_SEED), -(-count // len(ids)))
+        seeds = self._rng.sample(range(limits.MAX_SEED), -(-count // len(ids)))
         plan = [(id, seed) for seed in seeds for id in ids][:count]
         return self._answers(RANKING, prompt, plan, sampling)
 
@@ -244,11 +235,11 @@ def read_prompts(path: Path) -> list[str]:
     else:
         texts = _prompts_of_rows(path)
     stripped = dict.fromkeys(text.strip() for text in texts)
-    prompts = [text for text in stripped if 0 < len(text) <= MAX_PROMPT_CHARACTERS]
+    prompts = [text for text in stripped if 0 < len(text) <= limits.MAX_PROMPT_CHARACTERS]
     if not prompts:
         raise DatasetError(
             f"{path}: no usable prompt; a prompt is one message of at most "
-            f"{MAX_PROMPT_CHARACTERS} characters"
+            f"{limits.MAX_PROMPT_CHARACTERS} characters"
         )
     return prompts
 
@@ -267,15 +258,17 @@ def _calls(plan: Sequence[tuple[str, int]]) -> Iterator[tuple[int, list[str]]]:
     """(seed, checkpoints) of each call that produces the plan's answers in order."""
     for seed in dict.fromkeys(seed for _, seed in plan):
         ids = [id for id, its_seed in plan if its_seed == seed]
-        for start in range(0, len(ids), MAX_COLUMNS):
-            yield seed, ids[start : start + MAX_COLUMNS]
+        for start in range(0, len(ids), limits.MAX_COLUMNS):
+            yield seed, ids[start : start + limits.MAX_COLUMNS]
 
 
 def _sampling(temperature: object, max_new_tokens: object) -> dict[str, float]:
-    checked = clamp(temperature, 0.0, MAX_TEMPERATURE, DEFAULT_TEMPERATURE)
+    checked = clamp(temperature, 0.0, limits.MAX_TEMPERATURE, limits.DEFAULT_TEMPERATURE)
     return {
-        "temperature": checked if checked >= MIN_TEMPERATURE else 0.0,
-        "max_new_tokens": round(clamp(max_new_tokens, 1, MAX_NEW_TOKENS, DEFAULT_NEW_TOKENS)),
+        "temperature": checked if checked >= limits.MIN_TEMPERATURE else 0.0,
+        "max_new_tokens": round(
+            clamp(max_new_tokens, 1, limits.MAX_NEW_TOKENS, limits.DEFAULT_NEW_TOKENS)
+        ),
     }
 
 

@@ -1,6 +1,6 @@
 """A judgement: one prompt, the answers to it, and a labeler's verdict or ranking of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,37 +140,41 @@ def _verdict(value: object) -> str:
 
 
 def _ranks(value: object, k: int) -> tuple[int, ...]:
-    ranks = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    valid = all(type(rank) is int and 1 <= rank <= k for rank in ranks)
-    if len(ranks) != k or not valid or min(ranks) != 1:
-        raise ConfigError(
-            f"a ranking needs {k} whole numbers, the smallest 1 (the best), not {value!r:.60}"
-        )
+    expected = f"a ranking needs {k} whole numbers, the smallest 1 (the best)"
+    ranks = _per_reply(value, k, lambda rank: type(rank) is int and 1 <= rank <= k, expected)
+    if min(ranks) != 1:
+        raise ConfigError(f"{expected}, not {value!r:.60}")
     return tuple(ranks)
 
 
 def _likert(value: object, k: int) -> tuple[int | None, ...] | None:
     if value is None:
         return None
-    grades = list(value) if isinstance(value, Sequence) else []
-    if len(grades) != k or not all(g is None or (type(g) is int and g in LIKERT) for g in grades):
-        raise ConfigError(
-            f"quality is a number from 1 to 7 or None for each of the {k} answers, not {value!r:.60}"
-        )
+    expected = f"quality is a number from 1 to 7 or None for each of the {k} answers"
+    grades = _per_reply(value, k, lambda g: g is None or (type(g) is int and g in LIKERT), expected)
     return tuple(grades) if any(grades) else None
 
 
 def _flags(value: object, k: int) -> tuple[tuple[str, ...], ...] | None:
     if value is None:
         return None
-    lists = list(value) if isinstance(value, Sequence) else []
-    valid = all(isinstance(flags, list | tuple) for flags in lists)
-    if len(lists) != k or not valid or any(f not in FLAGS for flags in lists for f in flags):
-        raise ConfigError(
-            f"flags must be a list for each of the {k} answers, with names from {', '.join(FLAGS)}"
-        )
+    expected = f"flags are a list for each of the {k} answers, with names from {', '.join(FLAGS)}"
+    lists = _per_reply(
+        value,
+        k,
+        lambda one: isinstance(one, list | tuple) and all(f in FLAGS for f in one),
+        expected,
+    )
     ordered = tuple(tuple(f for f in FLAGS if f in flags) for flags in lists)
     return ordered if any(ordered) else None
+
+
+def _per_reply(value: object, k: int, valid: Callable[[Any], bool], expected: str) -> list[Any]:
+    """A list with one valid item per reply."""
+    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if len(items) != k or not all(map(valid, items)):
+        raise ConfigError(f"{expected}, not {value!r:.60}")
+    return items
 
 
 def _clean(value: object, max_length: int, *, keep_newlines: bool = False) -> str:

@@ -8,17 +8,9 @@ from itertools import chain, combinations
 
 import numpy as np
 
-from toolkit.app.judgements.judgement import BATTLE, BOTH_BAD, SKIP, TIE, A, B, Judgement
-from toolkit.app.judgements.ratings import (
-    Floats,
-    Ints,
-    Order,
-    collect,
-    intervals,
-    pair_table,
-    points,
-    strengths,
-)
+from toolkit.app.judgements import ratings
+from toolkit.app.judgements.judgement import BOTH_BAD, SKIP, TIE, A, B, Judgement
+from toolkit.app.judgements.ratings import Floats, Ints, Order, points
 
 MIN_VOTES, MIN_PROMPTS = 20, 10
 BATTLE_RANKS = {A: (1, 2), B: (2, 1), TIE: (1, 1), BOTH_BAD: (1, 1)}
@@ -84,10 +76,11 @@ def leaderboard(judgements: Sequence[Judgement]) -> Board:
     for j in counted:
         prompt = tuple(tuple(sorted(message.items())) for message in j.prompt)
         players = tuple(index.setdefault(key, len(index)) for key in _keys(j))
-        orders.append(Order(players, _ranks(j), prompts.setdefault(prompt, len(prompts))))
+        ranks = j.ranks or BATTLE_RANKS[str(j.verdict)]
+        orders.append(Order(players, ranks, prompts.setdefault(prompt, len(prompts))))
     keys = list(index)
     compared = [order for order in orders if len(set(order.players)) > 1]
-    wins, comparisons = pair_table(compared, len(keys))
+    wins, comparisons = ratings.pair_table(compared, len(keys))
     standings = _standings(compared, _names(keys), comparisons)
     best_first = sorted(
         range(len(keys)),
@@ -144,11 +137,11 @@ def _standings(orders: Sequence[Order], names: Sequence[str], comparisons: Ints)
     if all(standing.unrated for standing in standings):
         return standings
     # the fit uses all votes, also those of unrated checkpoints
-    fit = collect(orders, len(names))
-    ratings, ends = points(strengths(fit)), points(intervals(fit, seed=SEED))
+    fit = ratings.collect(orders, len(names))
+    values, ends = points(ratings.strengths(fit)), points(ratings.intervals(fit, seed=SEED))
     return [
         s if s.unrated else replace(s, rating=float(rating), interval=(float(low), float(high)))
-        for s, rating, (low, high) in zip(standings, ratings, ends, strict=True)
+        for s, rating, (low, high) in zip(standings, values, ends, strict=True)
     ]
 
 
@@ -181,13 +174,6 @@ def _names(keys: Sequence[Key]) -> list[str]:
         name if shared[name] == 1 else f"{name} [{weights.removeprefix('base ')[:8]}]"
         for name, weights in keys
     ]
-
-
-def _ranks(judgement: Judgement) -> tuple[int, ...]:
-    if judgement.kind == BATTLE:
-        return BATTLE_RANKS[str(judgement.verdict)]
-    assert judgement.ranks is not None
-    return judgement.ranks
 
 
 def _verdicts_by_unit(

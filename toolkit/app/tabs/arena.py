@@ -6,18 +6,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from toolkit.app.judgements.judgement import BOTH_BAD, SKIP, TIE, VERDICT_LABELS, A, B, reveal
-from toolkit.app.tabs.parts import (
-    QUIET,
-    errors_as_toast,
-    generates_answers,
-    labeler_fields,
-    pool_list,
-    pool_or_default,
-    prompt_and_start,
-    sampling,
-    status_box,
-    waiting,
-)
+from toolkit.app.tabs import parts
 
 if TYPE_CHECKING:
     from toolkit.app.judgements.battles import Battles
@@ -40,7 +29,7 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
     gr.Markdown(INTRODUCTION)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            prompt, start = prompt_and_start(
+            prompt, start = parts.prompt_and_start(
                 list(prompts) or workbench.examples(),
                 "Start a battle (Ctrl+Enter)",
                 "arena-start",
@@ -48,8 +37,8 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
             )
         with gr.Column(scale=2, min_width=320):
             info = "Each battle draws two of them. Choose two or more."
-            pool = pool_list(page, workbench, info)
-            temperature, tokens = sampling()
+            pool = parts.pool_list(page, workbench, info)
+            temperature, tokens = parts.sampling()
     with gr.Row(equal_height=False):
         answers = [_answer("A"), _answer("B")]
     with gr.Row():
@@ -63,33 +52,33 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
             for verdict, label in VERDICT_LABELS.items()
         ]
     with gr.Row():
-        status = status_box(IDLE)
+        status = parts.status_box(IDLE)
         stop = gr.Button("Stop (Esc)", elem_id="arena-stop", scale=0, min_width=160)
-    reason, labeler = labeler_fields()
+    reason, labeler = parts.labeler_fields()
     battle_id = gr.State("")  # the server does not send it to the page
 
     def enabled(yes: bool) -> list[Any]:  # new updates each time: Gradio empties those it receives
         return [gr.update(interactive=yes) for _ in buttons]
 
     def begin(question: Any, chosen: Any, heat: Any, length: Any) -> Iterator[list[Any]]:
-        with errors_as_toast(root):
-            ids = pool_or_default(workbench, chosen)
+        with parts.errors_as_toast(root):
+            ids = parts.pool_or_default(workbench, chosen)
             for progress in battles.battle(question, ids, temperature=heat, max_new_tokens=length):
                 if progress.id:
                     news = [*progress.texts, "Which answer is better?", *enabled(True)]
                 else:
-                    news = ["", "", waiting(progress.done, progress.total), *enabled(False)]
+                    news = ["", "", parts.waiting(progress.done, progress.total), *enabled(False)]
                 yield [progress.id, *news]
 
     def vote(verdict: str) -> Callable[..., list[Any]]:
         def store_vote(id: str, why: str, name: str) -> list[Any]:
-            with errors_as_toast(root):
+            with parts.errors_as_toast(root):
                 judgement = battles.vote(id, verdict, reason=why, labeler=name)
             return [reveal(judgement), "", *enabled(False)]
 
         return store_vote
 
-    generates_answers(
+    parts.generates_answers(
         start,
         stop,
         begin,
@@ -117,5 +106,5 @@ def _answer(side: str) -> gr.Textbox:
         max_lines=24,
         interactive=False,
         min_width=280,
-        elem_classes=QUIET,
+        elem_classes=parts.QUIET,
     )

@@ -55,14 +55,8 @@ class CompareEvents:
             visitor: gr.Request,
         ) -> Iterator[list[Any]]:
             open_chat = begin(chat, _text(prompt), _text(system))
-            settings = {
-                "temperature": temperature,
-                "top_k": top_k,
-                "top_p": top_p,
-                "beams": beams,
-                "max_new_tokens": tokens,
-                "seed": seed,
-            }
+            drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "beams": beams}
+            settings = drawing | {"max_new_tokens": tokens, "seed": seed}
             for update in self._answer(open_chat, checkpoints, reward, settings, visitor):
                 yield [update[0], gr.skip(), *update[2:]] if keep_prompt else update
 

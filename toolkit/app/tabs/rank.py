@@ -7,18 +7,7 @@ import gradio as gr
 
 from toolkit.app.judgements.battles import MAX_ANSWERS, MIN_ANSWERS
 from toolkit.app.judgements.judgement import FLAGS, LIKERT, parse_order, reveal
-from toolkit.app.tabs.parts import (
-    QUIET,
-    errors_as_toast,
-    generates_answers,
-    labeler_fields,
-    pool_list,
-    pool_or_default,
-    prompt_and_start,
-    sampling,
-    status_box,
-    waiting,
-)
+from toolkit.app.tabs import parts
 from toolkit.app.web.dragging import ANSWER, BOARD, ORDER, PLACE_BUTTON
 from toolkit.errors import ConfigError
 
@@ -45,7 +34,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
     gr.Markdown(INTRODUCTION)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            prompt, start = prompt_and_start(
+            prompt, start = parts.prompt_and_start(
                 list(prompts) or workbench.examples(),
                 "Get answers",
                 "rank-start",
@@ -53,39 +42,39 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
             )
         with gr.Column(scale=2, min_width=320):
             info = "One or several; a single checkpoint gives several samples."
-            pool = pool_list(page, workbench, info)
+            pool = parts.pool_list(page, workbench, info)
             info = "How many answers to rank, distributed evenly over the checkpoints."
             answer_count = gr.Slider(
                 MIN_ANSWERS, MAX_ANSWERS, value=MIN_ANSWERS, step=1, label="Answers", info=info
             )
-            temperature, tokens = sampling()
+            temperature, tokens = parts.sampling()
     boxes, texts, grades, flags = map(list, zip(*_answers(), strict=True))
     order = _order()
     with gr.Row():
-        status = status_box(IDLE)
+        status = parts.status_box(IDLE)
         stop = gr.Button("Stop", scale=0, min_width=160)
-    reason, labeler = labeler_fields()
+    reason, labeler = parts.labeler_fields()
     save = gr.Button(
         "Save the order (Ctrl+Enter)", variant="primary", interactive=False, elem_id="rank-save"
     )
     ranking_id, count = gr.State(""), gr.State(0)  # the server does not send them to the page
 
     def begin(question: Any, chosen: Any, k: Any, heat: Any, length: Any) -> Iterator[list[Any]]:
-        with errors_as_toast(root):
-            ids = pool_or_default(workbench, chosen)
+        with parts.errors_as_toast(root):
+            ids = parts.pool_or_default(workbench, chosen)
             for progress in battles.ranking(
                 question, ids, k, temperature=heat, max_new_tokens=length
             ):
                 ready = bool(progress.id)
-                message = SORT if ready else waiting(progress.done, progress.total)
+                message = SORT if ready else parts.waiting(progress.done, progress.total)
                 button = gr.update(interactive=ready)
-                parts = _columns(progress.texts)
-                yield [progress.id, len(progress.texts), "", message, button, *parts]
+                columns = _columns(progress.texts)
+                yield [progress.id, len(progress.texts), "", message, button, *columns]
 
     def store_order(id: str, k: int, order: str, why: str, name: str, *details: Any) -> list[Any]:
         likert = [int(grade) if grade else None for grade in details[:k]]
         flags = [list(f or ()) for f in details[MAX_ANSWERS : MAX_ANSWERS + k]]
-        with errors_as_toast(root):
+        with parts.errors_as_toast(root):
             if not id:
                 raise ConfigError("get answers first")
             ranks = parse_order(order, k)
@@ -94,7 +83,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
             )
         return [reveal(judgement), "", gr.update(interactive=False)]
 
-    generates_answers(
+    parts.generates_answers(
         start,
         stop,
         begin,
@@ -119,7 +108,7 @@ def _answers() -> list[tuple[Any, ...]]:
     grades = [("not graded", NO_GRADE), *((str(n), n) for n in LIKERT)]
     with gr.Row(equal_height=False):
         for number in range(1, MAX_ANSWERS + 1):
-            with gr.Column(min_width=260, visible=False, elem_classes=QUIET) as column:
+            with gr.Column(min_width=260, visible=False, elem_classes=parts.QUIET) as column:
                 text = gr.Textbox(
                     label=f"Answer {number}",
                     lines=5,
@@ -150,7 +139,7 @@ def _order() -> gr.Textbox:
             scale=3,
             min_width=300,
             elem_id=ORDER,
-            elem_classes=QUIET,
+            elem_classes=parts.QUIET,
         )
         gr.Button("The next one ties (T)", elem_id="rank-tie", scale=1, min_width=160)
         gr.Button("Clear the order (Esc)", elem_id="rank-clear", scale=1, min_width=160)

@@ -1,4 +1,4 @@
-"""What a labeler sees who asks for what cannot be had, in a real browser."""
+"""What a labeler sees after an error, in a real browser."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ import pytest
 from tests.app.page.judgement_page import judgement_page
 
 TABS = [("Arena", "arena-start", "Start a battle"), ("Rank", "rank-start", "Get answers")]
-TRACKERS = "status-tracker"
 
 
 def field(page: Any, label: str) -> Any:
@@ -18,7 +17,7 @@ def field(page: Any, label: str) -> Any:
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("tab", "start", "idle"), TABS)
-def test_a_refusal_is_told_once_and_covers_nothing(
+def test_error_is_shown_only_as_a_toast(
     tmp_path: Path, browser: Any, tab: str, start: str, idle: str
 ) -> None:
     with judgement_page(tmp_path) as (url, fake, _):
@@ -30,16 +29,15 @@ def test_a_refusal_is_told_once_and_covers_nothing(
         page.locator(f"#{start}").click()
         page.locator(".toast-body").wait_for()
         page.wait_for_timeout(1000)
-        trackers = page.get_by_test_id(TRACKERS)
-        told = [said.strip() for said in trackers.all_text_contents()]
-        assert "Error" in told  # there, and not to be seen
-        seen = trackers.locator("visible=true").all_inner_texts()
-        assert [said for said in seen if said.strip()] == []
+        badges = page.get_by_test_id("status-tracker")
+        assert "Error" in [text.strip() for text in badges.all_text_contents()]
+        visible = badges.locator("visible=true").all_inner_texts()
+        assert [text for text in visible if text.strip()] == []
         assert field(page, "Status").input_value().startswith(idle)
 
 
 @pytest.mark.browser
-def test_a_refusal_leaves_the_battle_that_is_on(tmp_path: Path, browser: Any) -> None:
+def test_error_keeps_the_current_battle(tmp_path: Path, browser: Any) -> None:
     with judgement_page(tmp_path) as (url, _, store):
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.goto(url)
