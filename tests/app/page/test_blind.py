@@ -146,7 +146,7 @@ def test_leaderboard_and_data_show_the_judgements(page: Page, tmp_path: Path) ->
     assert sorted(row[1] for row in table["value"]["data"]) == sorted(NAMES.split())
     assert "No two labelers" in agreement
     *_, summary, files, reward, dpo, kto = client.predict(api_name="/export")
-    assert "preference.jsonl: 2 rows" in summary and "ties.jsonl: 1 rows" in summary
+    assert "preference.jsonl: 2 row(s)" in summary and "ties.jsonl: 1 row(s)" in summary
     assert str(tmp_path) not in summary
     assert sorted(Path(f).name for f in files) == [
         *("preference.jsonl", "ties.jsonl", "unpaired.jsonl"),

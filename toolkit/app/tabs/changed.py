@@ -29,6 +29,7 @@ TOKENS = {  # column -> minimum pixels and share of the width, %
     "Policy's likeliest": (150, 18),
     "Reference's likeliest": (170, 19),
 }
+THIS, OTHER = "only in this answer", "only in the other answer"
 ALTERNATIVES = ["Policy", "p", "Reference", "p_ref"]
 
 
@@ -162,7 +163,7 @@ def _difference() -> tuple[Any, ...]:
             label="Both answers in one text",
             show_legend=True,
             combine_adjacent=True,
-            color_map={"only here": "green", "only there": "red"},
+            color_map={THIS: "green", OTHER: "red"},
             elem_classes="difference",
         )
         note = gr.Textbox(label="Colours", interactive=False, lines=1, max_lines=3)
@@ -232,9 +233,12 @@ def _diff(
     if reply is None or reply.problem is not None:
         fix = "ask it on Compare, together with this one"
         return [[], f"{names[second]} has no answer to this prompt: {fix}."]
-    labels = {None: None, "-": "only here", "+": "only there"}
+    labels = {None: None, "-": THIS, "+": OTHER}
     parts = [(part, labels[kind]) for part, kind in text_diff(text, reply.text)]
-    return [parts, f"only here: {names.get(id, id)}; only there: {reply.name}"]
+    return [
+        parts,
+        f"Green: only in the answer of {names.get(id, id)}. Red: only in that of {reply.name}.",
+    ]
 
 
 def _two_decimals(number: float | None) -> str:

@@ -133,12 +133,11 @@ def _command(lines: Mapping[str, str], recipe: str, exported: Export) -> str:
 
 
 def _summary(exported: Export, folder: Path) -> str:
-    rows = [f"{name}: {len(lines)} rows" for name, lines in exported.lines.items() if lines]
-    left_out = [f"left out, {why}: {n} judgements" for why, n in exported.left_out.items()]
+    rows = [f"{name}: {len(lines)} row(s)" for name, lines in exported.lines.items() if lines]
+    left_out = [f"left out, {why}: {n} judgement(s)" for why, n in exported.left_out.items()]
     if not rows and not left_out:
         return "There is nothing to export yet."
-    written_to = f"Written to the folder {folder.name} next to the judgements"
-    return "\n".join([written_to, *rows, *left_out])
+    return "\n".join([f"Written to {folder.name}/ in the judgements' folder.", *rows, *left_out])
 
 
 def _first_sft(catalog: Catalog) -> Path | None:

@@ -66,7 +66,7 @@ def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
             headers=["Checkpoint", "1"],
             interactive=False,
             wrap=True,
-            label="Wins of each row against each column (columns are numbered by place)",
+            label="Share of wins of each row against each column, and number of comparisons",
             elem_classes="ratings",
         )
         info = "How often two labelers gave the same verdict on the same pair."
@@ -135,8 +135,8 @@ def _agreement_text(board: Board) -> str:
     if agreement.alpha is not None:
         alpha = f"{agreement.alpha:.2f}"
     return (
-        f"{agreement.share:.0%} of {agreement.pairs} pairs of verdicts are equal "
-        f"({agreement.units} times two checkpoints on one prompt). Krippendorff's α: {alpha}."
+        f"{agreement.share:.0%} of {agreement.pairs} pairs of verdicts are equal, in "
+        f"{agreement.units} combinations of a prompt and two checkpoints. Krippendorff's α: {alpha}."
     )
 
 

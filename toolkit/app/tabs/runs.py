@@ -43,8 +43,8 @@ COLUMNS = {
     "recipe": "100px",
     "state": "420px",
     "started": "170px",
-    "took": "130px",
-    "made from": "290px",
+    "duration": "130px",
+    "trained from": "290px",
 }
 
 

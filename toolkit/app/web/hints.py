@@ -33,8 +33,8 @@ HINTS: Mapping[str, str] = {
     # What changed
     "Analyze": "Compute this answer's log-probabilities with the checkpoint and its reference.",
     "Difference between two checkpoints' answers": "Open or close the comparison of two texts.",
-    "only here": "Words of this answer that the other one has not.",
-    "only there": "Words of the other answer that this one has not.",
+    "only in this answer": "Words that the other answer does not contain.",
+    "only in the other answer": "Words that this answer does not contain.",
     # Arena
     "Draw a prompt": "Put one of the prepared prompts into the box.",
     "Start a battle": "Have two checkpoints answer; which ones is told after the verdict.",
