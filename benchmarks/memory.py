@@ -167,7 +167,7 @@ def train(case: Case, base: Path) -> None:
     model, training = case.model(base), case.training(base / "run")
     loaded, tokenizer = load_base(model, scalar=case.recipe == "reward")
     config = build_peft_config(model, loaded)
-    given: dict[str, Any] = {"args": training, "processing_class": tokenizer}
+    options: dict[str, Any] = {"args": training, "processing_class": tokenizer}
     if case.recipe == "ppo":
         roles = Roles(loaded, fingerprint(model, tokenizer))
         attach_shapes(roles, config, [config], reference=False, value="adapter")
@@ -175,26 +175,26 @@ def train(case: Case, base: Path) -> None:
         prompts = Dataset.from_list(
             [{"prompt": prompt_of(tokenizer, tokens)}] * case.batch * case.accumulate
         )
-        trainer: Any = PPOTrainer(roles, train_dataset=prompts, **given)
+        trainer: Any = PPOTrainer(roles, train_dataset=prompts, **options)
     else:
         row = case.row()
         if case.recipe == "dpo":  # TRL's trainer takes no tokenized rows
             half = case.length // 2
             answer = " a" * (case.length - half - 1)  # EOS is added
             row = {"prompt": prompt_of(tokenizer, half), "chosen": answer, "rejected": answer}
-        given["train_dataset"] = Dataset.from_list([row] * case.batch * case.accumulate)
+        options["train_dataset"] = Dataset.from_list([row] * case.batch * case.accumulate)
         if case.recipe == "sft":
-            trainer = SFTTrainer(loaded, peft_config=config, **given)
+            trainer = SFTTrainer(loaded, peft_config=config, **options)
         elif case.recipe == "dpo":
             roles = Roles(loaded, fingerprint(model, tokenizer))
             assert config is not None
             roles.create(POLICY, config)
             assert roles.model is not None
-            trainer = DPOTrainer(roles.model, **given)
+            trainer = DPOTrainer(roles.model, **options)
         else:
             collator = RankingCollator(int(tokenizer.pad_token_id))
             adapted = with_score_head(loaded, config)
-            trainer = RankingTrainer(adapted, data_collator=collator, **given)
+            trainer = RankingTrainer(adapted, data_collator=collator, **options)
     trainer.base_fingerprint = {}
     trainer.train()
 

@@ -62,8 +62,8 @@ def main(folders: list[Path]) -> None:
     print(markdown_table(MODELS, models), end="\n\n")
     print(markdown_table(REWARD, rewards), end="\n\n")
     print(markdown_table(["claim", "wanted", "found", "verdict"], rows))
-    made = {"date": datetime.date.today().isoformat(), "cores": os.cpu_count()}
-    made["machine"] = platform.machine()
+    machine = {"cores": os.cpu_count(), "machine": platform.machine()}
+    made = {"date": datetime.date.today().isoformat()} | machine
     content = {"schema": 1, "made": made, "seeds": seeds, "lm_loss": losses, "claims": claims}
     write_json(folders[0].parent / "summary.json", content)
 

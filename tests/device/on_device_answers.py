@@ -33,10 +33,10 @@ def test_app_answers_equal_those_on_cpu(settings, tiny_base, runs, monkeypatch):
     with device_of_bases(monkeypatch):
         workbench = Workbench.open(tiny_base, runs)
         assert workbench.roles.base.device == DEVICE
-        found = answers(workbench, **settings)
+        on_device = answers(workbench, **settings)
         for key, answer in expected.items():
-            assert found[key].problem is None, found[key].problem
-            assert found[key].text == answer.text
-            assert found[key].kl == pytest.approx(answer.kl, abs=1e-4)
-        for (prompt, name), answer in found.items():
+            assert on_device[key].problem is None, on_device[key].problem
+            assert on_device[key].text == answer.text
+            assert on_device[key].kl == pytest.approx(answer.kl, abs=1e-4)
+        for (prompt, name), answer in on_device.items():
             workbench.changes(name, prompt, answer.text, ids=answer.ids)

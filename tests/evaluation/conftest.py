@@ -1,4 +1,4 @@
-"""A report by hand and a tiny random model with adapters, for the tests of the evaluation."""
+"""A handwritten report, and a tiny random model with adapters, for the tests of the evaluation."""
 
 from itertools import islice
 from typing import Any
@@ -35,13 +35,13 @@ def entry(recipe: str, **changes: Any) -> dict[str, Any]:
             "polite": 0.5,
         },
     }
-    found = {"recipe": recipe, **under, "kl_to_sft": 1.0, "lm_loss": 0.55}
-    return found | {"other_sampling": {"1.0": dict(under), "0": dict(under)}} | changes
+    numbers = {"recipe": recipe, **under, "kl_to_sft": 1.0, "lm_loss": 0.55}
+    return numbers | {"other_sampling": {"1.0": dict(under), "0": dict(under)}} | changes
 
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    """A valid report of four checkpoints without anything to warn of."""
+    """A valid report of four checkpoints without warnings."""
     return {
         "schema": 1,
         "prompts": 400,
@@ -67,9 +67,9 @@ def report() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     docs = [d if isinstance(d, str) else "".join(m["content"] for m in d) for d in corpus(300)]
-    made = train_tokenizer(docs, vocab_size=400)
-    assert made.chat_template == CHAT_TEMPLATE
-    return made
+    tokenizer = train_tokenizer(docs, vocab_size=400)
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    return tokenizer
 
 
 def corpus(n: int) -> list[Any]:
@@ -94,14 +94,14 @@ def tiny_base(vocabulary: int) -> LlamaForCausalLM:
 def roles(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Roles:
     """From disk: `sft`, a second `twin` from the same files, `other`, `reward` with its head."""
     tmp_path = tmp_path_factory.mktemp("roles")
-    made = Roles(tiny_base(len(tokenizer)), {})
+    saved = Roles(tiny_base(len(tokenizer)), {})
     for number, name in enumerate(("sft", "other", "reward")):
-        made.create(name, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.5))
+        saved.create(name, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.5))
         generator = torch.Generator().manual_seed(number)
-        for key, parameter in made.model.named_parameters():
+        for key, parameter in saved.model.named_parameters():
             if f".{name}." in key:
                 parameter.data.normal_(0.0, 0.3, generator=generator)
-        made.save(name, tmp_path / name)
+        saved.save(name, tmp_path / name)
     ScalarHead(32).save(tmp_path / "reward")
     loaded = Roles(tiny_base(len(tokenizer)), {})
     for role, folder in (("sft", "sft"), ("twin", "sft"), ("other", "other")):

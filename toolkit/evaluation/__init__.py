@@ -1,1 +1,1 @@
-"""What a checkpoint is worth: sampled, scored, compared, and reported with plots."""
+"""Evaluation: samples, scores and compares checkpoints, and writes reports with plots."""

@@ -128,7 +128,7 @@ def kendall_tau(
 def calibration(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
     """Whether σ(score difference) equals the share of labels that agree (Bradley-Terry).
 
-    Each pair is seen from its better-scored side: the model's probability for that side, between
+    Each pair is oriented to its better-scored side: the model's probability for that side, between
     0.5 and 1, against the share of pairs where the label prefers it.
 
     Args:
