@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from threading import Thread
 from typing import TYPE_CHECKING, cast
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
 from toolkit.app.arguments import LOOPBACK_NAMES, AppArguments, parse_arguments
 from toolkit.app.web.ports import free_port, require_free
-from toolkit.errors import ToolkitError
+from toolkit.cli import run as run_command
+from toolkit.recipe import Command
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -172,9 +172,12 @@ def serve(
     return str(url)
 
 
+def command(words: Sequence[str]) -> int:
+    """Run the app with the words of its command line."""
+    return main(parse_arguments(words, description=__doc__))
+
+
+COMMAND = Command("app", __doc__, command)
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main(parse_arguments(description=__doc__)))
-    except ToolkitError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(COMMAND))

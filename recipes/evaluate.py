@@ -1,6 +1,6 @@
 """Evaluation: any number of runs on one base, compared with SFT, into a report.
 
-    python recipes/evaluate.py --config recipes/configs/world/evaluate.yaml \\
+    toolkit evaluate --config world/evaluate \\
         --runs runs/world/sft runs/world/ppo --output_dir runs/world/report
 
 Reads   the runs, the reward run (of an ensemble the mean counts), prompts, comparisons, demonstrations.
@@ -12,11 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import EvaluateArguments
-from toolkit.options.command_line import run_cli
 from toolkit.preflight.requirements import require_reward_models
+from toolkit.recipe import Command, holds, is_supervised
 from toolkit.runs.parents import made_with, require_adapter
 from toolkit.runs.run import Run
 
@@ -26,10 +26,10 @@ def main(args, model) -> Run:
         require_adapter(folder, "runs")
     judges = [] if args.reward_model is None else require_reward_models(args.reward_model)
     sources = {Path(folder).name: Run.load(folder) for folder in args.runs}
-    sft = next((name for name, run in sources.items() if run.recipe == "sft"), None)
+    sft = next((name for name, run in sources.items() if is_supervised(run)), None)
     if sft is None or len(sources) < len(args.runs):
         raise ConfigError("evaluate: `runs` needs an SFT run, and no two of the same name")
-    wrong = [name for name, run in sources.items() if name == "base" or run.recipe == "reward"]
+    wrong = [n for n, run in sources.items() if n == "base" or holds(run) != "policy"]
     if wrong:
         raise ConfigError(
             f"evaluate: `runs` are policies beside the base, got {sources[wrong[0]].path}; a reward "
@@ -108,8 +108,8 @@ def main(args, model) -> Run:
             )
         timings["report"] = round(time.monotonic() - began, 1)
         report = build(evaluation, reward_model=section, timings_s=timings)
-        trained = [r for r in sources.values() if r.recipe == "ppo"]
-        curves = trained[0].metrics() if trained else []
+        logs = (source.metrics() for source in sources.values())
+        curves = next((rows for rows in logs if any("objective/kl" in row for row in rows)), [])
         run.begin()
         write(run.path, report, examples=examples(evaluation, 8), training=curves)
         (run.path / "report.txt").write_text(to_text(report), encoding="utf-8")
@@ -156,5 +156,7 @@ def arguments() -> tuple[type, ...]:
     return EvaluateArguments, ModelArguments
 
 
+COMMAND = Command("evaluate", __doc__, main, arguments, is_stage=True, takes_timings=True)
+
 if __name__ == "__main__":
-    sys.exit(run_cli(main, arguments(), description=__doc__))
+    sys.exit(run_command(COMMAND))

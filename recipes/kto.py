@@ -1,84 +1,68 @@
-"""KTO: learn from answers labelled good or bad by themselves, the SFT adapter as reference.
+"""KTO with TRL's KTOTrainer: learn from single answers labelled good or bad.
 
-    python recipes/kto.py --config recipes/configs/world/kto.yaml \\
-        --parent runs/world/sft --output_dir runs/world/kto
+    toolkit kto --config world/kto --parent runs/world/sft --output_dir runs/world/kto
 
-Reads   unpaired rows, or comparisons taken apart (contracts: docs/data.md), and the SFT run.
-Writes  the run's directory: the adapter, run.json, metrics.jsonl.
+Reads   unpaired rows, or comparisons split into single answers (docs/data.md), and the SFT run.
+Writes  the run directory: the adapter, run.json, metrics.jsonl. The SFT adapter is the reference.
 """
 
 import sys
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.data.loading import load_splits
-from toolkit.options.arguments import StartArguments
-from toolkit.options.command_line import run_cli
-from toolkit.preflight.requirements import opening, require_test_split
-from toolkit.runs.run import Run
+from toolkit.cli import run
+from toolkit.errors import ConfigError
+from toolkit.options.arguments import ParentArguments
+from toolkit.recipe import Options, Recipe
 
 
-def main(script, training, model, mixture, start) -> Run:
-    configs = (script, training, model, mixture, start)
-    resume = opening("kto", configs)
+def arguments() -> tuple[type, type]:
+    from trl import KTOConfig  # heavy: imported when the recipe runs, not when it is listed
 
-    from transformers import set_seed
+    return KTOConfig, ParentArguments
 
-    from toolkit.data.checks import check_texts
-    from toolkit.models.adapters import save_adapter
-    from toolkit.models.base import load_base
-    from toolkit.models.fingerprint import fingerprint
-    from toolkit.preflight.report import preflight
-    from toolkit.trainers.callbacks import RunCallback
-    from toolkit.trainers.interruption import interruptible
-    from toolkit.trainers.load_policy import trainable_policy
+
+def requirements(options: Options, planned) -> Options:
+    """KTO estimates a row's KL on its neighbour's answer; `apo_zero_unpaired` needs no KL."""
+    args = options.args
+    if args.loss_type == "apo_zero_unpaired":
+        return options
+    if args.per_device_train_batch_size < 2:
+        raise ConfigError(
+            "kto: `per_device_train_batch_size` must be at least 2: KTO estimates its KL on answers "
+            "to the other prompts of the batch"
+        )
+    if args.train_sampling_strategy != "sequential":
+        raise ConfigError(
+            "kto: `train_sampling_strategy` must be sequential, got "
+            f"{args.train_sampling_strategy}: a row's KL comes from its neighbour, and the recipe "
+            "shuffles the rows once"
+        )
+    return options
+
+
+def build(training):
     from toolkit.trainers.supervised import KTOTrainer
 
-    parents = {"adapter": start.parent}
-    with Run.start(
-        training.output_dir, recipe="kto", configs=configs, parents=parents, resume=resume
-    ) as run:
-        set_seed(training.seed)
-        splits = load_splits(
-            script, mixture, start, kind="unpaired", seed=training.seed, folder=run.path
-        )
-        require_test_split(training, splits)
-        base, tokenizer = load_base(
-            model, parent=start.parent, trust_remote_code=training.trust_remote_code
-        )
-        limit = training.max_length
-        splits = check_texts(splits, tokenizer, start, max_length=limit, folder=run.path)
-        run.base = fingerprint(model, tokenizer)
-        trainer = KTOTrainer(  # which copies the adapter to "ref"
-            trainable_policy(
-                base,
-                run.base,
-                start.parent,
-                gradient_checkpointing=training.gradient_checkpointing,
-            ),
-            args=training,
-            processing_class=tokenizer,
-            # TRL reads the rows in their order and takes a row's KL from its neighbour's answer,
-            # which must not be another one to the same prompt
-            train_dataset=splits["train"].shuffle(seed=training.seed),
-            eval_dataset=splits.get("test") if training.eval_strategy != "no" else None,
-            callbacks=[RunCallback(run)],
-        )
-        trainer.base_fingerprint = run.base
-        preflight("kto", configs, tokenizer, trainer.train_dataset, trainer.data_collator)
-        with interruptible(trainer):
-            trainer.train(resume_from_checkpoint=resume)
-        save_adapter(trainer.model, run.path, run.base)
-        tokenizer.save_pretrained(run.path)
-        return run.finish(steps=trainer.state.global_step)
+    return KTOTrainer(
+        training.policy(),  # the parent's adapter; the trainer copies it to the reference
+        args=training.args,
+        processing_class=training.tokenizer,
+        # shuffled here, so that a row's neighbour is an answer to another prompt
+        train_dataset=training.rows.shuffle(seed=training.args.seed),
+        eval_dataset=training.held_out,
+        callbacks=training.callbacks,
+    )
 
 
-def arguments() -> tuple[type, ...]:
-    from trl import DatasetMixtureConfig, KTOConfig, ScriptArguments
-
-    from toolkit.models.arguments import ModelArguments
-
-    return ScriptArguments, KTOConfig, ModelArguments, DatasetMixtureConfig, StartArguments
-
+RECIPE = Recipe(
+    "kto",
+    __doc__,
+    rows="unpaired",
+    arguments=arguments,
+    requirements=requirements,
+    build=build,
+    needs_parent=True,
+    not_streamed="all rows are shuffled before the first step",
+)
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, arguments(), description=__doc__))
+    sys.exit(run(RECIPE))

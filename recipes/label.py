@@ -1,6 +1,6 @@
 """Comparisons for the embedded world: sample answers, and let the panel rank them.
 
-    python recipes/label.py --config recipes/configs/world/label.yaml \\
+    toolkit label --config world/label \\
         --parent runs/world/sft --output_dir runs/world/comparisons
 
 Reads   the world's prompts and the SFT run.
@@ -13,10 +13,10 @@ import json
 import random
 import sys
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import LabelArguments
-from toolkit.options.command_line import run_cli
+from toolkit.recipe import Command
 from toolkit.runs.parents import made_with, require_adapter
 from toolkit.runs.run import Run
 
@@ -99,5 +99,7 @@ def arguments() -> tuple[type, ...]:
     return LabelArguments, ModelArguments
 
 
+COMMAND = Command("label", __doc__, main, arguments, is_stage=True)
+
 if __name__ == "__main__":
-    sys.exit(run_cli(main, arguments(), description=__doc__))
+    sys.exit(run_command(COMMAND))

@@ -1,6 +1,6 @@
 """Merge an adapter into its base: one plain transformers checkpoint, in float32 or bfloat16.
 
-    python recipes/merge.py --config recipes/configs/world/merge.yaml \\
+    toolkit merge --config world/merge \\
         --parent runs/world/ppo --output_dir runs/world/merged
 
 Reads   the base and a run of SFT, PPO or DPO.
@@ -10,10 +10,10 @@ Writes  a new directory: weights, config, tokenizer with its chat template, the 
 
 import sys
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import MergeArguments
-from toolkit.options.command_line import run_cli
+from toolkit.recipe import Command
 from toolkit.runs.parents import made_with, require_adapter
 from toolkit.runs.run import Run, require_new
 
@@ -68,5 +68,7 @@ def arguments() -> tuple[type, ...]:
     return MergeArguments, ModelArguments
 
 
+COMMAND = Command("merge", __doc__, main, arguments)
+
 if __name__ == "__main__":
-    sys.exit(run_cli(main, arguments(), description=__doc__))
+    sys.exit(run_command(COMMAND))

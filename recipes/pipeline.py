@@ -1,38 +1,52 @@
-"""The whole job from one YAML: SFT, comparisons, reward model, PPO, DPO, report.
+"""Run the stages of one YAML in order, such as SFT, comparisons, reward model, PPO, DPO, report.
 
-    python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
+    toolkit pipeline --config world/pipeline
 
-Calls the other recipes as you would, one line per stage; their output goes to a log per stage.
-Started again it continues where it stopped; a stage whose config you changed runs again.
+Runs each stage as a command of its own, with one line of progress; its output goes to a log file.
+Run the same command again to continue after an interruption; a stage whose config changed runs again.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit.cli import run as run_command
 from toolkit.errors import ToolkitError
 from toolkit.pipeline import Pipeline, run_pipeline
+from toolkit.recipe import Command
 
 
-def main(pipeline: Pipeline) -> None:
-    run_pipeline(pipeline)
+def main(words: Sequence[str]) -> int:
+    options = vars(arguments().parse_args(words))
+    try:
+        pipeline = Pipeline.read(options.pop("config"), **options)
+        run_pipeline(pipeline)
+    except ToolkitError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
     report = pipeline.directory(pipeline.stages[-1]) / "report.txt"
     if report.is_file():
         print("\n" + report.read_text(encoding="utf-8"))
         print(f"Report: {report.with_name('report.md')} (plots and report.json beside it)")
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    print(f"Chat:   {python} app.py --runs {pipeline.output_dir}")
+    print(f"Chat:   {_toolkit()} app --runs {pipeline.output_dir}")
+    return 0
+
+
+def _toolkit() -> str:
+    """The command `toolkit`, with its folder where that is inside the working directory."""
+    script = Path(sys.executable).with_name("toolkit")
+    return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else script.name
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        prog="toolkit pipeline",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="the pipeline's YAML")
+    parser.add_argument("--config", required=True, help="YAML of the pipeline")
     parser.add_argument("--output_dir", help="directory of all stages (default: the YAML's)")
     parser.add_argument("--seed", type=int, help="seed of every stage (default: the YAML's)")
     parser.add_argument(
@@ -41,11 +55,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+COMMAND = Command("pipeline", __doc__, main)
+
 if __name__ == "__main__":
-    args = arguments().parse_args()
-    try:
-        asked = vars(args)
-        main(Pipeline.read(asked.pop("config"), **asked))
-    except ToolkitError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(COMMAND))

@@ -1,96 +1,95 @@
-"""PPO: policy, SFT reference, value and reward as four adapters on one base.
+"""PPO: policy, SFT reference, value and reward are four adapters on one base.
 
-    python recipes/ppo.py --config recipes/configs/world/ppo.yaml --parent runs/world/sft \\
-        --reward_model runs/world/reward --output_dir runs/world/ppo
+    toolkit ppo --config world/ppo --parent runs/world/sft --reward_model runs/world/reward \\
+        --output_dir runs/world/ppo
 
-Reads   prompts (contracts: docs/data.md), the SFT run and the reward run; with --reward_funcs
-        FILE.py:FUNCTION Python functions beside the reward run, or in its place.
-Writes  the run's directory: the policy's adapter, value/, run.json, metrics.jsonl; with ema_decay
-        the adapter is the policy's average, and last/ the policy itself.
+Reads   prompts (docs/data.md), the SFT run, and the reward run or several; with --reward_funcs
+        FILE.py:FUNCTION also Python functions, beside the reward model or instead of it.
+Writes  the run directory: the policy's adapter, value/, run.json, metrics.jsonl. With ema_decay the
+        adapter is the average of the policy, and last/ holds the policy itself.
 """
 
+import dataclasses
 import sys
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
-from toolkit.data.loading import load_splits
+from toolkit.cli import run
+from toolkit.errors import ConfigError
 from toolkit.options.arguments import PPOArguments
-from toolkit.options.command_line import run_cli
-from toolkit.preflight.requirements import opening, require_test_split
-from toolkit.runs.run import Run
+from toolkit.recipe import Options, Recipe
 
 
-def main(script, training, model, mixture, start) -> Run:
-    configs = (script, training, model, mixture, start)
-    resume = opening("ppo", configs)  # after which `reward_model` names the members of an ensemble
+def arguments() -> tuple[type, type]:
+    from toolkit.ppo.config import PPOConfig  # heavy: imported when the recipe runs
 
-    from transformers import set_seed
+    return PPOConfig, PPOArguments
 
+
+def requirements(options: Options, planned) -> Options:
+    from toolkit.preflight.requirements import resolve_reward_models
+    from toolkit.reward.functions import check_names
+
+    args, own = options.args, options.own
+    check_names(own.reward_funcs)
+    if not own.reward_model and not own.reward_funcs:
+        raise ConfigError(
+            "ppo: `reward_model` is missing: --reward_model runs/world/reward, or --reward_funcs "
+            "FILE.py:FUNCTION"
+        )
+    if not own.reward_model and args.value_role == "adapter":
+        raise ConfigError(
+            "ppo: the value starts from the reward model, but no reward model is given: set "
+            "--value_role zero (an adapter of its own) or head (a head on the policy)"
+        )
+    if args.ptx_coef and own.ptx_texts is None:
+        raise ConfigError(
+            f"ppo: `ptx_coef` is {args.ptx_coef}, but there are no pretraining texts: set "
+            "`ptx_texts`, such as world:corpus"
+        )
+    reward_models = resolve_reward_models(own.reward_model, planned)
+    return options._replace(own=dataclasses.replace(own, reward_model=reward_models))
+
+
+def build(training):
     from toolkit.data.auxiliary import pretraining_texts
-    from toolkit.data.checks import check_texts
     from toolkit.evaluation.monitor import gold_monitor
-    from toolkit.ppo.roles import load_ppo_roles
     from toolkit.ppo.trainer import PPOTrainer
-    from toolkit.ppo.warnings import WatchCallback, warned
-    from toolkit.preflight.report import preflight
+    from toolkit.ppo.warnings import WatchCallback
     from toolkit.reward.functions import load_reward_functions
-    from toolkit.trainers.callbacks import RunCallback
-    from toolkit.trainers.interruption import interruptible
 
-    parents = {"adapter": start.parent}
-    parents |= {f"reward_{i}" if i else "reward": r for i, r in enumerate(start.reward_model)}
-    functions = load_reward_functions(start.reward_funcs)
-    with Run.start(
-        training.output_dir, recipe="ppo", configs=configs, parents=parents, resume=resume
-    ) as run:
-        set_seed(training.seed)
-        splits = load_splits(
-            script, mixture, start, kind="prompt-only", seed=training.seed, folder=run.path
-        )
-        require_test_split(training, splits)
-        roles, tokenizer = load_ppo_roles(
-            model,
-            policy=start.parent,
-            rewards=start.reward_model,
-            value=training.value_role,
-            trust_remote_code=training.trust_remote_code,
-        )
-        run.base = roles.fingerprint
-        splits = check_texts(splits, tokenizer, start, folder=run.path)
-        held_out = splits.get("test") if training.eval_strategy != "no" else None
-        if held_out is not None:
-            held_out = held_out.select(range(min(start.eval_prompts, len(held_out))))
-        trainer = PPOTrainer(
-            roles,
-            training,
-            processing_class=tokenizer,
-            train_dataset=splits["train"],
-            eval_dataset=held_out,
-            reward_funcs=functions,
-            ptx_texts=pretraining_texts(start.ptx_texts, tokenizer),
-            eval_metrics=None if held_out is None else gold_monitor(held_out["prompt"]),
-            callbacks=[WatchCallback(), RunCallback(run)],
-        )
-        preflight("ppo", configs, tokenizer, trainer.train_dataset, ptx=trainer.updater.ptx)
-        with interruptible(trainer):
-            trainer.train(resume_from_checkpoint=resume)
-        trainer.save_model()
-        results = {
-            "steps": trainer.state.global_step,
-            "warnings": warned(trainer.state.log_history),
-        }
-        if trainer.ema is not None:
-            results["adapter"] = str(trainer.ema)
-        return run.finish(**results)
+    own, held_out = training.own, training.held_out
+    if held_out is not None:
+        held_out = held_out.select(range(min(own.eval_prompts, len(held_out))))
+    return PPOTrainer(
+        training.roles(),
+        training.args,
+        processing_class=training.tokenizer,
+        train_dataset=training.rows,
+        eval_dataset=held_out,
+        reward_funcs=load_reward_functions(own.reward_funcs),
+        ptx_texts=pretraining_texts(own.ptx_texts, training.tokenizer),
+        eval_metrics=None if held_out is None else gold_monitor(held_out["prompt"]),
+        callbacks=[WatchCallback(), *training.callbacks],
+    )
 
 
-def arguments() -> tuple[type, ...]:
-    from trl import DatasetMixtureConfig, ScriptArguments
+def save(training, trainer) -> dict:
+    from toolkit.ppo.warnings import warned
 
-    from toolkit.models.arguments import ModelArguments
-    from toolkit.ppo.config import PPOConfig
+    trainer.save_model()
+    average = {} if trainer.ema is None else {"adapter": str(trainer.ema)}
+    return {"warnings": warned(trainer.state.log_history)} | average
 
-    return ScriptArguments, PPOConfig, ModelArguments, DatasetMixtureConfig, PPOArguments
 
+RECIPE = Recipe(
+    "ppo",
+    __doc__,
+    rows="prompt-only",
+    arguments=arguments,
+    requirements=requirements,
+    build=build,
+    save=save,
+    not_streamed="rollouts draw from all prompts",
+)
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, arguments(), description=__doc__))
+    sys.exit(run(RECIPE))

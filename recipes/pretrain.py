@@ -1,6 +1,6 @@
 """The embedded world's base, from nothing: tokenizer and a small Llama, trained on the corpus.
 
-    python recipes/pretrain.py --config recipes/configs/world/pretrain.yaml
+    toolkit pretrain --config world/pretrain
 
 Reads   nothing: the corpus is generated (toolkit/world/corpus.py).
 Writes  the model as safetensors in bfloat16 and its tokenizer; with the default `output_dir`,
@@ -10,10 +10,10 @@ Writes  the model as safetensors in bfloat16 and its tokenizer; with the default
 import itertools
 import sys
 
-import toolkit  # noqa: F401  (turns telemetry off before any library is imported)
+from toolkit.cli import run as run_command
 from toolkit.options.arguments import BaseArguments
-from toolkit.options.command_line import run_cli
 from toolkit.preflight.options import check_numbers, try_options
+from toolkit.recipe import Command
 
 
 def main(shape, training) -> None:
@@ -67,5 +67,7 @@ def arguments() -> tuple[type, ...]:
     return BaseArguments, _BaseConfig
 
 
+COMMAND = Command("pretrain", __doc__, main, arguments)
+
 if __name__ == "__main__":
-    sys.exit(run_cli(main, arguments(), description=__doc__))
+    sys.exit(run_command(COMMAND))

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -15,11 +14,12 @@ from typing import Any, TextIO
 import yaml
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
+from toolkit.options.config import find_config
+from toolkit.recipe import AnyCommand, Recipe, commands, find, folders, with_words
 from toolkit.runs.locking import own
 from toolkit.runs.replacing import REPLACES, has_finished
 from toolkit.runs.run import Run, write_json
 
-RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "evaluate")
 STATE_FILE = "pipeline.json"
 
 
@@ -58,6 +58,7 @@ class Pipeline:
 
         Raises: ConfigError naming file, key, what was expected and what was found.
         """
+        file = find_config(file)
         try:
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except OSError as error:
@@ -74,24 +75,28 @@ class Pipeline:
             _require_keys(
                 stage, {"recipe": str, "config": str, "options": dict}, place, {"options"}
             )
-            if stage["recipe"] not in RECIPES:
-                raise ConfigError(
-                    f"{place}: `recipe` must be one of {', '.join(RECIPES)}, got {stage['recipe']!r}"
+            if not _is_stage(find(stage["recipe"])):
+                names = ", ".join(
+                    name for name, command in commands().items() if _is_stage(command)
                 )
-            if not Path(stage["config"]).is_file():
+                raise ConfigError(
+                    f"{place}: `recipe` must be one of {names}, got {stage['recipe']!r}"
+                )
+            config_file = find_config(stage["config"])
+            if not Path(config_file).is_file():
                 raise ConfigError(f"{place}: `config` {stage['config']} does not exist")
             # as a key or hidden in a value: all of them become words of a command
             if "trust_remote_code" in str(stage.get("options", {})).replace("-", "_"):
                 raise ConfigError(
                     f"{place}: `trust_remote_code` is not read from a file; if you trust the model's "
-                    "code, call recipes/pipeline.py with --trust_remote_code"
+                    "code, run the pipeline with --trust_remote_code"
                 )
             known = {s.name: str(directory / s.name) for s in stages}
             known["output_dir"] = str(directory)
             options = {
                 key: _filled(value, known, place) for key, value in stage.get("options", {}).items()
             }
-            stages.append(Stage(name, stage["recipe"], stage["config"], options))
+            stages.append(Stage(name, stage["recipe"], config_file, options))
         if not stages:
             raise ConfigError(f"{file}: `stages` is empty")
         seed = content["seed"] if seed is None else seed
@@ -101,9 +106,15 @@ class Pipeline:
         """Where a stage writes: a folder of its name, unless its options say otherwise."""
         return Path(stage.options.get("output_dir", self.output_dir / stage.name))
 
-    def command(self, stage: Stage) -> list[str]:
-        """The words a user would type for a stage."""
-        words = [sys.executable, str(_recipes() / f"{stage.recipe}.py"), "--config", stage.config]
+    def command_of(self, stage: Stage) -> AnyCommand:
+        """The command that a stage runs."""
+        command = find(stage.recipe)
+        assert command is not None
+        return command
+
+    def words(self, stage: Stage) -> list[str]:
+        """The options of a stage's command line."""
+        words = ["--config", stage.config]
         options = {"seed": self.seed} | stage.options | {"output_dir": self.directory(stage)}
         for key, value in options.items():
             words.append(f"--{key}")
@@ -118,7 +129,7 @@ class Pipeline:
         asked, home = [_code()], str(self.output_dir)
         for stage in self.stages[: at + 1]:
             config = Path(stage.config).read_text(encoding="utf-8")
-            words = [word.replace(home, "{output_dir}") for word in self.command(stage)[2:]]
+            words = [word.replace(home, "{output_dir}") for word in self.words(stage)]
             asked += [stage.recipe, *words, config, *_named_files(config)]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
@@ -172,16 +183,16 @@ def _run_stages(pipeline: Pipeline) -> dict[str, float]:
 def _run_stage(
     pipeline: Pipeline, stage: Stage, *, resume: bool, timings: dict[str, float]
 ) -> tuple[float, int]:
-    words = pipeline.command(stage)
-    if stage.recipe in ("sft", "reward", "ppo", "dpo", "kto"):
+    command, words = pipeline.command_of(stage), pipeline.words(stage)
+    if isinstance(command, Recipe):
         words += ["--resume_from_checkpoint", str(resume).lower()]
-    if stage.recipe == "evaluate":
+    elif command.takes_timings:
         words += ["--timings", json.dumps(timings)]
     log = pipeline.output_dir / f"{stage.name}.log"
     began = time.monotonic()
     with log.open("a" if resume else "w", encoding="utf-8") as output:
         # what an earlier configuration left unfinished gives way, once this one begins
-        code, peak_mb = _call(words, output, {} if resume else {REPLACES: "1"})
+        code, peak_mb = _call(with_words(command, words), output, {} if resume else {REPLACES: "1"})
     if code != 0:
         print(flush=True)
         tail = "\n  ".join(_last_lines(log, 5))
@@ -268,11 +279,15 @@ def _filled(value: Any, known: dict[str, str], place: str) -> Any:
     return re.sub(r"\{(\w+)\}", lambda m: known[m[1]], value)
 
 
+def _is_stage(command: AnyCommand | None) -> bool:
+    return isinstance(command, Recipe) or (command is not None and command.is_stage)
+
+
 @cache
 def _code() -> str:
     """A hash of this package, its assets, and the recipes."""
     digest = hashlib.sha256()
-    for folder in (Path(__file__).resolve().parent, _recipes()):
+    for folder in (Path(__file__).resolve().parent, *folders()):
         for file in sorted(folder.rglob("*")):
             if file.suffix in (".py", ".safetensors", ".json", ".jinja"):
                 digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
@@ -285,7 +300,3 @@ def _named_files(config: str) -> list[str]:
     values = content.values() if isinstance(content, dict) else ()
     names = sorted(v for v in values if isinstance(v, str) and "\n" not in v and Path(v).is_file())
     return [f"{n}:{Path(n).stat().st_size}:{Path(n).stat().st_mtime_ns}" for n in names]
-
-
-def _recipes() -> Path:
-    return Path(__file__).resolve().parents[1] / "recipes"

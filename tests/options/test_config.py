@@ -6,10 +6,10 @@ import pytest
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from toolkit.errors import ConfigError
-from toolkit.options.arguments import StartArguments
+from toolkit.options.arguments import ParentArguments
 from toolkit.options.command_line import parse
 
-CLASSES = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, StartArguments)
+CLASSES = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, ParentArguments)
 
 
 @pytest.fixture

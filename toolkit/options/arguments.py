@@ -109,7 +109,7 @@ class SFTArguments(DataArguments):
 
 
 @dataclass
-class StartArguments(DataArguments):
+class ParentArguments(DataArguments):
     """Which adapter a run starts from."""
 
     parent: str | None = field(
@@ -119,7 +119,7 @@ class StartArguments(DataArguments):
 
 
 @dataclass
-class RewardArguments(StartArguments):
+class RewardArguments(ParentArguments):
     """What the reward model starts from, where its zero is, and how many there are."""
 
     demonstrations: str | None = field(
@@ -151,7 +151,7 @@ class RewardArguments(StartArguments):
 
 
 @dataclass
-class PPOArguments(StartArguments):
+class PPOArguments(ParentArguments):
     """What PPO's four roles start from, and what is rewarded."""
 
     reward_model: list[str] = field(

@@ -15,6 +15,10 @@ import yaml
 
 from toolkit.errors import ConfigError
 
+# recipes, configs and app.py: inside the installed package, or at the top of a clone
+_PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED = _PACKAGE / "_shipped" if (_PACKAGE / "_shipped").is_dir() else _PACKAGE.parent
+
 # options that run code: whose, and how they are given
 RUNS_PYTHON = {
     "trust_remote_code": ("Python that comes with a model", "true"),
@@ -22,8 +26,15 @@ RUNS_PYTHON = {
 }
 
 
+def find_config(name: str) -> str:
+    """A config file: a path, or a shipped config by its name, such as `world/sft`."""
+    shipped = SHIPPED / "recipes" / "configs" / f"{name}.yaml"
+    return str(shipped) if not Path(name).exists() and shipped.is_file() else name
+
+
 def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
     """The YAML mapping in `path`, every key known to one of the classes and of its type."""
+    path = find_config(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
         loaded = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader

@@ -1,5 +1,6 @@
 """The long form: everything that can be known of a run before it starts, from its config and data."""
 
+from dataclasses import replace
 from functools import partial
 
 from datasets import Dataset
@@ -26,23 +27,26 @@ from toolkit.preflight.fit import device_memory
 from toolkit.preflight.lengths import histogram, percentiles, row_tokens
 from toolkit.preflight.ppo_dry_run import PPORehearsal
 from toolkit.preflight.report import fit_line, foresee, parts_table, steps_of, summary, too_much
-from toolkit.preflight.requirements import is_planned, opening, require_test_split
+from toolkit.preflight.requirements import check_requirements, is_planned
 from toolkit.preflight.samples import shown_sample
-from toolkit.preflight.stages import KINDS, Stage
+from toolkit.preflight.stages import Stage
 from toolkit.reward.training import Comparisons
 from toolkit.world import resolve_base
 
 SAMPLES = 2
 
 
-def check_stage(stage: Stage, *, card_memory_gb: float | None = None) -> Findings:
+def check_stage(stage: Stage, *, gpu_memory_gb: float | None = None) -> Findings:
     """Print what is known of a run; nothing is trained, written, or put on a GPU.
 
     Returns: what was found; `errors` is not empty where the run would fail.
     Raises: ToolkitError for data, a model or options that cannot be read.
     """
     found = Findings()
-    opening(stage.recipe, stage.configs, made_before=stage.made_before if stage.name else None)
+    options, _ = check_requirements(
+        stage.recipe, stage.options, planned=stage.planned if stage.name else None
+    )
+    stage = replace(stage, options=options)
     tokenizer = _tokenizer(stage)
     check_adapters(stage, tokenizer, found)
     waiting = _made_later(stage)
@@ -53,7 +57,7 @@ def check_stage(stage: Stage, *, card_memory_gb: float | None = None) -> Finding
         with undisturbed():
             rows, collator = _rows(stage, tokenizer)
     _describe(stage, rows, tokenizer, collator, found, real=not waiting)
-    _fit(stage, rows, tokenizer, found, card_memory_gb)
+    _fit(stage, rows, tokenizer, found, gpu_memory_gb)
     return found
 
 
@@ -67,7 +71,7 @@ def _tokenizer(stage: Stage) -> PreTrainedTokenizerBase:
             revision=stage.model.model_revision,
             chat_template=asked,
             parent=parent,
-            trust_remote_code=stage.training.trust_remote_code,
+            trust_remote_code=stage.args.trust_remote_code,
         )
     except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -77,42 +81,43 @@ def _tokenizer(stage: Stage) -> PreTrainedTokenizerBase:
 def _made_later(stage: Stage) -> str | None:
     """The dataset, if it is what an earlier stage will write."""
     name = stage.script.dataset_name
-    return str(name) if is_planned(name, stage.made_before) else None
+    return str(name) if is_planned(name, stage.planned) else None
 
 
 def _splits(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Splits:
     splits = load_splits(
         stage.script,
         stage.mixture,
-        stage.start,
-        kind=KINDS[stage.recipe],
-        seed=stage.training.seed,
-        texts=stage.recipe == "sft",
-        turns=stage.start.turns if stage.recipe == "sft" else "last",
+        stage.own,
+        kind=stage.recipe.rows,
+        seed=stage.args.seed,
+        texts=stage.recipe.takes_texts,
+        turns=getattr(stage.own, "turns", "last"),
     )
-    require_test_split(stage.training, splits)
-    truncates = stage.recipe != "reward"
-    return check_texts(splits, tokenizer, stage.start, max_length=stage.limit, truncates=truncates)
+    truncates = not stage.recipe.drops_long_rows
+    return check_texts(
+        splits, tokenizer, stage.own, max_length=stage.limit, truncates=truncates
+    )
 
 
 def _rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, object]:
     """The rows as the recipe's own trainer prepares them, and its collator."""
-    splits, training = _splits(stage, tokenizer), stage.training
-    if stage.recipe == "reward":
+    splits, training = _splits(stage, tokenizer), stage.args
+    if stage.recipe.name == "reward":
         data = Comparisons.prepare(
             splits,
             tokenizer,
-            load_demonstrations(stage.start, seed=training.seed),
+            load_demonstrations(stage.own, seed=training.seed),
             max_length=training.max_length,
-            shuffle_pairs=stage.start.shuffle_pairs,
+            shuffle_pairs=stage.own.shuffle_pairs,
         )
         return data.train, None
     parent, model = stage.starting_adapter()
-    if stage.recipe == "ppo":
+    if stage.recipe.name == "ppo":
         shapes = PPORehearsal(training, model, parent=parent, reward_model=[], layers=1)
         return encode_prompts(splits["train"], tokenizer, shapes.roles, training), None
     dry = Rehearsal(
-        stage.recipe, training, model, splits["train"], tokenizer, parent=parent, layers=1
+        stage.recipe.name, training, model, splits["train"], tokenizer, parent=parent, layers=1
     )
     require_rows(dry.trainer.train_dataset)
     kept, given = len(dry.trainer.train_dataset), len(splits["train"])
@@ -125,26 +130,26 @@ def _rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, ob
 
 def full_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """A row as long as the limit allows, in the place of rows that are not there yet."""
-    limit = stage.limit or getattr(stage.training, "max_prompt_length", None) or 512
+    limit = stage.limit or getattr(stage.args, "max_prompt_length", None) or 512
     ids, half = [int(tokenizer.eos_token_id)] * limit, limit // 2
     row: dict[str, object] = {"input_ids": ids, "completion_mask": [1] * limit}
-    if stage.recipe == "reward":
+    if stage.recipe.name == "reward":
         answers = _planned_answers(stage)
         row = {"ids": [ids] * answers, "better": [0], "worse": [answers - 1], "margins": [0.0]}
-    elif stage.recipe == "dpo":
+    elif stage.recipe.name == "dpo":
         row = {"prompt_ids": ids[:half], "chosen_ids": ids[half:], "rejected_ids": ids[half:]}
-    elif stage.recipe == "kto":
+    elif stage.recipe.name == "kto":
         row = {"prompt_ids": ids[:half], "completion_ids": ids[half:], "label": True}
         row["KL_completion_ids"] = ids[half:]
-    elif stage.recipe == "ppo":
+    elif stage.recipe.name == "ppo":
         row = {"prompt_ids": ids}
     return Dataset.from_list([row])
 
 
 def _planned_answers(stage: Stage) -> int:
     """How many answers of a prompt an earlier stage will rank; two where that is not known."""
-    labels = stage.made_before.get(str(stage.script.dataset_name))
-    if not isinstance(labels, LabelArguments) or stage.start.shuffle_pairs:
+    labels = stage.planned.get(str(stage.script.dataset_name))
+    if not isinstance(labels, LabelArguments) or stage.own.shuffle_pairs:
         return 2
     return labels.completions + labels.base_completions + labels.written_vices
 
@@ -160,16 +165,16 @@ def _describe(
 ) -> None:
     if not real:
         return
-    lengths = row_tokens(stage.recipe, rows, stage.limit)
+    lengths = row_tokens(stage.recipe.name, rows, stage.limit)
     ranks = ", ".join(f"{name} {n}" for name, n in percentiles(lengths).items())
     print(f"{summary(lengths)}\ntokens: {ranks}")
     print("".join(f"  {line}\n" for line in histogram(lengths)), end="")
     print("samples, as the trainer reads them; ⟦ ⟧ holds the tokens with a loss:")
     for number in range(min(SAMPLES, len(rows))):
-        for name, text in shown_sample(stage.recipe, dict(rows[number]), tokenizer, collator):
+        for name, text in shown_sample(stage.recipe.name, dict(rows[number]), tokenizer, collator):
             print(f"--- {number + 1}, {name}\n{text}")
     print("---")
-    config = base_config(stage.model, trust_remote_code=stage.training.trust_remote_code)
+    config = base_config(stage.model, trust_remote_code=stage.args.trust_remote_code)
     check_tokens(stage, tokenizer, rows, lengths, collator, config.get_text_config(), found)
 
 
@@ -178,14 +183,14 @@ def _fit(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     found: Findings,
-    card_memory_gb: float | None,
+    gpu_memory_gb: float | None,
 ) -> None:
-    args = stage.training
-    lengths = row_tokens(stage.recipe, rows, stage.limit)
-    memory = device_memory(card_memory_gb, use_cpu=args.use_cpu)
+    args = stage.args
+    lengths = row_tokens(stage.recipe.name, rows, stage.limit)
+    memory = device_memory(gpu_memory_gb, use_cpu=args.use_cpu)
     ptx: list[list[int]] = []
-    if stage.recipe == "ppo" and args.ptx_coef:
-        ptx = encode_texts(pretraining_texts(stage.start.ptx_texts, tokenizer), tokenizer, args)
+    if stage.recipe.name == "ppo" and args.ptx_coef:
+        ptx = encode_texts(pretraining_texts(stage.own.ptx_texts, tokenizer), tokenizer, args)
     see = partial(foresee, stage, tokenizer, rows, lengths, memory, ptx=ptx)
     try:
         with undisturbed():

@@ -36,9 +36,7 @@ def check_adapters(stage: Stage, tokenizer: PreTrainedTokenizerBase, found: Find
     """Parent and reward models: there, whole, and of this base."""
     base = None
     for run in filter(None, [stage.parent, *stage.rewards]):
-        if is_planned(run, stage.made_before) or is_planned(
-            str(Path(run).parent), stage.made_before
-        ):
+        if is_planned(run, stage.planned) or is_planned(str(Path(run).parent), stage.planned):
             found.notes.append(f"{run}: made by an earlier stage, so not checked")
             continue
         try:
@@ -80,7 +78,7 @@ def check_tokens(
             "with one of the others would stop the run; take the base's own tokenizer"
         )
     some = [rows[i] for i in range(min(len(rows), LOOKED_AT))]
-    firsts = [_first_ids(stage.recipe, row) for row in some]
+    firsts = [_first_ids(stage.recipe.name, row) for row in some]
     bos = tokenizer.bos_token_id
     if bos is not None and any(ids[:2] == [bos, bos] for ids in firsts):
         found.warnings.append(
@@ -88,14 +86,14 @@ def check_tokens(
             "another; leave it out of the template"
         )
     room = getattr(config, "max_position_embeddings", None)
-    if room is not None and stage.recipe != "ppo":
+    if room is not None and stage.recipe.name != "ppo":
         long = sum(n > room for n in lengths)
         if long:
             found.errors.append(
                 f"{long} of {len(lengths)} rows have more tokens than the base's context of {room}, the "
                 f"longest {max(lengths)}: set `max_length`"
             )
-    if stage.recipe == "sft":
+    if stage.recipe.name == "sft":
         _check_sft_end(some, collator, tokenizer, found)
 
 
@@ -134,7 +132,7 @@ def stored_parts(stage: Stage) -> dict[str, int] | None:
 
     Adam's two states are counted. None where a new adapter is trained, whose size nobody knows.
     """
-    names = [stage.parent, *(stage.rewards[:1] if stage.recipe == "ppo" else [])]
+    names = [stage.parent, *(stage.rewards[:1] if stage.recipe.name == "ppo" else [])]
     files = [Path(name) / WEIGHTS_FILE for name in names if name is not None]
     if not files or not all(file.is_file() for file in files):
         return None
@@ -156,7 +154,7 @@ def check_disk(
         steps: of the whole run, if known.
         found: gets the lines.
     """
-    args = stage.training
+    args = stage.args
     folder = Path(str(args.output_dir)).absolute()
     there = [f for f in folder.glob("**/checkpoint-*/**/*") if f.is_file()]
     freed = sum(file.stat().st_size for file in there)
@@ -177,7 +175,7 @@ def check_disk(
         # one more than the limit while the new one is written beside
         kept = min(x for x in (args.save_total_limit or math.inf, made or math.inf) if x)  # type: ignore[assignment]
         kept = 10 if kept == math.inf else int(kept) + 1
-    need = (kept * one + one) * getattr(stage.start, "ensemble", 1)
+    need = (kept * one + one) * getattr(stage.own, "ensemble", 1)
     line = f"{DISK} up to {size(need)} of disk, {size(free)} are free"
     if freed:
         line += f" and {size(freed)} are taken by checkpoints there"

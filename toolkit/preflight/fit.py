@@ -28,15 +28,15 @@ class Memory:
     cuda: bool
 
 
-def device_memory(card_memory_gb: float | None, *, use_cpu: bool) -> Memory:
+def device_memory(gpu_memory_gb: float | None, *, use_cpu: bool) -> Memory:
     """The card that was named, the one that is there, or the machine's memory.
 
     Args:
-        card_memory_gb: of a card that need not be there, in units of 2^30 bytes.
+        gpu_memory_gb: of a card that need not be there, in units of 2^30 bytes.
         use_cpu: the run shall not use the card.
     """
-    if card_memory_gb is not None:
-        return Memory(int(card_memory_gb * 2**30), f"a card of {card_memory_gb:g} GB", True)
+    if gpu_memory_gb is not None:
+        return Memory(int(gpu_memory_gb * 2**30), f"a card of {gpu_memory_gb:g} GB", True)
     if not use_cpu and torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
         return Memory(int(found.total_memory), found.name, True)

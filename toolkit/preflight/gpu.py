@@ -8,7 +8,7 @@ ASK = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"
 ASK_S = 20.0
 
 
-def card_memory_gb() -> float | None:
+def gpu_memory_gb() -> float | None:
     """Of the NVIDIA card that a run would take, in units of 2^30 bytes; None where none answers.
 
     That is the first, or the first that CUDA_VISIBLE_DEVICES names, by number or by its own name.

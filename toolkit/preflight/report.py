@@ -11,76 +11,53 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.preflight.dry_run import Peak, undisturbed
 from toolkit.preflight.fake_model import base_config, recorded_parent
 from toolkit.preflight.findings import DISK, Findings, check_disk, check_tokens, size, stored_parts
-from toolkit.preflight.fit import Memory, Planner, device_memory, plan_ppo, plan_trainer
+from toolkit.preflight.fit import Memory, Planner, plan_ppo, plan_trainer
 from toolkit.preflight.isolated_process import LIMIT_S, apart
 from toolkit.preflight.lengths import neediest_row, percentiles, row_tokens
 from toolkit.preflight.stages import Stage
+from toolkit.recipe import Options, Recipe
 
 AT_START_S = 60.0  # that a run waits for its prediction
 SHOWN = 4  # parts of a peak that the short form names
 WORDS = {"kv_cache": "KV cache", "merged_weights": "merged weights"}
 
 
-def preflight(
-    recipe: str,
-    configs: Sequence[Any],
+def print_report(
+    recipe: Recipe,
+    options: Options,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     collator: Any = None,
-    *,
-    ptx: Sequence[Sequence[int]] = (),
-    fresh: bool | None = None,
 ) -> None:
-    """What a recipe is about to train on and whether it fits, in a few lines; stops nothing.
+    """Print what a run is about to train on: rows, lengths, warnings, disk. It never stops the run.
 
     Args:
-        recipe: sft, reward, ppo, dpo or kto.
-        configs: its argument classes, in their order.
+        recipe: the recipe.
+        options: its options.
         tokenizer: the base's.
-        rows: its trainer's, tokenized.
+        rows: the trainer's rows, tokenized.
         collator: the trainer's.
-        ptx: PPO's pretraining texts, tokenized.
-        fresh: predict in a process that is no copy of this one; default where a GPU is in use.
     """
     try:
-        lines = _short(Stage.of(recipe, configs), tokenizer, rows, collator, ptx, fresh)
-    except Exception as error:  # whatever an exotic model or row raises, it is the run that counts
-        lines = [f"nothing can be said ({_one_line(error)})"]
+        lines = _report(Stage(recipe, options), tokenizer, rows, collator)
+    except Exception as error:  # whatever an exotic model or row raises, the run goes on
+        lines = [f"no report ({_one_line(error)})"]
     for line in lines:
         print(f"preflight: {line}", flush=True)
 
 
-def _short(
-    stage: Stage,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    collator: Any,
-    ptx: Sequence[Sequence[int]],
-    fresh: bool | None,
+def _report(
+    stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Dataset, collator: Any
 ) -> list[str]:
     found = Findings()
+    lengths = row_tokens(stage.recipe.name, rows, stage.limit)
+    check_disk(stage, stored_parts(stage), steps_of(stage, len(rows)), found)
     with undisturbed():
-        lengths = row_tokens(stage.recipe, rows, stage.limit)
-        lines = [summary(lengths)]
-        memory = device_memory(None, use_cpu=stage.training.use_cpu)
-        parts: dict[str, int] | None = None
-        try:
-            peaks, largest = foresee(
-                stage, tokenizer, rows, lengths, memory, ptx=ptx, always_largest=False, fresh=fresh
-            )
-        except Exception as error:
-            lines.append(f"memory is not predicted ({_one_line(error)})")
-        else:
-            peak = max(peaks, key=lambda peak: peak.total)
-            parts = peak.parts
-            lines.append(fit_line(peak, memory))
-            if peak.total > memory.total:
-                found.warnings.append(too_much(largest, stage, peak, memory))
-        check_disk(stage, parts or stored_parts(stage), steps_of(stage, len(rows)), found)
-        text = base_config(stage.model, trust_remote_code=stage.training.trust_remote_code)
+        text = base_config(stage.model, trust_remote_code=stage.args.trust_remote_code)
         check_tokens(stage, tokenizer, rows, lengths, collator, text.get_text_config(), found)
     disk = [note for note in found.notes if DISK in note]
-    return [*lines, *disk, *(f"warning: {line}" for line in (*found.errors, *found.warnings))]
+    warnings = (f"warning: {line}" for line in (*found.errors, *found.warnings))
+    return [summary(lengths), *disk, *warnings]
 
 
 def _one_line(error: Exception) -> str:
@@ -144,7 +121,7 @@ class Needy:
         ptx: Sequence[Sequence[int]] = (),
     ) -> "Needy":
         """From the trainer's rows and their lengths."""
-        row = {} if stage.recipe == "ppo" else neediest_row(stage.recipe, rows, lengths)
+        row = {} if stage.recipe.name == "ppo" else neediest_row(stage.recipe.name, rows, lengths)
         return cls(max(lengths), row, max(map(len, ptx), default=0))
 
 
@@ -155,8 +132,8 @@ def _predict(
     memory: Memory,
     always_largest: bool,
 ) -> tuple[list[Peak], int]:
-    _ = stage.training.device  # asked first: its other properties need to know
-    batch = stage.training.per_device_train_batch_size
+    _ = stage.args.device  # asked first: its other properties need to know
+    batch = stage.args.per_device_train_batch_size
     plan = planner(stage, tokenizer, needy, memory)
     peaks = plan.peaks(batch)
     highest = max(peaks, key=lambda peak: peak.total)
@@ -173,9 +150,9 @@ def planner(
     An adapter that an earlier stage of a pipeline will make has the shape that its options say.
     """
     parent, model = stage.starting_adapter()
-    if stage.recipe == "ppo":
+    if stage.recipe.name == "ppo":
         return plan_ppo(
-            stage.training,
+            stage.args,
             model,
             needy.longest,
             parent=parent,
@@ -185,8 +162,8 @@ def planner(
             cuda=memory.cuda,
         )
     return plan_trainer(
-        stage.recipe,
-        stage.training,
+        stage.recipe.name,
+        stage.args,
         model,
         tokenizer,
         needy.row,
@@ -209,7 +186,7 @@ def too_much(largest: int, stage: Stage, peak: Peak, memory: Memory) -> str:
     if largest:
         return f"{line}; the largest `per_device_train_batch_size` that does is {largest}"
     smaller = "`max_length`"
-    if stage.recipe == "ppo":
+    if stage.recipe.name == "ppo":
         smaller = "`local_rollout_forward_batch_size`, `generation_batch_size` or `response_length`"
     return (
         f"{line}, and neither does a batch of 1: set `gradient_checkpointing`, load the base in 4 bit, "
@@ -230,10 +207,10 @@ def parts_table(peaks: Sequence[Peak]) -> list[str]:
 
 def steps_of(stage: Stage, rows: int) -> int | None:
     """Optimizer steps of the run, None for PPO, whose trainer counts them."""
-    args = stage.training
+    args = stage.args
     if args.max_steps > 0:
         return int(args.max_steps)
-    if stage.recipe == "ppo":
+    if stage.recipe.name == "ppo":
         return None
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     return int(-(-rows // per_step) * args.num_train_epochs)

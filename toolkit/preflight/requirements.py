@@ -1,5 +1,6 @@
-"""What a training recipe refuses before it loads anything; check.py asks the same."""
+"""What a training recipe requires of its options before anything is loaded; `check` requires the same."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,104 +12,121 @@ from toolkit.models.arguments import refuse_adapter_options
 from toolkit.models.heads import HEAD_FILE
 from toolkit.options.config import is_local_path
 from toolkit.preflight.options import check_numbers, try_options
-from toolkit.reward.functions import check_names
+from toolkit.recipe import Options, Recipe, recipes
 from toolkit.runs.parents import is_finished, made_with, require_adapter, reward_models
 from toolkit.runs.replacing import refuse_unfinished
 from toolkit.runs.resuming import asked, last_checkpoint
 from toolkit.runs.run import Run
 
 
-def opening(
-    recipe: str, configs: Sequence[Any], *, made_before: Mapping[str, Any] | None = None
-) -> str | None:
-    """Whether a recipe can begin with these arguments; nothing is loaded or written.
-
-    Two options are changed: PPO's `reward_model`, where an ensemble's folder becomes the folders of its
-    members, and with `use_cpu` on a machine with a GPU the base's `device_map`.
+def check_requirements(
+    recipe: Recipe, options: Options, *, planned: Mapping[str, Any] | None = None
+) -> tuple[Options, str | None]:
+    """Check whether a recipe can start with these options; nothing is loaded, written or changed.
 
     Args:
-        recipe: sft, reward, ppo, dpo or kto.
-        configs: its five argument classes, in their order.
-        made_before: for a pipeline's stage the directories that earlier stages will have made. The
-            pipeline decides itself what it resumes.
+        recipe: the recipe.
+        options: its options.
+        planned: for a stage of a pipeline, the directories that earlier stages will write. The
+            pipeline itself decides what is resumed.
 
-    Returns: the checkpoint to resume from, None for a fresh start.
-    Raises: ConfigError, DatasetError or CheckpointError naming the option and what would do.
+    Returns: the resolved options (an ensemble's directory becomes those of its members; with
+        `use_cpu` on a machine with a GPU the base's `device_map` is "cpu"), and the checkpoint to
+        resume from, None for a fresh start.
+    Raises: ConfigError, DatasetError or CheckpointError that names the option and the fix.
     """
-    script, training, model, mixture, start = configs
-    later: Mapping[str, Any] = {} if made_before is None else made_before
-    parent = getattr(start, "parent", None)
-    _one_device(recipe, training, model)
-    for config in configs:
-        check_numbers(recipe, config)
-    if recipe in ("dpo", "kto") and parent is None:
-        raise ConfigError(
-            f"{recipe}: `parent` is missing; give the SFT run: --parent runs/world/sft"
-        )
-    if recipe == "kto":
-        _open_kto(training)
+    name, later = recipe.name, planned or {}
+    options = _on_one_device(recipe, options)
+    script, args, model, mixture, own = options
+    parent = getattr(own, "parent", None)
+    for config in options:
+        check_numbers(name, config)
+    if recipe.needs_parent and parent is None:
+        raise ConfigError(f"{name}: `parent` is missing; give the SFT run: --parent runs/world/sft")
     if parent is not None:
         refuse_adapter_options(
             model,
             because=f"the adapter is that of the parent {parent}",
             made_with=[_made_with(parent, later)],
         )
-    if recipe == "ppo":
-        _open_ppo(training, start, later)
+    options = recipe.requirements(options, later)
     if parent is not None and not is_planned(parent, later):
         require_adapter(parent, "parent")
-    _check_epochs(recipe, training)
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ConfigError(
+            f"{name}: `num_train_epochs` must be above 0, got {args.num_train_epochs}: nothing "
+            "would be trained"
+        )
     if script.dataset_streaming:
-        _open_stream(recipe, training)
+        _check_streaming(recipe, args)
     if not is_planned(script.dataset_name, later):
-        check_source(script, mixture, start)
-    if getattr(start, "demonstrations", None) is not None:
-        check_source(
-            dataclasses.replace(script, dataset_name=start.demonstrations), type(mixture)()
-        )
+        check_source(script, mixture, own)
+    demonstrations = getattr(own, "demonstrations", None)
+    if demonstrations is not None:
+        check_source(dataclasses.replace(script, dataset_name=demonstrations), type(mixture)())
     if parent is None and not model.use_peft:
+        or_parent = ", or give the SFT run as `parent`" if hasattr(own, "parent") else ""
         raise ConfigError(
-            f"{recipe}: `use_peft` is false, but only adapters are trained: set it to true"
-            + ("" if recipe == "sft" else ", or give the SFT run as `parent`")
+            f"{name}: `use_peft` is false, but only adapters are trained: set it to true{or_parent}"
         )
-    try_options(recipe, training)
-    if made_before is not None:
-        return None
-    resume = last_checkpoint(training.output_dir, training.resume_from_checkpoint)
-    if resume and recipe == "sft" and model.method == "adalora":
+    try_options(name, args)
+    return options, None if planned is not None else _checkpoint(recipe, options)
+
+
+def _checkpoint(recipe: Recipe, options: Options) -> str | None:
+    """The checkpoint to resume from; without one, the directory may hold no unfinished run."""
+    args, own = options.args, options.own
+    resume = last_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    starts_adapter = getattr(own, "parent", None) is None
+    if resume and starts_adapter and options.model.method == "adalora":
         raise ConfigError(
-            "sft: adalora cannot be resumed, no checkpoint holds what it knows of the importance of "
-            "ranks; start again with --resume_from_checkpoint false"
+            f"{recipe.name}: adalora cannot be resumed, because a checkpoint does not hold the "
+            "importance of the ranks; start again with --resume_from_checkpoint false"
         )
     if resume is None:
-        ensemble = recipe == "reward" and start.ensemble > 1
-        goes_on = ensemble and asked(training.resume_from_checkpoint)  # with the members it has
-        refuse_unfinished(Path(training.output_dir), inside=not goes_on)
+        is_ensemble = getattr(own, "ensemble", 1) > 1
+        keeps_members = is_ensemble and asked(args.resume_from_checkpoint)
+        refuse_unfinished(Path(args.output_dir), inside=not keeps_members)
     return resume
 
 
-def require_reward_models(path: str) -> list[str]:
-    """The folder of a reward model, or those of an ensemble's members, each looked at cheaply.
+def resolve_reward_models(runs: Sequence[str], planned: Mapping[str, Any]) -> list[str]:
+    """The directories of reward models, an ensemble's members in its place.
 
-    Raises: CheckpointError where one is missing, unfinished, or no reward model.
+    Raises: CheckpointError where one is missing, unfinished, or not a reward model.
     """
-    found = reward_models(path)
-    for member in found:
+    resolved: list[str] = []
+    for run in runs:
+        if is_planned(run, planned):
+            size = getattr(getattr(planned[str(run)], "own", None), "ensemble", 1)
+            resolved += [run] if size == 1 else [f"{run}/member-{i}" for i in range(size)]
+        else:
+            resolved += require_reward_models(run)
+    return resolved
+
+
+def require_reward_models(path: str) -> list[str]:
+    """The directory of a reward model, or those of an ensemble's members; only files are checked.
+
+    Raises: CheckpointError where one is missing, unfinished, or not a reward model.
+    """
+    members = reward_models(path)
+    for member in members:
         require_adapter(member, "reward_model")
         if not (Path(member) / HEAD_FILE).is_file():
             raise CheckpointError(
-                f"reward_model: {member} has no {HEAD_FILE}, so it is no reward model; give a "
-                "run of recipes/reward.py"
+                f"reward_model: {member} has no {HEAD_FILE}, so it is not a reward model; give a "
+                "run of `toolkit reward`"
             )
-    return found
+    return members
 
 
-def is_planned(name: str | None, later: Mapping[str, Any]) -> bool:
-    """Whether an earlier stage of the pipeline has yet to make, or to finish, what an option names.
+def is_planned(name: str | None, planned: Mapping[str, Any]) -> bool:
+    """Whether an earlier stage of the pipeline has yet to write, or to finish, what an option names.
 
-    A dataset or a run that is there and finished is looked at as any other.
+    A dataset or a run that exists and is finished is checked like any other.
     """
-    if name is None or str(name) not in later:
+    if name is None or str(name) not in planned:
         return False
     folder = Path(name)
     if (folder / "run.json").is_file() and not (folder / "adapter_config.json").is_file():
@@ -116,116 +134,56 @@ def is_planned(name: str | None, later: Mapping[str, Any]) -> bool:
     return not is_finished(folder) if is_local_path(name) else True
 
 
-def _made_with(parent: str, later: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the parent's adapter was made with, or will be by an earlier stage."""
-    if not is_planned(parent, later):
+def _made_with(parent: str, planned: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with which the parent's adapter was made, or will be made by an earlier stage."""
+    if not is_planned(parent, planned):
         return made_with(parent)
-    stage = later[str(parent)]
+    stage = planned[str(parent)]
     before, model = getattr(stage, "parent", None), getattr(stage, "model", None)
     if before is not None:
-        return _made_with(before, later)
+        return _made_with(before, planned)
     return {} if model is None else vars(model)
 
 
-def _one_device(recipe: str, training: Any, model: Any) -> None:
-    """Refuse several GPUs, over which transformers would spread a run and multiply its batch.
+def _on_one_device(recipe: Recipe, options: Options) -> Options:
+    """The options for one device.
 
-    With `use_cpu` the base stays off a card that is there, too.
+    transformers would spread a run over several visible GPUs and multiply its batch.
     """
     import torch
 
-    if training.use_cpu and torch.cuda.is_available() and model.device_map is None:
+    args, model = options.args, options.model
+    if not args.use_cpu and torch.cuda.device_count() > 1:
+        raise ConfigError(
+            f"{recipe.name}: {torch.cuda.device_count()} GPUs are visible, but a run trains on one; "
+            "several would change the batch size of the config. Choose one: CUDA_VISIBLE_DEVICES=0 "
+            f"toolkit {recipe.name} …"
+        )
+    if args.use_cpu and torch.cuda.is_available() and model.device_map is None:
+        model = copy.copy(model)
         model.device_map = "cpu"
-    if not training.use_cpu and torch.cuda.device_count() > 1:
+    return options._replace(model=model)
+
+
+def _check_streaming(recipe: Recipe, args: Any) -> None:
+    if not recipe.streams:
+        streaming = " and ".join(name for name, other in recipes().items() if other.streams)
         raise ConfigError(
-            f"{recipe}: {torch.cuda.device_count()} GPUs are visible, but a run trains on one; on several "
-            "its batch would be another than the config says. Choose one: CUDA_VISIBLE_DEVICES=0 "
-            "python recipes/…"
+            f"{recipe.name}: `dataset_streaming` is for {streaming}, since {recipe.not_streamed}; "
+            "leave it out"
         )
-
-
-def _open_ppo(training: Any, start: Any, later: Mapping[str, Any]) -> None:
-    check_names(start.reward_funcs)
-    if not start.reward_model and not start.reward_funcs:
+    if args.max_steps <= 0:
         raise ConfigError(
-            "ppo: `reward_model` is missing: --reward_model runs/world/reward, or --reward_funcs "
-            "FILE.py:FUNCTION"
+            f"{recipe.name}: `dataset_streaming` needs `max_steps`, since the length of a stream is "
+            f"not known, got {args.max_steps}"
         )
-    if not start.reward_model and training.value_role == "adapter":
-        raise ConfigError(
-            "ppo: the value starts from the reward model, and there is none: --value_role zero (an "
-            "adapter of its own) or head (on the policy's trunk)"
-        )
-    found: list[str] = []
-    for run in start.reward_model:
-        if is_planned(run, later):
-            planned = getattr(getattr(later[str(run)], "start", None), "ensemble", 1)
-            found += [run] if planned == 1 else [f"{run}/member-{i}" for i in range(planned)]
-            continue
-        found += require_reward_models(run)
-    start.reward_model = found
-    if training.ptx_coef and start.ptx_texts is None:
-        raise ConfigError(
-            f"ppo: `ptx_coef` is {training.ptx_coef}, but there are no pretraining texts: set "
-            "`ptx_texts`, such as world:corpus"
-        )
-
-
-def _check_epochs(recipe: str, training: Any) -> None:
-    if training.max_steps <= 0 and training.num_train_epochs <= 0:
-        raise ConfigError(
-            f"{recipe}: `num_train_epochs` must be above 0, got {training.num_train_epochs}: nothing "
-            "would be trained"
-        )
-
-
-def require_test_split(training: Any, splits: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a run shall be evaluated, but nothing is held out."""
-    strategy = getattr(training.eval_strategy, "value", training.eval_strategy)
-    if strategy != "no" and "test" not in splits:
-        raise ConfigError(
-            f"`eval_strategy` is {strategy}, but there is no test split: set `test_split_size`, or "
-            "`eval_strategy: no`"
-        )
-
-
-def _open_stream(recipe: str, training: Any) -> None:
     reasons = {
-        "reward": "a ranking's pairs must be together",
-        "ppo": "rollouts draw from all prompts",
-        "kto": "all rows are shuffled before the first step",
-    }
-    if recipe in reasons:
-        raise ConfigError(
-            f"{recipe}: `dataset_streaming` is for sft and dpo, since {reasons[recipe]}; leave it out"
-        )
-    if training.max_steps <= 0:
-        raise ConfigError(
-            f"{recipe}: `dataset_streaming` needs `max_steps`, since a stream's end is not known, got "
-            f"{training.max_steps}"
-        )
-    wrong = {
         "dataloader_num_workers": "its rows are counted in this process",
         "precompute_ref_log_probs": "TRL needs all rows for it",
     }
-    for option, why in wrong.items():
-        if getattr(training, option, 0):
+    for option, reason in reasons.items():
+        if getattr(args, option, 0):
             raise ConfigError(
-                f"{recipe}: `dataset_streaming` and `{option}` do not go together, since {why}; leave "
-                "one out"
+                f"{recipe.name}: `dataset_streaming` cannot be combined with `{option}`, since "
+                f"{reason}; leave one out"
             )
-
-
-def _open_kto(training: Any) -> None:
-    if training.loss_type == "apo_zero_unpaired":  # which needs no KL
-        return
-    if training.per_device_train_batch_size < 2:
-        raise ConfigError(
-            "kto: `per_device_train_batch_size` must be at least 2: KTO estimates its KL on answers to "
-            "the other prompts of the batch"
-        )
-    if training.train_sampling_strategy != "sequential":
-        raise ConfigError(
-            f"kto: `train_sampling_strategy` must be sequential, got {training.train_sampling_strategy}: "
-            "a row's KL is taken from its neighbour (the recipe shuffles the rows once)"
-        )

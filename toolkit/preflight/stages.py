@@ -10,68 +10,48 @@ from typing import Any
 import yaml
 
 from toolkit.errors import ConfigError
-from toolkit.models.arguments import ModelArguments
-from toolkit.options.arguments import (
-    EvaluateArguments,
-    LabelArguments,
-    PPOArguments,
-    RewardArguments,
-    SFTArguments,
-    StartArguments,
-)
 from toolkit.options.command_line import parse
+from toolkit.options.config import find_config, options_of
 from toolkit.pipeline import Pipeline
 from toolkit.preflight.fake_model import recorded_parent
-
-RECIPES = ("sft", "reward", "ppo", "dpo", "kto")
-KINDS = {"sft": "prompt-completion", "reward": "preference", "dpo": "preference"}
-KINDS |= {"ppo": "prompt-only", "kto": "unpaired"}
+from toolkit.recipe import Options, Recipe, find_recipe, recipes
 
 
 @dataclass(frozen=True)
 class Stage:
     """A training run as its recipe would be called.
 
-    `made_before` maps the directories of earlier stages of a pipeline to what will be made there: a
-    training run, the arguments of the labelling (`LabelArguments`), or None. What is not on disk
-    yet, but will be.
+    `planned` maps the directories that earlier stages of a pipeline will write to those stages: a
+    training run (`Stage`), the arguments of another command, or None.
     """
 
-    recipe: str
-    script: Any
-    training: Any
-    model: Any
-    mixture: Any
-    start: Any
+    recipe: Recipe
+    options: Options
     name: str = ""
-    made_before: Mapping[str, Any] = field(default_factory=dict)
+    planned: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, recipe: str, configs: Sequence[Any], **kwargs: Any) -> "Stage":
-        """From a recipe's five argument classes, in their order."""
-        return cls(recipe, *configs, **kwargs)
-
-    @property
-    def configs(self) -> tuple[Any, ...]:
-        """The recipe's argument classes, in their order."""
-        return self.script, self.training, self.model, self.mixture, self.start
+    def __getattr__(self, name: str) -> Any:
+        """`script`, `args`, `model`, `mixture` and `own` are those of the options."""
+        if name in Options._fields:
+            return getattr(self.options, name)
+        raise AttributeError(name)
 
     @property
     def parent(self) -> str | None:
         """The run whose adapter it starts from."""
-        return getattr(self.start, "parent", None)
+        return getattr(self.own, "parent", None)
 
     @property
     def rewards(self) -> list[str]:
-        """PPO's reward models."""
-        return list(getattr(self.start, "reward_model", []))
+        """The reward models."""
+        return list(getattr(self.own, "reward_model", []))
 
     def without_devices(self) -> "Stage":
         """For another process: without the devices that the training arguments found in this one."""
-        training = copy.copy(self.training)
+        args = copy.copy(self.args)
         for name in ("_setup_devices", "distributed_state"):
-            training.__dict__.pop(name, None)
-        return dataclasses.replace(self, training=training)
+            args.__dict__.pop(name, None)
+        return dataclasses.replace(self, options=self.options._replace(args=args))
 
     def starting_adapter(self) -> tuple[str | None, Any]:
         """What tells the shape of the adapter that it starts from: a run on disk, or model arguments.
@@ -81,7 +61,7 @@ class Stage:
         """
         parent, model = self.parent, self.model
         while parent is not None and recorded_parent(parent) is None:
-            before = self.made_before.get(str(parent))
+            before = self.planned.get(str(parent))
             if not isinstance(before, Stage):
                 return None, model
             parent, model = before.parent, before.model
@@ -89,35 +69,9 @@ class Stage:
 
     @property
     def limit(self) -> int | None:
-        """Tokens to which a row is cut; None where rows are packed, or not cut."""
-        if self.recipe == "ppo" or getattr(self.training, "packing", False):
-            return None
-        found: int | None = self.training.max_length
-        return found
-
-
-def argument_classes(recipe: str) -> tuple[type, ...]:
-    """The argument classes of a recipe's command line."""
-    from trl import (
-        DatasetMixtureConfig,
-        DPOConfig,
-        KTOConfig,
-        RewardConfig,
-        ScriptArguments,
-        SFTConfig,
-    )
-
-    from toolkit.ppo.config import PPOConfig
-
-    own: dict[str, tuple[type, type]] = {
-        "sft": (SFTConfig, SFTArguments),
-        "reward": (RewardConfig, RewardArguments),
-        "ppo": (PPOConfig, PPOArguments),
-        "dpo": (DPOConfig, StartArguments),
-        "kto": (KTOConfig, StartArguments),
-    }
-    training, start = own[recipe]
-    return ScriptArguments, training, ModelArguments, DatasetMixtureConfig, start
+        """Tokens to which a row is truncated; None where rows are packed, or not truncated."""
+        packing = getattr(self.args, "packing", False)
+        return None if packing else getattr(self.args, "max_length", None)
 
 
 def find_stages(
@@ -132,33 +86,35 @@ def find_stages(
 
     Raises: ConfigError for a YAML that is of none, or of several recipes.
     """
+    config = find_config(config)
     content = _content(config)
     if recipe is None and "stages" in content:
         if words:
             raise ConfigError(
-                f"{words[0]}: a pipeline's stages take no options from here; check one stage's config"
+                f"{words[0]}: options of a pipeline's stages stand in its YAML; check the config of "
+                "one stage to try others"
             )
         return _pipeline(Pipeline.read(config))
-    chosen = recipe or _recipe_of(config, content)
-    return [Stage.of(chosen, parse(argument_classes(chosen), ["--config", config, *words]))]
+    chosen = find_recipe(recipe or _recipe_of(config, content))
+    options = parse(chosen.argument_classes(), ["--config", config, *words])
+    return [Stage(chosen, Options(*options))]
 
 
 def _pipeline(pipeline: Pipeline) -> list[Stage]:
-    """The training runs of a pipeline; what the other stages are asked for is parsed too."""
-    found: list[Stage] = []
-    made: dict[str, Any] = {}
+    """The training runs of a pipeline; the options of its other stages are parsed, too."""
+    stages: list[Stage] = []
+    planned: dict[str, Any] = {}
     for stage in pipeline.stages:
-        words, makes = pipeline.command(stage)[2:], None
-        if stage.recipe in RECIPES:
-            configs = parse(argument_classes(stage.recipe), words)
-            makes = Stage.of(stage.recipe, configs, name=stage.name, made_before=dict(made))
-            found.append(makes)
+        command, words = pipeline.command_of(stage), pipeline.words(stage)
+        if isinstance(command, Recipe):
+            options = Options(*parse(command.argument_classes(), words))
+            makes: Any = Stage(command, options, name=stage.name, planned=dict(planned))
+            stages.append(makes)
         else:
-            own = LabelArguments if stage.recipe == "label" else EvaluateArguments
-            asked = parse((own, ModelArguments), words)[0]
-            makes = asked if stage.recipe == "label" else None
-        made[str(pipeline.directory(stage))] = makes
-    return found
+            assert command.arguments is not None
+            makes = parse(command.arguments(), words)[0]
+        planned[str(pipeline.directory(stage))] = makes
+    return stages
 
 
 def _content(config: str) -> dict[str, Any]:
@@ -174,18 +130,19 @@ def _content(config: str) -> dict[str, Any]:
 
 
 def _recipe_of(config: str, content: Mapping[str, Any]) -> str:
-    name = Path(config).stem.split("-")[0].split("_")[0]
-    if name in RECIPES:
+    """The recipe that a YAML is for: the one its file is named after, or the only one with its options."""
+    known = recipes()
+    name = Path(config).stem.split("-")[0]
+    if name in known:
         return name
-    fitting = []
-    for recipe in RECIPES:
-        known = {f.name for cls in argument_classes(recipe) for f in dataclasses.fields(cls)}
-        if set(content) <= known:
-            fitting.append(recipe)
+    fitting = [
+        name
+        for name, recipe in known.items()
+        if set(content) <= set(options_of(recipe.argument_classes()))
+    ]
     if len(fitting) == 1:
         return fitting[0]
     which = f"those of {' and of '.join(fitting)}" if fitting else "those of no training recipe"
     raise ConfigError(
-        f"{config}: its options are {which}; say which recipe it is for: --recipe "
-        f"{'|'.join(fitting or RECIPES)}"
+        f"{config}: its options are {which}; name the recipe: --recipe {'|'.join(fitting or known)}"
     )

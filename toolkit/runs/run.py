@@ -20,7 +20,6 @@ SCHEMA = 1
 ENSEMBLE, MANIFEST = leftovers.ENSEMBLE, leftovers.MANIFEST
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
-TRAINED = ("sft", "reward", ENSEMBLE, "ppo", "dpo", "kto")  # whose directory holds roles
 
 
 @dataclass
@@ -118,9 +117,8 @@ class Run:
             if old is not None:
                 made = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
                 print(f"{self.path}: replaces {old._described()} of {made}", flush=True)
-            roles = old is not None and (old.recipe != self.recipe or self.recipe in TRAINED)
             try:
-                leftovers.put_aside(self.path, of_a_role=roles)
+                leftovers.put_aside(self.path, of_a_role=old is not None)
                 self.save()
                 leftovers.give_up_aside(self.path)
             except BaseException:  # such as a full disk: the finished run stays one

@@ -1,0 +1,90 @@
+"""The command `toolkit`: every recipe and tool by its name."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+from toolkit import __version__
+from toolkit.errors import ToolkitError
+from toolkit.options.command_line import run_cli
+from toolkit.recipe import AnyCommand, Recipe, commands, find
+
+HELP = ("-h", "--help", "help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `toolkit NAME …`.
+
+    Args:
+        argv: the words after `toolkit`; default `sys.argv[1:]`.
+
+    Returns: the exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in HELP:
+            print(_overview())
+            return 0
+        if words[0] == "--version":
+            print(__version__)
+            return 0
+        command = find(words[0])
+        if command is None:
+            print(f"toolkit: no command {words[0]!r}; toolkit --help lists them", file=sys.stderr)
+            return 2
+        return run(command, words[1:])
+    except ToolkitError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+
+
+def run(command: AnyCommand, words: Sequence[str] | None = None) -> int:
+    """Run one command with the words of its command line; returns the exit code.
+
+    Args:
+        command: a file's `COMMAND` or `RECIPE`.
+        words: default `sys.argv[1:]`.
+    """
+    _quiet_libraries()
+    words = list(sys.argv[1:] if words is None else words)
+    if isinstance(command, Recipe):
+
+        def train(*configs: object) -> object:
+            from toolkit.train import train  # heavy: not for --help
+
+            return train(command, *configs)
+
+        return run_cli(train, command.argument_classes(), words, description=command.doc)
+    if command.arguments is not None:
+        return run_cli(command.run, command.arguments(), words, description=command.doc)
+    return int(command.run(words))
+
+
+def _overview() -> str:
+    """The help text: every command with its summary."""
+    found = commands()
+    width = max(map(len, found))
+    trains = {name for name, command in found.items() if isinstance(command, Recipe)}
+
+    def lines(names: Sequence[str]) -> str:
+        return "".join(f"  {name:<{width}}  {found[name].summary}\n" for name in names)
+
+    return (
+        "usage: toolkit COMMAND [--config NAME_OR_FILE] [options]\n\n"
+        f"Train:\n{lines([n for n in found if n in trains])}\n"
+        f"Other commands:\n{lines([n for n in found if n not in trains])}\n"
+        "toolkit COMMAND --help lists the options of a command. Shipped configs are named like\n"
+        "world/sft; --config also takes a path."
+    )
+
+
+def _quiet_libraries() -> None:
+    """Silence library messages that a user of the command line can do nothing about.
+
+    bitsandbytes reports at import that an optional CPU kernel is absent; transformers warns of
+    future option names that TRL's configs still use.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for option in ("`gradient_checkpointing", "`is_gradient_checkpointing"):
+        warnings.filterwarnings("ignore", message=option, category=FutureWarning)

@@ -1,0 +1,229 @@
+"""Commands and recipes: what a file in `recipes/` declares, and how a name finds its file.
+
+The folder of the recipes is the only registry. `TOOLKIT_RECIPES` names further folders, so that a
+recipe of your own is one file and needs no edit here.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+from toolkit.data.formats import Kind
+from toolkit.errors import ConfigError
+from toolkit.options.config import SHIPPED
+from toolkit.runs.run import ENSEMBLE, Run
+
+FOLDERS = "TOOLKIT_RECIPES"
+Holds = Literal["policy", "reward model", "ensemble", "other"]
+
+
+class Options(NamedTuple):
+    """The parsed options of a training recipe, one argument class each.
+
+    `args` is the trainer's config, `own` the recipe's own arguments.
+    """
+
+    script: Any
+    args: Any
+    model: Any
+    mixture: Any
+    own: Any
+
+
+@dataclass(frozen=True)
+class _Named:
+    name: str
+    doc: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the help text."""
+        return self.doc.strip().splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Command(_Named):
+    """What `toolkit NAME` runs: one file in `recipes/` that defines `COMMAND` or `RECIPE`.
+
+    Args:
+        name: the name of the file without `.py`.
+        doc: the help text, usually the file's docstring.
+        run: called with one instance of each argument class; without `arguments`, with the words of
+            the command line, and returns the exit code.
+        arguments: the argument classes; a function, because they import heavy libraries.
+        is_stage: pipelines may call it.
+        takes_timings: as a stage it gets the seconds of the earlier stages as `--timings`.
+    """
+
+    run: Callable[..., Any]
+    arguments: Callable[[], tuple[type, ...]] | None = None
+    is_stage: bool = False
+    takes_timings: bool = False
+
+
+def _same(options: Options, planned: Mapping[str, Any]) -> Options:
+    return options
+
+
+@dataclass(frozen=True)
+class Recipe(_Named):
+    """A training recipe: everything that the shared training function and `check` need.
+
+    Args:
+        name: the name of the file without `.py`.
+        doc: the help text, usually the file's docstring.
+        rows: the kind of rows it trains on (docs/data.md).
+        arguments: the trainer's config class and the recipe's own argument class; a function,
+            because they import heavy libraries.
+        build: makes the trainer from a `toolkit.training.Training`, which loads what it needs. The
+            shared function checks before, and trains, saves and records afterwards.
+        requirements: further checks before anything is loaded. Gets the options and what earlier
+            stages of a pipeline will write (directory -> stage); returns the resolved options.
+        save: writes the trained adapter and returns results for run.json; default: the adapter
+            and the tokenizer.
+        fit: replaces build, train and save, for a recipe that trains several models in one run.
+        holds: what a finished run directory holds.
+        needs_parent: `parent` is required.
+        takes_texts: plain text rows without a prompt are accepted, too.
+        drops_long_rows: rows longer than `max_length` are left out; by default the trainer
+            truncates them.
+        streams: `dataset_streaming` works; else `not_streamed` is the reason why not.
+    """
+
+    rows: Kind
+    arguments: Callable[[], tuple[type, type]]
+    build: Callable[[Any], Any]
+    requirements: Callable[[Options, Mapping[str, Any]], Options] = _same
+    save: Callable[[Any, Any], dict[str, Any]] | None = None
+    fit: Callable[[Any], dict[str, Any]] | None = None
+    holds: Holds = "policy"
+    needs_parent: bool = False
+    takes_texts: bool = False
+    drops_long_rows: bool = False
+    streams: bool = False
+    not_streamed: str = "its trainer reads all rows before the first step"
+
+    @property
+    def is_supervised(self) -> bool:
+        """It learns from demonstrations, so its policy is what later stages are compared with."""
+        return self.rows == "prompt-completion" and self.holds == "policy"
+
+    def argument_classes(self) -> tuple[type, ...]:
+        """The classes of `Options`, in that order."""
+        from trl import DatasetMixtureConfig, ScriptArguments
+
+        from toolkit.models.arguments import ModelArguments
+
+        config, own = self.arguments()
+        return ScriptArguments, config, ModelArguments, DatasetMixtureConfig, own
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by name: its functions are in a file that no import path reaches."""
+        return find_recipe, (self.name,)
+
+
+AnyCommand = Command | Recipe
+
+
+def folders() -> list[Path]:
+    """The folders that hold recipes: the shipped one, then those of `TOOLKIT_RECIPES`."""
+    own = os.environ.get(FOLDERS, "").split(os.pathsep)
+    return [SHIPPED / "recipes", *(Path(folder) for folder in own if folder)]
+
+
+def commands() -> dict[str, AnyCommand]:
+    """Every command by name, the app included.
+
+    Raises: ConfigError for a file that cannot be imported or defines no command.
+    """
+    files = [file for folder in folders() for file in sorted(folder.glob("[a-z]*.py"))]
+    return {file.stem: _load(file) for file in (*files, SHIPPED / "app.py")}
+
+
+def recipes() -> dict[str, Recipe]:
+    """Every training recipe by name."""
+    return {name: command for name, command in commands().items() if isinstance(command, Recipe)}
+
+
+def find(name: str) -> AnyCommand | None:
+    """The command of this name, or None."""
+    places = [SHIPPED] if name == "app" else folders()
+    for folder in places if name.isidentifier() else []:
+        if (folder / f"{name}.py").is_file():
+            return _load(folder / f"{name}.py")
+    return None
+
+
+def find_recipe(name: str) -> Recipe:
+    """The training recipe of this name.
+
+    Raises: ConfigError where there is none.
+    """
+    recipe = find(name)
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(f"no training recipe {name!r}; known are {', '.join(recipes())}")
+    return recipe
+
+
+def holds(run: Run) -> Holds:
+    """What a run directory holds; the files decide where its recipe is unknown."""
+    if run.recipe == ENSEMBLE:
+        return "ensemble"
+    command = find(run.recipe)
+    if command is not None:
+        return command.holds if isinstance(command, Recipe) else "other"
+    if (run.path / "head.safetensors").is_file():
+        return "reward model"
+    return "policy" if (run.path / "adapter_config.json").is_file() else "other"
+
+
+def is_supervised(run: Run) -> bool:
+    """Whether a run's policy was trained on demonstrations."""
+    recipe = find(run.recipe)
+    return isinstance(recipe, Recipe) and recipe.is_supervised
+
+
+_loaded: dict[Path, AnyCommand] = {}
+
+
+def _load(file: Path) -> AnyCommand:
+    """The command that a file defines; a file is imported once."""
+    file = file.resolve()
+    if file not in _loaded:
+        module = _import(file)
+        command = getattr(module, "RECIPE", None) or getattr(module, "COMMAND", None)
+        if not isinstance(command, Command | Recipe) or command.name != file.stem:
+            raise ConfigError(
+                f"{file}: expected RECIPE or COMMAND with the name {file.stem!r}, got {command!r}"
+            )
+        _loaded[file] = command
+    return _loaded[file]
+
+
+def _import(file: Path) -> ModuleType:
+    name = f"toolkit_recipes_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file raises while it is imported
+        raise ConfigError(
+            f"{file}: cannot be imported ({type(error).__name__}: {error})"
+        ) from error
+    return module
+
+
+def with_words(command: AnyCommand, words: Sequence[str]) -> list[str]:
+    """The command line that runs a command in a process of its own.
+
+    `-P` keeps the working directory off the import path: a file there must not replace a library.
+    """
+    return [sys.executable, "-P", "-m", "toolkit", command.name, *words]

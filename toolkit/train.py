@@ -1,0 +1,81 @@
+"""The training function that every training recipe shares."""
+
+from typing import Any
+
+from transformers import set_seed
+
+from toolkit.data.streaming import first_rows
+from toolkit.models.adapters import save_adapter
+from toolkit.preflight.report import print_report
+from toolkit.preflight.requirements import check_requirements
+from toolkit.recipe import Options, Recipe
+from toolkit.runs.resuming import asked
+from toolkit.runs.run import ENSEMBLE, Run
+from toolkit.trainers.interruption import interruptible
+from toolkit.training import Training
+
+
+def train(recipe: Recipe, *configs: Any) -> Run:
+    """Train a recipe: check, load, build, report, train, save, and record the run.
+
+    Args:
+        recipe: what to train.
+        configs: its parsed options, in the order of `Options`.
+
+    Returns: the finished run.
+    Raises: ToolkitError for options, data or adapters that cannot be used; the run is marked failed.
+    """
+    options, resume = check_requirements(recipe, Options(*configs))
+    args, own = options.args, options.own
+    is_ensemble = getattr(own, "ensemble", 1) > 1
+    if is_ensemble and asked(args.resume_from_checkpoint):
+        resume = args.output_dir  # the finished members stay
+    with Run.start(
+        args.output_dir,
+        recipe=ENSEMBLE if is_ensemble else recipe.name,
+        configs=options,
+        parents=_parents(own),
+        resume=resume,
+    ) as run:
+        set_seed(args.seed)  # before the split: TRL's get_dataset passes no seed of its own
+        training = Training(recipe, options, run=run, resume=resume)
+        return run.finish(**(recipe.fit or fit)(training))
+
+
+def fit(training: Training) -> dict[str, Any]:
+    """Build the recipe's trainer, train it and save what it trained.
+
+    Returns: results for run.json.
+    """
+    recipe = training.recipe
+    trainer = recipe.build(training)
+    trainer.base_fingerprint = training.fingerprint
+    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    print_report(
+        recipe,
+        training.options,
+        training.tokenizer,
+        first_rows(trainer.train_dataset),
+        trainer.data_collator,
+    )
+    with interruptible(trainer):
+        trainer.train(resume_from_checkpoint=training.resume)
+    if training.stream is not None:
+        print(training.stream.summary())
+    results = (recipe.save or save_policy)(training, trainer)
+    return {"steps": trainer.state.global_step, "trainable_parameters": parameters} | results
+
+
+def save_policy(training: Training, trainer: Any) -> dict[str, Any]:
+    """Write the trained adapter and the tokenizer into the run directory."""
+    save_adapter(trainer.model, training.run.path, training.fingerprint)
+    training.tokenizer.save_pretrained(training.run.path)
+    return {}
+
+
+def _parents(own: Any) -> dict[str, str | None]:
+    """The runs that a run starts from, by what they are for."""
+    rewards = getattr(own, "reward_model", [])
+    return {"adapter": getattr(own, "parent", None)} | {
+        f"reward_{i}" if i else "reward": run for i, run in enumerate(rewards)
+    }

@@ -1,0 +1,187 @@
+"""What a recipe builds its trainer from: rows, tokenizer, base and adapters of one training run."""
+
+from functools import cached_property
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from toolkit.data.checks import check_texts
+from toolkit.data.loading import load_splits
+from toolkit.data.streaming import Stream, open_stream
+from toolkit.data.tables import Splits
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.base import load_base
+from toolkit.models.fingerprint import fingerprint
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.recipe import Options, Recipe
+from toolkit.runs.run import Run
+from toolkit.trainers.callbacks import RunCallback
+from toolkit.trainers.load_policy import trainable_policy
+from toolkit.trainers.rank_allocation import RankAllocation
+from toolkit.world import resolve_base
+
+
+class Training:
+    """What a recipe builds its trainer from; each part is loaded when it is first read.
+
+    Args:
+        recipe: the recipe.
+        options: its options, resolved.
+        run: the run that is being written.
+        resume: the checkpoint to resume from.
+    """
+
+    run: Run
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: Options,
+        *,
+        run: Run | None = None,
+        resume: str | None = None,
+    ) -> None:
+        self.recipe, self.options, self.resume = recipe, options, resume
+        self.script, self.args, self.model, self.mixture, self.own = options
+        self.parent: str | None = getattr(self.own, "parent", None)
+        self.rewards: list[str] = getattr(self.own, "reward_model", [])
+        self.folder = None
+        if run is not None:
+            self.run, self.folder = run, run.path
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with the parent's chat template.
+
+        Raises: CheckpointError where there is none.
+        """
+        name = resolve_base(self.model.model_name_or_path)
+        try:
+            return load_tokenizer(
+                name,
+                revision=self.model.model_revision,
+                chat_template=self.model.chat_template,
+                parent=self.parent or next(iter(self.rewards), None),
+                trust_remote_code=self.args.trust_remote_code,
+            )
+        except (OSError, ValueError, ImportError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{name}: cannot load the base model ({reason})") from error
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The rows, converted to the recipe's kind and checked against the tokenizer.
+
+        Raises: DatasetError for rows that cannot be used; ConfigError for a missing test split.
+        """
+        splits = load_splits(
+            self.script,
+            self.mixture,
+            self.own,
+            kind=self.recipe.rows,
+            seed=self.args.seed,
+            texts=self.recipe.takes_texts,
+            turns=getattr(self.own, "turns", "last"),
+            folder=self.folder,
+        )
+        if self._eval_strategy != "no" and "test" not in splits:
+            raise ConfigError(
+                f"`eval_strategy` is {self._eval_strategy}, but there is no test split: set "
+                "`test_split_size`, or `eval_strategy: no`"
+            )
+        return check_texts(
+            splits,
+            self.tokenizer,
+            self.own,
+            max_length=self.max_length,
+            truncates=not self.recipe.drops_long_rows,
+            folder=self.folder,
+        )
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens to which the trainer truncates a row; None where it does not."""
+        packing = getattr(self.args, "packing", False)
+        return None if packing else getattr(self.args, "max_length", None)
+
+    @cached_property
+    def stream(self) -> Stream | None:
+        """The training rows as a stream, with `dataset_streaming`."""
+        if not self.script.dataset_streaming:
+            return None
+        return open_stream(
+            self.script, self.mixture, self.own, self.splits, self.tokenizer, folder=self.folder
+        )
+
+    @property
+    def rows(self) -> Any:
+        """The training rows."""
+        splits = self.splits
+        return splits["train"] if self.stream is None else self.stream.table(seed=self.args.seed)
+
+    @property
+    def held_out(self) -> Dataset | None:
+        """The rows to evaluate on, or None without `eval_strategy`."""
+        return self.splits.get("test") if self._eval_strategy != "no" else None
+
+    @property
+    def _eval_strategy(self) -> str:
+        return str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy))
+
+    @cached_property
+    def base(self) -> PreTrainedModel:
+        """The frozen base, with a language-model head."""
+        return self.load_base()
+
+    def load_base(self, *, scalar: bool = False) -> PreTrainedModel:
+        """The frozen base; with `scalar`, with a linear head to one scalar instead."""
+        base, _ = load_base(
+            self.model,
+            scalar=scalar,
+            parent=self.parent,
+            trust_remote_code=self.args.trust_remote_code,
+        )
+        self.fingerprint = fingerprint(self.model, self.tokenizer)
+        return base
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """The fingerprint of the base."""
+        return self.run.base
+
+    @fingerprint.setter
+    def fingerprint(self, value: dict[str, str]) -> None:
+        self.run.base = value
+
+    def policy(self) -> Any:
+        """The parent's adapter, trainable, on the base."""
+        assert self.parent is not None
+        base = self.base
+        return trainable_policy(
+            base,
+            self.fingerprint,
+            self.parent,
+            gradient_checkpointing=self.args.gradient_checkpointing,
+        )
+
+    def roles(self) -> Any:
+        """Policy, reference, value and reward as adapters on one base, for PPO."""
+        from toolkit.ppo.roles import load_ppo_roles
+
+        roles, _ = load_ppo_roles(
+            self.model,
+            policy=self.parent,
+            rewards=self.rewards,
+            value=self.args.value_role,
+            trust_remote_code=self.args.trust_remote_code,
+        )
+        self.fingerprint = roles.fingerprint
+        return roles
+
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """The callbacks of every recipe: the run's metrics, and AdaLoRA's rank allocation."""
+        new_adalora = self.parent is None and self.model.method == "adalora"
+        adalora = [RankAllocation()] if new_adalora else []
+        return [RunCallback(self.run), *adalora]
