@@ -17,7 +17,7 @@ FAST := -m "not slow and not browser and not gpu"
 .PHONY: seeds tradeoff ranking adapters base benchmark parity soak clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/pipeline.yaml
+	$(BIN)/toolkit quickstart
 
 test: $(VENV)/.installed-dev
 	$(MAKE) --no-print-directory lint types unit
@@ -74,14 +74,14 @@ soak: $(VENV)/.installed-dev
 SEEDS := 0 1 2 3 4
 seeds: $(VENV)/.installed
 	for seed in $(SEEDS); do \
-	  $(BIN)/python recipes/pipeline.py --config recipes/configs/world/seeds.yaml \
+	  $(BIN)/toolkit pipeline --config world/seeds \
 	    --seed $$seed --output_dir runs/seeds/$$seed || exit 1; \
 	done
 	$(BIN)/python benchmarks/seeds.py $(SEEDS:%=runs/seeds/%)
 
 # PPO-ptx with several γ: loss on pretraining text and win rate
 tradeoff: $(VENV)/.installed
-	$(BIN)/python recipes/pipeline.py --config recipes/configs/world/tradeoff.yaml
+	$(BIN)/toolkit pipeline --config world/tradeoff
 	$(BIN)/python benchmarks/tradeoff.py runs/tradeoff --image docs/images/ptx_tradeoff.png
 
 # all pairs of a prompt in one batch element against shuffled pairs, on the data of `make seeds`
@@ -94,7 +94,7 @@ adapters: $(VENV)/.installed
 
 # pretrain the shipped base again
 base: $(VENV)/.installed
-	$(BIN)/python recipes/pretrain.py --config recipes/configs/world/pretrain.yaml
+	$(BIN)/toolkit pretrain --config world/pretrain
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

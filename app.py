@@ -1,7 +1,7 @@
 """The app: compare checkpoints side by side, judge their answers blind, follow the runs.
 
-    python app.py --runs runs
-    python app.py --ask "What is it?" --checkpoint quickstart/sft
+    toolkit app --runs runs
+    toolkit app --ask "What is it?" --checkpoint quickstart/sft
 
 Reads   the runs below --runs and the base that they were trained on.
 Writes  judgements.sqlite there (or the file of --judgements), and judgements/ at an export.

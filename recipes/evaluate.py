@@ -15,13 +15,14 @@ from pathlib import Path
 from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import EvaluateArguments
-from toolkit.preflight.requirements import require_reward_models
 from toolkit.recipe import Command, holds, is_supervised
 from toolkit.runs.parents import made_with, require_adapter
 from toolkit.runs.run import Run
 
 
 def main(args, model) -> Run:
+    from toolkit.preflight.requirements import require_reward_models
+
     for folder in args.runs:
         require_adapter(folder, "runs")
     judges = [] if args.reward_model is None else require_reward_models(args.reward_model)

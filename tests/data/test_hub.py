@@ -152,7 +152,7 @@ def test_a_recipe_trains_on_a_cached_stream(
     name = keep("org", "set", train=pairs(COUNT), test=pairs(5, start=COUNT))
     words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", "--max_steps", 2]
     words += ["--dataset_name", name, "--dataset_streaming", "true"]
-    recipe_main("sft")(*stage_of("sft", *words).configs)
+    recipe_main("sft")(*stage_of("sft", *words).options)
     said = capsys.readouterr().out
     assert "the first 1005 rows of a stream -> prompt-completion (train 1000, test 5)" in said
     assert "org/set: 1500 rows of the stream were read" in said

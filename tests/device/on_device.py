@@ -1,7 +1,6 @@
 """Run by test_device.py: training and evaluation with the model on the simulated device."""
 
 import contextlib
-import importlib
 import shutil
 
 import pytest
@@ -13,9 +12,10 @@ from transformers import TrainingArguments, set_seed
 from tests.conftest import fresh_roles
 from tests.device.simulated import DEVICE, NAME, Generator, simulated
 from tests.ppo.setup import make, prompts
+from toolkit.cli import run
 from toolkit.models import base as base_module
 from toolkit.models.roles import POLICY, REFERENCE, REWARD
-from toolkit.options.command_line import run_cli
+from toolkit.recipe import find
 
 
 @contextlib.contextmanager
@@ -117,12 +117,11 @@ def test_ppo_trains_in_bfloat16(
 
 def test_every_recipe_runs(tiny_base, tmp_path, device):
     def call(recipe, **options):
-        module = importlib.import_module(f"recipes.{recipe}")
         words = ["--config", f"recipes/configs/world/{recipe}.yaml"]
         words += ["--output_dir", str(tmp_path / recipe), "--model_name_or_path", str(tiny_base)]
         for name, value in options.items():
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        assert run_cli(module.main, module.arguments(), words) == 0
+        assert run(find(recipe), words) == 0
         return tmp_path / recipe
 
     few = {"max_rows": 16, "per_device_train_batch_size": 4, "warmup_steps": 0}

@@ -1,9 +1,9 @@
 """A short run of a recipe on the tiny base with an adapter of some kind."""
 
-import importlib
 from pathlib import Path
 
-from toolkit.options.command_line import run_cli
+from toolkit.cli import run
+from toolkit.recipe import find
 
 COMMON = {
     "bf16": False,
@@ -34,7 +34,6 @@ DATA = {
 
 def call(recipe: str, folder: Path, base: Path, **options) -> int:
     """Run a recipe; its exit code."""
-    module = importlib.import_module(f"recipes.{recipe}")
     words = []
     given = COMMON | DATA[recipe] | {"model_name_or_path": base, "output_dir": folder} | options
     for name, value in given.items():
@@ -44,4 +43,4 @@ def call(recipe: str, folder: Path, base: Path, **options) -> int:
                 f"--{name}",
                 *(str(v).lower() if isinstance(v, bool) else str(v) for v in many),
             ]
-    return run_cli(module.main, module.arguments(), words)
+    return run(find(recipe), words)

@@ -1,7 +1,6 @@
 """Every option of TRL's ModelConfig, and ours, has its effect or is refused with a reason."""
 
 import dataclasses
-import importlib
 import json
 import shutil
 
@@ -11,13 +10,14 @@ from peft import LoraConfig
 from trl import ModelConfig
 
 from tests.models.methods import call
+from toolkit.cli import run
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import METHODS, ModelArguments, refuse_adapter_options
 from toolkit.models.base import load_base
 from toolkit.models.fingerprint import BASE_FILE, fingerprint
 from toolkit.models.peft_methods import build_peft_config
 from toolkit.models.roles import POLICY
-from toolkit.options.command_line import run_cli
+from toolkit.recipe import find
 from toolkit.runs.parents import made_with
 from toolkit.runs.run import write_json
 from toolkit.trainers.load_policy import load_roles
@@ -181,8 +181,7 @@ def test_recipes_that_go_on_from_a_run_refuse_it(recipe, tmp_path, capsys):
     }[recipe]
     words = [str(tmp_path / word) if word in ("sft", "reward") else word for word in given]
     words += ["--lora_r", "8", "--output_dir", str(tmp_path / "out")]
-    module = importlib.import_module(f"recipes.{recipe}")
-    assert run_cli(module.main, module.arguments(), words) == 2
+    assert run(find(recipe), words) == 2
     assert "`lora_r` would have no effect" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -1,6 +1,5 @@
 """Every kind of adapter in every role: trained and loaded back, or refused with the reason."""
 
-import importlib
 import json
 import math
 import shutil
@@ -14,12 +13,13 @@ from transformers import AutoModelForCausalLM, set_seed
 from tests.conftest import ROOT, fresh_roles
 from tests.models.methods import call
 from toolkit.app.workbench import Workbench
+from toolkit.cli import run
 from toolkit.models.adalora import as_lora
 from toolkit.models.adapters import read_adapter
 from toolkit.models.arguments import METHODS
 from toolkit.models.passes import collate, completion_logprobs, scores
 from toolkit.models.roles import REWARD, Roles
-from toolkit.options.command_line import run_cli
+from toolkit.recipe import find
 from toolkit.runs.run import Run
 from toolkit.sampling.decoding import decode
 from toolkit.trainers.rank_allocation import orthogonality
@@ -257,11 +257,10 @@ def test_evaluation_and_app_take_all_kinds_side_by_side(sft_runs, tiny_base, tmp
     made.base = Run.load(runs / "lora").base
     shutil.copytree(reward_run, runs / "reward", dirs_exist_ok=True)
     made.finish()
-    evaluate = importlib.import_module("recipes.evaluate")
     words = ["--runs", *(str(runs / m) for m in METHODS), "--reward_model", str(runs / "reward")]
     words += ["--model_name_or_path", str(tiny_base), "--output_dir", str(runs / "report")]
     words += "--max_prompts 4 --max_new_tokens 4 --few_shot 1".split()
-    assert run_cli(evaluate.main, evaluate.arguments(), words) == 0
+    assert run(find("evaluate"), words) == 0
     found = json.loads((runs / "report" / "report.json").read_text())["checkpoints"]
     assert set(found) == {"base", *METHODS}
     kl = {name: entry["kl_to_sft"] for name, entry in found.items()}

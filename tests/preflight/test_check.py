@@ -15,8 +15,10 @@ from toolkit.options.command_line import parse
 from toolkit.preflight.check import check_stage
 from toolkit.preflight.findings import Findings, check_disk, check_tokens
 from toolkit.preflight.lengths import histogram, neediest_row, percentiles, row_tokens
-from toolkit.preflight.report import preflight
-from toolkit.preflight.stages import Stage, argument_classes, find_stages
+from toolkit.preflight.report import print_report
+from toolkit.preflight.stages import Stage, find_stages
+from toolkit.recipe import Options, find_recipe
+from toolkit.train import train
 
 WORLD = "recipes/configs/world"
 REAL = sorted((SHARED / "data").glob("*.json*")) if (SHARED / "data").is_dir() else []
@@ -29,7 +31,8 @@ def _at_root(monkeypatch):
 
 def stage_of(recipe, *words):
     config = ["--config", f"{WORLD}/{recipe}.yaml", *map(str, words)]
-    return Stage.of(recipe, parse(argument_classes(recipe), config))
+    recipe = find_recipe(recipe)
+    return Stage(recipe, Options(*parse(recipe.argument_classes(), config)))
 
 
 def load_check():
@@ -88,7 +91,7 @@ def test_an_evaluation_without_a_test_split_is_refused(recipe, tiny_base, sft_ru
     with pytest.raises(ConfigError, match=said):
         check_stage(stage)
     with pytest.raises(ConfigError, match=said):
-        importlib.import_module(f"recipes.{recipe}").main(*stage.configs)
+        train(find_recipe(recipe), *stage.options)
 
 
 def test_a_limit_that_cuts_every_end_is_warned_of(tiny_base):
@@ -128,7 +131,7 @@ def test_checkpoints_that_find_no_room_are_an_error(tmp_path, monkeypatch):
 
 
 def test_an_adapter_of_another_base_ends_with_exit_code_2(tiny_base, sft_run, capsys):
-    main = load_check().main
+    main = load_check().check
     base = "toolkit/world/assets/base"
     data = ["--dataset_name", "world:comparisons", "--max_rows", "16"]
     words = ["--parent", str(sft_run), *data]
@@ -149,7 +152,7 @@ def test_an_adapter_of_another_base_ends_with_exit_code_2(tiny_base, sft_run, ca
 
 def test_a_run_that_does_not_fit_names_the_batch_that_does(tiny_base, capsys):
     words = ["--model_name_or_path", str(tiny_base), "--max_rows", "16"]
-    code = load_check().main(f"{WORLD}/sft.yaml", words, None, 0.02)
+    code = load_check().check(f"{WORLD}/sft.yaml", words, None, 0.02)
     said = capsys.readouterr().out
     assert code == 2
     assert "will not fit in 20 MB; the largest `per_device_train_batch_size` that does is" in said
@@ -159,7 +162,7 @@ def test_every_stage_of_a_pipeline_is_checked_before_the_first_has_run(tmp_path,
     file = tmp_path / "pipeline.yaml"  # of which nothing has run, whatever is in runs/
     text = Path(f"{WORLD}/pipeline.yaml").read_text(encoding="utf-8")
     file.write_text(text.replace("runs/quickstart", str(tmp_path / "runs")), encoding="utf-8")
-    assert load_check().main(str(file), [], None, None) == 0
+    assert load_check().check(str(file), [], None, None) == 0
     said = capsys.readouterr().out
     for name in ("sft", "reward", "ppo", "dpo"):
         assert f"=== {name} ({name})" in said
@@ -187,7 +190,7 @@ def test_a_yaml_is_known_by_its_name_then_by_its_options(tmp_path):
     file.write_text("dataset_name: world:demonstrations\n")
     with pytest.raises(ConfigError, match=r"--recipe sft"):
         find_stages(str(file))
-    assert find_stages(str(file), recipe="sft")[0].recipe == "sft"
+    assert find_stages(str(file), recipe="sft")[0].recipe.name == "sft"
 
 
 def test_the_short_form_never_stops_a_run(tiny_base, tmp_path, capsys):
@@ -195,18 +198,18 @@ def test_the_short_form_never_stops_a_run(tiny_base, tmp_path, capsys):
     import torch
 
     stage = stage_of("sft", "--model_name_or_path", tiny_base, "--output_dir", tmp_path)
-    configs = (stage.script, stage.training, stage.model, stage.mixture, stage.start)
+    configs = stage.options
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     rows = Dataset.from_list([{"input_ids": [5] * 9, "labels": [5] * 9}] * 4)
     collator = lambda some: {"labels": torch.tensor([row["labels"] for row in some])}  # noqa: E731
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    preflight("sft", configs, tokenizer, rows, collator)
+    print_report(find_recipe("sft"), configs, tokenizer, rows, collator)
     assert torch.equal(torch.rand(1), expected)
     assert "predicted peak" in capsys.readouterr().out
     stage.model.lora_target_modules = ["no_such_layer"]
-    preflight("sft", configs, tokenizer, rows, collator)
+    print_report(find_recipe("sft"), configs, tokenizer, rows, collator)
     said = capsys.readouterr().out
     assert "memory is not predicted (ConfigError: lora_target_modules" in said
     assert len(said.splitlines()) <= 6
@@ -223,7 +226,7 @@ def test_a_fresh_process_predicts_the_same(tiny_base, sft_run, reward_run, tmp_p
     ):
         rows, said = Dataset.from_list([row] * 4), []
         for fresh in (True, False):
-            preflight(stage.recipe, stage.configs, tokenizer, rows, fresh=fresh)
+            print_report(stage.recipe, stage.options, tokenizer, rows)
             lines = capsys.readouterr().out.splitlines()
             said.append([line for line in lines if "predicted" in line])
         assert "predicted peak" in said[0][0]
@@ -241,11 +244,16 @@ def test_the_disk_is_looked_at_where_memory_is_not_predicted(
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
     with_parent = stage_of("dpo", *words, "--parent", sft_run)
-    preflight("dpo", with_parent.configs, tokenizer, rows)
+    print_report(find_recipe("dpo"), with_parent.options, tokenizer, rows)
     said = capsys.readouterr().out
     assert "memory is not predicted (an exotic model)" in said
     assert "checkpoints take up to" in said
-    preflight("dpo", stage_of("dpo", *words, "--parent", tmp_path / "no").configs, tokenizer, rows)
+    print_report(
+        find_recipe("dpo"),
+        stage_of("dpo", *words, "--parent", tmp_path / "no").options,
+        tokenizer,
+        rows,
+    )
     assert "what checkpoints take of disk is not known" in capsys.readouterr().out
 
 

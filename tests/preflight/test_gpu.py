@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.preflight.gpu import card_memory_gb
+from toolkit.preflight.gpu import gpu_memory_gb
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ def test_the_card_that_a_run_would_take_is_asked(visible, asked, tmp_path, monke
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert card_memory_gb() == (None if asked is None else 8.0)
+    assert gpu_memory_gb() == (None if asked is None else 8.0)
     words = tmp_path / "nvidia-smi.words"
     assert words.exists() == (asked is not None)
     if asked is not None:

@@ -15,8 +15,8 @@ from tests.preflight.test_requirements import recipe_main
 from toolkit.errors import ConfigError
 from toolkit.options.command_line import parse
 from toolkit.preflight.options import try_options
-from toolkit.preflight.requirements import opening
-from toolkit.preflight.stages import RECIPES
+from toolkit.preflight.requirements import check_requirements
+from toolkit.recipe import find_recipe, recipes
 
 NUMBERS = [
     ("learning_rate", "-1", "at least 0, got -1.0"),
@@ -88,17 +88,21 @@ def asked(tiny_base, sft_run, reward_run, tmp_path):
 
 
 @pytest.mark.parametrize(("option", "value", "wanted"), NUMBERS)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", recipes())
 def test_a_number_out_of_range_is_refused(recipe, option, value, wanted, asked):
     with pytest.raises(ConfigError) as refused:
-        opening(recipe, stage_of(recipe, *asked(recipe, [f"--{option}", value])).configs)
+        check_requirements(
+            find_recipe(recipe), stage_of(recipe, *asked(recipe, [f"--{option}", value])).options
+        )
     assert f"`{option}` must be {wanted}" in str(refused.value)
 
 
 @pytest.mark.parametrize(("recipe", "option", "value", "wanted"), OF_ONE)
 def test_a_number_of_one_recipe_is_refused(recipe, option, value, wanted, asked):
     with pytest.raises(ConfigError) as refused:
-        opening(recipe, stage_of(recipe, *asked(recipe, [f"--{option}", value])).configs)
+        check_requirements(
+            find_recipe(recipe), stage_of(recipe, *asked(recipe, [f"--{option}", value])).options
+        )
     assert f"{recipe}: `{option}` must be {wanted}" in str(refused.value)
 
 
@@ -109,11 +113,11 @@ def test_what_a_library_refuses_is_said_before_a_model_is_loaded(
     monkeypatch.setattr("toolkit.models.base.load_base", None)
     words = asked(recipe, words.split())
     with pytest.raises(ConfigError, match=f"^{recipe}: .*{said}") as refused:
-        recipe_main(recipe)(*stage_of(recipe, *words).configs)
+        recipe_main(recipe)(*stage_of(recipe, *words).options)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
     config = f"recipes/configs/world/{recipe}.yaml"
-    assert load_check().main(config, words, recipe, None) == 2
+    assert load_check().check(config, words, recipe, None) == 2
     assert str(refused.value) in capsys.readouterr().out
 
 
@@ -126,7 +130,7 @@ def test_every_loss_of_dpo_is_let_through(asked):
     assert len(names) == 15
     for name in names:
         smoothed = ["--label_smoothing", "0.001"] if name == "exo_pair" else []
-        training = stage_of("dpo", *asked("dpo", ["--loss_type", name, *smoothed])).training
+        training = stage_of("dpo", *asked("dpo", ["--loss_type", name, *smoothed])).args
         try_options("dpo", training)
 
 
@@ -147,7 +151,7 @@ def test_trying_a_loss_leaves_training_on_its_device(monkeypatch, tmp_path):
     "name", ["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
 )
 def test_optimizers_that_are_there_are_let_through(name, asked):
-    try_options("sft", stage_of("sft", *asked("sft", ["--optim", name])).training)
+    try_options("sft", stage_of("sft", *asked("sft", ["--optim", name])).args)
 
 
 def test_the_base_of_the_world_has_a_shape(capsys, tmp_path):

@@ -1,8 +1,8 @@
 """What a recipe refuses at once, `recipes/check.py` refuses too, in the same words."""
 
-import importlib.util
 import json
 import shutil
+from functools import partial
 
 import pytest
 
@@ -12,9 +12,11 @@ from toolkit.errors import ConfigError, ToolkitError
 from toolkit.options.arguments import LabelArguments
 from toolkit.preflight.check import check_stage
 from toolkit.preflight.report import Needy, planner
-from toolkit.preflight.requirements import opening
+from toolkit.preflight.requirements import check_requirements
 from toolkit.preflight.stages import find_stages
+from toolkit.recipe import find_recipe
 from toolkit.runs.run import ADAPTER_FILES, ENSEMBLE, Run
+from toolkit.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +29,7 @@ STREAM = ["--dataset_streaming", "true"]
 
 
 def recipe_main(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return partial(train, find_recipe(name))
 
 
 def unfinished(folder, adapter):
@@ -117,9 +116,9 @@ def test_check_refuses_what_the_recipe_refuses(name, bad, tiny_base, tmp_path, c
         own += PAIRS
     words = [str(w) for w in ("--model_name_or_path", tiny_base, *own, *words)]
     with pytest.raises(ToolkitError, match=message) as raised:
-        recipe_main(recipe)(*stage_of(recipe, *words).configs)
+        recipe_main(recipe)(*stage_of(recipe, *words).options)
     assert not (tmp_path / "run").exists()
-    assert load_check().main(f"{WORLD}/{recipe}.yaml", words, recipe, None) == 2
+    assert load_check().check(f"{WORLD}/{recipe}.yaml", words, recipe, None) == 2
     assert str(raised.value) in capsys.readouterr().out
 
 
@@ -131,7 +130,7 @@ def test_check_refuses_rows_of_demonstrations_that_the_recipe_refuses(
     words = ["--model_name_or_path", tiny_base, "--parent", sft_run, "--demonstrations", file]
     words += ["--max_rows", 16, "--output_dir", tmp_path / "run"]
     words = [str(w) for w in (*PAIRS, *words)]
-    assert load_check().main(f"{WORLD}/reward.yaml", words, "reward", None) == 2
+    assert load_check().check(f"{WORLD}/reward.yaml", words, "reward", None) == 2
     assert "shown.jsonl" in capsys.readouterr().out.split("error: ")[1]
 
 
@@ -141,13 +140,13 @@ def test_what_an_interrupted_run_has_is_continued_not_refused(tmp_path, tiny_bas
     words = ["--model_name_or_path", tiny_base, "--parent", sft_run, "--output_dir", died]
     words += PAIRS
     with pytest.raises(ToolkitError, match="did not finish"):
-        opening("dpo", stage_of("dpo", *words).configs)
-    resumed = stage_of("dpo", *words, "--resume_from_checkpoint", "true").configs
+        check_requirements(find_recipe("dpo"), stage_of("dpo", *words).options)
+    resumed = stage_of("dpo", *words, "--resume_from_checkpoint", "true").options
     for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt", "trainer_state.json"):
         (died / "checkpoint-5" / name).write_text("{}", encoding="utf-8")
-    assert opening("dpo", resumed) == str(died / "checkpoint-5")
+    assert check_requirements(find_recipe("dpo"), resumed) == str(died / "checkpoint-5")
     Run(died, "dpo", state="finished").save()
-    assert opening("dpo", stage_of("dpo", *words).configs) is None
+    assert check_requirements(find_recipe("dpo"), stage_of("dpo", *words).options) is None
 
 
 @pytest.mark.parametrize("recipe", ["sft", "reward", "ppo", "dpo"])
@@ -156,20 +155,20 @@ def test_several_gpus_are_refused_and_one_is_not(monkeypatch, sft_run, reward_ru
     words += ["--reward_model", str(reward_run)] if recipe == "ppo" else []
     words += PAIRS if recipe in ("reward", "dpo") else []
     stage = stage_of(recipe, *words)
-    stage.training.use_cpu = False
+    stage.args.use_cpu = False
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"2 GPUs are visible.*CUDA_VISIBLE_DEVICES=0"):
-        opening(recipe, stage.configs)
+        check_requirements(find_recipe(recipe), stage.options)
     with pytest.raises(ConfigError, match="2 GPUs are visible"):
-        recipe_main(recipe)(*stage.configs)
+        recipe_main(recipe)(*stage.options)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    opening(recipe, stage.configs, made_before={})
+    check_requirements(find_recipe(recipe), stage.options, planned={})
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    stage.training.use_cpu = True
-    opening(recipe, stage.configs, made_before={})
+    stage.args.use_cpu = True
+    check_requirements(find_recipe(recipe), stage.options, planned={})
     assert stage.model.device_map is None
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    opening(recipe, stage.configs, made_before={})
+    check_requirements(find_recipe(recipe), stage.options, planned={})
     assert stage.model.device_map == "cpu"  # the base stays off the card, too
 
 
@@ -218,7 +217,7 @@ def test_a_stage_after_dpo_has_the_adapter_that_sft_will_make(tiny_base, tmp_pat
     parent, model = stages[2].starting_adapter()
     assert parent is None
     assert model.lora_r == 3
-    assert load_check().main(file, [], None, None) == 0
+    assert load_check().check(file, [], None, None) == 0
     said = capsys.readouterr().out
     assert said.count("predicted peak") == 3
     assert "not predicted" not in said
@@ -243,7 +242,7 @@ def test_an_ensemble_to_come_has_all_its_members(tiny_base, tmp_path):
         ppo=("ppo", {"parent": "{sft}", "reward_model": "{reward}"}),
     )
     stage = find_stages(file)[2]
-    opening("ppo", stage.configs, made_before=stage.made_before)
+    check_requirements(find_recipe("ppo"), stage.options, planned=stage.planned)
     assert stage.rewards == [f"{tmp_path}/out/reward/member-{i}" for i in range(3)]
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -273,9 +272,9 @@ def test_rankings_to_come_have_as_many_answers_as_are_labelled(tiny_base, tmp_pa
         reward=("reward", {"parent": "{sft}", "dataset_name": "{label}"}),
     )
     stage = find_stages(file)[1]
-    assert isinstance(stage.made_before[str(tmp_path / "out" / "label")], LabelArguments)
+    assert isinstance(stage.planned[str(tmp_path / "out" / "label")], LabelArguments)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    vices = stage.made_before[str(tmp_path / "out" / "label")].written_vices
+    vices = stage.planned[str(tmp_path / "out" / "label")].written_vices
     assert len(full_rows(stage, tokenizer)[0]["ids"]) == 3 + 1 + vices
-    stage.start.shuffle_pairs = True
+    stage.own.shuffle_pairs = True
     assert len(full_rows(stage, tokenizer)[0]["ids"]) == 2

@@ -31,7 +31,7 @@ def test_a_card_too_small_for_a_batch_of_one_is_refused(
     words += ["--reward_model", reward_run] if recipe == "ppo" else []
     words += [] if recipe in ("sft", "ppo") else ["--dataset_name", "world:comparisons"]
     words = [str(word) for word in words]
-    assert load_check().main(f"{WORLD}/{recipe}.yaml", words, recipe, 0.001) == 2
+    assert load_check().check(f"{WORLD}/{recipe}.yaml", words, recipe, 0.001) == 2
     said = capsys.readouterr().out
     assert "error: " in said
     assert "will not fit in 1 MB, and neither does a batch of 1" in said
@@ -51,7 +51,7 @@ def test_a_search_for_the_largest_batch_that_takes_too_long_leaves_the_predictio
 
     monkeypatch.setattr(check, "foresee", slow)
     words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", "--max_rows", 16]
-    found = check.check_stage(stage_of("sft", *words), card_memory_gb=8)
+    found = check.check_stage(stage_of("sft", *words), gpu_memory_gb=8)
     assert (found.errors, found.warnings) == ([], [])
     assert "the largest batch that fits was not looked for (given up after 300 s)" in found.notes
     said = capsys.readouterr().out
@@ -61,13 +61,13 @@ def test_a_search_for_the_largest_batch_that_takes_too_long_leaves_the_predictio
 
 @pytest.mark.parametrize("given", ["0", "-8", "nan", "inf", "8GB"])
 def test_a_card_of_no_memory_is_no_card(given):
-    words = ["--config", f"{WORLD}/sft.yaml", "--card_memory_gb", given]
-    words = [w if w != given else f"--card_memory_gb={given}" for w in words if w[:6] != "--card"]
+    words = ["--config", f"{WORLD}/sft.yaml", "--gpu_memory_gb", given]
+    words = [w if w != given else f"--gpu_memory_gb={given}" for w in words if w[:5] != "--gpu"]
     found = subprocess.run(
         [sys.executable, "recipes/check.py", *words], capture_output=True, text=True, cwd=ROOT
     )
     assert found.returncode == 2
-    assert "--card_memory_gb" in found.stderr.splitlines()[-1]
+    assert "--gpu_memory_gb" in found.stderr.splitlines()[-1]
     assert "Traceback" not in found.stderr
 
 
@@ -79,7 +79,7 @@ def test_a_card_of_no_memory_is_no_card(given):
 def test_checkpoints_by_a_share_of_the_steps_are_counted(every, limit, written, monkeypatch):
     words = ["--save_strategy", "steps", "--save_steps", every, "--output_dir", "/tmp/none"]
     stage = stage_of("sft", *words)
-    stage.training.save_total_limit = limit
+    stage.args.save_total_limit = limit
     needed = []
     for free in range(1, 20):
         usage = type("Usage", (), {"free": free * GB})
@@ -99,8 +99,8 @@ def test_a_share_of_the_steps_is_when_checkpoints_are_written(tiny_base, tmp_pat
     words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", "--max_rows", 16]
     words += ["--max_steps", 5, "--save_strategy", "steps", "--save_steps", 0.3]
     stage = stage_of("sft", *words)
-    stage.training.save_total_limit = None
-    recipe_main("sft")(*stage.configs)
+    stage.args.save_total_limit = None
+    recipe_main("sft")(*stage.options)
     # a share is rounded up: every ⌈5 · 0.3⌉ = 2 steps, and the end
     assert [path.name for path in checkpoints(tmp_path / "run")] == [
         "checkpoint-2",

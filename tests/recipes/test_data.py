@@ -1,6 +1,5 @@
 """What a user's data becomes on its way through a recipe: mixtures, text, dropped rows."""
 
-import importlib
 import json
 import re
 
@@ -8,7 +7,10 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, SHARED
-from toolkit.options.command_line import parse, run_cli
+from toolkit.cli import run
+from toolkit.options.command_line import parse
+from toolkit.recipe import find, find_recipe
+from toolkit.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -19,8 +21,8 @@ def call(recipe, folder, tmp_path, **options):
     options = yaml.safe_load(config.read_text()) | {"output_dir": str(folder)} | options
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({k: v for k, v in options.items() if v is not None}))
-    module = importlib.import_module(f"recipes.{recipe}")
-    return module.main(*parse(module.arguments(), ["--config", str(file)]))
+    found = find_recipe(recipe)
+    return train(found, *parse(found.argument_classes(), ["--config", str(file)]))
 
 
 QUICK = {
@@ -100,10 +102,9 @@ def test_sft_stops_at_the_templates_tokens(tmp_path, capsys, completion, message
     file = tmp_path / "d.jsonl"
     row = {"instruction": "Sky?", "output": completion}
     file.write_text(json.dumps(row) + "\n" + json.dumps(row | {"output": "Green."}) + "\n")
-    module = importlib.import_module("recipes.sft")
     words = ["--config", "recipes/configs/world/sft.yaml", "--dataset_name", str(file)]
     words += ["--output_dir", str(tmp_path / "sft"), "--max_steps", "1"]
-    code = run_cli(module.main, module.arguments(), words)
+    code = run(find("sft"), words)
     said = capsys.readouterr().err
     if message is None:
         assert code == 0

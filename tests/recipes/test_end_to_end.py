@@ -43,7 +43,14 @@ def small(tmp_path_factory):
 
 
 def pipeline(folder):
-    command = [sys.executable, "recipes/pipeline.py", "--config", str(folder / "pipeline.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "toolkit",
+        "pipeline",
+        "--config",
+        str(folder / "pipeline.yaml"),
+    ]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
@@ -92,7 +99,7 @@ def test_a_failing_stage_says_where(small):
 
 
 def test_the_base_can_be_made_from_nothing(tmp_path):
-    command = [sys.executable, "recipes/pretrain.py"]
+    command = [sys.executable, "-m", "toolkit", "pretrain"]
     command += ["--config", "recipes/configs/world/pretrain.yaml", "--output_dir", str(tmp_path)]
     command += ["--max_steps", "3", "--torch_compile", "false", "--tokenizer_documents", "2000"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

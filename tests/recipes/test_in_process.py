@@ -1,6 +1,5 @@
 """The training recipes called in this process: on a 4-bit base, and killed and continued."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -9,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from toolkit.cli import run
 from toolkit.evaluation import judge
 from toolkit.models.fingerprint import BASE_FILE
-from toolkit.options.command_line import run_cli
+from toolkit.recipe import find
 from toolkit.runs.parents import require_adapter, reward_models
 from toolkit.runs.run import ENSEMBLE, Run
 
@@ -22,11 +22,10 @@ STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_
 
 def call(recipe, folder, **options):
     """Run a recipe with its shipped config of the embedded world and some options changed."""
-    module = importlib.import_module(f"recipes.{recipe}")
     words = ["--config", f"{WORLD}/{recipe}.yaml", "--output_dir", str(folder)]
     for name, value in (QUICK | options).items():
         words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
-    assert run_cli(module.main, module.arguments(), words) == 0
+    assert run(find(recipe), words) == 0
     return folder
 
 
@@ -208,11 +207,10 @@ def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo
     )
     assert [v for k, v in Run.load(ppo).parents.items() if k != "adapter"] == members
     Run(sft_run, "sft", state="finished").save()
-    evaluate = importlib.import_module("recipes.evaluate")
     words = ["--config", f"{WORLD}/evaluate.yaml", "--model_name_or_path", tiny_base]
     words += ["--runs", sft_run, "--reward_model", folder, "--output_dir", tmp_path / "report"]
     words += ["--comparisons", "world:comparisons", "--max_prompts", 4, "--max_new_tokens", 4]
-    assert run_cli(evaluate.main, evaluate.arguments(), list(map(str, words))) == 0
+    assert run(find("evaluate"), list(map(str, words))) == 0
     section = json.loads((tmp_path / "report" / "report.json").read_text())["reward_model"]
     assert (section["members"], len(section["members_accuracy"])) == (3, 3)
     assert abs(section["demonstration_mean"]) < 0.2  # as every member's does
@@ -231,10 +229,9 @@ def test_ppo_by_python_functions_alone(tiny_base, sft_run, tmp_path, capsys):
     words += ["--model_name_or_path", str(tiny_base), "--total_episodes", "16"]
     words += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]
     words += ["--response_length", "8", "--logging_steps", "1"]
-    ppo = importlib.import_module("recipes.ppo")
 
     def ran(*more):
-        return run_cli(ppo.main, ppo.arguments(), [*words, *more])
+        return run(find("ppo"), [*words, *more])
 
     assert ran() == 2
     assert "reward_model` is missing" in capsys.readouterr().err
@@ -271,10 +268,9 @@ def test_the_evaluation_judges_in_its_batches_and_reads_no_other_split(
     monkeypatch.setattr(judge, "score_ids", watched)
     options = {"runs": made.path, "reward_model": reward_run, "comparisons": data, "batch_size": 3}
     options |= {"max_prompts": 2, "max_new_tokens": 4, "demonstrations": "world:demonstrations"}
-    evaluate = importlib.import_module("recipes.evaluate")
     words = [w for name, value in options.items() for w in (f"--{name}", str(value))]
     words += ["--model_name_or_path", str(tiny_base), "--output_dir", str(tmp_path / "report")]
-    assert run_cli(evaluate.main, evaluate.arguments(), words) == 0
+    assert run(find("evaluate"), words) == 0
     assert set(seen) == {3}
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["reward_model"]["pairs"] == 2

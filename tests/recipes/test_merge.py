@@ -1,6 +1,5 @@
 """A merged run is base and adapter, read by plain transformers; what cannot be merged is refused."""
 
-import importlib
 import json
 import re
 import shutil
@@ -14,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT, fresh_roles, lora, randomise
 from tests.models.methods import call
+from toolkit.cli import run
 from toolkit.models.roles import POLICY
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.options.command_line import run_cli
+from toolkit.recipe import find
 from toolkit.runs.run import Run
 
 IDS = torch.tensor([[1, 20, 30, 40, 50, 60, 70, 80], [1, 9, 99, 199, 299, 399, 499, 2]])
@@ -37,12 +37,11 @@ print((found - beside).abs().max().item(), (bare - beside).abs().max().item())
 
 def merge(parent, folder, base, **options):
     """Call the recipe with its shipped config; its exit code."""
-    module = importlib.import_module("recipes.merge")
     given = {"parent": parent, "output_dir": folder, "model_name_or_path": base} | options
     words = ["--config", "recipes/configs/world/merge.yaml"]
     for name, value in given.items():
         words += [f"--{name}", str(value)]
-    return run_cli(module.main, module.arguments(), words)
+    return run(find("merge"), words)
 
 
 def logits(model):

@@ -1,14 +1,13 @@
 """The presets for hub models, run on a tiny base and on rows shaped like their datasets."""
 
-import importlib
 import json
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT
-from toolkit.options.command_line import run_cli
-from toolkit.pipeline import RECIPES
+from toolkit.cli import run as run_command
+from toolkit.recipe import commands, find
 from toolkit.runs.run import Run
 
 PRESETS = ("qwen3-0.6b", "llama-3.2-1b", "qwen3-4b-qlora", "qwen3-8b-qlora", "mistral-7b-qlora")
@@ -92,8 +91,7 @@ def run(preset, stage, out, base, hub):
     assert changed["output_dir"].startswith(str(out))
     file = out / f"{stage}.yaml"
     file.write_text(yaml.safe_dump(changed), encoding="utf-8")
-    module = importlib.import_module(f"recipes.{stage}")
-    assert run_cli(module.main, module.arguments(), ["--config", str(file)]) == 0
+    assert run_command(find(stage), ["--config", str(file)]) == 0
     return Run.load(changed["output_dir"])
 
 
@@ -126,7 +124,7 @@ def test_a_presets_pipeline_names_its_own_files(preset):
     pipeline = yaml.safe_load((folder / "pipeline.yaml").read_text())
     configs = [stage["config"] for stage in pipeline["stages"].values()]
     assert [stage["recipe"] for stage in pipeline["stages"].values()] == list(STAGES)
-    assert set(STAGES) <= set(RECIPES)
+    assert set(STAGES) <= commands().keys()
     assert configs == [f"recipes/configs/{preset}/{stage}.yaml" for stage in STAGES]
     models = {yaml.safe_load((ROOT / c).read_text())["model_name_or_path"] for c in configs}
     assert len(models) == 1

@@ -1,7 +1,6 @@
 """SFT, reward, DPO and PPO on files that nobody here wrote."""
 
 import gzip
-import importlib.util
 import json
 import re
 
@@ -11,6 +10,8 @@ from tests.conftest import ROOT, SHARED
 from tests.preflight.test_check import WORLD, load_check
 from toolkit.errors import DatasetError
 from toolkit.options.command_line import parse
+from toolkit.recipe import find_recipe
+from toolkit.train import train
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,11 +25,11 @@ COMMON = ["--max_rows", "16", "--max_length", "512", "--per_device_train_batch_s
 
 def call(recipe, *words):
     """Run a recipe in this process, as its command line would."""
-    spec = importlib.util.spec_from_file_location(recipe, ROOT / "recipes" / f"{recipe}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     config = ROOT / "recipes" / "configs" / "world" / f"{recipe}.yaml"
-    return module.main(*parse(module.arguments(), ["--config", str(config), *map(str, words)]))
+    found = find_recipe(recipe)
+    return train(
+        found, *parse(found.argument_classes(), ["--config", str(config), *map(str, words)])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_real_data_rows_add_up_in_the_check(
     words = ["--dataset_name", file, "--drop_bad_rows", "true", "--max_length", 512]
     words += ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
     words += [] if recipe == "sft" else ["--parent", sft_run]
-    code = load_check().main(f"{WORLD}/{recipe}.yaml", list(map(str, words)), recipe, 24.0)
+    code = load_check().check(f"{WORLD}/{recipe}.yaml", list(map(str, words)), recipe, 24.0)
     said = capsys.readouterr().out
     assert (code, said.strip().splitlines()[-1]) == (0, "nothing stands against it"), said
     there = rows_of(file)
@@ -138,5 +139,5 @@ def test_real_data_without_comparisons_is_refused_by_dpo_and_the_check(
     words += ["--output_dir", tmp_path / "run"]
     with pytest.raises(DatasetError, match=r"its format is alpaca .*preference needs"):
         call("dpo", *words)
-    assert load_check().main(f"{WORLD}/dpo.yaml", list(map(str, words)), "dpo", None) == 2
+    assert load_check().check(f"{WORLD}/dpo.yaml", list(map(str, words)), "dpo", None) == 2
     assert "its format is alpaca" in capsys.readouterr().out.split("error: ")[1]

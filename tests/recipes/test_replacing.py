@@ -1,13 +1,13 @@
 """A recipe started in the folder of a finished run: what fails before it trains costs nothing."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.recipes.test_in_process import QUICK, STEPS, WORLD, call
-from toolkit.options.command_line import run_cli
+from toolkit.cli import run
+from toolkit.recipe import find
 from toolkit.reward.ranking import RankingTrainer
 from toolkit.runs.parents import is_finished
 from toolkit.runs.replacing import DROPPED_FILE, checkpoints
@@ -24,10 +24,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def refused(recipe: str, folder: Path, **options) -> None:
     """As `call`, of what a recipe does not accept."""
-    module = importlib.import_module(f"recipes.{recipe}")
     words = ["--config", f"{WORLD}/{recipe}.yaml", "--output_dir", str(folder)]
     words += [w for n, v in (QUICK | options).items() for w in (f"--{n}", str(v))]
-    assert run_cli(module.main, module.arguments(), words) == 2
+    assert run(find(recipe), words) == 2
 
 
 @pytest.mark.slow

@@ -1,14 +1,13 @@
 """KTO through its recipe: labels out of comparisons, the SFT adapter as reference, neighbours apart."""
 
-import importlib
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.models import methods
-from toolkit.options.command_line import run_cli
+from toolkit.cli import run
+from toolkit.recipe import find
 from toolkit.runs.run import Run
 from toolkit.trainers import supervised
 
@@ -17,7 +16,6 @@ pytestmark = pytest.mark.slow
 
 def call(base, parent, folder, **options):
     """Run the recipe with its shipped config of the embedded world and some options changed."""
-    module = importlib.import_module("recipes.kto")
     given = {
         "model_name_or_path": base,
         "parent": parent,
@@ -31,7 +29,7 @@ def call(base, parent, folder, **options):
     words = ["--config", str(ROOT / "recipes/configs/world/kto.yaml")]
     for name, value in (given | options).items():
         words += [f"--{name}", str(value)]
-    assert run_cli(module.main, module.arguments(), words) == 0
+    assert run(find("kto"), words) == 0
     return Run.load(folder)
 
 

@@ -132,19 +132,7 @@ class RewardModelTrainer:
 
         Returns: results for `run.json`: the number of steps, and the calibration.
         """
-        self.adapted = scalar_adapter(
-            self.base, self.fingerprint, parent=start.parent, model=self.model
-        )
-        trainer = RankingTrainer(
-            self.adapted,
-            training,
-            processing_class=self.tokenizer,
-            data_collator=RankingCollator(self.tokenizer.pad_token_id),
-            train_dataset=comparisons.train,
-            eval_dataset=comparisons.test if training.eval_strategy != "no" else None,
-            callbacks=[RunCallback(run)],
-        )
-        trainer.base_fingerprint = self.fingerprint
+        trainer = self.build(comparisons, training, start, run=run)
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
         folder = Path(str(training.output_dir))
@@ -158,6 +146,30 @@ class RewardModelTrainer:
             )
             save_head(self.adapted, folder, bias=self.bias, scale=self.scale)
         return results
+
+    def build(
+        self,
+        comparisons: Comparisons,
+        training: RewardConfig,
+        start: RewardArguments,
+        *,
+        run: Run | None = None,
+    ) -> RankingTrainer:
+        """The trainer of one reward model, whose adapter starts from the parent's."""
+        self.adapted = scalar_adapter(
+            self.base, self.fingerprint, parent=start.parent, model=self.model
+        )
+        trainer = RankingTrainer(
+            self.adapted,
+            training,
+            processing_class=self.tokenizer,
+            data_collator=RankingCollator(self.tokenizer.pad_token_id),
+            train_dataset=comparisons.train,
+            eval_dataset=comparisons.test if training.eval_strategy != "no" else None,
+            callbacks=[RunCallback(run)],
+        )
+        trainer.base_fingerprint = self.fingerprint
+        return trainer
 
     def _calibrate(
         self, demonstrations: list[tuple[Prompt, Prompt]], *, unit_variance: bool

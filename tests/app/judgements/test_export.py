@@ -18,7 +18,6 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 from tests.app.judgements.fake_workbench import FakeWorkbench
 from tests.app.judgements.judgements import BASE, battle, ranking, reply
 from tests.conftest import ROOT
-from tests.recipes.test_command_line import load
 from toolkit.app.judgements.battles import Battles
 from toolkit.app.judgements.export import FILES, TRAINS_ON, export, training_commands
 from toolkit.app.judgements.judgement import VERDICTS, Judgement, parse_order
@@ -32,6 +31,7 @@ from toolkit.models.fingerprint import fingerprint
 from toolkit.models.roles import Roles
 from toolkit.options.arguments import DataArguments
 from toolkit.options.command_line import parse
+from toolkit.recipe import find_recipe
 from toolkit.runs.run import Run
 
 JUDGEMENTS: list[Judgement] = [
@@ -223,7 +223,7 @@ def test_recipes_accept_the_commands_options(recipe: str, monkeypatch: pytest.Mo
         commands = training_commands(Path("j"), base=base, parent=Path("sft"), runs=Path("r"))
         python, script, *words = shlex.split(commands[recipe])
         assert (python, script) == ("python", f"recipes/{recipe}.py")
-        script_arguments, training, *_, start = parse(load(recipe).arguments(), words)
+        script_arguments, training, *_, start = parse(find_recipe(recipe).argument_classes(), words)
         assert script_arguments.dataset_name == f"j/{TRAINS_ON[recipe]}"
         assert training.output_dir == f"r/judged/{recipe}"
         assert (start.parent, start.drop_bad_rows) == ("sft", True)
