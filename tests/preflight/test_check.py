@@ -225,7 +225,7 @@ def test_a_fresh_process_predicts_the_same(tiny_base, sft_run, reward_run, tmp_p
         (stage_of("ppo", *words, "--reward_model", reward_run), {"prompt_ids": [5] * 9}),
     ):
         rows, said = Dataset.from_list([row] * 4), []
-        for fresh in (True, False):
+        for _fresh in (True, False):
             print_report(stage.recipe, stage.options, tokenizer, rows)
             lines = capsys.readouterr().out.splitlines()
             said.append([line for line in lines if "predicted" in line])

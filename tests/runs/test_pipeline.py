@@ -43,13 +43,13 @@ def write(tmp_path):
 
 def test_options_name_earlier_stages(write, tmp_path):
     pipeline = Pipeline.read(str(write(GOOD)))
-    words = pipeline.command(pipeline.stages[1])
+    words = pipeline.words(pipeline.stages[1])
     assert words[words.index("--parent") + 1] == str(tmp_path / "runs" / "sft")
     at = words.index("--runs")
     assert words[at + 1 : at + 3] == [str(tmp_path / "runs" / "sft"), "x"]
     assert words[words.index("--output_dir") + 1] == str(tmp_path / "runs" / "ppo")
     other = Pipeline.read(str(write(GOOD)), seed=3, output_dir="elsewhere")
-    words = other.command(other.stages[0])
+    words = other.words(other.stages[0])
     assert words[words.index("--seed") + 1] == "3"
     assert words[words.index("--output_dir") + 1] == "elsewhere/sft"
 
@@ -57,7 +57,7 @@ def test_options_name_earlier_stages(write, tmp_path):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("recipe: ppo", "recipe: grpo", "`recipe` must be one of sft"),
+        ("recipe: ppo", "recipe: grpo", "`recipe` must be one of"),
         ("{{sft}}", "{{dpo}}", "names stage `dpo`, which is not an earlier stage"),
         ("seed: 0", "seed: x", "`seed` must be int"),
         ("seed: 0", "sead: 0", "unknown key `sead`"),
@@ -110,8 +110,8 @@ def test_code_that_comes_with_a_model_is_asked_for_on_the_command_line_alone(wri
         Pipeline.read(str(write(text)))
     pipeline = Pipeline.read(str(write(GOOD)), trust_remote_code=True)
     for stage in pipeline.stages:
-        assert pipeline.command(stage)[-2:] == ["--trust_remote_code", "true"]
-    assert "--trust_remote_code" not in Pipeline.read(str(write(GOOD))).command(pipeline.stages[0])
+        assert pipeline.words(stage)[-2:] == ["--trust_remote_code", "true"]
+    assert "--trust_remote_code" not in Pipeline.read(str(write(GOOD))).words(pipeline.stages[0])
 
 
 ONE = """
