@@ -8,8 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from toolkit.data.checks import check_texts
 from toolkit.data.loading import load_splits
+from toolkit.data.splits import Splits
 from toolkit.data.streaming import Stream, open_stream
-from toolkit.data.tables import Splits
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import load_base
 from toolkit.models.fingerprint import fingerprint

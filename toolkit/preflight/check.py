@@ -95,9 +95,7 @@ def _splits(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Splits:
         turns=getattr(stage.own, "turns", "last"),
     )
     truncates = not stage.recipe.drops_long_rows
-    return check_texts(
-        splits, tokenizer, stage.own, max_length=stage.limit, truncates=truncates
-    )
+    return check_texts(splits, tokenizer, stage.own, max_length=stage.limit, truncates=truncates)
 
 
 def _rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, object]:
