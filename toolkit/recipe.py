@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-from toolkit.data.formats import Kind
+from toolkit.data.convert import Kind
 from toolkit.errors import ConfigError
 from toolkit.options.config import SHIPPED
 from toolkit.runs.run import ENSEMBLE, Run
