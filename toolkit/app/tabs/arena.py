@@ -38,7 +38,9 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
         with gr.Column(scale=2, min_width=320):
             info = "Each battle draws two of them. Choose two or more."
             pool = parts.pool_list(page, workbench, info)
-            temperature, tokens = parts.sampling()
+            # no seed here: visitors must not be able to predict answers
+            with gr.Accordion("Sampling", open=False):
+                temperature, tokens = parts.temperature_and_length()
     with gr.Row(equal_height=False):
         answers = [_answer("A"), _answer("B")]
     with gr.Row():
@@ -64,11 +66,10 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
         with parts.errors_as_toast(root):
             ids = parts.pool_or_default(workbench, chosen)
             for progress in battles.battle(question, ids, temperature=heat, max_new_tokens=length):
-                if progress.id:
-                    news = [*progress.texts, "Which answer is better?", *enabled(True)]
-                else:
-                    news = ["", "", parts.waiting(progress.done, progress.total), *enabled(False)]
-                yield [progress.id, *news]
+                ready = bool(progress.id)
+                waiting = f"{progress.done} of {progress.total} {parts.READY}"
+                message = "Which answer is better?" if ready else waiting
+                yield [progress.id, *(progress.texts or ("", "")), message, *enabled(ready)]
 
     def vote(verdict: str) -> Callable[..., list[Any]]:
         def store_vote(id: str, why: str, name: str) -> list[Any]:
@@ -78,7 +79,7 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
 
         return store_vote
 
-    parts.generates_answers(
+    parts.connect_generation(
         start,
         stop,
         begin,

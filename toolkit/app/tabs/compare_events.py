@@ -54,7 +54,7 @@ class CompareEvents:
             seed: Any,
             visitor: gr.Request,
         ) -> Iterator[list[Any]]:
-            open_chat = begin(chat, _text(prompt), _text(system))
+            open_chat = begin(chat, prompt or "", system or "")
             drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "beams": beams}
             settings = drawing | {"max_new_tokens": tokens, "seed": seed}
             for update in self._answer(open_chat, checkpoints, reward, settings, visitor):
@@ -78,12 +78,10 @@ class CompareEvents:
         ids = [c for c in checkpoints if isinstance(c, str)] if checkpoints else []
         key = _session(visitor)
         self.leave(visitor)
+        conversations = {id: chat.conversation(id) for id in ids}
         with errors_as_toast():
             comparison = self.workbench.stream(
-                {id: chat.conversation(id) for id in ids},
-                checkpoints,
-                reward=reward_id(reward),
-                **settings,
+                conversations, checkpoints, reward=reward_id(reward), **settings
             )
         self._running[key] = comparison
         before: list[Answer] = []
@@ -105,8 +103,8 @@ class CompareEvents:
                 last_yield = time.monotonic()
                 shown, chat = chat.columns, replace(chat, columns=len(answers))
                 parts = self._columns(chat, answers, [] if done else before, comparison, shown)
-                new_chat = chat if done or not before else gr.skip()
-                yield [new_chat, gr.skip() if before else "", *parts]
+                chat_update = chat if done or not before else gr.skip()
+                yield [chat_update, gr.skip() if before else "", *parts]
                 before = list(answers)
         finally:
             comparison.close()
@@ -246,7 +244,3 @@ def _skip(count: int) -> list[Any]:
 
 def _session(visitor: gr.Request) -> str:
     return visitor.session_hash or f"request {id(visitor)}"
-
-
-def _text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else ""

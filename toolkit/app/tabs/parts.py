@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
 
 QUIET = "quiet"  # hides Gradio's error badge on fields whose errors a toast shows
-READY = "answers are ready…"
+READY = "answers are ready…"  # the end of the status while answers are generated
 NO_VOTES = """**There are no judgements yet.** Vote in *Arena* or order answers in *Rank*; the results \
 appear here."""
 CSS = """
@@ -138,12 +138,6 @@ def pool_or_default(workbench: "Workbench", chosen: Any) -> Any:
     return checkpoint_choices(workbench.refresh()).chosen
 
 
-def sampling() -> tuple[gr.Slider, gr.Slider]:
-    """Temperature and length; the server draws the seeds, so that visitors cannot predict answers."""
-    with gr.Accordion("Sampling", open=False):
-        return temperature_and_length()
-
-
 def temperature_and_length() -> tuple[gr.Slider, gr.Slider]:
     """The two settings of every tab that generates answers."""
     default = limits.DEFAULT_TEMPERATURE
@@ -185,12 +179,7 @@ def status_box(value: str) -> gr.Textbox:
     )
 
 
-def waiting(done: int, total: int) -> str:
-    """The status while answers are generated."""
-    return f"{done} of {total} {READY}"
-
-
-def generates_answers(
+def connect_generation(
     start: gr.Button,
     stop: gr.Button,
     begin: Callable[..., Iterator[list[Any]]],

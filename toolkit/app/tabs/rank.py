@@ -47,7 +47,9 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
             answer_count = gr.Slider(
                 MIN_ANSWERS, MAX_ANSWERS, value=MIN_ANSWERS, step=1, label="Answers", info=info
             )
-            temperature, tokens = parts.sampling()
+            # no seed here: visitors must not be able to predict answers
+            with gr.Accordion("Sampling", open=False):
+                temperature, tokens = parts.temperature_and_length()
     boxes, texts, grades, flags = map(list, zip(*_answers(), strict=True))
     order = _order()
     with gr.Row():
@@ -66,7 +68,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
                 question, ids, k, temperature=heat, max_new_tokens=length
             ):
                 ready = bool(progress.id)
-                message = SORT if ready else parts.waiting(progress.done, progress.total)
+                message = SORT if ready else f"{progress.done} of {progress.total} {parts.READY}"
                 button = gr.update(interactive=ready)
                 columns = _columns(progress.texts)
                 yield [progress.id, len(progress.texts), "", message, button, *columns]
@@ -83,7 +85,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
             )
         return [reveal(judgement), "", gr.update(interactive=False)]
 
-    parts.generates_answers(
+    parts.connect_generation(
         start,
         stop,
         begin,
