@@ -19,7 +19,7 @@ from tests.app.judgements.fake_workbench import FakeWorkbench
 from tests.app.judgements.judgements import BASE, battle, ranking, reply
 from tests.conftest import ROOT
 from toolkit.app.judgements.battles import Battles
-from toolkit.app.judgements.export import FILES, TRAINS_ON, export, training_commands
+from toolkit.app.judgements.export import FILES, export, training_commands, training_files
 from toolkit.app.judgements.judgement import VERDICTS, Judgement, parse_order
 from toolkit.app.judgements.store import Store
 from toolkit.app.workbench import Workbench
@@ -200,7 +200,7 @@ def test_commands_are_quoted_and_contain_the_base() -> None:
         Path("my runs/j"), base=base, parent=Path("my runs/$sft"), runs=Path("r")
     )
     words = shlex.split(commands["dpo"])
-    assert words[:2] == ["python", "recipes/dpo.py"]
+    assert words[:2] == ["toolkit", "dpo"]
     options = dict(zip(words[2::2], words[3::2], strict=True))
     assert options == {
         "--model_name_or_path": "org/it's a model",
@@ -216,15 +216,28 @@ def test_commands_are_quoted_and_contain_the_base() -> None:
     assert training_commands(Path("x"), base=base, parent=None, runs=Path("r")) == {}
 
 
-@pytest.mark.parametrize("recipe", list(TRAINS_ON))
+def test_new_recipe_gets_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ipo.py").write_text(
+        "from toolkit.recipe import Recipe\n"
+        'RECIPE = Recipe("ipo", "Identity preferences.", rows="preference", arguments=tuple, build=id)\n'
+    )
+    monkeypatch.setenv("TOOLKIT_RECIPES", str(tmp_path))
+    assert training_files()["ipo"] == "preference.jsonl"
+    commands = training_commands(
+        Path("j"), base={"id": "world:base"}, parent=Path("sft"), runs=Path("r")
+    )
+    assert commands["ipo"].startswith("toolkit ipo --model_name_or_path world:base")
+
+
+@pytest.mark.parametrize("recipe", ["reward", "dpo", "kto"])
 def test_recipes_accept_the_commands_options(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for base in ({"id": "world:base"}, {"id": "a/b", "quantization": "8bit"}):
         commands = training_commands(Path("j"), base=base, parent=Path("sft"), runs=Path("r"))
-        python, script, *words = shlex.split(commands[recipe])
-        assert (python, script) == ("python", f"recipes/{recipe}.py")
+        program, name, *words = shlex.split(commands[recipe])
+        assert (program, name) == ("toolkit", recipe)
         script_arguments, training, *_, start = parse(find_recipe(recipe).argument_classes(), words)
-        assert script_arguments.dataset_name == f"j/{TRAINS_ON[recipe]}"
+        assert script_arguments.dataset_name == f"j/{training_files()[recipe]}"
         assert training.output_dir == f"r/judged/{recipe}"
         assert (start.parent, start.drop_bad_rows) == ("sft", True)
 
@@ -273,13 +286,13 @@ def test_recipes_train_on_exported_votes(
     commands = training_commands(
         file.parent, base={"id": "world:base"}, parent=sft, runs=tmp_path / "runs"
     )
-    python, *words = shlex.split(commands[recipe])
-    assert python == "python"
+    program, *words = shlex.split(commands[recipe])
+    assert program == "toolkit"
     small = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--save_strategy", "no"]
     if recipe == "reward":
         small += ["--max_rows", "64"]
     done = subprocess.run(
-        [sys.executable, *words, *small, "--warmup_steps", "0"],
+        [sys.executable, "-m", "toolkit", *words, *small, "--warmup_steps", "0"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -154,6 +154,6 @@ def test_leaderboard_and_data_show_the_judgements(page: Page, tmp_path: Path) ->
     (preference,) = [Path(f) for f in files if Path(f).name == "preference.jsonl"]
     beside = store.path.parent / "judgements" / "preference.jsonl"
     assert preference.read_bytes() == beside.read_bytes()
-    assert reward.startswith("python recipes/reward.py --config recipes/configs/world/reward.yaml")
+    assert reward.startswith("toolkit reward --config world/reward")
     assert str(beside) in dpo and "secret-sft-run" in dpo
-    assert kto.startswith("python recipes/kto.py") and "judgements/unpaired.jsonl" in kto
+    assert kto.startswith("toolkit kto") and "judgements/unpaired.jsonl" in kto

@@ -14,6 +14,9 @@ from toolkit.data.convert import Kind, convert_row
 from toolkit.data.messages import Row
 from toolkit.data.ranking import group_id, labels_of, pairs_of, read_ranked
 from toolkit.data.row_errors import RowError
+from toolkit.options.config import find_config
+from toolkit.recipe import recipes
+from toolkit.world import BASE_NAME
 
 PREFERENCE, RANKED, UNPAIRED = "preference.jsonl", "ranked.jsonl", "unpaired.jsonl"
 TIES, BOTH_BAD_FILE = "ties.jsonl", "both_bad.jsonl"
@@ -24,7 +27,6 @@ FILES: Mapping[str, str] = {  # name -> the format that toolkit/data reads it as
     TIES: "ranked",
     BOTH_BAD_FILE: "unpaired",
 }
-TRAINS_ON: Mapping[str, str] = {"reward": PREFERENCE, "dpo": PREFERENCE, "kto": UNPAIRED}
 
 _json = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -79,6 +81,13 @@ def export(judgements: Sequence[Judgement]) -> Export:
     return Export(lines, dict(left_out))
 
 
+def training_files() -> dict[str, str]:
+    """The exported file that each recipe can train on, by recipe; reward models first."""
+    by_kind = {"preference": PREFERENCE, "unpaired": UNPAIRED}
+    ordered = sorted(recipes().values(), key=lambda recipe: recipe.holds == "policy")
+    return {recipe.name: by_kind[recipe.rows] for recipe in ordered if recipe.rows in by_kind}
+
+
 def training_commands(
     folder: Path, *, base: Mapping[str, str], parent: Path | None, runs: Path
 ) -> dict[str, str]:
@@ -95,21 +104,23 @@ def training_commands(
     return {
         recipe: shlex.join(
             [
-                *("python", f"recipes/{recipe}.py", *_base_options(recipe, base)),
+                *("toolkit", recipe, *_base_options(recipe, base)),
                 *("--dataset_name", str(folder / file), "--parent", str(parent)),
                 *("--output_dir", str(runs / "judged" / recipe)),
                 # visitors can type text that the chat template does not allow
                 *("--drop_bad_rows", "true"),
             ]
         )
-        for recipe, file in TRAINS_ON.items()
+        for recipe, file in training_files().items()
     }
 
 
 def _base_options(recipe: str, base: Mapping[str, str]) -> list[str]:
-    """The shipped config for the embedded base; the name and quantization of any other base."""
-    if base["id"] == "world:base":
-        return ["--config", f"recipes/configs/world/{recipe}.yaml"]
+    """The shipped config for the embedded base, if there is one, or the base's name and quantization."""
+    config = f"world/{recipe}"
+    if base["id"] == BASE_NAME:
+        known = find_config(config) != config
+        return ["--config", config] if known else ["--model_name_or_path", BASE_NAME]
     bits, *details = base["quantization"].split("-")  # none, 8bit, 4bit-nf4, 4bit-nf4-double
     options = ["--model_name_or_path", base["id"]]
     if bits != "none":

@@ -131,7 +131,7 @@ def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button
         info=f"Up to {MAX_COLUMNS}. The base is the model before any training.",
     )
     scorer = rewards.chosen[0] if workbench.ready else None
-    info = "Scores each answer. Trained by recipes/reward.py."
+    info = "Scores each answer. `toolkit reward` trains one."
     reward = gr.Dropdown(rewards.choices, value=scorer, label="Reward model", info=info)
     return checkpoints, reward, gr.Button("Reload runs", size="sm")
 

@@ -2,18 +2,19 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from toolkit.app.catalog import Catalog
-from toolkit.app.judgements.export import TRAINS_ON, Export, export, training_commands
+from toolkit.app.judgements.export import Export, export, training_commands, training_files
 from toolkit.app.judgements.judgement import VERDICT_LABELS
 from toolkit.app.judgements.store import Tally
 from toolkit.app.tabs.parts import NO_VOTES, errors_as_toast
 from toolkit.errors import DatasetError
+from toolkit.recipe import find_recipe, recipes
 
 if TYPE_CHECKING:
     from toolkit.app.judgements.store import Store
@@ -24,27 +25,22 @@ When the page shows "Saved", the judgement is in a SQLite file next to the runs.
 judgements as training data."""
 FILES_TEXT = """
 - **preference.jsonl**: prompt, chosen, rejected, as messages: decided battles and the pairs of \
-rankings. For `recipes/reward.py`, `recipes/dpo.py` and TRL's trainers.
+rankings. For reward models, DPO and other trainers that learn from preferences.
 - **ranked.jsonl**: prompt, completions, ranks: whole rankings.
-- **unpaired.jsonl**: prompt, completion, label: the same answers, each labelled good or bad. For \
-`recipes/kto.py` and TRL's KTOTrainer.
+- **unpaired.jsonl**: prompt, completion, label: the same answers, each labelled good or \
+bad. For KTO.
 - **ties.jsonl** and **both_bad.jsonl**: battles without a winner. The answers in both_bad.jsonl are \
-labelled bad, for KTO.
+labelled bad.
 
 Each row contains its origin (`provenance`): the checkpoints and the SHA-256 of their adapters, the base's \
 fingerprint, sampling, seeds, time, and the labeler's name.
 """
 FOLDER = "judgements"  # next to the store
-MAKES: Mapping[str, str] = {
-    "reward": "a reward model",
-    "dpo": "a policy by DPO",
-    "kto": "a policy by KTO",
-}
 
 
 def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store") -> None:
     """Build the tab; opening it counts the judgements again."""
-    root = store.path.parent
+    root, files_of = store.path.parent, training_files()
     gr.Markdown(INTRODUCTION)
     empty = gr.Markdown(NO_VOTES)
     counts = gr.Dataframe(
@@ -60,7 +56,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
     )
     files = gr.File(label="Files to download", file_count="multiple", interactive=False)
     with gr.Row():
-        commands = [_command_box(recipe, product) for recipe, product in MAKES.items()]
+        commands = [_command_box(recipe, file) for recipe, file in files_of.items()]
     with gr.Accordion("What the files contain", open=False):
         gr.Markdown(FILES_TEXT)
     downloads = tempfile.TemporaryDirectory()  # Gradio serves copies of these files
@@ -88,7 +84,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
             *refresh(),
             _summary(exported, folder),
             written or None,
-            *(_command(lines, recipe, exported) for recipe in MAKES),
+            *(_command(lines.get(name), exported.lines[file]) for name, file in files_of.items()),
         ]
 
     outputs = [empty, counts, summary, files, *commands]
@@ -111,10 +107,10 @@ def _count_rows(tally: Tally) -> list[list[str]]:
     return [[name, str(count)] for name, count in counts.items()]
 
 
-def _command_box(recipe: str, product: str) -> gr.Textbox:
+def _command_box(recipe: str, file: str) -> gr.Textbox:
     return gr.Textbox(
-        label=f"Command for {product}",
-        info=f"Trains on {TRAINS_ON[recipe]}. Run it in the project's folder.",
+        label=f"Command: train a {find_recipe(recipe).holds} with {recipe}",
+        info=f"Trains on {file}.",
         placeholder="Appears after an export.",
         lines=3,
         max_lines=8,
@@ -124,12 +120,10 @@ def _command_box(recipe: str, product: str) -> gr.Textbox:
     )
 
 
-def _command(lines: Mapping[str, str], recipe: str, exported: Export) -> str:
-    if not exported.lines[TRAINS_ON[recipe]]:
+def _command(line: str | None, rows: Sequence[str]) -> str:
+    if not rows:
         return "Nothing to train on: no judgement prefers one answer to another yet."
-    return lines.get(
-        recipe, "No SFT run to start from: train one with recipes/sft.py, then export again."
-    )
+    return line or "No SFT run to start from: train one with `toolkit sft`, then export again."
 
 
 def _summary(exported: Export, folder: Path) -> str:
@@ -142,6 +136,8 @@ def _summary(exported: Export, folder: Path) -> str:
 
 def _first_sft(catalog: Catalog) -> Path | None:
     """The SFT run that training starts from: the first finished one, or else the first."""
-    runs = [e for e in catalog.checkpoints.values() if e.recipe == "sft" and e.path is not None]
+    supervised = {recipe.name for recipe in recipes().values() if recipe.is_supervised}
+    entries = catalog.checkpoints.values()
+    runs = [e for e in entries if e.recipe in supervised and e.path is not None]
     finished = [entry for entry in runs if entry.state == "finished"]
     return (finished or runs)[0].path if runs else None

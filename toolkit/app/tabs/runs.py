@@ -35,9 +35,9 @@ REFRESH_S = 5  # while the page is open
 INTRODUCTION = """# Training runs
 All runs in the runs folder, newest first. Choose several to compare their curves. The curves of a run \
 that is still training are updated while you watch."""
-NO_RUNS = """**There are no runs yet.** `make quickstart` trains some on the embedded world, \
-without a download. A recipe, such as `python recipes/sft.py --config \
-recipes/configs/world/sft.yaml --output_dir runs/sft`, trains one. New runs appear here automatically."""
+NO_RUNS = """**There are no runs yet.** `toolkit quickstart` trains some on the embedded world, without \
+a download. A recipe trains one: `toolkit sft --config world/sft --output_dir runs/sft`. New runs appear \
+here automatically."""
 COLUMNS = {
     "run": "220px",
     "recipe": "100px",
