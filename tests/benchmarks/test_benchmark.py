@@ -72,7 +72,7 @@ def test_prompt_texts_and_ids_agree(tmp_path):
     assert all(tokenizer(p["prompt"])["input_ids"] == p["ids"] for p in prompts)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_case_is_measured_in_benchmark_schema(tmp_path):
     prepare(TINY, tmp_path, sft=None, reward=None)
     peer = PEER if PEER.is_file() else None
@@ -93,7 +93,7 @@ def test_case_is_measured_in_benchmark_schema(tmp_path):
         pytest.skip("our side only: `make benchmark` creates the old trainer's environment")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_profile_splits_update_by_kind_of_operation(tmp_path):
     prepare(TINY, tmp_path, sft=None, reward=None)
     script = ROOT / "benchmarks" / "profile_updates.py"

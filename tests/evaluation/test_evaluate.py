@@ -83,6 +83,7 @@ def test_equal_checkpoints_tie_exactly(evaluation, roles, tokenizer, prompts, tm
     assert page.count("score ") >= 3 * len(CHECKPOINTS)
 
 
+@pytest.mark.slow
 def test_same_seed_gives_same_answers_and_restores_state(evaluation, roles, tokenizer, prompts):
     roles.model.train()
     active, state = list(roles.model.active_adapters), torch.random.get_rng_state()
