@@ -51,7 +51,7 @@ def requirements(options: Options, planned) -> Options:
 
 def build(training):
     from toolkit.data.auxiliary import pretraining_texts
-    from toolkit.evaluation.monitor import gold_monitor
+    from toolkit.evaluation.evaluate import gold_monitor
     from toolkit.ppo.trainer import PPOTrainer
     from toolkit.ppo.warnings import WatchCallback
     from toolkit.reward.functions import load_reward_functions

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.ppo.setup import make, prompts
-from toolkit.evaluation.monitor import gold_metrics, gold_monitor
+from toolkit.evaluation.evaluate import gold_metrics, gold_monitor
 from toolkit.ppo.warnings import (
     CHECKS,
     WatchCallback,

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError, DatasetError
-from toolkit.evaluation.metrics import MAIN
+from toolkit.evaluation.metrics import MAIN, behaviour_rates, rounded
 from toolkit.evaluation.scoring import evaluating, mean_scores, pad_id, summed_logprobs
 from toolkit.models.roles import REWARD, Roles
 from toolkit.models.tokenizer import stop_ids
@@ -17,6 +19,7 @@ from toolkit.world.gold import Features, features
 from toolkit.world.questions import parse
 
 MAIN_TEMPERATURE = 0.7  # at T = 1, most of a win can come from a sharper distribution
+GOLD_RATES = ("correct", "hallucinated", "harmful_compliance", "over_refusal", "polite")
 Scores = dict[tuple[int, tuple[int, ...]], float]  # (prompt's row, token ids) -> score
 
 
@@ -193,6 +196,32 @@ def world_prompts(prompts: Sequence[Prompt]) -> list[str] | None:
             return None
         texts.append(prompt)
     return texts
+
+
+def gold_monitor(prompts: Sequence[Prompt]) -> Callable[..., Mapping[str, float | None]] | None:
+    """`PPOTrainer`'s `eval_metrics` for prompts of the embedded world; None for other prompts."""
+    return None if world_prompts(prompts) is None else gold_metrics
+
+
+def gold_metrics(
+    prompts: Sequence[Prompt], completions: Sequence[Prompt], **_: Any
+) -> dict[str, float | None]:
+    """Mean gold utility and `GOLD_RATES`, with names that start with `gold/`.
+
+    Args:
+        prompts: questions of the world, texts or messages.
+        completions: one answer to each, in the same format.
+
+    Raises: DatasetError for a prompt that is not a question of the world.
+    """
+    texts = (
+        [t if isinstance(t, str) else t[-1]["content"] for t in pair]
+        for pair in zip(prompts, completions, strict=True)
+    )
+    answers = [features(prompt, completion) for prompt, completion in texts]
+    rates = behaviour_rates(answers)
+    mean = rounded(np.mean([f.utility for f in answers]))
+    return {"gold/mean": mean} | {f"gold/{name}": rates[name] for name in GOLD_RATES}
 
 
 class _Bench:
