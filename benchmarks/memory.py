@@ -235,7 +235,7 @@ def measure_here(case: Case) -> float:
     """Megabytes that training a case adds to this process."""
     import torch
 
-    from toolkit.models.memory import release
+    from toolkit.models.runtime import release_memory
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -245,7 +245,7 @@ def measure_here(case: Case) -> float:
         case.save_base(base)
         train(small, toy)
         gc.collect()
-        release()
+        release_memory()
         reset_peak()
         before = process_megabytes("VmRSS")
         train(case, base)

@@ -30,9 +30,9 @@ from transformers import (
 from toolkit.app.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
-from toolkit.models.dropout import disable_dropout
 from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.roles import POLICY, Roles
+from toolkit.models.runtime import disable_dropout
 from toolkit.ppo.roles import load_ppo_roles
 from toolkit.sampling.compatibility import check_supported
 from toolkit.sampling.decoding import decode
@@ -123,7 +123,7 @@ def test_a_trial_leaves_every_part_in_the_mode_it_was_in_and_takes_a_tiny_vocabu
 
 def test_a_model_that_does_more_to_its_states_than_is_known_is_refused():
     model = random_model(ModernBertDecoderConfig(**SHAPE, sep_token_id=1, cls_token_id=1))
-    with pytest.raises(ConfigError, match="ModernBertDecoderForCausalLM makes its logits in a way"):
+    with pytest.raises(ConfigError, match="ModernBertDecoderForCausalLM computes its logits in an"):
         check_supported(model)
 
 
@@ -133,16 +133,19 @@ BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decod
 @pytest.mark.parametrize(
     ("config", "what"),
     [
-        (BartConfig(vocab_size=64, **BART), "says something else when it is sampled from"),
+        (BartConfig(vocab_size=64, **BART), "gives other log-probabilities when rows"),
         (
             RecurrentGemmaConfig(**SHAPE | {"num_hidden_layers": 3}, head_dim=8),
-            "says something else when it is sampled from",
+            "gives other log-probabilities when rows",
         ),
         (
             MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
-            "says something else when it is sampled from",
+            "gives other log-probabilities when rows",
         ),
-        (MiniMaxConfig(**SHAPE, num_local_experts=4), "fails where answers are read or sampled"),
+        (
+            MiniMaxConfig(**SHAPE, num_local_experts=4),
+            "fails when completions are scored or sampled",
+        ),
     ],
     ids=lambda x: getattr(x, "model_type", ""),
 )
@@ -166,7 +169,7 @@ def test_roles_are_not_put_on_a_base_that_cannot_be_sampled_from(tiny_base, tmp_
         lambda: load_ppo_roles(asked),
         lambda: Workbench.open(str(tmp_path), tmp_path / "runs"),
     ):
-        with pytest.raises(ConfigError, match="MambaForCausalLM says something else"):
+        with pytest.raises(ConfigError, match="MambaForCausalLM gives other log-probabilities"):
             load()
 
 

@@ -1,4 +1,4 @@
-"""Rows of several adapters in one batch say what each would say alone."""
+"""Each row of a batch of several adapters gets the tokens that it would get alone."""
 
 import random
 from pathlib import Path
@@ -11,20 +11,20 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from tests.app.conftest import make_run, runs, tiny_base  # noqa: F401  (fixtures)
 from toolkit.app.workbench import Workbench
+from toolkit.kernels import use_kernels
 from toolkit.kernels.fused_lora import FusedLoraLinear
-from toolkit.sampling.choosing import choose
-from toolkit.sampling.row_batch import Row, RowBatch
+from toolkit.sampling.row_batch import Row, RowBatch, choose
 from toolkit.sampling.settings import Drawing
 
 PROMPTS = [[5, 9, 30], [7] * 9, [40, 41, 42, 43, 44], [11]]
 
 
-@pytest.fixture
-def roles(tiny_base: str, runs: Path) -> Any:  # noqa: F811
+def load_roles(base: str, folder: Path) -> Any:
     """Three LoRAs of two ranks, and one with DoRA, on the tiny base in float32."""
-    roles = Workbench.open(tiny_base, runs).roles
+    torch.manual_seed(0)
+    roles = Workbench.open(base, folder).roles
     for name in ("sft", "dpo"):
-        roles.attach(name, runs / name)
+        roles.attach(name, folder / name)
     for name, rank, dora in (("wide", 8, False), ("dora", 4, True)):
         config = LoraConfig(
             r=rank, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", use_dora=dora
@@ -33,6 +33,12 @@ def roles(tiny_base: str, runs: Path) -> Any:  # noqa: F811
         for parameter in roles._parameters(name):
             torch.nn.init.normal_(parameter, std=0.3)
     return roles
+
+
+@pytest.fixture
+def roles(tiny_base: str, runs: Path) -> Any:  # noqa: F811
+    """See `load_roles`."""
+    return load_roles(tiny_base, runs)
 
 
 def batch(roles: Any) -> RowBatch:
@@ -45,15 +51,15 @@ def row(i: int, adapter: str | None, **drawing: Any) -> Row:
     )
 
 
-def alone(roles: Any, asked: Row) -> list[int]:
-    """Greedy, one full pass for each token, under that role alone."""
-    ids = list(asked.prompt)
-    with torch.no_grad(), roles.using(asked.adapter) as model:
-        for _ in range(asked.drawing.max_new_tokens):
+def alone(roles: Any, single: Row) -> list[int]:
+    """Greedy tokens of a row, with one full pass for each token, under its role alone."""
+    ids = list(single.prompt)
+    with torch.no_grad(), roles.using(single.adapter) as model:
+        for _ in range(single.drawing.max_new_tokens):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
             if ids[-1] == 2:
                 break
-    return ids[len(asked.prompt) :]
+    return ids[len(single.prompt) :]
 
 
 def finish(decoding: RowBatch) -> None:
@@ -62,13 +68,20 @@ def finish(decoding: RowBatch) -> None:
     decoding.pause()
 
 
-def test_greedy_rows_say_what_they_would_say_alone(roles: Any) -> None:
-    rows = [row(i, name) for i, name in enumerate(["sft", None, "dpo", "wide"])]
-    decoding = batch(roles)
-    decoding.join(rows)
-    finish(decoding)
-    assert [r.ids for r in rows] == [alone(roles, r) for r in rows]
-    assert len({tuple(alone(roles, row(0, n))) for n in ("sft", None, "dpo", "wide")}) == 4
+@pytest.mark.parametrize("kernels", [True, False])
+def test_greedy_rows_equal_each_row_alone(
+    tiny_base: str,  # noqa: F811
+    runs: Path,  # noqa: F811
+    kernels: bool,
+) -> None:
+    with use_kernels(kernels):
+        roles = load_roles(tiny_base, runs)
+        rows = [row(i, name) for i, name in enumerate(["sft", None, "dpo", "wide"])]
+        decoding = batch(roles)
+        decoding.join(rows)
+        finish(decoding)
+        assert [r.ids for r in rows] == [alone(roles, r) for r in rows]
+        assert len({tuple(alone(roles, row(0, n))) for n in ("sft", None, "dpo", "wide")}) == 4
 
 
 def test_rows_may_join_and_leave_between_tokens(roles: Any) -> None:
@@ -82,43 +95,43 @@ def test_rows_may_join_and_leave_between_tokens(roles: Any) -> None:
         if waiting:
             decoding.join([waiting.pop(0)])
         decoding.step()
-        if len(decoding.rows) > 1 and not gone:  # a visitor who closes the page
+        if len(decoding.rows) > 1 and not gone:  # a visitor closes the page
             gone.append(decoding.rows[0])
             decoding.leave(gone)
     decoding.pause()
-    for asked in rows:
-        expected = alone(roles, asked)
-        assert asked.ids == (expected[: len(asked.ids)] if asked in gone else expected)
+    for single in rows:
+        expected = alone(roles, single)
+        assert single.ids == (expected[: len(single.ids)] if single in gone else expected)
 
 
-def test_a_seed_gives_the_same_in_any_company(roles: Any) -> None:
-    lone, decoding = row(0, "sft", temperature=1.0, seed=4), batch(roles)
-    decoding.join([lone])
+def test_a_seed_gives_the_same_tokens_in_any_batch(roles: Any) -> None:
+    first, decoding = row(0, "sft", temperature=1.0, seed=4), batch(roles)
+    decoding.join([first])
     finish(decoding)
-    company = [row(i % 4, n, temperature=1.0, seed=i) for i, n in enumerate(["dpo", None, "wide"])]
-    again = row(0, "sft", temperature=1.0, seed=4)
-    decoding.join(company)
+    others = [row(i % 4, n, temperature=1.0, seed=i) for i, n in enumerate(["dpo", None, "wide"])]
+    second = row(0, "sft", temperature=1.0, seed=4)
+    decoding.join(others)
     decoding.step()
-    decoding.join([again])
+    decoding.join([second])
     finish(decoding)
-    assert again.ids == lone.ids
+    assert second.ids == first.ids
 
 
-def test_the_base_is_given_back_as_it_was(roles: Any) -> None:
+def test_pause_restores_the_base(roles: Any) -> None:
     ids = torch.tensor([PROMPTS[2]])
     with torch.no_grad():
-        before = [roles.model(ids).logits, roles.trainable_names()]
+        logits, names = roles.model(ids).logits, roles.trainable_names()
         decoding = batch(roles)
         decoding.join([row(0, "sft"), row(1, "dpo")])
         decoding.step()
         decoding.pause()
-        assert torch.equal(roles.model(ids).logits, before[0])
-    assert roles.trainable_names() == before[1]
+        assert torch.equal(roles.model(ids).logits, logits)
+    assert roles.trainable_names() == names
 
 
-def test_what_cannot_be_mixed_is_named(roles: Any) -> None:
+def test_dora_rows_form_a_batch_of_their_own(roles: Any) -> None:
     assert [roles.mixes(n) for n in (None, "sft", "wide", "dora")] == [True, True, True, False]
-    rows = [row(i, "dora") for i in range(2)]  # but by itself it is a batch like any
+    rows = [row(i, "dora") for i in range(2)]
     decoding = batch(roles)
     decoding.join(rows)
     finish(decoding)
@@ -126,7 +139,7 @@ def test_what_cannot_be_mixed_is_named(roles: Any) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-def test_stacked_adapters_compute_what_peft_computes_one_by_one(
+def test_one_adapter_per_row_equals_peft(
     roles: Any, half: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if half:  # the base in half precision, its adapters in float32: PEFT's default
@@ -136,19 +149,18 @@ def test_stacked_adapters_compute_what_peft_computes_one_by_one(
                 layer.to(torch.bfloat16)
     layer = roles.base.model.layers[1].mlp.up_proj
     x = torch.randn(4, 3, 32, dtype=torch.bfloat16 if half else torch.float32)
-    found = []
     with torch.no_grad(), roles.mixed(["sft", None, "wide", "dpo"]):
-        found.append(layer(x))
-        assert layer._rows is not None
-        monkeypatch.setattr(FusedLoraLinear, "_stacks", lambda *_: None)
-        found.append(layer(x))
-    assert torch.allclose(found[0], found[1], atol=0.05 if half else 1e-5)
-    assert not torch.allclose(found[0], layer.get_base_layer()(x), atol=0.1)
-    assert layer._rows is None
+        output = layer(x)
+        assert layer._row_weights is not None
+        monkeypatch.setattr(FusedLoraLinear, "_weights_per_row", lambda *_: None)
+        expected = layer(x)
+    assert torch.allclose(output, expected, atol=0.05 if half else 1e-5)
+    assert not torch.allclose(output, layer.get_base_layer()(x), atol=0.1)
+    assert layer._row_weights is None
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.5), (5, 0.7), (0, 1.0)])
-def test_top_k_and_top_p_are_those_of_transformers(top_k: int, top_p: float) -> None:
+def test_top_k_and_top_p_equal_those_of_transformers(top_k: int, top_p: float) -> None:
     torch.manual_seed(0)
     logits = torch.randn(20) * 2
     warpers = [TopKLogitsWarper(top_k)] if top_k else []
@@ -156,7 +168,7 @@ def test_top_k_and_top_p_are_those_of_transformers(top_k: int, top_p: float) -> 
     kept = LogitsProcessorList(warpers)(torch.zeros(1, 1), logits[None] / 0.9)[0] > -torch.inf
     generator = torch.Generator().manual_seed(1)
     drawing = Drawing(temperature=0.9, top_k=top_k, top_p=top_p)
-    drawn = {choose(logits, drawing, generator) for _ in range(3000)}
+    tokens = {choose(logits, drawing, generator) for _ in range(3000)}
     probable = (logits / 0.9).softmax(-1) > 0.01
-    assert drawn <= set(kept.nonzero().flatten().tolist())
-    assert drawn >= set((kept & probable).nonzero().flatten().tolist())
+    assert tokens <= set(kept.nonzero().flatten().tolist())
+    assert tokens >= set((kept & probable).nonzero().flatten().tolist())

@@ -13,7 +13,7 @@ HEAD_FILE = "head.safetensors"
 
 
 class ScalarHead(nn.Module):
-    """`(…, d)` hidden states to `(…)` scalars, in float32 whatever the trunk computes in."""
+    """`(…, d)` hidden states to `(…)` scalars, in float32 whatever the trunk's precision is."""
 
     def __init__(self, hidden_size: int, *, zero: bool = False) -> None:
         """Weights with std 1/√(d+1) and bias 0 (Ziegler et al. 2019, arXiv:1909.08593), or zero."""
@@ -24,7 +24,7 @@ class ScalarHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Scalars `(…)` for hidden states `(…, d)`."""
-        with torch.autocast(hidden.device.type, enabled=False):  # it would compute in bfloat16
+        with torch.autocast(hidden.device.type, enabled=False):  # autocast would use bfloat16
             return nn.functional.linear(hidden.float(), self.weight, self.bias).squeeze(-1)
 
     def save(self, folder: Path) -> None:
@@ -36,32 +36,24 @@ class ScalarHead(nn.Module):
     def load(cls, folder: Path) -> "ScalarHead":
         """Read `head.safetensors`.
 
-        Raises: CheckpointError where it is missing, damaged or not finite.
+        Raises: CheckpointError if it is missing, damaged or not finite.
         """
         file = folder / HEAD_FILE
         if not file.is_file():
             raise CheckpointError(
                 f"{folder}: {HEAD_FILE} is missing; a reward or value role needs a head beside its "
-                "adapter (made by recipes/reward.py and recipes/ppo.py)"
+                "adapter (recipes/reward.py and recipes/ppo.py write one)"
             )
         try:
             tensors = load_file(file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: damaged ({error})") from error
         shapes = {k: tuple(v.shape) for k, v in tensors.items()}
-        weight = tensors.get("weight")
-        if (
-            weight is None
-            or weight.dim() != 2
-            or shapes
-            != {
-                "weight": (1, weight.shape[1]),
-                "bias": (1,),
-            }
-        ):
+        size = shapes.get("weight", (1, 0))[-1]
+        if shapes != {"weight": (1, size), "bias": (1,)}:
             raise CheckpointError(f"{file}: expected weight (1, d) and bias (1,), got {shapes}")
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-            raise CheckpointError(f"{file}: holds numbers that are not finite")
-        head = cls(weight.shape[1])
+            raise CheckpointError(f"{file}: contains values that are not finite")
+        head = cls(size)
         head.load_state_dict(tensors)
         return head

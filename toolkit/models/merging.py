@@ -1,4 +1,4 @@
-"""An adapter merged into copies of the base's weights, for sampling; the originals come back."""
+"""A LoRA merged into copies of the base's weights for sampling; the original weights are restored."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,13 +14,12 @@ from toolkit.kernels.fused_lora import plain_adapter
 
 @contextmanager
 def merged_weights(layers: Iterable[BaseTunerLayer], name: str, *, tied: Tensor) -> Iterator[None]:
-    """Inside the block, a LoRA is part of its layers' weights, as far as that loses nothing.
+    """Inside the block, a LoRA is merged into its layers' weights wherever that loses no precision.
 
     A decoding step is a few thousand small operations, and an unmerged LoRA triples their number.
-    The original tensors are put back afterwards, so the base is what it was to the bit. Only float32
-    layers with weights of their own are merged: in lower precision a small update would be rounded
-    away, and the others keep their adapter beside them. Under autocast, which would round those
-    adapters anew at every token, they are rounded once.
+    Only float32 layers with weights of their own are merged; in lower precision a small update would
+    be rounded away. Other layers keep the adapter separate; under autocast its weights are rounded
+    once here instead of at every token. Afterwards the base's weights are the original tensors.
 
     Args:
         layers: of the PEFT model.
@@ -28,44 +27,34 @@ def merged_weights(layers: Iterable[BaseTunerLayer], name: str, *, tied: Tensor)
         tied: the embeddings, which other parts of the model read too.
     """
     layers = list(layers)
-    swapped: list[tuple[LoraLinear, Tensor]] = []
+    merged: list[tuple[LoraLinear, Tensor]] = []
     rounded: list[tuple[nn.Parameter, Tensor]] = []
     try:
-        for layer in _mergeable(layers, name, tied):
-            weight = layer.get_base_layer().weight
-            swapped.append((layer, weight.data))
-            weight.data = weight.data.clone()
-            layer.merge(adapter_names=[name])
+        for layer in layers:
+            if _is_mergeable(layer, name, tied):
+                weight = layer.get_base_layer().weight
+                merged.append((layer, weight.data))
+                weight.data = weight.data.clone()
+                layer.merge(adapter_names=[name])
         if torch.is_autocast_enabled(tied.device.type):
             dtype = torch.get_autocast_dtype(tied.device.type)
-            for weight in _beside(layers, name):
-                rounded.append((weight, weight.data))
-                weight.data = weight.data.to(dtype)
+            for layer in layers:
+                if isinstance(layer, LoraLayer) and plain_adapter(layer) == name:
+                    for weight in (layer.lora_A[name].weight, layer.lora_B[name].weight):
+                        rounded.append((weight, weight.data))
+                        weight.data = weight.data.to(dtype)
         yield
     finally:
         for weight, original in rounded:
             weight.data = original
-        for layer, original in swapped:
+        for layer, original in merged:
             layer.get_base_layer().weight.data = original
             layer.merged_adapters.clear()
-            layer._caches.pop(f"{name}-weight_norm", None)  # what DoRA keeps to unmerge by
+            layer._caches.pop(f"{name}-weight_norm", None)  # DoRA keeps it to unmerge
 
 
-def _beside(layers: Iterable[BaseTunerLayer], name: str) -> list[nn.Parameter]:
-    """A and B of a LoRA that is two plain products beside its layers."""
-    found: list[nn.Parameter] = []
-    for layer in layers:
-        if isinstance(layer, LoraLayer) and plain_adapter(layer) == name:
-            found += [layer.lora_A[name].weight, layer.lora_B[name].weight]
-    return found
-
-
-def _mergeable(layers: Iterable[BaseTunerLayer], name: str, tied: Tensor) -> list[LoraLinear]:
-    found = []
-    for layer in layers:
-        if not isinstance(layer, LoraLinear) or name not in layer.lora_A:
-            continue
-        weight = layer.get_base_layer().weight
-        if weight.dtype == torch.float32 and weight is not tied and not layer.lora_bias[name]:
-            found.append(layer)
-    return found
+def _is_mergeable(layer: BaseTunerLayer, name: str, tied: Tensor) -> bool:
+    if not isinstance(layer, LoraLinear) or name not in layer.lora_A:
+        return False
+    weight = layer.get_base_layer().weight
+    return weight.dtype == torch.float32 and weight is not tied and not layer.lora_bias[name]

@@ -22,9 +22,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
 
 from toolkit.errors import DivergedError
-from toolkit.models.dropout import disable_dropout
-from toolkit.models.memory import release
 from toolkit.models.roles import Roles
+from toolkit.models.runtime import disable_dropout, release_memory
 from toolkit.models.tokenizer import pad_by_eos
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.ema import PolicyEMA
@@ -202,13 +201,13 @@ class PPOTrainer(PPOEvaluation, _BaseTrainer):  # type: ignore[misc]
     def make_experience(self, rows: list[dict[str, Any]]) -> Experience:
         """A rollout of the rows' prompts; its notes go to the log. See `ExperienceMaker.make`."""
         self.model.eval()
-        release()
+        release_memory()
         with (
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
             self.accelerator.autocast(),
         ):
             experience, notes = self.maker.make(rows)
-        release()
+        release_memory()
         self.model.train()
         for name, value in notes.items():
             self._metrics[name].append(value)

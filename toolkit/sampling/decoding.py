@@ -1,8 +1,8 @@
-"""The sampling loop: prompts prefilled once each, rows that leave the batch as they end.
+"""The sampling loop: each distinct prompt is prefilled once, and rows leave the batch when they end.
 
-`generate` keeps every row until the longest is done, prefills a prompt as often as it is answered,
-and copies the whole cache at every token. Completions of a policy differ much in length, so most of
-its work would be on rows that have ended.
+`generate` keeps every row until the longest ends, prefills a prompt once per completion, and copies the
+whole cache at every token. Completions of a policy differ much in length, so most of its work would be
+on rows that have ended.
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,18 @@ from toolkit.errors import DivergedError
 from toolkit.kernels.chunked_logprobs import SLICE_BYTES, VocabularyHead, is_on_gpu
 from toolkit.models.heads import ScalarHead
 
-LEAVE_AT = 0.125  # rows leave when this share of the batch has ended: each leaving copies the cache
-# tokens between two looks at which rows have ended, and whether states are finite: on a card a look
-# waits until all that was asked of it is done
-LOOK_EVERY, GPU_LOOK_EVERY = 1, 8
-GROW_BY = 16  # tokens of room that a full cache is given
+LEAVE_AT = 0.125  # ended rows leave when they are this share of the batch; leaving copies the cache
+# Tokens between two checks for ended rows and finite states. On a GPU a check waits for all queued work.
+CHECK_EVERY, GPU_CHECK_EVERY = 1, 8
+GROW_BY = 16  # tokens by which a full cache grows
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Completions of a batch; the tensors are `(B, T)`, padded on the right with zeros.
+    """Completions of a batch; tensors are `(B, T)`, padded on the right with zeros.
 
-    `logprobs` are those that the tokens were drawn with, in nats, None where nothing was drawn;
-    `values` are what a head said of the state each token was chosen in, None without a head.
+    `logprobs` are the log-probabilities of the sampled tokens, in nats; None for greedy decoding.
+    `values` are the value head's outputs for the state before each token; None without a head.
     """
 
     completions: list[list[int]]
@@ -49,18 +48,69 @@ def decode(
     pad_id: int,
     value_head: ScalarHead | None = None,
 ) -> Decoded:
-    """Completion ids for each prompt's ids, up to and with the first stop token.
+    """Sample a completion for each prompt's ids, up to and including the first stop token.
 
-    Draws from softmax(logits / temperature) with torch's global generator; 0 is greedy. No top-k
-    and no top-p: what is sampled from must be what is scored. Equal prompts are read once.
+    Samples from softmax(logits / temperature) with torch's global generator; temperature 0 is greedy.
+    There is no top-k and no top-p, because PPO scores under the full distribution.
 
     Args:
-        value_head: of a value that lives on this model's trunk.
+        model: a causal model, or the PeftModel around it.
+        prompts: token ids; equal prompts are prefilled once.
+        max_new_tokens: length limit of a completion.
+        temperature: 0 or more.
+        stop: ids that end a completion.
+        pad_id: fills the left of shorter prompts.
+        value_head: a value head on this model's trunk.
 
-    Raises: DivergedError where the model's states are not finite.
+    Raises: DivergedError if hidden states are not finite.
     """
     causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     head, device = VocabularyHead.of(causal), next(model.parameters()).device
+    hidden, attention, cache = _prefill(causal, prompts, pad_id, device)
+    shape, rows = (len(prompts), max_new_tokens), torch.arange(len(prompts), device=device)
+    tokens = torch.full(shape, pad_id, device=device)
+    logprobs, values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    stops = torch.tensor(stop, device=device, dtype=torch.long)
+    active = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    check_every = GPU_CHECK_EVERY if is_on_gpu(hidden) else CHECK_EVERY
+    not_finite = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    for step in range(max_new_tokens):
+        finite = torch.isfinite(hidden).all(-1)
+        not_finite[rows] |= ~finite & active
+        # sampling from NaN on a GPU ends the process
+        hidden = hidden.masked_fill(~finite.unsqueeze(-1), 0)
+        token, logprob = _next_token(head, hidden, temperature)  # (B,)
+        tokens[rows, step] = torch.where(active, token, pad_id)
+        logprobs[rows, step] = torch.where(active, logprob, 0.0)
+        if value_head is not None:
+            values[rows, step] = torch.where(active, value_head(hidden), 0.0)
+        lengths[rows] += active
+        active = active & ~torch.isin(token, stops)
+        last = step + 1 == max_new_tokens
+        if last or (step + 1) % check_every == 0:
+            _require_finite(not_finite, len(active))
+            remaining = int(active.sum())
+            if remaining == 0 or last:
+                break
+            if remaining <= (1 - LEAVE_AT) * len(active):
+                kept = active.nonzero().flatten()
+                keep_rows(cache, kept)
+                rows, token, attention, active = (t[kept] for t in (rows, token, attention, active))
+        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
+        hidden = read(causal, token.unsqueeze(1), attention, cache)
+    width = max(1, int(lengths.max()))
+    return Decoded(
+        [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)],
+        logprobs[:, :width] if temperature > 0 else None,
+        values[:, :width] if value_head is not None else None,
+    )
+
+
+def _prefill(
+    causal: Any, prompts: list[list[int]], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor, DynamicCache]:
+    """Last hidden states `(B, d)`, attention `(B, P)` and cache of all prompts."""
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     number = {prompt: i for i, prompt in enumerate(distinct)}
     of_row = torch.tensor([number[tuple(p)] for p in prompts], device=device)
@@ -69,55 +119,11 @@ def decode(
     hidden = read(causal, ids, attention, cache)
     if len(distinct) < len(prompts):
         keep_rows(cache, of_row)
-    hidden, attention = hidden[of_row], attention[of_row]
-    shape, rows = (len(prompts), max_new_tokens), torch.arange(len(prompts), device=device)
-    tokens = torch.full(shape, pad_id, device=device)
-    logprobs, values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-    stops = torch.tensor(stop, device=device, dtype=torch.long)
-    going = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
-    every = GPU_LOOK_EVERY if is_on_gpu(hidden) else LOOK_EVERY
-    broken = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    for step in range(max_new_tokens):
-        finite = torch.isfinite(hidden).all(-1)
-        broken[rows] |= ~finite & going
-        # on a card drawing from NaN would end the process
-        hidden = hidden.masked_fill(~finite.unsqueeze(-1), 0)
-        token, logprob = _choose(head, hidden, temperature)  # (B,)
-        tokens[rows, step] = torch.where(going, token, pad_id)
-        logprobs[rows, step] = torch.where(going, logprob, 0.0)
-        if value_head is not None:
-            values[rows, step] = torch.where(going, value_head(hidden), 0.0)
-        lengths[rows] += going
-        going = going & ~torch.isin(token, stops)
-        last = step + 1 == max_new_tokens
-        if last or (step + 1) % every == 0:
-            _require_finite(broken, len(going))
-            left = int(going.sum())
-            if left == 0 or last:
-                break
-            if left <= (1 - LEAVE_AT) * len(going):
-                stay = going.nonzero().flatten()
-                keep_rows(cache, stay)
-                rows, token, attention, going = (
-                    rows[stay],
-                    token[stay],
-                    attention[stay],
-                    going[stay],
-                )
-        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
-        hidden = read(causal, token.unsqueeze(1), attention, cache)
-    width = max(1, int(lengths.max()))
-    found = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-    return Decoded(
-        found,
-        logprobs[:, :width] if temperature > 0 else None,
-        values[:, :width] if value_head is not None else None,
-    )
+    return hidden[of_row], attention[of_row], cache
 
 
 def read(causal: Any, ids: Tensor, attention: Tensor, cache: DynamicCache) -> Tensor:
-    """Feed tokens; the trunk's last hidden state, `(B, d)`."""
+    """Run the trunk on new tokens `(B, n)` and extend the cache; the last hidden states, `(B, d)`."""
     positions = (attention.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
     out = causal.base_model(
         input_ids=ids,
@@ -130,18 +136,18 @@ def read(causal: Any, ids: Tensor, attention: Tensor, cache: DynamicCache) -> Te
     return last
 
 
-def _require_finite(broken: Tensor, asked: int) -> None:
-    bad = int(broken.sum())
-    if bad:
+def _require_finite(not_finite: Tensor, batch: int) -> None:
+    count = int(not_finite.sum())
+    if count:
         raise DivergedError(
-            f"sampling: the hidden states of {bad} of {asked} answers are not finite, so no "
-            "token can be drawn. Training has diverged: start again with a lower learning_rate, or "
+            f"sampling: the hidden states of {count} of {batch} answers are not finite, so no "
+            "token can be sampled. Training has diverged: start again with a lower learning_rate, or "
             "continue from an earlier checkpoint with a lower max_grad_norm"
         )
 
 
-def _choose(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """A token per row and its log-probability at that temperature, 0 where it is greedy."""
+def _next_token(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """A token per row and its log-probability at that temperature; 0 for greedy decoding."""
     if temperature == 0:
         token = head.logits(hidden).argmax(-1)
         return token, torch.zeros_like(token, dtype=torch.float32)
@@ -151,25 +157,25 @@ def _choose(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[T
 
 
 def draw(probs: Tensor) -> Tensor:
-    """A token of each row `(B, V)` by its probability, `(B,)`.
+    """A token `(B,)` for each row of probabilities `(B, V)`.
 
-    `multinomial` draws a number for every word of the vocabulary, which on a CPU was a quarter of
-    sampling; one per row is enough, looked up in the row's cumulated probabilities.
+    `multinomial` draws a random number for every word of the vocabulary; on a CPU that takes a quarter
+    of the sampling time. Here one number per row is looked up in the row's cumulative probabilities.
     """
     if probs.device.type != "cpu":
         return torch.multinomial(probs, 1).squeeze(-1)
-    at = torch.rand(len(probs), 1, dtype=torch.float64)
+    numbers = torch.rand(len(probs), 1, dtype=torch.float64)
     size = max(1, SLICE_BYTES // (8 * probs.shape[1]))
-    found = []
-    for some, where in zip(torch.split(probs, size), torch.split(at, size), strict=True):
-        summed = some.cumsum(-1, dtype=torch.float64)
-        # the first whose sum is above: a word of probability 0 never is
-        found.append(torch.searchsorted(summed, where * summed[:, -1:], right=True))
-    return torch.cat(found).squeeze(-1)
+    tokens = []
+    for part, number in zip(torch.split(probs, size), torch.split(numbers, size), strict=True):
+        cumulative = part.cumsum(-1, dtype=torch.float64)
+        # the first word whose sum is above the number, so never a word of probability 0
+        tokens.append(torch.searchsorted(cumulative, number * cumulative[:, -1:], right=True))
+    return torch.cat(tokens).squeeze(-1)
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """A cache layer with room to spare: a token is written in place, not appended to a copy."""
+    """A cache layer with spare room: a token is written in place, not appended to a copy."""
 
     keys: Tensor
     values: Tensor
@@ -178,7 +184,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As the parent's: store new states `(B, heads, n, d)`, return all."""
+        """Store new states `(B, heads, n, d)` and return all states."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
@@ -194,7 +200,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows, in this order; a row may be kept twice."""
+        """Keep the given rows, in this order; a row may be repeated."""
         if self._room is None:
             super().batch_select_indices(indices)
             return
@@ -203,7 +209,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (room[:, :, :end] for room in self._room)
 
     def join(self, other: "GrowingLayer", length: int) -> None:
-        """Put another's rows after these; both are padded on the left to `length` tokens."""
+        """Append the rows of another layer; both are padded on the left to `length` tokens."""
         if self.is_initialized:
             pairs = ((self.keys, other.keys), (self.values, other.values))
             self.keys, self.values = (
@@ -222,22 +228,21 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def _padded(states: Tensor, length: int) -> Tensor:
-    """`(B, heads, n, d)` to `(B, heads, length, d)`, zeros before."""
+    """`(B, heads, n, d)` to `(B, heads, length, d)`, zeros first."""
     return nn.functional.pad(states, (0, 0, length - states.shape[-2], 0))
 
 
 def growing_cache(causal: Any) -> DynamicCache:
-    """A cache whose layers have room to spare, where they keep the whole sequence."""
+    """An empty cache that uses `GrowingLayer` for the layers that keep the whole sequence."""
     cache = DynamicCache(config=causal.config.get_text_config())
     cache.layers = [GrowingLayer() if type(c) is DynamicLayer else c for c in cache.layers]
     return cache
 
 
 def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep some rows of a cache, in this order; a row may be kept twice.
+    """Keep the given rows of a cache, in this order; a row may be repeated.
 
-    The library selects rows of keys and values alone: the states of linear attention it can reorder,
-    which comes to the same.
+    transformers cannot select rows of linear attention states; reordering them has the same effect.
     """
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer):
@@ -247,7 +252,7 @@ def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
 
 
 def pad_left(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and attention, `(B, P)`."""
+    """Ids and attention, `(B, P)`, padded on the left."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])
     attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])

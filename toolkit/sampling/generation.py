@@ -1,4 +1,4 @@
-"""Sampling completions from whichever role is active, batched by length."""
+"""Completions of the active role: prompts in, completions out, in batches of similar length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Prompt = str | list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Completion:
-    """Token ids, with the end token where there is one, and the text without special tokens."""
+    """Token ids with the stop token, if it was sampled, and the text without special tokens."""
 
     ids: list[int]
     text: str
@@ -25,7 +25,7 @@ class Completion:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids of a text, or of messages rendered up to where the assistant speaks."""
+    """Token ids of a text, or of messages rendered with the start of the assistant's turn."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
     rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
@@ -35,22 +35,20 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
 def encode_completion(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt
 ) -> list[int]:
-    """Token ids of a given completion, ended by EOS, as they follow the prompt's.
+    """Token ids of a completion as they follow the prompt's ids, ending with EOS.
 
-    Raises: ValueError where the chat template does not render the prompt as a prefix.
+    Raises: ValueError if the chat template does not render the prompt as a prefix.
     """
     if isinstance(completion, str):
-        return [
-            *tokenizer(completion, add_special_tokens=False)["input_ids"],
-            tokenizer.eos_token_id,
-        ]
+        ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+        return [*ids, tokenizer.eos_token_id]
     assert isinstance(prompt, list)
     whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
     start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
     if not whole.startswith(start):
         raise ValueError("the chat template does not render the prompt as a prefix of the whole")
-    # rendered apart, so that no token spans the border and the prompt's ids are a true prefix;
-    # cut at EOS, where a sampled completion ends, though templates such as Qwen's go on after it
+    # Tokenized separately, so that no token spans the border and the prompt's ids are a true prefix.
+    # Cut at EOS, where a sampled completion ends; templates such as Qwen's continue after it.
     ids = list(tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"])
     return cut_at_stop(ids, [tokenizer.eos_token_id])
 
@@ -58,16 +56,18 @@ def encode_completion(
 def require_room(
     lengths: Sequence[int], base: PreTrainedModel, tokens: int, *, option: str, fix: str
 ) -> None:
-    """Check that prompts leave room for an answer in the base's context.
+    """Check that prompts leave room for a completion in the base's context.
 
     Args:
         lengths: tokens of each prompt.
-        tokens: of the longest answer, which `option` says.
-        fix: what can be done about it.
+        base: the model.
+        tokens: length limit of a completion.
+        option: name of the option that sets `tokens`.
+        fix: last sentence of the message, what the user can do.
 
-    Raises: ConfigError with the first prompt that does not.
+    Raises: ConfigError with the first prompt that is too long.
     """
-    # where positions are not embedded (ALiBi) a context has no end
+    # ALiBi has no position embeddings and no limit
     context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     if context is None:
         return
@@ -90,18 +90,18 @@ def sample(
     batch_size: int = 128,
     value_head: ScalarHead | None = None,
 ) -> Decoded:
-    """A completion for each prompt's ids, in order, up to and with the first stop token.
+    """A completion for each prompt's ids, in order, up to and including the first stop token.
 
-    Draws from torch's global generator. Prompts of similar length share a batch. See `decode`.
+    Samples with torch's global generator. Prompts of similar length share a batch. See `decode`.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
-    found: list[list[int]] = [[] for _ in prompts]
+    completions: list[list[int]] = [[] for _ in prompts]
     device = next(model.parameters()).device
     shape = (len(prompts), sampling.max_new_tokens)
     logprobs, values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        said = decode(
+        decoded = decode(
             model,
             [prompts[i] for i in rows],
             max_new_tokens=sampling.max_new_tokens,
@@ -110,24 +110,24 @@ def sample(
             pad_id=pad_id,
             value_head=value_head,
         )
-        for i, ids in zip(rows, said.completions, strict=True):
-            found[i] = ids
-        for whole, part in ((logprobs, said.logprobs), (values, said.values)):
+        for i, ids in zip(rows, decoded.completions, strict=True):
+            completions[i] = ids
+        for whole, part in ((logprobs, decoded.logprobs), (values, decoded.values)):
             if part is not None:
                 whole[rows, : part.shape[1]] = part
-    width = max([1, *map(len, found)])
+    width = max([1, *map(len, completions)])
     return Decoded(
-        found,
+        completions,
         logprobs[:, :width] if sampling.temperature > 0 else None,
         values[:, :width] if value_head is not None else None,
     )
 
 
 def cut_at_stop(ids: list[int], stop: Sequence[int]) -> list[int]:
-    """`ids` up to and with the first stop token; all of them where there is none."""
-    for at, token in enumerate(ids):
+    """`ids` up to and including the first stop token; all of them if there is no stop token."""
+    for i, token in enumerate(ids):
         if token in stop:
-            return ids[: at + 1]
+            return ids[: i + 1]
     return ids
 
 
@@ -140,20 +140,19 @@ def complete(
     stop: Sequence[int],
     batch_size: int = 128,
 ) -> list[Completion]:
-    """Sample an answer to each prompt, in order. See `sample`."""
-    ids = [encode_prompt(tokenizer, p) for p in prompts]
+    """Sample a completion of each prompt, in order. See `sample`."""
     assert tokenizer.pad_token_id is not None
-    sampled = sample(
+    decoded = sample(
         model,
-        ids,
+        [encode_prompt(tokenizer, p) for p in prompts],
         sampling=sampling,
         stop=stop,
         pad_id=tokenizer.pad_token_id,
         batch_size=batch_size,
-    ).completions
+    )
     return [
         Completion(
-            row, tokenizer.decode(row, skip_special_tokens=True), bool(row) and row[-1] in stop
+            ids, tokenizer.decode(ids, skip_special_tokens=True), bool(ids) and ids[-1] in stop
         )
-        for row in sampled
+        for ids in decoded.completions
     ]

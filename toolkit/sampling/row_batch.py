@@ -1,7 +1,7 @@
-"""Rows of several adapters decoded together, which join and leave between tokens.
+"""One batch for rows of several adapters; rows join and leave between tokens.
 
-Eight checkpoints that answer one prompt are one batch: the base's weights are read once per token
-for all of them. A row's tokens depend on nothing but its own prompt, adapter, drawing and seed.
+Eight checkpoints that answer one prompt are one batch: the base's weights are read once per token for
+all of them. A row's tokens depend only on its own prompt, adapter, settings and seed.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,13 @@ from transformers import DynamicCache
 
 from toolkit.kernels.chunked_logprobs import VocabularyHead
 from toolkit.models.roles import Roles
-from toolkit.sampling.choosing import choose
 from toolkit.sampling.decoding import GrowingLayer, growing_cache, keep_rows, pad_left, read
 from toolkit.sampling.settings import Drawing
 
 
 @dataclass(eq=False)
 class Row:
-    """One answer in the making: `ids` grows by a token at each step."""
+    """One answer; each step appends a token to `ids`."""
 
     prompt: list[int]
     adapter: str | None  # a role of the batch's `Roles`; None is the base
@@ -32,29 +31,29 @@ class Row:
 
     @property
     def done(self) -> bool:
-        """Whether no token follows."""
+        """Whether the answer has ended or reached its length limit."""
         return self.ended or len(self.ids) >= self.drawing.max_new_tokens
 
 
 class RowBatch:
-    """Decodes rows. One thread only: adapters are switched in the one base.
+    """Decodes rows, in one thread only, because it switches adapters of the shared base.
 
-    Between `join` and `step` the adapters stay switched; `pause` gives the base back.
+    Between `join` and `step` the adapters stay active; `pause` restores the base.
     """
 
     def __init__(self, roles: Roles, *, stop: Sequence[int], pad_id: int) -> None:
         self.rows: list[Row] = []
         self._roles, self._stop, self._pad = roles, frozenset(stop), pad_id
-        self._open = ExitStack()
+        self._active = ExitStack()  # the adapters, while they are active
         self._head: VocabularyHead | None = None
         self._cache: DynamicCache | None = None
         self._attention = self._hidden = torch.empty(0)  # (B, L) and (B, d)
 
     @property
     def joinable(self) -> bool:
-        """Whether rows may join those that are already there.
+        """Whether other rows can join the present ones.
 
-        A cache that keeps only a window, or that begins with virtual tokens, cannot be padded.
+        A cache of a sliding window, or one that begins with virtual tokens, cannot be padded.
         """
         if self._cache is None:
             return True
@@ -63,7 +62,7 @@ class RowBatch:
 
     @torch.no_grad()
     def join(self, rows: Sequence[Row]) -> None:
-        """Read new rows' prompts, and what they have said already."""
+        """Add rows: prefill their prompts and the tokens that they already have."""
         assert self.joinable
         self.pause()
         base = self._roles.base
@@ -81,17 +80,17 @@ class RowBatch:
             self._cache, self._attention, self._hidden = cache, attention, hidden
         else:
             length = max(self._attention.shape[1], attention.shape[1])
-            for ours, theirs in zip(self._cache.layers, cache.layers, strict=True):
-                ours.join(theirs, length)
+            for layer, new_layer in zip(self._cache.layers, cache.layers, strict=True):
+                layer.join(new_layer, length)
             both = (_wider(self._attention, length), _wider(attention, length))
             self._attention, self._hidden = torch.cat(both), torch.cat([self._hidden, hidden])
         self.rows = [*self.rows, *rows]
 
     @torch.no_grad()
     def step(self) -> list[Row]:
-        """Give each row its next token.
+        """Append a token to each row.
 
-        Returns: the rows that are done and have left.
+        Returns: the rows that are done; they have left the batch.
         """
         self._resume()
         assert self._head is not None
@@ -103,42 +102,66 @@ class RowBatch:
             row.ended = token in self._stop
             tokens.append(token)
         done = [row for row in self.rows if row.done]
-        going = [t for row, t in zip(self.rows, tokens, strict=True) if not row.done]
+        remaining = [t for row, t in zip(self.rows, tokens, strict=True) if not row.done]
         self.leave(done)
         if self.rows:
             self._resume()
-            token_ids = torch.tensor(going, device=self._hidden.device).unsqueeze(1)
-            seen = self._attention.new_ones(len(self.rows), 1)
-            self._attention = torch.cat([self._attention, seen], dim=1)
+            token_ids = torch.tensor(remaining, device=self._hidden.device).unsqueeze(1)
+            new_column = self._attention.new_ones(len(self.rows), 1)
+            self._attention = torch.cat([self._attention, new_column], dim=1)
             assert self._cache is not None
             self._hidden = read(self._roles.base, token_ids, self._attention, self._cache)
         return done
 
     def leave(self, rows: Sequence[Row]) -> None:
-        """Take rows out, done or not."""
-        stay = [i for i, row in enumerate(self.rows) if row not in rows]
-        if len(stay) == len(self.rows):
+        """Remove rows, done or not."""
+        kept = [i for i, row in enumerate(self.rows) if row not in rows]
+        if len(kept) == len(self.rows):
             return
         self.pause()
-        self.rows = [self.rows[i] for i in stay]
-        if not stay:
+        self.rows = [self.rows[i] for i in kept]
+        if not kept:
             self._cache, self._attention, self._hidden = None, torch.empty(0), torch.empty(0)
             return
-        kept = torch.tensor(stay, device=self._hidden.device)
+        index = torch.tensor(kept, device=self._hidden.device)
         assert self._cache is not None
-        keep_rows(self._cache, kept)
-        self._attention, self._hidden = self._attention[kept], self._hidden[kept]
+        keep_rows(self._cache, index)
+        self._attention, self._hidden = self._attention[index], self._hidden[index]
 
     def pause(self) -> None:
-        """Give the base back, with whatever was active before; the rows stay."""
-        self._open.close()
+        """Restore the adapters that were active before; the rows stay."""
+        self._active.close()
         self._head = None
 
     def _resume(self) -> None:
         if self._head is None:
-            self._open.enter_context(self._roles.mixed([r.adapter for r in self.rows]))
+            self._active.enter_context(self._roles.mixed([r.adapter for r in self.rows]))
             self._head = VocabularyHead.of(self._roles.base)
 
 
 def _wider(attention: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(attention, (length - attention.shape[1], 0))
+
+
+def choose(logits: Tensor, drawing: Drawing, generator: torch.Generator) -> int:
+    """A token id for one row's logits `(V,)`, float32: greedy, or at a temperature with top-k and top-p."""
+    if drawing.temperature == 0:
+        return int(logits.argmax(-1))
+    logits = logits / drawing.temperature
+    if 0 < drawing.top_k < logits.shape[-1]:
+        least = logits.topk(drawing.top_k).values[-1]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    probs = logits.softmax(-1)
+    if drawing.top_p < 1:
+        probs = _nucleus(probs, drawing.top_p)
+    return int(torch.multinomial(probs, 1, generator=generator))
+
+
+def _nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """Zero all but the smallest set of most likely tokens whose probability is at least `top_p`.
+
+    Source: Holtzman et al. 2020, arXiv:1904.09751.
+    """
+    ordered, order = probs.sort(descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered  # probability of all more likely tokens
+    return probs.scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))

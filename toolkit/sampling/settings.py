@@ -1,11 +1,11 @@
-"""How an answer is asked for; the page reads this before torch is there."""
+"""Sampling settings. This module does not import torch: the app's page loads it before torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample; temperature 0 is greedy."""
+    """Length and temperature of a completion; temperature 0 is greedy."""
 
     max_new_tokens: int = 64
     temperature: float = 1.0
@@ -13,13 +13,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Drawing(Sampling):
-    """`Sampling` with what only a reader of answers wants; training draws from the whole of π.
+    """`Sampling` with the options of the app. Training samples from the whole distribution π.
 
     Attributes:
-        top_k: draw among this many likeliest tokens; 0 is all.
-        top_p: draw among the likeliest tokens that together hold this probability; 1 is all.
-        beams: above 1, the likeliest answer that so many parallel searches find; nothing is drawn.
-        seed: where a row's own generator starts.
+        top_k: sample from this many most likely tokens; 0 means all.
+        top_p: sample from the most likely tokens that together have this probability; 1 means all.
+        beams: above 1, return the most likely answer of a beam search with this many beams.
+        seed: seed of the row's own generator.
     """
 
     top_k: int = 0
