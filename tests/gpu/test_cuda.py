@@ -1,4 +1,4 @@
-"""What only a CUDA device can show; skipped where there is none."""
+"""Tests that need a CUDA device; skipped without one."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from benchmarks.cases import CASES, prepare
 from benchmarks.compare import compare
 from tests.conftest import fresh_roles
 from tests.ppo.setup import make, prompts
+from toolkit.kernels import use_kernels
 from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 
@@ -21,7 +22,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("bits", [0, 4], ids=["bf16", "4bit"])
-def test_ppo_trains_policy_and_value_alone(
+def test_ppo_trains_only_policy_and_value(
     bits, tiny_base, sft_run, reward_run, tokenizer, tmp_path
 ):
     config = ModelConfig(str(tiny_base), dtype="bfloat16", load_in_4bit=bits == 4)
@@ -33,28 +34,30 @@ def test_ppo_trains_policy_and_value_alone(
     assert all(p.is_cuda for p in roles.model.parameters())
     before = {n: p.detach().clone() for n, p in roles.model.named_parameters()}
     make(roles, tokenizer, prompts(), tmp_path, use_cpu=False, bf16=True).train()
-    moved = {n for n, p in roles.model.named_parameters() if not torch.equal(before[n], p)}
-    assert moved == set(roles.trainable_names())
+    changed = {n for n, p in roles.model.named_parameters() if not torch.equal(before[n], p)}
+    assert changed == set(roles.trainable_names())
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert abs(first["objective/kl"]) < 1e-2
     assert first["val/ratio"] == pytest.approx(1.0, abs=0.02)
 
 
-def test_logprobs_are_those_of_the_cpu(make_ppo_roles):
-    roles = make_ppo_roles()
+@pytest.mark.parametrize("kernels", [True, False])
+def test_logprobs_equal_those_of_the_cpu(kernels, make_ppo_roles):
     batch = collate([[1, 20, 30, 40], [1, 25]], [[50, 60, 2], [70, 80, 90, 2]], pad_id=0)
-    found = []
-    for device in ("cpu", "cuda"):
-        roles.model.to(device)
-        there = type(batch)(*(t.to(device) for t in dataclasses.astuple(batch)))
-        with roles.using(POLICY) as model, torch.no_grad():
-            logprobs, entropy = completion_logprobs(model, there, temperature=0.7, entropy=True)
-        found.append((logprobs.cpu(), entropy.cpu()))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+    results = []
+    with use_kernels(kernels):
+        roles = make_ppo_roles()
+        for device in ("cpu", "cuda"):
+            roles.model.to(device)
+            moved = type(batch)(*(t.to(device) for t in dataclasses.astuple(batch)))
+            with roles.using(POLICY) as model, torch.no_grad():
+                logprobs, entropy = completion_logprobs(model, moved, temperature=0.7, entropy=True)
+            results.append((logprobs.cpu(), entropy.cpu()))
+    for on_cpu, on_gpu in zip(*results, strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, atol=1e-3, rtol=1e-3)
 
 
-def test_a_cuda_case_of_the_benchmark_runs_in_small(tmp_path):
+def test_a_small_cuda_benchmark_case_runs(tmp_path):
     small = {"hidden": 128, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate": 256}
     case = dataclasses.replace(
         CASES["cuda-0.5b"],

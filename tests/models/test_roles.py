@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import fresh_roles, lora, randomise
 from toolkit.errors import CheckpointError
+from toolkit.kernels.packing import padded
 from toolkit.models.fingerprint import check_fingerprint, save_fingerprint
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import collate, completion_logprobs, scores, state_values
@@ -178,7 +179,7 @@ def test_logprobs_are_those_of_the_sampling_temperature(ppo_roles, batch):
         whole = model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention.long(),
-            position_ids=batch.positions,
+            position_ids=padded(batch.input_ids, batch.attention).positions,
         ).logits
     # row 1, completion token 0 is predicted at the prompt's last position, column 3
     expected = (whole[1, 3] / 0.5).log_softmax(-1)

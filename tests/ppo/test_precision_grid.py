@@ -29,7 +29,7 @@ NEAR = {
     "8bit": (5e-3, 5e-3),  # outliers are cut out per batch: another batch rounds otherwise
     "4bit": (2e-3, 1e-4),
 }
-# a last layer that reads fewer tokens without checkpointing may sum in another order
+# relative difference between the gradients with and without checkpointing
 ROUNDS = {"float32": 1e-5, "bfloat16": 2**-8, "8bit": 2**-8, "4bit": 2**-8}
 # DoRA reads the base's weights, and on a CPU PEFT loses the scales of 8 bits while it does so
 GRID = [(k, b) for k in KINDS for b in BASES if (k, b) != ("use_dora", "8bit")]

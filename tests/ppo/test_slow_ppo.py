@@ -1,13 +1,10 @@
 """The tensor functions against plain loops, over ragged rows with garbage in their padding."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ppo import slow_ppo
-from toolkit.kernels import chunked_logprobs as sliced
-from toolkit.kernels.chunked_logprobs import VocabularyHead, token_logprobs
 from toolkit.ppo.advantages import gae, kl_estimate, kl_rewards, whiten
 from toolkit.ppo.losses import policy_loss, value_loss
 
@@ -109,69 +106,3 @@ def test_losses_and_statistics(lengths, cliprange, cliprange_value, seed):
         torch.testing.assert_close(
             number.double(), torch.tensor(vars(expected)[name]).double(), atol=1e-6, rtol=1e-6
         )
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    tokens=st.integers(1, 5),
-    size=st.integers(2, 30),
-    temperature=st.floats(0.5, 3),
-    seed=st.integers(0, 1000),
-)
-def test_logprobs_and_entropies(tokens, size, temperature, seed):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(tokens, size, generator=generator) * 3
-    taken = torch.randint(size, (tokens,), generator=generator)
-    head = VocabularyHead(torch.nn.Identity(), size)  # its hidden states are the logits
-    found, uncertain = token_logprobs(head, logits, taken, temperature=temperature, entropy=True)
-    rows = logits.tolist()
-    expected = [
-        slow_ppo.log_softmax(row, temperature)[at]
-        for row, at in zip(rows, taken.tolist(), strict=True)
-    ]
-    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-5)
-    expected = [slow_ppo.entropy(row, temperature) for row in rows]
-    torch.testing.assert_close(uncertain, torch.tensor(expected), atol=3e-5, rtol=1e-5)
-
-
-def test_logits_far_from_zero_lose_no_digits():
-    """Shifted by a thousand, exact in float32, a row's distribution is what it was."""
-    logits = torch.tensor([[3.0, 1.0, -2.0, 0.5]])
-    head = VocabularyHead(torch.nn.Identity(), 4)
-    for shift in (0.0, 1024.0, -1024.0):
-        found, uncertain = token_logprobs(
-            head, logits + shift, torch.tensor([1]), temperature=1.0, entropy=True
-        )
-        row = logits[0].tolist()
-        assert found.item() == pytest.approx(slow_ppo.log_softmax(row, 1.0)[1], abs=1e-6)
-        assert uncertain.item() == pytest.approx(slow_ppo.entropy(row, 1.0), abs=1e-6)
-
-
-def test_slices_of_the_vocabulary_head_change_neither_numbers_nor_gradients(monkeypatch):
-    """Eleven tokens at once, two at a time, and four at a time as if on a card."""
-    generator = torch.Generator().manual_seed(0)
-    hidden, weight = (
-        torch.randn(11, 8, generator=generator),
-        torch.randn(20, 8, generator=generator),
-    )
-    tokens = torch.randint(20, (11,), generator=generator)
-    found = []
-    monkeypatch.setattr(sliced, "GPU_SLICE_BYTES", 4 * 20 * 4)
-    for slice_bytes, on_gpu in ((1 << 20, False), (2 * 20 * 4, False), (1, True)):
-        monkeypatch.setattr(sliced, "SLICE_BYTES", slice_bytes)
-        monkeypatch.setattr(sliced, "is_on_gpu", lambda _, on_gpu=on_gpu: on_gpu)
-        layer = torch.nn.Linear(8, 20, bias=False)
-        layer.weight.data = weight.clone()
-        head, start = VocabularyHead(layer, 20, softcap=5.0), hidden.clone().requires_grad_()
-        logprobs, entropy = token_logprobs(head, start, tokens, temperature=0.7, entropy=True)
-        (logprobs.sum() + 0.1 * entropy.sum()).backward()
-        found.append([logprobs, entropy, start.grad, layer.weight.grad])
-    for whole, *others in zip(*found, strict=True):
-        for cut in others:
-            torch.testing.assert_close(whole, cut, atol=1e-6, rtol=1e-6)
-
-
-def test_a_card_reads_its_head_for_more_tokens_at_a_time():
-    assert sliced.slice_tokens(1536, on_gpu=False) == 128
-    assert sliced.slice_tokens(151_936, on_gpu=False) == 27
-    assert sliced.slice_tokens(151_936, on_gpu=True) == 441

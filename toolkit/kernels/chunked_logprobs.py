@@ -1,8 +1,8 @@
-"""Log-probabilities of given tokens from hidden states, without ever holding all logits.
+"""Log-probabilities and entropies of tokens from hidden states, with a slice of the logits at a time.
 
-A completion of 256 tokens times a vocabulary of 152k is 156 MB of float32 logits, per row, and a
-softmax needs it several times over. Here the head runs over a slice of tokens at a time, and what is
-kept of it is as wide as the model.
+The float32 logits of one completion of 256 tokens take 156 MB with a vocabulary of 152k, and a softmax
+needs them several times. Here the head runs over a slice of tokens at a time, and backward keeps
+tensors as wide as the model. The plain version is `_log_softmax` over all tokens.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# of float32 logits at a time. On a CPU a slice shall stay in the cache, and more tokens make no
-# product faster; on a card every slice reads the whole head anew, and fewer tokens than these are
-# done before it is read
+from toolkit.kernels import kernels_enabled
+
+# Float32 logits per slice. On a CPU a slice should stay in the cache, and matrix products do not get
+# faster with more tokens. On a GPU each slice reads the whole head again, so slices are larger.
 SLICE_BYTES, SLICE_TOKENS = 16 << 20, 128
 GPU_SLICE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class VocabularyHead:
-    """A causal model's head, and what the model does to its logits afterwards."""
+    """A causal model's head, and what the model does with its logits."""
 
     layer: nn.Module
     size: int
@@ -33,27 +34,27 @@ class VocabularyHead:
     def of(cls, causal: Any) -> "VocabularyHead":
         """The head of a causal language model.
 
-        Gemma squashes its logits by tanh, Cohere, Falcon-H1 and HyperCLOVA X multiply them, Granite
-        divides them. Whether that is all a model does, `toolkit.sampling.compatibility` tries.
+        Gemma caps its logits with tanh, Cohere, Falcon-H1 and HyperCLOVA X multiply them, Granite
+        divides them. `toolkit.sampling.compatibility` checks that this covers the model.
         """
         layer = causal.get_output_embeddings()
         config = causal.config.get_text_config()
         scaling = float(getattr(config, "logits_scaling", None) or 1.0)
         scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
         scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
-        if config.model_type != "mpt":  # which has a `logit_scale`, and does not use it
+        if config.model_type != "mpt":  # MPT has a `logit_scale` and ignores it
             scale *= float(getattr(config, "logit_scale", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
         softcap = getattr(config, "logits_soft_cap", None) if softcap is None else softcap
         return cls(layer, int(layer.weight.shape[0]), scale, softcap)
 
     def logits(self, hidden: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """`(n, d)` to `(n, V)`, float32, divided by the temperature."""
-        found: Tensor = self.layer(hidden).float()
+        """`(n, V)` float32 for hidden states `(n, d)`, divided by the temperature."""
+        logits: Tensor = self.layer(hidden).float()
         if self.softcap is not None:
-            found = torch.tanh(found * (self.scale / self.softcap))
+            logits = torch.tanh(logits * (self.scale / self.softcap))
         factor = (self.scale if self.softcap is None else self.softcap) / temperature
-        return found if factor == 1.0 and self.softcap is None else found * factor
+        return logits if factor == 1.0 and self.softcap is None else logits * factor
 
 
 def token_logprobs(
@@ -63,32 +64,60 @@ def token_logprobs(
     *,
     temperature: float,
     entropy: bool,
-    through_entropy: bool = True,
+    entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """log π(token) under softmax(logits / temperature), and the entropy if asked for.
+    """log π(token) under softmax(logits / temperature), and the entropy of the distribution.
 
     Args:
         head: of the model.
         hidden: `(N, d)`, at the positions before the tokens.
         tokens: `(N,)` ids.
         temperature: above 0.
-        through_entropy: the entropy has a gradient, which costs a product with the head.
+        entropy: also compute entropies.
+        entropy_gradient: entropies have a gradient, which costs one more product with the head.
 
-    Returns: logprobs and entropies in nats, `(N,)` float32; the gradient goes through both.
+    Returns: log-probabilities and entropies in nats, `(N,)` float32; None instead of entropies that
+        were not requested.
     """
     if not len(tokens):
         return hidden.new_zeros(0).float(), hidden.new_zeros(0).float() if entropy else None
-    learns = any(p.requires_grad for p in head.layer.parameters())
-    way = _with_learning_head if learns and torch.is_grad_enabled() else _Chosen.apply
-    chosen, spread = way(hidden, tokens, head, temperature, entropy, through_entropy)
-    return chosen, spread if entropy else None
+    rest = (head, temperature, entropy, entropy_gradient)
+    if not kernels_enabled():
+        logprobs, entropies = _log_softmax(hidden, tokens, *rest)
+    elif torch.is_grad_enabled() and any(p.requires_grad for p in head.layer.parameters()):
+        # recomputed in the backward pass, so that the head's own adapter gets its gradient
+        parts = [
+            checkpoint(_log_softmax, *slices, *rest, use_reentrant=False)
+            for slices in _slices(head, hidden, tokens)
+        ]
+        logprobs, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
+    else:
+        logprobs, entropies = _ChunkedLogprobs.apply(hidden, tokens, *rest)  # type: ignore[no-untyped-call]
+    return logprobs, entropies if entropy else None
 
 
-class _Chosen(torch.autograd.Function):
-    """Log-softmax at one token per row, and the entropy of the row.
+def _log_softmax(
+    hidden: Tensor,
+    tokens: Tensor,
+    head: VocabularyHead,
+    temperature: float,
+    entropy: bool,
+    entropy_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The plain version: log-softmax over the logits `(N, V)` of all tokens."""
+    distribution = head.logits(hidden, temperature=temperature).log_softmax(-1)
+    logprobs = distribution.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    if not entropy:
+        return logprobs, torch.zeros_like(logprobs)
+    entropies = -(distribution.exp() * distribution).sum(-1)
+    return logprobs, entropies if entropy_gradient else entropies.detach()
 
-    The gradient is made in the forward pass, where the softmax is at hand: what is kept is `(N, d)`
-    and not `(N, V)`, and no slice is computed again.
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """`_log_softmax` in slices, for a frozen head.
+
+    The forward pass computes the gradient of each slice while its softmax exists. It keeps `(N, d)`
+    instead of `(N, V)`, and the backward pass computes no slice again.
     """
 
     @staticmethod
@@ -99,70 +128,52 @@ class _Chosen(torch.autograd.Function):
         head: VocabularyHead,
         temperature: float,
         entropy: bool,
-        through_entropy: bool,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        learns: bool = ctx.needs_input_grad[0]
-        found: list[tuple[Tensor, Tensor]] = []
-        slopes: list[tuple[Tensor, Tensor | None]] = []
-        for states, taken in _slices(head, hidden, tokens):
-            with torch.set_grad_enabled(learns):
-                states = states.detach().requires_grad_(learns)
+        needs_grad: bool = ctx.needs_input_grad[0]
+        outputs: list[tuple[Tensor, Tensor]] = []
+        gradients: list[
+            tuple[Tensor, Tensor | None]
+        ] = []  # d logprob / d hidden, d entropy / d hidden
+        for states, targets in _slices(head, hidden, tokens):
+            with torch.set_grad_enabled(needs_grad):
+                states = states.detach().requires_grad_(needs_grad)
                 logits = head.logits(states, temperature=temperature)
-            places = taken.unsqueeze(-1)
-            plain = logits.detach()  # (n, V), of which 0 becomes the largest, as in any softmax
-            plain.sub_(plain.amax(-1, keepdim=True))
-            probs = plain.softmax(-1)
-            total = -probs.amax(-1, keepdim=True).log()  # log Σ exp(plain)
-            chosen = (plain.gather(-1, places) - total).squeeze(-1)
-            spread, to_spread = torch.zeros_like(chosen), None
+            targets = targets.unsqueeze(-1)
+            centred = logits.detach()  # (n, V); the largest becomes 0, as in any softmax
+            centred.sub_(centred.amax(-1, keepdim=True))
+            probs = centred.softmax(-1)
+            log_sum = -probs.amax(-1, keepdim=True).log()  # log Σ exp(centred)
+            logprobs = (centred.gather(-1, targets) - log_sum).squeeze(-1)
+            entropies, entropy_grad = torch.zeros_like(logprobs), None
             if entropy:
-                spread = total.squeeze(-1) - torch.linalg.vecdot(probs, plain)
-                if learns and through_entropy:  # -p·(log p + H)
-                    slope = (total - spread.unsqueeze(-1) - plain).mul_(probs)
-                    (to_spread,) = torch.autograd.grad(logits, states, slope, retain_graph=True)
-            found.append((chosen, spread))
-            if learns:  # onehot - p
-                slope = probs.neg_().scatter_add_(-1, places, torch.ones_like(probs[:, :1]))
-                (to_chosen,) = torch.autograd.grad(logits, states, slope)
-                slopes.append((to_chosen, to_spread))
-        ctx.slopes = [torch.cat(s) if None not in s else None for s in zip(*slopes, strict=True)]
-        chosen, spread = (torch.cat(parts) for parts in zip(*found, strict=True))
-        if not through_entropy:
-            ctx.mark_non_differentiable(spread)
-        return chosen, spread
+                entropies = log_sum.squeeze(-1) - torch.linalg.vecdot(probs, centred)
+                if needs_grad and entropy_gradient:  # dH / d logits = -p · (log p + H)
+                    slope = (log_sum - entropies.unsqueeze(-1) - centred).mul_(probs)
+                    (entropy_grad,) = torch.autograd.grad(logits, states, slope, retain_graph=True)
+            outputs.append((logprobs, entropies))
+            if needs_grad:  # d logprob / d logits = onehot - p
+                slope = probs.neg_().scatter_add_(-1, targets, torch.ones_like(probs[:, :1]))
+                (logprob_grad,) = torch.autograd.grad(logits, states, slope)
+                gradients.append((logprob_grad, entropy_grad))
+        ctx.gradients = [
+            torch.cat(parts) if None not in parts else None
+            for parts in zip(*gradients, strict=True)
+        ]
+        logprobs, entropies = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
 
     @staticmethod
-    def backward(
-        ctx: Any, to_chosen: Tensor | None, to_spread: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        found: Tensor | None = None
-        for grad, slope in zip((to_chosen, to_spread), ctx.slopes, strict=True):
-            if grad is not None and slope is not None:
-                part = slope * grad.unsqueeze(-1).to(slope.dtype)
-                found = part if found is None else found + part
-        return found, None, None, None, None, None
-
-
-def _with_learning_head(
-    hidden: Tensor,
-    tokens: Tensor,
-    head: VocabularyHead,
-    temperature: float,
-    entropy: bool,
-    through_entropy: bool,
-) -> tuple[Tensor, Tensor]:
-    """As `_Chosen`, the gradient going to the head's own adapter too: slices are computed again."""
-
-    def part(states: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs = head.logits(states, temperature=temperature).log_softmax(-1)
-        chosen = logprobs.gather(-1, taken.unsqueeze(-1)).squeeze(-1)
-        spread = -(logprobs.exp() * logprobs).sum(-1) if entropy else torch.zeros_like(chosen)
-        return chosen, spread if through_entropy else spread.detach()
-
-    parts = [checkpoint(part, *s, use_reentrant=False) for s in _slices(head, hidden, tokens)]
-    chosen, spread = (torch.cat(each) for each in zip(*parts, strict=True))
-    return chosen, spread
+    def backward(ctx: Any, *output_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        total: Tensor | None = None
+        for output_grad, gradient in zip(output_grads, ctx.gradients, strict=True):
+            if output_grad is not None and gradient is not None:
+                part = gradient * output_grad.unsqueeze(-1).to(gradient.dtype)
+                total = part if total is None else total + part
+        return total, None, None, None, None, None
 
 
 def _slices(
@@ -173,12 +184,12 @@ def _slices(
 
 
 def slice_tokens(vocabulary: int, *, on_gpu: bool) -> int:
-    """How many tokens' logits are there at a time."""
+    """Tokens per slice of logits."""
     if on_gpu:
         return max(1, GPU_SLICE_BYTES // (4 * vocabulary))
     return min(SLICE_TOKENS, max(1, SLICE_BYTES // (4 * vocabulary)))
 
 
 def is_on_gpu(states: Tensor) -> bool:
-    """Whether they are on an accelerator; a prediction of memory answers in its place."""
+    """Whether a tensor is on an accelerator. A memory prediction on a CPU replaces this function."""
     return states.device.type != "cpu"

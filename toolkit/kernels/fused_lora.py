@@ -1,101 +1,164 @@
-"""LoRA's linear layer as one autograd node: no intermediate sums, no scaled copies.
+"""LoRA layers that compute the base and the adapter in one autograd node, also beside quantized layers.
 
-PEFT's layer computes `base(x) + lora_B(lora_A(x)) * scaling`: per layer two passes over the output
-beyond the matrix products, and two more in the backward pass. Here the low-rank products are
-accumulated into the output of the base's. The result is PEFT's, up to float rounding.
+PEFT computes `base(x) + lora_B(lora_A(x)) * scaling`. Beyond the matrix products that takes two passes
+over the output and two more in the backward pass; beside a quantized layer it also copies the output
+and casts `x`. The layers here add the low-rank product to the base's output in place. The result is
+PEFT's up to rounding. They subclass PEFT's layers and call them (the plain version) in all other cases,
+such as dropout, DoRA, several active adapters or mixed precision without autocast.
 """
 
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
+from peft import PeftConfig
+from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, bnb
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from toolkit.kernels import kernels_enabled
+
+
+def use_fused_layers(config: PeftConfig) -> None:
+    """Make PEFT build the layers of this module for a LoRA config; does nothing if kernels are off."""
+    if kernels_enabled() and hasattr(
+        config, "_register_custom_module"
+    ):  # only LoRA configs have it
+        config._register_custom_module({nn.Linear: _fused_layer})
+
+
+def _fused_layer(
+    target: nn.Module, adapter_name: str, config: Any, **kwargs: Any
+) -> LoraLayer | None:
+    """A fused layer around `target`; None makes PEFT choose a layer of its own."""
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    if type(base) is nn.Linear:
+        return FusedLoraLinear(target, adapter_name, config=config, **kwargs)
+    for dispatch, peft_layer, fused_layer in _QUANTIZED:
+        layer: LoraLayer | None = dispatch(target, adapter_name, config, **kwargs)
+        if type(layer) is peft_layer:
+            layer.__class__ = fused_layer
+        if layer is not None:
+            return layer
+    return None
+
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
-    """PEFT's layer, whose plain cases (products in one precision, and one adapter for all rows or for
-    each) take the short way."""
+    """LoRA beside `nn.Linear`, fused for one adapter and for one adapter per row."""
 
-    _rows: tuple[list[str], tuple[Tensor, Tensor]] | None = None
+    _row_weights: tuple[list[str], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As PEFT's."""
+        """`(…, out)` for `x` `(…, in)`."""
         base = self.get_base_layer()
-        if not args and not kwargs and self.disable_adapters != self.merged:
-            base_output: Tensor = base(x)
-            return base_output
-        name = self._plain(x) if not args and not kwargs else None
-        if name is None:
-            found: Tensor = super().forward(x, *args, **kwargs)
-            return found
-        rows = x.reshape(-1, x.shape[-1])
-        low, high = self.lora_A[name].weight, self.lora_B[name].weight
-        out: Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
-            rows, base.weight, base.bias, low, high, self.scaling[name]
-        )
-        return out.view(*x.shape[:-1], out.shape[-1])
-
-    def _mixed_batch_forward(
-        self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
-    ) -> Tensor:
-        """An adapter for each row: three products for all of them, where PEFT takes them in turn."""
-        stacks = self._stacks(x, adapter_names)
-        if stacks is None:
-            found: Tensor = super()._mixed_batch_forward(
-                x, *args, adapter_names=adapter_names, **kwargs
-            )
-            return found
-        low, high = stacks
-        found = self.get_base_layer()(x)
-        if low.dtype == found.dtype:
-            return torch.baddbmm(found, torch.bmm(x, low), high)
-        # as PEFT does: adapters of a base in half precision are kept, and multiplied, in float32
-        return found + torch.bmm(torch.bmm(x.to(low.dtype), low), high).to(found.dtype)
-
-    def _stacks(self, x: Tensor, names: list[str]) -> tuple[Tensor, Tensor] | None:
-        """A' `(B, in, r)` and s·B' `(B, r, out)` of each row, zeros where it has no adapter here.
-
-        Kept until `forget_rows`, since every token needs them. None where PEFT must do it.
-        """
-        if self._rows is not None and self._rows[0] is names:
-            return self._rows[1]
-        rows = [n if n in self.lora_A else None for n in names]
-        ours = {n for n in rows if n is not None}
-        dtypes = {self.lora_A[n].weight.dtype for n in ours} or {x.dtype}
-        if len(dtypes) > 1 or any(n in self.lora_variant or self.lora_bias[n] for n in ours):
-            return None
-        if x.dim() != 3 or torch.is_grad_enabled():
-            return None
-        rank, (dtype,) = max([1, *(self.r[n] for n in ours)]), dtypes
-        low = x.new_zeros(len(rows), self.in_features, rank, dtype=dtype)
-        high = x.new_zeros(len(rows), rank, self.out_features, dtype=dtype)
-        for row, name in enumerate(rows):
+        output: Tensor
+        if not args and not kwargs:
+            if self.disable_adapters != self.merged:
+                output = base(x)
+                return output
+            name = self._fusable_adapter(x)
             if name is not None:
-                r = self.r[name]
-                low[row, :, :r] = self.lora_A[name].weight.t()
-                high[row, :r] = self.lora_B[name].weight.t() * self.scaling[name]
-        self._rows = (names, (low, high))
-        return low, high
+                a, b = self.lora_A[name].weight, self.lora_B[name].weight
+                rows = x.reshape(-1, x.shape[-1])
+                output = _LoraLinear.apply(  # type: ignore[no-untyped-call]
+                    rows, base.weight, base.bias, a, b, self.scaling[name]
+                )
+                return output.view(*x.shape[:-1], output.shape[-1])
+        output = super().forward(x, *args, **kwargs)
+        return output
 
-    def forget_rows(self) -> None:
-        """Free what `_stacks` keeps."""
-        self._rows = None
-
-    def _plain(self, x: Tensor) -> str | None:
-        """The one active adapter, if nothing but W·x + s·B·A·x is asked of it."""
+    def _fusable_adapter(self, x: Tensor) -> str | None:
+        """The active adapter, if the layer computes only `W x + s B A x` in the precision of W."""
         name, base = plain_adapter(self), self.get_base_layer()
         if name is None or not is_bare(base) or base.weight.requires_grad:
             return None
         precision = product_precision(x, self.lora_A[name].weight)
         return name if precision == base.weight.dtype else None
 
+    def _mixed_batch_forward(
+        self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
+    ) -> Tensor:
+        """One adapter per row: three products for all rows; PEFT loops over the adapters."""
+        weights = self._weights_per_row(x, adapter_names)
+        output: Tensor
+        if weights is None:
+            output = super()._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
+            return output
+        a, b = weights
+        output = self.get_base_layer()(x)
+        if a.dtype == output.dtype:
+            return torch.baddbmm(output, torch.bmm(x, a), b)
+        # like PEFT: adapters of a half-precision base are stored and multiplied in float32
+        return output + torch.bmm(torch.bmm(x.to(a.dtype), a), b).to(output.dtype)
+
+    def _weights_per_row(self, x: Tensor, names: list[str]) -> tuple[Tensor, Tensor] | None:
+        """A' `(B, in, r)` and s·B' `(B, r, out)` per row, zero for rows without an adapter here.
+
+        They are the same for every token, so they are kept until `clear_row_weights`. None if PEFT
+        must compute the batch.
+        """
+        if self._row_weights is not None and self._row_weights[0] is names:
+            return self._row_weights[1]
+        rows = [n if n in self.lora_A else None for n in names]
+        adapters = {n for n in rows if n is not None}
+        dtypes = {self.lora_A[n].weight.dtype for n in adapters} or {x.dtype}
+        if len(dtypes) > 1 or any(n in self.lora_variant or self.lora_bias[n] for n in adapters):
+            return None
+        if x.dim() != 3 or torch.is_grad_enabled():
+            return None
+        rank, (dtype,) = max([1, *(self.r[n] for n in adapters)]), dtypes
+        a = x.new_zeros(len(rows), self.in_features, rank, dtype=dtype)
+        b = x.new_zeros(len(rows), rank, self.out_features, dtype=dtype)
+        for row, name in enumerate(rows):
+            if name is not None:
+                r = self.r[name]
+                a[row, :, :r] = self.lora_A[name].weight.t()
+                b[row, :r] = self.lora_B[name].weight.t() * self.scaling[name]
+        self._row_weights = (names, (a, b))
+        return a, b
+
+    def clear_row_weights(self) -> None:
+        """Free the weights that a batch with one adapter per row kept."""
+        self._row_weights = None
+
+
+class _FusedQuantized:
+    """Mixin before PEFT's quantized layers: adds the adapter's product in one autograd node."""
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`(…, out)` for `x` `(…, in)`."""
+        name = plain_adapter(self) if not args and not kwargs else None
+        if name is not None:
+            a, b = self.lora_A[name].weight, self.lora_B[name].weight
+            if product_precision(x, a) == x.dtype:
+                return add_lora(self.get_base_layer()(x), x, a, b, self.scaling[name])
+        output: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        return output
+
+
+_QUANTIZED: list[tuple[Any, type, type]] = []  # PEFT's dispatcher and layer, and the fused layer
+
+if is_bnb_4bit_available():
+
+    class FusedLinear4bit(_FusedQuantized, bnb.Linear4bit):  # type: ignore[misc]
+        """LoRA beside a 4-bit layer."""
+
+    _QUANTIZED.append((bnb.dispatch_bnb_4bit, bnb.Linear4bit, FusedLinear4bit))
+
+if is_bnb_available():
+
+    class FusedLinear8bit(_FusedQuantized, bnb.Linear8bitLt):  # type: ignore[misc]
+        """LoRA beside an 8-bit layer."""
+
+    _QUANTIZED.append((bnb.dispatch_bnb_8bit, bnb.Linear8bitLt, FusedLinear8bit))
+
 
 def plain_adapter(layer: LoraLayer) -> str | None:
-    """The one active adapter of a layer, where it is two products, a factor, and nothing else."""
+    """The only active adapter of a layer, if it is `s B A x` without dropout, bias, variant or hooks."""
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None
     name: str = layer.active_adapters[0]
@@ -119,19 +182,19 @@ def is_bare(layer: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def product_precision(x: Tensor, low: Tensor) -> torch.dtype | None:
-    """In what PEFT multiplies `x` by an adapter and by its base; None where these are not one.
+def product_precision(x: Tensor, a: Tensor) -> torch.dtype | None:
+    """The dtype in which PEFT multiplies `x` by the base and by A; None if the two differ.
 
-    Autocast rounds an adapter's float32 to its own precision at each product; without it they are
-    multiplied as they are.
+    Autocast rounds the float32 adapter to its own dtype at each product. Without autocast no weight
+    is rounded.
     """
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
-    return x.dtype if x.dtype == low.dtype else None
+    return x.dtype if x.dtype == a.dtype else None
 
 
-class _LoraProduct(torch.autograd.Function):
-    """`x W' + b + s · (x A') B'` for `x` `(n, in)`, in W's precision; W and b are frozen."""
+class _LoraLinear(torch.autograd.Function):
+    """`x W' + b + s · (x A') B'` for `x` `(n, in)`, in the dtype of W; W and b are frozen."""
 
     @staticmethod
     def forward(
@@ -139,59 +202,88 @@ class _LoraProduct(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        low: Tensor,
-        high: Tensor,
+        a: Tensor,
+        b: Tensor,
         scale: float,
     ) -> Tensor:
-        x, low, high = (t.to(weight.dtype) for t in (x, low, high))
-        inner = linear(x, low)  # (n, r)
-        ctx.save_for_backward(x, weight, low, high, inner)
+        x, a, b = (t.to(weight.dtype) for t in (x, a, b))
+        low = linear(x, a)  # (n, r)
+        ctx.save_for_backward(x, weight, a, b, low)
         ctx.scale = scale
-        if _merging_pays(x, weight.shape[1]):
-            return linear(x, torch.addmm(weight, high, low, alpha=scale), bias)
-        return linear(x, weight, bias).addmm_(inner, high.t(), alpha=scale)
+        if _merging_is_cheaper(x, weight.shape[1]):
+            return linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
+        return linear(x, weight, bias).addmm_(low, b.t(), alpha=scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, low, high, inner = ctx.saved_tensors
+        x, weight, a, b, low = ctx.saved_tensors
         scale: float = ctx.scale
-        narrow = narrowed(grad, high, scale)
-        wants_x, _, _, *wanted, _ = ctx.needs_input_grad
-        to_x = None
-        if wants_x:
-            if _merging_pays(grad, weight.shape[0]):
-                to_x = linear(grad, torch.addmm(weight, high, low, alpha=scale).t())
+        grad_low = (grad @ b).mul_(scale)
+        needs_x, _, _, *needs_a_b, _ = ctx.needs_input_grad
+        grad_x = None
+        if needs_x:
+            if _merging_is_cheaper(grad, weight.shape[0]):
+                grad_x = grad @ torch.addmm(weight, b, a, alpha=scale)
             else:
-                to_x = linear(grad, weight.t()).addmm_(narrow, low)
-        to_low, to_high = adapter_gradients(x, inner, grad, narrow, scale, wanted)
-        return to_x, None, None, to_low, to_high, None
+                grad_x = (grad @ weight).addmm_(grad_low, a)
+        grad_a, grad_b = _adapter_gradients(x, low, grad, grad_low, scale, needs_a_b)
+        return grad_x, None, None, grad_a, grad_b, None
 
 
-def narrowed(grad: Tensor, high: Tensor, scale: float) -> Tensor:
-    """The gradient `(n, r)` of what lies between A and B, from that of the layer's output `(n, out)`."""
-    return linear(grad, high.t()).mul_(scale)
+def _merging_is_cheaper(rows: Tensor, width: int) -> bool:
+    """Whether forming W + s·B·A once costs less than adding the low-rank product to every row.
+
+    Only in float32 and float64: a small update would be rounded away in lower precision.
+    """
+    return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] > width
 
 
-def adapter_gradients(
-    x: Tensor, inner: Tensor, grad: Tensor, narrow: Tensor, scale: float, wanted: Sequence[bool]
+def add_lora(output: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`output + s · (x A') B'`, in the dtype of `output`.
+
+    Args:
+        output: of the base, `(…, out)`.
+        x: `(…, in)`.
+        a: `(r, in)`.
+        b: `(out, r)`.
+        scale: s.
+    """
+    rows = (t.reshape(-1, t.shape[-1]) for t in (output, x))
+    total: Tensor = _AddLora.apply(*rows, a, b, scale)  # type: ignore[no-untyped-call]
+    return total.view(output.shape)
+
+
+class _AddLora(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        x, a, b = (t.to(output.dtype) for t in (x, a, b))
+        low = linear(x, a)  # (n, r)
+        ctx.save_for_backward(x, a, b, low)
+        ctx.scale = scale
+        return torch.addmm(output, low, b.t(), alpha=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, low = ctx.saved_tensors
+        grad_low = (grad @ b).mul_(ctx.scale)
+        needs_x, *needs_a_b = ctx.needs_input_grad[1:4]
+        grad_x = grad_low @ a if needs_x else None
+        return grad, grad_x, *_adapter_gradients(x, low, grad, grad_low, ctx.scale, needs_a_b), None
+
+
+def _adapter_gradients(
+    x: Tensor, low: Tensor, grad: Tensor, grad_low: Tensor, scale: float, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Those of A `(r, in)` and of B `(out, r)`, each where it is wanted.
+    """Gradients of A `(r, in)` and of B `(out, r)`, each only if needed.
 
     Args:
         x: `(n, in)`.
-        inner: `x A'`, `(n, r)`.
-        grad: of the output, `(n, out)`.
-        narrow: see `narrowed`.
+        low: `x A'`, `(n, r)`.
+        grad: gradient of the output, `(n, out)`.
+        grad_low: gradient of `low`, `(n, r)`.
     """
-    to_low = linear(narrow.t(), x.t()) if wanted[0] else None
-    to_high = linear(inner.t(), grad.t()).t().mul_(scale) if wanted[1] else None
-    return to_low, to_high
-
-
-def _merging_pays(rows: Tensor, width: int) -> bool:
-    """Whether W + s·B·A, made for one product, costs less than adding its share to every row.
-
-    In lower precision a small update would be rounded away.
-    """
-    return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] > width
+    grad_a = grad_low.t() @ x if needed[0] else None
+    grad_b = (low.t() @ grad).t().mul_(scale) if needed[1] else None
+    return grad_a, grad_b

@@ -1,7 +1,8 @@
-"""Packing: sequences of unequal length side by side in one row, each seeing only itself.
+"""Packing: several sequences of unequal length share a row, and each attends only to itself.
 
-Padding is computed like any token. Prompts padded on the left and completions on the right, as a
-batch is laid out, waste 30 to 40 % of a pass on short answers; packed rows waste a few per cent.
+Padding costs as much as any other token. A batch with prompts padded on the left and completions padded
+on the right wastes 30 to 40 % of a pass on short answers; packed rows waste a few per cent. The plain
+version is `padded`.
 """
 
 import inspect
@@ -11,16 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ATTENTION_SHARE = 600  # row length at which attention costs about what the matrix products do
+ATTENTION_SHARE = 600  # row length at which attention costs about as much as the matrix products
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Rows for a trunk. `input_ids` and `positions` are `(R, L)`, padded on the right.
+class Rows:
+    """Inputs of a trunk, and where the tokens of a batch are in them.
 
-    `mask` is `(R, 1, L, L)` bool, True where a token sees another; None where each row holds one
-    sequence, which a causal model does not need it for. `places` is `(n,)`: where in the flattened
-    rows the n real tokens of the batch went, row by row.
+    Attributes:
+        input_ids: `(R, L)`.
+        positions: `(R, L)`.
+        mask: `(R, 1, L, L)` bool, True where a token attends to another; `(R, L)`, True on real tokens;
+            or None for right-padded rows of one sequence, which need only the causal mask.
+        places: `(n,)`, index of each real token of the batch, row by row, in the flattened `(R, L)`.
     """
 
     input_ids: Tensor
@@ -29,68 +33,75 @@ class Packed:
     places: Tensor
 
 
-def may_join(causal: Any) -> bool:
-    """Whether a model keeps to masks and positions of ours: it must attend by SDPA, and to everything."""
-    return _heeds_masks(causal.config) and _heeds_positions(causal.base_model)
+def padded(input_ids: Tensor, attention: Tensor) -> Rows:
+    """The plain version: the batch as it is. For arguments see `pack`."""
+    positions = (attention.long().cumsum(-1) - 1).clamp_min(0)
+    return Rows(input_ids, positions, attention.long(), attention.flatten().nonzero().flatten())
 
 
-def _heeds_positions(trunk: Any) -> bool:
-    """Not Bart's family, which takes what it does not know, and counts positions itself; nor Falcon with
-    ALiBi, which makes its positions of the mask."""
-    if getattr(trunk.config.get_text_config(), "alibi", False):
-        return False
-    return "position_ids" in inspect.signature(trunk.forward).parameters
+def pack(input_ids: Tensor, attention: Tensor, *, share_rows: bool) -> Rows:
+    """Pack the real tokens of a batch into right-padded rows.
 
-
-def _heeds_masks(config: Any) -> bool:
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    if kinds is None:
-        everywhere = getattr(text, "sliding_window", None) is None
-    else:
-        everywhere = set(kinds) == {"full_attention"}
-    return bool(config._attn_implementation == "sdpa" and everywhere)
-
-
-def pack(input_ids: Tensor, attention: Tensor, *, join: bool) -> Packed:
-    """Pack the real tokens of a batch.
+    The mask is explicit. transformers can also derive it from positions that restart, but OPT, Falcon and
+    XGLM do not pass positions to that code, so their sequences would attend to each other.
 
     Args:
         input_ids: `(B, S)`.
-        attention: `(B, S)` bool, True on real tokens, one run per row.
-        join: several sequences may share a row.
+        attention: `(B, S)` bool, True on real tokens, which are contiguous in each row.
+        share_rows: put several sequences in a row where that is cheaper. See `supports_shared_rows`.
     """
     lengths = attention.sum(1).tolist()
-    rows = _fill(lengths) if join else [[i] for i in range(len(lengths))]
+    rows = _assign(lengths) if share_rows else [[i] for i in range(len(lengths))]
     width = max(sum(lengths[i] for i in row) for row in rows)
     starts = [0] * len(lengths)
     for number, row in enumerate(rows):
-        at = number * width
+        start = number * width
         for i in row:
-            starts[i], at = at, at + lengths[i]
-    places = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
-    places = places.to(input_ids.device)
-    shape = (len(rows), width)
+            starts[i], start = start, start + lengths[i]
+    spans = [torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
+    places = torch.cat(spans).to(input_ids.device)
 
-    def placed(values: Tensor) -> Tensor:
-        empty = torch.zeros(len(rows) * width, dtype=values.dtype, device=values.device)
-        return empty.index_copy(0, places, values).view(shape)
+    def scatter(values: Tensor) -> Tensor:
+        flat = torch.zeros(len(rows) * width, dtype=values.dtype, device=values.device)
+        return flat.index_copy(0, places, values).view(len(rows), width)
 
-    positions = placed((attention.long().cumsum(-1) - 1)[attention])
-    mask = None
-    if len(rows) < len(lengths):
-        owner = torch.arange(1, len(lengths) + 1, device=attention.device).unsqueeze(1)
-        segments = placed((owner * attention)[attention])  # (R, L), 0 on padding
-        same = segments.unsqueeze(2) == segments.unsqueeze(1)
-        mask = same.tril().unsqueeze(1)
-    return Packed(placed(input_ids[attention]), positions, mask, places)
+    packed_ids = scatter(input_ids[attention])
+    if len(rows) == len(
+        lengths
+    ):  # positions that count on over the padding keep SDPA's causal path
+        positions = torch.arange(width, device=input_ids.device).repeat(len(rows), 1)
+        return Rows(packed_ids, positions, None, places)
+    positions = scatter((attention.long().cumsum(-1) - 1)[attention])
+    numbers = torch.arange(1, len(lengths) + 1, device=attention.device).unsqueeze(1)
+    sequence = scatter((numbers * attention)[attention])  # (R, L), 0 on padding
+    same_sequence = sequence.unsqueeze(2) == sequence.unsqueeze(1)
+    return Rows(packed_ids, positions, same_sequence.tril().unsqueeze(1), places)
 
 
-def _fill(lengths: list[int]) -> list[list[int]]:
-    """Sequences per row, longest first into the first row with room, for the cheapest row length.
+def supports_shared_rows(causal: Any) -> bool:
+    """Whether a model uses the masks and positions of packed rows: full attention by SDPA in all layers.
 
-    A token costs its matrix products and, in attention, its row's length; with rows of at most
-    four times the longest sequence the second stays small.
+    Bart's family accepts `position_ids` and ignores them; Falcon with ALiBi derives positions from the
+    mask.
+    """
+    text = causal.config.get_text_config()
+    layer_types = getattr(text, "layer_types", None)
+    if layer_types is None:
+        full_attention = getattr(text, "sliding_window", None) is None
+    else:
+        full_attention = set(layer_types) == {"full_attention"}
+    return (
+        causal.config._attn_implementation == "sdpa"
+        and full_attention
+        and not getattr(text, "alibi", False)
+        and "position_ids" in inspect.signature(causal.base_model.forward).parameters
+    )
+
+
+def _assign(lengths: list[int]) -> list[list[int]]:
+    """Sequence numbers per row: longest first, into the first row with room, at the cheapest row length.
+
+    Rows are at most four times as long as the longest sequence, so that attention stays cheap.
     """
     longest = max(lengths)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -112,6 +123,6 @@ def _fill(lengths: list[int]) -> list[list[int]]:
 
 
 def _cost(rows: list[list[int]], lengths: list[int]) -> float:
-    """Tokens computed, each with a share for attention that grows with the row."""
+    """Number of computed tokens, each weighted by attention over the row's length."""
     width = max(sum(lengths[i] for i in row) for row in rows)
     return len(rows) * width * (1 + width / ATTENTION_SHARE)

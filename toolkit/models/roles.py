@@ -17,8 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from toolkit.errors import CheckpointError
-from toolkit.kernels.fused_lora import FusedLoraLinear
-from toolkit.kernels.fusing import fuse
+from toolkit.kernels.fused_lora import FusedLoraLinear, use_fused_layers
 from toolkit.models.adapters import fill, read_adapter, save_adapter
 from toolkit.models.fingerprint import BASE_FILE, check_fingerprint
 from toolkit.models.heads import ScalarHead
@@ -167,7 +166,7 @@ class Roles:
         finally:
             for layer in self._switch.layers:
                 if isinstance(layer, FusedLoraLinear):
-                    layer.forget_rows()
+                    layer.clear_row_weights()
 
     def _insert(self, name: str | None) -> None:
         """Put one of the inserted adapters in the place of another, or of none."""
@@ -230,7 +229,7 @@ class Roles:
         if config.use_dora:
             refuse_lost_scales(self.base)
         config.inference_mode = not trainable
-        fuse(config)
+        use_fused_layers(config)
         if self.model is None:
             try:
                 self.model = get_peft_model(self.base, config, adapter_name=name)

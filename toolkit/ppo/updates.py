@@ -72,7 +72,7 @@ class Updater:
                     batch,
                     temperature=args.temperature,
                     entropy=True,
-                    through_entropy=bool(args.ent_coef),
+                    entropy_gradient=bool(args.ent_coef),
                 )
             found = policy_loss(
                 seen.logprobs,
