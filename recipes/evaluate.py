@@ -119,14 +119,12 @@ def main(args, model) -> Run:
 
 
 def _demonstrations(args):
-    """(prompt, completion), a sample by the seed; nothing where no dataset is named."""
-    if args.demonstrations is None:
-        return []
-    from toolkit.data.auxiliary import sample_demonstrations
+    """(prompt, completion) of a random sample; an empty list without a dataset."""
+    from toolkit.data.auxiliary import load_demonstrations
     from toolkit.options.arguments import DataArguments
 
-    asked = DataArguments(drop_bad_rows=args.drop_bad_rows)
-    return sample_demonstrations(args.demonstrations, asked, seed=args.seed)
+    data_args = DataArguments(drop_bad_rows=args.drop_bad_rows)
+    return load_demonstrations(args.demonstrations, data_args, seed=args.seed)
 
 
 def _as_texts(*sides):

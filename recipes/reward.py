@@ -32,7 +32,7 @@ def prepare(training):
     data = Comparisons.prepare(
         splits,
         tokenizer,
-        load_demonstrations(own, seed=args.seed),
+        load_demonstrations(own.demonstrations, own, seed=args.seed),
         max_length=args.max_length,
         shuffle_pairs=own.shuffle_pairs,
     )

@@ -18,7 +18,7 @@ from toolkit.data.auxiliary import load_demonstrations
 from toolkit.data.convert import Turns
 from toolkit.data.splits import hold_out
 from toolkit.errors import DatasetError
-from toolkit.options.arguments import DataArguments, RewardArguments
+from toolkit.options.arguments import DataArguments
 
 Load = Callable[..., dict[str, Any]]
 
@@ -470,8 +470,7 @@ def test_demonstrations_are_a_sample_by_the_seed_and_no_other_split_is_read(tmp_
     (tmp_path / "test.jsonl").write_text("{not JSON\n", encoding="utf-8")
 
     def drawn(seed: int, **options: Any) -> list[int]:
-        start = RewardArguments(demonstrations=str(tmp_path), **options)
-        found = load_demonstrations(start, seed=seed)
+        found = load_demonstrations(str(tmp_path), DataArguments(**options), seed=seed)
         assert all(said == "a" + str(asked)[1:] for asked, said in found)
         return [int(str(asked)[1:]) for asked, _ in found]
 
@@ -482,5 +481,4 @@ def test_demonstrations_are_a_sample_by_the_seed_and_no_other_split_is_read(tmp_
     assert first == drawn(0)
     assert first != drawn(1)
     assert drawn(0, max_rows=5) == [0, 1, 2, 3, 4]
-    assert RewardArguments().demonstrations is None
-    assert load_demonstrations(RewardArguments(), seed=0) == []
+    assert load_demonstrations(None, DataArguments(), seed=0) == []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.data.loading import load_splits
 from toolkit.data.messages import Message, Row
 from toolkit.errors import ConfigError, DatasetError
-from toolkit.options.arguments import DataArguments, RewardArguments, SourceArguments
+from toolkit.options.arguments import DataArguments, SourceArguments
 from toolkit.world.corpus import documents
 
 if TYPE_CHECKING:
@@ -50,32 +50,24 @@ def load_split(
         raise DatasetError(str(error).replace("(`split`)", f"(`{option}`)")) from error
 
 
-def load_demonstrations(start: RewardArguments, *, seed: int) -> list[tuple[Text, Text]]:
-    """(prompt, completion) of a sample of `start.demonstrations`; an empty list if it is not set.
-
-    Raises: DatasetError as `load_splits`.
-    """
-    if start.demonstrations is None:
-        return []
-    data_args = DataArguments(drop_bad_rows=start.drop_bad_rows, max_rows=start.max_rows)
-    return sample_demonstrations(start.demonstrations, data_args, seed=seed)
-
-
-def sample_demonstrations(
-    name: str, data_args: DataArguments, *, seed: int
+def load_demonstrations(
+    name: str | None, data_args: DataArguments, *, seed: int
 ) -> list[tuple[Text, Text]]:
-    """(prompt, completion) of all rows of a dataset's train split, or of a thousand random ones.
+    """(prompt, completion) of a dataset's train split: all rows, or a thousand random ones.
 
     Args:
-        name: a prompt-completion dataset.
-        data_args: `drop_bad_rows`, and `max_rows`, from which the sample is drawn.
+        name: a prompt-completion dataset; None gives an empty list.
+        data_args: only `drop_bad_rows` and `max_rows`, from which the sample is drawn, are used.
         seed: another seed draws other rows.
 
     Raises: DatasetError as `load_splits`.
     """
+    if name is None:
+        return []
     source = SourceArguments(dataset_name=name)
-    options = {"kind": "prompt-completion", "sample": MOST_DEMONSTRATIONS}
-    rows = _load_train(source, data_args, seed=seed, **options)
+    only = DataArguments(drop_bad_rows=data_args.drop_bad_rows, max_rows=data_args.max_rows)
+    options: dict[str, Any] = {"kind": "prompt-completion", "sample": MOST_DEMONSTRATIONS}
+    rows = _load_train(source, only, seed=seed, **options)
     return [(row["prompt"], row["completion"]) for row in rows]
 
 

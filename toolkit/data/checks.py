@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 COMPLETIONS = ("completion", "chosen", "rejected")
 MOST_MEASURED = 5000  # rows of a split whose tokens are counted; all rows could take minutes
 REPLACEMENT = "\ufffd"  # decoders write it in place of bytes that are not UTF-8
+NEVER = r"(?!)"  # a pattern that matches nothing
 SHORTEST_MARK = 4  # a blank line or "A:" is part of many texts
 
 
@@ -130,25 +130,13 @@ def _of_first_place(failed: list[FailedRow]) -> list[FailedRow]:
     return sorted(rows.values(), key=lambda f: f.number)
 
 
-@dataclass(frozen=True)
-class Marks:
-    """A pattern of the texts that a template or tokenizer writes between messages; None for none."""
-
-    pattern: re.Pattern[str] | None
-
-    def find(self, text: str) -> str | None:
-        """The first mark in a text."""
-        match = self.pattern.search(text) if self.pattern is not None else None
-        return match.group() if match else None
-
-
-def template_marks(tokenizer: "PreTrainedTokenizerBase") -> Marks:
-    """The special tokens, and the words with which the chat template separates turns."""
+def template_marks(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+    """A pattern of the special tokens and of the words with which the template separates turns."""
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     special |= {str(token) for token in tokenizer.all_special_tokens}
     marks = [mark for mark in special | _turn_marks(tokenizer) if mark]
     longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
-    return Marks(re.compile("|".join(map(re.escape, longest_first))) if marks else None)
+    return re.compile("|".join(map(re.escape, longest_first)) or NEVER)
 
 
 def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
@@ -169,7 +157,7 @@ def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
     return {mark for mark in between.groups() if len("".join(mark.split())) >= SHORTEST_MARK}
 
 
-def _find_marks(splits: Splits, split: str, marks: Marks) -> dict[int, FailedRow]:
+def _find_marks(splits: Splits, split: str, marks: re.Pattern[str]) -> dict[int, FailedRow]:
     """The rows of a split that contain a mark, by index."""
     failed = {}
     for i, row in enumerate(splits[split]):
@@ -180,14 +168,13 @@ def _find_marks(splits: Splits, split: str, marks: Marks) -> dict[int, FailedRow
     return failed
 
 
-def template_mark(row: Row, marks: Marks) -> str | None:
+def template_mark(row: Row, marks: re.Pattern[str]) -> str | None:
     """An error message about the first mark in a row; None for a row without marks."""
     for name, text in _texts(row):
-        mark = marks.find(text)
+        mark = marks.search(text)
         if mark is not None:
-            start = text.index(mark)
-            excerpt = text[max(0, start - 20) : start + len(mark) + 20]
-            problem = f"{name} must not contain the chat template's {describe(mark)}"
+            excerpt = text[max(0, mark.start() - 20) : mark.end() + 20]
+            problem = f"{name} must not contain the chat template's {describe(mark.group())}"
             return f"{problem}, got {describe(excerpt)}"
     return None
 

@@ -58,55 +58,35 @@ def find_files(path: Path) -> dict[str, list[Path]]:
 
 
 def read_rows(path: Path) -> list[Any]:
-    """The rows of a data file, by its extension.
-
-    A line or record that cannot be parsed becomes an `Unreadable`, which the checks report. All
-    values of a CSV file are texts.
-
-    Raises: DatasetError if the whole file cannot be read.
-    """
-    name = path.name.lower().removesuffix(".gz")
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.name.lower().endswith(".gz") else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path}: cannot read the file ({error})") from error
-    if name.endswith(".parquet"):
-        return list(_parquet(io.BytesIO(data), path))
-    if name.endswith(".jsonl"):
-        # bytes.splitlines() splits at \n and \r only. str.splitlines() also splits at U+2028,
-        # which JSON may contain.
-        return list(_json_lines(data.splitlines()))
-    data = data.removeprefix(codecs.BOM_UTF8)
-    if name.endswith(".csv"):
-        return list(_csv(io.StringIO(data.decode(errors=NOT_UTF8), newline=""), path))
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        reason = f"line {line}: not UTF-8 text at byte {error.start + 1} of the file"
-        raise DatasetError(f"{path} {reason}; save it as UTF-8") from error
-    return _json(text, path)
+    """All rows of a data file. See `stream_rows`."""
+    return list(stream_rows(path))
 
 
 def stream_rows(path: Path) -> Iterator[Any]:
-    """As `read_rows`, piece by piece; a JSON list and a Parquet file in `.gz` are read whole.
+    """The rows of a data file, by its extension, without the whole file in memory.
+
+    A JSON list and a Parquet file in `.gz` are read whole. A line or record that cannot be parsed
+    becomes an `Unreadable`, which the checks report. All values of a CSV file are texts.
 
     Raises: DatasetError at the point where the file cannot be read.
     """
-    name = path.name.lower()
-    opener: Any = gzip.open if name.endswith(".gz") else open
+    zipped = path.suffix.lower() == ".gz"
+    open_file: Any = gzip.open if zipped else open
+    extension = Path(path.stem).suffix.lower() if zipped else path.suffix.lower()
     try:
-        if name.removesuffix(".gz").endswith(".jsonl"):
-            with opener(path, "rb") as file:
-                yield from _json_lines(line for part in file for line in part.splitlines())
-        elif name.removesuffix(".gz").endswith(".csv"):
-            with opener(path, "rt", encoding="utf-8-sig", errors=NOT_UTF8, newline="") as file:
+        if extension == ".csv":
+            with open_file(path, "rt", encoding="utf-8-sig", errors=NOT_UTF8, newline="") as file:
                 yield from _csv(file, path)
-        elif name.endswith(".parquet"):
-            yield from _parquet(path, path)
-        else:
-            yield from read_rows(path)
+            return
+        with open_file(path, "rb") as file:
+            if extension == ".jsonl":
+                # bytes.splitlines() splits at \n and \r only. str.splitlines() also splits at
+                # U+2028, which JSON may contain.
+                yield from _json_lines(line for part in file for line in part.splitlines())
+            elif extension == ".parquet":
+                yield from _parquet(io.BytesIO(file.read()) if zipped else file, path)
+            else:
+                yield from _json(file.read().removeprefix(codecs.BOM_UTF8), path)
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path}: cannot read the file ({error})") from error
 
@@ -125,13 +105,19 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
                 yield Unreadable(reason, line.decode().strip())
 
 
-def _json(text: str, path: Path) -> list[Any]:
+def _json(data: bytes, path: Path) -> list[Any]:
     """A list of rows, or one row per line, as in many files with the ending .json."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        reason = f"line {line}: not UTF-8 text at byte {error.start + 1} of the file"
+        raise DatasetError(f"{path} {reason}; save it as UTF-8") from error
     try:
         loaded = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{"):
-            return list(_json_lines(text.encode().splitlines()))
+            return list(_json_lines(data.splitlines()))
         place = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DatasetError(f"{path}{place}: not JSON ({_reason(error)})") from error
     if isinstance(loaded, dict):

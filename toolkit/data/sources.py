@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.data.files import find_files, read_rows, stream_rows
 from toolkit.errors import DatasetError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
 WORLD = "world:"
+Columns = Mapping[str, str]  # DataArguments has parsed the JSON
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def find_sources(
     """
     if data_args.sources:
         return [_mixture_source(source, data_args) for source in data_args.sources]
-    columns, format = _mapping(data_args.columns), data_args.dataset_format
+    columns, format = cast("Columns", data_args.columns or {}), data_args.dataset_format
     if mixture.datasets:
         place, table = _load_mixture(mixture)
         splits = {"train": [Part(place, table.to_list)]}
@@ -165,7 +166,7 @@ def _mixture_source(source: SourceArguments, data_args: DataArguments) -> Source
         source.dataset_name,
         used,
         _unused(splits, used),
-        columns=_mapping(source.columns or data_args.columns),
+        columns=cast("Columns", source.columns or data_args.columns or {}),
         format=source.dataset_format or data_args.dataset_format,
         fraction=source.fraction,
     )
@@ -177,11 +178,6 @@ def _unused(splits: Mapping[str, Sequence[Part]], used: Mapping[str, Sequence[Pa
     return sorted(
         split for split, parts in splits.items() if not places & {part.place for part in parts}
     )
-
-
-def _mapping(columns: dict[str, str] | str | None) -> Mapping[str, str]:
-    assert not isinstance(columns, str)  # DataArguments has parsed the JSON
-    return columns or {}
 
 
 def _check_split(name: str, splits: Mapping[str, Any], split: str, option: str) -> None:

@@ -105,7 +105,7 @@ def _rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, ob
         data = Comparisons.prepare(
             splits,
             tokenizer,
-            load_demonstrations(stage.own, seed=training.seed),
+            load_demonstrations(stage.own.demonstrations, stage.own, seed=training.seed),
             max_length=training.max_length,
             shuffle_pairs=stage.own.shuffle_pairs,
         )
