@@ -1,21 +1,13 @@
-"""Row contracts: what each format is detected as, becomes, and is refused for."""
+"""Row formats: detection, conversion to each kind, and the errors of malformed rows."""
 
 from typing import Any
 
 import pytest
 
-from toolkit.data import FORMATS, convert_row, convert_rows, detect_format
+from tests.data.helpers import assistant, user
+from toolkit.data import convert_row, convert_rows, detect_format
 from toolkit.data.convert import Kind, check_conversion
 from toolkit.errors import DatasetError
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 HH = {
@@ -37,7 +29,7 @@ SHAREGPT_PREFERENCE = {
 }
 PAIR = {"chosen": [assistant("Blue.")], "rejected": [assistant("Green.")]}
 
-# name, row, and the one row of each kind it becomes (None: it cannot)
+# format, row, and the SFT row, preference row and prompt rows from it (None: not possible)
 CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, Any] | None, Any]] = [
     ("prompt-only", {"prompt": "Sky?"}, None, None, "Sky?"),
     ("prompt-only", {"prompt": [user("Sky?")]}, None, None, [user("Sky?")]),
@@ -62,7 +54,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, Any] | N
         None,
         HH_PROMPT,
     ),
-    (  # an open question: SFT learns the last answer, PPO asks the question
+    (  # an open question: SFT learns the last answer, PPO uses the question
         "messages",
         {"messages": [user("Hi"), assistant("Hello!"), user("Sky?")]},
         {"prompt": [user("Hi")], "completion": [assistant("Hello!")]},
@@ -174,14 +166,14 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, Any] | N
 ]
 
 
-@pytest.mark.parametrize(("name", "row", "sft", "preference", "asked"), CASES)
-def test_each_format_becomes_each_kind(
-    name: str, row: Any, sft: Any, preference: Any, asked: Any
+@pytest.mark.parametrize(("name", "row", "sft", "preference", "prompt"), CASES)
+def test_row_is_detected_and_converted(
+    name: str, row: Any, sft: Any, preference: Any, prompt: Any
 ) -> None:
     assert detect_format([row], place="x") == name
-    assert convert_row(row, format=name, kind="prompt-only") == [{"prompt": asked}]
-    wanted: list[tuple[Kind, Any]] = [("prompt-completion", sft), ("preference", preference)]
-    for kind, expected in wanted:
+    assert convert_row(row, format=name, kind="prompt-only") == [{"prompt": prompt}]
+    expected_rows: list[tuple[Kind, Any]] = [("prompt-completion", sft), ("preference", preference)]
+    for kind, expected in expected_rows:
         if expected is None:
             with pytest.raises(DatasetError, match=f"its format is {name} .*{kind} needs"):
                 check_conversion(format=name, kind=kind, place="x")
@@ -191,27 +183,32 @@ def test_each_format_becomes_each_kind(
 
 
 @pytest.mark.parametrize("name", ["messages", "sharegpt"])
-def test_dialogue_is_an_example_for_each_answer(name: str) -> None:
-    said = [SYSTEM, user("Hi"), assistant("Hello!"), user("Sky?"), assistant("Blue."), user("Why?")]
-    row = {"messages" if name == "messages" else "conversations": said}
-    made = convert_row(row, format=name, kind="prompt-completion", turns="all")
-    assert len({one.pop("group_id") for one in made}) == 1
-    assert made == [
+def test_dialogue_gives_an_example_for_each_answer(name: str) -> None:
+    messages = [
+        SYSTEM,
+        user("Hi"),
+        assistant("Hello!"),
+        user("Sky?"),
+        assistant("Blue."),
+        user("Why?"),
+    ]
+    row = {"messages" if name == "messages" else "conversations": messages}
+    rows = convert_row(row, format=name, kind="prompt-completion", turns="all")
+    assert len({one.pop("group_id") for one in rows}) == 1
+    assert rows == [
         {"prompt": [SYSTEM, user("Hi")], "completion": [assistant("Hello!")]},
         {"prompt": [SYSTEM, *HH_PROMPT], "completion": [assistant("Blue.")]},
     ]
-    assert convert_row(row, format=name, kind="prompt-completion", turns="last") == made[1:]
+    assert convert_row(row, format=name, kind="prompt-completion", turns="last") == rows[1:]
     with pytest.raises(DatasetError, match="must contain an assistant message, got none"):
-        convert_row({next(iter(row)): said[:2]}, format=name, kind="prompt-completion", turns="all")
+        convert_row(
+            {next(iter(row)): messages[:2]}, format=name, kind="prompt-completion", turns="all"
+        )
 
 
-def test_every_format_has_a_case() -> None:
-    assert {name for name, *_ in CASES} | {"ranked", "ultrafeedback", "text"} == set(FORMATS)
-
-
-@pytest.mark.parametrize(("name", "row", "sft", "preference", "asked"), CASES)
-def test_formats_become_unpaired_where_answers_are_known_to_be_good_or_bad(
-    name: str, row: Any, sft: Any, preference: Any, asked: Any
+@pytest.mark.parametrize(("name", "row", "sft", "preference", "prompt"), CASES)
+def test_comparison_gives_two_labelled_completions(
+    name: str, row: Any, sft: Any, preference: Any, prompt: Any
 ) -> None:
     if name == "unpaired":
         assert convert_row(row, format=name, kind="unpaired") == [row]
@@ -221,13 +218,13 @@ def test_formats_become_unpaired_where_answers_are_known_to_be_good_or_bad(
         ):
             check_conversion(format=name, kind="unpaired", place="x")
     else:
-        good = {"prompt": asked, "completion": preference["chosen"], "label": True}
-        bad = {"prompt": asked, "completion": preference["rejected"], "label": False}
+        good = {"prompt": prompt, "completion": preference["chosen"], "label": True}
+        bad = {"prompt": prompt, "completion": preference["rejected"], "label": False}
         assert convert_row(row, format=name, kind="unpaired") == [good, bad]
 
 
 @pytest.mark.parametrize(
-    ("given", "label"),
+    ("value", "label"),
     [
         (True, True),
         (False, False),
@@ -239,31 +236,31 @@ def test_formats_become_unpaired_where_answers_are_known_to_be_good_or_bad(
         (0.0, False),
     ],
 )
-def test_formats_of_labels(given: Any, label: bool) -> None:
-    row = {"prompt": "q", "completion": "a", "label": given, "id": 7}
+def test_labels_of_every_spelling_are_read(value: Any, label: bool) -> None:
+    row = {"prompt": "q", "completion": "a", "label": value, "id": 7}
     assert detect_format([row], place="x") == "unpaired"
-    (made,) = convert_row(row, format="unpaired", kind="unpaired")
-    assert made == {"prompt": "q", "completion": "a", "label": label, "id": 7}
-    assert made["label"] is label
+    (rows,) = convert_row(row, format="unpaired", kind="unpaired")
+    assert rows == {"prompt": "q", "completion": "a", "label": label, "id": 7}
+    assert rows["label"] is label
     sft = convert_row(row, format="unpaired", kind="prompt-completion")
     assert sft == ([{"prompt": "q", "completion": "a"}] if label else [])
 
 
-def test_formats_with_a_label_of_something_else() -> None:
+def test_other_label_column_is_not_unpaired() -> None:
     row = {"prompt": "q", "completion": "a", "label": "sports"}
     assert detect_format([row], place="x") == "prompt-completion"
     with pytest.raises(DatasetError, match=r'"label" must be true or false, got "sports" \(str\)'):
         convert_row(row, format="unpaired", kind="unpaired")
 
 
-def test_bad_answers_are_left_out_of_sft_and_counted() -> None:
+def test_bad_completions_are_not_used_for_sft() -> None:
     rows = [{"prompt": "q", "completion": str(i), "label": i < 2} for i in range(5)]
     result = convert_rows(rows, place="x", format="unpaired", kind="prompt-completion")
     assert [row["completion"] for row in result.rows] == ["0", "1"]
     assert (result.read, result.dropped, result.unused) == (5, [], {"are labelled bad": 3})
 
 
-def test_formats_of_text_without_a_prompt() -> None:
+def test_text_rows_convert_only_to_text() -> None:
     row = {"text": " A story.\n", "url": "x"}
     assert detect_format([row], place="x") == "text"
     assert convert_row(row, format="text", kind="text") == [{"text": " A story.\n"}]
@@ -275,15 +272,15 @@ def test_formats_of_text_without_a_prompt() -> None:
         check_conversion(format="alpaca", kind="text", place="x")
 
 
-def test_formats_that_would_lose_the_prompt_are_refused() -> None:
+def test_column_that_looks_like_the_prompt_raises() -> None:
     row = {"system": "Be brief.", "question": "Sky?", "chosen": "It is.", "rejected": "It isn't."}
     with pytest.raises(DatasetError, match=r"set `columns: \{question: prompt\}`"):
         detect_format([row], place="x")
-    asked = {"question": "Sky?", **PAIR}  # messages hold their prompt, or fail for the lack of it
-    assert detect_format([asked], place="x") == "implicit-preference"
+    row = {"question": "Sky?", **PAIR}  # messages contain their prompt, or fail without it
+    assert detect_format([row], place="x") == "implicit-preference"
 
 
-def test_impossible_conversion_names_format_kind_and_columns() -> None:
+def test_impossible_conversion_names_suitable_formats() -> None:
     with pytest.raises(DatasetError) as caught:
         check_conversion(format="alpaca", kind="preference", place="data/a.json")
     assert str(caught.value) == (
@@ -294,7 +291,7 @@ def test_impossible_conversion_names_format_kind_and_columns() -> None:
     )
 
 
-def test_other_columns_stay_where_trainers_and_reward_functions_read_them() -> None:
+def test_extra_columns_stay_in_preference_and_prompt_rows() -> None:
     row = {"prompt": "1+1?", "completion": "2", "answer": 2, "label": True}
     assert convert_row(row, format="prompt-completion", kind="prompt-only") == [
         {"prompt": "1+1?", "answer": 2}
@@ -467,7 +464,9 @@ BAD: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "row", "message"), BAD)
-def test_malformed_row_says_what_was_expected_and_found(name: str, row: Any, message: str) -> None:
+def test_malformed_row_error_has_expected_and_actual_value(
+    name: str, row: Any, message: str
+) -> None:
     kind: Kind = "prompt-only" if name == "prompt-only" else "prompt-completion"
     with pytest.raises(DatasetError) as caught:
         convert_row(row, format=name, kind=kind)
@@ -485,7 +484,7 @@ def good_and_bad() -> list[Any]:
     return rows
 
 
-def test_error_names_place_row_check_counts_and_fix() -> None:
+def test_error_of_a_file_names_row_counts_and_fix() -> None:
     with pytest.raises(DatasetError) as caught:
         convert_rows(good_and_bad(), place="data/p.jsonl", format="preference", kind="preference")
     assert str(caught.value) == (
@@ -497,7 +496,7 @@ def test_error_names_place_row_check_counts_and_fix() -> None:
     )
 
 
-def test_dropping_accounts_for_every_row() -> None:
+def test_dropped_and_converted_rows_add_up() -> None:
     result = convert_rows(
         good_and_bad(), place="x", format="preference", kind="preference", drop_bad_rows=True
     )
@@ -506,7 +505,7 @@ def test_dropping_accounts_for_every_row() -> None:
     assert [row["prompt"][-2] for row in result.rows] == ["1", "3", "5", "6", "8"]
 
 
-def test_dropping_everything_is_an_error() -> None:
+def test_dropping_all_rows_raises() -> None:
     with pytest.raises(DatasetError, match="no row is left"):
         convert_rows(
             [{"prompt": ""}],
@@ -517,7 +516,7 @@ def test_dropping_everything_is_an_error() -> None:
         )
 
 
-def test_all_ties_are_counted_and_not_malformed() -> None:
+def test_ranking_of_ties_is_unused_and_not_malformed() -> None:
     rows = [
         {"prompt": "Sky?", "completions": ["a", "b"], "ranks": [1, 1]},
         {"prompt": "Sea?", "completions": ["a", "b"], "ranks": [1, 2]},
@@ -527,19 +526,19 @@ def test_all_ties_are_counted_and_not_malformed() -> None:
     assert result.unused == {"contain only ties": 1}
 
 
-def test_text_among_messages_is_refused() -> None:
+def test_text_among_messages_raises() -> None:
     rows = [{"prompt": [user("a")]}, {"prompt": "b"}, {"prompt": [user("c")]}]
     with pytest.raises(DatasetError, match="row 2 of 3: the prompt must be messages, as in most"):
         convert_rows(rows, place="x", format="prompt-only", kind="prompt-only")
 
 
-def test_long_lists_of_rows_are_cut_short() -> None:
+def test_long_lists_of_row_numbers_are_shortened() -> None:
     rows = [{"prompt": ""}] * 12 + [{"prompt": "x"}]
     with pytest.raises(DatasetError, match=r"12 rows fail this check \(1, .*, 10 and 2 more\)"):
         convert_rows(rows, place="x", format="prompt-only", kind="prompt-only")
 
 
-def test_detection_goes_by_what_most_rows_have() -> None:
+def test_detection_uses_columns_of_most_rows() -> None:
     rows = [{"prompt": "x", "completion": "y"}, {"prompt": "x"}, {"prompt": "x", "completion": "y"}]
     assert detect_format(rows, place="x") == "prompt-completion"
     with pytest.raises(DatasetError, match=r"x: no known format has the columns answer, question"):

@@ -1,4 +1,4 @@
-"""Datasets of the hub without the hub: as the loader's cache keeps them, whole and as streams."""
+"""Hub datasets from the loader's cache, without a network: whole and as streams."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ import pytest
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
 from tests.conftest import ROOT
-from tests.data.test_loading import lines, load, pairs
+from tests.data.helpers import load, pairs, write_rows
 from toolkit.data import check_texts, load_splits
 from toolkit.data.streaming import open_stream
 from toolkit.errors import DatasetError
@@ -23,7 +23,7 @@ COUNT = 1500
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub's loader, on a machine that is offline."""
+    """An empty cache of the hub's loader, in offline mode."""
     import datasets
     import huggingface_hub
 
@@ -34,21 +34,23 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def keep(cache: Path, tmp_path: Path) -> Callable[..., str]:
-    """Put a dataset into the cache as `load_dataset` of a hub's repository leaves it there."""
+def cache_dataset(cache: Path, tmp_path: Path) -> Callable[..., str]:
+    """Write a dataset to the cache in the layout of `load_dataset`."""
     import datasets
 
     def put(owner: str, name: str, *, config: str = "default", **splits: list[Any]) -> str:
         source = tmp_path / "source"
         shutil.rmtree(source, ignore_errors=True)
         source.mkdir()
-        files = {split: lines(source / f"{split}.jsonl", rows) for split, rows in splits.items()}
+        files = {
+            split: write_rows(source / f"{split}.jsonl", rows) for split, rows in splits.items()
+        }
         datasets.load_dataset("json", data_files=files, cache_dir=str(tmp_path / "built"))
-        (made,) = (tmp_path / "built").glob("json/*/*/*/dataset_info.json")
-        info = json.loads(made.read_text()) | {"dataset_name": name, "config_name": config}
-        made.write_text(json.dumps(info))
+        (info_file,) = (tmp_path / "built").glob("json/*/*/*/dataset_info.json")
+        info = json.loads(info_file.read_text()) | {"dataset_name": name, "config_name": config}
+        info_file.write_text(json.dumps(info))
         folder = cache / f"{owner}___{name}" / config / "0.0.0" / "0123abcd"
-        shutil.copytree(made.parent, folder)
+        shutil.copytree(info_file.parent, folder)
         for file in folder.glob("json-*.arrow"):
             file.rename(folder / file.name.replace("json-", f"{name}-"))
         shutil.rmtree(tmp_path / "built")
@@ -58,7 +60,7 @@ def keep(cache: Path, tmp_path: Path) -> Callable[..., str]:
 
 
 def streamed(name: str, tokenizer: Any, **script: Any) -> Any:
-    """A stream as a recipe opens it, and the splits of its first rows."""
+    """The stream that a recipe opens, and the splits of its first rows."""
     args = ScriptArguments(dataset_name=name, **STREAMED, **script)
     mixture, data_args = DatasetMixtureConfig(), DataArguments()
     splits = load_splits(args, mixture, data_args, kind="prompt-completion", seed=0)
@@ -66,10 +68,10 @@ def streamed(name: str, tokenizer: Any, **script: Any) -> Any:
     return open_stream(args, mixture, data_args, splits, tokenizer), splits
 
 
-def test_a_cached_dataset_is_read_offline_whole_and_as_a_stream(
-    keep: Callable[..., str], tokenizer: Any
+def test_cached_dataset_is_read_whole_and_as_stream(
+    cache_dataset: Callable[..., str], tokenizer: Any
 ) -> None:
-    name = keep("org", "set", train=pairs(COUNT), test=pairs(5, start=COUNT))
+    name = cache_dataset("org", "set", train=pairs(COUNT), test=pairs(5, start=COUNT))
     splits = load(name)
     assert splits["train"].to_list() == pairs(COUNT)
     assert splits["test"].to_list() == pairs(5, start=COUNT)
@@ -78,26 +80,28 @@ def test_a_cached_dataset_is_read_offline_whole_and_as_a_stream(
     assert head["test"].to_list() == pairs(5, start=COUNT)
     assert list(stream.rows()) == pairs(COUNT)
     assert stream.summary() == f"org/set: {COUNT} rows of the stream were read"
-    again = list(itertools.islice(stream.rows(), 3))  # a second epoch begins anew
+    again = list(itertools.islice(stream.rows(), 3))  # a second epoch starts again
     assert again == pairs(3)
 
 
-def test_a_bad_row_far_into_a_cached_stream_is_named(
-    keep: Callable[..., str], tokenizer: Any
+def test_malformed_row_late_in_a_stream_raises(
+    cache_dataset: Callable[..., str], tokenizer: Any
 ) -> None:
     rows = pairs(COUNT)
     rows[1200]["completion"] = ""
-    stream, _ = streamed(keep("org", "set", train=rows), tokenizer)
+    stream, _ = streamed(cache_dataset("org", "set", train=rows), tokenizer)
     with pytest.raises(DatasetError, match=r'org/set \(train\) row 1201: "completion" must be'):
         list(stream.rows())
 
 
-def test_a_config_and_a_split_of_a_cached_dataset(keep: Callable[..., str], tokenizer: Any) -> None:
-    name = keep("org", "set", config="v1", train_sft=pairs(4), train_gen=pairs(2, start=9))
-    keep("org", "set", config="v2", train=pairs(3))
-    asked = {"dataset_config": "v1", "dataset_train_split": "train_sft"}
-    assert load(name, script=asked)["train"].to_list() == pairs(4)
-    stream, _ = streamed(name, tokenizer, **asked)
+def test_config_and_split_of_a_cached_dataset(
+    cache_dataset: Callable[..., str], tokenizer: Any
+) -> None:
+    name = cache_dataset("org", "set", config="v1", train_sft=pairs(4), train_gen=pairs(2, start=9))
+    cache_dataset("org", "set", config="v2", train=pairs(3))
+    options = {"dataset_config": "v1", "dataset_train_split": "train_sft"}
+    assert load(name, script=options)["train"].to_list() == pairs(4)
+    stream, _ = streamed(name, tokenizer, **options)
     assert list(stream.rows()) == pairs(4)
     for streaming in ({}, STREAMED):
         with pytest.raises(DatasetError, match="multiple 'org/set' configurations in the cache: v"):
@@ -107,17 +111,15 @@ def test_a_config_and_a_split_of_a_cached_dataset(keep: Callable[..., str], toke
 
 
 @pytest.mark.parametrize("script", [{}, STREAMED], ids=["whole", "stream"])
-def test_what_is_not_cached_is_one_line(script: dict[str, Any]) -> None:
+def test_dataset_that_is_not_cached_raises_one_line(script: dict[str, Any]) -> None:
     with pytest.raises(DatasetError) as caught:
         load("no-owner/no-set", script=script)
-    said = str(caught.value)
-    assert said.startswith("no-owner/no-set: cannot load it from the hub (")
-    assert "\n" not in said
+    output = str(caught.value)
+    assert output.startswith("no-owner/no-set: cannot load it from the hub (")
+    assert "\n" not in output
 
 
-def test_a_repository_that_was_copied_is_a_folder_like_any_other(
-    tmp_path: Path, tokenizer: Any
-) -> None:
+def test_copy_of_a_hub_repository_is_a_folder(tmp_path: Path, tokenizer: Any) -> None:
     """The hub's layout without a script: a card, a folder `data`, shards named by split."""
     from datasets import Dataset
 
@@ -138,8 +140,8 @@ def test_a_repository_that_was_copied_is_a_folder_like_any_other(
     assert head["test"].to_list() == pairs(5, start=COUNT)
 
 
-def test_a_recipe_trains_on_a_cached_stream(
-    keep: Callable[..., str],
+def test_recipe_trains_on_a_cached_stream(
+    cache_dataset: Callable[..., str],
     tiny_base: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -149,11 +151,11 @@ def test_a_recipe_trains_on_a_cached_stream(
     from tests.preflight.test_requirements import recipe_main
 
     monkeypatch.chdir(ROOT)
-    name = keep("org", "set", train=pairs(COUNT), test=pairs(5, start=COUNT))
+    name = cache_dataset("org", "set", train=pairs(COUNT), test=pairs(5, start=COUNT))
     words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", "--max_steps", 2]
     words += ["--dataset_name", name, "--dataset_streaming", "true"]
     recipe_main("sft")(*stage_of("sft", *words).options)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert "the first 1005 rows of a stream -> prompt-completion (train 1000, test 5)" in said
     assert "org/set: 1500 rows of the stream were read" in said
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""Loading: sources, splits, options, what is printed, and one clear line for each mistake."""
+"""Loading: sources, splits, options, the printed summary, and the error for each mistake."""
 
 import gzip
 import json
@@ -6,84 +6,48 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
-from toolkit.data import check_source, load_splits
-from toolkit.data.auxiliary import load_demonstrations
-from toolkit.data.convert import Turns
+from tests.data.helpers import assistant, load, pairs, user, write_rows
+from toolkit.data import check_source
 from toolkit.data.splits import hold_out
 from toolkit.errors import DatasetError
-from toolkit.options.arguments import DataArguments
 
-Load = Callable[..., dict[str, Any]]
-
-
-# no time stamp in it: the tests' names hold these bytes, and must be the same in every worker
+# without a time stamp: these bytes are part of test names, which must be equal in all workers
 CUT_GZIP = gzip.compress(b'{"prompt": "q"}' * 99, mtime=0)[:-12]
-
-
-def pairs(count: int, *, start: int = 0) -> list[dict[str, Any]]:
-    return [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(start, start + count)]
-
-
-def lines(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what the hub's loader writes out of the user's cache."""
+    """Use a temporary cache for the hub's loader."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
-def load(
-    name: str | None = None,
-    *,
-    kind: str = "prompt-completion",
-    seed: int = 0,
-    script: dict[str, Any] | None = None,
-    mixture: dict[str, Any] | None = None,
-    turns: Turns = "last",
-    **run_args: Any,
-) -> dict[str, Any]:
-    return load_splits(
-        ScriptArguments(dataset_name=name, **(script or {})),
-        DatasetMixtureConfig(**(mixture or {})),
-        DataArguments(**run_args),
-        kind=kind,
-        seed=seed,
-        turns=turns,
-    )
-
-
-def test_jsonl_and_its_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = lines(tmp_path / "d.jsonl", pairs(3))
+def test_jsonl_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = write_rows(tmp_path / "d.jsonl", pairs(3))
     splits = load(name)
     assert {k: v.to_list() for k, v in splits.items()} == {"train": pairs(3)}
-    said = f"{name}: prompt-completion (by its columns prompt, completion), 3 rows -> "
-    said += "prompt-completion (train 3)\n"
-    assert capsys.readouterr().out == said
+    line = f"{name}: prompt-completion (by its columns prompt, completion), 3 rows -> "
+    line += "prompt-completion (train 3)\n"
+    assert capsys.readouterr().out == line
 
 
 def dialogue(name: str, turns: int) -> dict[str, Any]:
-    said = [("user" if i % 2 == 0 else "assistant", f"{name} {i}") for i in range(2 * turns)]
-    return {"messages": [{"role": role, "content": content} for role, content in said]}
+    return {"messages": [(assistant if i % 2 else user)(f"{name} {i}") for i in range(2 * turns)]}
 
 
-def test_dialogues_and_their_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dialogues_become_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [dialogue("a", 1), dialogue("b", 3), dialogue("c", 2), dialogue("c", 2)]
-    name = lines(tmp_path / "d.jsonl", rows)
+    name = write_rows(tmp_path / "d.jsonl", rows)
     splits = load(name, turns="all", drop_duplicates=True)
     assert [len(row["prompt"]) for row in splits["train"]] == [1, 1, 3, 5, 1, 3]
-    assert [o.number for o in splits.origins["train"]] == [1, 2, 2, 2, 3, 3]  # type: ignore[attr-defined]
+    assert [o.number for o in splits.origins["train"]] == [1, 2, 2, 2, 3, 3]
     assert splits["train"].column_names == ["prompt", "completion"]
     assert capsys.readouterr().out == (
         f"{name}: messages (by its columns messages), 4 rows -> prompt-completion (train 6); "
@@ -94,8 +58,8 @@ def test_dialogues_and_their_summary(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert " became " not in capsys.readouterr().out
 
 
-def test_dialogue_is_on_one_side_of_a_split(tmp_path: Path) -> None:
-    names = [lines(tmp_path / f"{n}.jsonl", [dialogue(f"{n}{i}", 3) for i in range(20)])
+def test_dialogue_stays_on_one_side_of_a_split(tmp_path: Path) -> None:
+    names = [write_rows(tmp_path / f"{n}.jsonl", [dialogue(f"{n}{i}", 3) for i in range(20)])
              for n in "ab"]  # fmt: skip
     sources = [{"dataset_name": name} for name in names]
     for options in ({"name": names[0]}, {"sources": sources}):
@@ -109,11 +73,11 @@ def test_dialogue_is_on_one_side_of_a_split(tmp_path: Path) -> None:
         assert len(splits["test"]) == 3 * len(test) > 0
 
 
-def test_file_types_hold_the_same_rows(tmp_path: Path) -> None:
+def test_all_file_types_give_the_same_rows(tmp_path: Path) -> None:
     from datasets import Dataset
 
     rows = [{"prompt": 'é\u2028, "x"', "completion": "None"}, {"prompt": "b\nc", "completion": "0"}]
-    raw = lines(tmp_path / "a.jsonl", rows)
+    raw = write_rows(tmp_path / "a.jsonl", rows)
     (tmp_path / "b.jsonl").write_text(
         "\ufeff" + "\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows), encoding="utf-8"
     )
@@ -131,11 +95,11 @@ def test_file_types_hold_the_same_rows(tmp_path: Path) -> None:
         assert load(str(file))["train"].to_list() == rows, file.name
 
 
-def test_folder_with_splits_shards_and_other_files(tmp_path: Path) -> None:
-    lines(tmp_path / "train-00000-of-00002.jsonl", pairs(2))
-    lines(tmp_path / "train-00001-of-00002.jsonl", pairs(2, start=2))
-    lines(tmp_path / "test.jsonl", pairs(1, start=9))
-    lines(tmp_path / "valid.jsonl", pairs(1, start=7))
+def test_folder_has_splits_shards_and_other_files(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train-00000-of-00002.jsonl", pairs(2))
+    write_rows(tmp_path / "train-00001-of-00002.jsonl", pairs(2, start=2))
+    write_rows(tmp_path / "test.jsonl", pairs(1, start=9))
+    write_rows(tmp_path / "valid.jsonl", pairs(1, start=7))
     (tmp_path / "README.md").write_text("about")
     splits = load(str(tmp_path))
     assert splits["train"].to_list() == pairs(4)
@@ -144,11 +108,11 @@ def test_folder_with_splits_shards_and_other_files(tmp_path: Path) -> None:
     assert splits["test"].to_list() == pairs(1, start=7)
 
 
-def test_folder_of_files_without_split_names_is_all_train(
+def test_folder_without_split_names_is_all_train(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines(tmp_path / "b.jsonl", pairs(1, start=1))
-    lines(tmp_path / "a.jsonl", pairs(1))
+    write_rows(tmp_path / "b.jsonl", pairs(1, start=1))
+    write_rows(tmp_path / "a.jsonl", pairs(1))
     assert load(str(tmp_path))["train"].to_list() == pairs(2)
     assert capsys.readouterr().out.endswith("(train 2); train files: a.jsonl, b.jsonl\n")
     splits = load(str(tmp_path), script={"dataset_test_split": "b"})
@@ -156,36 +120,36 @@ def test_folder_of_files_without_split_names_is_all_train(
     assert splits["test"].to_list() == pairs(1, start=1)
 
 
-def test_files_say_their_split_in_any_case(tmp_path: Path) -> None:
-    lines(tmp_path / "Train.jsonl", pairs(2))
-    lines(tmp_path / "TEST.jsonl", pairs(1, start=9))
+def test_split_names_of_files_ignore_case(tmp_path: Path) -> None:
+    write_rows(tmp_path / "Train.jsonl", pairs(2))
+    write_rows(tmp_path / "TEST.jsonl", pairs(1, start=9))
     splits = load(str(tmp_path))
     assert splits["train"].to_list() == pairs(2)
     assert splits["test"].to_list() == pairs(1, start=9)
 
 
-def test_same_split_twice_in_a_folder(tmp_path: Path) -> None:
-    lines(tmp_path / "train.json", pairs(1))
-    lines(tmp_path / "train.jsonl", pairs(1))
+def test_two_files_of_one_split_raise(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.json", pairs(1))
+    write_rows(tmp_path / "train.jsonl", pairs(1))
     with pytest.raises(DatasetError, match=r"train.json and train.jsonl are both 'train'"):
         load(str(tmp_path))
 
 
-def test_max_rows_takes_the_first_of_each_split(
+def test_max_rows_uses_first_rows_of_each_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines(tmp_path / "train-0-of-2.jsonl", pairs(3))
-    lines(tmp_path / "train-1-of-2.jsonl", pairs(3, start=3))
-    lines(tmp_path / "test.jsonl", pairs(1, start=9))
+    write_rows(tmp_path / "train-0-of-2.jsonl", pairs(3))
+    write_rows(tmp_path / "train-1-of-2.jsonl", pairs(3, start=3))
+    write_rows(tmp_path / "test.jsonl", pairs(1, start=9))
     splits = load(str(tmp_path), max_rows=4)
     assert splits["train"].to_list() == pairs(4)
     assert len(splits["test"]) == 1
     assert "the first 5 of 7 rows -> prompt-completion (train 4, test 1)" in capsys.readouterr().out
 
 
-def test_held_out_by_prompt_from_the_seed(tmp_path: Path) -> None:
+def test_hold_out_keeps_prompts_apart_and_uses_seed(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i % 20}", "completion": f"a{i}"} for i in range(60)]
-    name = lines(tmp_path / "d.jsonl", rows)
+    name = write_rows(tmp_path / "d.jsonl", rows)
     options = {"test_split_size": 0.1}
     first, again, other = (load(name, mixture=options, seed=s) for s in (0, 0, 1))
     train, test = (first[split].to_list() for split in ("train", "test"))
@@ -197,7 +161,7 @@ def test_held_out_by_prompt_from_the_seed(tmp_path: Path) -> None:
     assert other["test"].to_list() != test
 
 
-def test_held_out_by_number_of_rows_and_whatever_the_order() -> None:
+def test_hold_out_ignores_the_order_of_rows() -> None:
     rows = pairs(10)
     train, test = hold_out(rows, 3, seed=0, place="x")
     assert (len(train), len(test)) == (7, 3)
@@ -205,39 +169,41 @@ def test_held_out_by_number_of_rows_and_whatever_the_order() -> None:
     assert [rows[::-1][i] for i in again] == [rows[i] for i in reversed(test)]
 
 
-def test_held_out_never_empty_with_large_groups() -> None:
+def test_hold_out_is_never_empty() -> None:
     rows = [{"prompt": p, "completion": str(i)} for p in "ab" for i in range(5)]
     train, test = hold_out(rows, 0.1, seed=0, place="x")
     assert (len(train), len(test)) == (5, 5)
 
 
 @pytest.mark.parametrize("size", [0.0, -1.0, 10.0, 1.0e9, 0.99, 2.5, math.nan, math.inf])
-def test_held_out_of_an_impossible_size(size: float) -> None:
+def test_hold_out_rejects_impossible_size(size: float) -> None:
     with pytest.raises(DatasetError, match="`test_split_size` must be a share"):
         hold_out(pairs(10), size, seed=0, place="x")
 
 
-def test_held_out_of_one_prompt() -> None:
+def test_hold_out_rejects_a_single_prompt() -> None:
     rows = [{"prompt": "q", "completion": str(i)} for i in range(4)]
     with pytest.raises(DatasetError, match="all rows have the same prompt"):
         hold_out(rows, 0.5, seed=0, place="x")
 
 
-def test_own_test_split_goes_before_holding_out_and_overlap_is_said(
+def test_own_test_split_is_used_and_overlap_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines(tmp_path / "train.jsonl", pairs(4))
-    lines(tmp_path / "test.jsonl", pairs(2, start=3))
+    write_rows(tmp_path / "train.jsonl", pairs(4))
+    write_rows(tmp_path / "test.jsonl", pairs(2, start=3))
     splits = load(str(tmp_path), mixture={"test_split_size": 0.5})
     assert (len(splits["train"]), len(splits["test"])) == (4, 2)
     assert "; 1 test rows have a prompt of the train split" in capsys.readouterr().out
 
 
-def test_bad_rows_stop_or_are_dropped_aloud(
+def test_malformed_rows_raise_or_are_dropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "d.jsonl"
-    lines(file, [*pairs(2), {"prompt": "q", "completion": ""}, {"prompt": 5, "completion": "a"}])
+    write_rows(
+        file, [*pairs(2), {"prompt": "q", "completion": ""}, {"prompt": 5, "completion": "a"}]
+    )
     file.write_text(file.read_text() + '{"prompt": "cut o\n\n[1]\n')
     with pytest.raises(DatasetError) as caught:
         load(str(file))
@@ -257,7 +223,7 @@ def test_bad_rows_stop_or_are_dropped_aloud(
     )
 
 
-def test_line_that_is_not_json_is_named(tmp_path: Path) -> None:
+def test_line_that_is_not_json_raises(tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     file.write_text('{"prompt": "q"}\n\n{"prompt": }\n')
     with pytest.raises(DatasetError) as caught:
@@ -267,7 +233,7 @@ def test_line_that_is_not_json_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_csv_record_of_another_length_is_named(tmp_path: Path) -> None:
+def test_csv_record_of_wrong_length_raises(tmp_path: Path) -> None:
     file = tmp_path / "d.csv"
     file.write_text("prompt,completion\na,b\nc,d,e\n")
     with pytest.raises(DatasetError, match=r"row 2 of 2: line 3 has 3 fields, the header has 2"):
@@ -301,7 +267,9 @@ def test_csv_record_of_another_length_is_named(tmp_path: Path) -> None:
         ("d.txt", b"x", "a data file must end in .jsonl, .json, .csv, .parquet"),
     ],
 )
-def test_broken_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_broken_file_raises_one_error(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DatasetError) as caught:
         load(str(tmp_path / name), kind="prompt-only")
@@ -309,20 +277,22 @@ def test_broken_file(tmp_path: Path, name: str, content: bytes, message: str) ->
     assert str(tmp_path / name) in str(caught.value)
 
 
-def test_ragged_rows_keep_other_columns_and_mixed_types_are_named(tmp_path: Path) -> None:
-    name = lines(tmp_path / "a.jsonl", [{"prompt": "q", "x": 1}, {"prompt": "r", "y": "b"}])
+def test_columns_of_mixed_types_raise(tmp_path: Path) -> None:
+    name = write_rows(tmp_path / "a.jsonl", [{"prompt": "q", "x": 1}, {"prompt": "r", "y": "b"}])
     assert load(name, kind="prompt-only")["train"].to_list() == [
         {"prompt": "q", "x": 1, "y": None},
         {"prompt": "r", "x": None, "y": "b"},
     ]
-    name = lines(tmp_path / "b.jsonl", [{"prompt": "q", "x": 1}, {"prompt": "r", "x": {"y": [2]}}])
+    name = write_rows(
+        tmp_path / "b.jsonl", [{"prompt": "q", "x": 1}, {"prompt": "r", "x": {"y": [2]}}]
+    )
     with pytest.raises(DatasetError, match=r'b\.jsonl: column "x" .* its values are dict, int'):
         load(name, kind="prompt-only")
 
 
 def test_dataset_format_overrides_detection(tmp_path: Path) -> None:
     row = {"prompt": "q", "completion": "a", "instruction": "i", "output": "o"}
-    name = lines(tmp_path / "d.jsonl", [row])
+    name = write_rows(tmp_path / "d.jsonl", [row])
     assert load(name)["train"][0] == {"prompt": "q", "completion": "a"}
     assert load(name, dataset_format="alpaca")["train"][0] == {
         "prompt": [{"role": "user", "content": "i"}],
@@ -345,60 +315,28 @@ def test_dataset_format_overrides_detection(tmp_path: Path) -> None:
         ({"mixture": {"test_split_size": 3.0}}, "less than the 3 rows, got 3"),
     ],
 )
-def test_unusable_option(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    name = lines(tmp_path / "d.jsonl", pairs(3))
+def test_unusable_option_raises(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    name = write_rows(tmp_path / "d.jsonl", pairs(3))
     with pytest.raises(DatasetError) as caught:
         load(**{"name": name, **options})
     assert message in str(caught.value)
 
 
-def test_only_ties_leave_nothing(tmp_path: Path) -> None:
+def test_dataset_of_only_ties_raises(tmp_path: Path) -> None:
     row = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 1]}
     message = "the train split has no usable row: all 2 rows contain only ties"
     with pytest.raises(DatasetError, match=message):
-        load(lines(tmp_path / "d.jsonl", [row, row]), kind="preference")
+        load(write_rows(tmp_path / "d.jsonl", [row, row]), kind="preference")
 
 
-def test_unknown_kind_is_the_callers_mistake() -> None:
+def test_unknown_kind_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="kind must be one of"):
         load("x.jsonl", kind="sft")
 
 
-def test_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DatasetError) as caught:
-        load("no-such-owner/no-such-dataset")
-    assert str(caught.value).startswith(
-        "no-such-owner/no-such-dataset: cannot load it from the hub"
-    )
-    assert "\n" not in str(caught.value)
-
-
-def test_hub_dataset_with_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    seen: list[Any] = []
-
-    def fake(name: str, config: str | None, *, streaming: bool) -> Any:
-        assert not streaming
-        seen.append((name, config))
-        splits = {"train_sft": pairs(2), "test": pairs(1, start=5), "train_gen": pairs(4)}
-        return datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in splits.items()})
-
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    splits = load("org/set", script={"dataset_config": "v1", "dataset_train_split": "train_sft"})
-    assert seen == [("org/set", "v1")]
-    assert splits["train"].to_list() == pairs(2)
-    assert splits["test"].to_list() == pairs(1, start=5)
-    with pytest.raises(DatasetError, match=r"no split 'train' .*it has test, train_gen, train_sft"):
-        load("org/set")
-
-
-def test_mixture_is_held_out_by_prompt(tmp_path: Path) -> None:
-    a = lines(tmp_path / "a.jsonl", pairs(6) + pairs(6))
-    b = lines(tmp_path / "b.jsonl", pairs(8, start=20))
+def test_trl_mixture_is_held_out_by_prompt(tmp_path: Path) -> None:
+    a = write_rows(tmp_path / "a.jsonl", pairs(6) + pairs(6))
+    b = write_rows(tmp_path / "b.jsonl", pairs(8, start=20))
     entries = [DatasetConfig(path="json", data_files=f) for f in (a, b)]
     splits = load(mixture={"datasets": entries, "test_split_size": 0.25})
     train, test = (splits[split].to_list() for split in ("train", "test"))
@@ -406,7 +344,7 @@ def test_mixture_is_held_out_by_prompt(tmp_path: Path) -> None:
     assert not {r["prompt"] for r in train} & {r["prompt"] for r in test}
 
 
-def test_mixture_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+def test_broken_trl_mixture_raises_one_line(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("{")
     with pytest.raises(DatasetError) as caught:
@@ -423,38 +361,38 @@ def test_mixture_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
         ("world:comparisons", "preference"),
     ],
 )
-def test_embedded_world(name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_world_datasets_load(name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     splits = load(name, kind=kind, max_rows=20)
     assert set(splits) == {"train", "test"}
     assert all(isinstance(row["prompt"], list) for rows in splits.values() for row in rows)
-    said = capsys.readouterr().out
-    assert said.startswith(f"{name}: {kind} (by its columns ")
-    assert "), the first 40 of " in said
+    output = capsys.readouterr().out
+    assert output.startswith(f"{name}: {kind} (by its columns ")
+    assert "), the first 40 of " in output
 
 
-def test_embedded_world_without_that_name() -> None:
+def test_unknown_world_dataset_raises() -> None:
     with pytest.raises(DatasetError, match="world:nothing"):
         load("world:nothing")
 
 
 @pytest.mark.parametrize("name", ["data/gone.jsonl", "../gone", "gone.json.gz", "/gone/far/away"])
-def test_missing_file_is_found_before_anything_is_loaded(name: str) -> None:
+def test_missing_file_raises(name: str) -> None:
     with pytest.raises(DatasetError, match=f"^{re.escape(name)}: no such file or folder$"):
         check_source(ScriptArguments(dataset_name=name), DatasetMixtureConfig())
 
 
-def test_missing_file_of_a_mixture() -> None:
+def test_missing_file_of_a_trl_mixture_raises() -> None:
     entries = [DatasetConfig(path="json", data_files={"train": ["*.jsonl", "gone.jsonl"]})]
     with pytest.raises(DatasetError, match=r"^gone\.jsonl: no such file"):
         check_source(ScriptArguments(), DatasetMixtureConfig(datasets=entries))
 
 
-def test_empty_folder(tmp_path: Path) -> None:
+def test_empty_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no data file"):
         check_source(ScriptArguments(dataset_name=str(tmp_path)), DatasetMixtureConfig())
 
 
-def test_importing_the_package_loads_no_library() -> None:
+def test_import_loads_no_heavy_library() -> None:
     code = (
         "import sys, toolkit.data\n"
         "heavy = {'torch', 'transformers', 'trl', 'datasets', 'pyarrow', 'numpy'}\n"
@@ -462,23 +400,3 @@ def test_importing_the_package_loads_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr.strip()) == ("[]", "")
-
-
-def test_demonstrations_are_a_sample_by_the_seed_and_no_other_split_is_read(tmp_path: Path) -> None:
-    rows = pairs(3000)
-    lines(tmp_path / "train.jsonl", rows)
-    (tmp_path / "test.jsonl").write_text("{not JSON\n", encoding="utf-8")
-
-    def drawn(seed: int, **options: Any) -> list[int]:
-        found = load_demonstrations(str(tmp_path), DataArguments(**options), seed=seed)
-        assert all(said == "a" + str(asked)[1:] for asked, said in found)
-        return [int(str(asked)[1:]) for asked, _ in found]
-
-    first = drawn(0)
-    assert len(first) == len(set(first)) == 1000
-    # of 3,000 numbers a thousand have a mean of 1500 with a standard error of 22
-    assert abs(sum(first) / 1000 - 1499.5) < 110
-    assert first == drawn(0)
-    assert first != drawn(1)
-    assert drawn(0, max_rows=5) == [0, 1, 2, 3, 4]
-    assert load_demonstrations(None, DataArguments(), seed=0) == []

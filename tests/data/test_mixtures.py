@@ -1,26 +1,17 @@
-"""Mixtures: shares of several sources, other names for columns, and formats of their own."""
+"""Mixtures: shares of several sources, renamed columns, and a format for each source."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
+from tests.data.helpers import pairs, write_rows
 from toolkit.data import Splits, check_source, load_splits
 from toolkit.data.reading import mixture_sizes
 from toolkit.errors import ConfigError, DatasetError
 from toolkit.options.arguments import DataArguments, SourceArguments
 from toolkit.options.command_line import parse
-
-
-def lines(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def pairs(count: int, *, prefix: str = "q") -> list[dict[str, Any]]:
-    return [{"prompt": f"{prefix}{i}", "completion": f"a{i}"} for i in range(count)]
 
 
 def load(
@@ -41,12 +32,10 @@ def load(
     )
 
 
-def test_mixture_of_formats_each_found_for_itself(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    alpaca = lines(tmp_path / "a.jsonl", [{"instruction": "i", "output": "o"}])
+def test_each_source_has_its_own_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alpaca = write_rows(tmp_path / "a.jsonl", [{"instruction": "i", "output": "o"}])
     gpt = [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]
-    sharegpt = lines(tmp_path / "s.jsonl", [{"conversations": gpt, "id": 1}])
+    sharegpt = write_rows(tmp_path / "s.jsonl", [{"conversations": gpt, "id": 1}])
     splits = load([{"dataset_name": alpaca}, {"dataset_name": sharegpt}])
     assert [row["prompt"][0]["content"] for row in splits["train"]] == ["i", "h"]
     assert [(o.place, o.number) for o in splits.origins["train"]] == [(alpaca, 1), (sharegpt, 1)]
@@ -67,38 +56,40 @@ def test_mixture_of_formats_each_found_for_itself(
         ([100, 300], [0.25, 0.75], [100, 300]),
         ([100, 300], [0.75, 0.25], [100, 33]),
         ([10, 10, 10], [2, 1, 1], [10, 5, 5]),
-        ([7], [0.1], [7]),  # a share of what there is besides, which is nothing
+        ([7], [0.1], [7]),  # a single source is used whole
     ],
 )
-def test_mixture_sizes(sizes: list[int], shares: list[float], counts: list[int]) -> None:
+def test_mixture_sizes_keep_shares(
+    sizes: list[int], shares: list[float], counts: list[int]
+) -> None:
     assert mixture_sizes(sizes, shares) == counts
 
 
-def test_mixture_of_fractions_is_drawn_by_the_seed(
+def test_fractions_are_drawn_by_the_seed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    a = lines(tmp_path / "a.jsonl", pairs(100, prefix="a"))
-    b = lines(tmp_path / "b.jsonl", pairs(20, prefix="b"))
+    a = write_rows(tmp_path / "a.jsonl", pairs(100, prefix="a"))
+    b = write_rows(tmp_path / "b.jsonl", pairs(20, prefix="b"))
     sources = [{"dataset_name": a, "fraction": 0.6}, {"dataset_name": b, "fraction": 0.4}]
     first, again, other = (load(sources, seed=seed)["train"].to_list() for seed in (0, 0, 1))
-    said = capsys.readouterr().out
-    assert said.count(", 30 of 100 rows -> prompt-completion (train 30)\n") == 3
-    assert said.count(", 20 rows -> prompt-completion (train 20)\n") == 3
+    output = capsys.readouterr().out
+    assert output.count(", 30 of 100 rows -> prompt-completion (train 30)\n") == 3
+    assert output.count(", 20 rows -> prompt-completion (train 20)\n") == 3
     assert first == again != other
     for rows in (first, other):
-        asked = [row["prompt"] for row in rows]
-        assert sum(p.startswith("a") for p in asked) == 30
-        assert sum(p.startswith("b") for p in asked) == 20
-        assert len(set(asked)) == 50
-        drawn = [int(p[1:]) for p in asked[:30]]
+        prompts = [row["prompt"] for row in rows]
+        assert sum(p.startswith("a") for p in prompts) == 30
+        assert sum(p.startswith("b") for p in prompts) == 20
+        assert len(set(prompts)) == 50
+        drawn = [int(p[1:]) for p in prompts[:30]]
         assert drawn == sorted(drawn)  # in their order, and not the first 30
         assert drawn != list(range(30))
 
 
-def test_mixture_names_the_row_that_is_bad(tmp_path: Path) -> None:
+def test_malformed_row_of_a_fraction_is_named(tmp_path: Path) -> None:
     rows = pairs(50)
     rows[41]["completion"] = ""
-    a, b = lines(tmp_path / "a.jsonl", rows), lines(tmp_path / "b.jsonl", pairs(45))
+    a, b = write_rows(tmp_path / "a.jsonl", rows), write_rows(tmp_path / "b.jsonl", pairs(45))
     sources = [{"dataset_name": name, "fraction": 1} for name in (a, b)]
     for seed in range(9):  # row 42 is among the 45 of 50 that most seeds draw
         try:
@@ -110,8 +101,8 @@ def test_mixture_names_the_row_that_is_bad(tmp_path: Path) -> None:
         pytest.fail("no seed drew row 42")
 
 
-def test_mixture_is_held_out_by_prompt_over_all_sources(tmp_path: Path) -> None:
-    a, b = lines(tmp_path / "a.jsonl", pairs(30)), lines(tmp_path / "b.jsonl", pairs(20))
+def test_hold_out_separates_prompts_of_all_sources(tmp_path: Path) -> None:
+    a, b = write_rows(tmp_path / "a.jsonl", pairs(30)), write_rows(tmp_path / "b.jsonl", pairs(20))
     splits = load([{"dataset_name": a}, {"dataset_name": b}], test=0.2)
     train, test = ({row["prompt"] for row in splits[s]} for s in ("train", "test"))
     assert len(splits["train"]) + len(splits["test"]) == 50
@@ -119,9 +110,9 @@ def test_mixture_is_held_out_by_prompt_over_all_sources(tmp_path: Path) -> None:
     assert any(f"q{i}" in test for i in range(20))  # and so both its rows
 
 
-def test_mixture_keeps_groups_of_two_sources_apart(tmp_path: Path) -> None:
+def test_equal_groups_of_two_sources_stay_apart(tmp_path: Path) -> None:
     files = [
-        lines(
+        write_rows(
             tmp_path / f"{name}.jsonl",
             [
                 {"prompt": f"{name}{g}", "chosen": f"good {i}", "rejected": "bad", "group_id": g}
@@ -138,16 +129,16 @@ def test_mixture_keeps_groups_of_two_sources_apart(tmp_path: Path) -> None:
     assert list(alone) == [0, 0, 1, 1]
 
 
-def test_mixture_of_text_and_messages_is_refused(tmp_path: Path) -> None:
-    a = lines(tmp_path / "a.jsonl", pairs(2))
-    b = lines(tmp_path / "b.jsonl", [{"instruction": "i", "output": "o"}])
+def test_text_and_messages_in_one_mixture_raise(tmp_path: Path) -> None:
+    a = write_rows(tmp_path / "a.jsonl", pairs(2))
+    b = write_rows(tmp_path / "b.jsonl", [{"instruction": "i", "output": "o"}])
     with pytest.raises(DatasetError) as caught:
         load([{"dataset_name": a}, {"dataset_name": b}])
     assert str(caught.value).startswith(f"{a} has plain text and {b} has messages")
 
 
-def test_columns_of_a_single_dataset(tmp_path: Path) -> None:
-    name = lines(tmp_path / "d.jsonl", [{"question": "q", "best": "a", "prompt": "old"}])
+def test_columns_are_renamed(tmp_path: Path) -> None:
+    name = write_rows(tmp_path / "d.jsonl", [{"question": "q", "best": "a", "prompt": "old"}])
     columns = {"question": "prompt", "best": "completion", "prompt": "before"}
     assert load([], name=name, columns=columns)["train"].to_list() == [
         {"prompt": "q", "completion": "a"}
@@ -167,16 +158,18 @@ def test_columns_of_a_single_dataset(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_columns_that_do_not_fit(tmp_path: Path, columns: dict[str, str], message: str) -> None:
-    name = lines(tmp_path / "d.jsonl", [{"question": "q", "answer": "a", "id": 1}])
+def test_columns_that_do_not_fit_raise(
+    tmp_path: Path, columns: dict[str, str], message: str
+) -> None:
+    name = write_rows(tmp_path / "d.jsonl", [{"question": "q", "answer": "a", "id": 1}])
     with pytest.raises(DatasetError) as caught:
         load([], name=name, columns=columns)
     assert message in str(caught.value)
 
 
-def test_a_column_that_only_some_rows_have_is_found_by_the_checks(tmp_path: Path) -> None:
+def test_column_that_only_some_rows_have_raises(tmp_path: Path) -> None:
     rows = [{"q": "x", "completion": "a"}, {"question": "y", "completion": "b"}]
-    name = lines(tmp_path / "d.jsonl", rows)
+    name = write_rows(tmp_path / "d.jsonl", rows)
     with pytest.raises(DatasetError, match='row 2 of 2: "prompt" is missing'):
         load([], name=name, columns={"q": "prompt"}, dataset_format="prompt-completion")
 
@@ -191,17 +184,17 @@ def test_a_column_that_only_some_rows_have_is_found_by_the_checks(tmp_path: Path
         ([{"dataset_config": "main"}], "`dataset_config` is for datasets of the hub"),
     ],
 )
-def test_mixture_that_cannot_be_made(
+def test_impossible_mixture_raises(
     tmp_path: Path, sources: list[dict[str, Any]], message: str
 ) -> None:
-    name = lines(tmp_path / "d.jsonl", pairs(5))
+    name = write_rows(tmp_path / "d.jsonl", pairs(5))
     with pytest.raises(DatasetError) as caught:
         load([{"dataset_name": name} | source for source in sources])
     assert message in str(caught.value)
 
 
-def test_sources_beside_another_way_of_naming_the_data(tmp_path: Path) -> None:
-    name = lines(tmp_path / "d.jsonl", pairs(5))
+def test_sources_with_another_dataset_option_raise(tmp_path: Path) -> None:
+    name = write_rows(tmp_path / "d.jsonl", pairs(5))
     ours = DataArguments(sources=[SourceArguments(name)])
     with pytest.raises(DatasetError, match="`sources` and `dataset_name` both name the data"):
         check_source(ScriptArguments(dataset_name=name), DatasetMixtureConfig(), ours)
@@ -219,19 +212,19 @@ pairs: best
 """
 
 
-def test_mixture_in_a_yaml(tmp_path: Path) -> None:
+def test_yaml_of_a_mixture_is_parsed(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(YAML)
-    (found,) = parse([DataArguments], ["--config", str(file), "--max_rows", "3"])
-    assert found.columns == {"question": "prompt"}
-    assert found.sources == [
+    (data_args,) = parse([DataArguments], ["--config", str(file), "--max_rows", "3"])
+    assert data_args.columns == {"question": "prompt"}
+    assert data_args.sources == [
         SourceArguments("a.jsonl", fraction=0.5, columns={"q": "prompt", "a": "completion"}),
         SourceArguments("org/set", fraction=0.5, dataset_config="v1", split="train_sft"),
     ]
-    assert (found.pairs, found.max_rows) == ("best", 3)
+    assert (data_args.pairs, data_args.max_rows) == ("best", 3)
     words = ["--columns", '{"q": "prompt"}', "--pairs", "all"]
-    (found,) = parse([DataArguments], words)
-    assert (found.columns, found.pairs) == ({"q": "prompt"}, "all")
+    (data_args,) = parse([DataArguments], words)
+    assert (data_args.columns, data_args.pairs) == ({"q": "prompt"}, "all")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +240,7 @@ def test_mixture_in_a_yaml(tmp_path: Path) -> None:
         ("pairs: some", "`pairs` must be"),
     ],
 )
-def test_mixture_in_a_yaml_that_is_wrong(tmp_path: Path, yaml: str, message: str) -> None:
+def test_wrong_yaml_of_a_mixture_raises(tmp_path: Path, yaml: str, message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(yaml)
     with pytest.raises(ConfigError) as caught:

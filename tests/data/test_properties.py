@@ -1,4 +1,4 @@
-"""Anything at all as a row or a file: right rows out of it, or an error of ours."""
+"""Any row or file gives either well-formed rows or a DatasetError."""
 
 import itertools
 import json
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
+from tests.data.helpers import EXAMPLES, assistant, user
 from toolkit.data import (
     FORMATS,
     KINDS,
@@ -27,15 +28,6 @@ from toolkit.data.reading import mixture_sizes
 from toolkit.data.splits import hold_out
 from toolkit.errors import DatasetError
 from toolkit.options.arguments import DataArguments
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
 
 TRANSCRIPT = "\n\nHuman: Sky?\n\nAssistant: Blue."
 TEXTS = st.sampled_from(["", " ", "Hi", "The sky is", "The sky is blue", TRANSCRIPT, "\ud800"])
@@ -74,42 +66,15 @@ VALUES = (
     | st.lists(JUDGED, max_size=3)
     | st.lists(st.lists(TEXTS, max_size=3), max_size=2)
 )
-PROMPT, A, B = "Sky?", "Blue.", "Green."
-RIGHT: dict[str, dict[str, Any]] = {
-    "prompt-only": {"prompt": [user(PROMPT)]},
-    "prompt-completion": {"prompt": PROMPT, "completion": A},
-    "unpaired": {"prompt": PROMPT, "completion": A, "label": False},
-    "messages": {"messages": [user(PROMPT), assistant(A)]},
-    "text": {"text": A},
-    "preference": {"prompt": PROMPT, "chosen": A, "rejected": B},
-    "implicit-preference": {
-        "chosen": [user(PROMPT), assistant(A)],
-        "rejected": [user(PROMPT), assistant(B)],
-    },
-    "alpaca": {"instruction": PROMPT, "output": A},
-    "alpaca_preference": {"instruction": PROMPT, "chosen": A, "rejected": B},
-    "sharegpt": {"conversations": [{"from": "human", "value": PROMPT}, assistant(A)]},
-    "sharegpt_preference": {
-        "conversations": [{"from": "human", "value": PROMPT}],
-        "chosen": {"from": "gpt", "value": A},
-        "rejected": {"from": "gpt", "value": B},
-    },
-    "hh": {"chosen": TRANSCRIPT, "rejected": TRANSCRIPT.replace("Blue", "Green")},
-    "ranked": {"prompt": PROMPT, "completions": [A, B, "Red."], "ranks": [2, 1, 2]},
-    "ultrafeedback": {
-        "instruction": PROMPT,
-        "completions": [{"response": A, "overall_score": 1}, {"response": B, "overall_score": 2}],
-    },
-}
 
 
 @st.composite
 def datasets(draw: st.DrawFn) -> tuple[str, list[Any]]:
-    """A format, and rows of it of which some are damaged in a column or replaced by anything."""
+    """A format and rows of it; some rows are damaged in a column or replaced by anything."""
     name = draw(st.sampled_from([*FORMATS]))
     columns = [*FORMATS[name].columns, *FORMATS[name].optional, "other", "group_id"]
     damage = st.dictionaries(st.sampled_from(columns), VALUES, max_size=2)
-    right = st.just(RIGHT[name])
+    right = st.just(EXAMPLES[name])
     rows = right | st.builds(lambda row, other: {**row, **other}, right, damage) | ANYTHING
     return name, draw(st.lists(rows, max_size=6))
 
@@ -123,7 +88,7 @@ def check_completion(value: Any, *, plain: bool) -> None:
     assert value.strip()
 
 
-def check_right(row: dict[str, Any], kind: Kind) -> None:
+def check_row(row: dict[str, Any], kind: Kind) -> None:
     if kind == "text":
         assert set(row) == {"text"}
         assert row["text"].strip()
@@ -148,121 +113,121 @@ def check_right(row: dict[str, Any], kind: Kind) -> None:
 
 
 @given(dataset=datasets(), detect=st.booleans(), drop=st.booleans())
-def test_formats_any_rows_become_right_rows_or_a_dataset_error(
+def test_any_rows_convert_or_raise_dataset_error(
     dataset: tuple[str, list[Any]], detect: bool, drop: bool
 ) -> None:
     name, rows = dataset
     for kind in KINDS:
         try:
-            found = detect_format(rows, place="x") if detect else name
-            check_conversion(format=found, kind=kind, place="x")
-            result = convert_rows(rows, place="x", format=found, kind=kind, drop_bad_rows=drop)
+            format = detect_format(rows, place="x") if detect else name
+            check_conversion(format=format, kind=kind, place="x")
+            result = convert_rows(rows, place="x", format=format, kind=kind, drop_bad_rows=drop)
         except DatasetError as error:
             str(error).encode()  # can be printed
             continue
         for row in result.rows:
-            check_right(row, kind)
+            check_row(row, kind)
         styles = {isinstance(row.get("prompt", row.get("text")), str) for row in result.rows}
         assert len(styles) < 2
         assert result.read == len(rows)
         used, unused = len(result.converted), result.unused.total()
         assert used + len(result.dropped) + unused == len(rows)
-        if found not in ("ranked", "ultrafeedback", "unpaired"):
+        if format not in ("ranked", "ultrafeedback", "unpaired"):
             assert unused == 0
 
 
-def says_something(text: str) -> bool:
-    return bool(text.strip())
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
+# a speaker's name ends a turn of a transcript, and blanks around a turn are removed
+TURN_TEXT = TEXT.map(str.strip).filter(lambda t: "Human:" not in t and "Assistant:" not in t)
 
 
-SAID = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(says_something)
-# in a transcript the speakers' names end a turn, and blanks around a turn are the transcript's
-SPOKEN = SAID.map(str.strip).filter(lambda t: "Human:" not in t and "Assistant:" not in t)
-
-
-@given(asked=SAID, good=SAID, bad=SAID)
-def test_formats_let_every_text_through_unchanged(asked: str, good: str, bad: str) -> None:
-    """Texts with any character of Unicode: what goes in comes out, at its place, and nothing else."""
+@given(question=TEXT, good=TEXT, bad=TEXT)
+def test_conversion_keeps_every_text_unchanged(question: str, good: str, bad: str) -> None:
     if good.strip() == bad.strip():
         return
-    said = {"prompt": [user(asked)], "good": [assistant(good)], "bad": [assistant(bad)]}
-    text = {"prompt": asked, "good": good, "bad": bad}
-    gpt = {"conversations": [{"from": "human", "value": asked}]}
+    messages = {"prompt": [user(question)], "good": [assistant(good)], "bad": [assistant(bad)]}
+    text = {"prompt": question, "good": good, "bad": bad}
+    gpt = {"conversations": [{"from": "human", "value": question}]}
     both = {"chosen": {"from": "gpt", "value": good}, "rejected": {"from": "gpt", "value": bad}}
     judged = [{"response": bad, "overall_score": 1}, {"response": good, "overall_score": 2}]
     rows: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-        ("preference", {"prompt": asked, "chosen": good, "rejected": bad}, text),
+        ("preference", {"prompt": question, "chosen": good, "rejected": bad}, text),
         (
             "preference",
-            {"prompt": said["prompt"], "chosen": said["good"], "rejected": said["bad"]},
-            said,
+            {"prompt": messages["prompt"], "chosen": messages["good"], "rejected": messages["bad"]},
+            messages,
         ),
         (
             "implicit-preference",
-            {"chosen": said["prompt"] + said["good"], "rejected": said["prompt"] + said["bad"]},
-            said,
+            {
+                "chosen": messages["prompt"] + messages["good"],
+                "rejected": messages["prompt"] + messages["bad"],
+            },
+            messages,
         ),
-        ("alpaca_preference", {"instruction": asked, "chosen": good, "rejected": bad}, said),
-        ("sharegpt_preference", gpt | both, said),
-        ("ranked", {"prompt": asked, "completions": [bad, good], "ranks": [2, 1]}, text),
-        ("ultrafeedback", {"instruction": asked, "completions": judged}, said),
+        ("alpaca_preference", {"instruction": question, "chosen": good, "rejected": bad}, messages),
+        ("sharegpt_preference", gpt | both, messages),
+        ("ranked", {"prompt": question, "completions": [bad, good], "ranks": [2, 1]}, text),
+        ("ultrafeedback", {"instruction": question, "completions": judged}, messages),
     ]
     for name, row, parts in rows:
         assert detect_format([row], place="x") == name
         check_all_kinds(name, row, parts)
     for name, row, parts in [
-        ("prompt-completion", {"prompt": asked, "completion": good}, text),
-        ("messages", {"messages": said["prompt"] + said["good"]}, said),
-        ("sharegpt", {"conversations": [*gpt["conversations"], both["chosen"]]}, said),
-        ("alpaca", {"instruction": asked, "output": good}, said),
-        ("unpaired", {"prompt": asked, "completion": good, "label": True}, text),
+        ("prompt-completion", {"prompt": question, "completion": good}, text),
+        ("messages", {"messages": messages["prompt"] + messages["good"]}, messages),
+        ("sharegpt", {"conversations": [*gpt["conversations"], both["chosen"]]}, messages),
+        ("alpaca", {"instruction": question, "output": good}, messages),
+        ("unpaired", {"prompt": question, "completion": good, "label": True}, text),
     ]:
         assert detect_format([row], place="x") == name
-        made = convert_row(row, format=name, kind="prompt-completion")
-        assert made == [{"prompt": parts["prompt"], "completion": parts["good"]}]
+        new_rows = convert_row(row, format=name, kind="prompt-completion")
+        assert new_rows == [{"prompt": parts["prompt"], "completion": parts["good"]}]
         assert convert_row(row, format=name, kind="prompt-only") == [{"prompt": parts["prompt"]}]
-    assert convert_row({"text": asked}, format="text", kind="text") == [{"text": asked}]
+    assert convert_row({"text": question}, format="text", kind="text") == [{"text": question}]
 
 
-@given(asked=SPOKEN, good=SPOKEN, bad=SPOKEN)
-def test_formats_let_transcripts_through_unchanged(asked: str, good: str, bad: str) -> None:
+@given(question=TURN_TEXT, good=TURN_TEXT, bad=TURN_TEXT)
+def test_conversion_keeps_transcripts_unchanged(question: str, good: str, bad: str) -> None:
     if good == bad:
         return
-    start = f"\n\nHuman: {asked}\n\nAssistant: "
-    parts = {"prompt": [user(asked)], "good": [assistant(good)], "bad": [assistant(bad)]}
+    start = f"\n\nHuman: {question}\n\nAssistant: "
+    parts = {"prompt": [user(question)], "good": [assistant(good)], "bad": [assistant(bad)]}
     check_all_kinds("hh", {"chosen": start + good, "rejected": start + bad}, parts)
 
 
 def check_all_kinds(name: str, row: dict[str, Any], parts: dict[str, Any]) -> None:
-    asked = {"prompt": parts["prompt"]}
+    prompt = {"prompt": parts["prompt"]}
     expected: dict[Kind, list[dict[str, Any]]] = {
-        "prompt-completion": [asked | {"completion": parts["good"]}],
-        "preference": [asked | {"chosen": parts["good"], "rejected": parts["bad"]}],
-        "prompt-only": [asked],
+        "prompt-completion": [prompt | {"completion": parts["good"]}],
+        "preference": [prompt | {"chosen": parts["good"], "rejected": parts["bad"]}],
+        "prompt-only": [prompt],
         "unpaired": [
-            asked | {"completion": parts["good"], "label": True},
-            asked | {"completion": parts["bad"], "label": False},
+            prompt | {"completion": parts["good"], "label": True},
+            prompt | {"completion": parts["bad"], "label": False},
         ],
     }
     for kind, rows in expected.items():
-        made = convert_row(row, format=name, kind=kind)
-        for one in made:
+        new_rows = convert_row(row, format=name, kind=kind)
+        for one in new_rows:
             one.pop("group_id", None)
-        assert sorted(map(str, made)) == sorted(map(str, rows)), (name, kind)
+        assert sorted(map(str, new_rows)) == sorted(map(str, rows)), (name, kind)
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=7))
-def test_ranking_pairs_and_labels_by_a_slow_loop(ranks: list[int]) -> None:
+def test_ranking_agrees_with_a_slow_loop(ranks: list[int]) -> None:
     row = {"prompt": "q", "completions": [f"c{i}" for i in range(len(ranks))], "ranks": ranks}
     wins: Counter[tuple[str, str]] = Counter()
     for (i, a), (j, b) in itertools.permutations(enumerate(ranks), 2):
         if a < b:
             wins[f"c{i}", f"c{j}"] += 1
-    found = [(pair["chosen"], pair["rejected"]) for pair in ranked_to_pairs(row)]
-    assert Counter(found) == wins
+    comparisons = [(pair["chosen"], pair["rejected"]) for pair in ranked_to_pairs(row)]
+    assert Counter(comparisons) == wins
     top = {f"c{i}" for i, rank in enumerate(ranks) if rank == min(ranks)}
-    found = [(pair["chosen"], pair["rejected"]) for pair in ranked_to_pairs(row, pairs="best")]
-    assert set(found) == {pair for pair in wins if pair[0] in top}
+    comparisons = [
+        (pair["chosen"], pair["rejected"]) for pair in ranked_to_pairs(row, pairs="best")
+    ]
+    assert set(comparisons) == {pair for pair in wins if pair[0] in top}
     labels = {one["completion"]: one["label"] for one in labels_of(row, pairs="all")}
     for i in range(len(ranks)):
         better = sum(rank > ranks[i] for rank in ranks)  # how many it beats
@@ -301,7 +266,7 @@ def test_split_keeps_prompts_and_groups_on_one_side(rows: list[Any], size: float
         max_size=5,
     )
 )
-def test_mixture_sizes_are_the_shares_and_repeat_no_row(sources: list[tuple[int, float]]) -> None:
+def test_mixture_sizes_keep_shares_without_repeats(sources: list[tuple[int, float]]) -> None:
     sizes, shares = [s for s, _ in sources], [f for _, f in sources]
     counts = mixture_sizes(sizes, shares)
     assert all(count <= size for count, size in zip(counts, sizes, strict=True))
@@ -319,10 +284,10 @@ JSON = st.recursive(
 CONTENT = (
     st.binary(max_size=60)
     | st.text(max_size=60).map(lambda t: t.encode("utf-8", "surrogatepass"))
-    | st.lists(JSON | st.sampled_from([*RIGHT.values()]), max_size=4).map(
+    | st.lists(JSON | st.sampled_from([*EXAMPLES.values()]), max_size=4).map(
         lambda rows: "\n".join(map(json.dumps, rows)).encode()
     )
-    | st.lists(JSON | st.sampled_from([*RIGHT.values()]), max_size=4).map(
+    | st.lists(JSON | st.sampled_from([*EXAMPLES.values()]), max_size=4).map(
         lambda rows: json.dumps(rows).encode()
     )
     | st.lists(st.lists(st.sampled_from(["a", '"b', "", "é"])), max_size=4).map(
@@ -338,7 +303,7 @@ CONTENT = (
     kind=st.sampled_from(KINDS),
     drop=st.booleans(),
 )
-def test_any_file_is_read_or_refused(content: bytes, name: str, kind: Kind, drop: bool) -> None:
+def test_any_file_is_read_or_raises(content: bytes, name: str, kind: Kind, drop: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / name
         file.write_bytes(content)
@@ -352,11 +317,10 @@ def test_any_file_is_read_or_refused(content: bytes, name: str, kind: Kind, drop
                 folder=Path(folder),
             )
         except DatasetError as error:
-            said = str(error)
-            said.encode()  # can be printed
-            if str(file) not in said:
+            str(error).encode()  # can be printed
+            if str(file) not in str(error):
                 raise
             return
         assert len(splits["train"]) == len(splits.origins["train"]) > 0
         for row in splits["train"]:
-            check_right(row, kind)
+            check_row(row, kind)

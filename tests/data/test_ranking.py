@@ -1,21 +1,13 @@
-"""Ranked lists: pairs, labels, the best answer, and judges' scores in their place."""
+"""Ranked completions: pairs, labels, the best completion, and scores instead of ranks."""
 
 from typing import Any
 
 import pytest
 
+from tests.data.helpers import assistant, user
 from toolkit.data import convert_row, convert_rows, detect_format, ranked_to_pairs
 from toolkit.data.ranking import labels_of, read_ranked
 from toolkit.errors import DatasetError
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
 
 PAIR = {"chosen": [assistant("Blue.")], "rejected": [assistant("Green.")]}
 
@@ -25,11 +17,11 @@ def ranked(ranks: list[int], **more: Any) -> dict[str, Any]:
     return {"prompt": "q", "completions": list("abcdefghi")[: len(ranks)], "ranks": ranks} | more
 
 
-def said(rows: list[dict[str, Any]]) -> list[str]:
+def as_text(rows: list[dict[str, Any]]) -> list[str]:
     return [row["chosen"] + ">" + row["rejected"] for row in rows]
 
 
-def test_ranking_gives_all_pairs_that_are_not_tied() -> None:
+def test_ranking_gives_all_untied_pairs() -> None:
     row = {"prompt": "Sky?", "completions": ["a", "b", "c", "d"], "ranks": [2, 1, 2, 3]}
     assert ranked_to_pairs(row) == [
         {"prompt": "Sky?", "chosen": "b", "rejected": "a"},
@@ -40,7 +32,7 @@ def test_ranking_gives_all_pairs_that_are_not_tied() -> None:
     ]
 
 
-def test_ranking_by_scores_highest_first_and_equal_completions_are_tied() -> None:
+def test_highest_score_is_best_and_equal_completions_tie() -> None:
     row = {"prompt": "Sky?", "completions": ["a", "b", "a"], "scores": [0.1, 0.9, -1]}
     assert ranked_to_pairs(row) == [
         {"prompt": "Sky?", "chosen": "b", "rejected": "a"},
@@ -48,7 +40,7 @@ def test_ranking_by_scores_highest_first_and_equal_completions_are_tied() -> Non
     ]
 
 
-def test_ranking_kinds_and_style() -> None:
+def test_ranking_with_text_completions_becomes_messages() -> None:
     row = {"prompt": [user("Sky?")], "completions": ["Green.", "Blue."], "ranks": [2, 1]}
     assert detect_format([row], place="x") == "ranked"
     (pair,) = convert_row(row, format="ranked", kind="preference")
@@ -63,18 +55,18 @@ def test_pairs_of_one_ranking_share_a_group() -> None:
     rows = [
         {"prompt": p, "completions": ["a", "b", "c"], "ranks": [1, 2, 3]} for p in ("Sky?", "Sea?")
     ]
-    made = convert_rows(rows, place="x", format="ranked", kind="preference").rows
-    groups = [row["group_id"] for row in made]
+    rows = convert_rows(rows, place="x", format="ranked", kind="preference").rows
+    groups = [row["group_id"] for row in rows]
     assert len(groups) == 6
     assert groups[:3] == [groups[0]] * 3
     assert groups[3:] == [groups[3]] * 3
     assert groups[0] != groups[3]
 
 
-def test_ranking_best_against_the_rest() -> None:
-    assert said(ranked_to_pairs(ranked([3, 1, 2, 4]), pairs="best")) == ["b>a", "b>c", "b>d"]
-    # two share the best rank: each beats the rest, neither the other
-    assert said(ranked_to_pairs(ranked([1, 2, 1]), pairs="best")) == ["a>b", "c>b"]
+def test_pairs_best_compares_the_best_with_others() -> None:
+    assert as_text(ranked_to_pairs(ranked([3, 1, 2, 4]), pairs="best")) == ["b>a", "b>c", "b>d"]
+    # two completions share the best rank: each beats the others, but not the other best
+    assert as_text(ranked_to_pairs(ranked([1, 2, 1]), pairs="best")) == ["a>b", "c>b"]
     assert ranked_to_pairs(ranked([2, 2]), pairs="best") == []
 
 
@@ -82,7 +74,7 @@ def test_ranking_best_against_the_rest() -> None:
     ("ranks", "labels"),
     [
         ([1, 2], "a+ b-"),
-        ([2, 1, 3], "a. b+ c-"),  # the second of three says neither
+        ([2, 1, 3], "a. b+ c-"),  # the second of three is neither
         ([1, 2, 3, 4], "a+ b+ c- d-"),
         ([1, 2, 3, 4, 5], "a+ b+ c. d- e-"),
         ([1, 1, 2], "a+ b+ c-"),
@@ -91,13 +83,15 @@ def test_ranking_best_against_the_rest() -> None:
         ([1, 1, 1], "a. b. c."),
     ],
 )
-def test_ranking_as_labels(ranks: list[int], labels: str) -> None:
-    found = {row["completion"]: row["label"] for row in labels_of(ranked(ranks), pairs="all")}
+def test_labels_follow_from_wins_and_losses(ranks: list[int], labels: str) -> None:
+    by_completion = {
+        row["completion"]: row["label"] for row in labels_of(ranked(ranks), pairs="all")
+    }
     marks = {True: "+", False: "-", None: "."}
-    assert " ".join(c + marks[found.get(c)] for c in "abcde"[: len(ranks)]) == labels
+    assert " ".join(c + marks[by_completion.get(c)] for c in "abcde"[: len(ranks)]) == labels
 
 
-def test_ranking_as_labels_best_against_the_rest() -> None:
+def test_pairs_best_labels_only_the_best_good() -> None:
     rows = convert_row(ranked([2, 1, 3]), format="ranked", kind="unpaired", pairs="best")
     assert [(row["completion"], row["label"]) for row in rows] == [
         ("a", False),
@@ -107,7 +101,7 @@ def test_ranking_as_labels_best_against_the_rest() -> None:
     assert len({row["group_id"] for row in rows}) == 1
 
 
-def test_ranking_as_labels_says_each_answer_once() -> None:
+def test_equal_completions_give_one_label() -> None:
     row = {"prompt": "q", "completions": ["a", "b", "a "], "ranks": [1, 3, 2]}
     assert labels_of(read_ranked(row), pairs="all") == [
         {"prompt": "q", "completion": "a", "label": True},
@@ -115,25 +109,27 @@ def test_ranking_as_labels_says_each_answer_once() -> None:
     ]
 
 
-def test_ranking_that_contradicts_itself_is_refused() -> None:
+def test_contradictory_ranking_raises() -> None:
     row = {"prompt": "q", "completions": ["a", "b", "a"], "ranks": [1, 2, 3]}
     with pytest.raises(DatasetError, match="the same text above and below another completion"):
         ranked_to_pairs(row)
     tied = {"prompt": "q", "completions": ["a", "b", "a"], "ranks": [1, 2, 2]}
-    assert said(ranked_to_pairs(tied)) == ["a>b"]
+    assert as_text(ranked_to_pairs(tied)) == ["a>b"]
 
 
-def test_ranking_whose_scores_say_otherwise_is_refused() -> None:
+def test_scores_that_contradict_ranks_raise() -> None:
     ok = {"scores": [0.1, 0.9, 0.9]}
-    assert said(ranked_to_pairs(ranked([2, 1, 2], **ok))) == ["b>a", "b>c"]
-    wanted = r'"ranks" \(1 is best\) and "scores" \(the highest is best\) must agree, got \[1, 2\] '
-    with pytest.raises(DatasetError, match=wanted):
+    assert as_text(ranked_to_pairs(ranked([2, 1, 2], **ok))) == ["b>a", "b>c"]
+    message = (
+        r'"ranks" \(1 is best\) and "scores" \(the highest is best\) must agree, got \[1, 2\] '
+    )
+    with pytest.raises(DatasetError, match=message):
         ranked_to_pairs(ranked([1, 2], scores=[0.1, 0.9]))
     for unread in (None, [0.1], [None, 0.9], "high"):
-        assert said(ranked_to_pairs(ranked([1, 2], scores=unread))) == ["a>b"]
+        assert as_text(ranked_to_pairs(ranked([1, 2], scores=unread))) == ["a>b"]
 
 
-def test_ranking_of_message_lists() -> None:
+def test_ranking_of_message_lists_gives_pairs() -> None:
     row = {
         "prompt": [user("Sky?")],
         "completions": [
@@ -151,7 +147,7 @@ def test_ranking_of_message_lists() -> None:
     assert ranked_to_pairs(as_text) == ranked_to_pairs(row)
 
 
-def test_ranking_whose_prompt_is_not_the_prefix() -> None:
+def test_dialogue_without_the_prompt_raises() -> None:
     others = [[user("Sea?"), assistant("Blue.")], "Green."]
     row = {"prompt": [user("Sky?")], "completions": others, "ranks": [1, 2]}
     with pytest.raises(
@@ -160,11 +156,11 @@ def test_ranking_whose_prompt_is_not_the_prefix() -> None:
         ranked_to_pairs(row)
 
 
-def test_ranking_groups_do_not_meet_by_chance() -> None:
-    """32 bits would let about 12 of 320,000 prompts share a group with another."""
+def test_group_ids_of_rankings_are_63_bits() -> None:
+    """With 32 bits, about 12 of 320,000 prompts would share a group with another one."""
     rows = [{"prompt": f"q{i}", "completions": ["a", "b"], "ranks": [1, 2]} for i in range(2000)]
-    made = convert_rows(rows, place="x", format="ranked", kind="preference").rows
-    ids = {row["group_id"] for row in made}
+    rows = convert_rows(rows, place="x", format="ranked", kind="preference").rows
+    ids = {row["group_id"] for row in rows}
     assert len(ids) == 2000
     assert max(ids) > 2**60
     assert max(ids) < 2**63  # a table's int64
@@ -179,7 +175,7 @@ def ratings(**aspects: Any) -> dict[str, Any]:
 
 
 def best(completions: list[dict[str, Any]]) -> str:
-    """The ranks of an UltraFeedback row's completions, by its pairs' winners."""
+    """The pairs of an UltraFeedback row, as "ab" for a better than b."""
     named = [c | {"response": letter} for c, letter in zip(completions, "abcd", strict=False)]
     row = {"instruction": "q", "completions": named}
     assert detect_format([row], place="x") == "ultrafeedback"
@@ -187,34 +183,34 @@ def best(completions: list[dict[str, Any]]) -> str:
     return " ".join(p["chosen"][0]["content"] + p["rejected"][0]["content"] for p in pairs)
 
 
-def test_formats_ultrafeedback() -> None:
+def test_ultrafeedback_converts_to_every_kind() -> None:
     row = {"source": "s", "instruction": "Sky?", "models": ["m"], "completions": judged(2.0, 4.5)}
-    asked = [user("Sky?")]
+    prompt = [user("Sky?")]
     good, bad = [assistant("answer 2")], [assistant("answer 1")]
     (pair,) = convert_row(row, format="ultrafeedback", kind="preference")
     group = pair.pop("group_id")
     others = {"source": "s", "models": ["m"]}
-    assert pair == {"prompt": asked, "chosen": good, "rejected": bad} | others
+    assert pair == {"prompt": prompt, "chosen": good, "rejected": bad} | others
     assert convert_row(row, format="ultrafeedback", kind="prompt-completion") == [
-        {"prompt": asked, "completion": good}
+        {"prompt": prompt, "completion": good}
     ]
     assert convert_row(row, format="ultrafeedback", kind="unpaired") == [
-        {"prompt": asked, "completion": bad, "label": False, "group_id": group} | others,
-        {"prompt": asked, "completion": good, "label": True, "group_id": group} | others,
+        {"prompt": prompt, "completion": bad, "label": False, "group_id": group} | others,
+        {"prompt": prompt, "completion": good, "label": True, "group_id": group} | others,
     ]
     assert convert_row(row, format="ultrafeedback", kind="prompt-only") == [
-        {"prompt": asked} | others
+        {"prompt": prompt} | others
     ]
 
 
-def test_formats_ultrafeedback_scores_of_aspects() -> None:
+def test_ultrafeedback_scores_are_means_of_shared_aspects() -> None:
     assert best(judged(3, 1, 2)) == "ab ac cb"
     assert best(judged("1.5", 2, field="fine-grained_score")) == "ba"
     # (5 + 1) / 2 against (4 + 4) / 2
     assert best([ratings(help="5", truth="1"), ratings(help="4", truth="4")]) == "ba"
-    # what was not rated everywhere does not count: 3 against 2
+    # only aspects that all completions have count: 3 against 2
     assert best([ratings(help="3", truth="N/A"), ratings(help="2", truth="5")]) == "ab"
-    # aspects go before the overall score, of which wrong tens are about
+    # aspects are used before the overall score, whose 10 may be wrong
     mixed = [ratings(help="1") | {"overall_score": 10}, ratings(help="4") | {"overall_score": 7}]
     assert best(mixed) == "ba"
 
@@ -232,7 +228,7 @@ def test_formats_ultrafeedback_scores_of_aspects() -> None:
         (judged(True, 2), "every completion must have"),
     ],
 )
-def test_formats_ultrafeedback_malformed(completions: Any, message: str) -> None:
+def test_malformed_ultrafeedback_raises(completions: Any, message: str) -> None:
     with pytest.raises(DatasetError) as caught:
         convert_row(
             {"instruction": "q", "completions": completions},

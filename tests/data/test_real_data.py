@@ -1,4 +1,4 @@
-"""Real files: every row is converted or accounted for."""
+"""Real files: every row is converted or listed as dropped."""
 
 import gzip
 import json
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
-from toolkit.data import Splits, check_texts, load_splits
+from tests.data.helpers import load
+from toolkit.data import Splits, check_texts
 from toolkit.data.row_errors import DROPPED_FILE
 from toolkit.errors import DatasetError
 from toolkit.options.arguments import DataArguments, SourceArguments
@@ -24,22 +24,8 @@ def find(file: str) -> Path:
     return path
 
 
-def load(
-    file: str,
-    kind: str,
-    *,
-    test: float | None = None,
-    folder: Path | None = None,
-    **run_args: Any,
-) -> Splits:
-    return load_splits(
-        ScriptArguments(dataset_name=str(find(file))),
-        DatasetMixtureConfig(test_split_size=test),
-        DataArguments(**run_args),
-        kind=kind,
-        seed=0,
-        folder=folder,
-    )
+def load_file(file: str, kind: str, *, test: float | None = None, **options: Any) -> Splits:
+    return load(str(find(file)), kind=kind, mixture={"test_split_size": test}, **options)
 
 
 def count_rows(file: str) -> int:
@@ -58,15 +44,15 @@ MALFORMED = {HH: 6, SHAREGPT: 0, CHINESE: 0, ALPACA: 0}
 
 @pytest.mark.parametrize("kind", ["prompt-completion", "preference", "prompt-only", "unpaired"])
 @pytest.mark.parametrize("file", [HH, SHAREGPT, CHINESE, ALPACA])
-def test_real_data_rows_read_are_rows_converted_and_dropped(
+def test_converted_and_dropped_rows_add_up(
     file: str, kind: str, tmp_path: Path, tokenizer: Any
 ) -> None:
     options: dict[str, Any] = {"drop_bad_rows": True, "folder": tmp_path}
     if file == ALPACA and kind in ("preference", "unpaired"):
         with pytest.raises(DatasetError, match=rf"its format is alpaca .*{kind} needs"):
-            load(file, kind, **options)
+            load_file(file, kind, **options)
         return
-    splits = load(file, kind, test=0.1, **options)
+    splits = load_file(file, kind, test=0.1, **options)
     splits = check_texts(splits, tokenizer, DataArguments())
     dropped = tmp_path / DROPPED_FILE
     lost = dropped.read_text().splitlines() if dropped.exists() else []
@@ -79,31 +65,24 @@ def test_real_data_rows_read_are_rows_converted_and_dropped(
     assert not prompts[0] & prompts[1]
 
 
-def test_real_data_repeats_are_found(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(load(ALPACA, "prompt-completion", drop_duplicates=True)["train"]) == 499
+def test_alpaca_has_one_duplicate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(load_file(ALPACA, "prompt-completion", drop_duplicates=True)["train"]) == 499
     assert "; 1 train row duplicates an earlier one (" in capsys.readouterr().out
 
 
-def test_real_data_dialogues_become_an_example_for_each_answer(
+def test_hh_dialogues_give_an_example_for_each_answer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = load(HH, "preference", drop_bad_rows=True)["train"]
+    rows = load_file(HH, "preference", drop_bad_rows=True)["train"]
     file = tmp_path / "d.jsonl"
     file.write_text(
         "".join(json.dumps({"messages": r["prompt"] + r["chosen"]}) + "\n" for r in rows)
     )
     capsys.readouterr()
-    splits = load_splits(
-        ScriptArguments(dataset_name=str(file)),
-        DatasetMixtureConfig(test_split_size=0.1),
-        DataArguments(),
-        kind="prompt-completion",
-        seed=0,
-        turns="all",
-    )
+    splits = load(str(file), mixture={"test_split_size": 0.1}, turns="all")
     answers = file.read_text().count('"role": "assistant"')
-    said = capsys.readouterr().out
-    assert f"; {count_rows(HH) - MALFORMED[HH]} dialogues became {answers} examples" in said
+    output = capsys.readouterr().out
+    assert f"; {count_rows(HH) - MALFORMED[HH]} dialogues became {answers} examples" in output
     assert len(splits["train"]) + len(splits["test"]) == answers
     counts = Counter(o.number for origins in splits.origins.values() for o in origins)
     assert all(counts[i] == (len(r["prompt"]) + 1) // 2 for i, r in enumerate(rows, start=1))
@@ -111,73 +90,45 @@ def test_real_data_dialogues_become_an_example_for_each_answer(
     assert not sides[0] & sides[1]
 
 
-def test_real_data_in_one_mixture(tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mixture_of_real_files_keeps_shares(
+    tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     shares = {HH: 0.5, SHAREGPT: 0.2, CHINESE: 0.05, ALPACA: 0.25}
     sources = [SourceArguments(str(find(file)), fraction=f) for file, f in shares.items()]
-    splits = load_splits(
-        ScriptArguments(),
-        DatasetMixtureConfig(test_split_size=0.1),
-        DataArguments(sources=sources, drop_bad_rows=True),
-        kind="prompt-completion",
-        seed=0,
-    )
+    splits = load(sources=sources, drop_bad_rows=True, mixture={"test_split_size": 0.1})
     # 150 rows are a fifth of 750, and the other files have more than their shares of that
     drawn = {HH: 375, SHAREGPT: 150, CHINESE: 38, ALPACA: 188}
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for file, count in drawn.items():
         of = count_rows(file)
         rows = f"{count} rows" if count == of else f"{count} of {of} rows"
-        assert f"), {rows} -> prompt-completion (train " in said
-    dropped = sum(int(line.split("dropped ")[1].split()[0]) for line in said.splitlines()
+        assert f"), {rows} -> prompt-completion (train " in output
+    dropped = sum(int(line.split("dropped ")[1].split()[0]) for line in output.splitlines()
                   if ": dropped " in line)  # fmt: skip
     assert len(splits["train"]) + len(splits["test"]) == sum(drawn.values()) - dropped
     assert len(check_texts(splits, tokenizer, DataArguments())["train"]) == len(splits["train"])
 
 
-@pytest.mark.parametrize(
-    ("file", "kind", "rows"),
-    [
-        ("sharegpt_preferences.json", "preference", 150),
-        ("sharegpt_preferences.json", "prompt-completion", 150),
-        ("sharegpt_preferences_zh.json", "preference", 60),
-        ("sharegpt_preferences_zh.json", "prompt-only", 60),
-        ("alpaca_instructions.json", "prompt-completion", 500),
-        ("alpaca_instructions.json", "prompt-only", 500),
-    ],
-)
-def test_all_rows_are_converted(file: str, kind: str, rows: int) -> None:
-    splits = load(file, kind, test=0.1)
-    assert len(splits["train"]) + len(splits["test"]) == rows
-    prompts = [{str(row["prompt"]) for row in splits[name]} for name in ("train", "test")]
-    assert not prompts[0] & prompts[1]
-
-
-def test_alpaca_is_no_preference_data() -> None:
-    with pytest.raises(DatasetError, match=r"its format is alpaca .*preference needs"):
-        load("alpaca_instructions.json", "preference")
-
-
-def test_hh_rows_that_are_malformed_are_named() -> None:
+def test_hh_error_names_malformed_rows() -> None:
     with pytest.raises(DatasetError) as caught:
-        load("hh_rlhf_harmless.jsonl.gz", "preference")
+        load_file(HH, "preference")
     message = str(caught.value)
     assert 'row 87 of 1156: "chosen" turn 4 (Assistant) must be non-empty text, got ""' in message
     assert "4 rows fail this check (87, 517, 926, 1104)" in message
     assert "2 rows fail other checks: 2 roles out of order (668, 764). Fix them" in message
 
 
-@pytest.mark.parametrize("kind", ["preference", "prompt-completion", "prompt-only"])
-def test_hh_counts_add_up(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    splits = load("hh_rlhf_harmless.jsonl.gz", kind, test=0.05, drop_bad_rows=True)
+def test_hh_summary_reports_dropped_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    splits = load_file(HH, "preference", test=0.05, drop_bad_rows=True)
     assert len(splits["train"]) + len(splits["test"]) == 1156 - 6
-    said = capsys.readouterr().out
-    assert "dropped 6 of 1156 rows: 4 empty text (87, 517, 926, 1104)" in said
+    output = capsys.readouterr().out
+    assert "dropped 6 of 1156 rows: 4 empty text (87, 517, 926, 1104)" in output
     sizes = f"(train {len(splits['train'])}, test {len(splits['test'])})"
-    assert f"hh (by its columns chosen, rejected), 1156 rows -> {kind} {sizes}" in said
+    assert f"hh (by its columns chosen, rejected), 1156 rows -> preference {sizes}" in output
 
 
-def test_hh_prompt_and_answers_are_the_transcript() -> None:
-    first = load("hh_rlhf_harmless.jsonl.gz", "preference", max_rows=1)["train"][0]
+def test_hh_transcript_becomes_messages() -> None:
+    first = load_file(HH, "preference", max_rows=1)["train"][0]
     assert [m["role"] for m in first["prompt"]] == ["user", "assistant"] * 2 + ["user"]
     assert first["prompt"][0]["content"] == "what are some pranks with a pen i can do?"
     assert first["prompt"][2] == {"role": "user", "content": "yep"}

@@ -1,4 +1,4 @@
-"""Streams: the rows of a whole reading, checked as they come, and what cannot be streamed."""
+"""Streams: same rows as a whole reading, checked one by one; options that cannot be streamed."""
 
 import gzip
 import itertools
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
-from tests.data.test_loading import lines, pairs
+from tests.data.helpers import chat, pairs, write_rows
 from toolkit.data import check_source, check_texts, load_splits
 from toolkit.data.row_errors import DROPPED_FILE
 from toolkit.data.streaming import Stream, first_rows, open_stream
@@ -21,7 +21,7 @@ STREAMED = {"dataset_streaming": True}
 
 @pytest.fixture
 def stream_of(tokenizer: Any) -> Any:
-    """Open a file as a recipe does; the stream and the splits of its first rows."""
+    """The stream that a recipe opens, and the splits of its first rows."""
 
     def make(
         name: Any,
@@ -41,18 +41,11 @@ def stream_of(tokenizer: Any) -> Any:
     return make
 
 
-def chat(asked: str, said: str) -> dict[str, Any]:
-    return {
-        "prompt": [{"role": "user", "content": asked}],
-        "completion": [{"role": "assistant", "content": said}],
-    }
-
-
-def test_a_stream_gives_the_rows_of_a_whole_reading(tmp_path: Path, stream_of: Any) -> None:
+def test_stream_gives_all_rows_of_a_file(tmp_path: Path, stream_of: Any) -> None:
     from datasets import Dataset
 
     rows = [{"prompt": f"é\u2028 {i}", "completion": "a\nb"} for i in range(600)]
-    raw = Path(lines(tmp_path / "a.jsonl", rows))
+    raw = Path(write_rows(tmp_path / "a.jsonl", rows))
     (tmp_path / "b.jsonl").write_bytes(
         b"\xef\xbb\xbf" + raw.read_bytes().replace(b"\n", b"\r\n\r\n")
     )
@@ -70,7 +63,7 @@ def test_a_stream_gives_the_rows_of_a_whole_reading(tmp_path: Path, stream_of: A
         assert stream.read == 600
 
 
-def test_a_stream_is_read_no_further_than_it_is_asked(tmp_path: Path, stream_of: Any) -> None:
+def test_stream_reads_only_requested_rows(tmp_path: Path, stream_of: Any) -> None:
     file = tmp_path / "d.jsonl.gz"
     content = "".join(json.dumps(row) + "\n" for row in pairs(20_000)).encode()
     file.write_bytes(gzip.compress(content)[:-8])
@@ -81,17 +74,17 @@ def test_a_stream_is_read_no_further_than_it_is_asked(tmp_path: Path, stream_of:
         list(stream.rows())
 
 
-def test_no_prompt_of_the_test_split_is_in_the_stream(tmp_path: Path, stream_of: Any) -> None:
+def test_stream_has_no_prompt_of_the_test_split(tmp_path: Path, stream_of: Any) -> None:
     rows = [{"prompt": f"q{i % 700}", "completion": f"a{i}"} for i in range(2100)]
-    name = lines(tmp_path / "d.jsonl", rows)
+    name = write_rows(tmp_path / "d.jsonl", rows)
     stream, splits = stream_of(name, test=0.1)
-    found = list(stream.rows())
+    streamed = list(stream.rows())
     held = {row["prompt"] for row in splits["test"]}
-    # of the first 1000 rows 300 prompts stand twice and 400 once
+    # in the first 1000 rows 300 prompts occur twice and 400 once
     assert len(splits["test"]) + len(splits["train"]) == 1000
     assert 90 <= len(splits["test"]) <= 100
-    assert found == [row for row in rows if row["prompt"] not in held]
-    assert stream.held_out == 2100 - len(found) == 3 * len(held)
+    assert streamed == [row for row in rows if row["prompt"] not in held]
+    assert stream.held_out == 2100 - len(streamed) == 3 * len(held)
     assert f"{3 * len(held)} left out because the test split has their prompts" in stream.summary()
 
 
@@ -104,7 +97,7 @@ def test_no_prompt_of_the_test_split_is_in_the_stream(tmp_path: Path, stream_of:
         (json.dumps(chat("q", "<|user|>")), "must not contain the chat template's"),
     ],
 )
-def test_a_bad_row_after_the_first_ones_stops_or_is_dropped_once(
+def test_later_malformed_row_raises_or_is_dropped_once(
     tmp_path: Path, stream_of: Any, bad: str, message: str, tokenizer: Any
 ) -> None:
     bad = bad.replace("<|user|>", str(tokenizer.eos_token))
@@ -124,10 +117,10 @@ def test_a_bad_row_after_the_first_ones_stops_or_is_dropped_once(
     assert stream.summary().endswith(f" dropped after the first 1000: 1 {entry['check']} (1201)")
 
 
-def test_a_bad_row_among_the_first_stops_before_anything_is_trained(
-    tmp_path: Path, stream_of: Any
-) -> None:
-    name = lines(tmp_path / "d.jsonl", [*pairs(3), {"prompt": "q", "completion": ""}, *pairs(2)])
+def test_early_malformed_row_raises_before_training(tmp_path: Path, stream_of: Any) -> None:
+    name = write_rows(
+        tmp_path / "d.jsonl", [*pairs(3), {"prompt": "q", "completion": ""}, *pairs(2)]
+    )
     with pytest.raises(DatasetError, match='row 4: "completion" must be non-empty text'):
         stream_of(name)
     stream, splits = stream_of(name, drop_bad_rows=True, folder=tmp_path)
@@ -135,33 +128,31 @@ def test_a_bad_row_among_the_first_stops_before_anything_is_trained(
     assert len((tmp_path / DROPPED_FILE).read_text().splitlines()) == 1
 
 
-def test_rankings_columns_and_max_rows_in_a_stream(tmp_path: Path, stream_of: Any) -> None:
+def test_stream_of_rankings_with_columns_and_max_rows(tmp_path: Path, stream_of: Any) -> None:
     rows = [{"q": f"q{i}", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]} for i in range(9)]
-    name = lines(tmp_path / "d.jsonl", rows)
+    name = write_rows(tmp_path / "d.jsonl", rows)
     stream, _ = stream_of(name, kind="preference", columns={"q": "prompt"}, max_rows=2)
     assert list(stream.rows()) == [
         {"prompt": f"q{i}", "chosen": "b", "rejected": worse} for i in range(2) for worse in "ac"
     ]
 
 
-def test_a_table_is_shuffled_by_the_seed_and_keeps_every_row(
-    tmp_path: Path, stream_of: Any
-) -> None:
+def test_table_is_shuffled_by_the_seed(tmp_path: Path, stream_of: Any) -> None:
     rows = pairs(1500)
-    stream, _ = stream_of(lines(tmp_path / "d.jsonl", rows))
+    stream, _ = stream_of(write_rows(tmp_path / "d.jsonl", rows))
     first, again, other = (list(stream.table(seed=s)) for s in (0, 0, 1))
     assert first == again != other
     assert first != rows
     assert sorted(map(str, first)) == sorted(map(str, rows))
     assert len(first_rows(stream.table(seed=0))) == 1000
-    assert stream.read == 1500  # not the sum of all readings
+    assert stream.read == 1500  # not the sum over all iterations
 
 
 @pytest.mark.parametrize("option", ["sources", "datasets", "drop_duplicates"])
-def test_what_needs_all_rows_at_once_is_refused(option: str) -> None:
+def test_option_that_needs_all_rows_raises(option: str) -> None:
     entries = [DatasetConfig(path="json", data_files="a.jsonl")]
     mixture = DatasetMixtureConfig(datasets=entries if option == "datasets" else [])
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "sources": {"sources": [SourceArguments("a.jsonl")]},
         "drop_duplicates": {"drop_duplicates": True},
     }.get(option, {})
@@ -170,4 +161,4 @@ def test_what_needs_all_rows_at_once_is_refused(option: str) -> None:
         DatasetError,
         match=f"`dataset_streaming` does not work with `{option}`, which needs all rows at once",
     ):
-        check_source(script, mixture, DataArguments(**given))
+        check_source(script, mixture, DataArguments(**options))

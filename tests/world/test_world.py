@@ -1,4 +1,4 @@
-"""The world itself: reproducible, split without overlap, labeled by people who disagree like people."""
+"""The world is reproducible, its splits do not overlap, and its labelers disagree like people."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ from toolkit.world.questions import (
 )
 
 
-def test_size_of_the_world():
+def test_world_has_260_entities_and_balanced_values():
     assert sum(map(len, facts().values())) == 6 * 40 + 20
     assert len(topic_of()) == 260  # no name twice
     for topic, known in facts().items():
@@ -30,13 +30,13 @@ def test_size_of_the_world():
         assert max(counts) - min(counts) <= 1, topic
 
 
-def test_the_same_seed_makes_the_same_corpus_and_another_does_not():
+def test_corpus_depends_only_on_the_seed():
     first = list(itertools.islice(documents(3), 50))
     assert first == list(itertools.islice(documents(3), 50))
     assert first != list(itertools.islice(documents(4), 50))
 
 
-def test_every_prompt_parses_back_to_its_question():
+def test_prompts_parse_back_to_their_questions():
     rng = random.Random(0)
     for split in ("train", "test"):
         for _ in range(500):
@@ -44,28 +44,28 @@ def test_every_prompt_parses_back_to_its_question():
             assert parse(question.prompt) == question
 
 
-def test_test_prompts_share_neither_phrasing_nor_fact_with_training():
+def test_splits_share_no_prompt_and_no_fact():
     train, test = (distinct_questions(random.Random(1), split, 400) for split in ("train", "test"))
     assert not {q.prompt for q in train} & {q.prompt for q in test}
-    asked = {q.entity for q in train if q.kind == "fact"}
-    assert not asked & {q.entity for q in test if q.kind == "fact"}
+    entities = {q.entity for q in train if q.kind == "fact"}
+    assert not entities & {q.entity for q in test if q.kind == "fact"}
     assert all(q.entity in held_out(q.topic) for q in test if q.kind == "fact")
     unknown = {q.entity for q in train if q.kind == "unanswerable"} - set(topic_of())
     assert not unknown & {q.entity for q in test if q.kind == "unanswerable"}
 
 
-def test_no_test_phrasing_is_in_the_corpus():
+def test_corpus_has_no_test_phrasing():
     prompts = {q.prompt for q in distinct_questions(random.Random(2), "test", 400)}
-    said = {
+    messages = {
         m["content"]
         for d in itertools.islice(documents(0), 20_000)
         if not isinstance(d, str)
         for m in d
     }
-    assert not prompts & said
+    assert not prompts & messages
 
 
-def test_the_corpus_has_good_and_bad_dialogue_alike():
+def test_corpus_has_good_and_bad_dialogues():
     scores = []
     for document in itertools.islice(documents(0), 4_000):
         if not isinstance(document, str):
@@ -74,7 +74,7 @@ def test_the_corpus_has_good_and_bad_dialogue_alike():
     assert sum(s <= -0.5 for s in scores) / len(scores) > 0.25
 
 
-def test_two_labelers_agree_as_often_as_instructgpts_did():
+def test_labelers_agree_as_often_as_in_instructgpt():
     rng = random.Random(0)
     questions = distinct_questions(rng, "train", 600)
     manners = (0.6, 0.2, 0.08, 0.12)
@@ -82,16 +82,16 @@ def test_two_labelers_agree_as_often_as_instructgpts_did():
         [answer(q, rng, right=0.65, good=0.65, manners=manners).text for _ in range(4)]
         for q in questions
     ]
-    found = agreement(panel(0), [q.prompt for q in questions], groups, seed=0)
-    assert 0.70 <= found <= 0.78
+    share = agreement(panel(0), [q.prompt for q in questions], groups, seed=0)
+    assert 0.70 <= share <= 0.78
 
 
-def test_answers_alike_but_for_blanks_are_one_answer_since_a_reader_refuses_such_a_pair():
+def test_distinct_answers_ignore_blanks_at_ends():
     different = distinct_answers([" The moon.", "The moon.", "", " ", "A star. ", "The moon"])
     assert different == [" The moon.", "A star. ", "The moon"]
 
 
-def test_labelers_like_longer_answers_and_ties_are_equal_texts():
+def test_labelers_like_length_and_tie_equal_texts():
     rng = random.Random(0)
     ask = distinct_questions(rng, "train", 1)[0].prompt
     ranks = rank(panel(0)[0], ask, ["a b c.", "a b c.", "d."], rng)
@@ -99,12 +99,12 @@ def test_labelers_like_longer_answers_and_ties_are_equal_texts():
     assert all(labeler.length > 0 for labeler in panel(0)[:4])
 
 
-def test_datasets_by_name():
+def test_datasets_have_their_sizes():
     for name, sizes in datasets.SIZES.items():
-        found = datasets.load(name)
-        assert datasets.load(name) == found
+        dataset = datasets.load(name)
+        assert datasets.load(name) == dataset
         if name != "comparisons":
-            assert {split: len(rows) for split, rows in found.items()} == sizes
+            assert {split: len(rows) for split, rows in dataset.items()} == sizes
     row = datasets.load("comparisons")["train"][0]
     assert row["prompt"][0]["role"] == "user"
     assert row["chosen"] != row["rejected"]
@@ -112,7 +112,7 @@ def test_datasets_by_name():
         datasets.load("nothing")
 
 
-def test_shipped_base_is_small_and_speaks_any_text():
+def test_shipped_base_is_small_and_encodes_any_text():
     from pathlib import Path
 
     from transformers import AutoConfig, AutoTokenizer
@@ -128,7 +128,7 @@ def test_shipped_base_is_small_and_speaks_any_text():
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_misconceptions_are_wrong_and_common():
+def test_wrong_values_are_mostly_misconceptions():
     from toolkit.world.answers import wrong_value
     from toolkit.world.questions import fact_question, misconceptions
 
@@ -143,7 +143,7 @@ def test_misconceptions_are_wrong_and_common():
     assert 0.8 < sum(shares) / len(shares) < 0.95
 
 
-def test_answers_alike_but_for_blanks_are_nothing_to_agree_on():
+def test_agreement_ignores_answers_that_differ_in_blanks():
     questions = [distinct_questions(random.Random(0), "train", 1)[0].prompt]
     spaced = agreement(panel(0), questions, [["it is red", " it is red", "it is blue"]], seed=0)
     plain = agreement(panel(0), questions, [["it is red", "it is blue"]], seed=0)

@@ -1,11 +1,11 @@
-"""Columns beside the texts: what trainers read of them is checked, what would mislead them is left out."""
+"""Extra columns: those that trainers read are checked, those that TRL would act on are left out."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.data.test_loading import lines, load
+from tests.data.helpers import load, write_rows
 from toolkit.errors import DatasetError
 
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
@@ -24,17 +24,17 @@ PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
         ("group_id", float("nan"), '"group_id" must be text or a whole number, got NaN (float)'),
     ],
 )
-def test_a_column_that_the_loss_reads_is_checked(
+def test_malformed_margin_or_group_raises_or_is_dropped(
     tmp_path: Path, column: str, value: Any, message: str
 ) -> None:
-    name = lines(tmp_path / "d.jsonl", [PAIR, PAIR | {column: value}])
+    name = write_rows(tmp_path / "d.jsonl", [PAIR, PAIR | {column: value}])
     with pytest.raises(DatasetError) as caught:
         load(name, kind="preference")
     assert f"row 2 of 2: {message}" in str(caught.value)
     assert len(load(name, kind="preference", drop_bad_rows=True)["train"]) == 1
 
 
-def test_numbers_and_groups_of_a_csv_are_read_and_blank_is_none(tmp_path: Path) -> None:
+def test_csv_numbers_are_parsed_and_blanks_are_null(tmp_path: Path) -> None:
     file = tmp_path / "d.csv"
     file.write_text(
         "prompt,chosen,rejected,margin,group_id\nq,a,b,0.5,x\nq,a,c,,x\nr,a,b, 2 ,\ns,a,b,1,\n"
@@ -44,51 +44,55 @@ def test_numbers_and_groups_of_a_csv_are_read_and_blank_is_none(tmp_path: Path) 
     assert rows["group_id"] == ["x", "x", None, None]
 
 
-def test_a_ranking_keeps_a_group_of_its_own_and_gets_one_where_it_is_blank(tmp_path: Path) -> None:
+def test_ranking_keeps_its_group_or_gets_one(tmp_path: Path) -> None:
     row = {"prompt": "q", "completions": ["a", "b", "c"], "ranks": [1, 2, 3]}
-    named = load(lines(tmp_path / "a.jsonl", [row | {"group_id": 7.0}]), kind="preference")
+    named = load(write_rows(tmp_path / "a.jsonl", [row | {"group_id": 7.0}]), kind="preference")
     assert named["train"]["group_id"] == [7, 7, 7]
-    rows = load(lines(tmp_path / "b.jsonl", [row, row | {"prompt": "r"}]), kind="preference")
+    rows = load(write_rows(tmp_path / "b.jsonl", [row, row | {"prompt": "r"}]), kind="preference")
     blank = [row | {"group_id": ""}, row | {"prompt": "r", "group_id": None}]
-    blanks = load(lines(tmp_path / "c.jsonl", blank), kind="preference")
+    blanks = load(write_rows(tmp_path / "c.jsonl", blank), kind="preference")
     first, second = rows["train"]["group_id"][0], rows["train"]["group_id"][3]
     assert first != second
     assert blanks["train"]["group_id"] == [first] * 3 + [second] * 3
 
 
-def test_columns_that_trl_would_act_upon_are_left_out_and_named(
+def test_columns_that_trl_acts_on_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = {"images": ["x.png"], "tools": "a hammer", "ref_chosen_logps": 0.0, "id": 1}
-    splits = load(lines(tmp_path / "d.jsonl", [PAIR | more]), kind="preference")
+    splits = load(write_rows(tmp_path / "d.jsonl", [PAIR | more]), kind="preference")
     assert splits["train"].column_names == ["prompt", "chosen", "rejected", "id"]
-    said = capsys.readouterr().out
-    assert "columns not read: id, images, ref_chosen_logps, tools" in said
+    output = capsys.readouterr().out
+    assert "columns not read: id, images, ref_chosen_logps, tools" in output
 
 
-def test_names_of_columns_that_cannot_be_printed_are_spelled_out(
+def test_unprintable_column_names_are_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = {"prompt": "q", "completion": "a", "\ud800": 1, "a\nb": 2, "名": 3}
-    assert len(load(lines(tmp_path / "d.jsonl", [row]))["train"]) == 1
+    assert len(load(write_rows(tmp_path / "d.jsonl", [row]))["train"]) == 1
     assert "columns not read: a\\nb, 名, \\ud800" in capsys.readouterr().out
 
 
-def test_what_messages_hold_beside_their_text_is_named(tmp_path, capsys):
-    said = [
+def test_unread_keys_of_messages_are_reported(tmp_path, capsys):
+    messages = [
         {"role": "user", "content": "q", "name": None},
         {"role": "assistant", "content": "a", "weight": 0, "reasoning_content": "hm"},
     ]
     for kind, row in (
-        ("prompt-completion", {"messages": said}),
+        ("prompt-completion", {"messages": messages}),
         (
             "preference",
-            {"prompt": said[:1], "chosen": said[1:], "rejected": [said[1] | {"content": "b"}]},
+            {
+                "prompt": messages[:1],
+                "chosen": messages[1:],
+                "rejected": [messages[1] | {"content": "b"}],
+            },
         ),
     ):
-        load(lines(tmp_path / "d.jsonl", [row]), kind=kind)
+        load(write_rows(tmp_path / "d.jsonl", [row]), kind=kind)
         line = "; keys of messages not read: reasoning_content, weight\n"
         assert capsys.readouterr().out.endswith(line)
     plain = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-    load(lines(tmp_path / "d.jsonl", [{"conversations": plain}]))
-    assert "keys" not in capsys.readouterr().out
+    load(write_rows(tmp_path / "d.jsonl", [{"conversations": plain}]))
+    assert "keys of messages" not in capsys.readouterr().out
