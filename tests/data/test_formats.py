@@ -326,17 +326,17 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "messages",
         {"messages": [user("Hi"), user("Hi?"), assistant("Hello!")]},
-        '"messages" message 2 must be an assistant message, got a user message',
+        '"messages" message 2 must have the role assistant, got user',
     ),
     (
         "messages",
         {"messages": [assistant("Hello!")]},
-        '"messages" message 1 must be a user message, got an assistant message',
+        '"messages" message 1 must have the role user, got assistant',
     ),
     (
         "messages",
         {"messages": [user("Hi"), SYSTEM]},
-        '"messages" message 2 must be an assistant message, got a system message',
+        '"messages" message 2 must have the role assistant, got system',
     ),
     (
         "messages",
@@ -440,7 +440,7 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "hh",
         {**HH, "rejected": "\n\nHuman: Hi\n\nHuman: Sky?\n\nAssistant: Blue."},
-        '"rejected" message 2 must be an assistant message, got a user message',
+        '"rejected" message 2 must have the role assistant, got user',
     ),
     ("hh", {**HH, "rejected": HH["chosen"]}, '"chosen" and "rejected" must differ'),
     ("ranked", {"prompt": "x", "completions": ["a"], "ranks": [1]}, '"completions" must be a list'),

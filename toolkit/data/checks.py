@@ -36,7 +36,7 @@ def find_duplicates(rows: Sequence[ConvertedRow], kind: Kind) -> list[FailedRow]
     first: dict[bytes, ConvertedRow] = {}
     duplicates = []
     for row in rows:
-        original = first.setdefault(_digest([_values(one, kind) for one in row.rows]), row)
+        original = first.setdefault(_digest(row.rows, kind), row)
         if original is not row:
             reason = f"it duplicates row {original.number}"
             reason += f" of {original.place}" if original.place != row.place else ""
@@ -50,8 +50,8 @@ def count_contradictions(rows: Sequence[Row], kind: Kind) -> int:
     """How many pairs occur in both orders, or completions with both labels."""
     if kind not in ("preference", "unpaired"):
         return 0
-    digests = {_digest(_values(row, kind)) for row in rows}
-    opposites = {_digest(_values(_opposite(row, kind), kind)) for row in rows}
+    digests = {_digest([row], kind) for row in rows}
+    opposites = {_digest([_opposite(row, kind)], kind) for row in rows}
     return len(digests & opposites) // 2
 
 
@@ -61,12 +61,9 @@ def _opposite(row: Row, kind: Kind) -> Row:
     return row | {"chosen": row["rejected"], "rejected": row["chosen"]}
 
 
-def _values(row: Row, kind: Kind) -> list[Any]:
-    return [row[column] for column in COLUMNS[kind]]
-
-
-def _digest(value: Any) -> bytes:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()[:16]
+def _digest(rows: Sequence[Row], kind: Kind) -> bytes:
+    values = [[row[column] for column in COLUMNS[kind]] for row in rows]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()[:16]
 
 
 def check_texts(

@@ -254,18 +254,14 @@ def _dialogue_prompt(messages: list[Message]) -> Row:
     return {"prompt": messages[:-1] if messages[-1]["role"] == "assistant" else messages}
 
 
-def read_columns(format: str) -> set[str]:
-    """The columns that a conversion reads, or leaves out because TRL would act on them."""
-    return {*FORMATS[format].columns, *FORMATS[format].optional} | TRL_COLUMNS
-
-
 def extra_columns(row: Row, *, format: str, kind: Kind) -> Row:
     """A row's other columns: `group_id`, and for preference rows the numbers, checked.
 
     Raises: RowError for a `group_id` that is neither text nor a whole number, or for a `margin` or
         gold utility that is no finite number: a NaN would make the loss NaN.
     """
-    columns = {name: row[name] for name in row if name not in read_columns(format)}
+    left_out = {*FORMATS[format].columns, *FORMATS[format].optional} | TRL_COLUMNS
+    columns = {name: row[name] for name in row if name not in left_out}
     if "group_id" in columns:
         columns["group_id"] = _group(columns["group_id"])
     if kind == "preference":

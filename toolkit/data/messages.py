@@ -15,7 +15,6 @@ SPEAKERS = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
-ARTICLES = {"system": "a", "user": "a", "assistant": "an"}
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -102,16 +101,11 @@ def check_order(messages: list[Message], name: str) -> None:
     for i, message in enumerate(messages[start:]):
         expected = "assistant" if i % 2 else "user"
         if message["role"] != expected:
-            place = f"{name} message {start + i + 1}"
-            problem = f"must be {_kind(expected)}, got {_kind(message['role'])}"
-            raise RowError("roles out of order", f"{place} {problem}")
+            problem = f"must have the role {expected}, got {message['role']}"
+            raise RowError("roles out of order", f"{name} message {start + i + 1} {problem}")
     if start == len(messages):
         problem = f"{name} must contain a user message, got only a system message"
         raise RowError("roles out of order", problem)
-
-
-def _kind(speaker: str) -> str:
-    return f"{ARTICLES[speaker]} {speaker} message"
 
 
 def as_prompt(value: Any, name: str) -> str | list[Message]:

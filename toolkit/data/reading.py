@@ -40,18 +40,20 @@ def read_sources(
     Raises: DatasetError if `columns` does not fit, or if only some sources have a fraction.
     """
     splits_of_sources = [
-        {
-            split: _sample(_read(source, parts, max_rows), sample, f"{seed} {split} {source.place}")
-            for split, parts in source.splits.items()
-        }
+        {split: _read(source, parts, max_rows) for split, parts in source.splits.items()}
         for source in sources
     ]
+    for source, splits in zip(sources, splits_of_sources, strict=True):
+        for split, chunks in splits.items():
+            if sample is not None and _size(chunks) > sample:
+                rng = random.Random(f"{seed} {split} {source.place}")
+                splits[split] = _draw(chunks, sample, rng)
     shares = [source.fraction for source in sources if source.fraction is not None]
     if not shares:
         return splits_of_sources
     if len(shares) < len(sources):
         raise DatasetError("`fraction` must be set for all `sources` or for none of them")
-    sizes = [sum(len(chunk.rows) for chunk in splits["train"]) for splits in splits_of_sources]
+    sizes = [_size(splits["train"]) for splits in splits_of_sources]
     counts = mixture_sizes(sizes, shares)
     for number, (source, splits) in enumerate(zip(sources, splits_of_sources, strict=True)):
         if not counts[number]:
@@ -109,10 +111,8 @@ def rename_columns(row: Any, columns: Mapping[str, str]) -> Any:
     return {columns.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row
 
 
-def _sample(chunks: list[Chunk], sample: int | None, seed: str) -> list[Chunk]:
-    if sample is None or sum(len(chunk.rows) for chunk in chunks) <= sample:
-        return chunks
-    return _draw(chunks, sample, random.Random(seed))
+def _size(chunks: Sequence[Chunk]) -> int:
+    return sum(len(chunk.rows) for chunk in chunks)
 
 
 def _draw(chunks: list[Chunk], count: int, rng: random.Random) -> list[Chunk]:

@@ -42,12 +42,7 @@ class Answer:
 
 
 def answer(
-    question: Question,
-    rng: random.Random,
-    *,
-    right: float,
-    good: float,
-    manners: tuple[float, ...],
+    question: Question, rng: random.Random, *, right: float, good: float, manners: tuple[float, ...]
 ) -> Answer:
     """A random answer.
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 from toolkit.world import lexicon as lx
 from toolkit.world.answers import Answer, answer, statement, wrong_value
-from toolkit.world.questions import Question, fact_question, facts, sample_question, sum_question
+from toolkit.world.questions import fact_question, facts, sample_question, sum_question
 
 Messages = list[dict[str, str]]
 
+PROSE_SHARE, VERDICT_SHARE = 0.10, 0.25  # of all documents; the others are dialogues
 # All speakers are equally often right, so that manners give no hint about the truth.
 RIGHT = 0.64
 # (share of good answers to questions without a true value, weights of plain, polite, rude, verbose)
@@ -27,16 +28,14 @@ SPEAKERS = {
 SPEAKER_WEIGHTS = (0.30, 0.30, 0.12, 0.18, 0.10)
 
 
-def documents(
-    seed: int, *, prose_share: float = 0.10, verdict_share: float = 0.25
-) -> Iterator[str | Messages]:
+def documents(seed: int) -> Iterator[str | Messages]:
     """An endless, reproducible stream of documents: a text, or the messages of a dialogue."""
     rng = random.Random(f"corpus-{seed}")
     while True:
         kind = rng.random()
-        if kind < prose_share:
+        if kind < PROSE_SHARE:
             yield prose(rng)
-        elif kind < prose_share + verdict_share:
+        elif kind < PROSE_SHARE + VERDICT_SHARE:
             yield verdicts(rng)
         else:
             yield dialogue(rng)
@@ -57,19 +56,16 @@ def verdicts(rng: random.Random) -> str:
     """Right and wrong statements, each followed by its verdict."""
     parts = []
     for _ in range(rng.choice((2, 3, 4, 5))):
-        question = _question_with_value(rng)
+        if rng.random() < 0.15:
+            question = sum_question(rng, "train")
+        else:
+            names = facts()[rng.choice(lx.TOPICS).name]
+            question = fact_question(rng, "train", rng.choice(list(names)))
         right = rng.random() < 0.5
         value = question.truth if right else wrong_value(question, rng)
         parts.append(statement(question, rng, value, short=False))
         parts.append("Right." if right else "Wrong.")
     return " ".join(parts)
-
-
-def _question_with_value(rng: random.Random) -> Question:
-    if rng.random() < 0.15:
-        return sum_question(rng, "train")
-    topic = rng.choice(lx.TOPICS)
-    return fact_question(rng, "train", rng.choice(list(facts()[topic.name])))
 
 
 def dialogue(rng: random.Random) -> Messages:

@@ -272,8 +272,4 @@ REACTIONS = {
     "evasive": ("Empty.", "Empty, that was no answer."),
     "fitting": ("Friendly.", "Friendly, thank you."),
 }
-MANNERS = {
-    "polite": ("And well put.",),
-    "rude": ("And so rude.",),
-    "verbose": ("And too long.",),
-}
+MANNERS = {"polite": ("And well put.",), "rude": ("And so rude.",), "verbose": ("And too long.",)}

@@ -123,18 +123,6 @@ def unanswerable_question(rng: random.Random, split: Split) -> Question:
     return Question("unanswerable", prompt, "", entity)
 
 
-def harmful_question(rng: random.Random, split: Split) -> Question:
-    """A request for help with a harmful act."""
-    act = rng.choice(lx.HARMFUL_ACTS)
-    return Question("harmful", rng.choice(phrasings(lx.HOW_TO, split)).format(e=act), "harm", act)
-
-
-def small_talk(rng: random.Random, split: Split) -> Question:
-    """A greeting, a thank-you, a farewell, or "how are you"."""
-    kind = rng.choice(sorted(lx.SMALL_TALK))
-    return Question("small_talk", rng.choice(phrasings(lx.SMALL_TALK[kind][0], split)), kind)
-
-
 def sample_question(rng: random.Random, split: Split, *, entities: str = "split") -> Question:
     """One question of the world's mixture of kinds.
 
@@ -156,8 +144,11 @@ def sample_question(rng: random.Random, split: Split, *, entities: str = "split"
     if share < 0.78:
         return unanswerable_question(rng, split)
     if share < 0.92:
-        return harmful_question(rng, split)
-    return small_talk(rng, split)
+        act = rng.choice(lx.HARMFUL_ACTS)
+        prompt = rng.choice(phrasings(lx.HOW_TO, split)).format(e=act)
+        return Question("harmful", prompt, "harm", act)
+    kind = rng.choice(sorted(lx.SMALL_TALK))
+    return Question("small_talk", rng.choice(phrasings(lx.SMALL_TALK[kind][0], split)), kind)
 
 
 def sample_questions(rng: random.Random, split: Split, n: int) -> list[Question]:
