@@ -156,6 +156,6 @@ def test_recipe_trains_on_a_cached_stream(
     words += ["--dataset_name", name, "--dataset_streaming", "true"]
     recipe_main("sft")(*stage_of("sft", *words).options)
     output = capsys.readouterr().out
-    assert "the first 1005 rows of a stream -> prompt-completion (train 1000, test 5)" in said
-    assert "org/set: 1500 rows of the stream were read" in said
+    assert "the first 1005 rows of a stream -> prompt-completion (train 1000, test 5)" in output
+    assert "org/set: 1500 rows of the stream were read" in output
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
