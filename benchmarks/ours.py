@@ -18,8 +18,8 @@ from benchmarks.cases import ADAPTER, BASE, Case, read
 from benchmarks.common import parser
 from benchmarks.meter import Meter
 from toolkit.ppo.config import PPOConfig
+from toolkit.ppo.experience import Experience
 from toolkit.ppo.roles import load_ppo_roles
-from toolkit.ppo.rollout import Experience
 from toolkit.ppo.trainer import PPOTrainer
 
 
@@ -45,7 +45,7 @@ class Timed(PPOTrainer):
         """The same experience, timed."""
         self.meter.mark("generate")
         experience = super().make_experience(rows)
-        generate_seconds = float(self._metrics["time/generate"][-1])
+        generate_seconds = float(self.open_rollout.metrics["time/generate"][-1])
         self.meter.moments["score"] = self.meter.moments["generate"] + generate_seconds
         self.meter.mark("update")
         self.lengths += map(len, experience.completions)
@@ -82,7 +82,7 @@ def main(folder: Path, result: Path, value_role: str, trainer_class: type[Timed]
         )
         trainer.meter, trainer.lengths = meter, []
         if case.forced:
-            trainer.maker.stop = []
+            trainer.rollouts.stop = []
         trainer.train()
     meter.write(result, episodes=case.batch, tokens=trainer.lengths)
 

@@ -2,25 +2,25 @@
 
     make parity     # an environment with trl 1.12.0, then: python tests/parity/record.py
 
-Everything is made here from seeds: a tiny Llama as base, three LoRA adapters on it (policy,
-reference, reward) whose merged weights are what the old trainer gets as separate models, a critic,
-prompts, and completions that are handed to the trainer in the place of its sampling. Recorded are
+Everything is created from seeds: a tiny Llama as base, three LoRA adapters on it (policy, reference,
+reward), a critic, prompts and completions. The old trainer gets the adapters merged, as separate
+models, and the completions instead of its own samples. The recorded cases are
 
-    full       completions that fill the whole length
+    full       completions of full length
     ended      completions that end early
-    epochs     two epochs over `full`, with the rewards whitened and a missing end penalised, where of
-               the critic only the head is trained, so that its second epoch can be compared
-    critic     `full`, where the critic trains an adapter and its head and not all its weights
-    whitened   `ended` with the rewards whitened
-    unstopped  an end token in the middle, with `stop_token` left at its default
-    stopped    a stop token of one's own, with a penalty for a missing end
-    whole      eight of sixteen ragged rows in one micro-batch
+    epochs     two epochs over `full`, with whitened rewards and a penalty for a missing end; only the
+               critic's head is trained, so that the second epoch can be compared
+    critic     `full`; the critic trains an adapter and its head, not all weights
+    whitened   `ended` with whitened rewards
+    unstopped  an end token in the middle, with the default `stop_token`
+    stopped    a custom stop token, with a penalty for a missing end
+    whole      eight of sixteen rows of different length in one micro-batch
     pieces     the same eight rows in four micro-batches
-    slots      the same in four minibatches
+    slots      the same rows in four minibatches
 
 Writes  tests/parity/trl-1.12.0.safetensors: weights, tokens, and all the trainer's intermediate
-        tensors, read from the frame of its `train` when the step ends; as metadata what `train`
-        takes, and what `save_model` wrote.
+        tensors, read from the frame of its `train` at the end of the step. The metadata holds the
+        arguments of `train` and the files of `save_model`.
 """
 
 import inspect
@@ -62,13 +62,13 @@ STATS += ("pg_clipfrac_stats", "vf_clipfrac_stats")
 
 
 def base() -> LlamaForCausalLM:
-    """The frozen base, the same each time."""
+    """The frozen base, identical on each call."""
     set_seed(11)
     return LlamaForCausalLM(LlamaConfig(**SHAPE, initializer_range=0.3))
 
 
 def adapted(seed: int):
-    """The base with a LoRA adapter that does something."""
+    """The base with a LoRA adapter whose weights are not zero."""
     model = get_peft_model(base(), LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def scalar_model(seed: int) -> LlamaForSequenceClassification:
 
 
 def with_adapter(value: LlamaForSequenceClassification, seed: int):
-    """The same value model with its adapter beside the base's weights, and nothing else to train."""
+    """The same value model with an unmerged adapter, the only trainable weights beside the head."""
     value.model.load_state_dict(base().model.state_dict())
     inject_adapter_in_model(LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS), value)
     weights = dict(adapted(seed).named_parameters())
@@ -114,7 +114,7 @@ def prompts(rows: int) -> list[list[int]]:
 
 
 def completions(*lengths: int, end: int = 2, after: bool = True) -> torch.Tensor:
-    """Token ids, `(B, T)`; rows end with `end` after so many tokens, or not at all where it is 0.
+    """Token ids, `(B, T)`; a row ends with `end` after so many tokens; 0 means that it does not end.
 
     Padding after it, unless not `after`.
     """
@@ -133,7 +133,7 @@ class Recorder(TrainerCallback):
     """Reads the tensors of `PPOTrainer.train` from its frame when a step ends."""
 
     def __init__(self) -> None:
-        self.found: dict[str, torch.Tensor] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
 
     def on_step_end(self, args, state, control, **kwargs):
         frame = inspect.currentframe()
@@ -142,24 +142,24 @@ class Recorder(TrainerCallback):
         assert frame is not None
         for name in (*KEPT, *STATS):
             value = frame.f_locals[name]
-            self.found[name] = value.detach().clone().contiguous()
+            self.tensors[name] = value.detach().clone().contiguous()
 
 
 def record(
-    said: torch.Tensor, *, head_only: bool = False, adapter: bool = False, **changes: object
+    completions: torch.Tensor, *, head_only: bool = False, adapter: bool = False, **changes: object
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """One rollout of the old trainer and its updates; the files that it then saves."""
+    """One rollout of the old trainer with its updates, and the files that it saves."""
     policy, value, reward = adapted(21), scalar_model(23), scalar_model(24)
     if adapter:
         value = with_adapter(value, 23)
     reference = adapted(22).merge_and_unload()
-    asked = prompts(len(said))
-    width = max(map(len, asked))
-    padded = torch.tensor([[0] * (width - len(p)) + p for p in asked])
+    prompt_rows = prompts(len(completions))
+    width = max(map(len, prompt_rows))
+    padded = torch.tensor([[0] * (width - len(p)) + p for p in prompt_rows])
 
     def batch_generation(model, queries, size, pad_token_id, generation_config):
         rows = [(padded == query).all(1).nonzero().item() for query in queries]
-        together = torch.cat([queries, said[rows]], 1)
+        together = torch.cat([queries, completions[rows]], 1)
         logits = ppo_trainer.forward(model, together, pad_token_id).logits
         return together, logits[:, queries.shape[1] - 1 : -1] / (SETTINGS["temperature"] + 1e-7)
 
@@ -191,7 +191,7 @@ def record(
             policy,
             reference,
             reward,
-            Dataset.from_dict({"input_ids": asked}),
+            Dataset.from_dict({"input_ids": prompt_rows}),
             value,
             optimizers=(optimizer, schedule),
             callbacks=[recorder],
@@ -199,7 +199,7 @@ def record(
         trainer.train()
         trainer.save_model(f"{folder}/saved")
         saved = sorted(path.name for path in Path(folder, "saved").iterdir())
-    found = recorder.found
+    found = recorder.tensors
     after = get_peft_model_state_dict(policy)
     found |= {f"update.{k}": (after[k] - v).detach() for k, v in before.items()}
     found["update.value_head"] = (value.score.weight - value_before["score.weight"]).detach()

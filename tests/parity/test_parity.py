@@ -23,7 +23,7 @@ from tests.parity.tokens import (
 )
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
-from toolkit.ppo import advantages, experience, rollout
+from toolkit.ppo import experience, rollout
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.trainer import PPOTrainer
 from toolkit.sampling.decoding import Decoded
@@ -66,17 +66,19 @@ def recorded_roles():
 
 
 class Replay:
-    """Our trainer on the recorded prompts, with the recorded completions in the place of samples."""
+    """Our trainer on the recorded prompts, with the recorded completions instead of samples."""
 
     def __init__(self, case, folder, monkeypatch, *, head_only=False, stop=2, **changes):
         self.recorded = part(f"{case}.")
         width = self.recorded["query_responses"].shape[1] - self.recorded["responses"].shape[1]
         queries = self.recorded["query_responses"][:, :width].tolist()
         prompts = [[t for t in row if t != 0] for row in queries]
-        said = [[t for t in row if t != 0] for row in self.recorded["responses"].tolist()]
-        order = {tuple(p): c for p, c in zip(prompts, said, strict=True)}
+        completions = [[t for t in row if t != 0] for row in self.recorded["responses"].tolist()]
+        order = {tuple(p): c for p, c in zip(prompts, completions, strict=True)}
         monkeypatch.setattr(
-            rollout, "sample", lambda model, asked, **_: Decoded([order[tuple(p)] for p in asked])
+            rollout,
+            "sample",
+            lambda model, row_prompts, **_: Decoded([order[tuple(p)] for p in row_prompts]),
         )
         self.roles = recorded_roles()
         self.roles.base.generation_config.eos_token_id = [2, stop]
@@ -100,7 +102,7 @@ class Replay:
                 for n, p in self.roles.model.named_parameters()
                 if p.requires_grad and not (head_only and ".value." in n)
             ]
-            + ([self.roles.heads[VALUE].weight] if head_only else []),  # the old head has no bias
+            + ([self.roles.heads[VALUE].weight] if head_only else []),  # TRL's head has no bias
             lr=EPOCHS_LEARNING_RATE if head_only else LEARNING_RATE,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
@@ -119,26 +121,26 @@ class Replay:
         self.head = self.roles.heads[VALUE].weight.detach().clone()
 
     def train(self):
-        """One rollout and one update; the experience in the recording's order of rows."""
+        """One rollout and one update. Returns the experience, with rows in the recording's order."""
         self.trainer.train()
-        found, rows = self.trainer.experience, self.rows()
+        experience, rows = self.trainer.experience, self.rows()
         return {
-            n: getattr(found, n)[rows]
+            n: getattr(experience, n)[rows]
             for n in ("mask", "logprobs", "ref_logprobs", "values", "advantages", "returns")
         }
 
     def rows(self):
-        """The rollout's row of each recorded one."""
+        """The rollout's row number of each recorded prompt."""
         return [self.trainer.experience.prompts.index(p) for p in self.prompts]
 
     def updates(self):
-        """What training moved: the policy's adapter, the value's, and its head."""
+        """Weight changes of the policy's adapter, the value's adapter, and its head."""
         policy = get_peft_model_state_dict(self.roles.model, adapter_name=POLICY)
         value = get_peft_model_state_dict(self.roles.model, adapter_name=VALUE)
-        moved = {f"update.{k}": v - self.before[k] for k, v in policy.items()}
-        moved |= {f"value_update.{k}": v - self.value[k] for k, v in value.items()}
+        changes = {f"update.{k}": v - self.before[k] for k, v in policy.items()}
+        changes |= {f"value_update.{k}": v - self.value[k] for k, v in value.items()}
         head = self.roles.heads[VALUE].weight.detach() - self.head
-        return moved | {"update.value_head": head}
+        return changes | {"update.value_head": head}
 
     def logged(self, key, epoch=0):
         return [row[key] for row in self.trainer.state.log_history if key in row][epoch]
@@ -146,30 +148,32 @@ class Replay:
 
 @pytest.fixture
 def full(tmp_path, monkeypatch):
-    """Completions that fill the whole length."""
+    """Completions of full length."""
     return Replay("full", tmp_path, monkeypatch)
 
 
 def test_parity_of_logprobs_values_advantages_and_returns(full):
-    found = full.train()
+    experience = full.train()
     for name in ("logprobs", "ref_logprobs", "values", "advantages", "returns"):
-        torch.testing.assert_close(found[name], full.recorded[name], **CLOSE)
+        torch.testing.assert_close(experience[name], full.recorded[name], **CLOSE)
 
 
-def seen_by_gae(monkeypatch):
-    """The rewards of rollouts to come."""
+def rewards_of_gae(monkeypatch):
+    """A list to which the rewards of each later rollout are added."""
     rewards = []
 
-    def gae(given, *args, **kwargs):
-        rewards.append(given.clone())
-        return advantages.gae(given, *args, **kwargs)
+    plain = experience.gae
+
+    def gae(token_rewards, *args, **kwargs):
+        rewards.append(token_rewards.clone())
+        return plain(token_rewards, *args, **kwargs)
 
     monkeypatch.setattr(experience, "gae", gae)
     return rewards
 
 
 def test_parity_of_scores_and_rewards(full, monkeypatch):
-    rewards = seen_by_gae(monkeypatch)
+    rewards = rewards_of_gae(monkeypatch)
     full.train()
     torch.testing.assert_close(rewards[0][full.rows()], full.recorded["rewards"], **CLOSE)
     mean = full.recorded["scores"].mean().item()
@@ -196,21 +200,21 @@ def test_parity_of_losses_and_statistics(full):
 
 def assert_same_update(replay):
     recorded = {k: v for k, v in replay.recorded.items() if "update." in k}
-    moved = replay.updates()
+    updates = replay.updates()
     assert len(recorded) > len(replay.before)
     for name, update in recorded.items():
-        torch.testing.assert_close(moved[name], update, **CLOSE)
+        torch.testing.assert_close(updates[name], update, **CLOSE)
         assert update.abs().max() > 1e-4, name
     assert recorded["update.value_head"].abs().max() > 1e-3
 
 
-def test_parity_of_the_update(full):
+def test_parity_of_update(full):
     full.train()
     assert_same_update(full)
 
 
-def test_parity_of_the_update_where_the_critic_is_an_adapter(tmp_path, monkeypatch):
-    """TRL 1.12 would train all of the critic; it was handed one with an adapter as ours is."""
+def test_parity_of_update_with_adapter_critic(tmp_path, monkeypatch):
+    """TRL 1.12 trains the whole critic; the recording has a critic with an adapter, as ours."""
     replay = Replay("critic", tmp_path, monkeypatch)
     replay.train()
     theirs = {k for k in replay.recorded if k.startswith("value_update.")}
@@ -218,98 +222,98 @@ def test_parity_of_the_update_where_the_critic_is_an_adapter(tmp_path, monkeypat
     assert_same_update(replay)
 
 
-def test_parity_of_a_second_epoch_where_ratios_and_values_have_moved(tmp_path, monkeypatch):
-    """With whitened rewards and a penalty for a missing end; clipping is at work on both sides."""
+def test_parity_of_second_epoch(tmp_path, monkeypatch):
+    """With whitened rewards, a penalty for a missing end, and clipping of ratios and values."""
     replay = Replay("epochs", tmp_path, monkeypatch, head_only=True, **EPOCHS)
-    found = replay.train()
+    experience = replay.train()
     for name in ("logprobs", "values", "advantages", "returns"):
-        torch.testing.assert_close(found[name], replay.recorded[name], **CLOSE)
+        torch.testing.assert_close(experience[name], replay.recorded[name], **CLOSE)
     for ours, theirs in STATISTICS.items():
         expected = replay.recorded[theirs][1].item()
         assert replay.logged(ours, epoch=1) == pytest.approx(expected, abs=1e-5), ours
-    moved = {name: replay.recorded[name][1].item() for name in STATISTICS.values()}
-    assert moved["approxkl_stats"] > 1e-3
-    assert abs(moved["ratio_stats"] - 1) > 1e-4
-    assert moved["pg_clipfrac_stats"] > 0
-    assert moved["vf_clipfrac_stats"] > 0
+    statistics = {name: replay.recorded[name][1].item() for name in STATISTICS.values()}
+    assert statistics["approxkl_stats"] > 1e-3
+    assert abs(statistics["ratio_stats"] - 1) > 1e-4
+    assert statistics["pg_clipfrac_stats"] > 0
+    assert statistics["vf_clipfrac_stats"] > 0
     assert_same_update(replay)
 
 
-def test_the_difference_on_purpose_the_score_of_an_ended_completion_sits_on_its_last_token(
-    tmp_path, monkeypatch
-):
-    """TRL 1.12 puts it one position further, on the first pad, and learns a value for that pad."""
+def test_difference_score_is_on_last_token(tmp_path, monkeypatch):
+    """TRL 1.12 puts the score one position later, on the first pad, and trains a value for that pad."""
     replay = Replay("ended", tmp_path, monkeypatch)
-    found, recorded = replay.train(), replay.recorded
-    for name in ("logprobs", "ref_logprobs"):  # the same up to their padding
+    experience, recorded = replay.train(), replay.recorded
+    for name in ("logprobs", "ref_logprobs"):  # equal except for padding
         torch.testing.assert_close(
-            found[name][found["mask"]], recorded[name][found["mask"]], **CLOSE
+            experience[name][experience["mask"]], recorded[name][experience["mask"]], **CLOSE
         )
     torch.testing.assert_close(
-        found["values"][found["mask"]], recorded["values"][found["mask"]], **CLOSE
+        experience["values"][experience["mask"]], recorded["values"][experience["mask"]], **CLOSE
     )
-    for row, length in enumerate(found["mask"].sum(1).tolist()):
+    for row, length in enumerate(experience["mask"].sum(1).tolist()):
         theirs = recorded["rewards"][row].clone()
         if length < theirs.shape[0]:
             assert theirs[length].abs() > 0  # their score, after the end
             theirs[length - 1] += theirs[length]
             theirs[length:] = 0
-        # γ-discounted sum from the first token: the return at λ = 1, here by hand
+        # our rewards by hand: −β·kl, plus the score at the last token
         kl = recorded["logprobs"][row] - recorded["ref_logprobs"][row]
-        kl = torch.where(found["mask"][row], kl, torch.zeros(()))
+        kl = torch.where(experience["mask"][row], kl, torch.zeros(()))
         ours = -SETTINGS["kl_coef"] * kl
         ours[length - 1] += recorded["scores"][row]
         torch.testing.assert_close(ours, theirs, **CLOSE)
-    ends = found["mask"].sum(1) < found["mask"].shape[1]
+    ends = experience["mask"].sum(1) < experience["mask"].shape[1]
     assert ends.any()
-    assert not torch.allclose(found["returns"][ends], recorded["returns"][ends], atol=1e-3)
+    assert not torch.allclose(experience["returns"][ends], recorded["returns"][ends], atol=1e-3)
 
 
-def test_the_difference_on_purpose_no_value_is_learnt_for_padding(tmp_path, monkeypatch):
+def test_difference_no_value_loss_on_padding(tmp_path, monkeypatch):
     """TRL 1.12's value loss is a mean over real tokens and the first pad of each row."""
     replay = Replay("ended", tmp_path, monkeypatch)
-    found, recorded = replay.train(), replay.recorded
+    experience, recorded = replay.train(), replay.recorded
     theirs = 0.5 * (recorded["values"] - recorded["returns"]) ** 2
-    learnt = ~recorded["padding_mask_p1"]
-    assert torch.equal(learnt.sum(1), (found["mask"].sum(1) + 1).clamp_max(7))
-    assert recorded["vf_loss_stats"].item() == pytest.approx(theirs[learnt].mean().item(), abs=1e-5)
-    ours = 0.5 * (found["values"] - found["returns"]) ** 2
-    ours = ours[found["mask"]].mean().item()
+    counted = ~recorded["padding_mask_p1"]
+    assert torch.equal(counted.sum(1), (experience["mask"].sum(1) + 1).clamp_max(7))
+    assert recorded["vf_loss_stats"].item() == pytest.approx(
+        theirs[counted].mean().item(), abs=1e-5
+    )
+    ours = 0.5 * (experience["values"] - experience["returns"]) ** 2
+    ours = ours[experience["mask"]].mean().item()
     assert replay.logged("loss/value_avg") == pytest.approx(ours, abs=1e-5)
     assert abs(ours - recorded["vf_loss_stats"].item()) > 1e-3
-    assert not found["values"][~found["mask"]].any()
-    assert recorded["values"][learnt & ~found["mask"]].all()
+    assert not experience["values"][~experience["mask"]].any()
+    assert recorded["values"][counted & ~experience["mask"]].all()
 
 
-def test_the_difference_on_purpose_rewards_are_whitened_over_real_tokens(tmp_path, monkeypatch):
-    """TRL 1.12 counts the first pad of each row, where it has put the score."""
+def test_difference_rewards_are_whitened_over_real_tokens(tmp_path, monkeypatch):
+    """TRL 1.12 counts also the first pad of each row, where it has put the score."""
     replay = Replay("whitened", tmp_path, monkeypatch, whiten_rewards=True)
-    rewards = seen_by_gae(monkeypatch)
-    found, recorded = replay.train(), replay.recorded
+    rewards = rewards_of_gae(monkeypatch)
+    experience, recorded = replay.train(), replay.recorded
     counted = ~recorded["padding_mask_p1"]
     assert recorded["rewards"][counted].std().item() == pytest.approx(1.0, abs=1e-4)
     ours = rewards[0][replay.rows()]
-    assert ours[found["mask"]].std().item() == pytest.approx(1.0, abs=1e-4)
-    assert not ours[~found["mask"]].any()
-    assert abs(recorded["rewards"][found["mask"]].std().item() - 1) > 0.01
+    assert ours[experience["mask"]].std().item() == pytest.approx(1.0, abs=1e-4)
+    assert not ours[~experience["mask"]].any()
+    assert abs(recorded["rewards"][experience["mask"]].std().item() - 1) > 0.01
 
 
-def test_the_difference_on_purpose_an_end_is_an_end_by_default(tmp_path, monkeypatch):
-    """TRL 1.12 with `stop_token` left out scores, and learns from, what follows the end token."""
+def test_difference_eos_ends_completion_by_default(tmp_path, monkeypatch):
+    """TRL 1.12 without `stop_token` scores and trains on tokens after EOS."""
     recorded = part("unstopped.")
     ends = (recorded["responses"] == 2).float()
     assert ends.any(1).sum() == 6 and ends.argmax(1).tolist() != [6] * 8
     assert not recorded["padding_mask"].any()
     replay = Replay("unstopped", tmp_path, monkeypatch)
-    assert replay.trainer.maker.stop == [2]  # where sampling stops: tests/sampling/test_decoding.py
-    found = Replay("ended", tmp_path, monkeypatch).train()
-    assert sorted(found["mask"].sum(1).tolist()) == [1, 2, 3, 4, 5, 6, 7, 7]
+    assert replay.trainer.rollouts.stop == [
+        2
+    ]  # tests/sampling/test_decoding.py tests where sampling stops
+    experience = Replay("ended", tmp_path, monkeypatch).train()
+    assert sorted(experience["mask"].sum(1).tolist()) == [1, 2, 3, 4, 5, 6, 7, 7]
 
 
-def test_the_difference_on_purpose_a_stop_token_of_ones_own_is_no_missing_end(
-    tmp_path, monkeypatch
-):
-    """TRL 1.12 takes the penalty from every completion without EOS, stopped or not."""
+def test_difference_custom_stop_token_is_not_penalised(tmp_path, monkeypatch):
+    """TRL 1.12 penalises every completion without EOS, also after a stop token."""
     replay = Replay("stopped", tmp_path, monkeypatch, stop=STOP, missing_eos_penalty=1.0)
     replay.train()
     recorded = replay.recorded
@@ -317,17 +321,15 @@ def test_the_difference_on_purpose_a_stop_token_of_ones_own_is_no_missing_end(
     assert stopped.sum() == 6
     score = replay.logged("objective/scores")
     assert recorded["scores"].mean().item() == pytest.approx(score - 1.0, abs=1e-5)
-    paid = replay.logged("objective/rlhf_reward") - replay.logged("objective/non_score_reward")
-    assert paid == pytest.approx(score - 2 / 8, abs=1e-5)
+    penalised = replay.logged("objective/rlhf_reward") - replay.logged("objective/non_score_reward")
+    assert penalised == pytest.approx(score - 2 / 8, abs=1e-5)
 
 
 PIECES = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 
 
-def test_the_difference_on_purpose_a_token_counts_the_same_in_every_micro_batch(
-    tmp_path, monkeypatch
-):
-    """TRL 1.12 averages the means of its micro-batches: eight ragged rows in four are another update."""
+def test_difference_tokens_weigh_equally_in_micro_batches(tmp_path, monkeypatch):
+    """TRL 1.12 averages micro-batch means: splitting eight rows of different length changes the update."""
     whole, pieces = part("whole."), part("pieces.")
     assert torch.equal(whole["query_responses"], pieces["query_responses"])
     torch.testing.assert_close(whole["advantages"], pieces["advantages"])
@@ -336,38 +338,38 @@ def test_the_difference_on_purpose_a_token_counts_the_same_in_every_micro_batch(
         replay = Replay(name, tmp_path / name, monkeypatch, **sizes)
         replay.train()
         ours.append(replay.updates())
-    far = 0.0
+    difference = 0.0
     for name in ours[0]:
         torch.testing.assert_close(ours[1][name], ours[0][name], **CLOSE)
         if name in whole:
-            far = max(far, (whole[name] - pieces[name]).abs().max().item())
-    assert far > 0.1
+            difference = max(difference, (whole[name] - pieces[name]).abs().max().item())
+    assert difference > 0.1
 
 
-def test_the_difference_on_purpose_gradients_are_clipped_together(tmp_path, monkeypatch):
-    """TRL 1.12 has `max_grad_norm`, 1 by default, and does not use it. Ours is of all that is trained."""
+def test_difference_gradients_are_clipped_together(tmp_path, monkeypatch):
+    """TRL 1.12 ignores `max_grad_norm`. Ours clips the gradients of policy and value together."""
     theirs = norm({k: v for k, v in part("critic.").items() if "update." in k})
     free = Replay("critic", tmp_path / "free", monkeypatch)
     free.train()
     clipped = Replay("critic", tmp_path / "clipped", monkeypatch, max_grad_norm=1.0)
     clipped.train()
     before, after = free.updates(), clipped.updates()
-    bias = 0.0 - clipped.roles.heads[VALUE].bias.detach()  # of the head, which theirs lacks
+    bias = 0.0 - clipped.roles.heads[VALUE].bias.detach()  # of our head; theirs has none
     assert theirs > 1.5 and norm(before) == pytest.approx(theirs, abs=1e-4)
     assert norm(after | {"bias": bias}) == pytest.approx(1.0, abs=1e-4)
     scale = norm(after) / norm(before)
-    for name, update in before.items():  # one factor for policy and value
+    for name, update in before.items():  # policy and value have the same factor
         torch.testing.assert_close(after[name], scale * update, **CLOSE)
 
 
 def norm(updates):
-    """Of the gradient that plain descent made these of."""
+    """Norm of the gradient behind these updates of plain gradient descent."""
     total = sum((u.double() ** 2).sum().item() for u in updates.values())
     return total**0.5 / LEARNING_RATE
 
 
-def test_the_difference_on_purpose_statistics_are_means_over_what_there_is(tmp_path, monkeypatch):
-    """TRL 1.12 divides by slots that no minibatch fills: a ratio that is 1 reads 0.25."""
+def test_difference_statistics_ignore_empty_slots(tmp_path, monkeypatch):
+    """TRL 1.12 divides by unused slots: a ratio of 1 is logged as 0.25."""
     theirs = part("slots.")["ratio_stats"]
     assert theirs.shape == (1, 4, 4) and (theirs != 0).sum() == 4
     assert theirs.mean().item() == pytest.approx(0.25, abs=1e-5)
@@ -377,13 +379,13 @@ def test_the_difference_on_purpose_statistics_are_means_over_what_there_is(tmp_p
     assert replay.logged("val/ratio") == pytest.approx(1.0, abs=1e-5)
 
 
-def test_the_difference_on_purpose_the_critic_is_saved_and_training_resumes(tmp_path, monkeypatch):
-    """TRL 1.12's `train` takes nothing, and `save_model` writes the policy alone."""
+def test_difference_critic_is_saved_and_training_resumes(tmp_path, monkeypatch):
+    """TRL 1.12's `train` has no argument, and `save_model` writes only the policy."""
     with safe_open(FILE, "pt") as file:
-        about = file.metadata()
-    assert about["trl"] == "1.12.0"
-    assert json.loads(about["train"]) == ["self"]
-    saved = json.loads(about["saved"])
+        metadata = file.metadata()
+    assert metadata["trl"] == "1.12.0"
+    assert json.loads(metadata["train"]) == ["self"]
+    saved = json.loads(metadata["saved"])
     assert "adapter_model.safetensors" in saved
     assert not [name for name in saved if "value" in name or "head" in name or "score" in name]
     Replay("full", tmp_path, monkeypatch).trainer.save_model()
@@ -393,28 +395,30 @@ def test_the_difference_on_purpose_the_critic_is_saved_and_training_resumes(tmp_
     }
 
 
-def test_the_difference_on_purpose_statistics_leave_padding_out(tmp_path, monkeypatch):
+def test_difference_statistics_ignore_padding(tmp_path, monkeypatch):
     """TRL 1.12 averages approx_kl, entropy and ratio over padding too."""
     replay = Replay("ended", tmp_path, monkeypatch)
-    found = replay.train()
-    mask = found["mask"]
+    experience = replay.train()
+    mask = experience["mask"]
     assert mask.sum() < mask.numel()
     entropy = replay.recorded["entropy_stats"].item()
     assert replay.logged("policy/entropy_avg") != pytest.approx(entropy, abs=1e-3)
     expected = _entropy_over_real_tokens(replay)
     assert replay.logged("policy/entropy_avg") == pytest.approx(expected, abs=1e-5)
-    assert (replay.recorded["logprobs"][~mask] == 1.0).all()  # their sentinel, a chance of e
-    assert not found["logprobs"][~mask].any()
+    assert (
+        replay.recorded["logprobs"][~mask] == 1.0
+    ).all()  # their value at padding, which is not a log-probability
+    assert not experience["logprobs"][~mask].any()
 
 
 def _entropy_over_real_tokens(replay):
-    """Row by row from the recorded policy's logits, by a second copy of the models."""
+    """Computed row by row from a second copy of the recorded policy."""
     roles, total, tokens = recorded_roles(), 0.0, 0
     with roles.using(POLICY) as model, torch.no_grad():
         experience = replay.trainer.experience
-        for prompt, said in zip(experience.prompts, experience.completions, strict=True):
-            logits = model(input_ids=torch.tensor([prompt + said])).logits[0]
+        for prompt, completion in zip(experience.prompts, experience.completions, strict=True):
+            logits = model(input_ids=torch.tensor([prompt + completion])).logits[0]
             p = (logits[len(prompt) - 1 : -1] / SETTINGS["temperature"]).softmax(-1)
             total += -(p * p.log()).sum().item()
-            tokens += len(said)
+            tokens += len(completion)
     return total / tokens

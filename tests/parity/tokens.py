@@ -1,4 +1,4 @@
-"""What the recording and its test share: shapes, settings, and a tokenizer of forty words."""
+"""Shared by the recording and its test: shapes, settings, and a tokenizer of forty words."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -25,7 +25,7 @@ SETTINGS = {
     "lam": 0.93,
 }
 EPOCHS = {"num_ppo_epochs": 2, "whiten_rewards": True, "missing_eos_penalty": 1.0}
-EPOCHS |= {"cliprange_value": 0.02}  # so that some values reach it
+EPOCHS |= {"cliprange_value": 0.02}  # so small that some values reach it
 LEARNING_RATE, EPOCHS_LEARNING_RATE = 0.5, 0.05
 STOP = 7  # a stop token that is not the tokenizer's EOS
 
@@ -33,10 +33,10 @@ STOP = 7  # a stop token that is not the tokenizer's EOS
 def tokenizer() -> PreTrainedTokenizerFast:
     """`<pad>` 0, `<s>` 1, `</s>` 2, and w0 … w36."""
     words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(37))]
-    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokens = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
+    tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=tokens,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",

@@ -1,4 +1,4 @@
-"""A PPO run with everything kept that a test may want to compute again afterwards."""
+"""Record a PPO run: weights, rows, gradients and logs of every step, so that tests can recompute them."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,17 @@ from transformers import TrainerCallback
 from tests.conftest import randomise
 from tests.ppo.setup import make, prompts
 from toolkit.models.roles import POLICY, VALUE, Roles
-from toolkit.ppo.rollout import Experience
+from toolkit.ppo.experience import Experience
 from toolkit.ppo.trainer import PPOTrainer
 
-STOPS = list(range(0, 512, 6))  # so many that completions of the random base differ in length
+STOPS = list(
+    range(0, 512, 6)
+)  # many stop tokens, so that completions of the random base differ in length
 
 
 @dataclass
 class Step:
-    """One optimizer step: what was trainable before it, by name; its rows; and what was logged."""
+    """One optimizer step: the trainable weights before it, its rows, gradients and logs."""
 
     experience: Experience
     rows: list[int]
@@ -35,7 +37,7 @@ class Recording:
     steps: list[Step]
 
     def rewind(self, step: Step) -> None:
-        """Put the weights back to what they were before a step."""
+        """Restore the weights before a step."""
         parameters = dict(self.roles.model.named_parameters())
         with torch.no_grad():
             for name, weight in step.weights.items():
@@ -65,7 +67,7 @@ class _Recorder(TrainerCallback):
 
 
 def record(roles, tokenizer, folder, monkeypatch, **changes) -> Recording:
-    """Two rollouts of eight ragged completions, four minibatches each; the policy is not the reference."""
+    """Two rollouts of eight completions of different length, four minibatches each; policy ≠ reference."""
     roles.base.generation_config.eos_token_id = STOPS
     randomise(roles, POLICY, seed=11)
     if VALUE in roles.model.peft_config:

@@ -1,4 +1,4 @@
-"""A PPOTrainer on the tiny base, as the tests of this folder want it."""
+"""A PPOTrainer on the tiny base, for the tests in this folder."""
 
 from datasets import Dataset
 

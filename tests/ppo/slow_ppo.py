@@ -1,4 +1,4 @@
-"""PPO's mathematics once more, in plain loops over floats: slow, ragged, and sharing no code.
+"""PPO's mathematics again, in plain loops over floats, sharing no code with the toolkit.
 
 A row is one completion, a list with a number per real token; there is no padding and no mask.
 """
@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 Row = list[float]
-EPS = 1e-8  # under the root of a variance
+EPS = 1e-8  # added to a variance under the root
 
 
 def log_softmax(logits: Row, temperature: float) -> Row:
@@ -30,17 +30,17 @@ def kl(logprob: float, ref_logprob: float, estimator: str) -> float:
 
 
 def rewards(score: float, kls: Row, beta: float) -> Row:
-    """−β·kl per token, and the score on the last."""
-    found = [-beta * x for x in kls]
-    if found:
-        found[-1] += score
-    return found
+    """−β·kl per token, plus the score at the last token."""
+    per_token = [-beta * x for x in kls]
+    if per_token:
+        per_token[-1] += score
+    return per_token
 
 
-def gae(given: Row, values: Row, gamma: float, lam: float) -> Row:
-    """Σ_k (γλ)^k·δ_{t+k}, each advantage summed anew; after the last token the value is 0."""
+def gae(row: Row, values: Row, gamma: float, lam: float) -> Row:
+    """Σ_k (γλ)^k·δ_{t+k}, each advantage summed separately; the value after the last token is 0."""
     ahead = [*values[1:], 0.0]
-    deltas = [r + gamma * v1 - v0 for r, v0, v1 in zip(given, values, ahead, strict=False)]
+    deltas = [r + gamma * v1 - v0 for r, v0, v1 in zip(row, values, ahead, strict=False)]
     return [
         math.fsum((gamma * lam) ** k * delta for k, delta in enumerate(deltas[t:]))
         for t in range(len(deltas))
@@ -48,7 +48,7 @@ def gae(given: Row, values: Row, gamma: float, lam: float) -> Row:
 
 
 def whiten(rows: list[Row], *, shift_mean: bool) -> list[Row]:
-    """To variance 1, with the n − 1 of a sample, over all tokens of all rows together."""
+    """Scale to variance 1 (unbiased, n − 1), over all tokens of all rows together."""
     flat = [x for row in rows for x in row]
     if not flat:
         return rows
@@ -70,14 +70,14 @@ def advantages_and_returns(
     lam: float,
     whiten_rewards: bool,
 ) -> tuple[list[Row], list[Row]]:
-    """Of a whole rollout: whitened advantages; returns from the ones that are not whitened."""
-    given = [
+    """Whitened advantages of a whole rollout, and returns from the advantages before whitening."""
+    per_token = [
         rewards(score, [kl(p, q, estimator) for p, q in zip(new, ref, strict=True)], beta)
         for score, new, ref in zip(scores, logprobs, ref_logprobs, strict=True)
     ]
     if whiten_rewards:
-        given = whiten(given, shift_mean=False)
-    raw = [gae(row, v, gamma, lam) for row, v in zip(given, values, strict=True)]
+        per_token = whiten(per_token, shift_mean=False)
+    raw = [gae(row, v, gamma, lam) for row, v in zip(per_token, values, strict=True)]
     returns = [
         [a + v for a, v in zip(*pair, strict=True)] for pair in zip(raw, values, strict=True)
     ]
@@ -99,7 +99,7 @@ class Minibatch:
 
 @dataclass
 class Token:
-    """One real token: what the rollout knew of it, and what the model says of it at the update."""
+    """One real token: its numbers at rollout time and at the update."""
 
     old_logprob: float
     advantage: float
@@ -111,11 +111,11 @@ class Token:
 
 
 def minibatch(tokens: list[Token], *, cliprange: float, cliprange_value: float) -> Minibatch:
-    """Clipped losses and statistics, case by case as the papers tell them."""
+    """Clipped losses and statistics, case by case as in the papers."""
     total = Minibatch(0, 0, 0, 0, 0, 0, 0)
     for t in tokens:
         ratio = math.exp(t.logprob - t.old_logprob)
-        # the gain of a good token ends above 1 + ε; a bad token's is held below 1 − ε
+        # the ratio is bounded at 1 + ε for a positive advantage and at 1 − ε for a negative one
         too_good = t.advantage > 0 and ratio > 1 + cliprange
         too_bad = t.advantage < 0 and ratio < 1 - cliprange
         bound = 1 + cliprange if too_good else 1 - cliprange if too_bad else ratio

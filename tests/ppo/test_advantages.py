@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.ppo.advantages import gae, kl_estimate, kl_rewards, masked_mean, whiten
+from toolkit.ppo.experience import gae, kl_estimate, kl_rewards, masked_mean, whiten
 
 
 def slow_gae(rewards, values, length, gamma, lam):
@@ -65,13 +65,13 @@ def test_values_at_pads_do_not_leak():
     assert torch.equal(before[1], after[1])
 
 
-def test_gap_in_mask_is_refused():
+def test_mask_with_gap_is_rejected():
     x = torch.zeros(1, 3)
     with pytest.raises(ValueError, match="gap"):
         gae(x, x, torch.tensor([[True, False, True]]), gamma=1.0, lam=1.0)
 
 
-def test_reward_sums_to_score_minus_kl():
+def test_rewards_sum_to_score_minus_kl():
     kl = torch.tensor([[0.1, 0.2, 0.3, 7.0], [0.5, 7.0, 7.0, 7.0], [7.0, 7.0, 7.0, 7.0]])
     mask = mask_of([3, 1, 0], 4)
     rewards = kl_rewards(torch.tensor([2.0, -1.0, 5.0]), kl, mask, kl_coef=0.1)
@@ -91,7 +91,7 @@ def test_kl_estimators_by_hand():
     assert kl_estimate(policy, reference, estimator="k3").item() == pytest.approx(expected)
 
 
-def test_both_kl_estimators_are_unbiased():
+def test_kl_estimators_are_unbiased():
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
     exact = (p * (p / q).log()).sum().item()
     for estimator in ("k1", "k3"):
@@ -112,7 +112,7 @@ def test_whitening_is_masked_and_over_the_whole_batch():
     assert masked_mean(kept, mask).item() == pytest.approx(3.0, abs=1e-5)
 
 
-def test_no_nan_for_one_token_or_none():
+def test_whitening_one_or_no_token_gives_zero():
     one = whiten(torch.tensor([[2.0]]), torch.tensor([[True]]))
     none = whiten(torch.tensor([[2.0]]), torch.tensor([[False]]))
     assert one.item() == 0.0

@@ -1,4 +1,4 @@
-"""PPO on tiny random models of several families: what is scored is what the model itself says."""
+"""PPO on tiny random models of several families; log-probabilities equal the model's own."""
 
 import json
 
@@ -80,40 +80,44 @@ def roles_of(family, tokenizer, attention="eager"):
 
 
 WAYS = [(name, "eager") for name in FAMILIES]
-WAYS += [(name, "sdpa") for name in FAMILIES if name != "gemma2"]  # which has no SDPA
+WAYS += [(name, "sdpa") for name in FAMILIES if name != "gemma2"]  # gemma2 has no SDPA
 
 
 @pytest.fixture(params=WAYS, ids="-".join)
 def family_roles(request, tokenizer):
-    """SDPA is what a model gets by default, and what lets sequences share a row."""
+    """SDPA is the default attention, and packing needs it."""
     return roles_of(request.param[0], tokenizer, request.param[1])
 
 
-def test_logprobs_are_the_models_own(family_roles):
-    """Without the slices, the head of ours, or any padding: the model's logits, row by row."""
+def test_logprobs_equal_the_models_own(family_roles):
+    """Expected: the model's logits, row by row, without slices, our head, or padding."""
     batch = collate(PROMPTS, COMPLETIONS, pad_id=0)
     with family_roles.using(POLICY) as model, torch.no_grad():
-        found, entropy = completion_logprobs(model, batch, temperature=0.7, entropy=True)
-        for row, (prompt, said) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-            logits = model(input_ids=torch.tensor([prompt + said])).logits[0].float() / 0.7
+        logprobs, entropy = completion_logprobs(model, batch, temperature=0.7, entropy=True)
+        for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+            logits = model(input_ids=torch.tensor([prompt + completion])).logits[0].float() / 0.7
             logp = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-            taken = logp.gather(-1, torch.tensor(said).unsqueeze(-1)).squeeze(-1)
-            torch.testing.assert_close(found[row, : len(said)], taken, atol=1e-4, rtol=1e-4)
-            expected = -(logp.exp() * logp).sum(-1)
-            torch.testing.assert_close(entropy[row, : len(said)], expected, atol=1e-4, rtol=1e-4)
+            expected_logprobs = logp.gather(-1, torch.tensor(completion).unsqueeze(-1)).squeeze(-1)
+            torch.testing.assert_close(
+                logprobs[row, : len(completion)], expected_logprobs, atol=1e-4, rtol=1e-4
+            )
+            expected_entropy = -(logp.exp() * logp).sum(-1)
+            torch.testing.assert_close(
+                entropy[row, : len(completion)], expected_entropy, atol=1e-4, rtol=1e-4
+            )
 
 
-def test_sampling_is_what_the_model_says_merged_or_not(family_roles):
-    stop, found = list(range(0, 500, 9)), []
+def test_sampling_equals_generate_merged_or_not(family_roles):
+    stop, completions = list(range(0, 500, 9)), []
     for context in (family_roles.using, family_roles.merged):
         with context(POLICY) as model:
-            found.append(
+            completions.append(
                 decode(
                     model, PROMPTS * 3, max_new_tokens=10, temperature=0, stop=stop, pad_id=0
                 ).completions
             )
     with family_roles.using(POLICY) as model:
-        for prompt, said in zip(PROMPTS * 3, found[0], strict=True):
+        for prompt, completion in zip(PROMPTS * 3, completions[0], strict=True):
             ids = torch.tensor([prompt])
             out = model.generate(
                 input_ids=ids,
@@ -123,13 +127,11 @@ def test_sampling_is_what_the_model_says_merged_or_not(family_roles):
                 eos_token_id=stop,
                 pad_token_id=0,
             )
-            assert out[0, len(prompt) :].tolist() == said
-    assert found[0] == found[1]
+            assert out[0, len(prompt) :].tolist() == completion
+    assert completions[0] == completions[1]
 
 
-def test_ppo_starts_at_the_reference_and_moves_policy_and_value_alone(
-    family_roles, tokenizer, tmp_path
-):
+def test_ppo_starts_at_reference_and_trains_policy_and_value(family_roles, tokenizer, tmp_path):
     before = {n: p.detach().clone() for n, p in family_roles.model.named_parameters()}
     make(family_roles, tokenizer, prompts(), tmp_path, total_episodes=8).train()
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
@@ -142,12 +144,14 @@ def test_ppo_starts_at_the_reference_and_moves_policy_and_value_alone(
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_tokenizer_whose_pad_is_its_eos_changes_nothing(ppo_roles, tokenizer, tmp_path, side):
-    trained = []
+def test_pad_token_equal_to_eos_changes_nothing(ppo_roles, tokenizer, tmp_path, side):
+    experiences = []
     for pad in (tokenizer.pad_token, tokenizer.eos_token):
         tokenizer.pad_token, tokenizer.padding_side = pad, side
-        trainer = make(ppo_roles, tokenizer, prompts(), tmp_path / str(len(trained)))
+        trainer = make(ppo_roles, tokenizer, prompts(), tmp_path / str(len(experiences)))
         torch.manual_seed(0)
-        trained.append(trainer.make_experience(list(trainer.train_dataset.select(range(8)))))
-    assert trained[0].completions == trained[1].completions
-    torch.testing.assert_close(trained[0].advantages, trained[1].advantages, atol=1e-5, rtol=1e-5)
+        experiences.append(trainer.make_experience(list(trainer.train_dataset.select(range(8)))))
+    assert experiences[0].completions == experiences[1].completions
+    torch.testing.assert_close(
+        experiences[0].advantages, experiences[1].advantages, atol=1e-5, rtol=1e-5
+    )

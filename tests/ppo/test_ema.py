@@ -1,4 +1,4 @@
-"""The average of the policy: its weights by hand, on disk, resumed, and what a run hands over."""
+"""The policy's average: computed by hand, saved, resumed, and in the finished run."""
 
 import json
 
@@ -18,30 +18,30 @@ class Weights(TrainerCallback):
     """The policy's weights after every step, by parameter."""
 
     def __init__(self, roles):
-        self.roles, self.seen = roles, []
+        self.roles, self.history = roles, []
 
     def on_step_end(self, args, state, control, **kwargs):
         named = self.roles.model.named_parameters()
-        self.seen.append({n: p.detach().clone() for n, p in named if f".{POLICY}." in n})
+        self.history.append({n: p.detach().clone() for n, p in named if f".{POLICY}." in n})
 
 
 def as_peft(weights):
     return {name.replace(f".{POLICY}.", "."): tensor for name, tensor in weights.items()}
 
 
-def same(found, expected):
-    assert found.keys() == expected.keys()
-    return all(torch.equal(found[name], expected[name]) for name in found)
+def same(weights, expected):
+    assert weights.keys() == expected.keys()
+    return all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
-def test_a_run_hands_over_the_average_and_keeps_the_last_policy(ppo_roles, tokenizer, tmp_path):
+def test_finished_run_holds_average_and_last_policy(ppo_roles, tokenizer, tmp_path):
     """Three steps at d = ½: weights ¼, ½, 1 over their sum 7/4."""
     trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, ema_decay=0.5, max_steps=3)
     steps = Weights(ppo_roles)
     trainer.add_callback(steps)
     trainer.train()
     trainer.save_model()
-    first, second, third = map(as_peft, steps.seen)
+    first, second, third = map(as_peft, steps.history)
     assert same(load_file(tmp_path / "last" / ADAPTER), third)
     average = load_file(tmp_path / ADAPTER)
     assert average.keys() == third.keys()
@@ -49,11 +49,11 @@ def test_a_run_hands_over_the_average_and_keeps_the_last_policy(ppo_roles, token
         expected = (first[name] + 2 * second[name] + 4 * third[name]) / 7
         torch.testing.assert_close(tensor, expected, atol=1e-7, rtol=1e-5)
     assert not torch.equal(average[name], third[name])
-    assert same(as_peft(steps.seen[-1]), third)
+    assert same(as_peft(steps.history[-1]), third)
 
 
-def test_the_best_checkpoint_hands_over_its_average_and_its_policy(ppo_roles, tokenizer, tmp_path):
-    """`last/` is then the policy of that checkpoint, and not of the training's end."""
+def test_best_checkpoint_gives_its_average_and_policy(ppo_roles, tokenizer, tmp_path):
+    """`last/` then holds the policy of that checkpoint, not the one at the end of training."""
     trainer = make(
         ppo_roles,
         tokenizer,
@@ -76,8 +76,8 @@ def test_the_best_checkpoint_hands_over_its_average_and_its_policy(ppo_roles, to
     trainer.save_model()
     best = tmp_path / "checkpoint-2"
     assert trainer.state.best_model_checkpoint == str(best)
-    assert len(steps.seen) == 8
-    first, second = map(as_peft, steps.seen[:2])
+    assert len(steps.history) == 8
+    first, second = map(as_peft, steps.history[:2])
     assert same(load_file(tmp_path / "last" / ADAPTER), second)
     average = load_file(tmp_path / ADAPTER)
     for name, tensor in average.items():
@@ -87,16 +87,7 @@ def test_the_best_checkpoint_hands_over_its_average_and_its_policy(ppo_roles, to
         assert same(load_file(tmp_path / "value" / file), load_file(best / "value" / file))
 
 
-def test_without_it_there_is_no_last(ppo_roles, tokenizer, tmp_path):
-    trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, max_steps=1)
-    trainer.train()
-    trainer.save_model()
-    assert not (tmp_path / "last").exists()
-
-
-def test_it_changes_nothing_of_the_training_and_resumes_to_the_bit(
-    make_ppo_roles, tokenizer, tmp_path
-):
+def test_average_changes_no_training_and_resumes_exactly(make_ppo_roles, tokenizer, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 3}
     plain = make_ppo_roles()
     make(plain, tokenizer, prompts(), tmp_path / "plain", **options).train()
@@ -119,7 +110,7 @@ def test_it_changes_nothing_of_the_training_and_resumes_to_the_bit(
         assert same(load_file(tmp_path / "again" / file), load_file(tmp_path / "whole" / file))
 
 
-def test_a_checkpoint_without_an_average_is_refused(make_ppo_roles, tokenizer, tmp_path):
+def test_checkpoint_without_average_is_rejected(make_ppo_roles, tokenizer, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
     make(make_ppo_roles(), tokenizer, prompts(), tmp_path / "plain", **options).train()
     trainer = make(
@@ -129,8 +120,8 @@ def test_a_checkpoint_without_an_average_is_refused(make_ppo_roles, tokenizer, t
         trainer.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-2"))
 
 
-def test_evaluations_are_of_the_average(make_ppo_roles, tokenizer, tmp_path):
-    """An average that is the reference answers with KL 0, and the policy stays what it was."""
+def test_evaluation_uses_the_average(make_ppo_roles, tokenizer, tmp_path):
+    """The average equals the reference, so its KL is 0; the policy itself does not change."""
     roles = make_ppo_roles()
     trainer = make(
         roles, tokenizer, prompts(), tmp_path, ema_decay=0.9, held_out=prompts().select(range(4))
@@ -147,13 +138,7 @@ def test_evaluations_are_of_the_average(make_ppo_roles, tokenizer, tmp_path):
     assert abs(trainer.evaluate()["eval_objective/kl"]) > 0.01
 
 
-@pytest.mark.parametrize("decay", [0.0, 1.0, -0.5])
-def test_a_decay_outside_of_0_to_1_is_refused(ppo_roles, tokenizer, tmp_path, decay):
-    with pytest.raises(ValueError, match="`ema_decay` must be between 0 and 1"):
-        make(ppo_roles, tokenizer, prompts(), tmp_path, ema_decay=decay)
-
-
-def test_a_run_lists_neither_last_nor_value_as_runs(tmp_path):
+def test_run_listing_ignores_last_and_value_folders(tmp_path):
     from toolkit.runs.listing import list_runs
     from toolkit.runs.run import Run
 

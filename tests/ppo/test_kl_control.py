@@ -1,11 +1,11 @@
-"""β: fixed, or steered."""
+"""The KL coefficient β: fixed, or adapted to a target KL."""
 
 import pytest
 
-from toolkit.ppo.kl_control import KLController
+from toolkit.ppo.experience import KLController
 
 
-def test_without_a_target_it_stays():
+def test_coefficient_without_target_is_constant():
     control = KLController(0.1)
     control.update(50.0, 128)
     assert control.coef == 0.1
@@ -16,7 +16,7 @@ def test_without_a_target_it_stays():
     [
         (6.0, 0.2),  # at the target
         (6.6, 0.2 * (1 + 0.1 * 500 / 10_000)),  # a tenth above
-        (60.0, 0.2 * (1 + 0.2 * 500 / 10_000)),  # far above: the error is cut at 0.2
+        (60.0, 0.2 * (1 + 0.2 * 500 / 10_000)),  # far above: the error is clipped at 0.2
         (0.0, 0.2 * (1 - 0.2 * 500 / 10_000)),
     ],
 )
@@ -26,8 +26,8 @@ def test_by_hand(kl, expected):
     assert control.coef == pytest.approx(expected, rel=1e-12)
 
 
-def test_it_steers_towards_the_target():
-    """A made-up policy whose KL falls with β: the loop settles at the target."""
+def test_coefficient_moves_kl_towards_target():
+    """A simulated policy with KL 1/β: the loop converges to the target."""
     control = KLController(0.01, target=4.0, horizon=2_000)
     for _ in range(2_000):
         kl = 1.0 / control.coef

@@ -13,13 +13,13 @@ def test_policy_loss_by_hand():
     new = torch.log(torch.tensor([[1.5, 0.5, 1.1, 9.0]]))
     advantages = torch.tensor([[1.0, -1.0, 2.0, 5.0]])
     mask = torch.tensor([[True, True, True, False]])
-    found = policy_loss(new, old, advantages, mask, cliprange=0.2)
+    result = policy_loss(new, old, advantages, mask, cliprange=0.2)
     # clipped gain 1.2·1; clipped loss .8·1; inside 1.1·2
-    assert found.loss.item() == pytest.approx(-1.2 + 0.8 - 2.2, abs=1e-6)
-    assert found.clipped.item() == 2
-    assert found.ratio.item() == pytest.approx(1.5 + 0.5 + 1.1, abs=1e-6)
+    assert result.loss.item() == pytest.approx(-1.2 + 0.8 - 2.2, abs=1e-6)
+    assert result.clipped.item() == 2
+    assert result.ratio.item() == pytest.approx(1.5 + 0.5 + 1.1, abs=1e-6)
     expected_kl = 0.5 * (math.log(1.5) ** 2 + math.log(0.5) ** 2 + math.log(1.1) ** 2)
-    assert found.approx_kl.item() == pytest.approx(expected_kl, abs=1e-6)
+    assert result.approx_kl.item() == pytest.approx(expected_kl, abs=1e-6)
 
 
 def test_policy_gradient_is_zero_where_clipped_and_where_masked():
@@ -30,7 +30,7 @@ def test_policy_gradient_is_zero_where_clipped_and_where_masked():
     assert new.grad.tolist() == [[0.0, -1.0, 0.0]]
 
 
-def test_value_clip_is_around_the_old_value():
+def test_value_is_clipped_around_old_value():
     old, returns = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 0.0]])
     values = torch.tensor([[1.5, 1.5]], requires_grad=True)
     loss, clipped = value_loss(values, old, returns, torch.tensor([[True, True]]), cliprange=0.2)
@@ -42,7 +42,7 @@ def test_value_clip_is_around_the_old_value():
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 5])
-def test_sums_over_pieces_give_the_gradient_of_the_whole(pieces):
+def test_split_batch_has_gradient_of_whole_batch(pieces):
     generator = torch.Generator().manual_seed(0)
     new = torch.randn(10, 6, generator=generator) * 0.1
     old, advantages = torch.randn(2, 10, 6, generator=generator) * 0.1

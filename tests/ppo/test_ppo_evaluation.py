@@ -1,4 +1,4 @@
-"""Evaluation while training: five numbers and the samples, against each row worked out alone."""
+"""Evaluation during training: metrics and samples equal those of each row computed alone."""
 
 import json
 
@@ -27,7 +27,7 @@ HELD_OUT = [f"{name} {number}?" for number in (1, 2, 3) for name in NAMES]
 
 @pytest.fixture
 def trainer(ppo_roles, tokenizer, tmp_path):
-    """With a KL, penalties, a clip that some scores meet, and a β that was steered away from `kl_coef`."""
+    """With a KL, penalties, a clip that some scores reach, and a β that differs from `kl_coef`."""
     make_ragged(ppo_roles)
     trainer = make(
         ppo_roles,
@@ -44,7 +44,7 @@ def trainer(ppo_roles, tokenizer, tmp_path):
         missing_eos_penalty=1.5,
         local_rollout_forward_batch_size=5,
     )
-    trainer.maker.control.coef = BETA
+    trainer.kl_control.coef = BETA
     return trainer
 
 
@@ -52,51 +52,54 @@ def samples(folder):
     return [json.loads(row) for row in (folder / "samples.jsonl").read_text().splitlines()]
 
 
-def test_the_five_numbers_are_means_over_the_held_out_rows(trainer, monkeypatch):
-    kept = keep_rollouts(monkeypatch)
+def test_evaluation_metrics_are_means_over_held_out_rows(trainer, monkeypatch):
+    rollouts = keep_rollouts(monkeypatch)
     metrics = trainer.evaluate()
-    (found,) = kept
-    scores, kls = scores_of(trainer.roles, REWARD, found), kls_of(trainer.roles, found, TEMPERATURE)
-    lengths, open_ended = lengths_of(found), unended(found)
+    (rollout,) = rollouts
+    scores, kls = (
+        scores_of(trainer.roles, REWARD, rollout),
+        kls_of(trainer.roles, rollout, TEMPERATURE),
+    )
+    lengths, unfinished = lengths_of(rollout), unended(rollout)
     assert (scores.abs() > 0.5).any() and (scores.abs() < 0.5).any()
-    assert 0 < open_ended.mean() < 1 and lengths.min() < lengths.max() and kls.mean().abs() > 0.1
-    left = scores.clamp(-0.5, 0.5) - 0.25 * lengths - 1.5 * open_ended
+    assert 0 < unfinished.mean() < 1 and lengths.min() < lengths.max() and kls.mean().abs() > 0.1
+    left = scores.clamp(-0.5, 0.5) - 0.25 * lengths - 1.5 * unfinished
     expected = {
         "scores": scores.mean(),
         "kl": kls.mean(),
         "rlhf_reward": (left - BETA * kls).mean(),
         "length": lengths.mean(),
-        "ended": 1 - open_ended.mean(),
+        "ended": 1 - unfinished.mean(),
     }
     expected = {f"eval_objective/{name}": value.item() for name, value in expected.items()}
     assert metrics == pytest.approx(expected, abs=1e-4)
     assert len({round(value, 2) for value in expected.values()}) == 5
 
 
-def test_each_sample_is_a_prompt_with_its_own_answer_and_score(
-    trainer, tokenizer, monkeypatch, tmp_path
-):
-    kept = keep_rollouts(monkeypatch)
+def test_each_sample_has_its_own_completion_and_score(trainer, tokenizer, monkeypatch, tmp_path):
+    rollouts = keep_rollouts(monkeypatch)
     trainer.evaluate()
-    (found,), rows = kept, samples(tmp_path)
-    scores = scores_of(trainer.roles, REWARD, found).tolist()
+    (rollout,), rows = rollouts, samples(tmp_path)
+    scores = scores_of(trainer.roles, REWARD, rollout).tolist()
     assert len(rows) == len(HELD_OUT) == len({str(row["completion"]) for row in rows})
     for number, (row, text) in enumerate(zip(rows, HELD_OUT, strict=True)):
-        prompt, said = [{"role": "user", "content": text}], found.completions[number]
+        prompt, completion = [{"role": "user", "content": text}], rollout.completions[number]
         assert row["step"] == 0
         assert row["prompt"] == prompt
-        assert found.prompts[number] == encode_prompt(tokenizer, prompt)
-        answer = tokenizer.decode(said, skip_special_tokens=True)
+        assert rollout.prompts[number] == encode_prompt(tokenizer, prompt)
+        answer = tokenizer.decode(completion, skip_special_tokens=True)
         assert row["completion"] == [{"role": "assistant", "content": answer}]
         assert row["score"] == pytest.approx(scores[number], abs=2e-4)
-        # and it is this prompt that it was drawn for
-        own = logprobs_of(trainer.roles, POLICY, found.prompts[number], said, TEMPERATURE)
-        torch.testing.assert_close(found.logprobs[number, : len(said)], own, atol=1e-4, rtol=1e-4)
+        # the completion was sampled for this prompt
+        expected = logprobs_of(
+            trainer.roles, POLICY, rollout.prompts[number], completion, TEMPERATURE
+        )
+        torch.testing.assert_close(
+            rollout.logprobs[number, : len(completion)], expected, atol=1e-4, rtol=1e-4
+        )
 
 
-def test_two_evaluations_of_one_policy_are_equal_and_leave_the_random_stream_alone(
-    trainer, tmp_path
-):
+def test_evaluation_repeats_and_keeps_random_state(trainer, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = trainer.evaluate()

@@ -1,4 +1,4 @@
-"""What PPO's optimizer trains at which rate, and options of a step of the library's that ours lacks."""
+"""Learning rates of PPO's optimizer, and options of the library that PPO rejects."""
 
 import copy
 
@@ -12,17 +12,17 @@ from toolkit.models.roles import POLICY, VALUE, Roles, belongs_to
 from toolkit.ppo.trainer import PPOTrainer
 
 
-def learnt(trainer, role):
+def weights_of(trainer, role):
     named = trainer.model.named_parameters()
     return {n: p.detach().clone() for n, p in named if p.requires_grad and belongs_to(n, role)}
 
 
-def apart(before, after):
+def largest_change(before, after):
     return max(float((after[name] - weight).abs().max()) for name, weight in before.items())
 
 
-def test_the_value_may_learn_at_a_rate_of_its_own(make_ppo_roles, tokenizer, tmp_path):
-    moved = {}
+def test_value_has_its_own_learning_rate(make_ppo_roles, tokenizer, tmp_path):
+    changes = {}
     for rate in (None, 1e-4, 0.0):
         roles = make_ppo_roles()
         trainer = make(
@@ -31,19 +31,21 @@ def test_the_value_may_learn_at_a_rate_of_its_own(make_ppo_roles, tokenizer, tmp
             prompts(),
             tmp_path / str(rate),
             total_episodes=8,
-            max_grad_norm=0.0,  # the library clips nothing then: each role by itself
+            max_grad_norm=0.0,  # no clipping, which would couple the roles
             value_learning_rate=rate,
             lr_scheduler_type="constant",
         )
-        before = {role: learnt(trainer, role) for role in (POLICY, VALUE)}
+        before = {role: weights_of(trainer, role) for role in (POLICY, VALUE)}
         trainer.train()
-        moved[rate] = {role: apart(w, learnt(trainer, role)) for role, w in before.items()}
-    assert moved[None][POLICY] == moved[1e-4][POLICY] == moved[0.0][POLICY]
-    assert moved[0.0][VALUE] == 0
-    assert moved[1e-4][VALUE] == pytest.approx(moved[None][VALUE] / 100, rel=0.5)
+        changes[rate] = {
+            role: largest_change(w, weights_of(trainer, role)) for role, w in before.items()
+        }
+    assert changes[None][POLICY] == changes[1e-4][POLICY] == changes[0.0][POLICY]
+    assert changes[0.0][VALUE] == 0
+    assert changes[1e-4][VALUE] == pytest.approx(changes[None][VALUE] / 100, rel=0.5)
 
 
-def test_the_schedule_is_both_rates(make_ppo_roles, tokenizer, tmp_path):
+def test_schedule_scales_both_learning_rates(make_ppo_roles, tokenizer, tmp_path):
     trainer = make(
         make_ppo_roles(), tokenizer, prompts(), tmp_path, value_learning_rate=1e-3, warmup_steps=0
     )
@@ -60,45 +62,39 @@ def test_the_schedule_is_both_rates(make_ppo_roles, tokenizer, tmp_path):
         assert slow <= {group["lr"] < 1e-3}
 
 
-def test_a_config_serves_several_trainers(make_ppo_roles, tokenizer, tmp_path):
+def test_trainer_does_not_change_its_config(make_ppo_roles, tokenizer, tmp_path):
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path)
     config = copy.copy(trainer.args)
     config.max_steps = -1
     lengths = []
     for episodes in (16, 32):
         config.total_episodes = episodes
-        made = PPOTrainer(
+        second = PPOTrainer(
             make_ppo_roles(), config, processing_class=tokenizer, train_dataset=prompts()
         )
-        lengths.append((made.args.max_steps, config.max_steps))
+        lengths.append((second.args.max_steps, config.max_steps))
     assert lengths == [(8, -1), (16, -1)]
-
-
-def test_the_sizes_of_a_run_are_said_as_it_starts(ppo_roles, tokenizer, tmp_path, capsys):
-    make(ppo_roles, tokenizer, prompts(), tmp_path).train()
-    said = "PPO: 2 rollouts of 8 episodes, in 2 minibatches of 4 (4 at a time), 2 times over: 8 opt"
-    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optim": "schedule_free_adamw"}, "`optim` schedule_free_adamw is not for PPO: averages"),
-        ({"auto_find_batch_size": True}, "`auto_find_batch_size` True is not for PPO"),
-        ({"torch_compile": True}, "`torch_compile` True is not for PPO"),
-        ({"torch_empty_cache_steps": 3}, "`torch_empty_cache_steps` 3 is not for PPO: memory is"),
-        ({"value_learning_rate": -1.0}, "`value_learning_rate` must be at least 0"),
+        ({"optim": "schedule_free_adamw"}, "PPO does not support `optim` schedule_free_adamw"),
+        ({"auto_find_batch_size": True}, "PPO does not support `auto_find_batch_size` True"),
+        ({"torch_compile": True}, "PPO does not support `torch_compile` True"),
+        (
+            {"torch_empty_cache_steps": 3},
+            "PPO does not support `torch_empty_cache_steps` 3: PPO frees",
+        ),
     ],
 )
-def test_options_that_a_step_of_ours_would_not_heed_are_refused(
-    ppo_roles, tokenizer, tmp_path, options, message
-):
-    with pytest.raises((ConfigError, ValueError), match=message):
+def test_options_that_ppo_ignores_are_rejected(ppo_roles, tokenizer, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
         make(ppo_roles, tokenizer, prompts(), tmp_path, **options)
 
 
-def test_a_layer_called_value_is_not_the_values(tmp_path):
-    """BERT's layers are called query, key and value; the frozen reference beside must stay frozen."""
+def test_layer_named_value_is_not_the_value_role(tmp_path):
+    """BERT's layers are named query, key and value; the frozen reference must stay frozen."""
     config = BertConfig(
         vocab_size=32,
         hidden_size=16,

@@ -1,4 +1,4 @@
-"""PPO-ptx: γ times the loss on pretraining texts in every update, by the library's own forward pass."""
+"""PPO-ptx: every update adds γ times the loss on pretraining texts, computed here by the library."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ TEXTS = [
     "The bird is not here.",
     "Say what you like.",
 ]
-# all steps have the same weights, so that those of two runs can be compared
+# learning rate 0: all steps have the same weights, so the steps of two runs are comparable
 SETTINGS = {
     "temperature": 0.6,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
-    "ptx_batch_size": 3,  # two texts in the first micro-batch, one in the other
+    "ptx_batch_size": 3,  # two texts in the first micro-batch, one in the second
     "ptx_texts": TEXTS,
     "learning_rate": 0.0,
     "max_grad_norm": 0.0,
@@ -32,20 +32,20 @@ SETTINGS = {
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The token ids of each pretraining text that was learnt from, in order."""
-    seen, plain = [], updates.collate
+    """The token ids of each pretraining text that was used, in order."""
+    texts, plain = [], updates.collate
 
     def collate(starts, rests, *others):
-        seen.extend([*start, *rest] for start, rest in zip(starts, rests, strict=True))
+        texts.extend([*start, *rest] for start, rest in zip(starts, rests, strict=True))
         return plain(starts, rests, *others)
 
     monkeypatch.setattr(updates, "collate", collate)
-    return seen
+    return texts
 
 
 @pytest.fixture
 def runs(make_ppo_roles, tokenizer, tmp_path, monkeypatch, drawn):
-    """Two rollouts of two epochs of two minibatches: without texts and with them."""
+    """Two runs, without and with texts, of two rollouts × two epochs × two minibatches."""
     return [
         record(
             make_ppo_roles(),
@@ -60,7 +60,7 @@ def runs(make_ppo_roles, tokenizer, tmp_path, monkeypatch, drawn):
 
 
 def nll_and_gradients(roles, texts):
-    """Mean over the tokens of all texts at temperature 1, and its gradients by name of parameter."""
+    """Mean loss over the tokens of all texts at temperature 1, and its gradients by parameter name."""
     total = 0.0
     with roles.using(POLICY) as model:
         for ids in texts:
@@ -73,11 +73,11 @@ def nll_and_gradients(roles, texts):
     return nll.item(), dict(zip([n for n, _ in named], gradients, strict=True))
 
 
-def test_every_update_adds_gamma_times_the_gradient_of_the_texts_loss(runs, drawn, tokenizer):
+def test_ptx_adds_weighted_pretraining_gradient(runs, drawn, tokenizer):
     plain, mixed = runs
     assert len(plain.steps) == len(mixed.steps) == 8
     steps = [str(drawn[at : at + 3]) for at in range(0, len(drawn), 3)]
-    assert len(steps) == len(set(steps)) == 8  # each step draws its own
+    assert len(steps) == len(set(steps)) == 8  # each step draws other texts
     known = [tokenizer(text)["input_ids"] for text in TEXTS]
     for number, (without, step) in enumerate(zip(plain.steps, mixed.steps, strict=True)):
         texts = drawn[3 * number : 3 * number + 3]
@@ -89,7 +89,7 @@ def test_every_update_adds_gamma_times_the_gradient_of_the_texts_loss(runs, draw
             if name in expected:
                 added = gradient - without.gradients[name]
                 torch.testing.assert_close(added, GAMMA * expected[name], atol=2e-6, rtol=1e-4)
-            else:  # of the value
+            else:  # the value
                 assert torch.equal(gradient, without.gradients[name]), name
         assert step.logs["loss/ptx_avg"] == pytest.approx(nll, rel=1e-5)
         assert "loss/ptx_avg" not in without.logs

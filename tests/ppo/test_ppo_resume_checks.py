@@ -1,4 +1,4 @@
-"""What a run that goes on must have in common with the one that stopped."""
+"""What a resumed run must have in common with the stopped run."""
 
 import dataclasses
 import json
@@ -10,8 +10,7 @@ import torch
 from tests.ppo.test_ppo_options import make, prompts
 from toolkit.errors import CheckpointError
 from toolkit.models.roles import REFERENCE, REWARD
-from toolkit.ppo.checkpoints import SAME_ON_RESUME
-from toolkit.ppo.config import PPOConfig
+from toolkit.ppo.config import MAY_CHANGE, SAME, PPOConfig, annotations_of, same_on_resume
 
 SAVING = {"save_strategy": "steps", "save_steps": 4, "total_episodes": 16}
 OTHER = {"per_device_train_batch_size": 8, "value_role": "zero", "kl_estimator": "k3"} | {
@@ -23,6 +22,13 @@ OTHER = {"per_device_train_batch_size": 8, "value_role": "zero", "kl_estimator":
 }
 
 
+def test_every_option_states_whether_it_may_change_on_resume():
+    stated = annotations_of(PPOConfig)
+    assert len(stated) > 140
+    assert [name for name, rules in stated.items() if not {SAME, MAY_CHANGE} & set(rules)] == []
+    assert [name for name, rules in stated.items() if {SAME, MAY_CHANGE} <= set(rules)] == []
+
+
 @pytest.fixture
 def stopped(make_ppo_roles, tokenizer, tmp_path):
     """The last checkpoint of a run."""
@@ -30,29 +36,27 @@ def stopped(make_ppo_roles, tokenizer, tmp_path):
     return max(tmp_path.glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]))
 
 
-def test_resume_with_another_setting_is_refused_and_the_setting_named(
-    stopped, make_ppo_roles, tokenizer, tmp_path
-):
-    """Every one of the list, each changed by itself."""
+def test_resume_rejects_each_changed_setting(stopped, make_ppo_roles, tokenizer, tmp_path):
+    """Each option of the list, changed alone."""
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING)
     names = {f.name for f in dataclasses.fields(PPOConfig)}
-    for name in SAME_ON_RESUME:
+    for name in same_on_resume():
         assert name in names
         kept = getattr(trainer.args, name)
         other = OTHER.get(name, 1.5 if kept is None else not kept if kept is True else None)
         other = kept + 1 if other is None else other
         setattr(trainer.args, name, other)
-        vars(trainer).pop("_settings", None)
-        was = re.escape(f"was made with `{name}` {getattr(kept, 'value', kept)}, this run has")
+        vars(trainer.checkpoints).pop("settings", None)
+        was = re.escape(f"was written with `{name}` {getattr(kept, 'value', kept)}, this run has")
         with pytest.raises(CheckpointError, match=was):
             trainer._check_fits(stopped)
         setattr(trainer.args, name, kept)
-    vars(trainer).pop("_settings", None)
+    vars(trainer.checkpoints).pop("settings", None)
     trainer._check_fits(stopped)
 
 
 @pytest.mark.parametrize("role", [REFERENCE, REWARD])
-def test_resume_beside_another_reference_or_reward_is_refused(
+def test_resume_rejects_changed_reference_or_reward_model(
     stopped, make_ppo_roles, tokenizer, tmp_path, role
 ):
     roles = make_ppo_roles()
@@ -61,14 +65,12 @@ def test_resume_beside_another_reference_or_reward_is_refused(
         weight = next(p for n, p in roles.model.named_parameters() if name in n)
         weight.flatten()[0] += 1e-4
     trainer = make(roles, tokenizer, prompts(), tmp_path, **SAVING)
-    with pytest.raises(CheckpointError, match=f"made with `weights of {role}` "):
+    with pytest.raises(CheckpointError, match=f"written with `weights of {role}` "):
         trainer.train(resume_from_checkpoint=str(stopped))
     assert stopped.is_dir()
 
 
-def test_resume_from_a_checkpoint_that_recorded_less_compares_what_it_has(
-    stopped, make_ppo_roles, tokenizer, tmp_path
-):
+def test_resume_compares_only_recorded_settings(stopped, make_ppo_roles, tokenizer, tmp_path):
     file = stopped / "ppo_state.json"
     state = json.loads(file.read_text(encoding="utf-8"))
     state["settings"] = {"seed": state["settings"]["seed"]}
@@ -88,20 +90,20 @@ def praise(completions, **_):
         ({"ptx_texts": ["Rain falls.", "Snow falls."]}, r"`pretraining texts` 0 \(.*has 2 \("),
     ],
 )
-def test_resume_with_another_source_of_learning_is_refused(
+def test_resume_rejects_changed_functions_and_texts(
     stopped, make_ppo_roles, tokenizer, tmp_path, more, named
 ):
     coefficient = {"ptx_coef": 0.1} if "ptx_texts" in more else {}
     trainer = make(
         make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING, **more, **coefficient
     )
-    if coefficient:  # that it is another is noticed first
+    if coefficient:  # the other coefficient would be reported first
         trainer.args.ptx_coef = 0.0
     with pytest.raises(CheckpointError, match=named):
         trainer._check_fits(stopped)
 
 
-def test_more_episodes_and_another_gradient_norm_are_taken(
+def test_resume_accepts_more_episodes_and_other_grad_norm(
     stopped, make_ppo_roles, tokenizer, tmp_path
 ):
     settings = SAVING | {"total_episodes": 24, "max_grad_norm": 0.5}

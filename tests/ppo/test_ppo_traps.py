@@ -1,4 +1,4 @@
-"""Traps of PPO that no other file catches at the trainer's level, each with its test."""
+"""Known mistakes of PPO implementations (docs/ppo.md, Traps), each with its test."""
 
 import json
 
@@ -37,11 +37,11 @@ def logged(folder):
 
 
 def say(monkeypatch, completions):
-    """Let the policy's samples be these."""
+    """Replace the policy's samples."""
     monkeypatch.setattr(
         rollout,
         "sample",
-        lambda model, asked, **_: Decoded([list(c) for c in completions][: len(asked)]),
+        lambda model, prompts, **_: Decoded([list(c) for c in completions][: len(prompts)]),
     )
 
 
@@ -58,33 +58,33 @@ def trainable(roles):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_at_step_0_policy_equals_reference_to_the_bit_and_neither_is_the_base(
-    ppo_roles, tokenizer, tmp_path, temperature
-):
-    """In one pass each; what a rollout kept was drawn token by token, and differs by its rounding."""
+def test_policy_starts_as_reference_and_not_as_base(ppo_roles, tokenizer, tmp_path, temperature):
+    """One pass each is bit-identical; log-probabilities of sampling differ by rounding."""
     ppo_roles.base.generation_config.eos_token_id = STOPS
-    found = rollout_of(make(ppo_roles, tokenizer, prompts(), tmp_path, temperature=temperature))
-    batch, _ = found.rows(list(range(8)), tokenizer.pad_token_id)
-    scored = {}
+    experience = rollout_of(
+        make(ppo_roles, tokenizer, prompts(), tmp_path, temperature=temperature)
+    )
+    batch, _ = experience.rows(list(range(8)), tokenizer.pad_token_id)
+    logprobs = {}
     for name in (POLICY, REFERENCE, None):
         with torch.no_grad(), ppo_roles.using(name) as model:
-            scored[name], _ = completion_logprobs(model, batch, temperature=temperature)
-    assert torch.equal(scored[POLICY], scored[REFERENCE])
-    torch.testing.assert_close(found.logprobs, scored[POLICY], atol=2e-5, rtol=0)
-    torch.testing.assert_close(found.ref_logprobs, scored[REFERENCE], atol=2e-5, rtol=0)
-    assert (scored[POLICY] - scored[None])[found.mask].abs().mean() > 0.01
+            logprobs[name], _ = completion_logprobs(model, batch, temperature=temperature)
+    assert torch.equal(logprobs[POLICY], logprobs[REFERENCE])
+    torch.testing.assert_close(experience.logprobs, logprobs[POLICY], atol=2e-5, rtol=0)
+    torch.testing.assert_close(experience.ref_logprobs, logprobs[REFERENCE], atol=2e-5, rtol=0)
+    assert (logprobs[POLICY] - logprobs[None])[experience.mask].abs().mean() > 0.01
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_every_tokens_ratio_is_one_in_the_first_minibatch(
+def test_every_ratio_is_one_in_first_minibatch(
     ppo_roles, tokenizer, tmp_path, monkeypatch, checkpointing
 ):
-    """However the rollout was padded when it was scored, and though the model is in train mode and
-    its attention has dropout, which is a number there and no module."""
+    """The rollout is padded otherwise. The model is in train mode, and its attention has dropout as a
+    number, which is no module that eval mode switches off."""
     for layer in ppo_roles.base.model.layers:
         layer.self_attn.attention_dropout = 0.5
     ppo_roles.base.generation_config.eos_token_id = STOPS
-    seen, loss = [], updates_module.policy_loss
+    deviations, loss = [], updates_module.policy_loss
     trainer = make(
         ppo_roles,
         tokenizer,
@@ -96,18 +96,18 @@ def test_every_tokens_ratio_is_one_in_the_first_minibatch(
         max_steps=1,
     )
 
-    def watched(new, old, advantages, mask, **options):
-        seen.append(((new - old).exp() - 1)[mask].abs().max().item())
+    def watched_loss(new, old, advantages, mask, **options):
+        deviations.append(((new - old).exp() - 1)[mask].abs().max().item())
         return loss(new, old, advantages, mask, **options)
 
-    monkeypatch.setattr(updates_module, "policy_loss", watched)
+    monkeypatch.setattr(updates_module, "policy_loss", watched_loss)
     trainer.train()
     assert len({len(c) for c in trainer.experience.completions}) > 2
-    assert max(seen) < 1e-4
+    assert max(deviations) < 1e-4
 
 
 @pytest.mark.parametrize("value", ["adapter", "zero", "head"])
-def test_the_value_starts_as_the_reward_model_or_at_zero(
+def test_value_starts_as_reward_model_or_zero(
     model_config, sft_run, reward_run, tokenizer, tmp_path, value
 ):
     roles = fresh_roles(model_config)
@@ -137,11 +137,11 @@ def test_the_value_starts_as_the_reward_model_or_at_zero(
         assert torch.equal(*hidden)
 
 
-# ---- what is sampled is what is scored
+# ---- sampled and scored distribution are the same
 
 
 @pytest.mark.parametrize("option", ["top_p", "top_k", "min_p", "repetition_penalty"])
-def test_there_is_no_option_that_samples_from_another_distribution(tmp_path, option):
+def test_no_option_changes_the_sampled_distribution(tmp_path, option):
     file = tmp_path / "ppo.yaml"
     file.write_text(f"{option}: 1", encoding="utf-8")
     with pytest.raises(ConfigError, match=f"unknown option `{option}`"):
@@ -150,9 +150,7 @@ def test_there_is_no_option_that_samples_from_another_distribution(tmp_path, opt
         PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{option: 1})
 
 
-def test_a_hub_models_own_sampling_defaults_are_dropped_and_its_stop_tokens_kept(
-    tiny_base, model_config, tmp_path
-):
+def test_sampling_defaults_are_dropped_and_stop_tokens_kept(tiny_base, model_config, tmp_path):
     base, tokenizer = load_base(model_config)
     base.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -167,8 +165,8 @@ def test_a_hub_models_own_sampling_defaults_are_dropped_and_its_stop_tokens_kept
     assert sorted(loaded.generation_config.eos_token_id) == [EOS, 7]
 
 
-def test_the_sampled_kl_estimates_the_exact_kl_and_is_not_negative(ppo_roles):
-    """A sampler that cut off tails would give a mean log-ratio that is no KL, and may be negative."""
+def test_sampled_kl_estimates_exact_kl(ppo_roles):
+    """With a truncated distribution the mean log-ratio would be no KL, and could be negative."""
     randomise(ppo_roles, POLICY, seed=11)
     prompt, temperature, draws = [1, 20, 30], 0.8, 1000
     exact = {}
@@ -181,15 +179,15 @@ def test_the_sampled_kl_estimates_the_exact_kl_and_is_not_negative(ppo_roles):
     deviation = (p * (difference - expected) ** 2).sum().sqrt()
     torch.manual_seed(0)
     with ppo_roles.merged(POLICY) as model:
-        said = decode(
+        completions = decode(
             model, [prompt] * draws, max_new_tokens=1, temperature=temperature, stop=[], pad_id=0
         ).completions
-    batch = collate([prompt] * draws, said, pad_id=0)
-    found = []
+    batch = collate([prompt] * draws, completions, pad_id=0)
+    logprobs = []
     for name in (POLICY, REFERENCE):
         with torch.no_grad(), ppo_roles.using(name) as model:
-            found.append(completion_logprobs(model, batch, temperature=temperature)[0])
-    mean = (found[0] - found[1]).mean().item()
+            logprobs.append(completion_logprobs(model, batch, temperature=temperature)[0])
+    mean = (logprobs[0] - logprobs[1]).mean().item()
     assert expected > 0.1
     assert mean > 0
     assert abs(mean - expected) < 4 * deviation / draws**0.5
@@ -198,38 +196,47 @@ def test_the_sampled_kl_estimates_the_exact_kl_and_is_not_negative(ppo_roles):
 # ---- ends, lengths, padding
 
 
-def test_the_end_token_is_learnt_from(ppo_roles, tokenizer, tmp_path, monkeypatch):
-    """Only the last real token of each completion has an advantage; one step makes it likelier."""
-    said = [[50, 60, EOS], [70, EOS], [EOS], [80, 81, 82, 83, EOS]] * 2
-    say(monkeypatch, said)
+def test_end_token_is_trained(ppo_roles, tokenizer, tmp_path, monkeypatch):
+    """Only the last real token has an advantage; one step raises its probability."""
+    completions = [[50, 60, EOS], [70, EOS], [EOS], [80, 81, 82, 83, EOS]] * 2
+    say(monkeypatch, completions)
 
     def only_the_last(advantages, mask, **_):
-        found = torch.zeros_like(advantages)
-        found[range(len(mask)), mask.sum(1) - 1] = 1.0
-        return found
+        last = torch.zeros_like(advantages)
+        last[range(len(mask)), mask.sum(1) - 1] = 1.0
+        return last
 
     monkeypatch.setattr(experience_module, "whiten", only_the_last)
     trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, learning_rate=1e-3, **ONE_STEP)
     trainer.train()
-    learnt = trainer.experience
-    last = learnt.mask.sum(1) - 1
+    experience = trainer.experience
+    last = experience.mask.sum(1) - 1
     rows = torch.arange(8)
-    assert learnt.mask[rows, last].all()
-    assert [c[-1] for c in learnt.completions] == [EOS] * 8
-    batch, old = learnt.rows(list(range(8)), tokenizer.pad_token_id)
+    assert experience.mask[rows, last].all()
+    assert [c[-1] for c in experience.completions] == [EOS] * 8
+    batch, old = experience.rows(list(range(8)), tokenizer.pad_token_id)
     with torch.no_grad(), ppo_roles.using(POLICY) as model:
         now, _ = completion_logprobs(model, batch, temperature=1.0)
     assert ((now - old["logprobs"])[rows, last] > 1e-3).all()
 
 
-def test_a_missing_end_is_penalised_and_a_custom_stop_token_is_an_end(
+def test_missing_end_is_penalised_and_stop_token_is_not(
     make_ppo_roles, tokenizer, tmp_path, monkeypatch
 ):
-    """The model declares token 7 beside EOS; 7 inside a completion that goes on cannot happen."""
-    said = [[50, 7], [50, EOS], [50, 60], [7], [60], [50, 60, 70, 7], [50, 60, 70, 80], [EOS]]
+    """The model declares token 7 as a stop token beside EOS."""
+    completions = [
+        [50, 7],
+        [50, EOS],
+        [50, 60],
+        [7],
+        [60],
+        [50, 60, 70, 7],
+        [50, 60, 70, 80],
+        [EOS],
+    ]
     ended = torch.tensor([True, True, False, True, False, True, False, True])
-    say(monkeypatch, said)
-    first = {}
+    say(monkeypatch, completions)
+    first_returns = {}
     for penalty in (None, 0.75):
         roles = make_ppo_roles()
         roles.base.generation_config.eos_token_id = [EOS, 7]
@@ -242,22 +249,22 @@ def test_a_missing_end_is_penalised_and_a_custom_stop_token_is_an_end(
             lam=1.0,
             kl_coef=0.0,
         )
-        first[penalty] = rollout_of(trainer).returns[:, 0]
-        assert trainer._metrics["val/num_eos_tokens"] == [5.0]
-    taken = first[None] - first[0.75]
-    torch.testing.assert_close(taken, 0.75 * ~ended, atol=1e-5, rtol=0)
+        first_returns[penalty] = rollout_of(trainer).returns[:, 0]
+        assert trainer.open_rollout.metrics["val/num_eos_tokens"] == [5.0]
+    penalties = first_returns[None] - first_returns[0.75]
+    torch.testing.assert_close(penalties, 0.75 * ~ended, atol=1e-5, rtol=0)
 
 
-def test_sampling_stops_at_the_token_that_the_model_declares(ppo_roles, tokenizer, tmp_path):
+def test_sampling_stops_at_the_models_stop_tokens(ppo_roles, tokenizer, tmp_path):
     ppo_roles.base.generation_config.eos_token_id = STOPS
     trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, missing_eos_penalty=None)
-    found = rollout_of(trainer)
-    ends = [c[-1] in STOPS for c in found.completions]
+    experience = rollout_of(trainer)
+    ends = [c[-1] in STOPS for c in experience.completions]
     assert sum(ends) > 2
-    for said, end in zip(found.completions, ends, strict=True):
-        assert not set(said[:-1]) & {EOS, *STOPS}
-        assert end or len(said) == 8
-    assert trainer._metrics["objective/ended"] == [pytest.approx(sum(ends) / 8)]
+    for completion, end in zip(experience.completions, ends, strict=True):
+        assert not set(completion[:-1]) & {EOS, *STOPS}
+        assert end or len(completion) == 8
+    assert trainer.open_rollout.metrics["objective/ended"] == [pytest.approx(sum(ends) / 8)]
 
 
 EXTREMES = {
@@ -268,9 +275,11 @@ EXTREMES = {
 }
 
 
-@pytest.mark.parametrize("said", EXTREMES.values(), ids=EXTREMES)
-def test_extreme_lengths_train_without_a_nan(ppo_roles, tokenizer, tmp_path, monkeypatch, said):
-    say(monkeypatch, said)
+@pytest.mark.parametrize("completions", EXTREMES.values(), ids=EXTREMES)
+def test_extreme_lengths_train_without_nan(
+    ppo_roles, tokenizer, tmp_path, monkeypatch, completions
+):
+    say(monkeypatch, completions)
     before = trainable(ppo_roles)
     make(ppo_roles, tokenizer, prompts(), tmp_path, num_mini_batches=2).train()
     for row in logged(tmp_path):
@@ -280,22 +289,20 @@ def test_extreme_lengths_train_without_a_nan(ppo_roles, tokenizer, tmp_path, mon
     assert any(not torch.equal(after[n], p) for n, p in before.items())
 
 
-def test_a_row_of_padding_alone_gets_no_reward_and_no_advantage(
-    ppo_roles, tokenizer, tmp_path, monkeypatch
-):
+def test_empty_completion_gets_no_reward_or_advantage(ppo_roles, tokenizer, tmp_path, monkeypatch):
     say(monkeypatch, EXTREMES["full length, one token, nothing"])
-    found = rollout_of(make(ppo_roles, tokenizer, prompts(), tmp_path))
+    experience = rollout_of(make(ppo_roles, tokenizer, prompts(), tmp_path))
     for row in (2, 6):
         for name in ("mask", "logprobs", "ref_logprobs", "values", "advantages", "returns"):
-            assert not getattr(found, name)[row].any(), name
+            assert not getattr(experience, name)[row].any(), name
 
 
-def test_accumulation_over_ragged_micro_batches_changes_no_update(
+def test_accumulation_of_ragged_micro_batches_changes_nothing(
     make_ppo_roles, tokenizer, tmp_path, monkeypatch
 ):
-    """Lengths 1 to 8: a mean of micro-batch means would weigh a lone token like eight."""
-    said = [[50 + i] * i + [EOS] for i in range(8)]
-    say(monkeypatch, said)
+    """Lengths are 1 to 8: a mean of micro-batch means would weigh one token like eight."""
+    completions = [[50 + i] * i + [EOS] for i in range(8)]
+    say(monkeypatch, completions)
     ends = []
     for size, pieces in ((8, 1), (2, 4), (1, 8)):
         roles = make_ppo_roles()
@@ -334,32 +341,28 @@ CHAT = [
 ANSWER = [{"role": "assistant", "content": "It is 3."}]
 
 
-def test_a_chats_token_ids_are_the_same_for_sft_reward_and_ppo(
-    ppo_roles, model_config, tokenizer, tmp_path
-):
+def test_sft_reward_and_ppo_tokenize_chats_alike(ppo_roles, model_config, tokenizer, tmp_path):
     from toolkit.trainers.supervised import SFTTrainer
 
     rows = Dataset.from_list([{"prompt": CHAT, "completion": ANSWER}])
     settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": []}
     base, _ = load_base(model_config)
-    taught = SFTTrainer(base, SFTConfig(**settings), processing_class=tokenizer, train_dataset=rows)
+    sft = SFTTrainer(base, SFTConfig(**settings), processing_class=tokenizer, train_dataset=rows)
     pairs = Dataset.from_list([{"prompt": CHAT, "chosen": ANSWER, "rejected": CHAT[1:2]}])
-    compared = tokenize_pairs(pairs, tokenizer, max_length=None, place="train")[0]
-    asked = make(ppo_roles, tokenizer, rows.select_columns("prompt"), tmp_path / "ppo")
-    prompt = asked.train_dataset[0]["prompt_ids"]
+    reward = tokenize_pairs(pairs, tokenizer, max_length=None, place="train")[0]
+    ppo = make(ppo_roles, tokenizer, rows.select_columns("prompt"), tmp_path / "ppo")
+    prompt = ppo.train_dataset[0]["prompt_ids"]
     whole = prompt + encode_completion(tokenizer, CHAT, ANSWER)
-    assert list(taught.train_dataset[0]["input_ids"]) == whole
-    assert compared["chosen_ids"] == whole
-    assert compared["rejected_ids"][: len(prompt)] == prompt
+    assert list(sft.train_dataset[0]["input_ids"]) == whole
+    assert reward["chosen_ids"] == whole
+    assert reward["rejected_ids"][: len(prompt)] == prompt
     assert tokenizer.apply_chat_template(CHAT + ANSWER, return_dict=False) == whole
-    assert prompt.count(EOS) == 3  # the turns before the answer each end with it
+    assert prompt.count(EOS) == 3  # each turn before the answer ends with EOS
     assert whole[-1] == EOS
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "chat_template"])
-def test_a_role_trained_with_another_tokenizer_or_template_is_refused(
-    model_config, reward_run, part
-):
+def test_role_with_other_tokenizer_or_template_is_rejected(model_config, reward_run, part):
     stored = json.loads((reward_run / "base.json").read_text())
     (reward_run / "base.json").write_text(json.dumps(stored | {part: "another"}))
     roles = fresh_roles(model_config)
@@ -367,8 +370,8 @@ def test_a_role_trained_with_another_tokenizer_or_template_is_refused(
         roles.attach(REWARD, reward_run, head=True)
 
 
-def test_a_template_whose_prompt_is_no_prefix_of_the_whole_is_refused(tokenizer):
-    """One that announces the answer in other words than it later writes before it."""
+def test_template_without_prompt_prefix_is_rejected(tokenizer):
+    """Its generation prompt differs from the text that it writes before an answer."""
     tokenizer.chat_template = (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>Well, {% endif %}"
@@ -380,8 +383,8 @@ def test_a_template_whose_prompt_is_no_prefix_of_the_whole_is_refused(tokenizer)
         tokenize_pairs(pairs, tokenizer, max_length=None, place="train")
 
 
-def test_ids_of_prompt_and_answer_join_without_a_token_across_the_border(tokenizer):
-    """`He` and `llo` apart are not `Hello` in one; the prompt's ids stay a true prefix."""
+def test_no_token_spans_prompt_and_completion(tokenizer):
+    """`He` and `llo` are tokenized separately, so the prompt's ids are a prefix of the whole."""
     joined = encode_prompt(tokenizer, "He") + encode_completion(tokenizer, "He", "llo")
     assert joined[:-1] != encode_prompt(tokenizer, "Hello")
     assert tokenizer.decode(joined[:-1]) == "Hello"
@@ -392,10 +395,8 @@ def test_ids_of_prompt_and_answer_join_without_a_token_across_the_border(tokeniz
 
 
 @pytest.mark.parametrize("saved", [3, 4], ids=["inside a rollout", "between two"])
-def test_a_resumed_run_logs_the_same_numbers_to_the_last_digit(
-    make_ppo_roles, tokenizer, tmp_path, saved
-):
-    """Scores, losses, steered coefficient, skipped updates, learning rate: all but the clock."""
+def test_resumed_run_has_identical_log_and_weights(make_ppo_roles, tokenizer, tmp_path, saved):
+    """Scores, losses, adaptive coefficient, skipped updates, learning rate: all except times."""
     options = {
         "kl_target": 0.001,
         "kl_horizon": 40,
@@ -408,7 +409,7 @@ def test_a_resumed_run_logs_the_same_numbers_to_the_last_digit(
         "eval_steps": 100,
         "eval_on_start": True,
     }
-    runs = {}
+    runs, weights = {}, {}
     for name, resume in (("whole", None), ("again", f"checkpoint-{saved}")):
         roles = make_ppo_roles()
         roles.base.generation_config.eos_token_id = STOPS
@@ -417,11 +418,13 @@ def test_a_resumed_run_logs_the_same_numbers_to_the_last_digit(
         )
         torch.manual_seed(0 if resume is None else 99)
         trainer.train(resume_from_checkpoint=resume and str(tmp_path / "whole" / resume))
-        said = (tmp_path / name / SAMPLES_FILE).read_text().splitlines()
-        asked = [json.loads(line)["step"] for line in said]
-        assert asked == ([0, 16] if resume is None else [16])  # the start is evaluated once
+        samples = (tmp_path / name / SAMPLES_FILE).read_text().splitlines()
+        eval_steps = [json.loads(line)["step"] for line in samples]
+        assert eval_steps == ([0, 16] if resume is None else [16])  # the start is evaluated once
         rows = [r for r in logged(tmp_path / name) if "episode" in r and r["step"] > saved]
         runs[name] = [{k: v for k, v in r.items() if not k.startswith("time/")} for r in rows]
+        weights[name] = {n: p.detach().clone() for n, p in roles.model.named_parameters()}
+    assert all(torch.equal(p, weights["whole"][n]) for n, p in weights["again"].items())
     assert runs["again"] == runs["whole"]
     assert all("loss" in row for row in runs["whole"])
     assert len({r["objective/kl_coef"] for r in runs["whole"] if "objective/kl_coef" in r}) > 1
@@ -432,48 +435,46 @@ def test_a_resumed_run_logs_the_same_numbers_to_the_last_digit(
 
 
 def tokenizers(tokenizer, tiny_base, folder):
-    """The tiny base's tokenizer; without a pad token; with pad = EOS; and each padding on the right."""
-    found = {}
+    """The tiny base's tokenizer, without a pad token, and with pad = EOS; each padding left and right."""
+    variants = {}
     for name, pad in (
         ("own pad", tokenizer.pad_token),
         ("none", None),
         ("eos", tokenizer.eos_token),
     ):
-        made = load_tokenizer(str(tiny_base))
-        made.pad_token = pad
-        made.save_pretrained(folder / name)
+        variant = load_tokenizer(str(tiny_base))
+        variant.pad_token = pad
+        variant.save_pretrained(folder / name)
         for side in ("left", "right"):
             again = load_tokenizer(str(folder / name))
             again.padding_side = side
-            found[name, side] = again
-    return found
+            variants[name, side] = again
+    return variants
 
 
-def test_pad_token_and_padding_side_change_nothing_of_a_run(
-    make_ppo_roles, tokenizer, tiny_base, tmp_path
-):
-    """Two rollouts of multi-turn prompts, which hold EOS inside: the same answers, weights and logs."""
+def test_pad_token_and_padding_side_change_nothing(make_ppo_roles, tokenizer, tiny_base, tmp_path):
+    """With multi-turn prompts, which contain EOS: completions, weights and logs are the same."""
     chats = [CHAT, CHAT[:1], CHAT[2:], [*CHAT, *ANSWER, CHAT[0]]] * 4
-    ended, said, logs = {}, {}, {}
-    for (name, side), made in tokenizers(tokenizer, tiny_base, tmp_path).items():
-        assert (made.pad_token_id == EOS) is (name != "own pad")
+    weights_of, completions, logs = {}, {}, {}
+    for (name, side), variant in tokenizers(tokenizer, tiny_base, tmp_path).items():
+        assert (variant.pad_token_id == EOS) is (name != "own pad")
         roles = make_ppo_roles()
         roles.base.generation_config.eos_token_id = STOPS
         folder = tmp_path / f"{name}-{side}"
-        trainer = make(roles, made, Dataset.from_dict({"prompt": chats}), folder)
+        trainer = make(roles, variant, Dataset.from_dict({"prompt": chats}), folder)
         torch.manual_seed(0)
         trainer.train()
         key = f"{name}, {side}"
-        ended[key], said[key] = trainable(roles), trainer.experience.completions
+        weights_of[key], completions[key] = trainable(roles), trainer.experience.completions
         logs[key] = [
             {k: v for k, v in row.items() if not k.startswith("time/")}
             for row in logged(folder)
             if "episode" in row
         ]
-    first = ended.pop("own pad, left")
+    first = weights_of.pop("own pad, left")
     assert sum(EOS in ids[:-1] for ids in trainer.train_dataset["prompt_ids"]) >= 8
-    for key, weights in ended.items():
-        assert said[key] == said["own pad, left"]
+    for key, weights in weights_of.items():
+        assert completions[key] == completions["own pad, left"]
         for name, weight in weights.items():
             torch.testing.assert_close(weight, first[name], atol=1e-6, rtol=1e-6)
         assert logs[key] == [pytest.approx(row, abs=2e-6) for row in logs["own pad, left"]]

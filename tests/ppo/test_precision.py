@@ -1,4 +1,4 @@
-"""PPO on bases of 8, 4 and 16 bits, with and without autocast, and the gradients that they give."""
+"""PPO and its gradients on 8-bit, 4-bit and 16-bit bases, with and without autocast."""
 
 import json
 import math
@@ -40,12 +40,14 @@ def make_roles(tiny_base, sft_run, reward_run):
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["plain", "autocast"])
 @pytest.mark.parametrize("quantization", BASES)
-def test_ppo_trains_policy_and_value_alone(make_roles, tokenizer, tmp_path, quantization, bf16):
+def test_quantized_ppo_trains_only_policy_and_value(
+    make_roles, tokenizer, tmp_path, quantization, bf16
+):
     roles = make_roles(quantization)
     trainable = set(roles.trainable_names())
     assert all(p.dtype == torch.float32 for p in roles.model.parameters() if p.requires_grad)
     trainer = make(roles, tokenizer, prompts(), tmp_path, bf16=bf16)
-    # 4-bit layers, uint8, may be packed anew on a CPU: what they give is checked below
+    # 4-bit layers (uint8) may be repacked on a CPU; their outputs are compared below
     kept = {n: p for n, p in roles.model.named_parameters() if p.dtype != torch.uint8}
     before = {n: p.detach().clone() for n, p in kept.items()}
     base = bare_logits(roles, bf16)
@@ -53,7 +55,7 @@ def test_ppo_trains_policy_and_value_alone(make_roles, tokenizer, tmp_path, quan
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(None not in row.values() for row in rows)  # what is not finite is written as null
     assert abs(rows[0]["objective/kl"]) < 1e-3
-    # 8-bit layers cut their outliers out per batch, so another batch rounds a little otherwise
+    # 8-bit layers separate outliers per batch, so rounding depends on the batch
     near = 0.05 if "8bit" in str(quantization) else 0.02
     assert rows[0]["val/ratio"] == pytest.approx(1.0, abs=near)
     assert {n for n, p in kept.items() if not torch.equal(before[n], p)} == trainable
@@ -61,7 +63,7 @@ def test_ppo_trains_policy_and_value_alone(make_roles, tokenizer, tmp_path, quan
 
 
 @pytest.mark.parametrize("quantization", BASES)
-def test_a_rollout_leaves_the_gradients_of_the_update_as_they_were(make_roles, quantization):
+def test_rollout_does_not_change_update_gradients(make_roles, quantization):
     """Some kernels repack the weights at the first pass without gradients; backward must still work."""
     roles = make_roles(quantization)
     roles.model.train()
@@ -80,23 +82,23 @@ def test_a_rollout_leaves_the_gradients_of_the_update_as_they_were(make_roles, q
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit-nf4"])
-def test_quantized_gradients_point_where_the_full_bases_do(make_roles, quantization):
-    """Rounding turns them a little and no further; LoRA's B, where it acts first, least."""
-    found = [gradients(make_roles(q)) for q in ("none", quantization)]
-    angles = [alike(found[1][name], gradient) for name, gradient in found[0].items()]
+def test_quantized_gradients_are_close_to_full_precision(make_roles, quantization):
+    """Rounding changes the direction only a little."""
+    results = [gradients(make_roles(q)) for q in ("none", quantization)]
+    angles = [alike(results[1][name], gradient) for name, gradient in results[0].items()]
     assert min(angles) > {"8bit": 0.95, "4bit-nf4": 0.2}[quantization]
     assert sum(angles) / len(angles) > {"8bit": 0.99, "4bit-nf4": 0.7}[quantization]
 
 
 class Gradients(TrainerCallback):
-    """Those of the first optimizer step."""
+    """Gradients of the first optimizer step."""
 
     def __init__(self, roles):
-        self.roles, self.found = roles, {}
+        self.roles, self.gradients = roles, {}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         named = self.roles.model.named_parameters()
-        self.found = {n: p.grad.clone() for n, p in named if p.grad is not None}
+        self.gradients = {n: p.grad.clone() for n, p in named if p.grad is not None}
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["plain", "autocast"])
@@ -104,7 +106,7 @@ class Gradients(TrainerCallback):
 def test_gradient_checkpointing_changes_no_gradient(
     make_roles, tokenizer, tmp_path, quantization, bf16
 ):
-    """The same products give the same bits."""
+    """Equal products are bit-identical."""
 
     def of_a_step(checkpointing):
         roles = make_roles(quantization)
@@ -113,7 +115,7 @@ def test_gradient_checkpointing_changes_no_gradient(
         trainer = make(roles, tokenizer, prompts(), tmp_path, callbacks=[steps], **options)
         torch.manual_seed(0)
         trainer.train()
-        return steps.found
+        return steps.gradients
 
     checkpointed, whole = of_a_step(True), of_a_step(False)
     assert checkpointed.keys() == whole.keys()
@@ -135,13 +137,13 @@ def test_scores_and_values_are_float32_under_autocast(make_roles):
 
 def bare_logits(roles, bf16=False):
     roles.model.eval()
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)  # as the trained model has it
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)  # as in training
     with autocast, torch.no_grad(), roles.using(None) as model:
         return model(input_ids=BATCH.input_ids).logits
 
 
 def gradients(roles):
-    """Of the policy's logprobs, and of the squared values, each under its own role."""
+    """Gradients of the policy's logprobs and of the squared values, each under its own role."""
     roles.model.zero_grad()
     with roles.using(POLICY) as model:
         completion_logprobs(model, BATCH, temperature=1.0)[0].sum().backward()
@@ -155,10 +157,8 @@ def alike(a, b):
     return torch.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
 
 
-def test_a_float32_base_under_autocast_starts_at_ratio_one_and_no_kl(
-    make_ppo_roles, tokenizer, tmp_path
-):
-    """TRL's defaults: sampling in float32 and scoring in bfloat16 would be two distributions."""
+def test_float32_base_under_autocast_starts_at_ratio_one(make_ppo_roles, tokenizer, tmp_path):
+    """With TRL's defaults, sampling in float32 and scoring in bfloat16 would be two distributions."""
     make(make_ppo_roles(), tokenizer, prompts(), tmp_path, bf16=True).train()
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert first["objective/kl"] == pytest.approx(0.0, abs=1e-3)

@@ -1,6 +1,6 @@
 """DoRA and rsLoRA on bases of every precision: checkpointing changes no gradient, the ratio starts at 1.
 
-Under autocast, as TRL has it by default, where the base is not float32.
+Bases of lower precision run under autocast, TRL's default.
 """
 
 import json
@@ -21,30 +21,30 @@ BASES = {
     "8bit": {"dtype": "bfloat16", "load_in_8bit": True},
     "4bit": {"dtype": "bfloat16", "load_in_4bit": True},
 }
-# in the first epoch, from sampling and scoring that round otherwise: how far the mean ratio may be
+# sampling and scoring round differently: in the first epoch, how far the mean ratio may be
 # from 1, and half the mean square of its logarithm from 0
 NEAR = {
     "float32": (1e-4, 1e-6),
     "bfloat16": (2e-3, 1e-4),
-    "8bit": (5e-3, 5e-3),  # outliers are cut out per batch: another batch rounds otherwise
+    "8bit": (5e-3, 5e-3),  # outliers are separated per batch, so rounding depends on the batch
     "4bit": (2e-3, 1e-4),
 }
 # relative difference between the gradients with and without checkpointing
 ROUNDS = {"float32": 1e-5, "bfloat16": 2**-8, "8bit": 2**-8, "4bit": 2**-8}
-# DoRA reads the base's weights, and on a CPU PEFT loses the scales of 8 bits while it does so
+# with DoRA, PEFT loses the scales of 8-bit weights on a CPU
 GRID = [(k, b) for k in KINDS for b in BASES if (k, b) != ("use_dora", "8bit")]
 
 
 @pytest.fixture
 def make_roles(model_config, tiny_base, reward_run, tmp_path):
-    """PPO's roles whose policy, and value, are adapters of that kind, made in float32."""
+    """PPO's roles with policy and reference of that kind, created in float32."""
 
-    def made(kind, precision):
+    def make(kind, precision):
         start = fresh_roles(model_config)
         start.create(POLICY, lora(**{kind: True}))
         length = {n: p.clone() for n, p in start.model.named_parameters() if "magnitude" in n}
         randomise(start, POLICY, seed=1)
-        with torch.no_grad():  # lengths of what DoRA makes, no noise about zero
+        with torch.no_grad():  # DoRA's magnitudes, which are norms, not noise around zero
             for name, parameter in start.model.named_parameters():
                 if name in length:
                     parameter.copy_(1.1 * length[name])
@@ -56,11 +56,11 @@ def make_roles(model_config, tiny_base, reward_run, tmp_path):
         roles.attach(VALUE, reward_run, head=True, trainable=True, any_precision=True)
         return roles
 
-    return made
+    return make
 
 
 def first_epoch(roles, tokenizer, folder, *, checkpointing, autocast):
-    """The gradients of the one step that is the first epoch, and what was logged of it."""
+    """Gradients and log of a single step, which is the first epoch."""
     steps = Gradients(roles)
     torch.manual_seed(0)
     make(
@@ -75,31 +75,29 @@ def first_epoch(roles, tokenizer, folder, *, checkpointing, autocast):
         num_mini_batches=1,
         max_steps=1,
     ).train()
-    return steps.found, json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    return steps.gradients, json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
 
 
 @pytest.mark.parametrize(("kind", "precision"), GRID)
-def test_dora_and_rslora_start_at_ratio_one_and_checkpointing_changes_no_gradient(
-    make_roles, tokenizer, tmp_path, kind, precision
-):
-    found = {}
+def test_dora_and_rslora_start_at_ratio_one(make_roles, tokenizer, tmp_path, kind, precision):
+    gradients = {}
     for checkpointing in (False, True):
         roles = make_roles(kind, precision)
         assert getattr(roles.model.peft_config[POLICY], kind)
         folder = tmp_path / str(checkpointing)
         options = {"checkpointing": checkpointing, "autocast": precision != "float32"}
-        found[checkpointing], first = first_epoch(roles, tokenizer, folder, **options)
+        gradients[checkpointing], first = first_epoch(roles, tokenizer, folder, **options)
         assert roles.base.is_gradient_checkpointing is checkpointing
         mean, square = NEAR[precision]
         assert first["val/ratio"] == pytest.approx(1.0, abs=mean)
         assert first["policy/approxkl_avg"] == pytest.approx(0.0, abs=square)
         assert first["objective/kl"] == pytest.approx(0.0, abs=1e-3)
-    plain, checkpointed = found[False], found[True]
+    plain, checkpointed = gradients[False], gradients[True]
     assert plain.keys() == checkpointed.keys() == set(roles.trainable_names())
     of_policy = [n for n in plain if f".{POLICY}." in n]
     assert any("magnitude" in n for n in of_policy) is (kind == "use_dora")
     assert len(plain) > len(of_policy) > 0
     for name, gradient in plain.items():
         assert gradient.any(), name
-        away = (checkpointed[name] - gradient).norm()
-        assert away <= ROUNDS[precision] * gradient.norm(), name
+        difference = (checkpointed[name] - gradient).norm()
+        assert difference <= ROUNDS[precision] * gradient.norm(), name

@@ -19,7 +19,7 @@ from toolkit.reward.training import Comparisons, RewardModelTrainer
 
 @pytest.fixture
 def trained(model_config, sft_run, tokenizer, tmp_path):
-    """A reward model trained for two steps: its folder, and the notes of its run."""
+    """A reward model trained for two steps: its folder, its results, and its trainer."""
 
     def train(name, demonstrations, *, unit_variance):
         base, _ = load_base(model_config, scalar=True)
@@ -46,21 +46,21 @@ def trained(model_config, sft_run, tokenizer, tmp_path):
         start = RewardArguments(
             parent=str(sft_run), demonstrations="these", unit_variance=unit_variance
         )
-        found = fingerprint(model_config, tokenizer)
-        member = RewardModelTrainer(base, tokenizer, found, model_config, most_tokens=0)
+        base_fingerprint = fingerprint(model_config, tokenizer)
+        member = RewardModelTrainer(base, tokenizer, base_fingerprint, model_config, most_tokens=0)
         return folder, member.train(data, training, start, resume=None), member
 
     return train
 
 
 def scored(folder, model_config, tokenizer, rows):
-    """By another model that reads what is on disk."""
+    """Scores of another model loaded from disk."""
     roles = fresh_roles(model_config)
     roles.attach(REWARD, folder, head=True)
     return torch.tensor(score_rows(roles, tokenizer, rows))
 
 
-def test_unit_variance_scales_the_scores_and_orders_them_alike(trained, model_config, tokenizer):
+def test_unit_variance_scales_scores_and_keeps_their_order(trained, model_config, tokenizer):
     shown = more_rows()
     plain, plain_notes, _ = trained("plain", shown, unit_variance=False)
     scaled, notes, _ = trained("scaled", shown, unit_variance=True)
@@ -69,9 +69,9 @@ def test_unit_variance_scales_the_scores_and_orders_them_alike(trained, model_co
     assert after.mean().item() == pytest.approx(0, abs=1e-4)
     assert after.std().item() == pytest.approx(1, abs=1e-4)
     assert before.std().item() == pytest.approx(plain_notes["score_std"], abs=1e-4)
-    assert abs(before.std().item() - 1) > 0.1  # or there was nothing to scale
+    assert abs(before.std().item() - 1) > 0.1  # otherwise scaling would do nothing
     assert notes == plain_notes | {"score_std": 1.0, "bias": notes["bias"]}
-    # of anything else too: the same scores by one factor
+    # other texts are scaled by the same factor
     others = more_rows(40)[32:]
     factor = 1 / before.std()
     assert torch.allclose(
@@ -81,7 +81,7 @@ def test_unit_variance_scales_the_scores_and_orders_them_alike(trained, model_co
     )
 
 
-def test_members_score_on_the_scale_that_they_write(trained, model_config, tokenizer):
+def test_member_scores_on_its_saved_scale(trained, model_config, tokenizer):
     from toolkit.sampling.generation import encode_completion, encode_prompt
 
     shown = more_rows()
@@ -92,7 +92,7 @@ def test_members_score_on_the_scale_that_they_write(trained, model_config, token
 
 
 @pytest.mark.parametrize("shown", [more_rows(1), more_rows(1) * 3], ids=["one", "alike"])
-def test_scores_that_do_not_differ_are_not_scaled(shown, trained, model_config, tokenizer, capsys):
+def test_equal_scores_are_not_scaled(shown, trained, model_config, tokenizer, capsys):
     folder, notes, _ = trained("alike", shown, unit_variance=True)
     assert "scores do not differ, so they are not scaled" in capsys.readouterr().out
     assert notes["score_std"] == 0.0
@@ -101,7 +101,7 @@ def test_scores_that_do_not_differ_are_not_scaled(shown, trained, model_config, 
     )
 
 
-def test_rounding_is_no_spread_to_be_scaled(trained, monkeypatch):
+def test_scores_that_differ_by_rounding_are_not_scaled(trained, monkeypatch):
     alike = torch.full((8,), 0.7) + 1e-7 * torch.arange(8)
     monkeypatch.setattr("toolkit.reward.training.score_texts", lambda *_, **__: alike)
     _, notes, member = trained("alike", more_rows(8), unit_variance=True)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ppo import slow_ppo
-from toolkit.ppo.advantages import gae, kl_estimate, kl_rewards, whiten
+from toolkit.ppo.experience import gae, kl_estimate, kl_rewards, whiten
 from toolkit.ppo.losses import policy_loss, value_loss
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-9}  # float64 on both sides
@@ -20,7 +20,7 @@ def ragged(lengths, seed, *, scale=1.0):
 
 
 def padded(rows, garbage=1e3):
-    """`(B, T)`, right-padded with a large number that nothing may depend on."""
+    """`(B, T)`, right-padded with a large number that must not matter."""
     width = max(map(len, rows))
     filled = [row + [garbage] * (width - len(row)) for row in rows]
     return torch.tensor(filled, dtype=torch.float64)
@@ -31,9 +31,9 @@ def mask_of(rows):
     return torch.tensor([[t < len(row) for t in range(width)] for row in rows])
 
 
-def assert_rows(found, expected):
+def assert_rows(tensor, expected):
     """The real tokens are as expected, the padding is zero."""
-    torch.testing.assert_close(found, padded(expected, garbage=0.0), **CLOSE)
+    torch.testing.assert_close(tensor, padded(expected, garbage=0.0), **CLOSE)
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,13 +77,12 @@ def test_from_scores_to_advantages(lengths, gamma, lam, beta, estimator, whiten_
     seed=st.integers(0, 1000),
 )
 def test_losses_and_statistics(lengths, cliprange, cliprange_value, seed):
-    old, advantages, old_values, returns, values, entropy = (
-        ragged(lengths, seed + i) for i in range(6)
-    )
+    old, advantages, old_values, returns, values = (ragged(lengths, seed + i) for i in range(5))
+    no_entropy = [[0.0] * length for length in lengths]  # of logits: test_logprobs_and_entropies
     moves = ragged(lengths, seed + 6, scale=0.3)
     new = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(old, moves, strict=True)]
     mask, count = mask_of(old), sum(lengths)
-    columns = (old, advantages, old_values, returns, new, values, entropy)
+    columns = (old, advantages, old_values, returns, new, values, no_entropy)
     flat = ([x for row in rows for x in row] for rows in columns)
     tokens = [slow_ppo.Token(*numbers) for numbers in zip(*flat, strict=True)]
     expected = slow_ppo.minibatch(tokens, cliprange=cliprange, cliprange_value=cliprange_value)
@@ -93,16 +92,14 @@ def test_losses_and_statistics(lengths, cliprange, cliprange_value, seed):
     value, clipped = value_loss(
         padded(values), padded(old_values), padded(returns), mask, cliprange=cliprange_value
     )
-    found = [
-        policy.loss / count,
-        value / count,
-        torch.tensor(expected.entropy),
-        policy.approx_kl / count,
-        policy.clipped / count,
-        clipped / count,
-        policy.ratio / count,
-    ]
-    for name, number in zip(vars(expected), found, strict=True):
-        torch.testing.assert_close(
-            number.double(), torch.tensor(vars(expected)[name]).double(), atol=1e-6, rtol=1e-6
-        )
+    sums = {
+        "policy_loss": policy.loss,
+        "value_loss": value,
+        "approx_kl": policy.approx_kl,
+        "clip_fraction": policy.clipped,
+        "value_clip_fraction": clipped,
+        "ratio": policy.ratio,
+    }
+    for name, total in sums.items():
+        mean = torch.tensor(getattr(expected, name)).double()
+        torch.testing.assert_close((total / count).double(), mean, atol=1e-6, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Warnings in PPO's log: on curves by hand, and through a trainer into metrics.jsonl."""
+"""PPO's warnings: on hand-made curves, and in a trainer's metrics.jsonl."""
 
 import json
 
@@ -7,15 +7,16 @@ import pytest
 from tests.conftest import ROOT
 from tests.ppo.setup import make, prompts
 from toolkit.evaluation.evaluate import gold_metrics, gold_monitor
+from toolkit.ppo import trainer as trainer_module
 from toolkit.ppo.warnings import (
     CHECKS,
     WatchCallback,
-    lengthening,
-    refusing,
-    runaway,
-    unending,
+    fewer_ends,
+    high_kl,
+    longer_answers,
+    lower_gold,
+    more_refusals,
     warned,
-    worsening,
 )
 
 
@@ -41,17 +42,22 @@ def evaluations(scores, **columns):
         ([0, 1, 2, 4, 5, 6], [0, 0, 0, 1, 1, 1], 6.0, True),  # the last three: KL 5
         ([0, 1, 2, 3, 3, 9], [0, 0, 0, 1, 1, 1], 9.0, False),  # KL 5, below 6
         ([0, 1, 2, 4, 5, 6], [1, 1, 1, 0, 0, 0], 6.0, False),  # the score fell
-        ([0, 1, 2, 3, 3, 4], [0, 0, 0, 1, 1, 1], 0.5, False),  # a sure reference: 3.3 below 3.5
+        (
+            [0, 1, 2, 3, 3, 4],
+            [0, 0, 0, 1, 1, 1],
+            0.5,
+            False,
+        ),  # a reference of low entropy: 3.3 below 3.5
         ([0, 1, 2, 3, 4, 4], [0, 0, 0, 1, 1, 1], 0.5, True),
-        ([9, 9, 9], [0, 1, 2], 6.0, False),  # one mean alone rises over nothing
+        ([9, 9, 9], [0, 1, 2], 6.0, False),  # only one mean
     ],
 )
-def test_runaway_kl(kls, scores, entropy, fires):
-    assert (runaway(training(kls, scores, entropy)) is not None) == fires
+def test_high_kl(kls, scores, entropy, fires):
+    assert (high_kl(training(kls, scores, entropy)) is not None) == fires
 
 
-def test_runaway_says_what_it_saw():
-    line = runaway(training([0, 0, 0, 4, 5, 6], [-1, -1, -1, 1, 1, 1]))
+def test_high_kl_message():
+    line = high_kl(training([0, 0, 0, 4, 5, 6], [-1, -1, -1, 1, 1, 1]))
     assert "from -1.00 to 1.00 at a KL of 5.0 nats per answer, above 4.0" in line
 
 
@@ -69,19 +75,19 @@ def rollouts(scores, **columns):
         ([0, 0, 0, 1, 1, 1], [40, 40, 40, 60, 61, 62], True),  # 61 is above 60
         ([0, 0, 0, 1, 1, 1], [40, 40, 40, 58, 59, 60], False),
         ([1, 1, 1, 0, 0, 0], [40, 40, 40, 90, 90, 90], False),  # the score fell
-        ([0, 1, 2], [40, 80, 160], False),  # one mean alone
+        ([0, 1, 2], [40, 80, 160], False),  # only one mean
     ],
 )
-def test_answers_grow_with_the_score(scores, length, fires):
-    assert (lengthening(rollouts(scores, length=length)) is not None) == fires
+def test_longer_answers(scores, length, fires):
+    assert (longer_answers(rollouts(scores, length=length)) is not None) == fires
 
 
 @pytest.mark.parametrize(("ended", "fires"), [(0.7, True), (0.8, False)])
-def test_answers_no_longer_end_while_the_score_rises(ended, fires):
+def test_fewer_ends(ended, fires):
     rows = rollouts([0, 0, 0, 1, 1, 1], ended=[0.95] * 3 + [ended] * 3)
-    found = unending(rows)
-    assert (found is not None) == fires
-    assert found is None or "from 95% to 70%" in found
+    warning = fewer_ends(rows)
+    assert (warning is not None) == fires
+    assert warning is None or "from 95% to 70%" in warning
 
 
 @pytest.mark.parametrize(
@@ -91,30 +97,30 @@ def test_answers_no_longer_end_while_the_score_rises(ended, fires):
         ([0, 0, 0, 1, 1, 1], [0.02, 0.02, 0.02, 0.09, 0.09, 0.09], False),
         ([1, 1, 1, 0, 0, 0], [0.02, 0.02, 0.02, 0.11, 0.11, 0.11], False),
         ([0, 1, 2, 3, 4, 5], [0.3, 0.3, 0.3, 0.2, 0.1, 0.1], False),
-        ([0, 1, 2, 3, 4, 5, 6], [0.2, 0.02, 0.02, 0.02, 0.11, 0.11, 0.11], True),  # over its best
+        ([0, 1, 2, 3, 4, 5, 6], [0.2, 0.02, 0.02, 0.02, 0.11, 0.11, 0.11], True),  # above its best
     ],
 )
-def test_refusals_rise_with_the_score(scores, refused, fires):
-    assert (refusing(evaluations(scores, over_refusal=refused)) is not None) == fires
+def test_more_refusals(scores, refused, fires):
+    assert (more_refusals(evaluations(scores, over_refusal=refused)) is not None) == fires
 
 
-def test_gold_falls_below_its_best_while_the_score_rises():
+def test_lower_gold():
     rows = evaluations(range(9), mean=[0, 0, 0, 0.9, 0.9, 0.9, 0.6, 0.6, 0.6])
-    assert worsening(rows[:6]) is None
-    assert worsening(rows[:7]) is None
-    assert "from 4.00 to 7.00 while gold fell from 0.90 to 0.60" in worsening(rows)
+    assert lower_gold(rows[:6]) is None
+    assert lower_gold(rows[:7]) is None
+    assert "from 4.00 to 7.00 while gold fell from 0.90 to 0.60" in lower_gold(rows)
 
 
-def test_an_evaluation_is_not_held_against_a_rollout_and_nothing_against_nothing():
+def test_checks_ignore_rows_without_their_metrics():
     rows = training([0, 0, 0, 9, 9, 9], [0, 0, 0, 1, 1, 1])
-    assert runaway([*rows, {"eval_objective/scores": 1.0}]) is None
-    for check in (runaway, lengthening, unending, refusing, worsening):
+    assert high_kl([*rows, {"eval_objective/scores": 1.0}]) is None
+    for check in (high_kl, longer_answers, fewer_ends, more_refusals, lower_gold):
         assert check([]) is None
         assert check([{"loss": 1.0}]) is None
 
 
-def test_a_warning_is_said_once_and_is_in_the_log(ppo_roles, tokenizer, tmp_path, capsys):
-    """A user's own metric that gets worse; four evaluations after two whose mean was better."""
+def test_warning_is_printed_and_logged_once(ppo_roles, tokenizer, tmp_path, monkeypatch, capsys):
+    """A user's metric gets worse from the fourth evaluation on."""
     refused = iter([0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5])
     calls = []
 
@@ -133,52 +139,51 @@ def test_a_warning_is_said_once_and_is_in_the_log(ppo_roles, tokenizer, tmp_path
         eval_strategy="steps",
         eval_steps=1,
     )
-    look, score = trainer.maker.look, iter(range(8))
+    measure, scores = trainer_module.evaluation_metrics, iter(range(8))
 
-    def rising(rows):
-        notes, samples = look(rows)
-        return notes | {"objective/scores": float(next(score))}, samples
+    def rising(*args, **kwargs):
+        return measure(*args, **kwargs) | {"objective/scores": float(next(scores))}
 
-    trainer.maker.look = rising
+    monkeypatch.setattr(trainer_module, "evaluation_metrics", rising)
     trainer.train()
     assert calls == [("user", "assistant", ["x"] * 4)] * 8
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    (found,) = [row for row in rows if "warning/over_refusal" in row]
-    assert found["step"] == 4
-    assert "from 0% to 17%" in found["warning/over_refusal"]
-    assert "eval_gold/nothing" not in found
-    assert warned(trainer.state.log_history) == [found["warning/over_refusal"]]
+    (row,) = [row for row in rows if "warning/over_refusal" in row]
+    assert row["step"] == 4
+    assert "from 0% to 17%" in row["warning/over_refusal"]
+    assert "eval_gold/nothing" not in row
+    assert warned(trainer.state.log_history) == [row["warning/over_refusal"]]
     assert capsys.readouterr().out.count("! step 4: over-optimisation: the held-out score") == 1
 
 
-def test_gold_of_answers_by_hand():
+def test_gold_metrics_by_hand():
     questions = ["What is 1 plus 2?", "What is 2 plus 2?", "Hello."]
-    asked = [[{"role": "user", "content": text}] for text in questions]
-    said = ["1 plus 2 is 3.", "I do not know that.", "Hello. How can I help you?"]
-    answers = [[{"role": "assistant", "content": text}] for text in said]
-    found = gold_metrics(asked, answers)
-    assert found["gold/correct"] == 0.5
-    assert found["gold/over_refusal"] == pytest.approx(1 / 3, abs=1e-6)
-    assert found["gold/hallucinated"] is None
-    assert gold_monitor(asked) is gold_metrics
-    assert gold_monitor([*asked, "Why is the sky blue?"]) is None
+    chats = [[{"role": "user", "content": text}] for text in questions]
+    texts = ["1 plus 2 is 3.", "I do not know that.", "Hello. How can I help you?"]
+    answers = [[{"role": "assistant", "content": text}] for text in texts]
+    metrics = gold_metrics(chats, answers)
+    assert metrics["gold/correct"] == 0.5
+    assert metrics["gold/over_refusal"] == pytest.approx(1 / 3, abs=1e-6)
+    assert metrics["gold/hallucinated"] is None
+    assert gold_monitor(chats) is gold_metrics
+    assert gold_monitor([*chats, "Why is the sky blue?"]) is None
 
 
-def test_the_log_of_a_run_without_a_kl_penalty_shows_that_it_over_optimises():
-    """The run of docs/ppo.md: its warnings are those that its own rows give rise to, and they are true."""
+def test_recorded_run_without_kl_penalty_warns():
+    """The run in docs/ppo.md has the warnings that its rows cause, and over-optimises."""
     lines = (ROOT / "docs" / "results" / "beta0.jsonl").read_text(encoding="utf-8").splitlines()
     logged = [json.loads(line) for line in lines]
-    rows, said = [], {}
+    rows, computed = [], {}
     for row in logged:
         rows.append({k: v for k, v in row.items() if k not in CHECKS})
         for key, check in CHECKS.items():
-            line = None if key in said else check(rows)
+            line = None if key in computed else check(rows)
             if line is not None:
-                said[key] = (row["step"], line)
-    found = {key: (row["step"], row[key]) for row in logged for key in CHECKS if key in row}
-    assert said == found
-    assert {"warning/kl", "warning/gold"} <= found.keys()
-    assert max(step for step, _ in found.values()) <= 60  # within a few dozen updates
+                computed[key] = (row["step"], line)
+    recorded = {key: (row["step"], row[key]) for row in logged for key in CHECKS if key in row}
+    assert computed == recorded
+    assert {"warning/kl", "warning/gold"} <= recorded.keys()
+    assert max(step for step, _ in recorded.values()) <= 60  # within 60 updates
 
     def curve(key):
         return [row[key] for row in logged if key in row]

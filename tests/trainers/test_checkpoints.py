@@ -330,7 +330,7 @@ def test_a_run_does_not_go_on_with_other_prompts(make_ppo_roles, tokenizer, tmp_
     for others in (prompts().select(range(12)), prompts().select(range(15, -1, -1))):
         trainer = make(make_ppo_roles(), tokenizer, others, tmp_path, **options)
         with pytest.raises(
-            CheckpointError, match=r"made with `prompts` 16 \(\w+\), this run has 1"
+            CheckpointError, match=r"written with `prompts` 16 \(\w+\), this run has 1"
         ):
             trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
         assert (tmp_path / "checkpoint-8").is_dir()

@@ -1,183 +1,142 @@
-"""PPO's checkpoints: adapters as PEFT files, the value in a folder of its own, the open rollout."""
+"""PPO's part of a checkpoint: policy and value as PEFT files, the open rollout, β, and the average."""
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
 from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles, belongs_to
-from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.ema import LAST, PolicyEMA
-from toolkit.ppo.experience import ExperienceMaker
-from toolkit.ppo.rollout import Experience
-from toolkit.ppo.updates import Updater
-from toolkit.reward.rewards import name_of
+from toolkit.ppo.config import PPOConfig, same_on_resume
+from toolkit.ppo.ema import LAST, PolicyEMA, averaged_policy
+from toolkit.ppo.experience import Experience, KLController
+from toolkit.reward.functions import RewardFunction, name_of
 from toolkit.runs.run import write_json
-from toolkit.trainers.checkpoints import WholeCheckpoints, read_state
+from toolkit.trainers.checkpoints import read_state
 
 EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
-# what decides which rows an update gets, what they are worth, and how far it goes
-SAME_ON_RESUME = (
-    "seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_mini_batches",
-    "num_ppo_epochs",
-    "num_generations",
-    "response_length",
-    "temperature",
-    "value_role",
-    "kl_coef",
-    "kl_estimator",
-    "kl_target",
-    "kl_horizon",
-    "target_kl",
-    "gamma",
-    "lam",
-    "whiten_rewards",
-    "reward_clip",
-    "reward_weights",
-    "reward_aggregation",
-    "reward_std_coef",
-    "missing_eos_penalty",
-    "length_penalty",
-    "cliprange",
-    "cliprange_value",
-    "vf_coef",
-    "ent_coef",
-    "ptx_coef",
-    "ptx_batch_size",
-    "ptx_max_length",
-    "learning_rate",
-    "value_learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "weight_decay",
-)
 
 
-class PPOCheckpoints(WholeCheckpoints):
-    """What `PPOTrainer` writes into a checkpoint, and how it goes on from one, to the bit on a CPU."""
+@dataclass
+class OpenRollout:
+    """The rollout that updates use, whether `target_kl` stopped them, and the values since the last log."""
+
+    experience: Experience | None = None
+    stopped: bool = False
+    metrics: dict[str, list[Tensor | float]] = field(default_factory=lambda: defaultdict(list))
+
+
+@dataclass
+class PPOCheckpoints:
+    """Writes and reads PPO's part of a checkpoint. In float32 on a CPU, resuming is bit-exact.
+
+    `prompts` and `ptx` are token ids of the training prompts and of the pretraining texts.
+    """
 
     roles: Roles
     args: PPOConfig
-    processing_class: PreTrainedTokenizerBase
-    train_dataset: Dataset
-    maker: ExperienceMaker
-    updater: Updater
+    tokenizer: PreTrainedTokenizerBase
+    open_rollout: OpenRollout
+    kl_control: KLController
     ema: PolicyEMA | None
-    experience: Experience | None
-    state: Any
-    _stopped: bool
-    _metrics: dict[str, list[Tensor | float]]
+    prompts: Sequence[Sequence[int]]
+    ptx: Sequence[Sequence[int]]
+    functions: Sequence[RewardFunction]
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """A checkpoint holds the policy as it is, to go on from; a finished run what to use."""
-        folder = Path(output_dir or self.args.output_dir)
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run that wrote the checkpoint.
+
+        Options, names of reward functions, and hashes of prompts, pretraining texts and frozen weights.
+        """
+        values = {name: getattr(self.args, name) for name in same_on_resume(type(self.args))}
+        return (
+            {name: getattr(value, "value", value) for name, value in values.items()}
+            | {"reward_funcs": [name_of(f) for f in self.functions]}
+            | {"prompts": _hash_rows(self.prompts), "pretraining texts": _hash_rows(self.ptx)}
+            | {f"weights of {n}": self._hash_role(n) for n in (REFERENCE, *self.roles.rewards)}
+        )
+
+    def _hash_role(self, role: str) -> str | None:
+        """A hash of a role's adapter and head; None if the role has no weights."""
+        assert self.roles.model is not None
+        named = self.roles.model.named_parameters()
+        weights = [p.detach().cpu().contiguous() for n, p in named if belongs_to(n, role)]
+        digest = hashlib.sha256()
+        for weight in weights:
+            digest.update(weight.view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:12] if weights else None
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint, which holds the policy itself, or a finished run with its average."""
         finished = not folder.name.startswith("checkpoint-")
-        with self._averaged() if finished else nullcontext():
+        with averaged_policy(self.ema if finished else None):
             self.roles.save(POLICY, folder)
         self.roles.save(VALUE, folder / VALUE)
-        self.processing_class.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
         if self.ema is not None and finished:
             self.roles.save(POLICY, folder / LAST)
             print(f"{folder}: {self.ema}", flush=True)
         elif self.ema is not None:
             self.ema.save(folder)
-        if not finished and self.experience is not None:
-            self.experience.save(folder / EXPERIENCE_FILE)
+        rollout = self.open_rollout
+        if not finished and rollout.experience is not None:
+            rollout.experience.save(folder / EXPERIENCE_FILE)
             state = {
-                "kl_coef": self.maker.control.coef,
-                "stopped": self._stopped,
-                "metrics": {name: list(map(float, seen)) for name, seen in self._metrics.items()},
-                "settings": self._settings,
+                "kl_coef": self.kl_control.coef,
+                "stopped": rollout.stopped,
+                "metrics": {n: list(map(float, xs)) for n, xs in rollout.metrics.items()},
+                "settings": self.settings,
             }
             write_json(folder / STATE_FILE, state)
 
-    def _check_fits(self, checkpoint: Path) -> None:
+    def check(self, checkpoint: Path) -> None:
+        """Raise CheckpointError if a checkpoint has no rollout or was written with other settings."""
         if not (checkpoint / EXPERIENCE_FILE).is_file():
             raise CheckpointError(
-                f"{checkpoint}: {EXPERIENCE_FILE} is missing, so it cannot be resumed"
+                f"{checkpoint}: {EXPERIENCE_FILE} is missing, so PPO cannot resume from it"
             )
-        for name, before in read_state(checkpoint / STATE_FILE)["settings"].items():
-            now = self._settings.get(name)
-            if now != before:
+        for name, saved in read_state(checkpoint / STATE_FILE)["settings"].items():
+            current = self.settings.get(name)
+            if current != saved:
                 raise CheckpointError(
-                    f"{checkpoint}: it was made with `{name}` {before}, this run has {now}; a run goes on "
-                    "with the settings and data it began with"
+                    f"{checkpoint}: it was written with `{name}` {saved}, this run has {current}; a run "
+                    "resumes only with the settings and data that it began with"
                 )
-        super()._check_fits(checkpoint)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
+    def load(self, folder: Path) -> None:
+        """Replace weights, open rollout, β and average by those of a checkpoint."""
         state = read_state(folder / STATE_FILE)
-        for name, place in ((POLICY, folder), (VALUE, folder / VALUE)):
-            self.roles.load(name, place)
+        self.load_weights(folder)
         try:
-            self.experience = Experience.load(folder / EXPERIENCE_FILE, self.args.device)
+            experience = Experience.load(folder / EXPERIENCE_FILE, self.args.device)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder / EXPERIENCE_FILE}: cannot be read ({error})"
             ) from error
-        self.maker.control.coef, self._stopped = float(state["kl_coef"]), bool(state["stopped"])
-        self._metrics = defaultdict(list, state["metrics"])
+        self.kl_control.coef = float(state["kl_coef"])
+        self.open_rollout.experience = experience
+        self.open_rollout.stopped = bool(state["stopped"])
+        self.open_rollout.metrics = defaultdict(list, state["metrics"])
+
+    def load_weights(self, folder: Path) -> None:
+        """Replace policy, value and average by those of a checkpoint."""
+        self.roles.load(POLICY, folder)
+        self.roles.load(VALUE, folder / VALUE)
         if self.ema is not None:
             self.ema.load(folder)
 
-    @cached_property
-    def _settings(self) -> dict[str, Any]:
-        """What must be the same in a run that goes on: options, the names of reward functions, and by
-        hashes the prompts, the pretraining texts, and the weights compared with and rewarded by."""
-        options = {name: getattr(self.args, name) for name in SAME_ON_RESUME}
-        options = {name: getattr(value, "value", value) for name, value in options.items()}
-        frozen = {f"weights of {n}": self._hash(n) for n in (REFERENCE, *self.roles.rewards)}
-        return (
-            options
-            | {"reward_funcs": [name_of(f) for f in self.maker.functions]}
-            | {"prompts": _digest(self.train_dataset["prompt_ids"])}
-            | {"pretraining texts": _digest(self.updater.ptx)}
-            | frozen
-        )
 
-    def _hash(self, role: str) -> str | None:
-        """Of a role's weights, adapter and head; None where it has none."""
-        digest, found = hashlib.sha256(), False
-        for name, parameter in self.roles.model.named_parameters():  # type: ignore[union-attr]
-            if belongs_to(name, role):
-                found = True
-                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:12] if found else None
-
-    def _averaged(self) -> AbstractContextManager[None]:
-        """The policy as its average inside, if there is one."""
-        return nullcontext() if self.ema is None else self.ema.in_place()
-
-    def _load_best_model(self) -> None:
-        best = Path(str(self.state.best_model_checkpoint))
-        self.roles.load(POLICY, best)
-        self.roles.load(VALUE, best / VALUE)
-        if self.ema is not None:
-            self.ema.load(best)
-
-
-def _digest(rows: Sequence[Sequence[int]]) -> str:
-    """How many rows of token ids there are, and a hash of them."""
+def _hash_rows(rows: Sequence[Sequence[int]]) -> str:
+    """The number of rows of token ids, and a hash of them."""
     digest = hashlib.sha256()
     for ids in rows:
         digest.update(repr(list(ids)).encode())

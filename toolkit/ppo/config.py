@@ -1,50 +1,72 @@
-"""PPO's settings; names are those of TRL 1.12's PPOConfig where the thing is the same."""
+"""PPO's settings. Options of TRL 1.12's PPOConfig with the same meaning keep their names."""
 
+# ruff: noqa: RUF009 (`option` makes a dataclass field)
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from trl.trainer.base_config import _BaseConfig
 
-# names, their lower bound, whether it is excluded
-BOUNDS: tuple[tuple[tuple[str, ...], float, bool], ...] = (
-    (
-        (
-            "num_ppo_epochs",
-            "num_mini_batches",
-            "response_length",
-            "max_prompt_length",
-            "num_generations",
-            "kl_horizon",
-            "local_rollout_forward_batch_size",
-            "generation_batch_size",
-            "total_episodes",
-            "ptx_batch_size",
-        ),
-        1,
-        False,
-    ),
-    (("ptx_max_length",), 2, False),  # one token has nothing before it
-    (
-        ("temperature", "cliprange", "cliprange_value", "kl_target", "target_kl", "reward_clip"),
-        0,
-        True,
-    ),
-    (
-        ("kl_coef", "vf_coef", "ptx_coef", "ent_coef", "reward_std_coef", "value_learning_rate"),
-        0,
-        False,
-    ),
+T = TypeVar("T")
+
+
+class Bound(NamedTuple):
+    """The range of an option's number, as text and as a test."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+# the range, stated in an option's type
+Positive = Annotated[T, Bound("above 0", lambda x: x > 0)]
+NotNegative = Annotated[T, Bound("at least 0", lambda x: x >= 0)]
+AtLeast1 = Annotated[T, Bound("at least 1", lambda x: x >= 1)]
+AtLeast2 = Annotated[T, Bound("at least 2", lambda x: x >= 2)]
+Share = Annotated[T, Bound("in [0, 1]", lambda x: 0 <= x <= 1)]
+Fraction = Annotated[T, Bound("between 0 and 1", lambda x: 0 < x < 1)]
+# whether a resumed run must keep the value that the run began with, stated in an option's type
+SAME, MAY_CHANGE = "same on resume", "may change on resume"
+Same = Annotated[T, SAME]
+MayChange = Annotated[T, MAY_CHANGE]
+# the same for the options of transformers' TrainingArguments and of TRL's base config
+INHERITED = dict.fromkeys(
+    """per_device_train_batch_size lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args
+    weight_decay adam_beta1 adam_beta2 gradient_accumulation_steps seed""".split(),
+    SAME,
+) | dict.fromkeys(
+    """output_dir num_train_epochs max_steps optim_target_modules average_tokens_across_devices
+    max_grad_norm label_smoothing_factor bf16 fp16 bf16_full_eval fp16_full_eval tf32
+    activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+    gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode
+    use_liger_kernel liger_kernel_config use_cache neftune_noise_alpha torch_empty_cache_steps
+    auto_find_batch_size logging_strategy logging_steps logging_first_step log_on_each_node
+    logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm
+    report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
+    eval_strategy eval_steps eval_delay per_device_eval_batch_size prediction_loss_only
+    eval_on_start eval_do_concat_batches eval_use_gather_object eval_accumulation_steps
+    include_for_metrics batch_eval_metrics save_only_model save_strategy save_steps
+    save_on_each_node save_total_limit enable_jit_checkpoint push_to_hub hub_token hub_private_repo
+    hub_model_id hub_strategy hub_always_push hub_revision load_best_model_at_end ignore_data_skip
+    restore_callback_states_from_checkpoint full_determinism data_seed use_cpu accelerator_config
+    parallelism_config dataloader_drop_last dataloader_num_workers dataloader_pin_memory
+    dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
+    dataloader_in_order label_names train_sampling_strategy length_column_name
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend
+    ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics do_train do_eval do_predict
+    resume_from_checkpoint local_rank""".split(),
+    MAY_CHANGE,
 )
-# what an evaluation while training measures; `eval_metrics` may add to it
-EVALUATED = tuple(
-    f"objective/{name}" for name in ("scores", "kl", "rlhf_reward", "length", "ended")
-)
-CHOICES = {
-    "kl_estimator": ("k1", "k3"),
-    "reward_aggregation": ("mean", "min", "mean_minus_std"),
-    "value_role": ("adapter", "zero", "head"),
-}
+# the metrics of an evaluation during training; `eval_metrics` may add others
+EVALUATED = tuple(f"objective/{name}" for name in "scores kl rlhf_reward length ended".split())
+
+
+def option(default: Any, help: str, *choices: str) -> Any:
+    """A dataclass field with its help text and its choices."""
+    return field(
+        default=default, metadata={"help": help} | ({"choices": choices} if choices else {})
+    )
 
 
 @dataclass
@@ -52,196 +74,142 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     """Arguments of `PPOTrainer`, on top of transformers' TrainingArguments.
 
     One optimizer step is one PPO minibatch of `per_device_train_batch_size ×
-    gradient_accumulation_steps` episodes; a rollout is `num_mini_batches` of them, gone through
-    `num_ppo_epochs` times.
+    gradient_accumulation_steps` episodes. A rollout has `num_mini_batches` of them and is used for
+    `num_ppo_epochs` epochs.
     """
 
-    learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate."})
-    value_learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the value; default learning_rate."}
+    learning_rate: Same[float] = option(3e-6, "Peak learning rate.")
+    value_learning_rate: Same[NotNegative[float | None]] = option(
+        None, "Peak learning rate of the value; default learning_rate."
     )
-    adam_epsilon: float = field(
-        default=1e-5, metadata={"help": "Adam's epsilon; 1e-5 is usual in RLHF (arXiv:2403.17031)."}
+    adam_epsilon: Same[float] = option(1e-5, "Adam's epsilon, as usual in RLHF (arXiv:2403.17031).")
+    total_episodes: MayChange[AtLeast1[int | None]] = option(
+        None, "Episodes to sample; default num_train_epochs × prompts × num_generations."
     )
-    total_episodes: int | None = field(
-        default=None,
-        metadata={
-            "help": "Episodes to sample in all; default num_train_epochs × prompts × num_generations."
-        },
+    num_ppo_epochs: Same[AtLeast1[int]] = option(4, "Passes over each rollout.")
+    num_mini_batches: Same[AtLeast1[int]] = option(1, "Minibatches per rollout.")
+    response_length: Same[AtLeast1[int]] = option(53, "Maximum tokens of a completion.")
+    max_prompt_length: MayChange[AtLeast1[int | None]] = option(
+        None, "Drop prompts with more tokens and print how many; default: keep all."
     )
-    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
-    num_mini_batches: int = field(default=1, metadata={"help": "Minibatches per rollout."})
-    response_length: int = field(default=53, metadata={"help": "Most tokens of a completion."})
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={"help": "Leave out prompts of more tokens, saying how many; default: keep all."},
+    temperature: Same[Positive[float]] = option(0.7, "Rollout temperature, above 0.")
+    kl_coef: Same[NotNegative[float]] = option(0.05, "β: reward units per nat of KL.")
+    kl_target: Same[Positive[float | None]] = option(
+        None, "Adapt β towards this KL, nats per completion; default: β stays kl_coef."
     )
-    temperature: float = field(default=0.7, metadata={"help": "Rollout temperature, above 0."})
-    kl_coef: float = field(default=0.05, metadata={"help": "β: reward units per nat of KL."})
-    kl_target: float | None = field(
-        default=None,
-        metadata={"help": "Steer β to this KL, nats per completion; default: β stays kl_coef."},
+    kl_horizon: Same[AtLeast1[int]] = option(10_000, "Episodes over which β may change by a fifth.")
+    target_kl: Same[Positive[float | None]] = option(
+        None, "Skip the rest of a rollout's updates once approx_kl is above this."
     )
-    kl_horizon: int = field(
-        default=10_000, metadata={"help": "Episodes over which a steered β may change by a fifth."}
+    kl_estimator: Same[str] = option("k1", "Per-token estimator of the KL.", "k1", "k3")
+    cliprange: Same[Positive[float]] = option(0.2, "Clip of the policy ratio.")
+    cliprange_value: Same[Positive[float]] = option(0.2, "Clip around the old value.")
+    vf_coef: Same[NotNegative[float]] = option(0.1, "Weight of the value loss.")
+    gamma: Same[Share[float]] = option(1.0, "Discount per token.")
+    lam: Same[Share[float]] = option(0.95, "λ of generalized advantage estimation.")
+    whiten_rewards: Same[bool] = option(False, "Scale each rollout's rewards to variance 1.")
+    reward_clip: Same[Positive[float | None]] = option(
+        None, "Largest absolute score, before penalties."
     )
-    target_kl: float | None = field(
-        default=None,
-        metadata={"help": "Skip the rest of a rollout's updates once approx_kl is above this."},
+    length_penalty: Same[float] = option(0.0, "Subtracted from the score per completion token.")
+    reward_aggregation: Same[str] = option(
+        "mean", "One score from several reward models.", "mean", "min", "mean_minus_std"
     )
-    kl_estimator: str = field(
-        default="k1", metadata={"help": "Per-token estimator of the KL.", "choices": ["k1", "k3"]}
+    reward_std_coef: Same[NotNegative[float]] = option(1.0, "λ of mean − λ·std over the ensemble.")
+    reward_weights: Same[list[float] | None] = option(
+        None, "Weights of reward functions; default 1."
     )
-    cliprange: float = field(default=0.2, metadata={"help": "Clip of the policy ratio."})
-    cliprange_value: float = field(default=0.2, metadata={"help": "Clip around the old value."})
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
-    lam: float = field(default=0.95, metadata={"help": "λ of generalized advantage estimation."})
-    whiten_rewards: bool = field(
-        default=False, metadata={"help": "Scale each rollout's rewards to variance 1."}
+    ent_coef: Same[NotNegative[float]] = option(0.0, "Weight of the entropy bonus in the loss.")
+    num_generations: Same[AtLeast1[int]] = option(1, "Completions per prompt; divides the rollout.")
+    value_role: Same[str] = option(
+        "adapter",
+        "The critic: an adapter that starts from the reward model, one that starts from zero, "
+        "or only a head on the policy's trunk (cheapest).",
+        "adapter",
+        "zero",
+        "head",
     )
-    reward_clip: float | None = field(
-        default=None, metadata={"help": "Clip scores to ± this, before penalties."}
+    ptx_coef: Same[NotNegative[float]] = option(
+        0.0, "γ of PPO-ptx: weight of the pretraining loss."
     )
-    length_penalty: float = field(
-        default=0.0, metadata={"help": "Taken from the score per token of the completion."}
+    ptx_batch_size: Same[AtLeast1[int | None]] = option(
+        None, "Pretraining texts per optimizer step; default as many as episodes."
     )
-    reward_aggregation: str = field(
-        default="mean",
-        metadata={
-            "help": "One score from several reward models.",
-            "choices": ["mean", "min", "mean_minus_std"],
-        },
+    ptx_max_length: Same[AtLeast2[int]] = option(512, "Maximum tokens of a pretraining text.")
+    ema_decay: MayChange[Fraction[float | None]] = option(
+        None,
+        "Decay of an average of the policy's adapter over the steps, such as 0.9. The run's adapter is "
+        "then the average, and `last/` holds the policy itself (both of the best checkpoint where that "
+        "is loaded at the end). Default: no average.",
     )
-    reward_std_coef: float = field(
-        default=1.0, metadata={"help": "λ of mean_minus_std: mean − λ·std over the ensemble."}
+    metric_for_best_model: MayChange[str | None] = option(
+        None,
+        "Metric by which `load_best_model_at_end` chooses; default objective/rlhf_reward, the held-out "
+        "score minus the KL penalty, and with `kl_target` the score. It may be a metric of the task, "
+        "such as gold/mean.",
     )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weights of the reward functions; default 1 each."}
+    greater_is_better: MayChange[bool | None] = option(
+        None, "Whether a higher metric is better; default true, except for a KL or a loss."
     )
-    ent_coef: float = field(
-        default=0.0, metadata={"help": "Weight of the entropy bonus in the policy's loss."}
+    missing_eos_penalty: Same[float | None] = option(
+        None, "Subtracted from the score of a completion without an end token."
     )
-    num_generations: int = field(
-        default=1, metadata={"help": "Completions per prompt; they divide a rollout."}
+    local_rollout_forward_batch_size: MayChange[AtLeast1[int]] = option(
+        64, "Rows per scoring pass."
     )
-    value_role: str = field(
-        default="adapter",
-        metadata={
-            "help": "The critic: an adapter started from the reward model, an adapter started from "
-            "zero, or only a head on the policy's trunk (cheapest).",
-            "choices": ["adapter", "zero", "head"],
-        },
+    generation_batch_size: MayChange[AtLeast1[int | None]] = option(
+        None, "Rows sampled together; default local_rollout_forward_batch_size."
     )
-    ptx_coef: float = field(
-        default=0.0,
-        metadata={"help": "γ of PPO-ptx: weight of the pretraining loss in every update."},
+    trust_remote_code: MayChange[bool] = option(
+        False, "Run Python code of the model; only on the command line."
     )
-    ptx_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Pretraining texts per optimizer step; default as many as episodes."},
-    )
-    ptx_max_length: int = field(
-        default=512, metadata={"help": "Pretraining texts are cut at this many tokens."}
-    )
-    ema_decay: float | None = field(
-        default=None,
-        metadata={
-            "help": "Average the policy's adapter over the steps with this decay, such as 0.9; the run's "
-            "adapter is then the average, and `last/` holds the policy itself (both of the best checkpoint "
-            "where that is loaded at the end). Default: no average."
-        },
-    )
-    metric_for_best_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "By what `load_best_model_at_end` chooses; default objective/rlhf_reward, the held-out "
-            "score less the KL penalty, and with `kl_target` the score. Also a name of the task's own, "
-            "such as gold/mean."
-        },
-    )
-    greater_is_better: bool | None = field(
-        default=None,
-        metadata={"help": "Whether more of that is better; default yes, but for a KL or a loss."},
-    )
-    missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Taken from the score of a completion that did not end."}
-    )
-    local_rollout_forward_batch_size: int = field(
-        default=64, metadata={"help": "Rows per scoring pass of a rollout."}
-    )
-    generation_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Rows sampled together; default local_rollout_forward_batch_size."},
-    )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={"help": "Run Python that comes with the model; on the command line only."},
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: prompts are no model inputs."}
+    remove_unused_columns: MayChange[bool] = option(
+        False, "Must be false: prompts are not model inputs."
     )
 
     def __post_init__(self) -> None:
-        self._choose_best_by()
+        self._set_best_metric()
         super().__post_init__()
-        self._require_finite()
-        for names, low, strict in BOUNDS:
-            for name in names:
-                value = getattr(self, name)
-                if value is None:
-                    continue
-                if not (value > low if strict else value >= low):
-                    wanted = f"above {low}" if strict else f"at least {low}"
-                    raise ValueError(f"`{name}` must be {wanted}, got {value}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` must be {' or '.join(choices)}, got {getattr(self, name)!r}"
-                )
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be between 0 and 1, got {self.ema_decay}")
+        annotations = annotations_of(type(self))
+        for f in dataclasses.fields(self):
+            value, choices = getattr(self, f.name), f.metadata.get("choices")
+            for number in value if isinstance(value, list | tuple) else [value]:
+                infinite = isinstance(number, float) and not math.isfinite(number)
+                if infinite and number is not f.default:
+                    raise ValueError(f"`{f.name}` must be a finite number, got {number}")
+            if f.name in PPOConfig.__annotations__ and choices and value not in choices:
+                raise ValueError(f"`{f.name}` must be {' or '.join(choices)}, got {value!r}")
+            for bound in annotations[f.name]:
+                if isinstance(bound, Bound) and value is not None and not bound.holds(value):
+                    raise ValueError(f"`{f.name}` must be {bound.text}, got {value}")
         if self.rollout_batch_size % self.num_generations:
             raise ValueError(
                 f"`num_generations` {self.num_generations} must divide a rollout of "
                 f"{self.rollout_batch_size} episodes"
             )
-        if self.kl_target is not None:
-            self._check_steering()
-        if self.remove_unused_columns:
-            raise ValueError("`remove_unused_columns` must be false: prompts are no model inputs")
-
-    def _require_finite(self) -> None:
-        """Refuse NaN and infinities; a command line and a YAML are looked at where they are read."""
-        for f in dataclasses.fields(self):
-            given = getattr(self, f.name)
-            for value in given if isinstance(given, list | tuple) else [given]:
-                if isinstance(value, float) and not math.isfinite(value) and given is not f.default:
-                    raise ValueError(f"`{f.name}` must be a finite number, got {value}")
-
-    def _choose_best_by(self) -> None:
-        """The library's defaults are a loss, and the largest of whatever is named otherwise."""
-        led = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-        chosen = self.load_best_model_at_end or self.save_strategy == "best"
-        if not self.metric_for_best_model and (chosen or led):
-            # a β that is steered differs from one checkpoint to the next
-            steered = self.kl_target is not None
-            self.metric_for_best_model = "objective/scores" if steered else "objective/rlhf_reward"
-        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("/kl"):
-            self.greater_is_better = False
-
-    def _check_steering(self) -> None:
-        """A steered β is multiplied: 0 would stay, and a horizon below a rollout's fifth turn its sign."""
-        if self.kl_coef == 0:
-            raise ValueError("`kl_target` steers `kl_coef` by a factor, so it must not start at 0")
-        if self.kl_horizon < self.rollout_batch_size:
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(
+                "`kl_coef` must be above 0 with `kl_target`, which multiplies it by a factor"
+            )
+        # the factor is at least 1 − 0.2 · episodes / horizon, which must stay positive
+        if self.kl_target is not None and self.kl_horizon < self.rollout_batch_size:
             raise ValueError(
                 f"`kl_horizon` must be at least a rollout's {self.rollout_batch_size} episodes, got "
                 f"{self.kl_horizon}"
             )
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must be false: prompts are not model inputs")
+
+    def _set_best_metric(self) -> None:
+        """Replace the library's defaults: the loss, and the highest value of any other metric."""
+        plateau = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        best = self.load_best_model_at_end or self.save_strategy == "best"
+        if not self.metric_for_best_model and (best or plateau):
+            # an adaptive β differs between checkpoints, and the reward depends on it
+            adaptive = self.kl_target is not None
+            self.metric_for_best_model = "objective/scores" if adaptive else "objective/rlhf_reward"
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("/kl"):
+            self.greater_is_better = False
 
     @property
     def mini_batch_size(self) -> int:
@@ -262,3 +230,15 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     def micro_steps_per_rollout(self) -> int:
         """Forward and backward passes between two rollouts."""
         return self.steps_per_rollout * int(self.gradient_accumulation_steps)
+
+
+def annotations_of(config: type[PPOConfig]) -> dict[str, tuple[Any, ...]]:
+    """The resume rule and the bounds that each option states; inherited options state the rule only."""
+    hints = get_type_hints(config, include_extras=True)
+    own = {f.name: getattr(hints[f.name], "__metadata__", ()) for f in dataclasses.fields(config)}
+    return {name: (*stated, INHERITED.get(name)) for name, stated in own.items()}
+
+
+def same_on_resume(config: type[PPOConfig] = PPOConfig) -> list[str]:
+    """The options whose value a resumed run must keep."""
+    return [name for name, stated in annotations_of(config).items() if SAME in stated]

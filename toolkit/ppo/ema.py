@@ -1,7 +1,7 @@
 """An exponential moving average of the policy's adapter, over the optimizer steps."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ EMA_FILE, LAST = "ema.safetensors", "last"
 class PolicyEMA(TrainerCallback):  # type: ignore[misc]
     """Averages the policy's trainable tensors in float32 after every optimizer step.
 
-    The weight of step k after t steps is (1 − d)·d^(t−k) / (1 − d^t): without the denominator,
-    which is Adam's correction, a short run's average would mostly be the adapter it started from.
+    The weight of step k after t steps is (1 − d)·d^(t−k) / (1 − d^t). The denominator is Adam's
+    bias correction: without it, the average of a short run is mostly the initial adapter.
 
     Args:
         roles: with the policy attached as trainable.
@@ -44,53 +44,56 @@ class PolicyEMA(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Move the average towards the policy; after the first step it is the policy."""
+        """Move the average towards the policy; after the first step they are equal."""
         share = (1 - self.decay) / (1 - self.decay**state.global_step)
         for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter.float(), share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The policy has the averaged weights inside, and its own again afterwards, to the bit."""
+        """The policy has the averaged weights inside the block, and exactly its own afterwards."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         try:
-            self._fill(self.average)
+            self._copy_to_policy(self.average)
             yield
         finally:
-            self._fill(own)
+            self._copy_to_policy(own)
 
     @torch.no_grad()
-    def _fill(self, weights: dict[str, torch.Tensor]) -> None:
+    def _copy_to_policy(self, weights: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
 
     def __str__(self) -> str:
         return (
-            f"the adapter is the policy's average (ema_decay {self.decay}); "
-            f"{LAST}/ holds the policy that it follows"
+            f"the adapter is an average of the policy (ema_decay {self.decay}); "
+            f"{LAST}/ holds the policy itself"
         )
 
     def save(self, folder: Path) -> None:
         """Write the average in float32."""
-        save_file(
-            {name: t.cpu().contiguous() for name, t in self.average.items()}, folder / EMA_FILE
-        )
+        save_file({n: t.cpu().contiguous() for n, t in self.average.items()}, folder / EMA_FILE)
 
     def load(self, folder: Path) -> None:
-        """Take up the average that a checkpoint holds.
+        """Replace the average by that of a checkpoint.
 
-        Raises: CheckpointError where it has none, or that of another adapter.
+        Raises: CheckpointError if the checkpoint has no average, or that of another adapter.
         """
         file = folder / EMA_FILE
         try:
             saved = load_file(file)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"{file}: cannot be read ({error}); a run with `ema_decay` resumes from checkpoints "
-                "of a run that had it"
+                f"{file}: cannot be read ({error}); a run with `ema_decay` resumes only from the "
+                "checkpoints of a run with `ema_decay`"
             ) from error
         shapes = [{n: t.shape for n, t in tensors.items()} for tensors in (saved, self.average)]
         if shapes[0] != shapes[1]:
             raise CheckpointError(f"{file}: does not fit the policy's adapter")
         for name, tensor in self.average.items():
             tensor.copy_(saved[name])
+
+
+def averaged_policy(ema: PolicyEMA | None) -> AbstractContextManager[None]:
+    """The policy has its averaged weights inside the block; without an average nothing changes."""
+    return nullcontext() if ema is None else ema.in_place()

@@ -1,221 +1,216 @@
-"""From prompts to what PPO learns from: sample, score, penalise, and estimate advantages."""
+"""Experience: per-token rewards, advantages and returns of a rollout. Tensors `(B, T)`, right-padded."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import itertools
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerState
 
-from toolkit.errors import RewardError
-from toolkit.models.roles import Roles
-from toolkit.models.tokenizer import stop_ids
-from toolkit.ppo.advantages import gae, kl_estimate, kl_rewards, masked_mean, whiten
+from toolkit.models.passes import Batch, collate
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.kl_control import KLController
-from toolkit.ppo.rollout import Experience, Seen, roll_out
-from toolkit.reward.rewards import (
-    Answers,
-    Aside,
-    RewardFunction,
-    aggregate,
-    function_rewards,
-    penalise,
-    refuse_unjudged,
-)
-from toolkit.sampling.settings import Sampling
-
-Notes = dict[str, float]  # what a rollout says for the log
+from toolkit.ppo.rollout import Metrics, Rollout, RolloutScores
 
 
-class ExperienceMaker:
-    """Makes rollouts; steers β by what their KL was.
+@dataclass
+class Experience(Rollout):
+    """A rollout with its advantages and returns, `(B, T)`, zero where `mask` is False."""
+
+    advantages: Tensor
+    returns: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def rows(self, index: list[int], pad_id: int) -> tuple[Batch, dict[str, Tensor]]:
+        """Some rows, without the columns that are padding in all of them.
+
+        Returns: the tokens, and `logprobs`, `values`, `advantages`, `returns` of the same width.
+        """
+        prompts = [self.prompts[i] for i in index]
+        completions = [self.completions[i] for i in index]
+        batch = collate(prompts, completions, pad_id, self.mask.device)
+        width = batch.mask.shape[1]
+        names = ("logprobs", "values", "advantages", "returns")
+        return batch, {name: getattr(self, name)[index, :width] for name in names}
+
+    def save(self, file: Path) -> None:
+        """Write everything to one safetensors file, so that training resumes inside a rollout."""
+        tensors = {f.name: getattr(self, f.name).cpu().contiguous() for f in fields(self)[2:]}
+        for name in ("prompts", "completions"):
+            rows = getattr(self, name)
+            tensors[name] = torch.tensor([token for row in rows for token in row])
+            tensors[name + "_lengths"] = torch.tensor([len(row) for row in rows])
+        save_file(tensors, file)
+
+    @classmethod
+    def load(cls, file: Path, device: torch.device) -> "Experience":
+        """Read a file that `save` wrote."""
+        tensors = load_file(file)
+
+        def rows(name: str) -> list[list[int]]:
+            tokens = iter(tensors.pop(name).tolist())
+            lengths = tensors.pop(name + "_lengths").tolist()
+            return [list(itertools.islice(tokens, length)) for length in lengths]
+
+        prompts, completions = rows("prompts"), rows("completions")
+        return cls(prompts, completions, **{n: t.to(device) for n, t in tensors.items()})
+
+
+def make_experience(
+    rollout: Rollout, scores: RolloutScores, args: PPOConfig, *, kl_coef: float
+) -> tuple[Experience, Metrics]:
+    """Rewards, advantages (whitened over the rollout) and returns.
+
+    Returns: the experience, and means over the rollout for the log. `kl_coef` is β, reward units per nat.
+    """
+    mask = rollout.mask
+    kl = kl_estimate(rollout.logprobs, rollout.ref_logprobs, estimator=args.kl_estimator)
+    rewards = kl_rewards(scores.penalised, kl, mask, kl_coef=kl_coef)
+    if args.whiten_rewards:
+        rewards = whiten(rewards, mask, shift_mean=False)
+    advantages, returns = gae(rewards, rollout.values, mask, gamma=args.gamma, lam=args.lam)
+    advantages = whiten(advantages, mask)  # over the whole rollout, never per micro-batch
+    experience = Experience(**vars(rollout), advantages=advantages, returns=returns)
+    completion_kl = kl.masked_fill(~mask, 0.0).sum(1).mean()
+    variance = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
+    error = masked_mean((returns - rollout.values) ** 2, mask)
+    metrics = {
+        "objective/kl": completion_kl,
+        "objective/entropy": (-rollout.logprobs).sum(1).mean(),
+        "objective/non_score_reward": -kl_coef * completion_kl,
+        "objective/scores": scores.raw.mean(),
+        "objective/scores_std": scores.raw.std(unbiased=False),
+        "objective/rlhf_reward": -kl_coef * completion_kl + scores.penalised.mean(),
+        "objective/length": mask.sum(1).float().mean(),
+        "objective/ended": scores.ended.float().mean(),
+        "val/num_eos_tokens": scores.ended.sum(),
+        # 1 if the values predict the returns exactly, 0 if they predict no better than a constant
+        "val/explained_variance": 1 - error / variance.clamp_min(1e-8),
+    }
+    numbers = {name: float(value) for name, value in metrics.items()}
+    return experience, numbers | {"objective/kl_coef": kl_coef}
+
+
+@dataclass
+class KLController:
+    """β, in reward units per nat; with a target it is adapted after every rollout.
 
     Args:
-        roles: `default` and, as far as there are, `ref`, `value` and rewards.
-        args: settings.
-        tokenizer: the base's.
-        reward_functions: Python functions whose weighted sum is added to the adapters' score.
-        trainer_state: asked for the trainer's state, for functions that want it.
+        coef: β at the start.
+        target: KL of policy and reference to reach, nats per completion; None keeps β fixed.
+        horizon: episodes over which β may change by a factor of about 1.2 at most.
+
+    Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
     """
 
-    def __init__(
-        self,
-        roles: Roles,
-        args: PPOConfig,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        reward_functions: Sequence[RewardFunction] = (),
-        trainer_state: Callable[[], TrainerState | None] = lambda: None,
-    ) -> None:
-        self.roles, self.args, self.tokenizer = roles, args, tokenizer
-        self.functions, self.trainer_state = list(reward_functions), trainer_state
-        self.weights = list(args.reward_weights or [1.0] * len(self.functions))
-        self.sampling = Sampling(args.response_length, args.temperature)
-        self.stop = stop_ids(roles.base, tokenizer)
-        quantized = getattr(roles.base, "quantization_method", None) is not None
-        # sampled in lower precision, or scored in it later: the first ratio would not be 1
-        low = roles.base.dtype != torch.float32 or args.bf16 or args.fp16
-        self.rescore = quantized or low
-        self.control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
-        assert isinstance(tokenizer.pad_token_id, int)
-        self.pad_id: int = tokenizer.pad_token_id
+    coef: float
+    target: float | None = None
+    horizon: int = 10_000
 
-    def make(self, rows: Sequence[dict[str, Any]]) -> tuple[Experience, Notes]:
-        """A rollout of the rows' prompts, `num_generations` completions each.
+    def update(self, kl: float, episodes: int) -> None:
+        """Adapt β to the mean KL of a rollout, nats per completion, and its number of episodes."""
+        if self.target is None:
+            return
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * episodes / self.horizon
 
-        Returns: experience with advantages (whitened over the rollout) and returns; and its notes.
-        Raises: RewardError for a reward that cannot be trained on, showing the sample.
-        """
-        args = self.args
-        rows = [row for row in rows for _ in range(args.num_generations)]
-        experience, seen = self._roll_out(rows)
-        raw, notes, _ = self._scores(rows, experience, seen)
-        lengths = experience.mask.sum(1)
-        score = self._penalised(raw, lengths, seen)
-        kl = kl_estimate(experience.logprobs, experience.ref_logprobs, estimator=args.kl_estimator)
-        beta = self.control.coef
-        rewards = kl_rewards(score, kl, experience.mask, kl_coef=beta)
-        if args.whiten_rewards:
-            rewards = whiten(rewards, experience.mask, shift_mean=False)
-        advantages, experience.returns = gae(
-            rewards, experience.values, experience.mask, gamma=args.gamma, lam=args.lam
-        )
-        # over the whole rollout and never per micro-batch
-        experience.advantages = whiten(advantages, experience.mask)
-        summed = kl.masked_fill(~experience.mask, 0.0).sum(1)
-        penalty = -beta * summed.mean()
-        notes |= _numbers(
-            {
-                "objective/kl": summed.mean(),
-                "objective/kl_coef": torch.tensor(beta),
-                "objective/entropy": (-experience.logprobs).sum(1).mean(),
-                "objective/non_score_reward": penalty,
-                "objective/scores": raw.mean(),
-                "objective/scores_std": raw.std(unbiased=False),
-                "objective/rlhf_reward": penalty + score.mean(),
-                "objective/length": lengths.float().mean(),
-                "objective/ended": seen.ended.float().mean(),
-                "val/num_eos_tokens": seen.ended.sum(),
-                "val/explained_variance": _explained(experience),
-            }
-        )
-        notes |= {f"time/{name}": took for name, took in seen.seconds.items()}
-        self.control.update(summed.mean().item(), len(rows))
-        return experience, notes
 
-    def look(self, rows: Sequence[dict[str, Any]]) -> tuple[Notes, list[dict[str, Any]]]:
-        """One completion of each row's prompt, measured and not learnt from.
+def kl_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
+    """Per-token rewards: −β·kl everywhere, the score added at the last real token.
 
-        Returns: means over the rows; and each prompt and completion with its score, and what reward
-            functions noted of it.
-        """
-        experience, seen = self._roll_out(rows)
-        raw, _, columns = self._scores(rows, experience, seen)
-        lengths = experience.mask.sum(1)
-        score = self._penalised(raw, lengths, seen)
-        kl = kl_estimate(
-            experience.logprobs, experience.ref_logprobs, estimator=self.args.kl_estimator
-        )
-        kl = kl.masked_fill(~experience.mask, 0.0).sum(1)
-        notes = _numbers(
-            {
-                "objective/scores": raw.mean(),
-                "objective/kl": kl.mean(),
-                "objective/rlhf_reward": (score - self.control.coef * kl).mean(),
-                "objective/length": lengths.float().mean(),
-                "objective/ended": seen.ended.float().mean(),
-            }
-        )
-        answers = self._answers(rows, experience)
-        samples = [
-            {name: values[row] for name, values in columns.items()}
-            | {"prompt": prompt, "completion": said, "score": round(score, 4)}
-            for row, (prompt, said, score) in enumerate(
-                zip(answers.prompts, answers.completions, raw.tolist(), strict=True)
+    Args:
+        scores: `(B,)`, reward-model units.
+        kl: `(B, T)`, per-token estimates in nats.
+        mask: `(B, T)` bool, True on completion tokens.
+        kl_coef: β, reward units per nat.
+
+    Returns: `(B, T)`, zero on padding. A row without any real token gets no score.
+    Raises: ValueError if shapes differ or a mask row has a gap.
+    Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 2.
+    """
+    check_mask(mask, kl)
+    rewards = (-kl_coef * kl).masked_fill(~mask, 0.0)
+    lengths = mask.sum(-1)
+    rows = torch.arange(len(mask), device=mask.device)[lengths > 0]
+    rewards[rows, lengths[rows] - 1] += scores[rows]
+    return rewards
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, estimator: str) -> Tensor:
+    """Per-token estimate of KL(policy ‖ reference) from samples of the policy, in nats.
+
+    `k1` is unbiased and may be negative; `k3` is unbiased, never negative, of lower variance.
+    Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
+    """
+    log_ratio = logprobs - ref_logprobs
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k3":
+        return torch.expm1(-log_ratio) + log_ratio
+    raise ValueError(f"kl estimator must be k1 or k3, got {estimator!r}")
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimates over right-padded completions.
+
+    Args:
+        rewards: `(B, T)`, reward-model score units per token.
+        values: `(B, T)`, V(s_t) before the update, same units.
+        mask: `(B, T)` bool, True on completion tokens.
+        gamma: per-token discount in [0, 1].
+        lam: 1 is Monte Carlo, 0 is one-step TD.
+
+    Returns: advantages and returns, `(B, T)`, zero on padding, not whitened.
+    Raises: ValueError if shapes differ or a mask row has a gap.
+    Source: Schulman et al. 2016, arXiv:1506.02438, eq. 16.
+    """
+    check_mask(mask, rewards, values)
+    rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
+    running = torch.zeros_like(rewards[:, 0])
+    columns = []
+    for t in reversed(range(rewards.shape[1])):
+        following = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(running)
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        running = (delta + gamma * lam * running) * mask[:, t]
+        columns.append(running)
+    advantages = torch.stack(columns[::-1], dim=1)
+    return advantages, advantages + values
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over True positions; 0 where there are none."""
+    return (x * mask).sum() / mask.sum().clamp_min(1)
+
+
+def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+    """Scale to variance 1 (unbiased), and to mean 0, over all True positions together.
+
+    Args:
+        shift_mean: False keeps the mean, as is usual for rewards.
+
+    Returns: same shape as `x`, zero on padding.
+    """
+    mean = masked_mean(x, mask)
+    count = mask.sum()
+    variance = masked_mean((x - mean) ** 2, mask) * count / (count - 1).clamp_min(1)
+    whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
+    if not shift_mean:
+        whitened = whitened + mean
+    return whitened.masked_fill(~mask, 0.0)
+
+
+def check_mask(mask: Tensor, *others: Tensor) -> None:
+    """Raise ValueError unless all shapes agree and no mask row has a gap."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool, got {mask.dtype}")
+    for other in others:
+        if other.shape != mask.shape:
+            raise ValueError(
+                f"expected shape {tuple(mask.shape)} like mask, got {tuple(other.shape)}"
             )
-        ]
-        return notes, samples
-
-    def _roll_out(self, rows: Sequence[dict[str, Any]]) -> tuple[Experience, Seen]:
-        """One completion per row, read by every role."""
-        size = self.args.local_rollout_forward_batch_size
-        return roll_out(
-            self.roles,
-            [row["prompt_ids"] for row in rows],
-            sampling=self.sampling,
-            stop=self.stop,
-            pad_id=self.pad_id,
-            batch_size=size,
-            generation_batch_size=self.args.generation_batch_size or size,
-            rescore=self.rescore,
-        )
-
-    def _penalised(self, raw: Tensor, lengths: Tensor, seen: Seen) -> Tensor:
-        """Scores as PPO uses them, `(B,)`."""
-        return penalise(
-            raw,
-            lengths,
-            seen.ended,
-            clip=self.args.reward_clip,
-            missing_eos=self.args.missing_eos_penalty,
-            per_token=self.args.length_penalty,
-        )
-
-    def _scores(
-        self, rows: Sequence[dict[str, Any]], experience: Experience, seen: Seen
-    ) -> tuple[Tensor, Notes, dict[str, list[Any]]]:
-        """The score of each completion before penalties, `(B,)`, from all sources.
-
-        Returns: it, notes for the log, and columns of a value per completion from reward functions.
-        """
-        total = torch.zeros(len(rows), device=experience.mask.device)
-        notes: Notes = {}
-        aside = Aside(self.trainer_state() if self.functions else None)
-        if len(seen.scores):
-            args = self.args
-            total = aggregate(
-                seen.scores, how=args.reward_aggregation, std_coef=args.reward_std_coef
-            )
-            if len(seen.scores) > 1:
-                spread = seen.scores.std(0, unbiased=False).mean()
-                notes["objective/ensemble_std"] = spread.item()
-        if self.functions:
-            answers = self._answers(rows, experience)
-            added, each = function_rewards(self.functions, self.weights, answers, aside)
-            if not len(seen.scores):
-                refuse_unjudged(each, answers)
-            total = total + added.to(total.device)
-            notes |= _numbers({f"rewards/{n}/mean": x.nanmean() for n, x in each.items()})
-            notes |= {name: sum(xs) / len(xs) for name, xs in aside.metrics.items()}
-        bad = (~torch.isfinite(total)).nonzero().flatten().tolist()
-        if bad:
-            ids = experience.prompts[bad[0]] + experience.completions[bad[0]]
-            raise RewardError(
-                f"the reward of {len(bad)} of {len(total)} completions is not finite: "
-                f"{total[bad[0]].item()} for the first, {self.tokenizer.decode(ids)!r}"
-            )
-        return total, notes, aside.columns
-
-    def _answers(self, rows: Sequence[dict[str, Any]], experience: Experience) -> Answers:
-        """A rollout as reward functions see it: completions are messages where prompts are."""
-        texts = [self.tokenizer.decode(c, skip_special_tokens=True) for c in experience.completions]
-        said = [
-            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-            for row, text in zip(rows, texts, strict=True)
-        ]
-        others = [name for name in rows[0] if name not in ("prompt", "prompt_ids")]
-        columns = {name: [row[name] for row in rows] for name in others}
-        prompts = [row["prompt"] for row in rows]
-        return Answers(prompts, said, experience.completions, columns)
-
-
-def _explained(experience: Experience) -> Tensor:
-    """Share of the returns' variance that the values explain; 1 is perfect, 0 a constant guess."""
-    returns, mask = experience.returns, experience.mask
-    variance = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
-    return 1 - masked_mean((returns - experience.values) ** 2, mask) / variance.clamp_min(1e-8)
-
-
-def _numbers(tensors: dict[str, Tensor]) -> Notes:
-    return {name: float(value) for name, value in tensors.items()}
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError("a mask row has a gap: completions must be padded on the right only")

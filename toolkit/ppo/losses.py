@@ -1,7 +1,7 @@
-"""PPO's losses as sums over tokens, to be divided by the minibatch's token count by the caller.
+"""PPO's losses as sums over tokens. The caller divides by the minibatch's number of tokens.
 
-Sums and not means: a minibatch that is cut into micro-batches of unequal length then gives the
-same gradient as one that is not.
+With sums, a minibatch that is split into micro-batches of unequal length has the same gradient as
+one that is not.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """`loss` and what a log wants to know of it, all summed over real tokens."""
+    """The policy's loss and its statistics, all summed over real tokens."""
 
     loss: Tensor
     clipped: Tensor  # tokens whose ratio was clipped
@@ -32,10 +32,11 @@ def policy_loss(
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
     with torch.no_grad():
-        count = ((clipped > plain) & mask).sum()
+        clipped_tokens = ((clipped > plain) & mask).sum()
         approx_kl = (0.5 * log_ratio**2 * mask).sum()
-        total_ratio = (ratio * mask).sum()
-    return PolicyLoss((torch.maximum(plain, clipped) * mask).sum(), count, approx_kl, total_ratio)
+        ratio_sum = (ratio * mask).sum()
+    loss = (torch.maximum(plain, clipped) * mask).sum()
+    return PolicyLoss(loss, clipped_tokens, approx_kl, ratio_sum)
 
 
 def value_loss(
@@ -43,13 +44,13 @@ def value_loss(
 ) -> tuple[Tensor, Tensor]:
     """½·max of plain and clipped squared error, summed over real tokens. All tensors `(B, T)`.
 
-    The clip is around the values of rollout time.
+    Values are clipped around those of rollout time.
 
-    Returns: the loss, and how many tokens were clipped.
+    Returns: the loss, and the number of clipped tokens.
     Source: Stiennon et al. 2020's code base, as described by Huang et al. 2024, arXiv:2403.17031.
     """
     near = old_values + (values - old_values).clamp(-cliprange, cliprange)
     plain, clipped = (values - returns) ** 2, (near - returns) ** 2
     with torch.no_grad():
-        count = ((clipped > plain) & mask).sum()
-    return 0.5 * (torch.maximum(plain, clipped) * mask).sum(), count
+        clipped_tokens = ((clipped > plain) & mask).sum()
+    return 0.5 * (torch.maximum(plain, clipped) * mask).sum(), clipped_tokens

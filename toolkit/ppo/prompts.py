@@ -1,4 +1,4 @@
-"""PPO's prompts: encoded once and checked for room, and drawn a rollout at a time."""
+"""PPO's prompts: tokenized once, checked against the context, and drawn for each rollout."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,26 +14,24 @@ from toolkit.ppo.config import PPOConfig
 from toolkit.sampling.generation import encode_prompt, require_room
 
 
-class RolloutSampler(Sampler[int]):
-    """Prompt indices, a rollout at a time, each rollout repeated once per micro-batch made of it.
+class PromptSampler(Sampler[int]):
+    """Row numbers of each rollout's prompts, repeated once per micro-batch of the rollout.
 
-    Every pass over the prompts has an order of its own, drawn from `seed` and the pass's number,
-    so that a resumed run draws the same prompts.
+    Every pass over the prompts has its own order, drawn from `seed` and the pass's number, so that a
+    resumed run draws the same prompts.
     """
 
     def __init__(self, size: int, *, rollouts: int, batch: int, repeat: int, seed: int) -> None:
-        self.size, self.rollouts, self.batch, self.repeat = size, rollouts, batch, repeat
-        self.seed = seed
+        self.size, self.rollouts, self.batch = size, rollouts, batch
+        self.repeat, self.seed = repeat, seed
 
     def __len__(self) -> int:
         return self.rollouts * self.batch * self.repeat
 
     def __iter__(self) -> Iterator[int]:
-        drawn = self._endless()
+        rows = self._endless()
         for _ in range(self.rollouts):
-            rows = [next(drawn) for _ in range(self.batch)]
-            for _ in range(self.repeat):
-                yield from rows
+            yield from [next(rows) for _ in range(self.batch)] * self.repeat
 
     def _endless(self) -> Iterator[int]:
         number = 0
@@ -44,22 +42,23 @@ class RolloutSampler(Sampler[int]):
 
 
 def require_prompts(rows: Dataset) -> None:
-    """Raises: ConfigError for what is no dataset, or has no column of prompts."""
+    """Raise ConfigError unless `rows` is a dataset with a column `prompt`."""
     if not isinstance(rows, Dataset):
         raise ConfigError(f"PPO needs a datasets.Dataset of prompts, got {type(rows).__name__}")
     if "prompt" not in rows.column_names:
         raise ConfigError(
             f"PPO needs a column `prompt`, text or messages, got {', '.join(rows.column_names)}; "
-            "tokenized prompts are not taken, since reward functions and logs need the text"
+            "tokenized prompts are not supported: reward functions and logs need the text"
         )
 
 
 def encode_prompts(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles, args: PPOConfig
 ) -> Dataset:
-    """The rows with `prompt_ids`; a prompt that leaves no room for a completion is refused.
+    """Add the column `prompt_ids`, and drop prompts longer than `max_prompt_length`.
 
-    Raises: ConfigError for rows without prompts, or prompts of no or of too many tokens.
+    Raises: ConfigError for rows without prompts, empty prompts, and prompts that leave no room for a
+        completion in the base's context.
     """
     require_prompts(rows)
     encoded = rows.map(
@@ -71,29 +70,29 @@ def encode_prompts(
     if limit is not None:
         short = encoded.filter(lambda row: len(row["prompt_ids"]) <= limit)
         if len(short) < len(encoded):
-            left_out = len(encoded) - len(short)
-            print(f"{left_out} of {len(encoded)} prompts have more than {limit} tokens: left out")
+            dropped = len(encoded) - len(short)
+            print(f"{dropped} of {len(encoded)} prompts have more than {limit} tokens: dropped")
         if len(short) == 0:
             raise ConfigError(f"no prompt has at most `max_prompt_length` {limit} tokens")
         encoded = short
     lengths = list(map(len, encoded["prompt_ids"]))
     if 0 in lengths:
-        raise ConfigError(f"prompt {lengths.index(0)} of {len(lengths)} has no token: it is empty")
+        raise ConfigError(f"prompt {lengths.index(0)} of {len(lengths)} is empty: it has no token")
     require_room(
         lengths,
         roles.base,
         args.response_length,
         option="response_length",
-        fix="Leave them out with `max_prompt_length`, or lower `response_length`",
+        fix="Drop them with `max_prompt_length`, or lower `response_length`",
     )
     return encoded
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Any, number: int) -> list[int]:
-    said = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
-    if not isinstance(prompt, str) and not (said and prompt):
+    messages = isinstance(prompt, list) and prompt and all(isinstance(m, dict) for m in prompt)
+    if not isinstance(prompt, str) and not messages:
         raise ConfigError(f"prompt {number} must be text or messages, got {prompt!r}")
-    if said and tokenizer.chat_template is None:
+    if messages and tokenizer.chat_template is None:
         raise ConfigError("prompts are messages, but the tokenizer has no chat template")
     return encode_prompt(tokenizer, prompt)
 
@@ -101,12 +100,12 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Any, number: int) -> lis
 def encode_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, args: PPOConfig
 ) -> list[list[int]]:
-    """Token ids of pretraining texts, cut at `ptx_max_length`; texts of one token teach nothing.
+    """Token ids of pretraining texts, truncated at `ptx_max_length`, without texts of one token.
 
-    Raises: ConfigError where there are texts but none of two tokens.
+    Raises: ConfigError if no text has two tokens: the first one has no prediction.
     """
     encoded = [tokenizer(text)["input_ids"][: args.ptx_max_length] for text in texts]
-    long_enough = [ids for ids in encoded if len(ids) > 1]
-    if texts and not long_enough:
+    encoded = [ids for ids in encoded if len(ids) > 1]
+    if texts and not encoded:
         raise ConfigError(f"none of the {len(texts)} pretraining texts has two tokens or more")
-    return long_enough
+    return encoded

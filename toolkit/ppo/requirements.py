@@ -1,4 +1,4 @@
-"""Whether roles, data and settings of a PPO run fit together, before anything is computed."""
+"""Checks of a PPO run's roles, data and settings, before anything is computed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +9,25 @@ from toolkit.errors import ConfigError
 from toolkit.models.roles import POLICY, VALUE, Roles
 from toolkit.ppo.config import EVALUATED, PPOConfig
 from toolkit.ppo.prompts import require_prompts
-from toolkit.reward.rewards import RewardFunction
+from toolkit.reward.functions import RewardFunction
+
+# options of the library's training step, and why PPO cannot use them
+UNSUPPORTED = {
+    "neftune_noise_alpha": "updates would have noisy embeddings and rollouts would not, so that the "
+    "ratio would never be 1",
+    "auto_find_batch_size": "PPO's result depends on the size of a minibatch; `check` predicts memory",
+    "torch_compile": "PPO calls the model's parts and never the model as a whole",
+    "torch_empty_cache_steps": "PPO frees memory between rollout and updates",
+}
 
 
-def check_ppo(
+def require(condition: object, message: str) -> None:
+    """Raise ConfigError unless a condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def check_requirements(
     roles: Roles,
     args: PPOConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -20,113 +35,101 @@ def check_ppo(
     reward_funcs: Sequence[RewardFunction],
     ptx_texts: Sequence[str],
     *,
-    more_metrics: bool,
-    own_optimizer: bool,
+    has_eval_metrics: bool,
+    has_optimizer: bool,
 ) -> None:
-    """Raises: ConfigError for roles, data or settings that do not fit together.
+    """Raise ConfigError if roles, data and settings do not fit together.
 
-    With `more_metrics` evaluations have numbers of the task's own, whose names show only then; with
-    `own_optimizer` the caller brings one.
+    Args:
+        has_eval_metrics: whether evaluations have metrics of the task, whose names are not yet known.
+        has_optimizer: whether the caller passes an optimizer.
     """
-    if roles.model is None or POLICY not in roles.model.peft_config or VALUE not in roles.heads:
-        raise ConfigError(
-            f"PPO needs the roles {POLICY!r} and {VALUE!r} attached; see toolkit.models.roles"
-        )
-    if tokenizer.eos_token is None:
-        raise ConfigError("the tokenizer has no EOS token, so no completion could end")
+    require(
+        roles.model is not None and POLICY in roles.model.peft_config and VALUE in roles.heads,
+        f"PPO needs the roles {POLICY!r} and {VALUE!r}: attach them (toolkit.ppo.roles)",
+    )
+    require(tokenizer.eos_token, "the tokenizer has no EOS token, so that no completion could end")
     require_prompts(train_dataset)
-    if args.total_episodes is None and args.max_steps <= 0 and args.num_train_epochs <= 0:
-        raise ConfigError(
-            f"`num_train_epochs` is {args.num_train_epochs}, so there is nothing to train: it must be "
-            "above 0, or give `total_episodes` or `max_steps`"
+    require(len(train_dataset), "the training split is empty: PPO needs at least one prompt")
+    require(
+        args.total_episodes or args.max_steps > 0 or args.num_train_epochs > 0,
+        f"`num_train_epochs` is {args.num_train_epochs}, so that nothing would be trained: set it above "
+        "0, or set `total_episodes` or `max_steps`",
+    )
+    require(
+        roles.rewards or reward_funcs,
+        "PPO needs a reward: attach a reward role, or pass `reward_funcs`",
+    )
+    for function in reward_funcs:
+        require(callable(function), f"`reward_funcs` must be functions, got {function!r}")
+    weights = len(reward_funcs) if args.reward_weights is None else len(args.reward_weights)
+    require(
+        weights == len(reward_funcs),
+        f"`reward_weights` has {weights} weights for {len(reward_funcs)} reward functions",
+    )
+    for name in ("completion_ids", "completions", "prompts") if reward_funcs else ():
+        require(
+            name not in train_dataset.column_names,
+            f"the dataset has a column `{name}`, and reward functions have an argument of this name "
+            "from the rollout: rename the column",
         )
-    silent = [f for f in reward_funcs if not callable(f)]
-    if silent:
-        raise ConfigError(f"`reward_funcs` must be functions, got {silent[0]!r}")
-    if not roles.rewards and not reward_funcs:
-        raise ConfigError("PPO needs a reward: a reward role attached, or `reward_funcs`")
-    if args.reward_weights is not None and len(args.reward_weights) != len(reward_funcs):
-        raise ConfigError(
-            f"`reward_weights` has {len(args.reward_weights)} weights for {len(reward_funcs)} "
-            "reward functions"
-        )
-    taken = sorted({"prompts", "completions", "completion_ids"} & set(train_dataset.column_names))
-    if reward_funcs and taken:
-        raise ConfigError(
-            f"the dataset has a column `{taken[0]}`, which is what a reward function gets by that "
-            "name from the rollout: rename the column"
-        )
-    if args.neftune_noise_alpha:
-        raise ConfigError(
-            f"`neftune_noise_alpha` is {args.neftune_noise_alpha}: updates would read noisy embeddings "
-            "and rollouts clean ones, so that the ratio is never 1; leave it out"
-        )
-    _refuse_without_effect(args)
-    if args.value_learning_rate is not None and own_optimizer:
-        raise ConfigError(
-            "`value_learning_rate` is for the optimizer that the options describe; in yours give the "
-            "value's parameters a group"
-        )
-    if args.fp16 and args.target_kl is not None:
-        raise ConfigError(
-            "`target_kl` skips updates, and fp16's scaling of gradients needs every one: use bf16, "
-            "or leave `target_kl` out"
-        )
-    if len(train_dataset) == 0:
-        raise ConfigError("PPO needs at least one prompt, the training split is empty")
-    if args.ptx_coef != 0 and not ptx_texts:
-        raise ConfigError(f"`ptx_coef` is {args.ptx_coef}, but there are no pretraining texts")
-    _check_best(args, more_metrics)
-    if args.world_size > 1:
-        raise ConfigError(
-            f"PPO runs in one process, on one GPU; started with {args.world_size} processes"
-        )
-    if args.n_gpu > 1:
-        raise ConfigError(
-            f"PPO runs on one GPU; {args.n_gpu} are visible: choose one by CUDA_VISIBLE_DEVICES=0"
-        )
+    require(
+        not args.ptx_coef or ptx_texts,
+        f"`ptx_coef` is {args.ptx_coef}, but there are no pretraining texts",
+    )
+    _check_options(args, has_optimizer)
+    name = _best_metric(args)
+    of_task = has_eval_metrics and not name.startswith("objective/")
+    require(
+        not name or of_task or name in EVALUATED,
+        f"`metric_for_best_model` is {args.metric_for_best_model!r}, which PPO's evaluation does not "
+        f"measure; it measures {', '.join(EVALUATED)}"
+        + (", and the metrics of `eval_metrics`" if has_eval_metrics else ""),
+    )
 
 
-def _refuse_without_effect(args: PPOConfig) -> None:
-    """What the library does in a step of its own, for which PPO has others."""
-    reasons = {
-        "optim": "averages weights of its own, which rollouts would not use",
-        "auto_find_batch_size": "a minibatch's size decides what PPO computes; try recipes/check.py",
-        "torch_compile": "roles take turns on the model, which is never called as a whole",
-        "torch_empty_cache_steps": "memory is given back between rollout and updates, not by steps",
-    }
-    given = {name: getattr(args, name) for name in reasons}
-    if "schedule_free" not in str(getattr(args.optim, "value", args.optim)):
-        given.pop("optim")
-    for name, value in given.items():
-        if value:
-            shown = getattr(value, "value", value)
-            raise ConfigError(f"`{name}` {shown} is not for PPO: {reasons[name]}; leave it out")
+def _check_options(args: PPOConfig, has_optimizer: bool) -> None:
+    """Raise ConfigError for options of the library that PPO does not support."""
+    for name, reason in UNSUPPORTED.items():
+        value = getattr(args, name)
+        require(not value, f"PPO does not support `{name}` {value}: {reason}. Remove it")
+    optim = getattr(args.optim, "value", args.optim)
+    require(
+        "schedule_free" not in str(optim),
+        f"PPO does not support `optim` {optim}: it averages weights, and rollouts would not use the "
+        "average. Choose another",
+    )
+    require(
+        args.value_learning_rate is None or not has_optimizer,
+        "`value_learning_rate` has no effect on the optimizer that you pass: give the value's parameters "
+        "a group in it",
+    )
+    require(
+        not args.fp16 or args.target_kl is None,
+        "`target_kl` skips updates, and fp16's gradient scaling needs all of them: use bf16, or remove "
+        "`target_kl`",
+    )
+    require(
+        args.world_size <= 1,
+        f"PPO runs in one process, on one GPU; it was started with {args.world_size} processes",
+    )
+    require(
+        args.n_gpu <= 1,
+        f"PPO runs on one GPU; {args.n_gpu} are visible: choose one with CUDA_VISIBLE_DEVICES=0",
+    )
 
 
-def _check_best(args: PPOConfig, more_metrics: bool) -> None:
-    """A name that no evaluation has would end the run at the first one."""
-    name = _best_by(args)
-    own = name.startswith("objective/") or not more_metrics
-    if name and own and name not in EVALUATED:
-        raise ConfigError(
-            f"`metric_for_best_model` is {args.metric_for_best_model!r}, which PPO's evaluation does "
-            f"not measure; it measures {', '.join(EVALUATED)}"
-            + (", and what `eval_metrics` adds" if more_metrics else "")
-        )
+def check_best_metric(args: PPOConfig, metrics: Mapping[str, float]) -> None:
+    """Raise ConfigError if an evaluation did not measure the metric that chooses the best checkpoint."""
+    name = _best_metric(args)
+    measured = [key.removeprefix("eval_") for key in metrics]
+    require(
+        not name or name in measured,
+        f"`metric_for_best_model` is {args.metric_for_best_model!r}, which this evaluation did not "
+        f"measure; it measured {', '.join(measured)}",
+    )
 
 
-def require_best(args: PPOConfig, metrics: Mapping[str, float]) -> None:
-    """Raises: ConfigError where an evaluation lacks the number by which checkpoints are chosen."""
-    name = _best_by(args)
-    if name and f"eval_{name}" not in metrics:
-        measured = ", ".join(key.removeprefix("eval_") for key in metrics)
-        raise ConfigError(
-            f"`metric_for_best_model` is {args.metric_for_best_model!r}, which this evaluation did not "
-            f"measure; it measured {measured}"
-        )
-
-
-def _best_by(args: PPOConfig) -> str:
-    """The name without the prefix that may stand before it; empty where none is asked for."""
+def _best_metric(args: PPOConfig) -> str:
+    """The metric's name without its optional prefix `eval_`; empty if none is set."""
     return (args.metric_for_best_model or "").removeprefix("eval_")

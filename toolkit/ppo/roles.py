@@ -1,4 +1,4 @@
-"""What PPO's roles start from: the policy and its reference from SFT, the value from a reward model."""
+"""Loading PPO's roles: policy and reference from an SFT run, reward and value from reward models."""
 
 import copy
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ def load_ppo_roles(
     value: str = "adapter",
     trust_remote_code: bool = False,
 ) -> "tuple[Roles, PreTrainedTokenizerBase]":
-    """The base loaded once with all that `PPOTrainer` needs on it, and the tokenizer.
+    """Load the base once, with the roles that `PPOTrainer` needs, and the tokenizer.
 
     Args:
         model: the base and its precision.
-        policy, rewards, value: as for `attach_ppo_roles`.
-        trust_remote_code: run Python that comes with the model.
+        policy, rewards, value: as of `attach_ppo_roles`.
+        trust_remote_code: run Python code that comes with the model.
 
-    Raises: as `load_roles`; CheckpointError where an adapter is not of this base.
+    Raises: as `load_roles`; CheckpointError if an adapter belongs to another base.
     """
     parent = policy or next(iter(rewards), None)
     roles, tokenizer = load_roles(model, parent=parent, trust_remote_code=trust_remote_code)
@@ -45,19 +45,16 @@ def attach_ppo_roles(
     model: "ModelConfig",
     value: str = "adapter",
 ) -> None:
-    """Attach PPO's roles: the policy and its frozen reference from SFT, value and reward from the
-    reward model; of several reward models the first one's value.
+    """Attach policy, frozen reference, value and rewards.
 
     Args:
-        policy: the SFT run.
+        policy: the SFT run of policy and reference. None: the policy is a new adapter and the
+            reference is the bare base, which is printed.
         rewards: reward runs, more than one for an ensemble.
-        model: how a new adapter is made where there is no SFT run.
-        value: "adapter" for an adapter and a head that start from the reward model's, "zero" for
+        model: the shape of a new adapter.
+        value: "adapter" for an adapter and a head that start from the first reward model's, "zero" for
             an adapter that starts as the identity and a head of zeros, "head" for a head of zeros
             on the policy's trunk.
-
-    With no SFT run the policy starts as a new adapter and the reference is the bare base, which
-    is said on the screen.
     """
     if policy is not None:
         roles.attach(POLICY, policy, trainable=True)
@@ -73,11 +70,11 @@ def attach_ppo_roles(
     if value == "adapter":
         if not rewards:
             raise ConfigError(
-                "without a reward model the value cannot start from one: zero or head"
+                "without a reward model the value cannot start from one: set `value_role` to zero or head"
             )
         roles.attach(VALUE, rewards[0], head=True, trainable=True)
-    else:
-        roles.add_value_head()
-        if value == "zero":
-            assert roles.model is not None
-            roles.create(VALUE, copy.deepcopy(roles.model.peft_config[POLICY]))
+        return
+    roles.add_value_head()
+    if value == "zero":
+        assert roles.model is not None
+        roles.create(VALUE, copy.deepcopy(roles.model.peft_config[POLICY]))

@@ -1,35 +1,39 @@
-"""Rollouts: sampled completions, scored by every role in passes of similar length, as experience."""
+"""Rollouts: completions sampled from the policy, read by every role, and scored."""
 
-import itertools
 import time
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerState
 
-from toolkit.models.passes import (
-    Batch,
-    by_length,
-    collate,
-    policy_pass,
-    scores,
-    spread,
-    state_values,
-)
+from toolkit.errors import RewardError
+from toolkit.models.passes import by_length, collate, policy_pass, scores, spread, state_values
 from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles
+from toolkit.models.tokenizer import stop_ids
+from toolkit.ppo.config import PPOConfig
+from toolkit.reward.functions import (
+    RewardContext,
+    RewardFunction,
+    Samples,
+    call_reward_functions,
+    require_rewards,
+)
+from toolkit.sampling.decoding import Decoded
 from toolkit.sampling.generation import sample
 from toolkit.sampling.settings import Sampling
 
+Metrics = dict[str, float]  # numbers for the log, by name
+
 
 @dataclass
-class Experience:
-    """One rollout and what PPO learns from it. T is the longest completion.
+class Rollout:
+    """Sampled completions and the roles' numbers for each token. T is the longest completion.
 
-    `prompts` and `completions` are token ids per row; the tensors are `(B, T)` and zero where
-    `mask` is False. `advantages` and `returns` are filled in after the rewards are known.
+    `prompts` and `completions` are token ids per row. The tensors are `(B, T)`; `mask` is True on
+    completion tokens, and the others are zero elsewhere. Log-probabilities are in nats.
     """
 
     prompts: list[list[int]]
@@ -38,152 +42,239 @@ class Experience:
     logprobs: Tensor
     ref_logprobs: Tensor
     values: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def rows(self, index: list[int], pad_id: int) -> tuple[Batch, dict[str, Tensor]]:
-        """Some rows, with no column of padding that none of them needs.
-
-        Returns: the tokens, and `logprobs`, `values`, `advantages`, `returns` cut to their width.
-        """
-        batch = collate(
-            [self.prompts[i] for i in index],
-            [self.completions[i] for i in index],
-            pad_id,
-            self.mask.device,
-        )
-        width = batch.mask.shape[1]
-        names = ("logprobs", "values", "advantages", "returns")
-        return batch, {n: getattr(self, n)[index, :width] for n in names}
-
-    def save(self, file: Path) -> None:
-        """Write everything to one safetensors file, so that training resumes inside a rollout."""
-        tensors = {f.name: getattr(self, f.name).cpu().contiguous() for f in fields(self)[2:]}
-        for name in ("prompts", "completions"):
-            ragged = getattr(self, name)
-            tensors[name] = torch.tensor([token for row in ragged for token in row])
-            tensors[name + "_lengths"] = torch.tensor([len(row) for row in ragged])
-        save_file(tensors, file)
-
-    @classmethod
-    def load(cls, file: Path, device: torch.device) -> "Experience":
-        """Read what `save` wrote."""
-        tensors = load_file(file)
-
-        def ragged(name: str) -> list[list[int]]:
-            flat = iter(tensors.pop(name).tolist())
-            lengths = tensors.pop(name + "_lengths").tolist()
-            return [list(itertools.islice(flat, length)) for length in lengths]
-
-        prompts, completions = ragged("prompts"), ragged("completions")
-        on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
-        return cls(prompts, completions, **on_device)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the reward roles and the stop tokens say of a rollout.
+@dataclass
+class RolloutScores:
+    """The scores of a rollout's completions, reward units."""
 
-    `scores` is `(M, B)`, one row per reward adapter; `ended` is `(B,)` bool; `seconds` is how long
-    sampling and scoring took.
-    """
+    raw: Tensor  # (B,), reward models and functions together
+    penalised: Tensor  # (B,), clipped and minus penalties: what PPO maximises
+    ended: Tensor  # (B,) bool, whether the completion ends with a stop token
+    samples: Samples
+    metrics: Metrics
+    columns: dict[str, list[Any]]  # values per completion that reward functions stored
 
-    scores: Tensor
-    ended: Tensor
-    seconds: dict[str, float]
 
-
-def roll_out(
+@torch.no_grad()
+def read_by_roles(
     roles: Roles,
     prompts: list[list[int]],
+    decoded: Decoded,
     *,
-    sampling: Sampling,
-    stop: list[int],
+    temperature: float,
     pad_id: int,
     batch_size: int,
-    generation_batch_size: int,
     rescore: bool = True,
-) -> tuple[Experience, Seen]:
-    """Sample one completion per prompt from the policy and let every role look at it once.
+) -> tuple[Rollout, Tensor]:
+    """One pass each of reference, value, policy and reward models, in batches of similar length.
 
-    Without a `ref` adapter the reference is the base with adapters disabled.
+    Without a `ref` adapter the reference is the base with adapters disabled. A critic that is only a
+    head needs no pass of its own. Dropout must be off.
 
     Args:
-        rescore: take the policy's log-probabilities from a pass of its own. In float32 those that
-            the tokens were drawn with are the same to 1e-5, and a pass is saved; in lower precision
-            they differ by enough to make the first ratios noisy.
+        decoded: completions, with the log-probabilities and values that sampling has computed.
+        temperature: of the sampling.
+        rescore: take the policy's log-probabilities from a pass of its own. In float32 those of
+            sampling are equal to 1e-5, and a pass is saved; in lower precision the difference makes
+            the first ratios noisy.
 
-    Dropout must be off. Raises: nothing of its own; see `Roles.using`.
+    Returns: the rollout, and the reward models' scores `(M, B)`.
     """
     assert roles.model is not None
-    began = time.perf_counter()
-    own_trunk = VALUE in roles.model.peft_config
-    head: Any = roles.heads[VALUE]
-    with roles.merged(POLICY) as policy:
-        said = sample(
-            policy,
-            prompts,
-            sampling=sampling,
-            stop=stop,
-            pad_id=pad_id,
-            batch_size=generation_batch_size,
-            value_head=None if own_trunk else head,
-        )
-        device = next(policy.parameters()).device
-    sampled, completions = time.perf_counter(), said.completions
-    shape = (len(prompts), max(map(len, completions)))
-    known = {"logprobs": said.logprobs, "values": said.values, "ref_logprobs": None}
-    found = {k: torch.zeros(shape, device=device) if v is None else v for k, v in known.items()}
-    look_again = rescore or said.logprobs is None
-    judges = roles.rewards
-    score = torch.zeros((len(judges), len(prompts)), device=device)
-    for index in by_length(prompts, completions, batch_size):
-        batch = collate(
-            [prompts[i] for i in index], [completions[i] for i in index], pad_id, device
-        )
-        seen = _look(roles, batch, temperature=sampling.temperature, policy=look_again)
-        if judges:
-            score[:, index] = _judge(roles, judges, batch)
-        for name, tensor in seen.items():
-            found[name][index, : tensor.shape[1]] = tensor
+    value_head: Any = roles.heads[VALUE]
+    value_adapter = VALUE in roles.model.peft_config
+    reference = REFERENCE if REFERENCE in roles.model.peft_config else None
+    completions, device = decoded.completions, next(roles.model.parameters()).device
     lengths = torch.tensor([len(c) for c in completions], device=device)
+    shape = (len(prompts), max(1, *map(len, completions)))
     mask = torch.arange(shape[1], device=device) < lengths.unsqueeze(1)
-    ended = torch.tensor([bool(c) and c[-1] in stop for c in completions], device=device)
-    empty = torch.zeros(shape, device=device)
-    experience = Experience(prompts, completions, mask, **found, advantages=empty, returns=empty)
-    seconds = {"generate": sampled - began, "score": time.perf_counter() - sampled}
-    return experience, Seen(score, ended, seconds)
+    logprobs, values = (
+        torch.zeros(shape, device=device) if sampled is None else sampled
+        for sampled in (decoded.logprobs, decoded.values)
+    )
+    ref_logprobs = torch.zeros(shape, device=device)
+    model_scores = torch.zeros((len(roles.rewards), len(prompts)), device=device)
+    for rows in by_length(prompts, completions, batch_size):
+        batch = collate([prompts[i] for i in rows], [completions[i] for i in rows], pad_id, device)
+        width = batch.mask.shape[1]
+        with roles.using(reference) as model:
+            reference_pass = policy_pass(model, batch, temperature=temperature)
+        ref_logprobs[rows, :width] = reference_pass.logprobs
+        if value_adapter:
+            with roles.using(VALUE) as model:
+                values[rows, :width] = state_values(model, value_head, batch)
+        if rescore or decoded.logprobs is None:
+            with roles.using(POLICY) as model:
+                own_pass = policy_pass(model, batch, temperature=temperature)
+            logprobs[rows, :width] = own_pass.logprobs
+            if not value_adapter:
+                values[rows, :width] = spread(batch.mask, value_head(own_pass.states))
+        for number, name in enumerate(roles.rewards):
+            reward_head: Any = roles.heads[name]
+            with roles.using(name) as model:
+                model_scores[number, rows] = scores(model, reward_head, batch)
+    return Rollout(prompts, completions, mask, logprobs, ref_logprobs, values), model_scores
 
 
-@torch.no_grad()
-def _look(roles: Roles, batch: Batch, *, temperature: float, policy: bool) -> dict[str, Tensor]:
-    """One pass each of reference, of value if it has a trunk of its own, and of policy if asked."""
-    assert roles.model is not None
-    head: Any = roles.heads[VALUE]
-    found: dict[str, Tensor] = {}
-    with roles.using(REFERENCE if REFERENCE in roles.model.peft_config else None) as model:
-        found["ref_logprobs"] = policy_pass(model, batch, temperature=temperature).logprobs
-    if VALUE in roles.model.peft_config:
-        with roles.using(VALUE) as model:
-            found["values"] = state_values(model, head, batch)
-    if policy:
-        with roles.using(POLICY) as model:
-            seen = policy_pass(model, batch, temperature=temperature)
-        found["logprobs"] = seen.logprobs
-        if VALUE not in roles.model.peft_config:
-            found["values"] = spread(batch.mask, head(seen.states))
-    return found
+def aggregate(model_scores: Tensor, *, how: str, std_coef: float) -> Tensor:
+    """One score per completion, `(B,)`, from an ensemble.
+
+    Args:
+        model_scores: `(M, B)`, one row per reward adapter, reward units.
+        how: "mean", "min", or "mean_minus_std".
+        std_coef: λ of mean − λ·std (population standard deviation).
+
+    Source: Coste et al. 2024, arXiv:2310.02743 (worst case and uncertainty-weighted optimization).
+    """
+    if how == "mean":
+        return model_scores.mean(0)
+    if how == "min":
+        return model_scores.amin(0)
+    if how == "mean_minus_std":
+        return model_scores.mean(0) - std_coef * model_scores.std(0, unbiased=False)
+    raise ValueError(f"how must be mean, min or mean_minus_std, got {how!r}")
 
 
-@torch.no_grad()
-def _judge(roles: Roles, judges: list[str], batch: Batch) -> Tensor:
-    """Every reward adapter's score, `(M, B)`."""
-    found = []
-    for name in judges:
-        head: Any = roles.heads[name]
-        with roles.using(name) as model:
-            found.append(scores(model, head, batch))
-    return torch.stack(found)
+def weighted_sum(rewards: Mapping[str, Sequence[float]], weights: Sequence[float]) -> Tensor:
+    """Σ weight · reward over reward functions, `(B,)`; NaN, where a function returned None, adds 0."""
+    tensors = [torch.tensor(numbers).nan_to_num(0.0) for numbers in rewards.values()]
+    return torch.stack([w * t for w, t in zip(weights, tensors, strict=True)]).sum(0)
+
+
+def subtract_penalties(
+    scores: Tensor,
+    lengths: Tensor,
+    ended: Tensor,
+    *,
+    clip: float | None,
+    missing_eos: float | None,
+    per_token: float,
+) -> Tensor:
+    """Scores clipped to ±clip, minus the penalties for length and for a missing end. All `(B,)`.
+
+    Args:
+        scores: reward units.
+        lengths: tokens.
+        ended: bool.
+        clip: largest absolute score; None leaves scores as they are.
+        missing_eos: subtracted if a completion did not end; None subtracts nothing.
+        per_token: subtracted for each token.
+    """
+    clipped = scores if clip is None else scores.clamp(-clip, clip)
+    return clipped - per_token * lengths - (missing_eos or 0.0) * (~ended).float()
+
+
+@dataclass
+class RolloutMaker:
+    """Makes rollouts from rows of the dataset, and scores them.
+
+    The weighted sum of the reward `functions` is added to the reward models' score. `trainer_state`
+    returns the trainer's state, for functions with that parameter.
+    """
+
+    roles: Roles
+    args: PPOConfig
+    tokenizer: PreTrainedTokenizerBase
+    functions: Sequence[RewardFunction]
+    trainer_state: Callable[[], TrainerState | None]
+
+    def __post_init__(self) -> None:
+        args, base = self.args, self.roles.base
+        self.stop = stop_ids(base, self.tokenizer)
+        quantized = getattr(base, "quantization_method", None) is not None
+        # sampled in low precision, or in another precision than updates: ratios would not start at 1
+        self.rescore = quantized or base.dtype != torch.float32 or bool(args.bf16 or args.fp16)
+
+    def make(self, rows: Sequence[dict[str, Any]]) -> tuple[Rollout, RolloutScores]:
+        """Sample one completion per row; every role reads it once; score it.
+
+        Raises: RewardError for a reward that is not finite, with the sample.
+        """
+        args, roles, pad_id = self.args, self.roles, self.tokenizer.pad_token_id
+        assert roles.model is not None
+        assert isinstance(pad_id, int)
+        prompts = [row["prompt_ids"] for row in rows]
+        batch_size = args.local_rollout_forward_batch_size
+        trunk_head: Any = None if VALUE in roles.model.peft_config else roles.heads[VALUE]
+        start = time.perf_counter()
+        with roles.merged(POLICY) as policy:
+            decoded = sample(
+                policy,
+                prompts,
+                sampling=Sampling(args.response_length, args.temperature),
+                stop=self.stop,
+                pad_id=pad_id,
+                batch_size=args.generation_batch_size or batch_size,
+                value_head=trunk_head,
+            )
+        sampled = time.perf_counter()
+        rollout, model_scores = read_by_roles(
+            roles,
+            prompts,
+            decoded,
+            temperature=args.temperature,
+            pad_id=pad_id,
+            batch_size=batch_size,
+            rescore=self.rescore,
+        )
+        seconds = {"time/generate": sampled - start, "time/score": time.perf_counter() - sampled}
+        scores = self._score(rows, rollout, model_scores)
+        scores.metrics |= seconds
+        return rollout, scores
+
+    def _score(
+        self, rows: Sequence[dict[str, Any]], rollout: Rollout, model_scores: Tensor
+    ) -> RolloutScores:
+        """Scores of reward models and functions, checked, and with penalties."""
+        args, metrics, context = self.args, Metrics(), RewardContext()
+        samples = self._samples(rows, rollout)
+        raw = torch.zeros(len(rows), device=model_scores.device)
+        if len(model_scores):
+            raw = aggregate(
+                model_scores, how=args.reward_aggregation, std_coef=args.reward_std_coef
+            )
+        if len(model_scores) > 1:
+            metrics["objective/ensemble_std"] = float(model_scores.std(0, unbiased=False).mean())
+        if self.functions:
+            context.trainer_state = self.trainer_state()
+            rewards = call_reward_functions(self.functions, samples, context)
+            if not len(model_scores):
+                require_rewards(rewards, samples)
+            weights = args.reward_weights or [1.0] * len(rewards)
+            raw = raw + weighted_sum(rewards, weights).to(raw.device)
+            for name, numbers in rewards.items():
+                metrics[f"rewards/{name}/mean"] = float(torch.tensor(numbers).nanmean())
+            metrics |= {name: sum(xs) / len(xs) for name, xs in context.metrics.items()}
+        not_finite = (~torch.isfinite(raw)).nonzero().flatten().tolist()
+        if not_finite:
+            first = not_finite[0]
+            text = self.tokenizer.decode(rollout.prompts[first] + rollout.completions[first])
+            raise RewardError(
+                f"the reward of {len(not_finite)} of {len(raw)} completions is not finite: "
+                f"{raw[first].item()} for the first, {text!r}"
+            )
+        ends = [bool(ids) and ids[-1] in self.stop for ids in rollout.completions]
+        ended = torch.tensor(ends, device=raw.device)
+        penalised = subtract_penalties(
+            raw,
+            rollout.mask.sum(1),
+            ended,
+            clip=args.reward_clip,
+            missing_eos=args.missing_eos_penalty,
+            per_token=args.length_penalty,
+        )
+        return RolloutScores(raw, penalised, ended, samples, metrics, context.columns)
+
+    def _samples(self, rows: Sequence[dict[str, Any]], rollout: Rollout) -> Samples:
+        """The rollout as text; completions are messages if prompts are."""
+        decode = self.tokenizer.decode
+        texts = [decode(ids, skip_special_tokens=True) for ids in rollout.completions]
+        completions = [
+            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        others = [name for name in rows[0] if name not in ("prompt", "prompt_ids")]
+        columns = {name: [row[name] for row in rows] for name in others}
+        prompts = [row["prompt"] for row in rows]
+        return Samples(prompts, completions, rollout.completions, columns)

@@ -1,14 +1,15 @@
 """PPO on one base: policy, reference, value and reward are adapters that take turns.
 
-Built on TRL's base trainer and the loop of `transformers.Trainer`: a rollout is made in
-`_prepare_inputs` when the last one is used up, and each PPO minibatch is one ordinary training
-step, so that logging, schedules, callbacks, clipping and checkpoints are the library's.
+`PPOTrainer` uses TRL's base trainer and the loop of `transformers.Trainer`. Each PPO minibatch is one
+ordinary optimizer step, so that logging, schedules, callbacks, clipping and checkpoints are the
+library's. `training_step` shows the whole algorithm.
 """
 
 import copy
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,28 +18,29 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.base_trainer import _BaseTrainer
 
-from toolkit.errors import DivergedError
+from toolkit.errors import ConfigError, DivergedError
 from toolkit.models.roles import Roles
 from toolkit.models.runtime import disable_dropout, release_memory
 from toolkit.models.tokenizer import pad_by_eos
+from toolkit.ppo.checkpoints import OpenRollout, PPOCheckpoints
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.ema import PolicyEMA
-from toolkit.ppo.evaluation import PPOEvaluation
-from toolkit.ppo.experience import ExperienceMaker
-from toolkit.ppo.minibatches import micro_batch
-from toolkit.ppo.optimizing import value_groups
-from toolkit.ppo.prompts import RolloutSampler, encode_prompts, encode_texts
-from toolkit.ppo.requirements import check_ppo
-from toolkit.ppo.rollout import Experience
-from toolkit.ppo.updates import Updater
-from toolkit.reward.rewards import EvalMetrics, RewardFunction
+from toolkit.ppo.ema import PolicyEMA, averaged_policy
+from toolkit.ppo.evaluation import EvalMetrics, evaluation_metrics, sample_rows
+from toolkit.ppo.experience import Experience, KLController, make_experience
+from toolkit.ppo.prompts import PromptSampler, encode_prompts, encode_texts
+from toolkit.ppo.requirements import check_best_metric, check_requirements
+from toolkit.ppo.rollout import RolloutMaker
+from toolkit.ppo.updates import Updater, micro_batch_rows, split_value_groups
+from toolkit.reward.functions import RewardFunction
+from toolkit.trainers.callbacks import SAMPLES_FILE, append_rows
+from toolkit.trainers.checkpoints import WholeCheckpoints
 
 
-class PPOTrainer(PPOEvaluation, _BaseTrainer):  # type: ignore[misc]
+class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     """Proximal policy optimization of one adapter against rewards, on one base.
 
     Args:
@@ -47,15 +49,16 @@ class PPOTrainer(PPOEvaluation, _BaseTrainer):  # type: ignore[misc]
             reward roles, frozen.
         args: settings.
         processing_class: the tokenizer.
-        train_dataset: rows with a `prompt`, text or messages; other columns go to `reward_funcs`.
+        train_dataset: rows with a `prompt`, text or messages; `reward_funcs` get the other columns.
         eval_dataset: held-out rows; see `evaluate`.
-        reward_funcs: Python functions with TRL's signature, or one, added to the reward roles' score
-            with `args.reward_weights`: `f(prompts, completions, completion_ids, **columns)` to a list of
-            numbers or None.
-        ptx_texts: pretraining texts, mixed into every update with `args.ptx_coef`.
-        eval_metrics: further numbers of an evaluation, from its prompts and completions:
-            `f(prompts, completions, **columns)` to a mapping of names to numbers or None.
-        optimizers: in the place of the one that `args` describes.
+        reward_funcs: one or more Python functions with TRL's signature, `f(prompts, completions,
+            completion_ids, **columns)`, that return a list of numbers or None. Their sum, weighted by
+            `args.reward_weights`, is added to the reward models' score.
+        ptx_texts: pretraining texts, used in every update with weight `args.ptx_coef`.
+        eval_metrics: further metrics of an evaluation: `f(prompts, completions, **columns)` returns a
+            mapping of names to numbers or None.
+        callbacks: as of the library's trainer.
+        optimizers: in place of the optimizer and the schedule that `args` describes.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155; details as in Huang et al. 2024, arXiv:2403.17031.
     """
@@ -79,197 +82,259 @@ class PPOTrainer(PPOEvaluation, _BaseTrainer):  # type: ignore[misc]
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
         functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-        check_ppo(
+        check_requirements(
             roles,
             args,
             processing_class,
             train_dataset,
             functions,
             ptx_texts,
-            more_metrics=eval_metrics is not None,
-            own_optimizer=optimizers[0] is not None,
+            has_eval_metrics=eval_metrics is not None,
+            has_optimizer=optimizers[0] is not None,
         )
         assert roles.model is not None
         pad_by_eos(processing_class)
-        args = copy.copy(args)  # `max_steps` is this training's: the caller's may serve another one
-        self.roles = roles
-        disable_dropout(roles.model)  # the ratio would differ from 1 before anything is learnt
+        args = copy.copy(args)  # `max_steps` is set below, and the caller may use its config again
+        disable_dropout(roles.model)  # with dropout the ratio is not 1 before the first update
         if args.gradient_checkpointing:
             roles.model.enable_input_require_grads()
-        encoded = encode_prompts(train_dataset, processing_class, roles, args)
+        prompts = encode_prompts(train_dataset, processing_class, roles, args)
         episodes = args.total_episodes or math.ceil(
-            args.num_train_epochs * len(encoded) * args.num_generations
+            args.num_train_epochs * len(prompts) * args.num_generations
         )
-        self.rollouts = math.ceil(episodes / args.rollout_batch_size)
         if args.max_steps <= 0:
-            args.max_steps = self.rollouts * args.steps_per_rollout
-        self.rollouts = math.ceil(args.max_steps / args.steps_per_rollout)
-        self.maker = ExperienceMaker(
-            roles,
-            args,
-            tokenizer=processing_class,
-            reward_functions=functions,
-            trainer_state=lambda: self.state,
-        )
-        self.eval_metrics = eval_metrics
-        self.experience: Experience | None = None
-        self.base_fingerprint = roles.fingerprint
-        self._micro_step: int | None = None
-        self._stopped = False  # whether the rest of this rollout's updates is skipped
-        self._loss = self._approx_kl = torch.zeros(())  # of the minibatch so far; nats per token
-        self._metrics: dict[str, list[Tensor | float]] = defaultdict(list)
+            args.max_steps = math.ceil(episodes / args.rollout_batch_size) * args.steps_per_rollout
+        self.num_rollouts = math.ceil(args.max_steps / args.steps_per_rollout)
+        self.roles, self.base_fingerprint = roles, roles.fingerprint
+        held_out = None
+        if eval_dataset is not None:
+            held_out = encode_prompts(eval_dataset, processing_class, roles, args)
         super().__init__(
             model=roles.model,
             args=args,
             data_collator=list,
-            train_dataset=encoded,
-            eval_dataset=None
-            if eval_dataset is None
-            else encode_prompts(eval_dataset, processing_class, roles, args),
+            train_dataset=prompts,
+            eval_dataset=held_out,
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.open_rollout = OpenRollout()
+        self._micro_step: int | None = None  # passes since training began; None: not yet known
+        self._loss = self._approx_kl = torch.zeros(())  # of the minibatch so far; nats per token
+        self.rollouts = RolloutMaker(roles, args, processing_class, functions, lambda: self.state)
+        self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        ptx = encode_texts(ptx_texts, processing_class, args)
+        self.updater = Updater(roles, args, self.accelerator, processing_class.pad_token_id, ptx)
         self.ema = None if args.ema_decay is None else PolicyEMA(roles, args.ema_decay)
         if self.ema is not None:
             self.add_callback(self.ema)
-        self.pad_id: int = processing_class.pad_token_id
-        self.updater = Updater(
+        self.eval_metrics = eval_metrics
+        self.checkpoints = PPOCheckpoints(
             roles,
             args,
-            accelerator=self.accelerator,
-            pad_id=self.pad_id,
-            ptx=encode_texts(ptx_texts, processing_class, args),
+            processing_class,
+            self.open_rollout,
+            self.kl_control,
+            self.ema,
+            prompts["prompt_ids"],
+            ptx,
+            functions,
         )
+
+    @property
+    def experience(self) -> Experience | None:
+        """The rollout that updates use."""
+        return self.open_rollout.experience
+
+    @property
+    def rollout_number(self) -> int:
+        """Rollouts made so far."""
+        return math.ceil((self._micro_step or 0) / int(self.args.micro_steps_per_rollout))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As the library's; a trainer may train again."""
-        self._micro_step, self.experience, self._stopped = None, None, False
+        """Train as the library's trainer does; a trainer may train again."""
+        args, rollout = self.args, self.open_rollout
+        rollout.experience, rollout.stopped, self._micro_step = None, False, None
+        rollout.metrics.clear()
         self._loss = self._approx_kl = torch.zeros(())
-        self._metrics.clear()
-        print(self._plan(), flush=True)
+        # the sizes, since `gradient_accumulation_steps` made a rollout larger in TRL 1.12
+        print(
+            f"PPO: {self.num_rollouts} rollouts of {args.rollout_batch_size} episodes; "
+            f"{args.num_mini_batches} minibatches of {args.mini_batch_size} "
+            f"({args.per_device_train_batch_size} at a time), {args.num_ppo_epochs} epochs: "
+            f"{args.max_steps} optimizer steps",
+            flush=True,
+        )
         return super().train(resume_from_checkpoint, **kwargs)
 
-    def _plan(self) -> str:
-        """What the sizes come to; `gradient_accumulation_steps` made a rollout larger in TRL 1.12."""
-        args = self.args
-        return (
-            f"PPO: {self.rollouts} rollouts of {args.rollout_batch_size} episodes, in "
-            f"{args.num_mini_batches} minibatches of {args.mini_batch_size} "
-            f"({args.per_device_train_batch_size} at a time), {args.num_ppo_epochs} times over: "
-            f"{args.max_steps} optimizer steps"
+    # ---- the algorithm
+
+    def training_step(
+        self, model: nn.Module, inputs: list[int], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One micro-batch: make a rollout if none is open, then update policy and value on some rows.
+
+        Args:
+            model: the PeftModel.
+            inputs: row numbers of the rollout's prompts.
+            num_items_in_batch: not used; the losses count tokens themselves.
+        """
+        args, rollout = self.args, self.open_rollout
+        if self._micro_step is None:
+            self._micro_step = self.state.global_step * args.gradient_accumulation_steps
+        experience = rollout.experience
+        if experience is None or self._micro_step % args.micro_steps_per_rollout == 0:
+            experience = self.make_experience([self.train_dataset[i] for i in inputs])
+            rollout.experience, rollout.stopped = experience, False
+        if not model.training:  # train() walks every module
+            model.train()
+        loss = torch.zeros((), device=experience.mask.device)
+        if not rollout.stopped:
+            rows, tokens = micro_batch_rows(experience, args, self._micro_step)
+            batch, old = experience.rows(rows, self.updater.pad_id)
+            updates = [self.updater.policy_and_value_step(batch, old, tokens)]
+            if args.ptx_coef:
+                updates.append(self.updater.pretraining_step(self._micro_step))
+            for update in updates:
+                loss = loss + update.loss
+                self._approx_kl = update.approx_kl + self._approx_kl
+                self._add_metrics(update.metrics)
+        self._loss = loss + self._loss
+        self._micro_step += 1
+        if self._micro_step % args.gradient_accumulation_steps == 0:
+            self._end_minibatch()
+        return loss
+
+    def make_experience(self, rows: list[dict[str, Any]]) -> Experience:
+        """Sample and score `num_generations` completions per row, and estimate their advantages."""
+        rows = [row for row in rows for _ in range(self.args.num_generations)]
+        with self._sampling_mode():
+            rollout, scores = self.rollouts.make(rows)
+        experience, metrics = make_experience(
+            rollout, scores, self.args, kl_coef=self.kl_control.coef
         )
+        self.kl_control.update(metrics["objective/kl"], len(rows))
+        self._add_metrics(scores.metrics | metrics)
+        return experience
+
+    @contextmanager
+    def _sampling_mode(self) -> Iterator[None]:
+        """Eval mode with autocast and without gradient checkpointing; train mode afterwards."""
+        self.model.eval()
+        release_memory()
+        kwargs = self.args.gradient_checkpointing_kwargs
+        with disable_gradient_checkpointing(self.model, kwargs), self.accelerator.autocast():
+            yield
+        release_memory()
+        self.model.train()
+
+    def _end_minibatch(self) -> None:
+        """Check the loss before the optimizer step, and stop the rollout's updates at `target_kl`.
+
+        Tensors become numbers only here and in `log`: on a GPU each conversion waits for all work
+        before it.
+        """
+        if not bool(torch.isfinite(self._loss)):
+            raise DivergedError(
+                f"{self.args.output_dir}: the loss of step {self.state.global_step + 1} is "
+                f"{self._loss.item()}: training has diverged. Earlier checkpoints are intact; start "
+                "again with a lower learning_rate or a reward_clip, or resume from a checkpoint with a "
+                "lower max_grad_norm"
+            )
+        self._add_metrics({"policy/updates_skipped": float(self.open_rollout.stopped)})
+        limit = self.args.target_kl
+        self.open_rollout.stopped |= limit is not None and float(self._approx_kl) > limit
+        self._loss = self._approx_kl = torch.zeros(())
+
+    # ---- the library's hooks
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The library's; with `value_learning_rate` the value's tensors are groups of their own."""
-        made, rate = self.optimizer is None, self.args.value_learning_rate
+        """The library's optimizer; with `value_learning_rate` the value has parameter groups of its own."""
+        is_new, rate = self.optimizer is None, self.args.value_learning_rate
         optimizer: Optimizer = super().create_optimizer(model)
-        if made and rate is not None:
-            value_groups(optimizer, self.model, rate)
+        if is_new and rate is not None:
+            split_value_groups(optimizer, self.model, rate)
         return optimizer
 
-    # ---- data: a rollout's prompts for every micro-batch made of it
-
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Row numbers of a whole rollout, as often as it is used; it reads them only once."""
+        """Row numbers of a rollout's prompts, once per micro-batch; only the first one is used."""
+        prompts = self.args.rollout_batch_size // self.args.num_generations
         return self._get_dataloader(  # type: ignore[no-any-return]
             dataset=list(range(len(self.train_dataset))),
             description="Training",
-            batch_size=self.args.rollout_batch_size // self.args.num_generations,
-            sampler_fn=lambda rows: RolloutSampler(
+            batch_size=prompts,
+            sampler_fn=lambda rows: PromptSampler(
                 len(rows),
-                rollouts=self.rollouts,
-                batch=self.args.rollout_batch_size // self.args.num_generations,
+                rollouts=self.num_rollouts,
+                batch=prompts,
                 repeat=self.args.micro_steps_per_rollout,
                 seed=self.args.seed,
             ),
             is_training=True,
         )
 
-    def _prepare_inputs(self, rows: list[int]) -> dict[str, Any]:
-        """Make a rollout if none is left, and return the micro-batch that is due."""
-        if self._micro_step is None:
-            self._micro_step = self.state.global_step * self.args.gradient_accumulation_steps
-        at = self._micro_step % self.args.micro_steps_per_rollout
-        if at == 0 or self.experience is None:
-            self.experience = self.make_experience([self.train_dataset[i] for i in rows])
-            self._stopped = False
-        index, tokens = micro_batch(self.experience, self.args, self._micro_step)
-        batch, old = self.experience.rows(index, self.pad_id)
-        return {"batch": batch, "old": old, "tokens": tokens}
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Sample an answer to each held-out prompt, log means, and append the answers to samples.jsonl.
 
-    def make_experience(self, rows: list[dict[str, Any]]) -> Experience:
-        """A rollout of the rows' prompts; its notes go to the log. See `ExperienceMaker.make`."""
-        self.model.eval()
-        release_memory()
-        with (
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            self.accelerator.autocast(),
-        ):
-            experience, notes = self.maker.make(rows)
-        release_memory()
-        self.model.train()
-        for name, value in notes.items():
-            self._metrics[name].append(value)
-        return experience
+        The random numbers are the same each time, and the training's random state is not changed.
+        With `ema_decay` the average answers, since the finished run holds the average.
 
-    # ---- update
-
-    def training_step(
-        self, model: nn.Module, inputs: list[int], num_items_in_batch: Any = None
-    ) -> Tensor:
-        """One micro-batch: the policy's loss, then the value's, each under its own adapter."""
-        if not model.training:  # the call walks every module
-            model.train()
-        ready = self._prepare_inputs(inputs)
-        batch, old, tokens = ready["batch"], ready["old"], ready["tokens"]
-        assert self._micro_step is not None
-        loss = torch.zeros((), device=batch.mask.device)
-        if not self._stopped:
-            updates = [self.updater.learn(batch, old, tokens)]
-            if self.args.ptx_coef:
-                updates.append(self.updater.remember(self._micro_step))
-            for update in updates:
-                loss = loss + update.loss
-                self._approx_kl = update.approx_kl + self._approx_kl
-                for name, value in update.notes.items():
-                    self._metrics[name].append(value)
-        self._loss = loss + self._loss
-        self._micro_step += 1
-        if self._micro_step % self.args.gradient_accumulation_steps == 0:
-            self._end_minibatch()
-        return loss
-
-    def _end_minibatch(self) -> None:
-        """Before the optimizer's step: whether it may be made, and whether another may follow.
-
-        Numbers are asked for here and in `log` alone: on a card each waits for all that goes before.
+        Returns: `eval_objective/scores`, `…/kl`, `…/rlhf_reward`, `…/length`, `…/ended`, and the
+            numbers of `eval_metrics`.
+        Raises: ConfigError without held-out rows, or if `metric_for_best_model` is not measured.
         """
-        if not bool(torch.isfinite(self._loss)):
-            raise DivergedError(
-                f"{self.args.output_dir}: the loss of step {self.state.global_step + 1} is "
-                f"{self._loss.item()}: training has diverged. Earlier checkpoints are whole; start again "
-                "with a lower learning_rate or a reward_clip, or continue from one with a lower "
-                "max_grad_norm"
-            )
-        self._metrics["policy/updates_skipped"].append(float(self._stopped))
-        limit = self.args.target_kl
-        self._stopped |= limit is not None and float(self._approx_kl) > limit
-        self._loss = self._approx_kl = torch.zeros(())
-
-    # ---- log
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if rows is None or len(rows) == 0:
+            raise ConfigError("no rows to evaluate: pass an `eval_dataset` to PPOTrainer")
+        if rows is not self.eval_dataset:
+            rows = encode_prompts(rows, self.processing_class, self.roles, self.args)
+        with torch.random.fork_rng(), averaged_policy(self.ema), self._sampling_mode():
+            torch.manual_seed(self.args.seed)
+            rollout, scores = self.rollouts.make(list(rows))
+        beta = self.kl_control.coef
+        measured = evaluation_metrics(
+            rollout, scores, self.args, kl_coef=beta, eval_metrics=self.eval_metrics
+        )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        step = {"step": self.state.global_step}  # a reward function may store a column `step`, too
+        file = Path(self.args.output_dir) / SAMPLES_FILE
+        append_rows(file, (step | row | step for row in sample_rows(scores)))
+        super().log(dict(metrics))  # without the metrics of rollouts
+        if self.is_in_train:
+            check_best_metric(self.args, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of what was noted since the last log."""
-        logs.update(
-            {name: sum(map(float, seen)) / len(seen) for name, seen in self._metrics.items()}
-        )
-        if self._metrics:
-            logs["episode"] = self.rollout_number * self.args.rollout_batch_size
-        self._metrics.clear()
+        """Log also the means of PPO's metrics since the last log."""
+        means = {n: sum(map(float, xs)) / len(xs) for n, xs in self.open_rollout.metrics.items()}
+        if means:
+            means["episode"] = self.rollout_number * self.args.rollout_batch_size
+        self.open_rollout.metrics.clear()
+        logs.update(means)
         super().log(logs, start_time)
 
-    @property
-    def rollout_number(self) -> int:
-        """Rollouts made so far."""
-        return math.ceil((self._micro_step or 0) / int(self.args.micro_steps_per_rollout))
+    def _add_metrics(self, metrics: dict[str, Any]) -> None:
+        for name, value in metrics.items():
+            self.open_rollout.metrics[name].append(value)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        self.checkpoints.save(Path(output_dir or self.args.output_dir))
+
+    def _check_fits(self, checkpoint: Path) -> None:
+        self.checkpoints.check(checkpoint)
+        super()._check_fits(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.checkpoints.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        self.checkpoints.load_weights(Path(str(self.state.best_model_checkpoint)))

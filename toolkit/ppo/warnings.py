@@ -1,4 +1,4 @@
-"""Warnings while PPO trains: the score rises, and another number says that it is not to be trusted."""
+"""Warnings during PPO: the score rises, and another metric shows that the score is not to be trusted."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 Row = dict[str, Any]  # one logged step
-WINDOW = 3  # logged steps of which the mean counts; one alone rests on few answers
-MOST_OF_ENTROPY, LEAST_KL = 2 / 3, 3.5  # of the reference's entropy; nats per answer
-MOST_RISE = 0.08  # of the share of good requests that are refused
-MOST_FALL = 0.15  # of the gold utility
-MOST_GROWTH = 1.5  # of the answers' length
-MOST_UNENDED = 0.2  # fall of the share of answers that end
+WINDOW = 3  # logged steps per mean; one step alone has few answers
+MAX_ENTROPY_SHARE, MIN_KL = 2 / 3, 3.5  # of the reference's entropy; nats per answer
+MAX_REFUSAL_RISE = 0.08  # in the share of good requests that are refused
+MAX_GOLD_FALL = 0.15  # in gold utility
+MAX_LENGTH_RATIO = 1.5  # of the answers' length to that at first
+MAX_ENDED_FALL = 0.2  # in the share of answers that end
 KL, ENTROPY, SCORE = "objective/kl", "objective/entropy", "objective/scores"
 LENGTH, ENDED = "objective/length", "objective/ended"
 HELD_OUT, GOLD, REFUSED = "eval_objective/scores", "eval_gold/mean", "eval_gold/over_refusal"
 
 
 class WatchCallback(TrainerCallback):  # type: ignore[misc]
-    """Says each warning once, on the screen and as a key of the logged row that gave rise to it.
+    """Prints each warning once, and adds it to the logged row that caused it.
 
-    It goes before `RunCallback`, which writes the row. What was logged before is in the trainer's
-    state, so a resumed run warns as the uninterrupted one would have.
+    It must stand before `RunCallback`, which writes the row. It reads the trainer's log history, so a
+    resumed run has the warnings of an uninterrupted one.
     """
 
     def on_log(
@@ -32,13 +32,13 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
         logs: Row | None = None,
         **_: Any,
     ) -> None:
-        """Hold what was just logged against all that was logged before."""
+        """Compare the new row with all earlier ones."""
         rows = state.log_history
         for key, check in CHECKS.items():
-            line = None if any(key in row for row in rows) else check(rows)
-            if line is not None and logs is not None:
-                print(f"! step {state.global_step}: {line}", flush=True)
-                logs[key] = rows[-1][key] = line
+            warning = None if any(key in row for row in rows) else check(rows)
+            if warning is not None and logs is not None:
+                print(f"! step {state.global_step}: {warning}", flush=True)
+                logs[key] = rows[-1][key] = warning
 
 
 def warned(rows: Sequence[Row]) -> list[str]:
@@ -46,19 +46,19 @@ def warned(rows: Sequence[Row]) -> list[str]:
     return [str(row[key]) for row in rows for key in CHECKS if key in row]
 
 
-def runaway(rows: Sequence[Row]) -> str | None:
-    """The score rose, and KL(π‖ref) is most of the entropy that the reference's answers have.
+def high_kl(rows: Sequence[Row]) -> str | None:
+    """KL(π‖ref) is above most of the entropy of the reference's answers.
 
-    A policy with a single answer to each prompt, one that the reference would usually give, is at
-    all of it; PPO held by a KL penalty stays near the half. References sure of their answers are
-    left for good reasons, so no KL up to `LEAST_KL` counts.
+    A policy with a single answer per prompt, one that the reference usually gives, has a KL equal to
+    all of that entropy; PPO with a KL penalty stays near half of it. A KL up to `MIN_KL` never counts,
+    since a reference of low entropy can be left for good reasons.
     """
-    means = _means(rows, (KL, SCORE))
-    if len(means) < 2:
+    means = _while_score_rises(rows, KL)
+    if means is None:
         return None
-    limit = max(LEAST_KL, MOST_OF_ENTROPY * next(row[ENTROPY] for row in rows if ENTROPY in row))
-    first, last = means[0], means[-1]
-    if last[KL] <= limit or last[SCORE] <= first[SCORE]:
+    limit = max(MIN_KL, MAX_ENTROPY_SHARE * next(row[ENTROPY] for row in rows if ENTROPY in row))
+    first, last = means
+    if last[KL] <= limit:
         return None
     return (
         f"over-optimisation? The score rose from {first[SCORE]:.2f} to {last[SCORE]:.2f} at a KL of "
@@ -66,62 +66,64 @@ def runaway(rows: Sequence[Row]) -> str | None:
     )
 
 
-def lengthening(rows: Sequence[Row]) -> str | None:
-    """The score rose with the length of the answers, which labelers and reward models both like."""
-    means = _means(rows, (LENGTH, SCORE))
+def longer_answers(rows: Sequence[Row]) -> str | None:
+    """Answers are longer than at first; labelers and reward models both prefer long answers."""
+    means = _while_score_rises(rows, LENGTH)
+    if means is None or means[1][LENGTH] <= MAX_LENGTH_RATIO * means[0][LENGTH]:
+        return None
+    first, last = (mean[LENGTH] for mean in means)
+    return (
+        f"verbosity? While the score rose, answers grew from {first:.0f} to {last:.0f} tokens; "
+        "length_penalty subtracts from the score per token"
+    )
+
+
+def fewer_ends(rows: Sequence[Row]) -> str | None:
+    """Fewer answers than at first end with a stop token."""
+    means = _while_score_rises(rows, ENDED)
+    if means is None or means[1][ENDED] >= means[0][ENDED] - MAX_ENDED_FALL:
+        return None
+    first, last = (mean[ENDED] for mean in means)
+    return (
+        f"answers that end fell from {first:.0%} to {last:.0%} while the score rose; "
+        "missing_eos_penalty subtracts from the score of the others, response_length gives room"
+    )
+
+
+def more_refusals(rows: Sequence[Row]) -> str | None:
+    """More good requests are refused than at the best evaluation before."""
+    best, last = _best_and_last(rows, REFUSED, min)
+    if last[REFUSED] <= best[REFUSED] + MAX_REFUSAL_RISE:
+        return None
+    return (
+        f"over-optimisation: the held-out score rose from {best[HELD_OUT]:.2f} to "
+        f"{last[HELD_OUT]:.2f} while good requests refused went from {best[REFUSED]:.0%} to "
+        f"{last[REFUSED]:.0%}; raise kl_coef or stop earlier"
+    )
+
+
+def lower_gold(rows: Sequence[Row]) -> str | None:
+    """Gold utility is below that of the best evaluation before (Gao et al. 2022, arXiv:2210.10760)."""
+    best, last = _best_and_last(rows, GOLD, max)
+    if last[GOLD] >= best[GOLD] - MAX_GOLD_FALL:
+        return None
+    return (
+        f"over-optimisation: the held-out score rose from {best[HELD_OUT]:.2f} to "
+        f"{last[HELD_OUT]:.2f} while gold fell from {best[GOLD]:.2f} to {last[GOLD]:.2f}; raise kl_coef "
+        "or stop earlier"
+    )
+
+
+def _while_score_rises(rows: Sequence[Row], key: str) -> tuple[Row, Row] | None:
+    """The first and the last mean; None if the score did not rise between them."""
+    means = _means(rows, (key, SCORE))
     if len(means) < 2 or means[-1][SCORE] <= means[0][SCORE]:
         return None
-    first, last = means[0][LENGTH], means[-1][LENGTH]
-    if last <= MOST_GROWTH * first:
-        return None
-    return (
-        f"verbosity? While the score rose answers went from {first:.0f} to {last:.0f} tokens; "
-        "length_penalty takes from the score per token"
-    )
-
-
-def unending(rows: Sequence[Row]) -> str | None:
-    """The score rose, and answers no longer come to an end."""
-    means = _means(rows, (ENDED, SCORE))
-    if len(means) < 2 or means[-1][SCORE] <= means[0][SCORE]:
-        return None
-    first, last = means[0][ENDED], means[-1][ENDED]
-    if last >= first - MOST_UNENDED:
-        return None
-    return (
-        f"answers that end went from {first:.0%} to {last:.0%} while the score rose; "
-        "missing_eos_penalty takes from the score of one that does not, response_length gives room"
-    )
-
-
-def refusing(rows: Sequence[Row]) -> str | None:
-    """The score rose, and so did the share of good requests that are refused."""
-    before, last = _best_and_last(rows, REFUSED, min)
-    if last[REFUSED] <= before[REFUSED] + MOST_RISE:
-        return None
-    return (
-        f"over-optimisation: {_risen(before, last)} while good requests refused went from "
-        f"{before[REFUSED]:.0%} to {last[REFUSED]:.0%}; raise kl_coef or stop earlier"
-    )
-
-
-def worsening(rows: Sequence[Row]) -> str | None:
-    """Gao et al. 2022, arXiv:2210.10760: the score rose, and what it stands for fell."""
-    before, last = _best_and_last(rows, GOLD, max)
-    if last[GOLD] >= before[GOLD] - MOST_FALL:
-        return None
-    return (
-        f"over-optimisation: {_risen(before, last)} while gold fell from {before[GOLD]:.2f} to "
-        f"{last[GOLD]:.2f}; raise kl_coef or stop earlier"
-    )
-
-
-def _risen(before: Row, last: Row) -> str:
-    return f"the held-out score rose from {before[HELD_OUT]:.2f} to {last[HELD_OUT]:.2f}"
+    return means[0], means[-1]
 
 
 def _best_and_last(rows: Sequence[Row], key: str, best: Callable[..., Row]) -> tuple[Row, Row]:
-    """The last mean, and of the earlier ones with a lower score the best (or the last again)."""
+    """The best of the means whose held-out score is below the last one's, and the last mean."""
     means = _means(rows, (key, HELD_OUT))
     if not means:
         return {key: 0.0}, {key: 0.0}
@@ -131,18 +133,18 @@ def _best_and_last(rows: Sequence[Row], key: str, best: Callable[..., Row]) -> t
 
 
 def _means(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
-    """Means over every `WINDOW` consecutive rows that have the keys, if the last row has them."""
+    """Means over each `WINDOW` consecutive rows with the keys; none if the last row lacks a key."""
     if not rows or any(key not in rows[-1] for key in keys):
         return []
-    seen = [row for row in rows if all(key in row for key in keys)]
-    windows = [seen[end - WINDOW : end] for end in range(WINDOW, len(seen) + 1)]
+    complete = [row for row in rows if all(key in row for key in keys)]
+    windows = [complete[end - WINDOW : end] for end in range(WINDOW, len(complete) + 1)]
     return [{key: sum(row[key] for row in some) / WINDOW for key in keys} for some in windows]
 
 
 CHECKS: dict[str, Callable[[Sequence[Row]], str | None]] = {
-    "warning/kl": runaway,
-    "warning/length": lengthening,
-    "warning/ended": unending,
-    "warning/over_refusal": refusing,
-    "warning/gold": worsening,
+    "warning/kl": high_kl,
+    "warning/length": longer_answers,
+    "warning/ended": fewer_ends,
+    "warning/over_refusal": more_refusals,
+    "warning/gold": lower_gold,
 }

@@ -186,7 +186,7 @@ class PPORehearsal:
         texts = [[TOKEN] * ptx] if ptx > 1 else []
         shape = self._batch(prompt, batch)
         accelerator: Any = _Alone(self._autocast)
-        updater = Updater(roles, args, accelerator=accelerator, pad_id=TOKEN, ptx=texts)
+        updater = Updater(roles, args, accelerator, pad_id=TOKEN, ptx=texts)
         names = ("logprobs", "values", "advantages", "returns")
         old = {name: torch.zeros(shape.mask.shape) for name in names}
         trained = [p for p in roles.model.parameters() if p.requires_grad]
@@ -194,9 +194,9 @@ class PPORehearsal:
         with live:
             for _ in range(2 if args.gradient_accumulation_steps > 1 else 1):
                 live.restart()
-                updater.learn(shape, old, int(shape.mask.sum()))
+                updater.policy_and_value_step(shape, old, int(shape.mask.sum()))
                 if texts:
-                    updater.remember(0)
+                    updater.pretraining_step(0)
             gradients = live.alive_at_peak([p.grad for p in trained if p.grad is not None])
         for parameter in trained:
             parameter.grad = None

@@ -1,76 +1,83 @@
-"""Reward functions by name: Python of the user's own, named on the command line."""
+"""Reward functions: a user's Python functions, loaded by name and called with TRL's signature."""
 
+import asyncio
+import functools
 import importlib
 import importlib.util
+import inspect
+import math
+import os
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, RewardError
 
-if TYPE_CHECKING:
-    from toolkit.reward.rewards import RewardFunction
+# f(prompts=…, completions=…, completion_ids=…, **columns) returns a number or None per completion
+RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
+FLOAT32_MAX = 3.4028234663852886e38
 
 
-def load_reward_functions(names: Sequence[str]) -> "list[RewardFunction]":
-    """Import what `--reward_funcs` names; their code runs.
+def load_reward_functions(names: Sequence[str]) -> list[RewardFunction]:
+    """Import the functions that `--reward_funcs` names. This runs their modules.
 
     Args:
         names: `FILE.py:FUNCTION` or `package.module:FUNCTION` each.
 
-    Raises: ConfigError for a name of another form, a module that is not there or fails, and what
-        is no function.
+    Raises: ConfigError if a name has another form, its module is missing or fails, or the object is
+        not callable.
     """
     return [_load(name) for name in names]
 
 
 def check_names(names: Sequence[str]) -> None:
-    """As `load_reward_functions`, without running anything.
+    """Check names as `load_reward_functions` does, without running any code.
 
-    Raises: ConfigError for a name of another form, or of a file that is not there.
+    Raises: ConfigError if a name has another form or its file is missing.
     """
     for name in names:
-        place, function = _parts(name)
-        if place.endswith(".py") and not Path(place).is_file():
-            raise ConfigError(f"reward_funcs: {place} is no file (of {name!r})")
-        if not function.isidentifier():
-            raise ConfigError(
-                f"reward_funcs: {function!r} cannot be a function's name, in {name!r}"
-            )
+        _split(name)
 
 
-def _parts(name: str) -> tuple[str, str]:
-    place, colon, function = name.rpartition(":")
-    if not colon or not place or not function:
+def _split(name: str) -> tuple[str, str]:
+    """Module and function of a name, checked without running any code."""
+    module, _, function = name.rpartition(":")
+    if not module or not function:
         raise ConfigError(
             f"reward_funcs: expected FILE.py:FUNCTION or package.module:FUNCTION, got {name!r}"
         )
-    return place, function
+    if module.endswith(".py") and not Path(module).is_file():
+        raise ConfigError(f"reward_funcs: the file {module} of {name!r} does not exist")
+    if not function.isidentifier():
+        raise ConfigError(f"reward_funcs: {function!r} in {name!r} is not a function name")
+    return module, function
 
 
-def _load(name: str) -> "RewardFunction":
-    check_names([name])
-    place, wanted = _parts(name)
+def _load(name: str) -> RewardFunction:
+    path, attribute = _split(name)
     try:
-        module = (
-            _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
-    except Exception as error:  # whatever a module may raise while it is imported
+        module = _import_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
+    except Exception as error:  # a module may raise anything while it is imported
         reason = f"{type(error).__name__}: {error}{_line_of(error)}"
-        raise ConfigError(f"reward_funcs: {place} cannot be imported ({reason})") from error
-    function = getattr(module, wanted, None)
+        raise ConfigError(f"reward_funcs: {path} cannot be imported ({reason})") from error
+    function = getattr(module, attribute, None)
     if not callable(function):
-        there = ", ".join(n for n in vars(module) if callable(getattr(module, n))) or "none"
-        raise ConfigError(f"reward_funcs: {place} has no function {wanted!r}; it has {there}")
-    found: RewardFunction = function
-    return found
+        available = ", ".join(n for n in vars(module) if callable(getattr(module, n))) or "none"
+        raise ConfigError(
+            f"reward_funcs: {path} has no function {attribute!r}; available: {available}"
+        )
+    reward_function: RewardFunction = function
+    return reward_function
 
 
 def _line_of(error: BaseException) -> str:
-    """Where the user's own code raised it; importlib's frames tell nobody anything."""
+    """The line of the user's code that raised, without importlib's frames."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -79,11 +86,195 @@ def _line_of(error: BaseException) -> str:
     return f", {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
-def _from_file(file: Path) -> ModuleType:
+def _import_file(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(file.stem, module)  # dataclasses look their module up
+    sys.modules.setdefault(file.stem, module)  # a dataclass reads its module from there
     spec.loader.exec_module(module)
     return module
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Completions in the form that reward functions read; `columns` are the dataset's other columns."""
+
+    prompts: list[Any]
+    completions: list[Any]
+    completion_ids: list[list[int]]
+    columns: dict[str, list[Any]]
+
+    def describe(self, row: int) -> str:
+        """One sample as text for an error message."""
+        if not self.completions:
+            return "none"
+        return f"prompt {self.prompts[row]!r}, completion {self.completions[row]!r}"
+
+
+@dataclass
+class RewardContext:
+    """Further arguments of a reward function, passed if it has a parameter of the name, as in TRL.
+
+    `trainer_state` is transformers' TrainerState; `log_metric(name, value)` logs a number, averaged
+    over the calls of a rollout; `log_extra(column, values)` stores one value per completion.
+    """
+
+    trainer_state: Any = None
+    metrics: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Add one value of a metric."""
+        self.metrics[name].append(float(value))
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """Store one value per completion."""
+        self.columns[column] = list(values)
+
+    def arguments_for(self, function: RewardFunction) -> dict[str, Any]:
+        """The arguments that a function names among its parameters."""
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):  # some built-in callables have no signature
+            return {}
+        names = ("trainer_state", "log_metric", "log_extra")
+        return {name: getattr(self, name) for name in names if name in parameters}
+
+
+def name_of(function: RewardFunction) -> str:
+    """The function's name; for a callable object, its class's name."""
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def call_reward_functions(
+    functions: Sequence[RewardFunction], samples: Samples, context: RewardContext
+) -> dict[str, list[float]]:
+    """Call each function with all samples, as TRL's trainers do; async functions run concurrently.
+
+    Returns: each function's rewards by its name, one per completion, NaN where it returned None.
+    Raises: RewardError for a wrong number of rewards or a reward that is not finite in float32,
+        with the sample.
+    """
+    results = [
+        function(
+            prompts=samples.prompts,
+            completions=samples.completions,
+            completion_ids=samples.completion_ids,
+            **samples.columns | context.arguments_for(function),
+        )
+        for function in functions
+    ]
+    rewards: dict[str, list[float]] = {}
+    for function, result in zip(functions, _await_all(results), strict=True):
+        name = name_of(function)
+        if name in rewards:  # two lambdas, or one function twice
+            name = f"{name}_{len(rewards)}"
+        rewards[name] = _checked(result, name, samples)
+    for column, values in context.columns.items():
+        if len(values) != len(samples.completions):
+            raise RewardError(
+                f"log_extra: column {column!r} has {len(values)} values for "
+                f"{len(samples.completions)} completions"
+            )
+    return rewards
+
+
+def require_rewards(rewards: Mapping[str, Sequence[float]], samples: Samples) -> None:
+    """Check that at least one function returned a number for each completion.
+
+    Raises: RewardError with the first completion for which every function returned None.
+    """
+    rows = range(len(samples.completions))
+    missing = [row for row in rows if all(math.isnan(r[row]) for r in rewards.values())]
+    if missing:
+        raise RewardError(
+            f"{len(missing)} of {len(rows)} completions have no reward: {', '.join(rewards)} returned "
+            f"None, and there is no reward model; the first: {samples.describe(missing[0])}"
+        )
+
+
+def _await_all(results: list[Any]) -> list[Any]:
+    """Results of the functions, with those of async functions awaited together."""
+    pending = [row for row, result in enumerate(results) if inspect.isawaitable(result)]
+    if not pending:
+        return results
+
+    async def result_of(awaitable: Awaitable[Any]) -> Any:
+        try:
+            return await awaitable
+        except SystemExit as error:  # would end the event loop, and the wait below would never end
+            raise RuntimeError(f"a reward function called exit: {error}") from error
+
+    async def gather() -> list[Any]:
+        tasks = [asyncio.ensure_future(result_of(results[row])) for row in pending]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:  # one failed: cancel the others
+            for task in tasks:
+                task.cancel()
+
+    # in another thread: a notebook's own thread already runs an event loop
+    future = asyncio.run_coroutine_threadsafe(gather(), _event_loop())
+    try:
+        awaited = dict(zip(pending, future.result(), strict=True))
+    except BaseException:  # KeyboardInterrupt too
+        future.cancel()
+        raise
+    return [awaited.get(row, result) for row, result in enumerate(results)]
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop for the whole process: clients and locks that functions keep belong to their loop.
+
+    Its thread is a daemon, so that a reward function that hangs cannot keep the process alive.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+if hasattr(os, "register_at_fork"):  # a forked child inherits the loop but not its thread
+    os.register_at_fork(after_in_child=_event_loop.cache_clear)
+
+
+def _checked(result: Any, name: str, samples: Samples) -> list[float]:
+    """A function's result as finite numbers, NaN for None."""
+    expected = len(samples.completions)
+    values = result.tolist() if hasattr(result, "tolist") else result  # an array or a tensor
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
+        values = None
+    if values is None or len(values) != expected:
+        got = type(result).__name__ if values is None else f"{len(values)} rewards"
+        raise RewardError(
+            f"reward function {name}: expected a list of {expected} rewards, one per completion, "
+            f"got {got}; the first sample: {samples.describe(0)}"
+        )
+    numbers = []
+    for row, value in enumerate(values):
+        number = math.nan if value is None else _as_number(value)
+        if number is None:
+            raise RewardError(
+                f"reward function {name}: expected a number or None, got {value!r} for "
+                f"{samples.describe(row)}"
+            )
+        if value is not None and not abs(number) <= FLOAT32_MAX:  # true for NaN, too
+            raise RewardError(
+                f"reward function {name}: expected a finite number, got {number} for "
+                f"{samples.describe(row)}"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _as_number(value: Any) -> float | None:
+    """A float, infinite if the number is too large for one; None if the value is not a number."""
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        return None
