@@ -105,7 +105,7 @@ def test_policy_learns_from_reward_function_alone(model_config, sft_run, tokeniz
         tmp_path,
         reward_funcs=[likes_even],
         reward_weights=[3.0],
-        total_episodes=160,
+        total_episodes=320,
         missing_eos_penalty=0.0,
         learning_rate=2e-2,
         kl_coef=0.0,
@@ -116,8 +116,8 @@ def test_policy_learns_from_reward_function_alone(model_config, sft_run, tokeniz
     assert arguments["completion"][0]["role"] == "assistant"
     name = "rewards/likes_even/mean"
     means = [row[name] for row in logged(tmp_path) if name in row]
-    assert len(means) == 20
-    assert sum(means[-5:]) / 5 > sum(means[:5]) / 5 + 0.1
+    assert len(means) == 40
+    assert sum(means[-10:]) / 10 > sum(means[:10]) / 10 + 0.1
 
 
 def test_ptx_without_texts_is_rejected(ppo_roles, tokenizer, tmp_path):
