@@ -1,20 +1,62 @@
-"""Parameter-efficient RLHF on one GPU: SFT, reward model, PPO and DPO as adapters on one frozen base.
+"""Parameter-efficient RLHF on one GPU: SFT, reward model, PPO, DPO and KTO as adapters on one frozen base.
 
-Importing this package turns off the telemetry of huggingface_hub (and so TRL's) and of Gradio
-unless the environment already says otherwise; both libraries read their switch at import.
+The public names are in `__all__`; each is imported from its module when it is first used, so that
+`import toolkit` stays cheap. Importing the package sets `HF_HUB_DISABLE_TELEMETRY=1` and
+`GRADIO_ANALYTICS_ENABLED=False` unless the environment already sets them, because huggingface_hub and
+Gradio read them at import.
 """
 
-import logging
+import importlib
 import os
-import warnings
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-# Library noise that a user can do nothing about: bitsandbytes tells at import that an optional CPU
-# kernel is absent, transformers warns of coming names of options that TRL's configs still use.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-for _option in ("`gradient_checkpointing", "`is_gradient_checkpointing"):
-    warnings.filterwarnings("ignore", message=_option, category=FutureWarning)
-
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Command": "recipe",
+    "ModelArguments": "models.arguments",
+    "Options": "recipe",
+    "PPOConfig": "ppo.config",
+    "PPOTrainer": "ppo.trainer",
+    "Recipe": "recipe",
+    "Roles": "models.roles",
+    "Run": "runs.run",
+    "ToolkitError": "errors",
+    "Training": "training",
+    "list_runs": "runs.listing",
+    "load_base": "models.base",
+    "load_ppo_roles": "ppo.roles",
+    "load_splits": "data.loading",
+    "train": "runner",
+}
+__all__ = ["__version__", *_MODULES]
+
+if TYPE_CHECKING:
+    from toolkit.data.loading import load_splits as load_splits
+    from toolkit.errors import ToolkitError as ToolkitError
+    from toolkit.models.arguments import ModelArguments as ModelArguments
+    from toolkit.models.base import load_base as load_base
+    from toolkit.models.roles import Roles as Roles
+    from toolkit.ppo.config import PPOConfig as PPOConfig
+    from toolkit.ppo.roles import load_ppo_roles as load_ppo_roles
+    from toolkit.ppo.trainer import PPOTrainer as PPOTrainer
+    from toolkit.recipe import Command as Command
+    from toolkit.recipe import Options as Options
+    from toolkit.recipe import Recipe as Recipe
+    from toolkit.runner import train as train
+    from toolkit.runs.listing import list_runs as list_runs
+    from toolkit.runs.run import Run as Run
+    from toolkit.training import Training as Training
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

@@ -1,6 +1,7 @@
 """The command `toolkit`: every recipe and tool by its name."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `toolkit --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def run(command: AnyCommand, words: Sequence[str] | None = None) -> int:
@@ -51,7 +55,7 @@ def run(command: AnyCommand, words: Sequence[str] | None = None) -> int:
     if isinstance(command, Recipe):
 
         def train(*configs: object) -> object:
-            from toolkit.train import train  # heavy: not for --help
+            from toolkit.runner import train  # heavy: not for --help
 
             return train(command, *configs)
 

@@ -18,7 +18,7 @@ from toolkit.preflight.lengths import histogram, neediest_row, percentiles, row_
 from toolkit.preflight.report import print_report
 from toolkit.preflight.stages import Stage, find_stages
 from toolkit.recipe import Options, find_recipe
-from toolkit.train import train
+from toolkit.runner import train
 
 WORLD = "recipes/configs/world"
 REAL = sorted((SHARED / "data").glob("*.json*")) if (SHARED / "data").is_dir() else []

@@ -15,8 +15,8 @@ from toolkit.preflight.report import Needy, planner
 from toolkit.preflight.requirements import check_requirements
 from toolkit.preflight.stages import find_stages
 from toolkit.recipe import find_recipe
+from toolkit.runner import train
 from toolkit.runs.run import ADAPTER_FILES, ENSEMBLE, Run
-from toolkit.train import train
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from tests.conftest import ROOT, SHARED
 from toolkit.cli import run
 from toolkit.options.command_line import parse
 from toolkit.recipe import find, find_recipe
-from toolkit.train import train
+from toolkit.runner import train
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from tests.preflight.test_check import WORLD, load_check
 from toolkit.errors import DatasetError
 from toolkit.options.command_line import parse
 from toolkit.recipe import find_recipe
-from toolkit.train import train
+from toolkit.runner import train
 
 pytestmark = [
     pytest.mark.slow,
