@@ -122,7 +122,7 @@ def check_texts(
 
 
 def _of_first_place(failed: list[FailedRow]) -> list[FailedRow]:
-    """The failed rows of the first one's place, each once: the pairs of a ranking share their row."""
+    """The failed rows of the first row's file, each once: the pairs of a ranking share their row."""
     rows = {(f.place, f.number): f for f in reversed(failed) if f.place == failed[0].place}
     return sorted(rows.values(), key=lambda f: f.number)
 

@@ -169,7 +169,7 @@ def convert_rows(
 def convert_row(
     row: Any, *, format: str, kind: Kind, pairs: Pairs = "all", turns: Turns = "last"
 ) -> list[Row]:
-    """One row as rows of a kind: one, several of a ranking or a dialogue, or none.
+    """The rows of a kind that one row gives: one, several (from a ranking or a dialogue), or none.
 
     A comparison gives SFT its chosen completion, and KTO both completions with labels. A completion
     that is labelled bad gives SFT nothing. For prompt-only, the prompt of a dialogue is everything
@@ -255,10 +255,10 @@ def _dialogue_prompt(messages: list[Message]) -> Row:
 
 
 def extra_columns(row: Row, *, format: str, kind: Kind) -> Row:
-    """A row's other columns: `group_id`, and for preference rows the numbers, checked.
+    """The columns that the format does not use. `group_id` is checked, and so are preference numbers.
 
     Raises: RowError for a `group_id` that is neither text nor a whole number, or for a `margin` or
-        gold utility that is no finite number: a NaN would make the loss NaN.
+        gold utility that is not a finite number: a NaN would make the loss NaN.
     """
     left_out = {*FORMATS[format].columns, *FORMATS[format].optional} | TRL_COLUMNS
     columns = {name: row[name] for name in row if name not in left_out}
@@ -278,7 +278,9 @@ def _is_blank(value: Any) -> bool:
 def _group(value: Any) -> int | str | None:
     if _is_blank(value):
         return None
-    whole = isinstance(value, float) and value.is_integer()  # a table's integers next to a gap
+    whole = (
+        isinstance(value, float) and value.is_integer()
+    )  # tables write integers as floats if one is missing
     if isinstance(value, bool) or not (isinstance(value, int | str) or whole):
         expected = '"group_id" must be text or a whole number'
         raise RowError("not a group", f"{expected}, got {describe(value)}")

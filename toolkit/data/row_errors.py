@@ -72,7 +72,7 @@ def as_json(value: Any) -> str:
 
 
 def error_message(failed: Sequence[FailedRow], *, total: int | None = None) -> str:
-    """The first failed row with its content, how many rows fail each check, and the fix.
+    """An error message: the first failed row, how many rows fail each check, and the fix.
 
     Args:
         failed: failed rows of one place.

@@ -22,10 +22,7 @@ Columns = Mapping[str, str]  # DataArguments has parsed the JSON
 
 @dataclass(frozen=True)
 class Part:
-    """A file, or a split of a dataset that is not in files.
-
-    `read` returns all rows; for a stream, an iterator of them.
-    """
+    """A file, or a split of another dataset. `read` returns its rows; of a stream, an iterator."""
 
     place: str
     read: Callable[[], Iterable[Any]]

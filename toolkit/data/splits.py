@@ -66,7 +66,7 @@ def make_table(rows: Sequence[Row], *, place: str) -> "Dataset":
 
 
 def prompt_key(row: Row) -> str:
-    """A text that is equal for rows with equal prompts; for a row without a prompt, from its text."""
+    """A key that rows with the same prompt share; rows without a prompt are keyed by their text."""
     return json.dumps(row["prompt"] if "prompt" in row else row["text"], sort_keys=True)
 
 

@@ -127,7 +127,7 @@ class Stream:
         return itertools.islice(rows, self.data_args.max_rows)
 
     def _convert(self, row: Any) -> list[Row]:
-        """Raises: RowError for a row that `load_splits` or `check_texts` would find malformed."""
+        """The kind's rows from one row. Raises RowError where `load_splits` and `check_texts` would."""
         if isinstance(row, Unreadable):
             raise RowError("unreadable", row.reason)
         columns = self.source.columns
