@@ -280,7 +280,7 @@ def _group(value: Any) -> int | str | None:
         return None
     whole = (
         isinstance(value, float) and value.is_integer()
-    )  # tables write integers as floats if one is missing
+    )  # tables write whole numbers as floats
     if isinstance(value, bool) or not (isinstance(value, int | str) or whole):
         expected = '"group_id" must be text or a whole number'
         raise RowError("not a group", f"{expected}, got {describe(value)}")
