@@ -278,9 +278,7 @@ def _is_blank(value: Any) -> bool:
 def _group(value: Any) -> int | str | None:
     if _is_blank(value):
         return None
-    whole = (
-        isinstance(value, float) and value.is_integer()
-    )  # tables write whole numbers as floats
+    whole = isinstance(value, float) and value.is_integer()  # tables write whole numbers as floats
     if isinstance(value, bool) or not (isinstance(value, int | str) or whole):
         expected = '"group_id" must be text or a whole number'
         raise RowError("not a group", f"{expected}, got {describe(value)}")

@@ -22,7 +22,7 @@ from toolkit.data.reading import STREAM_HEAD, Chunk, read_sources
 from toolkit.data.row_errors import FailedRow, tally, write_dropped
 from toolkit.data.sources import check_source, find_sources
 from toolkit.data.splits import Origin, Splits, hold_out, make_table
-from toolkit.data.summary import LoadedSource, list_sizes, remarks, source_line
+from toolkit.data.summary import LoadedSource, print_summary
 from toolkit.errors import DatasetError
 from toolkit.options.arguments import DataArguments
 
@@ -93,7 +93,7 @@ def load_splits(
     _check_not_empty(splits, place=place)
     write_dropped([failed for rows in splits.values() for failed in rows.dropped], folder)
     rows_of, origins = _split(splits, mixture.test_split_size, seed=seed, place=place)
-    _report(loaded, rows_of, duplicates, kind=result, dropped=data_args.drop_duplicates)
+    print_summary(loaded, rows_of, duplicates, kind=result, dropped=data_args.drop_duplicates)
     if result == "prompt-completion":  # only the split uses a dialogue's `group_id`
         names = COLUMNS[result]
         rows_of = {s: [{n: r[n] for n in names} for r in rows] for s, rows in rows_of.items()}
@@ -142,8 +142,10 @@ def _combine(loaded: Sequence[LoadedSource]) -> dict[str, Conversion]:
         for split, conversion in source.conversions.items():
             for row in conversion.converted:
                 styles.setdefault(is_plain(row.rows[0]), row.place)
-                if len(loaded) > 1:
-                    _make_groups_unique(row.rows, number)
+                if len(loaded) > 1:  # two sources may both count their groups from 0
+                    for new_row in row.rows:
+                        if new_row.get("group_id") is not None:
+                            new_row["group_id"] = hash_id([number, new_row["group_id"]])
             splits.setdefault(split, Conversion()).add(conversion)
     if len(styles) > 1:
         raise DatasetError(
@@ -151,13 +153,6 @@ def _combine(loaded: Sequence[LoadedSource]) -> dict[str, Conversion]:
             "on only one of the two; rewrite one of the datasets"
         )
     return splits
-
-
-def _make_groups_unique(rows: Sequence[Row], source: int) -> None:
-    """Replace `group_id` by a number that no other source has: two sources may count from 0."""
-    for row in rows:
-        if row.get("group_id") is not None:
-            row["group_id"] = hash_id([source, row["group_id"]])
 
 
 def _drop_duplicates(
@@ -193,23 +188,3 @@ def _split(
         rows = {split: [all_rows[i] for i in numbers] for split, numbers in indices.items()}
         origins = {split: [all_origins[i] for i in numbers] for split, numbers in indices.items()}
     return rows, origins
-
-
-def _report(
-    loaded: Sequence[LoadedSource],
-    rows: Mapping[str, list[Row]],
-    duplicates: Mapping[str, Sequence[FailedRow]],
-    *,
-    kind: Kind,
-    dropped: bool,
-) -> None:
-    """Print a line for each source, and for a mixture one about all rows."""
-    sizes = {split: len(split_rows) for split, split_rows in rows.items()}
-    notes = remarks(rows, duplicates, kind=kind, dropped=dropped)
-    if len(loaded) == 1:
-        print(source_line(loaded[0], kind, sizes) + notes)
-        return
-    for source in loaded:
-        source_sizes = {split: len(c.rows) for split, c in source.conversions.items()}
-        print(source_line(source, kind, source_sizes))
-    print(f"mixture of {len(loaded)} sources: {kind} ({list_sizes(sizes)}){notes}")

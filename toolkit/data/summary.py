@@ -28,14 +28,36 @@ class LoadedSource:
     conversions: Mapping[str, Conversion]
 
 
-def source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> str:
-    """A source's format, how it was determined, and the numbers of rows before and after.
+def print_summary(
+    loaded: Sequence[LoadedSource],
+    rows: Mapping[str, Sequence[Row]],
+    duplicates: Mapping[str, Sequence[FailedRow]],
+    *,
+    kind: Kind,
+    dropped: bool,
+) -> None:
+    """Print a line for each source, and for a mixture one more about all rows.
 
     Args:
-        loaded: the source.
-        kind: the kind of the converted rows.
-        sizes: number of converted rows of each split.
+        loaded: the sources.
+        rows: the converted rows of all sources by split, after a test split was held out.
+        duplicates: rows that duplicate an earlier one, by the split they were read from.
+        kind: the kind of the rows.
+        dropped: whether the duplicates were dropped.
     """
+    sizes = {split: len(split_rows) for split, split_rows in rows.items()}
+    notes = _notes(rows, duplicates, kind, dropped=dropped)
+    if len(loaded) == 1:
+        print(_source_line(loaded[0], kind, sizes) + notes)
+        return
+    for source in loaded:
+        source_sizes = {split: len(c.rows) for split, c in source.conversions.items()}
+        print(_source_line(source, kind, source_sizes))
+    print(f"mixture of {len(loaded)} sources: {kind} ({_list_sizes(sizes)}){notes}")
+
+
+def _source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> str:
+    """A source's format, how it was determined, and the numbers of rows before and after."""
     source, format = loaded.source, loaded.format
     chunks = [chunk for split_chunks in loaded.chunks.values() for chunk in split_chunks]
     read = sum(len(c.rows) for c in chunks)
@@ -48,7 +70,7 @@ def source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> s
     reason = "set by `dataset_format`"
     if source.format is None:
         reason = f"by its columns {', '.join(FORMATS[format].columns)}"
-    line = f"{source.place}: {format} ({reason}), {count} -> {kind} ({list_sizes(sizes)})"
+    line = f"{source.place}: {format} ({reason}), {count} -> {kind} ({_list_sizes(sizes)})"
     files = [Path(chunk.place).name for chunk in loaded.chunks["train"]]
     if Path(source.place).is_dir() and not all(n.lower().startswith("train") for n in files):
         line += f"; train files: {_list_names(files)}"
@@ -64,8 +86,7 @@ def source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> s
     return line + (f"; unused splits: {', '.join(source.unused)}" if source.unused else "")
 
 
-def list_sizes(sizes: Mapping[str, int]) -> str:
-    """The number of rows of each split."""
+def _list_sizes(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{split} {size}" for split, size in sizes.items())
 
 
@@ -105,21 +126,14 @@ def _list_names(names: Sequence[str]) -> str:
     return printable if more <= 0 else f"{printable} and {more} more"
 
 
-def remarks(
+def _notes(
     rows: Mapping[str, Sequence[Row]],
     duplicates: Mapping[str, Sequence[FailedRow]],
-    *,
     kind: Kind,
+    *,
     dropped: bool,
 ) -> str:
-    """Duplicates, contradictions and shared prompts of all rows together, each after a semicolon.
-
-    Args:
-        rows: the converted rows by split.
-        duplicates: rows that duplicate an earlier one, by the split they were read from.
-        kind: the kind of the rows.
-        dropped: whether the duplicates were dropped.
-    """
+    """Duplicates, contradictions and shared prompts of all rows together, each after a semicolon."""
     line = ""
     for split, copies in duplicates.items():
         if copies:
