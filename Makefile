@@ -13,14 +13,14 @@ WORKERS := 2
 PYTEST = OMP_NUM_THREADS=1 $(1)/python -m pytest -n $(WORKERS) --dist loadfile
 FAST := -m "not slow and not browser and not gpu"
 
-.PHONY: quickstart test quick lint types unit newest oldest
+.PHONY: quickstart test quick lint types unit newest oldest docs wheel
 .PHONY: seeds tradeoff ranking adapters base benchmark parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/toolkit quickstart
 
 test: $(VENV)/.installed-dev
-	$(MAKE) --no-print-directory lint types unit
+	$(MAKE) --no-print-directory lint types docs unit
 
 # fast checks: every test that trains, starts a process or a browser, or needs a GPU is left out
 quick: $(VENV)/.installed-dev
@@ -47,6 +47,14 @@ $(VENV)/newest/.installed $(VENV)/oldest/.installed: pyproject.toml constraints.
 	$(@D)/bin/pip --disable-pip-version-check install --quiet --upgrade --upgrade-strategy eager \
 	  -c $(@D)/constraints.txt -e '.[app,dev]'
 	@touch $@
+
+# the site of docs/, in build/site
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# the wheel in dist/
+wheel: $(VENV)/.installed
+	$(BIN)/pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
 # record TRL 1.12's PPOTrainer again, in its own environment
 parity: $(VENV)/peer/.installed

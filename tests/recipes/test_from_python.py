@@ -1,4 +1,4 @@
-"""The Python of the README and of docs/ppo.md trains, on small models in the place of the hub's."""
+"""The Python of docs/python.md and of docs/ppo.md trains, on small models in the place of the hub's."""
 
 import json
 import re
@@ -43,9 +43,9 @@ def run(code, folder, places):
     return done
 
 
-def test_the_readmes_base_is_that_of_its_runs():
+def test_documented_base_is_that_of_the_presets():
     """In another quantization their adapters would be refused."""
-    (given,) = re.findall(r"(ModelConfig\(.*?\))", python_of("README.md", "PPO from Python"))
+    (given,) = re.findall(r"(ModelConfig\(.*?\))", python_of("docs/python.md", "PPO from Python"))
     asked = eval(given, {"ModelConfig": ModelConfig})
     for stage in ("sft", "reward"):
         file = ROOT / "recipes" / "configs" / "qwen3-0.6b" / f"{stage}.yaml"
@@ -55,9 +55,9 @@ def test_the_readmes_base_is_that_of_its_runs():
 
 
 @pytest.mark.slow
-def test_the_readmes_trainer_trains(tiny_base, sft_run, reward_run, tmp_path):
+def test_documented_trainer_trains(tiny_base, sft_run, reward_run, tmp_path):
     run(
-        python_of("README.md", "PPO from Python"),
+        python_of("docs/python.md", "PPO from Python"),
         tmp_path,
         {
             "Qwen/Qwen3-0.6B-Base": str(tiny_base),

@@ -182,9 +182,9 @@ def test_an_adapter_of_a_4_bit_base_merges_into_the_whole_weights(
     assert torch.allclose(found, beside(tiny_base, tmp_path / "sft"), rtol=0, atol=2e-5)
 
 
-def test_the_readmes_five_lines_of_peft_answer(tiny_base, sft_run, tmp_path):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("## Use it elsewhere", 1)[1].split("\n## ", 1)[0]
+def test_documented_five_lines_of_peft_answer(tiny_base, sft_run, tmp_path):
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    section = text.split("## A run without the toolkit", 1)[1].split("\n## ", 1)[0]
     (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     lines = [line for line in code.splitlines() if line and not line.startswith("from ")]
     assert len(lines) == 5
