@@ -78,7 +78,7 @@ def test_from_scores_to_advantages(lengths, gamma, lam, beta, estimator, whiten_
 )
 def test_losses_and_statistics(lengths, cliprange, cliprange_value, seed):
     old, advantages, old_values, returns, values = (ragged(lengths, seed + i) for i in range(5))
-    no_entropy = [[0.0] * length for length in lengths]  # of logits: test_logprobs_and_entropies
+    no_entropy = [[0.0] * length for length in lengths]  # tested in tests/kernels
     moves = ragged(lengths, seed + 6, scale=0.3)
     new = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(old, moves, strict=True)]
     mask, count = mask_of(old), sum(lengths)
