@@ -29,16 +29,15 @@ class PromptSampler(Sampler[int]):
         return self.rollouts * self.batch * self.repeat
 
     def __iter__(self) -> Iterator[int]:
-        rows = self._endless()
+        rows: list[int] = []
+        passes = 0
         for _ in range(self.rollouts):
-            yield from [next(rows) for _ in range(self.batch)] * self.repeat
-
-    def _endless(self) -> Iterator[int]:
-        number = 0
-        while True:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-            yield from torch.randperm(self.size, generator=generator).tolist()
-            number += 1
+            while len(rows) < self.batch:
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + passes)
+                rows += torch.randperm(self.size, generator=generator).tolist()
+                passes += 1
+            yield from rows[: self.batch] * self.repeat
+            rows = rows[self.batch :]
 
 
 def require_prompts(rows: Dataset) -> None:

@@ -253,12 +253,15 @@ def _checked(result: Any, name: str, samples: Samples) -> list[float]:
         )
     numbers = []
     for row, value in enumerate(values):
-        number = math.nan if value is None else _as_number(value)
-        if number is None:
+        try:
+            number = math.nan if value is None else float(value + 0)  # "2.0" + 0 is a TypeError
+        except OverflowError:  # an integer that is too large for a float
+            number = math.inf
+        except (TypeError, ValueError) as error:
             raise RewardError(
                 f"reward function {name}: expected a number or None, got {value!r} for "
                 f"{samples.describe(row)}"
-            )
+            ) from error
         if value is not None and not abs(number) <= FLOAT32_MAX:  # true for NaN, too
             raise RewardError(
                 f"reward function {name}: expected a finite number, got {number} for "
@@ -266,15 +269,3 @@ def _checked(result: Any, name: str, samples: Samples) -> list[float]:
             )
         numbers.append(number)
     return numbers
-
-
-def _as_number(value: Any) -> float | None:
-    """A float, infinite if the number is too large for one; None if the value is not a number."""
-    if isinstance(value, str | bytes):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-    except (TypeError, ValueError):
-        return None
