@@ -286,8 +286,8 @@ def test_checkpoints_of_another_training_are_not_mixed_with(make_ppo_roles, toke
     ("changes", "message"),
     [
         ({"per_device_train_batch_size": 8, "num_mini_batches": 1}, "per_device_train_batch_size"),
-        ({"kl_coef": 0.2}, "was made with `kl_coef` 0.05, this run has 0.2"),
-        ({"value_role": "head"}, "was made with `value_role` adapter, this run has head"),
+        ({"kl_coef": 0.2}, "was written with `kl_coef` 0.05, this run has 0.2"),
+        ({"value_role": "head"}, "was written with `value_role` adapter, this run has head"),
         ({"max_steps": 3}, "it is of step 8, and this training ends with step 3"),
         ({"max_steps": 8}, None),  # nothing is left to do
     ],
