@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 from toolkit.data.formats import FORMATS, Content
 from toolkit.data.messages import Message, Row
 from toolkit.data.ranking import Pairs, best_completion, group_id, labels_of, pairs_of
-from toolkit.data.row_errors import FailedRow, RowError, Unreadable, describe, error_message
+from toolkit.data.row_errors import FailedRow, RowError, Unreadable, error_message
 from toolkit.errors import DatasetError
 
 Kind = Literal["prompt-completion", "preference", "unpaired", "prompt-only", "text"]
@@ -280,8 +280,7 @@ def _group(value: Any) -> int | str | None:
         return None
     whole = isinstance(value, float) and value.is_integer()  # tables write whole numbers as floats
     if isinstance(value, bool) or not (isinstance(value, int | str) or whole):
-        expected = '"group_id" must be text or a whole number'
-        raise RowError("not a group", f"{expected}, got {describe(value)}")
+        raise RowError("not a group", '"group_id" must be text or a whole number', value)
     return int(value) if whole else value
 
 
@@ -295,7 +294,7 @@ def _number(value: Any, name: str) -> float | None:
             number = math.nan
         if math.isfinite(number):
             return number
-    raise RowError("not a number", f'"{name}" must be a finite number, got {describe(value)}')
+    raise RowError("not a number", f'"{name}" must be a finite number', value)
 
 
 def is_plain(row: Row) -> bool:

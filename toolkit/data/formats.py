@@ -77,7 +77,7 @@ def read_unpaired(row: Row) -> Row:
     parts = read_prompt_completion(row)
     label = get_column(row, "label")
     if not _is_label(label):
-        raise RowError("not a label", f'"label" must be true or false, got {describe(label)}')
+        raise RowError("not a label", '"label" must be true or false', label)
     return parts | {"label": LABELS[str(label).strip().lower()]}
 
 
@@ -218,8 +218,7 @@ def _history(row: Row) -> list[Any]:
     if turns in (None, "", []):
         return []
     if not isinstance(turns, list) or any(not isinstance(t, list) or len(t) != 2 for t in turns):
-        expected = '"history" must be a list of [question, answer]'
-        raise RowError("not a history", f"{expected}, got {describe(turns)}")
+        raise RowError("not a history", '"history" must be a list of [question, answer]', turns)
     return turns
 
 

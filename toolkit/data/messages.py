@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from toolkit.data.row_errors import RowError, describe
+from toolkit.data.row_errors import RowError
 
 Message = dict[str, str]
 Row = dict[str, Any]
@@ -44,9 +44,9 @@ def as_text(value: Any, name: str) -> str:
     Raises: RowError for another type, blank text, or text that cannot be encoded as UTF-8.
     """
     if not isinstance(value, str):
-        raise RowError("not text", f"{name} must be non-empty text, got {describe(value)}")
+        raise RowError("not text", f"{name} must be non-empty text", value)
     if not value.strip():
-        raise RowError("empty text", f"{name} must be non-empty text, got {describe(value)}")
+        raise RowError("empty text", f"{name} must be non-empty text", value)
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -64,7 +64,7 @@ def as_messages(value: Any, name: str) -> list[Message]:
     Raises: RowError for another type, an unknown speaker, or a message without text.
     """
     if not isinstance(value, list):
-        raise RowError("not messages", f"{name} must be a list of messages, got {describe(value)}")
+        raise RowError("not messages", f"{name} must be a list of messages", value)
     if not value:
         raise RowError("not messages", f"{name} must contain at least one message, got []")
     return [_as_message(item, f"{name} message {i}") for i, item in enumerate(value, start=1)]
@@ -73,12 +73,12 @@ def as_messages(value: Any, name: str) -> list[Message]:
 def _as_message(item: Any, name: str) -> Message:
     if not isinstance(item, dict):
         expected = 'must have "role" and "content" (or "from" and "value")'
-        raise RowError("not messages", f"{name} {expected}, got {describe(item)}")
+        raise RowError("not messages", f"{name} {expected}", item)
     speaker_key, content_key = ("from", "value") if "from" in item else ("role", "content")
     speaker = item.get(speaker_key)
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
         expected = f'"{speaker_key}" must be one of {", ".join(SPEAKERS)}'
-        raise RowError("unknown speaker", f"{name} {expected}, got {describe(speaker)}")
+        raise RowError("unknown speaker", f"{name} {expected}", speaker)
     if item.get("tool_calls"):
         raise RowError("tool call", f"{name} contains a tool call; training supports only text")
     content = as_text(item.get(content_key), f'{name} "{content_key}"')
@@ -160,7 +160,7 @@ def parse_transcript(value: Any, name: str) -> list[Message]:
     head, *parts = TURN.split(as_text(value, name))
     if not parts or head.strip():
         expected = f'{name} must be turns that start with "Human:" and "Assistant:"'
-        raise RowError("not a transcript", f"{expected}, got {describe(value)}")
+        raise RowError("not a transcript", expected, value)
     messages = []
     for i, (speaker, turn) in enumerate(zip(parts[::2], parts[1::2], strict=True), start=1):
         content = as_text(turn.strip(), f"{name} turn {i} ({speaker})")

@@ -21,7 +21,7 @@ from toolkit.data.messages import (
     get_column,
     user,
 )
-from toolkit.data.row_errors import RowError, describe
+from toolkit.data.row_errors import RowError
 
 Pairs = Literal["all", "best"]
 
@@ -61,7 +61,7 @@ def read_ultrafeedback(row: Row) -> Row:
     for i, item in enumerate(values, start=1):
         if not isinstance(item, dict):
             expected = f'"completions" {i} must have "response" and a score'
-            raise RowError("not a list of completions", f"{expected}, got {describe(item)}")
+            raise RowError("not a list of completions", expected, item)
         text = as_text(item.get("response"), f'"completions" {i} "response"')
         completions.append([assistant(text)])
     return _ranked([user(instruction)], completions, _ranks_by_score(_judged_scores(values)))
@@ -71,7 +71,7 @@ def _completion_list(row: Row) -> list[Any]:
     values = get_column(row, "completions")
     if not isinstance(values, list) or len(values) < 2:
         expected = '"completions" must be a list of 2 or more'
-        raise RowError("not a list of completions", f"{expected}, got {describe(values)}")
+        raise RowError("not a list of completions", expected, values)
     return values
 
 
@@ -93,14 +93,14 @@ def _ranks(row: Row, k: int) -> list[int]:
     values = get_column(row, name)
     if not isinstance(values, list) or len(values) != k:
         expected = f'"{name}" must be a list of {k} numbers, one for each completion'
-        raise RowError("ranks do not fit", f"{expected}, got {describe(values)}")
+        raise RowError("ranks do not fit", expected, values)
     for value in values:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if name == "ranks" and (not is_number or value < 1 or value != value // 1):
             expected = '"ranks" must be whole numbers from 1 (the best)'
-            raise RowError("ranks do not fit", f"{expected}, got {describe(value)}")
+            raise RowError("ranks do not fit", expected, value)
         if not is_number or (isinstance(value, float) and not math.isfinite(value)):
-            raise RowError("ranks do not fit", f'"scores" must be numbers, got {describe(value)}')
+            raise RowError("ranks do not fit", '"scores" must be numbers', value)
     if name == "scores":
         return _ranks_by_score(values)
     ranks = [int(v) for v in values]
@@ -115,9 +115,8 @@ def _check_agreement(ranks: list[int], scores: Any) -> None:
     pairs = itertools.permutations(zip(ranks, map(_number, scores), strict=True), 2)
     for (rank, score), (other_rank, other) in pairs:
         if rank < other_rank and score is not None and other is not None and score < other:
-            expected = '"ranks" (1 is best) and "scores" (the highest is best) must agree'
-            problem = f"{expected}, got {describe(ranks)} and {describe(scores)}; remove one"
-            raise RowError("contradictory ranks", problem)
+            expected = '"ranks" (1 is best) must agree with "scores" or be left out'
+            raise RowError("contradictory ranks", expected, ranks, scores)
 
 
 def _ranks_by_score(scores: list[Any]) -> list[int]:
@@ -135,7 +134,7 @@ def _judged_scores(completions: list[dict[str, Any]]) -> list[float]:
     fields = [sorted(map(str, item)) for item in completions]
     expected = 'every completion must have a "fine-grained_score", ratings of a shared aspect in '
     expected += '"annotations", or an "overall_score"'
-    raise RowError("no scores", f"{expected}; got {describe(fields)}")
+    raise RowError("no scores", expected, fields)
 
 
 def _mean_ratings(annotations: list[Any]) -> list[float | None]:
@@ -172,8 +171,8 @@ def _ranked(prompt: Any, completions: list[Any], ranks: list[int]) -> Row:
     texts = [_text(completion) for completion in completions]
     wins = {(texts[i], texts[j]) for i, j in _wins(ranked)}
     if any((b, a) in wins for a, b in wins):
-        problem = '"completions" has the same text above and below another completion'
-        raise RowError("contradictory ranks", f"{problem}; got the ranks {describe(ranks)}")
+        expected = '"completions" must not have the same text above and below another completion'
+        raise RowError("contradictory ranks", expected, ranks)
     return ranked
 
 

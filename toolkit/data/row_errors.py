@@ -11,10 +11,16 @@ from toolkit.runs.replacing import DROPPED_FILE
 
 
 class RowError(DatasetError):
-    """One row is malformed. `check` names the failed check; the message gives the reason."""
+    """One row is malformed.
 
-    def __init__(self, check: str, message: str) -> None:
-        super().__init__(message)
+    Args:
+        check: the name of the failed check.
+        message: what was expected.
+        got: the values that the row has instead; the message describes them.
+    """
+
+    def __init__(self, check: str, message: str, *got: Any) -> None:
+        super().__init__(message + (f", got {' and '.join(map(describe, got))}" if got else ""))
         self.check = check
 
 
