@@ -12,7 +12,6 @@ share a "group_id". Plain text stays plain text; alpaca, sharegpt, hh and ultraf
 messages. See docs/data.md and https://huggingface.co/docs/trl/dataset_formats.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,14 @@ from typing import Any, Literal, get_args
 
 from toolkit.data.formats import FORMATS, Content
 from toolkit.data.messages import Message, Row
-from toolkit.data.ranking import Pairs, best_completion, group_id, labels_of, pairs_of
+from toolkit.data.ranking import (
+    Pairs,
+    best_completion,
+    finite_number,
+    group_id,
+    labels_of,
+    pairs_of,
+)
 from toolkit.data.row_errors import FailedRow, RowError, Unreadable, error_message
 from toolkit.errors import DatasetError
 
@@ -287,14 +293,10 @@ def _group(value: Any) -> int | str | None:
 def _number(value: Any, name: str) -> float | None:
     if _is_blank(value):
         return None
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    raise RowError("not a number", f'"{name}" must be a finite number', value)
+    number = finite_number(value)
+    if number is None:
+        raise RowError("not a number", f'"{name}" must be a finite number', value)
+    return number
 
 
 def is_plain(row: Row) -> bool:

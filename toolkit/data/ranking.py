@@ -112,7 +112,7 @@ def _check_agreement(ranks: list[int], scores: Any) -> None:
     """Raise RowError if the scores next to the ranks put two completions in the opposite order."""
     if not isinstance(scores, list) or len(scores) != len(ranks):
         return
-    pairs = itertools.permutations(zip(ranks, map(_number, scores), strict=True), 2)
+    pairs = itertools.permutations(zip(ranks, map(finite_number, scores), strict=True), 2)
     for (rank, score), (other_rank, other) in pairs:
         if rank < other_rank and score is not None and other is not None and score < other:
             expected = '"ranks" (1 is best) must agree with "scores" or be left out'
@@ -127,7 +127,9 @@ def _judged_scores(completions: list[dict[str, Any]]) -> list[float]:
     """A score for each completion, all from the same field of UltraFeedback."""
     for name in ("fine-grained_score", "annotations", "overall_score"):
         values = [item.get(name) for item in completions]
-        numbers = _mean_ratings(values) if name == "annotations" else list(map(_number, values))
+        numbers = (
+            _mean_ratings(values) if name == "annotations" else list(map(finite_number, values))
+        )
         scores = [number for number in numbers if number is not None]
         if len(scores) == len(completions):
             return scores
@@ -144,7 +146,7 @@ def _mean_ratings(annotations: list[Any]) -> list[float | None]:
             aspect: rating
             for aspect, judgement in item.items()
             if isinstance(judgement, dict)
-            and (rating := _number(judgement.get("Rating"))) is not None
+            and (rating := finite_number(judgement.get("Rating"))) is not None
         }
         for item in annotations
         if isinstance(item, dict)
@@ -155,7 +157,7 @@ def _mean_ratings(annotations: list[Any]) -> list[float | None]:
     return [sum(item[aspect] for aspect in shared) / len(shared) for item in ratings]
 
 
-def _number(value: Any) -> float | None:
+def finite_number(value: Any) -> float | None:
     """A finite number, also from text ("4"); None for anything else, such as "N/A"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
