@@ -42,7 +42,7 @@ class ScalarHead(nn.Module):
         if not file.is_file():
             raise CheckpointError(
                 f"{folder}: {HEAD_FILE} is missing; a reward or value role needs a head beside its "
-                "adapter (recipes/reward.py and recipes/ppo.py write one)"
+                "adapter (the recipes `reward` and `ppo` write one)"
             )
         try:
             tensors = load_file(file)
