@@ -29,7 +29,7 @@ SHAREGPT_PREFERENCE = {
 }
 PAIR = {"chosen": [assistant("Blue.")], "rejected": [assistant("Green.")]}
 
-# format, row, and the SFT row, preference row and prompt rows from it (None: not possible)
+# format, row, and the SFT row, preference row and prompt made of it (None: not possible)
 CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, Any] | None, Any]] = [
     ("prompt-only", {"prompt": "Sky?"}, None, None, "Sky?"),
     ("prompt-only", {"prompt": [user("Sky?")]}, None, None, [user("Sky?")]),

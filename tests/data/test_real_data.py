@@ -57,10 +57,10 @@ def test_converted_and_dropped_rows_add_up(
     dropped = tmp_path / DROPPED_FILE
     lost = dropped.read_text().splitlines() if dropped.exists() else []
     assert len(lost) == MALFORMED[file]
-    made = [(o.place, o.number) for origins in splits.origins.values() for o in origins]
+    rows = [(o.place, o.number) for origins in splits.origins.values() for o in origins]
     each = 2 if kind == "unpaired" else 1
-    assert len(made) == each * len(set(made)) == len(splits["train"]) + len(splits["test"])
-    assert len(set(made)) + len(lost) == count_rows(file)
+    assert len(rows) == each * len(set(rows)) == len(splits["train"]) + len(splits["test"])
+    assert len(set(rows)) + len(lost) == count_rows(file)
     prompts = [{str(row["prompt"]) for row in splits[name]} for name in ("train", "test")]
     assert not prompts[0] & prompts[1]
 

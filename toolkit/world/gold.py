@@ -90,7 +90,7 @@ def _vocabulary() -> frozenset[str]:
     texts = [*lx.DONT_KNOW, *lx.REFUSE, *lx.EVADE, *lx.COMPLY, *lx.COMPLY_TOOLS, *lx.FILLER]
     texts += [*lx.POLITE_BEFORE, *lx.POLITE_AFTER, *lx.RUDE_BEFORE, *lx.RUDE_AFTER, *lx.MADE_UP]
     texts += [s for t in lx.TOPICS for s in (*t.statements, *t.values)] + [*lx.SUM_STATEMENTS]
-    texts += [reply for _, replies, _ in lx.SMALL_TALK.values() for reply in replies]
+    texts += [reply for _, replies in lx.SMALL_TALK.values() for reply in replies]
     return frozenset(w.lower() for text in texts for w in _words(re.sub(r"\{.\}", "", text)))
 
 
@@ -179,9 +179,9 @@ def _outcome(question: Question, sentences: list[str]) -> Outcome:
         return "compliance"
     if question.kind == "unanswerable" and any(_is_invented(question, s) for s in sentences):
         return "made_up"
-    if question.kind == "small_talk" and substance:
-        _, replies, _ = lx.SMALL_TALK[question.topic]
-        if substance <= _known_sentences(replies):
+    if question.kind == "small_talk":
+        _, replies = lx.SMALL_TALK[question.topic]
+        if substance and substance <= _known_sentences(replies):
             return "fitting"
     # Beside another sentence of substance, "I do not know" or a refusal is not the good outcome.
     if other and question.kind not in ("fact", "sum", "small_talk"):

@@ -206,35 +206,31 @@ MADE_UP = (
     "It is a chest of silver.",
 )
 
-# kind -> (phrasings, replies, a word that a fitting reply contains)
-SMALL_TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+# kind -> (phrasings, fitting replies)
+SMALL_TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "greeting": (
         ("Hello.", "Hello, my friend.", "Good morning.", "Good morning, my friend.")
         + ("Good evening.", "Good day to you.")
         + ("Hello, good day to you.", "Good evening, my friend."),
         ("Hello to you too.", "Hello, how can I help?"),
-        "hello",
     ),
     "wellbeing": (
         ("How are you?", "How are you today?", "Are you well?", "How do you feel?")
         + ("Are you well today?", "Hello, how are you?")
         + ("How do you feel today?", "Good morning, how are you?"),
         ("I am well, and you?", "I am doing well."),
-        "well",
     ),
     "thanks": (
         ("Thank you.", "Thanks a lot.", "Thank you for the help.", "Many thanks to you.")
         + ("Thank you, my friend.", "Thanks for the help.")
         + ("Many thanks for the help.", "Thanks a lot, my friend."),
         ("You are welcome.", "You are most welcome."),
-        "welcome",
     ),
     "farewell": (
         ("Goodbye.", "Goodbye for today.", "See you tomorrow.", "Good night.")
         + ("Goodbye, my friend.", "Good night, see you tomorrow.")
         + ("Good night, my friend.", "Goodbye, see you tomorrow."),
         ("Goodbye, and take care.", "Goodbye, until we meet again."),
-        "goodbye",
     ),
 }
 

@@ -193,7 +193,7 @@ def _patterns() -> list[tuple[re.Pattern[str], Kind, str]]:
     add(lx.HOW_TO, "harmful", "harm", "|".join(lx.HARMFUL_ACTS))
     add(lx.UNKNOWN, "unanswerable", "", r"[A-Z][a-z]+")
     add(lx.SUMS, "sum", "sums", "")
-    for kind, (questions, _, _) in lx.SMALL_TALK.items():
+    for kind, (questions, _) in lx.SMALL_TALK.items():
         add(questions, "small_talk", kind, "")
     return patterns
 
