@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from trl import ScriptArguments, SFTConfig
 
 from tests.conftest import ROOT
+from toolkit.cli import main
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import MergeArguments
 from toolkit.options.command_line import parse, run_cli
@@ -72,12 +73,22 @@ def test_no_yaml_says_a_thing_twice(config):
     assert yaml.safe_load(config.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "pipeline", "check"])
-def test_help_is_clean(recipe):
-    found = call(recipe, "--help")
-    assert found.returncode == 0
-    assert f"toolkit {recipe}" in found.stdout
-    assert found.stderr == ""
+@pytest.mark.slow
+def test_help_prints_no_warning():
+    names = [*RECIPES, "pipeline", "check"]
+    code = f"""
+from toolkit.cli import main
+for name in {names}:
+    try:
+        main([name, "--help"])
+    except SystemExit as end:
+        assert end.code == 0, name
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert [name for name in names if f"toolkit {name}" not in process.stdout] == []
+    assert process.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -97,13 +108,26 @@ def test_help_is_clean(recipe):
         ("pipeline", ["--config", "no.yaml"], "ConfigError: no.yaml: cannot read"),
     ],
 )
-def test_an_input_error_is_one_line_and_exit_code_2(recipe, words, message):
-    found = call(recipe, *words)
-    assert found.returncode == 2
-    assert message in found.stderr
-    assert len(found.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in found.stderr
-    assert found.stdout == ""
+def test_input_error_is_one_line_and_exit_code_2(recipe, words, message, capfd):
+    try:
+        code = main([recipe, *words])
+    except SystemExit as end:
+        code = end.code
+    captured = capfd.readouterr()
+    assert code == 2
+    assert message in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.slow
+def test_recipe_file_exits_with_the_same_error():
+    process = call("sft", "--config", "no.yaml")
+    assert process.returncode == 2
+    assert process.stderr.startswith("ConfigError: no.yaml: cannot read the config file")
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert process.stdout == ""
 
 
 def test_where_an_input_error_was_raised_is_said_on_request(monkeypatch, capsys):
@@ -118,6 +142,7 @@ def test_where_an_input_error_was_raised_is_said_on_request(monkeypatch, capsys)
         assert ("Traceback" in said) is wanted
 
 
+@pytest.mark.slow
 def test_help_costs_no_more_than_trls_config_classes():
     """At most 1.3 times `from trl import SFTConfig`; medians of three, in turn, in seconds of the CPU,
     which work beside it does not lengthen."""

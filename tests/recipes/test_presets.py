@@ -97,23 +97,21 @@ def run(preset, stage, out, base, hub):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_presets_sft_trains(preset, tiny_base, hub, tmp_path, capsys):
-    made = run(preset, "sft", tmp_path, tiny_base, hub)
-    # of Capybara's dialogues every answer is learned: eight of three turns, and the test split's
+def test_preset_trains(preset, tiny_base, hub, tmp_path, capsys):
+    """SFT of every preset, and all stages of a chat preset and of a plain-text preset."""
+    runs = {"sft": run(preset, "sft", tmp_path, tiny_base, hub)}
+    # every answer of Capybara's dialogues is learned: eight of three turns, and the test split's
     dialogues = "14 dialogues became 42 examples, one for each assistant turn"
     assert (dialogues in capsys.readouterr().out) == preset.startswith("qwen3")
-    assert made.results["steps"] == 2
-    expected = "4bit-nf4-double" if preset.endswith("qlora") else "none"
-    assert made.base["quantization"] == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", ["llama-3.2-1b", "mistral-7b-qlora"])
-def test_a_presets_stages_follow_one_another(preset, tiny_base, hub, tmp_path):
-    made = {stage: run(preset, stage, tmp_path, tiny_base, hub) for stage in STAGES}
-    assert {stage: r.state for stage, r in made.items()} == dict.fromkeys(STAGES, "finished")
-    assert len({json.dumps(r.base, sort_keys=True) for r in made.values()}) == 1
-    report = json.loads((made["evaluate"].path / "report.json").read_text())
+    assert runs["sft"].results["steps"] == 2
+    quantization = "4bit-nf4-double" if preset.endswith("qlora") else "none"
+    assert runs["sft"].base["quantization"] == quantization
+    if preset not in ("llama-3.2-1b", "mistral-7b-qlora"):
+        return
+    runs |= {stage: run(preset, stage, tmp_path, tiny_base, hub) for stage in STAGES[1:]}
+    assert {stage: r.state for stage, r in runs.items()} == dict.fromkeys(STAGES, "finished")
+    assert len({json.dumps(r.base, sort_keys=True) for r in runs.values()}) == 1
+    report = json.loads((runs["evaluate"].path / "report.json").read_text())
     assert set(report["checkpoints"]) == {"base", "sft", "ppo", "dpo"}
 
 
