@@ -17,6 +17,8 @@ from toolkit.app.workbench import Workbench
 from toolkit.errors import ConfigError
 from toolkit.runs.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 def test_smoke_asks_all_checkpoints(tiny_base: str, runs: Path) -> None:
     done = run_app("--smoke", "--model_name_or_path", tiny_base, "--runs", str(runs))

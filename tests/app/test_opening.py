@@ -21,6 +21,8 @@ from toolkit.app.opening import Opening
 from toolkit.app.tabs.compare_events import CompareEvents, new_chat
 from toolkit.app.workbench import Workbench
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_needs_the_base_waits_until_it_is_there(tiny_base: str, runs: Path) -> None:
     opening = Opening(tiny_base, runs)

@@ -140,6 +140,7 @@ def test_copy_of_a_hub_repository_is_a_folder(tmp_path: Path, tokenizer: Any) ->
     assert head["test"].to_list() == pairs(5, start=COUNT)
 
 
+@pytest.mark.slow
 def test_recipe_trains_on_a_cached_stream(
     cache_dataset: Callable[..., str],
     tiny_base: Path,

@@ -193,6 +193,7 @@ def test_logprobs_of_unequal_rows_are_those_of_each_row_alone(name):
         torch.testing.assert_close(ours[: len(completion)], wanted, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_rows_leave_and_repeat_with_the_states_of_linear_attention(name):
     model = random_model(CONFIGS[name])

@@ -28,6 +28,8 @@ from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.trainer import PPOTrainer
 from toolkit.sampling.decoding import Decoded
 
+pytestmark = pytest.mark.slow
+
 FILE = Path(__file__).with_name("trl-1.12.0.safetensors")
 RECORDING = load_file(FILE)
 OURS = {"per_device_train_batch_size": 8, "num_ppo_epochs": 1, "max_grad_norm": 0.0}

@@ -23,6 +23,8 @@ from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 from toolkit.sampling.decoding import decode
 
+pytestmark = pytest.mark.slow
+
 COMMON = {
     "hidden_size": 32,
     "intermediate_size": 48,

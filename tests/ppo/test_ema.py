@@ -11,6 +11,8 @@ from tests.ppo.setup import make, prompts
 from toolkit.errors import CheckpointError
 from toolkit.models.roles import POLICY, REFERENCE
 
+pytestmark = pytest.mark.slow
+
 ADAPTER = "adapter_model.safetensors"
 
 

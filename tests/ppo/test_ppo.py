@@ -13,6 +13,8 @@ from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.prompts import PromptSampler
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def dataset():

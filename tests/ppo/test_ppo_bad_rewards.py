@@ -10,6 +10,8 @@ from tests.ppo.separate_models import keep_rollouts
 from tests.ppo.setup import PROMPTS, make, prompts
 from toolkit.errors import RewardError
 
+pytestmark = pytest.mark.slow
+
 ROW = 5  # the first row with a bad reward
 
 

@@ -7,6 +7,8 @@ import torch
 
 from tests.ppo.record import record
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "temperature": 0.8,
     "per_device_train_batch_size": 2,

@@ -19,6 +19,8 @@ from tests.ppo.setup import make, prompts
 from toolkit.models.roles import POLICY, REWARD
 from toolkit.sampling.generation import encode_prompt
 
+pytestmark = pytest.mark.slow
+
 TEMPERATURE = 0.8
 BETA = 0.7
 NAMES = ("What is", "Say", "Tell me of", "Where is the bird called")

@@ -13,6 +13,8 @@ from tests.ppo.record import record
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 from toolkit.ppo.roles import attach_ppo_roles
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "temperature": 0.8,
     "kl_coef": 0.1,

@@ -9,6 +9,8 @@ from tests.ppo.record import record
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 from toolkit.ppo.roles import attach_ppo_roles
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"rel": 1e-5, "abs": 1e-5}
 SETTINGS = {
     "seed": 4,  # with this seed some ratios are clipped, and lengths differ

@@ -9,6 +9,8 @@ from tests.ppo.record import record
 from tests.ppo.separate_models import kls_of
 from toolkit.ppo import experience
 
+pytestmark = pytest.mark.slow
+
 TEMPERATURE = 0.8
 HORIZON = 16
 EPISODES = 8  # per rollout

@@ -11,6 +11,8 @@ from toolkit.errors import ConfigError
 from toolkit.models.roles import POLICY, VALUE, Roles, belongs_to
 from toolkit.ppo.trainer import PPOTrainer
 
+pytestmark = pytest.mark.slow
+
 
 def weights_of(trainer, role):
     named = trainer.model.named_parameters()

@@ -18,6 +18,8 @@ from toolkit.ppo.config import EVALUATED, PPOConfig
 from toolkit.ppo.roles import attach_ppo_roles
 from toolkit.sampling.generation import encode_prompt
 
+pytestmark = pytest.mark.slow
+
 
 def logged(folder):
     return [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]

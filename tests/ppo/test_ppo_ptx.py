@@ -7,6 +7,8 @@ from tests.ppo.record import record
 from toolkit.models.roles import POLICY
 from toolkit.ppo import updates
 
+pytestmark = pytest.mark.slow
+
 GAMMA = 0.7
 TEXTS = [
     "The Bramor bird is red.",

@@ -12,6 +12,8 @@ from toolkit.errors import CheckpointError
 from toolkit.models.roles import REFERENCE, REWARD
 from toolkit.ppo.config import MAY_CHANGE, SAME, PPOConfig, annotations_of, same_on_resume
 
+pytestmark = pytest.mark.slow
+
 SAVING = {"save_strategy": "steps", "save_steps": 4, "total_episodes": 16}
 OTHER = {"per_device_train_batch_size": 8, "value_role": "zero", "kl_estimator": "k3"} | {
     "reward_aggregation": "min",

@@ -14,6 +14,8 @@ from toolkit.models.roles import REWARD
 from toolkit.ppo.roles import attach_ppo_roles
 from toolkit.ppo.rollout import aggregate, subtract_penalties, weighted_sum
 
+pytestmark = pytest.mark.slow
+
 # with these the return at the first token is the completion's whole score
 PLAIN = {"kl_coef": 0.0, "gamma": 1.0, "lam": 1.0, "missing_eos_penalty": None}
 

@@ -27,6 +27,8 @@ from toolkit.sampling.decoding import Decoded, decode
 from toolkit.sampling.generation import encode_completion, encode_prompt
 from toolkit.trainers.callbacks import SAMPLES_FILE
 
+pytestmark = pytest.mark.slow
+
 EOS = 2
 ONE_STEP = {"per_device_train_batch_size": 8, "num_mini_batches": 1, "num_ppo_epochs": 1}
 ONE_STEP |= {"total_episodes": 8, "max_grad_norm": 0.0, "kl_coef": 0.0}

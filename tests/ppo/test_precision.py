@@ -13,6 +13,8 @@ from tests.ppo.setup import make, prompts
 from toolkit.models.passes import collate, completion_logprobs, scores, state_values
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 
+pytestmark = pytest.mark.slow
+
 BASES = {
     "8bit": {"load_in_8bit": True},
     "4bit-nf4": {"load_in_4bit": True},

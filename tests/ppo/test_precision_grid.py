@@ -14,6 +14,8 @@ from tests.ppo.setup import make, prompts
 from tests.ppo.test_precision import Gradients
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("use_dora", "use_rslora")
 BASES = {
     "float32": {"dtype": "float32"},

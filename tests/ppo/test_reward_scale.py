@@ -60,6 +60,7 @@ def scored(folder, model_config, tokenizer, rows):
     return torch.tensor(score_rows(roles, tokenizer, rows))
 
 
+@pytest.mark.slow
 def test_unit_variance_scales_scores_and_keeps_their_order(trained, model_config, tokenizer):
     shown = more_rows()
     plain, plain_notes, _ = trained("plain", shown, unit_variance=False)

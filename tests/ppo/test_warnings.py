@@ -119,6 +119,7 @@ def test_checks_ignore_rows_without_their_metrics():
         assert check([{"loss": 1.0}]) is None
 
 
+@pytest.mark.slow
 def test_warning_is_printed_and_logged_once(ppo_roles, tokenizer, tmp_path, monkeypatch, capsys):
     """A user's metric gets worse from the fourth evaluation on."""
     refused = iter([0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5])

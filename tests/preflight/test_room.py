@@ -14,6 +14,8 @@ from toolkit.preflight.findings import DISK, Findings, check_disk
 from toolkit.runs.replacing import checkpoints
 from toolkit.runs.resuming import last_checkpoint
 
+pytestmark = pytest.mark.slow
+
 GB = 1 << 30
 
 

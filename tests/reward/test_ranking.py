@@ -108,6 +108,7 @@ def test_groups_are_found_wherever_their_pairs_stand():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["alone", "together"])
 def test_grouping_holds_some_groups_as_python_lists_and_never_all(group):
     def peak(count):
@@ -200,6 +201,7 @@ def test_the_score_is_read_at_the_last_token_though_pad_is_eos(adapted):
         )
 
 
+@pytest.mark.slow
 def test_training_learns_the_order(adapted, tokenizer, tmp_path):
     trainer = trainer_of(adapted, tokenizer, pairs(4), tmp_path, max_steps=20, learning_rate=1e-2)
     trainer.train()

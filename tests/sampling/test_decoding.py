@@ -14,6 +14,8 @@ from toolkit.sampling.decoding import decode, draw
 from toolkit.sampling.generation import encode_completion, sample
 from toolkit.sampling.settings import Sampling
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[1, 20, 30, 40, 50, 60], [1, 25], [1, 33, 34], [1, 40, 41, 42]] * 3
 STOP = list(range(0, 512, 9))  # so many that rows end at different steps
 

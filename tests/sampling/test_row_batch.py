@@ -16,6 +16,8 @@ from toolkit.kernels.fused_lora import FusedLoraLinear
 from toolkit.sampling.row_batch import Row, RowBatch, choose
 from toolkit.sampling.settings import Drawing
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[5, 9, 30], [7] * 9, [40, 41, 42, 43, 44], [11]]
 
 

@@ -4,8 +4,12 @@ import os
 import sys
 from contextlib import contextmanager
 
+import pytest
+
 from tests.ppo.setup import make, prompts
 from toolkit.runs.replacing import checkpoints
+
+pytestmark = pytest.mark.slow
 
 CHANGES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
 _watchers = []

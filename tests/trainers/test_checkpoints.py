@@ -19,6 +19,8 @@ from toolkit.runs.run import Run
 from toolkit.trainers.checkpoints import INCOMING
 from toolkit.trainers.interruption import interruptible
 
+pytestmark = pytest.mark.slow
+
 SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 
 

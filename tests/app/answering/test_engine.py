@@ -66,6 +66,7 @@ def endless(workbench: Workbench, *names: str, prompt: str = "Hello") -> Compari
     return workbench.stream(prompt, [ids[n] for n in names], temperature=1.0, max_new_tokens=100)
 
 
+@pytest.mark.slow
 def test_32_visitors_at_once_get_what_each_would_get_alone(workbench: Workbench) -> None:
     asked = [(f"What is it? {'it ' * (i % 7)}{i}", NAMES[i % 4]) for i in range(32)]
     expected = [ask(workbench, prompt, name)[0] for prompt, name in asked]

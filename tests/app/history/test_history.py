@@ -235,7 +235,7 @@ def test_a_report_is_text_and_real_pictures(root: Path) -> None:
     assert found.text == "a_b <img src=x onerror=alert(1)>"
     assert "schema" in found.summary and "damaged" in found.summary
     assert [(picture.size, caption) for picture, caption in found.pictures] == [
-        ((40, 33), "How each checkpoint behaves")
+        ((40, 33), "Behaviour of each checkpoint")
     ]
 
 

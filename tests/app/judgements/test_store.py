@@ -96,6 +96,7 @@ def test_writes_are_synchronous_in_wal_mode(tmp_path: Path) -> None:
         assert db.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
 
 
+@pytest.mark.slow
 def test_no_vote_is_lost_when_a_process_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "j.sqlite"
     outputs = [tmp_path / f"{number}.out" for number in range(PROCESSES)]

@@ -18,6 +18,8 @@ from tests.app.server import served
 from toolkit.app.web.headers import HEADERS
 from toolkit.runs.run import Run
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = "attacker.invalid"
 ATTACK = "<img src=x onerror=document.title='attacked'>"
 LINK = "[click](javascript:document.title='attacked')"

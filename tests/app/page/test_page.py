@@ -23,6 +23,8 @@ from toolkit.app.web.headers import HEADERS
 from toolkit.app.web.smoke import answers_shown
 from toolkit.app.workbench import Workbench
 
+pytestmark = pytest.mark.slow
+
 ENDED = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
 ATTACK = "<img src=x onerror=document.title='attacked'>"
 
