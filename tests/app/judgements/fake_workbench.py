@@ -1,4 +1,4 @@
-"""A workbench without a model: answers are made of the checkpoint's secret number and the seed."""
+"""A workbench without a model: an answer is the prompt, the checkpoint's number and the seed."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ class FakeWorkbench:
     def __init__(self, root: Path, names: str = "sft dpo") -> None:
         self.roles = SimpleNamespace(fingerprint=dict(BASE))
         self.runs = root
-        self.asked: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
         self.fail: set[str] = set()
         checkpoints = {BASE_ID: Entry(BASE_ID, BASE_ID, "world:base")}
         for i, name in enumerate(names.split()):
@@ -43,7 +43,7 @@ class FakeWorkbench:
         if not str(prompt).strip():
             raise ConfigError("write a prompt first")
         assert len(set(checkpoints)) == len(checkpoints)
-        self.asked.append({"prompt": prompt, "checkpoints": checkpoints} | options)
+        self.calls.append({"prompt": prompt, "checkpoints": checkpoints} | options)
         return FakeAnswers(self._answer(prompt, one, options["seed"]) for one in checkpoints)
 
     def _answer(self, prompt: object, id: str, seed: int) -> Answer:

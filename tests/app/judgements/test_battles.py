@@ -85,12 +85,12 @@ def test_each_battle_draws_pair_order_seed_and_id(battles: Battles, fake: FakeWo
         drawn.append(judgement.replies)
     pairs = Counter(tuple(reply.name for reply in replies) for replies in drawn)
     assert len(ids) == 600 and min(map(len, ids)) >= 32
-    assert len({call["seed"] for call in fake.asked}) == 600
+    assert len({call["seed"] for call in fake.calls}) == 600
     # six ordered pairs of 100 expected each; five standard deviations are 46
     assert len(pairs) == 6 and all(54 <= n <= 146 for n in pairs.values())
     first_answered = sum(
         call["checkpoints"][0] == replies[0].checkpoint
-        for call, replies in zip(fake.asked, drawn, strict=True)
+        for call, replies in zip(fake.calls, drawn, strict=True)
     )
     assert 235 <= first_answered <= 365  # the order of answering does not reveal A
 
@@ -174,7 +174,7 @@ def test_nine_checkpoints_are_split_into_allowed_calls(tmp_path: Path) -> None:
     fake = FakeWorkbench(tmp_path / "runs", "a b c d e f g h i")
     battles = Battles(cast(Workbench, fake), Store(tmp_path / "j.sqlite"))
     final = last(battles.ranking("Why?", list(fake.catalog.checkpoints), 9, temperature=0))
-    assert max(len(call["checkpoints"]) for call in fake.asked) <= MAX_COLUMNS
+    assert max(len(call["checkpoints"]) for call in fake.calls) <= MAX_COLUMNS
     assert len(set(final.texts)) == 9
 
 

@@ -223,9 +223,7 @@ def test_new_recipe_gets_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.setenv("TOOLKIT_RECIPES", str(tmp_path))
     assert training_files()["ipo"] == "preference.jsonl"
-    commands = training_commands(
-        Path("j"), base={"id": "world:base"}, parent=Path("sft"), runs=Path("r")
-    )
+    commands = training_commands(Path("j"), base=BASE, parent=Path("sft"), runs=Path("r"))
     assert commands["ipo"].startswith("toolkit ipo --model_name_or_path world:base")
 
 

@@ -194,9 +194,9 @@ def test_equal_orders_are_expanded_once(
 def test_pair_table_counts_ties_half() -> None:
     orders = [Order((0, 1), (1, 2), "p"), Order((1, 0), (1, 1), "p")]
     orders.append(Order((0, 0, 1, 2), (1, 3, 2, 2), "q"))
-    wins, seen = pair_table(orders, 3)
+    wins, comparisons = pair_table(orders, 3)
     assert wins.tolist() == [[0, 2.5, 1], [1.5, 0, 0.5], [1, 0.5, 0]]
-    assert seen.tolist() == [[0, 4, 2], [4, 0, 1], [2, 1, 0]]
+    assert comparisons.tolist() == [[0, 4, 2], [4, 0, 1], [2, 1, 0]]
 
 
 def test_agreement_of_two_labelers() -> None:

@@ -1,4 +1,4 @@
-"""What the tab "What changed" writes where there is little to see."""
+"""The tab What changed: visible blanks, and differences that cannot be shown."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -8,16 +8,16 @@ from toolkit.app.catalog import only_base
 from toolkit.app.tabs.changed import _diff, _visible
 
 
-def test_a_token_of_blanks_alone_is_shown() -> None:
+def test_blank_tokens_are_visible() -> None:
     assert _visible(" ") == "␣" and _visible("\n") == "↵" and _visible(" the") == " the"
 
 
-def test_where_there_is_nobody_to_compare_with_the_page_says_what_to_do() -> None:
-    bench = cast(Any, SimpleNamespace(catalog=only_base("world:base")))
+def test_missing_second_answer_is_explained() -> None:
+    workbench = cast(Any, SimpleNamespace(catalog=only_base("world:base")))
     for second in ("None", "run_9"):
-        assert _diff(bench, Chat(), "base", "Why?", "So.", second) == [
+        assert _diff(workbench, Chat(), "base", "Why?", "So.", second) == [
             [],
             "No second checkpoint: ask two checkpoints on Compare.",
         ]
-    _, said = _diff(bench, Chat(), "base", "Why?", "So.", "base")
-    assert said.startswith("base has no answer to this prompt")
+    _, note = _diff(workbench, Chat(), "base", "Why?", "So.", "base")
+    assert note.startswith("base has no answer to this prompt")

@@ -59,8 +59,7 @@ class Battles:
         self.store = store
         self._max_pending, self._max_age_s = max_pending, max_age_s
         self._rng: Random = secrets.SystemRandom()  # visitors cannot influence or predict a draw
-        # id -> (time, judgement), oldest first
-        self._pending: dict[str, tuple[float, Judgement]] = {}
+        self._pending: dict[str, tuple[float, Judgement]] = {}  # id -> (time, …), oldest first
         self._lock = threading.Lock()
 
     def battle(

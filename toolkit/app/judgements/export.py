@@ -118,9 +118,8 @@ def training_commands(
 def _base_options(recipe: str, base: Mapping[str, str]) -> list[str]:
     """The shipped config for the embedded base, if there is one, or the base's name and quantization."""
     config = f"world/{recipe}"
-    if base["id"] == BASE_NAME:
-        known = find_config(config) != config
-        return ["--config", config] if known else ["--model_name_or_path", BASE_NAME]
+    if base["id"] == BASE_NAME and find_config(config) != config:
+        return ["--config", config]
     bits, *details = base["quantization"].split("-")  # none, 8bit, 4bit-nf4, 4bit-nf4-double
     options = ["--model_name_or_path", base["id"]]
     if bits != "none":
@@ -189,10 +188,8 @@ def _label_row(judgement: Judgement, number: int, label: bool) -> Row:
 def _ranked_row(judgement: Judgement, ranks: Sequence[int]) -> Row:
     replies = judgement.replies
     columns = {"completions": [_completion(reply) for reply in replies], "ranks": list(ranks)}
-    origins = {"answers": [_origin(reply) for reply in replies]}
-    return _row(
-        judgement, columns, origins | {"likert": judgement.likert, "flags": judgement.flags}
-    )
+    details = {"likert": judgement.likert, "flags": judgement.flags}
+    return _row(judgement, columns, {"answers": [_origin(reply) for reply in replies]} | details)
 
 
 def _row(judgement: Judgement, columns: Row, origin: Row) -> Row:

@@ -32,8 +32,8 @@ counts once for every two of its answers from different checkpoints.
 the same name starts without votes. The old one stays; both show the start of their weights' hash.
 - **Agreement** compares labelers who gave a name and judged the same two checkpoints on the same prompt. \
 Only a labeler's last verdict on a pair counts. A ranking prefers the checkpoint that wins more pairs of \
-their answers. Krippendorff's α is 1 for full agreement and 0 for agreement by chance. The answers to a \
-prompt can differ between battles, which lowers α.
+their answers. Krippendorff's α is 1 for full agreement, 0 for agreement by chance, and undefined if all \
+verdicts are equal. The answers to a prompt can differ between battles, which lowers α.
 """
 HEADERS = {  # column -> minimum pixels and share of the width, %
     "#": (50, 7),
@@ -131,9 +131,7 @@ def _agreement_text(board: Board) -> str:
             "No two labelers with a name have judged the same two checkpoints on the same prompt "
             "yet. Let several people judge prompts from one file."
         )
-    alpha = "not defined (all verdicts are equal)"
-    if agreement.alpha is not None:
-        alpha = f"{agreement.alpha:.2f}"
+    alpha = "undefined" if agreement.alpha is None else f"{agreement.alpha:.2f}"
     return (
         f"{agreement.share:.0%} of {agreement.pairs} pairs of verdicts are equal, in "
         f"{agreement.units} combinations of a prompt and two checkpoints. Krippendorff's α: {alpha}."
