@@ -14,7 +14,6 @@ from toolkit.app.judgements.ratings import Floats, Ints, Order, points
 
 MIN_VOTES, MIN_PROMPTS = 20, 10
 BATTLE_RANKS = {A: (1, 2), B: (2, 1), TIE: (1, 1), BOTH_BAD: (1, 1)}
-SEED = 0
 Key = tuple[str, str]  # identifies a checkpoint: its name and its weights
 
 
@@ -138,7 +137,7 @@ def _standings(orders: Sequence[Order], names: Sequence[str], comparisons: Ints)
         return standings
     # the fit uses all votes, also those of unrated checkpoints
     fit = ratings.collect(orders, len(names))
-    values, ends = points(ratings.strengths(fit)), points(ratings.intervals(fit, seed=SEED))
+    values, ends = points(ratings.strengths(fit)), points(ratings.intervals(fit, seed=0))
     return [
         s if s.unrated else replace(s, rating=float(rating), interval=(float(low), float(high)))
         for s, rating, (low, high) in zip(standings, values, ends, strict=True)

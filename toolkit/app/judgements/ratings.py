@@ -25,6 +25,7 @@ PRIOR_SD = 2.0  # nats; without votes, two thirds of all checkpoints lie within 
 POINTS = 400 / math.log(10)  # per nat, as in Elo: 400 points are odds of 10 to 1
 MEAN_POINTS = 1000.0
 RESAMPLES = 300
+RESAMPLE_BATCH = 50  # stays in the CPU cache
 MAX_STEPS = 100
 FIXED_CURVATURE_STEPS = 30  # before a resample falls back to Newton's method
 TOLERANCE = 1e-8  # nats of log-posterior that one more Newton step would gain
@@ -160,8 +161,7 @@ def _shares(theta: Floats, counts: Floats) -> Floats:
 def _curvature(share: Floats, weights: Floats, precision: float) -> Floats:
     """The negative Hessian `(N, N)` of the log-posterior from `_shares` `(S, N)` and weights `(S,)`."""
     weighted = share * weights[:, None]
-    curvature: Floats = np.diag(weighted.sum(0) + precision) - weighted.T @ share
-    return curvature
+    return np.diag(weighted.sum(0) + precision) - weighted.T @ share
 
 
 def _log_posterior(
@@ -183,9 +183,10 @@ def intervals(
     rng, p = np.random.default_rng(seed), len(votes.wins)
     full_fit = strengths(votes, prior_sd=prior_sd)
     times = rng.multinomial(p, [1 / p] * p, size=resamples).astype(float)
-    fits = resampled_strengths(votes, times, prior_sd=prior_sd, start=full_fit)
-    ends: Floats = np.quantile(fits, (0.025, 0.975), axis=0).T
-    return ends
+    fits: list[Floats] = []
+    for batch in np.array_split(times, -(-resamples // RESAMPLE_BATCH)):
+        fits += resampled_strengths(votes, batch, prior_sd=prior_sd, start=full_fit)
+    return np.quantile(fits, (0.025, 0.975), axis=0).T
 
 
 def resampled_strengths(

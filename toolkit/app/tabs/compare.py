@@ -141,8 +141,9 @@ def _sampling() -> list[Any]:
     with gr.Accordion("Sampling", open=False):
         temperature, tokens = temperature_and_length()
         info = "The same for all columns. The same seed gives the same answer again."
-        largest = {"minimum": 0, "maximum": limits.MAX_SEED}
-        seed = gr.Number(0, precision=0, **largest, label="Seed", info=info)
+        seed = gr.Number(
+            0, precision=0, minimum=0, maximum=limits.MAX_SEED, label="Seed", info=info
+        )
         info = "Sample from this many likeliest tokens; 0 samples from all."
         top_k = gr.Slider(0, limits.MAX_TOP_K, value=0, step=1, label="Top k", info=info)
         info = "Sample from the likeliest tokens that together have this probability; 1 is all."

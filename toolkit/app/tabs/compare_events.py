@@ -75,10 +75,9 @@ class CompareEvents:
             catalog = self.workbench.refresh()
             checkpoints = checkpoint_choices(catalog).chosen
             reward = reward_choices(catalog).chosen[0]
-        ids = [c for c in checkpoints if isinstance(c, str)] if checkpoints else []
         key = _session(visitor)
         self.leave(visitor)
-        conversations = {id: chat.conversation(id) for id in ids}
+        conversations = {c: chat.conversation(c) for c in checkpoints or () if isinstance(c, str)}
         with errors_as_toast():
             comparison = self.workbench.stream(
                 conversations, checkpoints, reward=reward_id(reward), **settings
