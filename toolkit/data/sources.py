@@ -108,18 +108,13 @@ def _check_name(name: str, config: str | None) -> None:
 
 def _local_names(entry: Any) -> list[str]:
     """The local files and folders of an entry of `datasets`, without glob patterns."""
-    values = entry.data_files or []
-    if isinstance(values, dict):
-        values = list(values.values())
-    files: list[str] = []
-    for value in [values] if isinstance(values, str) else values:
-        files += [value] if isinstance(value, str) else value
-    # With any other path, the files are relative to a hub repository or a folder.
-    if entry.path in {"json", "csv", "parquet"}:
-        files = [file for file in files if "://" not in file and "*" not in file]
-    else:
-        files = []
-    return [*files, *([entry.path] if is_local_path(entry.path) else [])]
+    names = [entry.path] if is_local_path(entry.path) else []
+    if entry.path in {"json", "csv", "parquet"}:  # otherwise relative to a hub repository or folder
+        values = entry.data_files or []
+        values = list(values.values()) if isinstance(values, dict) else values
+        for value in [values] if isinstance(values, str) else values:
+            names += [value] if isinstance(value, str) else value
+    return [name for name in names if "://" not in name and "*" not in name]
 
 
 def find_sources(
