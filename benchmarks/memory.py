@@ -154,8 +154,7 @@ def train(case: Case, base: Path) -> None:
     """Train two optimizer steps of a case with its recipe's trainer."""
     from datasets import Dataset
 
-    from toolkit.models.base import load_base
-    from toolkit.models.fingerprint import fingerprint
+    from toolkit.models.base import fingerprint, load_base
     from toolkit.models.peft_methods import build_peft_config
     from toolkit.models.roles import POLICY, Roles
     from toolkit.ppo.trainer import PPOTrainer

@@ -14,8 +14,7 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from benchmarks.common import parser, seconds_in_turn
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint
+from toolkit.models.base import fingerprint, load_base
 from toolkit.reward.adapter import scalar_adapter
 from toolkit.reward.ranking import RankingCollator, group_comparisons, last_scores, ranking_loss
 

@@ -45,12 +45,12 @@ def main(args, model) -> Run:
     from toolkit.evaluation.judge import judge_reward_model
     from toolkit.evaluation.render import to_text, write
     from toolkit.evaluation.report import build, examples
-    from toolkit.models.arguments import refuse_adapter_options
+    from toolkit.models.arguments import reject_adapter_options
     from toolkit.models.roles import REWARD
     from toolkit.sampling.settings import Sampling
     from toolkit.trainers.load_policy import load_roles
 
-    refuse_adapter_options(
+    reject_adapter_options(
         model,
         because="the adapters are those of the runs",
         made_with=[made_with(run.path) for run in sources.values()],

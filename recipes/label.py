@@ -28,7 +28,7 @@ def main(labels, model) -> Run:
 
     from transformers import set_seed
 
-    from toolkit.models.arguments import refuse_adapter_options
+    from toolkit.models.arguments import reject_adapter_options
     from toolkit.models.roles import POLICY
     from toolkit.models.tokenizer import stop_ids
     from toolkit.sampling.generation import complete
@@ -39,7 +39,7 @@ def main(labels, model) -> Run:
     from toolkit.world.labelers import agreement, distinct_answers, panel, rank
     from toolkit.world.questions import sample_questions
 
-    refuse_adapter_options(
+    reject_adapter_options(
         model,
         because=f"the adapter is that of the parent {labels.parent}",
         made_with=[made_with(labels.parent)],

@@ -26,18 +26,17 @@ def main(merge, model) -> Run:
 
     import torch
 
-    from toolkit.models.arguments import refuse_adapter_options
-    from toolkit.models.base import load_base
+    from toolkit.models.arguments import reject_adapter_options
+    from toolkit.models.base import fingerprint, load_base
     from toolkit.models.export_merged import (
         merge_into_base,
         probe_logits,
         require_full_precision,
         require_mergeable,
     )
-    from toolkit.models.fingerprint import fingerprint
     from toolkit.trainers.load_policy import adapted_base
 
-    refuse_adapter_options(
+    reject_adapter_options(
         model,
         because=f"the adapter is that of the parent {merge.parent}",
         made_with=[made_with(merge.parent)],

@@ -13,8 +13,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
 from trl import ModelConfig
 
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint
+from toolkit.models.base import fingerprint, load_base
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 from toolkit.world.corpus import documents

@@ -11,7 +11,7 @@ from toolkit.preflight.requirements import check_requirements
 from toolkit.recipe import Options, Recipe
 from toolkit.runs.resuming import asked
 from toolkit.runs.run import ENSEMBLE, Run
-from toolkit.trainers.interruption import interruptible
+from toolkit.trainers.callbacks import interruptible
 from toolkit.training import Training
 
 

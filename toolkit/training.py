@@ -11,14 +11,12 @@ from toolkit.data.loading import load_splits
 from toolkit.data.splits import Splits
 from toolkit.data.streaming import Stream, open_stream
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint
+from toolkit.models.base import fingerprint, load_base
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.recipe import Options, Recipe
 from toolkit.runs.run import Run
 from toolkit.trainers.callbacks import RunCallback
 from toolkit.trainers.load_policy import trainable_policy
-from toolkit.trainers.rank_allocation import RankAllocation
 from toolkit.world import resolve_base
 
 
@@ -181,7 +179,5 @@ class Training:
 
     @property
     def callbacks(self) -> list[TrainerCallback]:
-        """The callbacks of every recipe: the run's metrics, and AdaLoRA's rank allocation."""
-        new_adalora = self.parent is None and self.model.method == "adalora"
-        adalora = [RankAllocation()] if new_adalora else []
-        return [RunCallback(self.run), *adalora]
+        """The callbacks of every recipe: they begin the run and write its metrics."""
+        return [RunCallback(self.run)]

@@ -13,8 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import ModelConfig
 
 from toolkit.app.workbench import Workbench
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint
+from toolkit.models.base import fingerprint, load_base
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import Roles
 from toolkit.runs.run import Run

@@ -176,7 +176,9 @@ def test_roles_are_not_put_on_a_base_that_cannot_be_sampled_from(tiny_base, tmp_
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}])
 def test_what_experts_do_not_take_names_a_way_out(options):
     model = random_model(MixtralConfig(**SHAPE, num_local_experts=4))
-    with pytest.raises(CheckpointError, match=r"role 'default': .* name the attention's layers"):
+    with pytest.raises(
+        CheckpointError, match=r"role 'default': .* target only the attention's layers"
+    ):
         Roles(model, {}).create(POLICY, LoraConfig(r=2, target_modules="all-linear", **options))
     Roles(model, {}).create(POLICY, LoraConfig(r=2, target_modules=["q_proj"], **options))
 
@@ -233,5 +235,5 @@ def test_an_adapter_on_experts_shares_no_batch_with_others():
     experts = ["mlp.experts.gate_up_proj"]
     roles.create(POLICY, LoraConfig(r=2, target_modules=["q_proj"], target_parameters=experts))
     roles.create("attention", LoraConfig(r=2, target_modules=["q_proj"]))
-    assert not roles.mixes(POLICY)
-    assert roles.mixes("attention") and roles.mixes(None)
+    assert not roles.can_mix(POLICY)
+    assert roles.can_mix("attention") and roles.can_mix(None)

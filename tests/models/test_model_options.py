@@ -12,9 +12,8 @@ from trl import ModelConfig
 from tests.models.methods import call
 from toolkit.cli import run
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.arguments import METHODS, ModelArguments, refuse_adapter_options
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import BASE_FILE, fingerprint
+from toolkit.models.arguments import METHODS, ModelArguments, reject_adapter_options
+from toolkit.models.base import BASE_FILE, fingerprint, load_base
 from toolkit.models.peft_methods import build_peft_config
 from toolkit.models.roles import POLICY
 from toolkit.recipe import find
@@ -70,7 +69,7 @@ PROBES = {
     "lora_modules_to_save": lambda b: (
         config(b, lora_modules_to_save=["lm_head"]).modules_to_save == ["lm_head"]
     ),
-    "lora_task_type": names(ValueError, "recipe knows its task", lora_task_type="SEQ_CLS"),
+    "lora_task_type": names(ValueError, "is set by the recipe", lora_task_type="SEQ_CLS"),
     "use_rslora": lambda b: config(b, use_rslora=True).use_rslora,
     "use_dora": lambda b: config(b, use_dora=True).use_dora,
     "load_in_8bit": lambda b: type(layer(b, load_in_8bit=True)).__name__ == "Linear8bitLt",
@@ -123,26 +122,26 @@ WITH = {"num_virtual_tokens": {"peft_method": "prefix"}}
 def test_where_the_parent_decides_an_adapters_shape_is_refused(option):
     model = ModelArguments(**{option: ADAPTER[option]}, **WITH.get(option, {}))
     with pytest.raises(ConfigError, match=rf"`{option}`.*would have no effect: the parent"):
-        refuse_adapter_options(model, because="the parent decides")
-    refuse_adapter_options(ModelArguments(use_peft=True), because="the parent decides")
+        reject_adapter_options(model, because="the parent decides")
+    reject_adapter_options(ModelArguments(use_peft=True), because="the parent decides")
 
 
 @pytest.mark.parametrize("option", ADAPTER)
 def test_what_the_adapter_was_made_with_may_be_said_again(option):
     said = {option: ADAPTER[option]} | WITH.get(option, {})
     model, because = ModelArguments(**said), "the parent decides"
-    refuse_adapter_options(model, because=because, made_with=[vars(ModelArguments(**said))])
+    reject_adapter_options(model, because=because, made_with=[vars(ModelArguments(**said))])
     for others in ([vars(ModelArguments())], [{}], [said, {}], [{"lora_r": "many"}]):
         with pytest.raises(ConfigError, match=f"`{option}`"):
-            refuse_adapter_options(model, because=because, made_with=others)
+            reject_adapter_options(model, because=because, made_with=others)
 
 
 def test_another_order_of_layers_and_another_name_of_lora_are_the_same():
     model = ModelArguments(lora_target_modules=["v_proj", "q_proj"], peft_method="lora")
     made = [{"lora_target_modules": ["q_proj", "v_proj"], "peft_method": None}]
-    refuse_adapter_options(model, because="the parent decides", made_with=made)
+    reject_adapter_options(model, because="the parent decides", made_with=made)
     dora = ModelArguments(use_dora=True)
-    refuse_adapter_options(dora, because="the parent decides", made_with=[{"peft_method": "dora"}])
+    reject_adapter_options(dora, because="the parent decides", made_with=[{"peft_method": "dora"}])
 
 
 def test_an_adapter_is_made_with_the_options_of_its_first_run(tmp_path):
@@ -208,9 +207,9 @@ def test_options_that_do_not_go_together_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora_target_modules": ["q_proj", "qproj"]}, "no layer is called qproj; .* q_proj"),
+        ({"lora_target_modules": ["q_proj", "qproj"]}, "this base has no layer qproj; .* q_proj"),
         ({"device_map": "gpu"}, "must be a device"),
-        ({"device_map": "cuda:9"}, "cuda:9 is not there"),
+        ({"device_map": "cuda:9"}, "cuda:9 is not available: this machine has"),
     ],
 )
 def test_options_that_do_not_fit_the_base_are_refused(options, message, tiny_base):
@@ -231,7 +230,7 @@ def test_double_quantization_is_another_base(tiny_base):
 def test_a_single_target_is_a_name_and_not_a_pattern(tiny_base):
     assert config(tiny_base, lora_target_modules=["q_proj"]).target_modules == {"q_proj"}
     assert config(tiny_base, lora_target_modules=["all-linear"]).target_modules == "all-linear"
-    with pytest.raises(ConfigError, match="no layer is called nothing"):
+    with pytest.raises(ConfigError, match="this base has no layer nothing"):
         config(tiny_base, lora_target_modules=["nothing"])
 
 

@@ -14,15 +14,14 @@ from tests.conftest import ROOT, fresh_roles
 from tests.models.methods import call
 from toolkit.app.workbench import Workbench
 from toolkit.cli import run
-from toolkit.models.adalora import as_lora
-from toolkit.models.adapters import read_adapter
+from toolkit.models.adapters import as_lora, read_adapter
 from toolkit.models.arguments import METHODS
 from toolkit.models.passes import collate, completion_logprobs, scores
 from toolkit.models.roles import REWARD, Roles
 from toolkit.recipe import find
 from toolkit.runs.run import Run
 from toolkit.sampling.decoding import decode
-from toolkit.trainers.rank_allocation import orthogonality
+from toolkit.trainers.supervised import orthogonality
 
 EXTRA = {
     "whole layer": {"lora_modules_to_save": ["lm_head"]},
@@ -360,4 +359,4 @@ def test_ranks_differ_by_matrix_and_keep_to_the_budget(tiny_base, tmp_path):
 
 def test_adalora_needs_steps_to_weigh_ranks(tiny_base, tmp_path, capsys):
     assert call("sft", tmp_path, tiny_base, peft_method="adalora", max_steps=1) == 2
-    assert "1 steps are too few" in capsys.readouterr().err
+    assert "this training has 1 step" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import fresh_roles, lora, randomise
 from toolkit.errors import CheckpointError
 from toolkit.kernels.packing import padded
-from toolkit.models.fingerprint import check_fingerprint, save_fingerprint
+from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import collate, completion_logprobs, scores, state_values
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
@@ -191,7 +191,7 @@ def test_logprobs_are_those_of_the_sampling_temperature(ppo_roles, batch):
 
 @pytest.mark.parametrize("name", ["", "a.b", "lora", "ora_"])
 def test_names_that_peft_would_confuse_are_refused(model_config, name):
-    with pytest.raises(CheckpointError, match="cannot be called"):
+    with pytest.raises(CheckpointError, match="cannot be named"):
         fresh_roles(model_config).create(name, lora())
 
 
@@ -277,7 +277,7 @@ def test_an_adapter_of_another_base_is_refused_naming_both(ppo_roles, sft_run):
         (
             "org/m@a1b2",
             "org/m@c3d4",
-            "; load the adapter's own base as it was: --model_revision a1b2",
+            "; load the adapter's own base with --model_revision a1b2",
         ),
         ("org/m@unknown", "org/m@c3d4", "; load the adapter's own base"),
         ("org/other@a1b2", "org/m@c3d4", "; load the adapter's own base"),

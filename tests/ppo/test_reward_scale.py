@@ -10,8 +10,7 @@ from trl import RewardConfig
 from tests.conftest import fresh_roles
 from tests.reward.test_reward import ROWS, more_rows
 from toolkit.evaluation.judge import score_rows
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint
+from toolkit.models.base import fingerprint, load_base
 from toolkit.models.roles import REWARD
 from toolkit.options.arguments import RewardArguments
 from toolkit.reward.training import Comparisons, RewardModelTrainer

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from toolkit.cli import run
 from toolkit.evaluation import judge
-from toolkit.models.fingerprint import BASE_FILE
+from toolkit.models.base import BASE_FILE
 from toolkit.recipe import find
 from toolkit.runs.parents import require_adapter, reward_models
 from toolkit.runs.run import ENSEMBLE, Run

@@ -123,10 +123,10 @@ def test_ctrl_c_and_sigterm_exit_130_and_143_and_resume_to_the_uninterrupted_run
             assert process.wait(PATIENCE) == status, runs.text()[-2000:]
         last = folder / f"checkpoint-{step}"  # of the step that was being done
         assert checkpoints(folder)[-1] == last
-        assert f"{number.name} at step {step}; {last} is whole" in runs.text()
+        assert f"{number.name} at step {step}; {last} is complete" in runs.text()
         stopped = Run.load(folder)
         assert stopped.state == "failed"
-        assert f"Interrupted: {number.name} at step {step}; {last} is whole" in stopped.error
+        assert f"Interrupted: {number.name} at step {step}; {last} is complete" in stopped.error
         assert not (folder / "adapter_model.safetensors").exists()
         resume = ("--resume_from_checkpoint", "true")
     runs.to_the_end("stopped", *resume)

@@ -12,8 +12,7 @@ from trl import RewardConfig, RewardTrainer
 
 from benchmarks.ranking_loss import measure
 from toolkit.errors import ConfigError
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint
+from toolkit.models.base import fingerprint, load_base
 from toolkit.reward import ranking
 from toolkit.reward.adapter import scalar_adapter
 from toolkit.reward.ranking import (
@@ -70,7 +69,7 @@ def trainer_of(adapted, tokenizer, rows, folder, **changes):
 
 
 def test_options_that_the_library_refuses_are_an_error_of_ours(adapted, tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="RankingTrainer refuses its options: You have set"):
+    with pytest.raises(ConfigError, match="RankingTrainer rejects its options: You have set"):
         trainer_of(adapted, tokenizer, pairs(2), tmp_path, eval_strategy="epoch")
 
 

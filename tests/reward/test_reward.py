@@ -13,8 +13,7 @@ from tests.conftest import fresh_roles
 from toolkit.errors import ConfigError
 from toolkit.evaluation.judge import score_rows
 from toolkit.models.adapters import read_adapter
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint, save_fingerprint
+from toolkit.models.base import fingerprint, load_base, save_fingerprint
 from toolkit.models.passes import scores
 from toolkit.models.roles import REWARD, Roles
 from toolkit.options.arguments import RewardArguments

@@ -132,7 +132,7 @@ def test_pause_restores_the_base(roles: Any) -> None:
 
 
 def test_dora_rows_form_a_batch_of_their_own(roles: Any) -> None:
-    assert [roles.mixes(n) for n in (None, "sft", "wide", "dora")] == [True, True, True, False]
+    assert [roles.can_mix(n) for n in (None, "sft", "wide", "dora")] == [True, True, True, False]
     rows = [row(i, "dora") for i in range(2)]
     decoding = batch(roles)
     decoding.join(rows)

@@ -16,8 +16,8 @@ from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrup
 from toolkit.models import adapters
 from toolkit.runs.resuming import CONTENTS, last_checkpoint
 from toolkit.runs.run import Run
+from toolkit.trainers.callbacks import interruptible
 from toolkit.trainers.checkpoints import INCOMING
-from toolkit.trainers.interruption import interruptible
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_at_the_end_is_a_clear_error_and_the_run_can_be_fini
 
 
 def test_a_log_whose_package_is_missing_is_a_clear_error(ppo_roles, tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match=r"PPOTrainer refuses its options: .* to be installed"):
+    with pytest.raises(ConfigError, match=r"PPOTrainer rejects its options: .* to be installed"):
         make(ppo_roles, tokenizer, prompts(), tmp_path, report_to="swanlab")
 
 
@@ -161,7 +161,7 @@ def test_a_signal_does_not_cost_the_newest_checkpoint_where_only_the_best_is_kep
         **options,
     )
     trainer.add_callback(AtStep(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    with pytest.raises(Interrupted, match="checkpoint-6 is whole"), interruptible(trainer):
+    with pytest.raises(Interrupted, match="checkpoint-6 is complete"), interruptible(trainer):
         trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
     assert last_checkpoint(tmp_path, True).endswith("checkpoint-6")
@@ -186,7 +186,7 @@ def test_a_signal_keeps_a_checkpoint_where_only_better_ones_are_saved(
         greater_is_better=False,
     )
     trainer.add_callback(AtStep(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    with pytest.raises(Interrupted, match="checkpoint-6 is whole"), interruptible(trainer):
+    with pytest.raises(Interrupted, match="checkpoint-6 is complete"), interruptible(trainer):
         trainer.train()
     assert trainer.state.best_metric == 2.0
 
@@ -212,7 +212,7 @@ def test_a_policy_that_is_not_finite_is_not_saved_and_no_good_checkpoint_goes(
 
     trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, **(SAVING | {"save_steps": 1}))
     trainer.add_callback(AfterStep())
-    with pytest.raises(DivergedError, match="at step 6 training has diverged: 1 of its weights"):
+    with pytest.raises(DivergedError, match="training diverged by step 6: 1 of its weights"):
         trainer.train(resume_from_checkpoint=True)
     assert last_checkpoint(tmp_path, True).endswith("checkpoint-5")
 
@@ -290,7 +290,7 @@ def test_checkpoints_of_another_training_are_not_mixed_with(make_ppo_roles, toke
         ({"per_device_train_batch_size": 8, "num_mini_batches": 1}, "per_device_train_batch_size"),
         ({"kl_coef": 0.2}, "was written with `kl_coef` 0.05, this run has 0.2"),
         ({"value_role": "head"}, "was written with `value_role` adapter, this run has head"),
-        ({"max_steps": 3}, "it is of step 8, and this training ends with step 3"),
+        ({"max_steps": 3}, "it was saved at step 8, but this training ends at step 3"),
         ({"max_steps": 8}, None),  # nothing is left to do
     ],
 )

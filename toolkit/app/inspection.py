@@ -54,7 +54,7 @@ def stamp_of(folder: Path) -> Stamp:
 def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
     from safetensors import safe_open  # these bring torch, and the page is up before it
 
-    from toolkit.models.fingerprint import check_fingerprint
+    from toolkit.models.base import check_fingerprint
     from toolkit.models.heads import ScalarHead
 
     missing = run.adapter_problem()

@@ -28,11 +28,9 @@ from toolkit.app.catalog import Catalog, scan
 from toolkit.app.choices import baseline_questions, questions_to_try
 from toolkit.app.inspection import Inspector
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint
+from toolkit.models.base import fingerprint, load_base
 from toolkit.models.roles import Roles
-from toolkit.models.templates import saved_template
-from toolkit.models.tokenizer import stop_ids
+from toolkit.models.tokenizer import saved_template, stop_ids
 from toolkit.runs.listing import list_runs
 from toolkit.sampling.compatibility import check_supported
 

@@ -1,1 +1,1 @@
-"""One base in memory, roles as adapters on it, heads beside them, and the passes through them."""
+"""The base, adapters and heads in their roles, and the passes through them."""

@@ -1,10 +1,11 @@
-"""Adapters on disk and into memory: plain PEFT files, safetensors only, with their base's fingerprint."""
+"""Adapters on disk and in memory: plain PEFT files, safetensors only, with their base's fingerprint."""
 
 from pathlib import Path
 
 import torch
 from peft import (
     AdaLoraConfig,
+    LoraConfig,
     PeftConfig,
     PeftModel,
     get_peft_model_state_dict,
@@ -12,23 +13,25 @@ from peft import (
 )
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from toolkit.errors import CheckpointError
-from toolkit.models.adalora import as_lora
-from toolkit.models.fingerprint import save_fingerprint
+from toolkit.models.base import save_fingerprint
 from toolkit.runs.run import WEIGHTS_FILE
 
-# Ways to initialise LoRA that put what they take out of the base's weights back into the adapter.
-# PEFT does so again whenever such an adapter is attached, and all roles share the base.
+# These initializations subtract what they put into the adapter from the base's weights. PEFT does
+# so whenever such an adapter is attached, but all roles share the base.
 CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+KEY_PREFIX = "base_model.model."  # of every weight's key in PEFT's files
 
 
-def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
-    """Config and weights of an adapter on disk; safetensors only, a pickle is never opened.
+def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """Config and weights of an adapter on disk; AdaLoRA is converted to LoRA.
 
-    AdaLoRA is read as the LoRA that it comes to.
+    Only safetensors are read; a pickle is never opened.
 
-    Raises: CheckpointError where a file is missing or damaged or a weight is not finite.
+    Raises: CheckpointError where a file is missing or damaged, a weight is not finite, or attaching
+        the adapter would change the base or import code.
     """
     for file in ("adapter_config.json", WEIGHTS_FILE):
         if not (folder / file).is_file():
@@ -50,24 +53,24 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
             f"{folder}: it has a `megatron_config`, for which PEFT imports a module that the adapter "
             "names; expected a plain LoRA"
         )
-    # one adapter that yields NaN stops sampling for every row of a batch it shares
+    # a single adapter with NaN stops sampling for every row of a mixed batch
     bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
     if bad:
-        raise CheckpointError(f"{folder}: {bad[0]} holds numbers that are not finite")
+        raise CheckpointError(f"{folder}: {bad[0]} contains numbers that are not finite")
     return as_lora(config, weights) if isinstance(config, AdaLoraConfig) else (config, weights)
 
 
-def fill(model: PeftModel, name: str, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Put weights read from a folder into an attached adapter.
+def fill(model: PeftModel, name: str, weights: dict[str, Tensor], folder: Path) -> None:
+    """Copy weights read from a folder into an attached adapter.
 
-    Raises: CheckpointError where any is missing, is too many or has another shape.
+    Raises: CheckpointError where a weight is missing, unexpected or of another shape.
     """
     try:
         expected = set(get_peft_model_state_dict(model, adapter_name=name))
     except KeyError as error:
         raise CheckpointError(
-            f"{folder}: PEFT holds no adapter with `trainable_token_indices` beside one without; train "
-            "the tokens in the base, or in every adapter on it"
+            f"{folder}: PEFT cannot hold an adapter with `trainable_token_indices` beside one without; "
+            "train the tokens in the base, or in every adapter on it"
         ) from error
     if expected != set(weights):
         missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)
@@ -85,10 +88,9 @@ def fill(model: PeftModel, name: str, weights: dict[str, torch.Tensor], folder: 
 def save_adapter(
     model: PeftModel, folder: Path, base_fingerprint: dict[str, str], *, name: str = "default"
 ) -> None:
-    """Write one adapter at the folder's root, whatever its name in memory, and whose base it knows.
+    """Write one adapter at the folder's root with its base's fingerprint; AdaLoRA is written as LoRA.
 
-    PEFT's own `save_pretrained` would put every adapter but "default" into a folder of its name.
-    AdaLoRA is written as the LoRA that it comes to.
+    PEFT's `save_pretrained` would put every adapter but "default" into a subfolder.
     """
     config = model.peft_config[name]
     weights = get_peft_model_state_dict(model, adapter_name=name)
@@ -98,11 +100,65 @@ def save_adapter(
     save_fingerprint(folder, base_fingerprint)
 
 
-def write_adapter(folder: Path, config: PeftConfig, weights: dict[str, torch.Tensor]) -> None:
-    """Write an adapter's weights and config as PEFT reads them."""
+def write_adapter(folder: Path, config: PeftConfig, weights: dict[str, Tensor]) -> None:
+    """Write an adapter's weights and config in PEFT's format."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     inference, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(folder))
     config.inference_mode = inference
+
+
+def as_lora(
+    config: AdaLoraConfig, weights: dict[str, Tensor]
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Convert a trained AdaLoRA adapter to LoRA with a rank of its own per matrix, exactly.
+
+    AdaLoRA learns B·diag(E)·A and prunes triplets, so it equals the LoRA B·(diag(E)·A), which every
+    role, vLLM and merging support. A matrix without triplets gets no adapter.
+
+    Args:
+        config, weights: as PEFT saves them.
+
+    Raises: CheckpointError where all triplets of all matrices are pruned.
+    """
+    # PEFT divides by the initial rank plus 1e-5, not by the remaining one
+    scale = (config.lora_alpha if config.lora_alpha > 0 else config.init_r) / (config.init_r + 1e-5)
+    converted: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for key, weight in weights.items():
+        layer, _, part = key.rpartition(".")
+        if part in ("lora_B", "lora_E"):
+            continue
+        if part != "lora_A":
+            converted[key] = weight  # a layer that is saved whole
+            continue
+        right = (scale * weights[f"{layer}.lora_E"] * weight).float()  # (r, in)
+        left = weights[f"{layer}.lora_B"].float()  # (out, r)
+        kept = (right.norm(dim=1) * left.norm(dim=0)) > 0
+        if not bool(kept.any()):
+            continue
+        right, left = right[kept], left[:, kept]
+        # equal norms, so that further training moves both alike
+        balance = (left.norm(dim=0) / right.norm(dim=1)).sqrt()
+        converted[f"{layer}.lora_A.weight"] = (right * balance.unsqueeze(1)).contiguous()
+        converted[f"{layer}.lora_B.weight"] = (left / balance).contiguous()
+        ranks[layer.removeprefix(KEY_PREFIX)] = int(kept.sum())
+    if not ranks:
+        raise CheckpointError("this AdaLoRA adapter has rank 0 in every matrix; train it longer")
+    most = max(ranks.values())
+    lora = LoraConfig(
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        r=most,
+        lora_alpha=most,
+        rank_pattern=dict(ranks),
+        alpha_pattern=dict(ranks),  # alpha / r = 1 everywhere
+        lora_dropout=config.lora_dropout,
+        target_modules=sorted(ranks),
+        modules_to_save=config.modules_to_save,
+        inference_mode=config.inference_mode,
+    )
+    return lora, converted

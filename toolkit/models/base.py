@@ -1,6 +1,8 @@
-"""Loading the base once, in the precision and on the device that are asked for."""
+"""The base: loaded once in the precision and on the device of the options, and its fingerprint."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,15 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.tokenizer import load_tokenizer, stop_ids
 from toolkit.options.config import is_local_path
+from toolkit.runs.run import write_json
 from toolkit.world import resolve_base
 
 if TYPE_CHECKING:
     from trl import ModelConfig
+
+BASE_FILE = "base.json"
+HASHED_WHOLE = 256 << 20  # bytes; of larger weight files only the size, head and tail are hashed
+_NOTES = ("id", "dtype")  # recorded for the reader, not compared
 
 
 def load_base(
@@ -30,27 +37,26 @@ def load_base(
     parent: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the frozen base and its tokenizer, in the precision that `model` asks for.
-
-    It lands on the GPU where there is one, unless `device_map` says otherwise.
+    """Load the frozen base and its tokenizer; on the GPU if there is one, unless `device_map` is set.
 
     Args:
-        model: TRL's ModelConfig or ours; `model_name_or_path` is a hub id, a folder, or `world:base`
-            (also the default), which ships with the package.
-        scalar: load it with a linear head to one scalar instead of the language-model head.
-        parent: a run whose adapter is gone on from; its chat template is taken.
-        trust_remote_code: run Python that comes with the model.
+        model: TRL's ModelConfig or ours; `model_name_or_path` is a hub id, a folder, or the packaged
+            `world:base` (the default).
+        scalar: load a linear head to one scalar instead of the language-model head.
+        parent: a run whose adapter training or sampling starts from; its chat template is used.
+        trust_remote_code: run Python code that the model's repository contains.
 
-    Raises: CheckpointError where there is no such model or it has no usable tokenizer; ConfigError
-        for options that this model cannot have.
+    Raises: CheckpointError where the model or a usable tokenizer cannot be loaded; ConfigError for
+        options that this model does not support.
     """
     model = ModelArguments.of(model)
     name = resolve_base(model.model_name_or_path)
     if model.model_revision != "main" and (is_local_path(name) or Path(name).is_dir()):
         raise ConfigError(
-            f"model_revision: {model.model_revision} is for models of the hub; {name} is a folder"
+            f"model_revision: {model.model_revision} is for models of the hub, but {name} is a folder; "
+            "remove the option"
         )
-    kwargs = _how(model) | {"trust_remote_code": trust_remote_code}
+    kwargs = _loading_options(model) | {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = load_tokenizer(
             name,
@@ -69,18 +75,28 @@ def load_base(
         else:
             base = AutoModelForCausalLM.from_pretrained(name, **kwargs)
     except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(
-            f"{name}: cannot load the base model ({_first_line(error)}){_if_code(error)}"
-        ) from error
-    _refuse_several_devices(base, model.device_map)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        advice = ""
+        if "trust_remote_code" in str(error):
+            advice = (
+                "; if you trust the code in its repository, add --trust_remote_code true to a recipe "
+                "(the app never runs such code)"
+            )
+        raise CheckpointError(f"{name}: cannot load the base model ({reason}){advice}") from error
+    devices = {str(device) for device in getattr(base, "hf_device_map", {}).values()}
+    if len(devices) > 1:
+        raise ConfigError(
+            f"device_map: {model.device_map} spreads the base over {', '.join(sorted(devices))}, but "
+            "adapters are trained on one device; load it in 4 bit, or choose a smaller base"
+        )
     if "device_map" not in kwargs and torch.cuda.is_available():
         base.to("cuda")
     base.requires_grad_(False)
     _keep_backward_on_cpu(base)
     base.config.pad_token_id = tokenizer.pad_token_id
     if not scalar:
-        # a hub model's own defaults (a repetition penalty, top-k) would sample from another
-        # distribution than the one that is scored; only its stop tokens are kept
+        # with a hub model's own defaults (a repetition penalty, top-k) the sampled distribution
+        # would differ from the scored one; only its stop tokens are kept
         base.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=stop_ids(base, tokenizer),
@@ -89,14 +105,14 @@ def load_base(
     return base, tokenizer
 
 
-def _how(model: "ModelConfig") -> dict[str, Any]:
-    """Precision, place and attention, for `from_pretrained`."""
+def _loading_options(model: "ModelConfig") -> dict[str, Any]:
+    """Precision, device and attention as keyword arguments of `from_pretrained`."""
     from trl import get_quantization_config
 
     if (model.load_in_4bit or model.load_in_8bit) and model.dtype in (None, "float32"):
         # TRL's default would make float32 the compute type of the quantized layers
         model = dataclasses.replace(model, dtype="bfloat16")
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "revision": model.model_revision,
         "dtype": "auto" if model.dtype in (None, "auto") else getattr(torch, model.dtype),
         "attn_implementation": model.attn_implementation,
@@ -104,57 +120,139 @@ def _how(model: "ModelConfig") -> dict[str, Any]:
     }
     quantized = get_quantization_config(model)
     if quantized is not None:
-        how["quantization_config"] = quantized
-        here = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-        how["device_map"] = {"": here}
+        options["quantization_config"] = quantized
+        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        options["device_map"] = {"": device}
     if model.device_map is not None:
-        how["device_map"] = _device_map(model.device_map)
-    return how
+        options["device_map"] = _device_map(model.device_map)
+    return options
 
 
-def _refuse_several_devices(base: PreTrainedModel, asked: str | None) -> None:
-    places = {str(place) for place in getattr(base, "hf_device_map", {}).values()}
-    if len(places) > 1:
+def _device_map(option: str) -> str | dict[str, str]:
+    """transformers' `device_map`: `auto` and its variants unchanged, a device for the whole model."""
+    if option in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return option
+    try:
+        device = torch.device(option)
+    except RuntimeError as error:
         raise ConfigError(
-            f"device_map: {asked} spreads the base over {', '.join(sorted(places))}, but "
-            "adapters are trained on one device; load it in 4 bit, or take a smaller base"
+            f"device_map: must be a device (cpu, cuda, cuda:1) or auto, got {option!r}"
+        ) from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(
+            f"device_map: {option} is not available: this machine has {count} CUDA devices"
         )
+    return {"": option}
 
 
 def _keep_backward_on_cpu(base: PreTrainedModel) -> None:
     """Stop bitsandbytes from packing 4-bit weights for inference on a CPU with AVX512-BF16.
 
-    Its `Linear4bit` packs them at the first pass without gradient and keeps them so; the packed
-    product has no backward, so that after a rollout no gradient reaches the layers below.
+    Its `Linear4bit` packs them in the first pass without gradients and keeps them packed. The packed
+    product has no backward, so after a rollout no gradient would reach the layers below.
     """
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
-def _device_map(asked: str) -> str | dict[str, str]:
-    """`auto` and its kin as they are; a device is where everything goes."""
-    if asked in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return asked
+def fingerprint(model: "ModelConfig", tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The properties of a base that an adapter depends on.
+
+    Returns: `id`, `weights` (a hash of the files, or the hub's commit), `quantization`,
+    `tokenizer`, `chat_template`, and `dtype`; `id` and `dtype` are notes, not compared.
+    """
+    name = resolve_base(model.model_name_or_path)
+    bits = "4bit" if model.load_in_4bit else "8bit" if model.load_in_8bit else "none"
+    quantization = f"{bits}-{model.bnb_4bit_quant_type}" if bits == "4bit" else bits
+    if model.use_bnb_nested_quant:
+        quantization += "-double"
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return {
+        "id": model.model_name_or_path or "world:base",
+        "dtype": str(model.dtype),
+        "weights": _weights_hash(name, model.model_revision),
+        "quantization": quantization,
+        "tokenizer": _digest(vocabulary.encode()),
+        "chat_template": _digest(str(tokenizer.chat_template).encode()),
+    }
+
+
+def save_fingerprint(folder: Path, base_fingerprint: dict[str, str]) -> None:
+    """Store the base's fingerprint beside an adapter."""
+    write_json(folder / BASE_FILE, base_fingerprint)
+
+
+def saved_fingerprint(folder: Path) -> dict[str, str]:
+    """The fingerprint stored beside an adapter; empty for an adapter made elsewhere.
+
+    Raises: CheckpointError where the file is damaged.
+    """
+    file = folder / BASE_FILE
+    if not file.is_file():
+        return {}
     try:
-        device = torch.device(asked)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"device_map: must be a device (cpu, cuda, cuda:1) or auto, got {asked!r}"
-        ) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device_map: {asked} is not there; {torch.cuda.device_count()} CUDA devices are"
-        )
-    return {"": asked}
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged ({error})") from error
 
 
-def _if_code(error: BaseException) -> str:
-    """How to go on where a model comes with Python of its own."""
-    if "trust_remote_code" not in str(error):
+def check_fingerprint(folder: Path, base: dict[str, str], *, any_precision: bool = False) -> None:
+    """Reject an adapter that was trained on another base; one without `base.json` is accepted.
+
+    Args:
+        folder: the adapter's directory.
+        base: the fingerprint of the base in memory.
+        any_precision: accept the same weights in another quantization.
+
+    Raises: CheckpointError naming both bases.
+    """
+    stored = saved_fingerprint(folder)
+    if not stored:
+        return
+    for key in base:
+        skipped = key in _NOTES or (any_precision and key == "quantization")
+        if not skipped and stored.get(key) != base[key]:
+            raise CheckpointError(
+                f"{folder}: trained on base {stored.get('id')} with {key} {stored.get(key)}, but the "
+                f"base in memory is {base['id']} with {key} {base[key]}; load the adapter's own base"
+                + _commit_option(stored, base)
+            )
+
+
+def _commit_option(stored: dict[str, str], base: dict[str, str]) -> str:
+    """The option that loads the adapter's commit of the same hub model; commits also change READMEs."""
+    name, _, commit = str(stored.get("weights")).rpartition("@")
+    if not name or commit == "unknown" or name != base["weights"].rpartition("@")[0]:
         return ""
-    return "; if you trust its code, add --trust_remote_code true to a recipe (the app runs none)"
+    return f" with --model_revision {commit}"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _weights_hash(name: str, revision: str | None) -> str:
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        commit = Path(cached).parent.name if isinstance(cached, str) else "unknown"
+        return f"{name}@{commit}"
+    digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"{name}: no weight files (*.safetensors) in this folder")
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            if size <= HASHED_WHOLE:
+                digest.update(stream.read())
+            else:
+                digest.update(stream.read(1 << 20))
+                stream.seek(-(1 << 20), 2)
+                digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""An adapter merged into its base for good: one model that needs neither PEFT nor this toolkit."""
+"""Merging an adapter into its base for export as one model that needs no PEFT."""
 
 import warnings
 from pathlib import Path
@@ -16,17 +16,19 @@ from toolkit.models.arguments import ModelArguments
 from toolkit.models.heads import HEAD_FILE
 
 PRECISIONS = ("float32", "bfloat16")
-PROBE = "What does the merged model answer, token by token, that base and adapter do not?"
+PROBE = (
+    "What does the merged model answer, token by token, that base and adapter do not?"  # any text
+)
 
 
 def require_full_precision(model: ModelArguments) -> None:
-    """Raises: ConfigError for a base that would be loaded in 4 or 8 bit, or in another dtype."""
+    """Raises: ConfigError for a base in 4 or 8 bit, or in a dtype other than `PRECISIONS`."""
     for name in ("load_in_4bit", "load_in_8bit"):
         if getattr(model, name):
             raise ConfigError(
                 f"{name}: an adapter is merged in full precision only, since rounding to so few bits "
-                "loses most of what it adds; remove the option (an adapter trained on a quantized "
-                "base merges into the same weights unquantized)"
+                "loses most of its change; remove the option (an adapter trained on a quantized base "
+                "is merged into the same weights unquantized)"
             )
     if model.dtype not in PRECISIONS:
         raise ConfigError(
@@ -35,42 +37,48 @@ def require_full_precision(model: ModelArguments) -> None:
 
 
 def require_mergeable(run: str | Path) -> None:
-    """Refuse what is no language model's adapter, or has nothing to add to any weight.
+    """Check that a run holds a language model's adapter that changes weights.
 
-    Raises: CheckpointError with the reason.
+    Raises: CheckpointError for a reward model, a value, or an adapter of virtual tokens.
     """
     folder = Path(run)
     config, _ = read_adapter(folder)
     if (folder / HEAD_FILE).is_file() or config.task_type == "SEQ_CLS":
         raise CheckpointError(
-            f"{folder} is a reward model or a value: a language model's checkpoint has no place for "
+            f"{folder} is a reward model or a value, and a language model's checkpoint cannot hold "
             "its head; merge a run of SFT, PPO or DPO"
         )
     if isinstance(config, PromptLearningConfig):
         raise CheckpointError(
-            f"{folder} is a {config.peft_type.value} adapter: virtual tokens stand before the text, "
-            "and there is no weight that they could be added to; use it with PEFT"
+            f"{folder} is a {config.peft_type.value} adapter, whose virtual tokens cannot be merged into "
+            "a weight; use it with PEFT"
         )
 
 
 def merge_into_base(model: PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
-    """The base with the adapter in its weights; `model` is used up.
+    """Merge the adapter into the base's weights, layer by layer; `model` cannot be used afterwards.
 
-    Every sum is taken in float32 and rounded once, a layer at a time.
+    Sums are computed in float32 and rounded once to `dtype`.
 
-    Raises: CheckpointError where a sum is not finite, where the base's weights are stored quantized, or
-        where the adapter changes one of two tied weights, of which a checkpoint holds only one.
+    Raises: CheckpointError where a sum is not finite, the base's weights are stored quantized, or the
+        adapter changes one of two tied weights, since a checkpoint stores them once.
     """
     base: PreTrainedModel = model.get_base_model()
     if getattr(base.config, "quantization_config", None) is not None:
         raise CheckpointError(
-            "the base's own weights are stored quantized, and nothing is merged into rounded weights; "
-            "take the model that they were made from"
+            "the base's own weights are stored quantized, and adapters are not merged into rounded "
+            "weights; use the model from which they were quantized"
         )
     changed = [
         m for m in base.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)
     ]
-    _refuse_tied(base, changed)
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    tied = base.config.get_text_config().tie_word_embeddings
+    if tied and any(end is layer for end in ends for layer in changed):
+        raise CheckpointError(
+            "this base ties its input and output embeddings, and the adapter changes only one of them, "
+            "which a checkpoint of the base cannot store; use the adapter with PEFT"
+        )
     for layer in changed:
         if not isinstance(layer, BaseTunerLayer):
             continue
@@ -83,26 +91,15 @@ def merge_into_base(model: PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
         inner.to(dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All adapters are already merged")
-        merged: PreTrainedModel = model.merge_and_unload()  # takes PEFT's layers away
+        merged: PreTrainedModel = model.merge_and_unload()  # removes PEFT's layers
     return merged.to(dtype)
-
-
-def _refuse_tied(base: PreTrainedModel, changed: list[nn.Module]) -> None:
-    if not base.config.get_text_config().tie_word_embeddings:
-        return
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    if any(end is layer for end in ends for layer in changed):
-        raise CheckpointError(
-            "this base reads and writes tokens with one tied weight, and the adapter changes it on one "
-            "side only, which its checkpoint cannot say; use the adapter with PEFT"
-        )
 
 
 @torch.no_grad()
 def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Logits `(T, V)` in float32 on one sentence, by which a model is compared with itself merged."""
+    """Logits `(T, V)` in float32 on one sentence, to compare a model before and after merging."""
     ids = torch.tensor([tokenizer(PROBE)["input_ids"]])  # (1, T)
     model.eval()
     device = next(model.parameters()).device
-    found: Tensor = model(input_ids=ids.to(device)).logits[0].float().cpu()
-    return found
+    logits: Tensor = model(input_ids=ids.to(device)).logits[0].float().cpu()
+    return logits

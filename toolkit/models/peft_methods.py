@@ -1,4 +1,4 @@
-"""A new adapter's PEFT config from a recipe's options."""
+"""The PEFT config of a new adapter from the model options."""
 
 import math
 from typing import Any
@@ -25,18 +25,17 @@ from trl import ModelConfig, get_peft_config
 from toolkit.errors import ConfigError
 from toolkit.models.arguments import LORA_KINDS, VIRTUAL_TOKENS, ModelArguments
 
-# why a role that needs LoRA does not take the others
-NEEDS_LORA = (
-    "policy, value and reward share one PEFT model, which holds adapters of one kind, and that is "
-    "LoRA (lora, rslora, dora, and adalora once it is trained)"
+NEEDS_LORA = (  # the end of messages about a role with another kind of adapter
+    "policy, value and reward share one PEFT model, which holds adapters of one kind: LoRA (lora, "
+    "rslora, dora, and a trained adalora)"
 )
-UNKNOWN_STEPS = 1_000_000  # AdaLoRA's schedule, until the trainer knows how many there are
+UNKNOWN_STEPS = 1_000_000  # AdaLoRA's schedule until `RankAllocation` sets the number of steps
 
 
 def build_peft_config(
     model: ModelConfig, base: PreTrainedModel, *, gradient_checkpointing: bool = False
 ) -> PeftConfig | None:
-    """The config of a new adapter on a base; None without `use_peft`.
+    """The PEFT config of a new adapter on a base; None without `use_peft`.
 
     Raises: ConfigError for options that do not fit the base or each other.
     """
@@ -57,12 +56,12 @@ def build_peft_config(
                 total_step=UNKNOWN_STEPS,
             )
         if method == "dora":
-            refuse_lost_scales(base)
-        found: LoraConfig = get_peft_config(model)
-        found.target_modules = set(targets) if isinstance(targets, list) else targets
-        found.use_dora |= method == "dora"
-        found.use_rslora |= method == "rslora"
-        return found
+            reject_dora_on_8bit_cpu(base)
+        lora: LoraConfig = get_peft_config(model)
+        lora.target_modules = set(targets) if isinstance(targets, list) else targets
+        lora.use_dora |= method == "dora"
+        lora.use_rslora |= method == "rslora"
+        return lora
     if method == "ia3":
         targets = _targets(model, base, IA3_TARGETS)
         return IA3Config(
@@ -74,37 +73,37 @@ def build_peft_config(
     if method == "prefix":
         if gradient_checkpointing:
             raise ConfigError(
-                "peft_method prefix: its keys and values travel in the cache, which gradient "
-                "checkpointing drops; set `gradient_checkpointing: false`"
+                "peft_method prefix: it needs the key-value cache, which gradient checkpointing disables; "
+                "set `gradient_checkpointing: false`"
             )
-        # random keys and values of size 1 are far from any token's; zeros are seen and say nothing
+        # PEFT's default, random keys and values of size 1, is far from those of real tokens
         return PrefixTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=tokens, init_weights="zero"
         )
     return PromptTuningConfig(
         task_type="CAUSAL_LM",
         num_virtual_tokens=tokens,
-        # from real tokens' embeddings, which does better than noise (arXiv:2104.08691, section 3.2)
+        # embeddings of real tokens work better than noise (arXiv:2104.08691, section 3.2)
         prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
     )
 
 
-def refuse_lost_scales(base: PreTrainedModel) -> None:
-    """Raises: ConfigError where DoRA cannot be put on a base."""
+def reject_dora_on_8bit_cpu(base: PreTrainedModel) -> None:
+    """Raises: ConfigError for an 8-bit base on a CPU, which DoRA does not support."""
     if getattr(base, "is_loaded_in_8bit", False) and base.device.type == "cpu":
         raise ConfigError(
-            "peft_method dora: it reads the base's weights, and PEFT loses the scales of an 8-bit "
-            "layer while it does so on a CPU; load the base in 4 bit"
+            "peft_method dora: PEFT loses the scales of 8-bit layers when DoRA reads their weights on "
+            "a CPU; load the base in 4 bit"
         )
 
 
-def why_refused(error: Exception) -> str:
-    """What a library says against an adapter or an option, on one line, with a fix for what names none."""
+def library_reason(error: Exception) -> str:
+    """A library's error message on one line, with a fix where the message names none."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    if "ParamWrapper" in reason:  # PEFT's layer for weights of experts, which all-linear takes too
+    if "ParamWrapper" in reason:  # PEFT's layer for weights of experts, included in all-linear
         reason += (
-            " The experts of this base are in its targets: set lora_dropout to 0 and leave DoRA, or name "
-            "the attention's layers alone (lora_target_modules: [q_proj, k_proj, v_proj, o_proj])"
+            " The target layers include experts: set lora_dropout to 0 and do not use DoRA, or target "
+            "only the attention's layers (lora_target_modules: [q_proj, k_proj, v_proj, o_proj])"
         )
     return reason
 
@@ -112,33 +111,33 @@ def why_refused(error: Exception) -> str:
 def _targets(
     model: ModelArguments, base: PreTrainedModel, known: dict[str, Any]
 ) -> str | list[str] | None:
-    """The layers asked for; None where PEFT knows those of this architecture."""
+    """`lora_target_modules` if set, else None, where PEFT knows the layers of this architecture."""
     targets = model.lora_target_modules
     linear = {n.rpartition(".")[2] for n, m in base.named_modules() if _is_linear(m)}
     if targets is None:
         kind = base.config.model_type
         if kind not in known:
             raise ConfigError(
-                f"lora_target_modules: which layers get an adapter is not known for {kind}; name some "
-                f"of {', '.join(sorted(linear))}, or all-linear"
+                f"lora_target_modules: PEFT has no default layers for {kind}; name some of "
+                f"{', '.join(sorted(linear))}, or all-linear"
             )
     names = [n for n, _ in base.named_modules()]
     if isinstance(targets, str) and targets.isidentifier():
-        targets = [targets]  # TRL takes it out of its list, and PEFT would read a pattern
-    for wanted in targets if isinstance(targets, list) else []:
-        if not any(n == wanted or n.endswith(f".{wanted}") for n in names):
+        targets = [targets]  # TRL unpacks a list of one, and PEFT would read the text as a pattern
+    for target in targets if isinstance(targets, list) else []:
+        if not any(n == target or n.endswith(f".{target}") for n in names):
             raise ConfigError(
-                f"lora_target_modules: no layer is called {wanted}; linear layers of this base are "
+                f"lora_target_modules: this base has no layer {target}; its linear layers are "
                 f"{', '.join(sorted(linear))}"
             )
-    found: str | list[str] | None = targets
-    return found
+    checked: str | list[str] | None = targets
+    return checked
 
 
 def _feedforward(
     base: PreTrainedModel, config: Any, targets: str | list[str] | None
 ) -> list[str] | None:
-    """Which of IA3's layers read the feed-forward part's inner states: they are scaled at the input."""
+    """IA3's target layers whose input is the feed-forward's inner state; IA3 scales their inputs."""
     if targets is None:
         return None
     inner = getattr(config, "intermediate_size", None)

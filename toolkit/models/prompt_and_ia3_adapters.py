@@ -1,8 +1,8 @@
-"""Adapters that PEFT cannot hold beside LoRA on one base, put in by hooks: they speak, frozen.
+"""Prefix, prompt and IA3 adapters as frozen policies, applied through forward hooks.
 
-Prefix and prompt tuning both come down to keys and values that stand before every sequence: a
-prompt's are what the base makes of its embeddings, once. IA3 is a factor on some layers' inputs or
-outputs. PEFT trains them (toolkit.trainers.supervised); here they are policies to be compared.
+PEFT cannot hold them beside LoRA on one base; it only trains them (toolkit.trainers.supervised).
+Prefix and prompt tuning both become keys and values before every sequence; a prompt's are computed
+once from its embeddings. IA3 multiplies some layers' inputs or outputs by factors.
 """
 
 from collections.abc import Callable
@@ -17,31 +17,34 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from toolkit.errors import CheckpointError
+from toolkit.models.adapters import KEY_PREFIX
 
-INSERTED = (PrefixTuningConfig, PromptTuningConfig, IA3Config)
-_PREFIX = "base_model.model."
+HOOKED = (PrefixTuningConfig, PromptTuningConfig, IA3Config)
 
 
-class Inserted(Protocol):
-    """An adapter that acts through hooks while they are there."""
+class HookedAdapter(Protocol):
+    """A frozen adapter that is active while its hooks are registered."""
 
     def hook(self, base: PreTrainedModel) -> list[RemovableHandle]:
-        """Put it in; removing the handles takes it out."""
+        """Register the hooks; removing the handles deactivates the adapter."""
 
 
-def insertable(
+def hooked_adapter(
     base: PreTrainedModel, config: PeftConfig, weights: dict[str, Tensor], place: str
-) -> Inserted:
-    """An adapter from its config and weights on disk. The base must speak for itself meanwhile.
+) -> HookedAdapter:
+    """Make a hooked adapter from its config and weights on disk; call it with no adapter active.
 
-    Raises: CheckpointError where it does not fit the base.
+    Args:
+        place: the adapter's folder, for messages.
+
+    Raises: CheckpointError where the adapter does not fit the base.
     """
     if isinstance(config, IA3Config):
-        return Factors.read(base, weights, place)
+        return IA3Factors.read(base, weights, place)
     if any(type(layer) is not DynamicLayer for layer in _cache(base).layers):
         raise CheckpointError(
-            f"{place}: virtual tokens stand before the whole sequence, but layers of this base see "
-            "only a part of it (sliding window, or no attention); use another kind of adapter"
+            f"{place}: virtual tokens stand before the whole sequence, but some layers of this base "
+            "read only a part of it (sliding window, or no attention); use another kind of adapter"
         )
     (states,) = weights.values()  # (v, ...)
     try:
@@ -53,23 +56,23 @@ def insertable(
 
 
 class VirtualTokens:
-    """Keys and values of every layer, each `(1, heads, v, head size)`, before every sequence."""
+    """Keys and values of each layer, `(1, heads, v, head size)`, put before every sequence."""
 
     def __init__(self, layers: list[tuple[Tensor, Tensor]]) -> None:
         self.layers = layers
         self.count = int(layers[0][0].shape[2])
 
     def hook(self, base: PreTrainedModel) -> list[RemovableHandle]:
-        """See `Inserted`."""
+        """See `HookedAdapter`."""
         trunk: Any = base.base_model
-        insert: Callable[..., Any] = self._insert
+        prepend: Callable[..., Any] = self._prepend
         self._config = base.config.get_text_config()
-        return [trunk.register_forward_pre_hook(insert, with_kwargs=True)]
+        return [trunk.register_forward_pre_hook(prepend, with_kwargs=True)]
 
-    def _insert(
+    def _prepend(
         self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Fill an empty cache, and let every token see what stands in it, v places later itself."""
+        """Fill an empty cache with the v virtual tokens; extend the mask and shift the positions."""
         cache = kwargs.get("past_key_values")
         if cache is None:
             cache = DynamicCache(config=self._config)
@@ -79,29 +82,29 @@ class VirtualTokens:
                 wide = (rows, -1, -1, -1)
                 cache.update(keys.expand(wide), values.expand(wide), number)
         changed: dict[str, Any] = {"past_key_values": cache}
-        seen = kwargs.get("attention_mask")
-        if seen is not None:  # (B, S), or (B, 1, S, S) of a packed row
-            before = seen.new_ones(*seen.shape[:-1], self.count)
-            changed["attention_mask"] = torch.cat([before, seen], dim=-1)
+        mask = kwargs.get("attention_mask")
+        if mask is not None:  # (B, S), or (B, 1, S, S) of a packed row
+            before = mask.new_ones(*mask.shape[:-1], self.count)
+            changed["attention_mask"] = torch.cat([before, mask], dim=-1)
         if kwargs.get("position_ids") is not None:
             changed["position_ids"] = kwargs["position_ids"] + self.count
         return args, kwargs | changed
 
 
-class Factors:
+class IA3Factors:
     """IA3: a learned factor per feature, at the input of some layers and the output of others."""
 
     def __init__(self, factors: dict[str, tuple[Tensor, bool]]) -> None:
-        self.factors = factors  # by the layer's name; True: at its input
+        self.factors = factors  # layer name -> factors, and True for the layer's input
 
     @classmethod
-    def read(cls, base: PreTrainedModel, weights: dict[str, Tensor], place: str) -> "Factors":
-        """From the weights on disk, `(1, in)` at an input and `(out, 1)` at an output."""
-        found: dict[str, tuple[Tensor, bool]] = {}
+    def read(cls, base: PreTrainedModel, weights: dict[str, Tensor], place: str) -> "IA3Factors":
+        """From the weights on disk: `(1, in)` for an input, `(out, 1)` for an output."""
+        factors: dict[str, tuple[Tensor, bool]] = {}
         for key, weight in weights.items():
-            name = key.removeprefix(_PREFIX).removesuffix(".ia3_l")
+            name = key.removeprefix(KEY_PREFIX).removesuffix(".ia3_l")
             try:
-                layer = _innermost(base, name)
+                layer = _base_layer(base, name)
             except AttributeError as error:
                 raise CheckpointError(f"{place}: this base has no layer {name}") from error
             at_input = weight.shape[0] == 1
@@ -110,35 +113,35 @@ class Factors:
                 raise CheckpointError(
                     f"{place}: {name} has {weight.numel()} factors, the base's layer {size} features"
                 )
-            found[name] = (weight.flatten().to(layer.weight.device), at_input)
-        return cls(found)
+            factors[name] = (weight.flatten().to(layer.weight.device), at_input)
+        return cls(factors)
 
     def hook(self, base: PreTrainedModel) -> list[RemovableHandle]:
-        """See `Inserted`."""
+        """See `HookedAdapter`."""
         return [
-            _innermost(base, name).register_forward_pre_hook(_at_input(factor))
+            _base_layer(base, name).register_forward_pre_hook(_scale_input(factor))
             if at_input
-            else _innermost(base, name).register_forward_hook(_at_output(factor))
+            else _base_layer(base, name).register_forward_hook(_scale_output(factor))
             for name, (factor, at_input) in self.factors.items()
         ]
 
 
-def _at_input(factor: Tensor) -> Callable[..., Any]:
-    def scale(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        return ((given[0].to(factor.dtype) * factor).to(given[0].dtype), *given[1:])
+def _scale_input(factor: Tensor) -> Callable[..., Any]:
+    def scale(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return ((args[0].to(factor.dtype) * factor).to(args[0].dtype), *args[1:])
 
     return scale
 
 
-def _at_output(factor: Tensor) -> Callable[..., Any]:
-    def scale(_: nn.Module, given: tuple[Any, ...], found: Tensor) -> Tensor:
-        return (found * factor).to(found.dtype)
+def _scale_output(factor: Tensor) -> Callable[..., Any]:
+    def scale(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return (output * factor).to(output.dtype)
 
     return scale
 
 
-def _innermost(base: PreTrainedModel, name: str) -> Any:
-    """The base's own layer of that name, below a LoRA that another role put around it."""
+def _base_layer(base: PreTrainedModel, name: str) -> Any:
+    """The base's own layer of that name, inside the LoRA layer that another role may have added."""
     layer = base.get_submodule(name)
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
@@ -149,7 +152,7 @@ def _cache(base: PreTrainedModel) -> DynamicCache:
 
 @torch.no_grad()
 def _read_embeddings(base: PreTrainedModel, states: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values that the base makes of embeddings `(v, d)` at the start of a sequence."""
+    """Keys and values that the base computes from embeddings `(v, d)` at the start of a sequence."""
     embedding, cache, training = base.get_input_embeddings().weight, _cache(base), base.training
     trunk: Any = base.base_model
     base.eval()
@@ -165,9 +168,9 @@ def _read_embeddings(base: PreTrainedModel, states: Tensor) -> list[tuple[Tensor
 def _split(
     base: PreTrainedModel, config: PrefixTuningConfig, states: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values out of PEFT's `(v, 2 · layers · heads · head size)`."""
+    """Keys and values of each layer from PEFT's `(v, 2 · layers · heads · head size)`."""
     if config.prefix_projection or base.config.model_type == "gpt_bigcode":
-        raise RuntimeError("a projected prefix, or one of gpt_bigcode, is not read")
+        raise RuntimeError("a prefix with projection, or for gpt_bigcode, is not supported")
     embedding, heads = base.get_input_embeddings().weight, config.num_attention_heads
     states = states.to(embedding.device, base.dtype)
     parts = states.view(len(states), 2 * config.num_layers, heads, config.token_dim // heads)

@@ -1,11 +1,42 @@
-"""The base's tokenizer as every recipe uses it, and the tokens that end an answer."""
+"""The base's tokenizer: chat template, end of turn, padding, and the tokens that end a completion."""
 
+import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.errors import CheckpointError
-from toolkit.models.templates import after_assistant, set_template, special_tokens
+from toolkit.errors import CheckpointError, ConfigError
+
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+# `generation` marks the tokens that TRL's `assistant_only_loss` trains on
+BUILT_IN = {
+    "chatml": (
+        "{%- for message in messages -%}"
+        "{{- '<|im_start|>' ~ message['role'] ~ '\\n' -}}"
+        "{%- if message['role'] == 'assistant' -%}"
+        "{%- generation -%}{{- message['content'] ~ '<|im_end|>' -}}{%- endgeneration -%}"
+        "{%- else -%}{{- message['content'] ~ '<|im_end|>' -}}{%- endif -%}"
+        "{{- '\\n' -}}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+    ),
+    # needs no special token but EOS, which every tokenizer has
+    "plain": (
+        "{%- if bos_token is defined and bos_token -%}{{- bos_token -}}{%- endif -%}"
+        "{%- for message in messages -%}"
+        "{{- message['role'] | capitalize ~ ':\\n' -}}"
+        "{%- if message['role'] == 'assistant' -%}"
+        "{%- generation -%}{{- message['content'] ~ eos_token -}}{%- endgeneration -%}"
+        "{%- else -%}{{- message['content'] -}}{%- endif -%}"
+        "{{- '\\n\\n' -}}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}"
+    ),
+}
+# Qwen's non-thinking mode as the default; a caller can still pass `enable_thinking`
+NOT_THINKING = "{%- set enable_thinking = enable_thinking | default(false) -%}"
+_ANSWER = "answer"
+_TURNS = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
 
 
 def load_tokenizer(
@@ -16,19 +47,29 @@ def load_tokenizer(
     parent: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, padding on the left, its EOS the token that ends a turn of its template.
+    """Load a base's tokenizer: left padding, and as EOS the token that ends a turn of its template.
 
-    A base model's own EOS often ends documents, while its chat template ends turns with another
-    token (Qwen3's `<|endoftext|>` and `<|im_end|>`): an answer would be taught to end with the one
-    and be waited for to end with the other. A missing pad token becomes the EOS token; masks never
-    come from `ids != pad`, so that is safe here. For the chat template see `set_template`.
+    A base's own EOS often ends documents, while its chat template ends turns with another token
+    (Qwen3's `<|endoftext|>` and `<|im_end|>`): training would teach one end token, and sampling
+    would wait for the other. A missing pad token becomes the base's EOS; masks never come from
+    `ids != pad`, so that is safe.
+
+    Args:
+        chat_template: `chatml`, `plain`, or a Jinja file; None for the tokenizer's own.
+        parent: a run whose adapter training or sampling starts from; its chat template is used.
+
+    Raises: CheckpointError without an EOS token; ConfigError for a template that cannot be used or
+        differs from the parent's.
     """
     tokenizer = AutoTokenizer.from_pretrained(
         name, revision=revision, padding_side="left", trust_remote_code=trust_remote_code
     )
     if tokenizer.eos_token is None:
-        raise CheckpointError(f"{name}: the tokenizer has no EOS token, so no answer could end")
-    set_template(tokenizer, asked=chat_template, parent=parent)
+        raise CheckpointError(f"{name}: the tokenizer has no EOS token, so no completion could end")
+    if parent is not None and has_tokenizer(Path(parent)):
+        tokenizer.chat_template = _parent_template(tokenizer, Path(parent), chat_template)
+    else:
+        tokenizer.chat_template = _new_template(tokenizer, chat_template)
     end = _end_of_turn(tokenizer)
     pad_by_eos(tokenizer)
     if end is not None:
@@ -37,22 +78,160 @@ def load_tokenizer(
 
 
 def pad_by_eos(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A missing pad token becomes the EOS token; masks never come from `ids != pad`."""
+    """Use the EOS token as a missing pad token; masks never come from `ids != pad`."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The special token that the chat template writes right after an assistant's words."""
-    if tokenizer.chat_template is None:
-        return None
-    rest = after_assistant(tokenizer).lstrip()
-    starts = [t for t in special_tokens(tokenizer) if rest.startswith(t)]
-    return max(starts, key=len, default=None)
-
-
 def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a completion: the tokenizer's EOS and what the model declares."""
+    """Ids of all tokens that end a completion: the tokenizer's EOS and those of the model's config."""
     declared = getattr(base.generation_config, "eos_token_id", None)
     listed = declared if isinstance(declared, list) else [] if declared is None else [declared]
     return list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
+
+
+def has_tokenizer(run: Path) -> bool:
+    """Whether a folder holds a tokenizer; an adapter made elsewhere may lack one."""
+    return (run / "tokenizer_config.json").is_file()
+
+
+def saved_template(run: Path) -> str | None:
+    """The chat template saved with a run's tokenizer.
+
+    Raises: CheckpointError where the files are damaged.
+    """
+    file = run / "chat_template.jinja"
+    try:
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        settings = json.loads((run / "tokenizer_config.json").read_text(encoding="utf-8"))
+        template = settings.get("chat_template")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{run}: damaged tokenizer files ({error})") from error
+    return template if isinstance(template, str) else None
+
+
+def _parent_template(
+    tokenizer: PreTrainedTokenizerBase, parent: Path, option: str | None
+) -> str | None:
+    """The parent's template, unchanged; the option may only name the same one."""
+    template = saved_template(parent)
+    if option is not None:
+        chosen = _checked(tokenizer, option)
+        if template not in (chosen, _without_thinking(tokenizer, chosen)):
+            raise ConfigError(
+                f"chat_template: {option} is not the template that {parent} was trained with; remove "
+                "the option to use the parent's"
+            )
+    return template
+
+
+def _new_template(tokenizer: PreTrainedTokenizerBase, option: str | None) -> str | None:
+    """The option's template, the tokenizer's own, or a built-in one: `chatml` if its tokens exist."""
+    template = tokenizer.chat_template
+    if option is not None:
+        template = _checked(tokenizer, option)
+    elif template is None:
+        name = "plain" if set(CHATML_TOKENS) - set(tokenizer.get_vocab()) else "chatml"
+        print(
+            f"{tokenizer.name_or_path}: no chat template; messages are rendered with the built-in "
+            f"`{name}` (--chat_template chatml|plain|FILE)",
+            flush=True,
+        )
+        template = BUILT_IN[name]
+    quiet = _without_thinking(tokenizer, template)
+    if quiet != template:
+        print(
+            f"{tokenizer.name_or_path}: its chat template enables thinking by default; it is disabled, "
+            "so that the empty <think> block is a part of the prompts and not of the completions",
+            flush=True,
+        )
+    return quiet
+
+
+def _without_thinking(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str | None:
+    """The template with `enable_thinking` false by default, where only that makes prompts complete.
+
+    Qwen3's template puts an empty `<think>` block before the last answer but not at the end of a
+    prompt. Training would teach every completion to start with the block. With `enable_thinking`
+    false the prompt contains the block.
+    """
+    if not isinstance(template, str) or "enable_thinking" not in template:
+        return template
+    if _prompt_is_prefix(tokenizer, template):
+        return template
+    quiet = NOT_THINKING + template
+    return quiet if _prompt_is_prefix(tokenizer, quiet) else template
+
+
+def _prompt_is_prefix(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a rendered chat is the rendered prompt directly followed by the answer."""
+    return _render(tokenizer, template).startswith(_render_prompt(tokenizer, template) + _ANSWER)
+
+
+def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
+    """The text of the template that `chat_template` names, if it works with this tokenizer."""
+    template = BUILT_IN.get(option)
+    missing = set(CHATML_TOKENS) - set(tokenizer.get_vocab())
+    if option == "chatml" and missing:
+        raise ConfigError(
+            f"chat_template: chatml needs the token {min(missing)}, which this tokenizer lacks; new "
+            "tokens would need trained embeddings. Choose plain, or a file"
+        )
+    if template is None:
+        try:
+            template = Path(option).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"chat_template: must be {', '.join(BUILT_IN)} or a Jinja file, got {option!r}"
+            ) from error
+    try:
+        rest = _after_answer(tokenizer, template)
+        prompt, chat = _render_prompt(tokenizer, template), _render(tokenizer, template)
+    except Exception as error:  # Jinja raises many kinds
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"chat_template: {option} cannot be rendered ({reason})") from error
+    if not any(rest.startswith(token) for token in _special_tokens(tokenizer)):
+        raise ConfigError(
+            f"chat_template: {option} writes {rest[:20]!r} after an answer, expected EOS "
+            f"({tokenizer.eos_token}) or another special token, without which no completion would end"
+        )
+    if not chat.startswith(prompt):
+        raise ConfigError(
+            f"chat_template: {option} does not render the prompt as the start of prompt and answer"
+        )
+    return template
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
+    """A user's and an assistant's turn as text."""
+    return str(tokenizer.apply_chat_template(_TURNS, chat_template=template, tokenize=False))
+
+
+def _render_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The user's turn as a prompt for the answer."""
+    return str(
+        tokenizer.apply_chat_template(
+            _TURNS[:1], chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    )
+
+
+def _after_answer(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> str:
+    """The text that a template writes after the assistant's last word."""
+    return _render(tokenizer, template).rpartition(_ANSWER)[2]
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The special token that the chat template writes right after the assistant's last word."""
+    if tokenizer.chat_template is None:
+        return None
+    rest = _after_answer(tokenizer).lstrip()
+    starts = [t for t in _special_tokens(tokenizer) if rest.startswith(t)]
+    return max(starts, key=len, default=None)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """All tokens that decoding skips."""
+    added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    return added | set(tokenizer.all_special_tokens)

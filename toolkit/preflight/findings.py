@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
 from toolkit.models.adapters import read_adapter
-from toolkit.models.fingerprint import check_fingerprint, fingerprint
+from toolkit.models.base import check_fingerprint, fingerprint
 from toolkit.preflight.requirements import is_planned
 from toolkit.preflight.samples import IGNORED
 from toolkit.preflight.stages import Stage

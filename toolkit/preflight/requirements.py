@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.data.loading import check_source
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.arguments import refuse_adapter_options
+from toolkit.models.arguments import reject_adapter_options
 from toolkit.models.heads import HEAD_FILE
 from toolkit.options.config import is_local_path
 from toolkit.preflight.options import check_numbers, try_options
@@ -44,7 +44,7 @@ def check_requirements(
     if recipe.needs_parent and parent is None:
         raise ConfigError(f"{name}: `parent` is missing; give the SFT run: --parent runs/world/sft")
     if parent is not None:
-        refuse_adapter_options(
+        reject_adapter_options(
             model,
             because=f"the adapter is that of the parent {parent}",
             made_with=[_made_with(parent, later)],

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.data.ranking import ranking_id
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.adapters import read_adapter, write_adapter
-from toolkit.models.fingerprint import check_fingerprint, save_fingerprint
+from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import by_tokens, collate, scores
 from toolkit.models.peft_methods import NEEDS_LORA, build_peft_config

@@ -30,8 +30,7 @@ from toolkit.runs.parents import is_finished
 from toolkit.runs.resuming import asked, last_checkpoint
 from toolkit.runs.run import Run
 from toolkit.sampling.generation import Prompt
-from toolkit.trainers.callbacks import RunCallback
-from toolkit.trainers.interruption import interruptible
+from toolkit.trainers.callbacks import RunCallback, interruptible
 
 if TYPE_CHECKING:
     from trl import ModelConfig

@@ -58,7 +58,7 @@ class RowBatch:
         if self._cache is None:
             return True
         plain = all(type(layer) is GrowingLayer for layer in self._cache.layers)
-        return plain and not any(row.adapter in self._roles.inserted for row in self.rows)
+        return plain and not any(row.adapter in self._roles.hooked for row in self.rows)
 
     @torch.no_grad()
     def join(self, rows: Sequence[Row]) -> None:

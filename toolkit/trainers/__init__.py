@@ -1,1 +1,1 @@
-"""Trainers that TRL does not have, or has not in this form."""
+"""TRL's trainers with whole checkpoints, and the models that they start from."""

@@ -1,24 +1,29 @@
-"""What every training recipe hangs on a `transformers.Trainer`: its run, and its metrics on disk."""
+"""What each recipe adds to a `transformers.Trainer`: its run, metrics on disk, a clean stop on signals."""
 
 import json
 import math
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, Interrupted
+from toolkit.runs.resuming import last_checkpoint
 from toolkit.runs.run import Run
 
-SAMPLES_FILE = "samples.jsonl"  # what evaluations while training were answered
+SAMPLES_FILE = "samples.jsonl"  # completions of the evaluations during training
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Begins the run with the training, and writes `metrics.jsonl`, one object per logged step.
+    """Begins the run when training begins, and writes `metrics.jsonl`, one object per logged step.
 
     Args:
-        run: whose directory the training writes to; None outside of a recipe.
+        run: the run of the trainer's `output_dir`; None outside of a recipe.
     """
 
     def __init__(self, run: Run | None = None) -> None:
@@ -27,10 +32,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Start the files anew, or drop what a resumed run is going to log again."""
+        """Empty the log files, or remove the rows that a resumed run logs again."""
         if self.run is not None:
             self.run.begin()
-        args.logging_nan_inf_filter = False  # a loss that is not finite shall be seen
+        args.logging_nan_inf_filter = False  # a loss that is not finite must be visible
         file = self._file(args)
         file.parent.mkdir(parents=True, exist_ok=True)
         _keep_until(state.global_step, file)
@@ -46,8 +51,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Append one line; a value that is not finite becomes null, which JSON has."""
-        step = {"step": state.global_step}  # a reward function may log one, too
+        """Append one line; a value that is not finite becomes null, since JSON has no NaN."""
+        step = {"step": state.global_step}  # first key, and not a reward function's own `step`
         row = step | {k: _number(v) for k, v in (logs or {}).items()} | step
         append_rows(self._file(args), [row])
 
@@ -57,38 +62,103 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows to a file of a run's, one JSON object a line.
+    """Append rows to one of a run's log files, one JSON object per line.
 
-    Raises: CheckpointError where it cannot be written; checkpoints stay.
+    Raises: CheckpointError where the file cannot be written.
     """
     lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     try:
-        with file.open("a", encoding="utf-8") as opened:
-            opened.write(lines)
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(lines)
     except OSError as error:
         raise CheckpointError(
-            f"{file}: cannot be written ({error.strerror or error}); checkpoints are whole. Where the "
-            "disk is full make room, then continue with --resume_from_checkpoint true"
+            f"{file}: cannot be written ({error.strerror or error}); checkpoints are intact. If the "
+            "disk is full, free space and continue with --resume_from_checkpoint true"
         ) from error
 
 
 def _keep_until(step: int, file: Path) -> None:
-    """Cut a file of logged rows down to those of a run's first steps; step 0 keeps none."""
+    """Shorten a log file to the rows of steps up to `step`; step 0 keeps no row."""
     kept = []
-    # bytes: text would be broken at U+2028 too, which an answer may hold, or end inside a character
+    # as bytes: str.splitlines also splits at U+2028, and a crash may have cut a character in two
     for line in file.read_bytes().splitlines() if file.is_file() else ():
         try:
             row = json.loads(line)
         except ValueError:
             continue  # cut short by a crash
-        if row.get("step", 0) <= step and "train_runtime" not in row:  # a summary comes at the end
+        if row.get("step", 0) <= step and "train_runtime" not in row:  # drop the final summary
             kept.append(line)
     shorter = file.with_suffix(".incoming")
     shorter.write_bytes(b"".join(line + b"\n" for line in kept if step))
-    shorter.replace(file)  # at once, so that no crash can lose what was logged
+    shorter.replace(file)  # atomic, so that no crash loses what was logged
 
 
 def _number(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return value
+
+
+class _StopCallback(TrainerCallback):  # type: ignore[misc]
+    """Saves a checkpoint and ends the training at the next chance once `signal` is set."""
+
+    signal: int | None = None
+
+    def _stop(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.signal is not None:
+            control.should_save = control.should_training_stop = True
+
+    # after a step, its log or its evaluation the trainer can still save a checkpoint of this step
+    on_step_end = on_log = on_evaluate = _stop
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Stop without another checkpoint: this step's was just saved."""
+        if self.signal is not None:
+            control.should_training_stop = True
+
+
+@contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """Inside the block, Ctrl-C and SIGTERM end training after the current step, with a checkpoint.
+
+    A second signal ends it at once. Outside the main thread, Python cannot handle signals, so
+    nothing changes there.
+
+    Raises: Interrupted at the end of the block if a signal came and steps are left.
+    """
+    stop, second = _StopCallback(), False
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal second
+        second, stop.signal = stop.signal is not None, number
+        if second:
+            raise KeyboardInterrupt
+        print("stopping after this step, with a checkpoint; repeat to stop at once", flush=True)
+
+    trainer.add_callback(stop)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    handlers = {n: signal.signal(n, receive) for n in numbers}
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not second:
+            raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    finished = trainer.state.global_step >= trainer.state.max_steps
+    if stop.signal is None or (finished and not second):
+        return
+    name, step = signal.Signals(stop.signal).name, trainer.state.global_step
+    checkpoint = last_checkpoint(str(trainer.args.output_dir), True)
+    advice = f"{checkpoint} is complete, continue with --resume_from_checkpoint true"
+    raise Interrupted(
+        f"{f'a second signal, {name},' if second else name} at step {step}; "
+        f"{advice if checkpoint else 'there is no checkpoint'}",
+        stop.signal,
+    )

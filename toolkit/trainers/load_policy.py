@@ -1,4 +1,4 @@
-"""What a run starts from: a base for roles, or its parent's adapter to be trained on, or merged."""
+"""The models that recipes start from: a base for roles, or a base with its parent's adapter."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError
 from toolkit.models.adapters import fill, read_adapter
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import check_fingerprint, fingerprint, saved_fingerprint
-from toolkit.models.prompt_and_ia3_adapters import INSERTED
+from toolkit.models.base import check_fingerprint, fingerprint, load_base, saved_fingerprint
+from toolkit.models.prompt_and_ia3_adapters import HOOKED
 from toolkit.models.roles import POLICY, Roles
 from toolkit.sampling.compatibility import check_supported
 
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 def load_roles(
     model: "ModelConfig", *, parent: str | Path | None = None, trust_remote_code: bool = False
 ) -> tuple[Roles, PreTrainedTokenizerBase]:
-    """The base loaded once, without adapters yet, and its tokenizer.
+    """Load the base, without adapters yet, and its tokenizer.
 
-    Raises: as `load_base`, and as `check_supported` for a base that cannot be sampled from rightly.
+    Raises: the errors of `load_base`, and of `check_supported` for a base that cannot be sampled from.
     """
     base, tokenizer = load_base(model, parent=parent, trust_remote_code=trust_remote_code)
     check_supported(base)
@@ -38,14 +37,14 @@ def trainable_policy(
     *,
     gradient_checkpointing: bool,
 ) -> PeftModel:
-    """The parent's adapter of whatever kind as `default`, trainable, alone on its base.
+    """The base with the parent's adapter, of any kind, as the trainable adapter `default`.
 
-    Raises: CheckpointError where it is damaged or of another base; ConfigError for a prefix under
-        gradient checkpointing.
+    Raises: CheckpointError where the adapter is damaged or of another base; ConfigError for a prefix
+        with gradient checkpointing.
     """
     parent = Path(parent)
     config, weights = read_adapter(parent)
-    if not isinstance(config, INSERTED):
+    if not isinstance(config, HOOKED):
         roles = Roles(base, base_fingerprint)
         roles.attach(POLICY, parent, trainable=True)
         assert roles.model is not None
@@ -53,33 +52,36 @@ def trainable_policy(
     check_fingerprint(parent, base_fingerprint)
     if isinstance(config, PrefixTuningConfig) and gradient_checkpointing:
         raise ConfigError(
-            f"{parent} is a prefix, whose keys and values travel in the cache, which gradient "
-            "checkpointing drops; set `gradient_checkpointing: false`"
+            f"{parent} is a prefix, which needs the key-value cache, but gradient checkpointing "
+            "disables the cache; set `gradient_checkpointing: false`"
         )
     config.inference_mode = False
-    return _filled(base, config, weights, parent)
+    return _with_adapter(base, config, weights, parent)
 
 
 def adapted_base(
     base: PreTrainedModel, base_fingerprint: dict[str, str], parent: str | Path
 ) -> PeftModel:
-    """The parent's adapter, frozen, alone on its base as PEFT itself would put it there.
+    """The base with the parent's adapter, frozen, as PEFT itself would load it.
 
-    One trained on the same weights in another quantization is accepted, which is said.
+    An adapter trained on the same weights in another quantization is accepted with a notice.
 
-    Raises: CheckpointError where it is damaged or of another base.
+    Raises: CheckpointError where the adapter is damaged or of another base.
     """
     parent = Path(parent)
     config, weights = read_adapter(parent)
     check_fingerprint(parent, base_fingerprint, any_precision=True)
     trained_on = saved_fingerprint(parent).get("quantization", base_fingerprint["quantization"])
     if trained_on != base_fingerprint["quantization"]:
-        print(f"{parent} was trained on a base in {trained_on}: without it answers differ a little")
+        print(
+            f"{parent} was trained on a base in {trained_on}: on the unquantized base its answers "
+            "differ a little"
+        )
     config.inference_mode = True
-    return _filled(base, config, weights, parent)
+    return _with_adapter(base, config, weights, parent)
 
 
-def _filled(
+def _with_adapter(
     base: PreTrainedModel, config: PeftConfig, weights: dict[str, Tensor], parent: Path
 ) -> PeftModel:
     model = get_peft_model(base, config, adapter_name=POLICY)

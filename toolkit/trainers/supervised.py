@@ -1,27 +1,30 @@
-"""TRL's trainers for SFT, DPO and KTO, with checkpoints that are whole or not there, for any adapter."""
+"""TRL's trainers for SFT, DPO and KTO with whole checkpoints, for every kind of adapter."""
 
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import AdaLoraModel, PeftModel
 from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOTrainer as TrlDPOTrainer
 from trl import KTOTrainer as TrlKTOTrainer
 from trl import SFTTrainer as TrlSFTTrainer
 
+from toolkit.errors import ConfigError
 from toolkit.models.adapters import fill, read_adapter
 from toolkit.models.roles import POLICY, REFERENCE
 from toolkit.trainers.checkpoints import WholeCheckpoints
-from toolkit.trainers.rank_allocation import orthogonality
+
+ADALORA_WARMUP, ADALORA_FINAL = 0.1, 0.3  # shares of the steps before and after pruning
 
 
 class _AnyAdapter(WholeCheckpoints):
-    """Resumes virtual tokens, which PEFT will not load to train."""
+    """Resumes adapters with virtual tokens, which PEFT cannot load for training."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        adapted: Any = self.model if model is None else model  # type: ignore[attr-defined]
+        adapted: Any = self.model if model is None else model
         if not (isinstance(adapted, PeftModel) and adapted.active_peft_config.is_prompt_learning):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
             return
@@ -31,7 +34,12 @@ class _AnyAdapter(WholeCheckpoints):
 
 
 class SFTTrainer(_AnyAdapter, TrlSFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer; see `WholeCheckpoints`."""
+    """TRL's SFTTrainer with whole checkpoints; trains AdaLoRA as its paper does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if adalora(self.model) is not None:
+            self.add_callback(RankAllocation())
 
     def compute_loss(
         self,
@@ -40,43 +48,42 @@ class SFTTrainer(_AnyAdapter, TrlSFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """TRL's, and AdaLoRA's term beside it: PEFT adds that to a loss that TRL does not read."""
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """TRL's loss plus AdaLoRA's orthogonality term, which PEFT adds to a loss that TRL ignores."""
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         term = orthogonality(self.model) if model.training else None
         if term is None:
-            return found
-        loss = (found[0] if return_outputs else found) + term / (
+            return result
+        loss = (result[0] if return_outputs else result) + term / (
             self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
         )
-        return (loss, found[1]) if return_outputs else loss
+        return (loss, result[1]) if return_outputs else loss
 
 
-class _AgainstReference(_AnyAdapter):
-    """Before a TRL trainer that puts a reference beside the policy's adapter: makes it a true copy."""
+class _WithReference(_AnyAdapter):
+    """Mixin for TRL trainers that add a reference adapter: makes it an exact copy of the policy's."""
 
     def __init__(self, model: PeftModel, **kwargs: Any) -> None:
         with warnings.catch_warnings():
-            # "ref" is a part of "prefix_tuning_", the key of no weight of ours
+            # PEFT warns since "ref" is a part of "prefix_tuning_", which no key contains
             warnings.filterwarnings("ignore", "Adapter name 'ref' should not be contained")
             super().__init__(model, **kwargs)
         _copy_to_reference(model)
 
 
-class DPOTrainer(_AgainstReference, TrlDPOTrainer):  # type: ignore[misc]
-    """TRL's DPOTrainer; see `WholeCheckpoints`."""
+class DPOTrainer(_WithReference, TrlDPOTrainer):  # type: ignore[misc]
+    """TRL's DPOTrainer with whole checkpoints."""
 
 
-class KTOTrainer(_AgainstReference, TrlKTOTrainer):  # type: ignore[misc]
-    """TRL's KTOTrainer; see `WholeCheckpoints`."""
+class KTOTrainer(_WithReference, TrlKTOTrainer):  # type: ignore[misc]
+    """TRL's KTOTrainer with whole checkpoints."""
 
 
 @torch.no_grad()
 def _copy_to_reference(model: PeftModel) -> None:
-    """Make `ref` the policy's copy, frozen.
+    """Copy the policy's adapter to `ref` and freeze the copy.
 
-    TRL copies what has `.default.` inside its name, and so leaves IA3's factors, which end in
-    `.default`, as they were made: a reference that is the bare base, without a word. What PEFT adds
-    for virtual tokens can be trained.
+    TRL copies parameters with `.default.` in their names. IA3's names end in `.default`, so its
+    reference would silently be the bare base; and PEFT leaves virtual tokens of `ref` trainable.
     """
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     for name, parameter in parameters.items():
@@ -84,3 +91,68 @@ def _copy_to_reference(model: PeftModel) -> None:
             copy = parameters[f"{name}.".replace(f".{POLICY}.", f".{REFERENCE}.")[:-1]]
             copy.data.copy_(parameter.data)
             copy.requires_grad_(False)
+
+
+class RankAllocation(TrainerCallback):  # type: ignore[misc]
+    """Fits AdaLoRA's schedule to the number of steps and prunes ranks after every step.
+
+    Source: Zhang et al. 2023, arXiv:2303.10512.
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Set the schedule.
+
+        Raises: ConfigError for a training of one step.
+        """
+        tuner = adalora(model)
+        config = tuner.peft_config[tuner.trainable_adapter_name]
+        if state.max_steps < 2:
+            raise ConfigError(
+                f"peft_method adalora: it needs a step's gradients before it can prune ranks, but this "
+                f"training has {state.max_steps} step; train for 2 or more"
+            )
+        config.total_step = state.max_steps
+        config.tinit = int(ADALORA_WARMUP * state.max_steps)
+        config.tfinal = int(ADALORA_FINAL * state.max_steps)
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Update each triplet's importance from the updated weights and their gradients; prune."""
+        adalora(model).update_and_allocate(state.global_step + 1)  # the step is counted after this
+
+
+def orthogonality(model: nn.Module) -> Tensor | None:
+    """AdaLoRA's weighted mean of ‖AA' − I‖ and ‖B'B − I‖ over the matrices; None for other adapters.
+
+    Source: eq. 4 of the paper; PEFT's `AdaLoraModel.forward` computes the same.
+    """
+    tuner = adalora(model)
+    if tuner is None:
+        return None
+    name = tuner.trainable_adapter_name
+    terms = []
+    for key, p in tuner.model.named_parameters():
+        if key.endswith((f"lora_A.{name}", f"lora_B.{name}")):
+            square = p @ p.T if f"lora_A.{name}" in key else p.T @ p
+            terms.append(torch.linalg.norm(square - torch.eye(len(square), device=p.device)))
+    weight: float = tuner.peft_config[name].orth_reg_weight
+    return weight * torch.stack(terms).mean()
+
+
+def adalora(model: nn.Module | None) -> Any:
+    """PEFT's AdaLoraModel inside a model, or None for other adapters."""
+    tuner = model.base_model if isinstance(model, PeftModel) else None
+    return tuner if isinstance(tuner, AdaLoraModel) else None

@@ -26,8 +26,7 @@ from toolkit.app.workbench import Workbench
 from toolkit.data import messages
 from toolkit.data.convert import convert_row
 from toolkit.data.loading import load_splits
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint
+from toolkit.models.base import fingerprint, load_base
 from toolkit.models.roles import Roles
 from toolkit.options.arguments import DataArguments
 from toolkit.options.command_line import parse

@@ -184,7 +184,7 @@ class Engine:
 
     def _key(self, column: Column) -> str | None:
         assert column.row is not None
-        return None if self._roles.mixes(column.row.adapter) else column.row.adapter
+        return None if self._roles.can_mix(column.row.adapter) else column.row.adapter
 
     def _new_batch(self) -> RowBatch:
         return RowBatch(self._roles, stop=self.measurer.stop, pad_id=self.measurer.pad_id)

@@ -12,10 +12,8 @@ from toolkit.app.answering.tokens import Tokens
 from toolkit.app.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
-from toolkit.models.base import load_base
-from toolkit.models.fingerprint import fingerprint
-from toolkit.models.templates import saved_template
-from toolkit.models.tokenizer import load_tokenizer
+from toolkit.models.base import fingerprint, load_base
+from toolkit.models.tokenizer import load_tokenizer, saved_template
 from toolkit.runs.run import Run
 from toolkit.sampling.generation import encode_completion, encode_prompt
 
@@ -150,7 +148,7 @@ def qwen3(chatml):
 @pytest.mark.parametrize("prompt", [USER, TWO_TURNS])
 def test_qwen3s_empty_thought_is_in_the_prompt_and_not_in_the_answer(qwen3, capsys, prompt):
     tokenizer = load_tokenizer(str(qwen3))
-    assert "the empty thought that it writes stands in the prompts" in capsys.readouterr().out
+    assert "the empty <think> block is a part of the prompts" in capsys.readouterr().out
     asked, said = encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, SAID)
     assert tokenizer.decode(asked).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert tokenizer.decode(asked).count("<think>") == 1
