@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -85,26 +86,34 @@ def pristine(tiny_base):
     return AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
 
 
-@pytest.fixture
-def sft_run(tmp_path, model_config) -> Path:
-    """A directory with an SFT-like adapter."""
-    roles = fresh_roles(model_config)
-    roles.create(POLICY, lora())
-    randomise(roles, POLICY, seed=1)
-    roles.save(POLICY, tmp_path / "sft")
-    return tmp_path / "sft"
-
-
-@pytest.fixture
-def reward_run(tmp_path, model_config) -> Path:
-    """A directory with a reward-like adapter and its head."""
-    roles = fresh_roles(model_config)
-    roles.create(REWARD, lora())
-    randomise(roles, REWARD, seed=2)
+@pytest.fixture(scope="session")
+def adapter_runs(tiny_base, tmp_path_factory) -> Path:
+    """`sft` and `reward`: directories with an SFT-like and a reward-like adapter; do not change."""
+    folder = tmp_path_factory.mktemp("adapters")
+    config = ModelConfig(model_name_or_path=str(tiny_base), dtype="float32")
+    sft, reward = fresh_roles(config), fresh_roles(config)
+    sft.create(POLICY, lora())
+    randomise(sft, POLICY, seed=1)
+    sft.save(POLICY, folder / "sft")
+    reward.create(REWARD, lora())
+    randomise(reward, REWARD, seed=2)
     set_seed(3)
-    roles.heads[REWARD] = ScalarHead(64)
-    roles.save(REWARD, tmp_path / "reward")
-    return tmp_path / "reward"
+    reward.heads[REWARD] = ScalarHead(64)
+    reward.save(REWARD, folder / "reward")
+    return folder
+
+
+@pytest.fixture
+def sft_run(tmp_path, adapter_runs) -> Path:
+    """A directory with an SFT-like adapter."""
+    return shutil.copytree(adapter_runs / "sft", tmp_path / "sft")
+
+
+@pytest.fixture
+def reward_run(tmp_path, adapter_runs) -> Path:
+    """A directory with a reward-like adapter and its head."""
+    set_seed(3)  # for the test that uses it
+    return shutil.copytree(adapter_runs / "reward", tmp_path / "reward")
 
 
 @pytest.fixture

@@ -33,14 +33,14 @@ DATA = {
 
 
 def call(recipe: str, folder: Path, base: Path, **options) -> int:
-    """Run a recipe; its exit code."""
+    """Run a recipe and return its exit code."""
     words = []
-    given = COMMON | DATA[recipe] | {"model_name_or_path": base, "output_dir": folder} | options
-    for name, value in given.items():
+    options = COMMON | DATA[recipe] | {"model_name_or_path": base, "output_dir": folder} | options
+    for name, value in options.items():
         if value is not None:
-            many = value if isinstance(value, list) else [value]
+            values = value if isinstance(value, list) else [value]
             words += [
                 f"--{name}",
-                *(str(v).lower() if isinstance(v, bool) else str(v) for v in many),
+                *(str(v).lower() if isinstance(v, bool) else str(v) for v in values),
             ]
     return run(find(recipe), words)

@@ -1,4 +1,4 @@
-"""What some families of models do in a way of their own, against the models themselves."""
+"""Model families with special logits, caches or randomness, compared with the models themselves."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ LINEAR = {
     "linear_num_value_heads": 4,
 }
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
-HYBRIDS = {  # with layers whose state is not one of keys and values
+HYBRIDS = {  # some layers keep other states than keys and values
     "qwen3.5": Qwen3_5TextConfig(**SHAPE | {"num_hidden_layers": 4}, **LINEAR, head_dim=8),
     "lfm2": Lfm2Config(**SHAPE, full_attn_idxs=[1], block_auto_adjust_ff_dim=False),
     "falcon-h1": FalconH1Config(
@@ -89,19 +89,19 @@ def random_model(config):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_familys_head_and_sampling_say_what_the_model_says(name):
+def test_head_and_sampling_match_the_model(name):
     check_supported(random_model(CONFIGS[name]))
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_an_answer_that_ends_leaves_the_others_their_states(name):
-    """As the app decodes several checkpoints' answers; of linear attention the states leave, too."""
+def test_finished_rows_do_not_change_other_rows(name):
+    """As the app decodes several checkpoints; states of linear attention leave with their row."""
     prompts, roles = ([5, 6, 7], [8, 9], [10, 11, 12, 13]), Roles(random_model(CONFIGS[name]), {})
 
-    def said(chosen):
+    def sample(numbers):
         rows = [
             Row(prompts[i], None, Drawing(max_new_tokens=2 if i == 0 else 6, temperature=0.0))
-            for i in chosen
+            for i in numbers
         ]
         batch = RowBatch(roles, stop=[], pad_id=0)
         batch.join(rows)
@@ -109,10 +109,10 @@ def test_an_answer_that_ends_leaves_the_others_their_states(name):
             batch.step()
         return [row.ids for row in rows]
 
-    assert said([0, 1, 2]) == [*said([0]), *said([1]), *said([2])]
+    assert sample([0, 1, 2]) == [*sample([0]), *sample([1]), *sample([2])]
 
 
-def test_a_trial_leaves_every_part_in_the_mode_it_was_in_and_takes_a_tiny_vocabulary():
+def test_check_supported_keeps_training_modes():
     model = random_model(LlamaConfig(**SHAPE | {"vocab_size": 5}))
     model.train()
     model.lm_head.eval()
@@ -121,7 +121,7 @@ def test_a_trial_leaves_every_part_in_the_mode_it_was_in_and_takes_a_tiny_vocabu
     assert not model.lm_head.training
 
 
-def test_a_model_that_does_more_to_its_states_than_is_known_is_refused():
+def test_unknown_logit_computation_is_rejected():
     model = random_model(ModernBertDecoderConfig(**SHAPE, sep_token_id=1, cls_token_id=1))
     with pytest.raises(ConfigError, match="ModernBertDecoderForCausalLM computes its logits in an"):
         check_supported(model)
@@ -149,8 +149,8 @@ BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decod
     ],
     ids=lambda x: getattr(x, "model_type", ""),
 )
-def test_a_model_that_cannot_be_sampled_from_in_rows_is_refused(config, what):
-    """Left padding enters a state, positions are not heeded, or the cache is of another kind."""
+def test_model_without_batched_sampling_is_rejected(config, what):
+    """Its state includes left padding, it ignores positions, or its cache is of another kind."""
     model = random_model(config)
     model.train()
     with pytest.raises(ConfigError, match=f"{type(model).__name__} {what}"):
@@ -158,15 +158,15 @@ def test_a_model_that_cannot_be_sampled_from_in_rows_is_refused(config, what):
     assert model.training
 
 
-def test_roles_are_not_put_on_a_base_that_cannot_be_sampled_from(tiny_base, tmp_path):
-    """As the recipes and the app load it; the tokenizer is any."""
+def test_recipes_and_app_reject_unsupported_base(tiny_base, tmp_path):
+    """Through every function that loads a base for sampling."""
     model = random_model(MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2))
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path)
-    asked = ModelArguments(model_name_or_path=str(tmp_path), dtype="float32")
+    options = ModelArguments(model_name_or_path=str(tmp_path), dtype="float32")
     for load in (
-        lambda: load_roles(asked),
-        lambda: load_ppo_roles(asked),
+        lambda: load_roles(options),
+        lambda: load_ppo_roles(options),
         lambda: Workbench.open(str(tmp_path), tmp_path / "runs"),
     ):
         with pytest.raises(ConfigError, match="MambaForCausalLM gives other log-probabilities"):
@@ -174,7 +174,7 @@ def test_roles_are_not_put_on_a_base_that_cannot_be_sampled_from(tiny_base, tmp_
 
 
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}])
-def test_what_experts_do_not_take_names_a_way_out(options):
+def test_rejected_experts_name_other_targets(options):
     model = random_model(MixtralConfig(**SHAPE, num_local_experts=4))
     with pytest.raises(
         CheckpointError, match=r"role 'default': .* target only the attention's layers"
@@ -184,28 +184,29 @@ def test_what_experts_do_not_take_names_a_way_out(options):
 
 
 @pytest.mark.parametrize("name", ["bloom", "falcon-alibi", "hyperclovax", "mpt"])
-def test_logprobs_of_unequal_rows_are_those_of_each_row_alone(name):
+def test_batched_logprobs_equal_single_rows(name):
     model = random_model(CONFIGS[name])
     rows = [([5, 6, 7], [8, 9]), ([11], [12, 13, 14, 15])]
-    found, _ = completion_logprobs(model, collate(*zip(*rows, strict=True), 0), temperature=1.0)
-    for (prompt, completion), ours in zip(rows, found, strict=True):
+    batch = collate(*zip(*rows, strict=True), 0)
+    batched, _ = completion_logprobs(model, batch, temperature=1.0)
+    for (prompt, completion), logprobs in zip(rows, batched, strict=True):
         ids = torch.tensor([prompt + completion])
-        said = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
-        wanted = said[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion)[:, None])[:, 0]
-        torch.testing.assert_close(ours[: len(completion)], wanted, atol=2e-5, rtol=1e-4)
+        alone = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        expected = alone[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion)[:, None])[:, 0]
+        torch.testing.assert_close(logprobs[: len(completion)], expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_rows_leave_and_repeat_with_the_states_of_linear_attention(name):
+def test_linear_attention_states_follow_their_rows(name):
     model = random_model(CONFIGS[name])
     rows = [[5, 6, 7, 8], [11, 12, 13, 14], [5, 6, 7, 8], [20, 21, 22, 23]]
     settings = {"max_new_tokens": 12, "temperature": 0, "pad_id": 0}
     alone = [decode(model, [row], stop=[], **settings).completions[0] for row in rows]
-    stop = [alone[1][3]]  # so that one leaves early
-    wanted = [said[: said.index(stop[0]) + 1] if stop[0] in said else said for said in alone]
-    assert len({*map(len, wanted)}) > 1
-    assert decode(model, rows, stop=stop, **settings).completions == wanted
+    stop = [alone[1][3]]  # one row ends early
+    expected = [ids[: ids.index(stop[0]) + 1] if stop[0] in ids else ids for ids in alone]
+    assert len({*map(len, expected)}) > 1
+    assert decode(model, rows, stop=stop, **settings).completions == expected
 
 
 @pytest.mark.parametrize(
@@ -219,18 +220,18 @@ def test_rows_leave_and_repeat_with_the_states_of_linear_attention(name):
     ],
     ids=["falcon", "opt", "mixtral"],
 )
-def test_without_dropout_a_model_says_the_same_in_training(config):
+def test_disabled_dropout_makes_training_deterministic(config):
     model = random_model(config)
     ids = torch.randint(1, 64, (4, 12))
-    calm = model(input_ids=ids, use_cache=False).logits
+    logits = model(input_ids=ids, use_cache=False).logits
     model.train()
     disable_dropout(model)
     for _ in range(3):
-        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, calm)
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, logits)
 
 
-def test_an_adapter_on_experts_shares_no_batch_with_others():
-    """PEFT has no rows of several adapters for it, and would say so in the middle of an answer."""
+def test_adapter_on_experts_cannot_mix():
+    """PEFT does not support mixed rows for such adapters."""
     roles = Roles(random_model(MixtralConfig(**SHAPE, num_local_experts=4)), {})
     experts = ["mlp.experts.gate_up_proj"]
     roles.create(POLICY, LoraConfig(r=2, target_modules=["q_proj"], target_parameters=experts))

@@ -1,4 +1,4 @@
-"""Every option of TRL's ModelConfig, and ours, has its effect or is refused with a reason."""
+"""Every option of TRL's ModelConfig and ours has its effect or raises an error."""
 
 import dataclasses
 import json
@@ -38,8 +38,8 @@ def config(base, **options):
     return build_peft_config(model, loaded(base))
 
 
-def names(error, message, **options):
-    """A probe: these options are refused."""
+def rejected(error, message, **options):
+    """A probe that loading with these options raises an error."""
 
     def probe(base):
         with pytest.raises(error, match=message):
@@ -48,10 +48,10 @@ def names(error, message, **options):
     return probe
 
 
-# what shows that an option is honoured or refused; each gets the tiny base's folder
+# option -> a check of its effect or its error, on the tiny base's folder
 PROBES = {
-    "model_name_or_path": lambda b: names(CheckpointError, "cannot load")(b / "no"),
-    "model_revision": names(ConfigError, "is a folder", model_revision="v1"),
+    "model_name_or_path": lambda b: rejected(CheckpointError, "cannot load")(b / "no"),
+    "model_revision": rejected(ConfigError, "is a folder", model_revision="v1"),
     "dtype": lambda b: loaded(b, dtype="bfloat16").dtype is torch.bfloat16,
     "attn_implementation": lambda b: (
         loaded(b, attn_implementation="eager").config._attn_implementation == "eager"
@@ -63,13 +63,13 @@ PROBES = {
     "lora_target_modules": lambda b: (
         config(b, lora_target_modules=["k_proj", "up_proj"]).target_modules == {"k_proj", "up_proj"}
     ),
-    "lora_target_parameters": names(
+    "lora_target_parameters": rejected(
         ValueError, "use `lora_target_modules`", lora_target_parameters=["q_proj.weight"]
     ),
     "lora_modules_to_save": lambda b: (
         config(b, lora_modules_to_save=["lm_head"]).modules_to_save == ["lm_head"]
     ),
-    "lora_task_type": names(ValueError, "is set by the recipe", lora_task_type="SEQ_CLS"),
+    "lora_task_type": rejected(ValueError, "is set by the recipe", lora_task_type="SEQ_CLS"),
     "use_rslora": lambda b: config(b, use_rslora=True).use_rslora,
     "use_dora": lambda b: config(b, use_dora=True).use_dora,
     "load_in_8bit": lambda b: type(layer(b, load_in_8bit=True)).__name__ == "Linear8bitLt",
@@ -90,17 +90,17 @@ PROBES = {
         config(b, peft_method="prompt", num_virtual_tokens=7).num_virtual_tokens == 7
     ),
     "device_map": lambda b: loaded(b, device_map="cpu").device.type == "cpu",
-    "chat_template": names(ConfigError, "must be chatml, plain", chat_template="no.jinja"),
+    "chat_template": rejected(ConfigError, "must be chatml, plain", chat_template="no.jinja"),
 }
 
 
-def test_no_option_is_left_out():
+def test_every_option_has_a_probe():
     assert set(PROBES) == {f.name for f in dataclasses.fields(ModelArguments)}
     assert {f.name for f in dataclasses.fields(ModelConfig)} < set(PROBES)
 
 
 @pytest.mark.parametrize("option", PROBES)
-def test_an_option_has_its_effect_or_is_refused(option, tiny_base):
+def test_option_has_effect_or_is_rejected(option, tiny_base):
     assert PROBES[option](tiny_base) in (True, None)
 
 
@@ -119,7 +119,7 @@ WITH = {"num_virtual_tokens": {"peft_method": "prefix"}}
 
 
 @pytest.mark.parametrize("option", ADAPTER)
-def test_where_the_parent_decides_an_adapters_shape_is_refused(option):
+def test_shape_options_are_rejected_with_parent(option):
     model = ModelArguments(**{option: ADAPTER[option]}, **WITH.get(option, {}))
     with pytest.raises(ConfigError, match=rf"`{option}`.*would have no effect: the parent"):
         reject_adapter_options(model, because="the parent decides")
@@ -127,16 +127,16 @@ def test_where_the_parent_decides_an_adapters_shape_is_refused(option):
 
 
 @pytest.mark.parametrize("option", ADAPTER)
-def test_what_the_adapter_was_made_with_may_be_said_again(option):
-    said = {option: ADAPTER[option]} | WITH.get(option, {})
-    model, because = ModelArguments(**said), "the parent decides"
-    reject_adapter_options(model, because=because, made_with=[vars(ModelArguments(**said))])
-    for others in ([vars(ModelArguments())], [{}], [said, {}], [{"lora_r": "many"}]):
+def test_shape_options_equal_to_parents_are_accepted(option):
+    options = {option: ADAPTER[option]} | WITH.get(option, {})
+    model, because = ModelArguments(**options), "the parent decides"
+    reject_adapter_options(model, because=because, made_with=[vars(ModelArguments(**options))])
+    for others in ([vars(ModelArguments())], [{}], [options, {}], [{"lora_r": "many"}]):
         with pytest.raises(ConfigError, match=f"`{option}`"):
             reject_adapter_options(model, because=because, made_with=others)
 
 
-def test_another_order_of_layers_and_another_name_of_lora_are_the_same():
+def test_equivalent_shape_options_are_accepted():
     model = ModelArguments(lora_target_modules=["v_proj", "q_proj"], peft_method="lora")
     made = [{"lora_target_modules": ["q_proj", "v_proj"], "peft_method": None}]
     reject_adapter_options(model, because="the parent decides", made_with=made)
@@ -144,7 +144,7 @@ def test_another_order_of_layers_and_another_name_of_lora_are_the_same():
     reject_adapter_options(dora, because="the parent decides", made_with=[{"peft_method": "dora"}])
 
 
-def test_an_adapter_is_made_with_the_options_of_its_first_run(tmp_path):
+def test_made_with_returns_first_ancestors_options(tmp_path):
     for name, parents, r in (
         ("sft", {}, 8),
         ("dpo", {"adapter": "sft"}, 16),
@@ -163,7 +163,7 @@ def test_an_adapter_is_made_with_the_options_of_its_first_run(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["dpo", "reward", "ppo", "evaluate", "label"])
-def test_recipes_that_go_on_from_a_run_refuse_it(recipe, tmp_path, capsys):
+def test_recipes_with_parent_reject_shape_options(recipe, tmp_path, capsys):
     for folder in ("sft", "reward"):
         (tmp_path / folder).mkdir()
         for file in ("adapter_config.json", "adapter_model.safetensors"):
@@ -171,14 +171,14 @@ def test_recipes_that_go_on_from_a_run_refuse_it(recipe, tmp_path, capsys):
         (tmp_path / folder / "run.json").write_text(
             f'{{"schema": 1, "recipe": "{folder}", "state": "finished"}}'
         )
-    given = {
+    options = {
         "dpo": ["--parent", "sft", "--dataset_name", "world:comparisons"],
         "reward": ["--parent", "sft", "--dataset_name", "world:comparisons"],
         "ppo": ["--parent", "sft", "--reward_model", "reward", "--dataset_name", "world:prompts"],
         "evaluate": ["--runs", "sft"],
         "label": ["--parent", "sft"],
     }[recipe]
-    words = [str(tmp_path / word) if word in ("sft", "reward") else word for word in given]
+    words = [str(tmp_path / word) if word in ("sft", "reward") else word for word in options]
     words += ["--lora_r", "8", "--output_dir", str(tmp_path / "out")]
     assert run(find(recipe), words) == 2
     assert "`lora_r` would have no effect" in capsys.readouterr().err
@@ -199,7 +199,7 @@ def test_recipes_that_go_on_from_a_run_refuse_it(recipe, tmp_path, capsys):
         ({"lora_dropout": 1.0}, r"must be in \[0, 1\)"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options, message):
+def test_conflicting_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         ModelArguments(**options)
 
@@ -212,31 +212,31 @@ def test_options_that_do_not_go_together_are_refused(options, message):
         ({"device_map": "cuda:9"}, "cuda:9 is not available: this machine has"),
     ],
 )
-def test_options_that_do_not_fit_the_base_are_refused(options, message, tiny_base):
+def test_options_unfit_for_base_are_rejected(options, message, tiny_base):
     with pytest.raises(ConfigError, match=message):
         config(tiny_base, **({} if "device_map" in options else options)) and loaded(
             tiny_base, **options
         )
 
 
-def test_double_quantization_is_another_base(tiny_base):
-    found = []
+def test_double_quantization_changes_fingerprint(tiny_base):
+    quantizations = []
     for nested in (False, True):
         model = ModelArguments(str(tiny_base), **FOUR_BIT, use_bnb_nested_quant=nested)
-        found.append(fingerprint(model, load_base(model)[1])["quantization"])
-    assert found == ["4bit-nf4", "4bit-nf4-double"]
+        quantizations.append(fingerprint(model, load_base(model)[1])["quantization"])
+    assert quantizations == ["4bit-nf4", "4bit-nf4-double"]
 
 
-def test_a_single_target_is_a_name_and_not_a_pattern(tiny_base):
+def test_single_target_is_not_a_pattern(tiny_base):
     assert config(tiny_base, lora_target_modules=["q_proj"]).target_modules == {"q_proj"}
     assert config(tiny_base, lora_target_modules=["all-linear"]).target_modules == "all-linear"
     with pytest.raises(ConfigError, match="this base has no layer nothing"):
         config(tiny_base, lora_target_modules=["nothing"])
 
 
-def test_ia3s_own_targets_are_scaled_at_the_right_side(tiny_base):
-    found = config(tiny_base, peft_method="ia3", lora_target_modules=["v_proj", "down_proj"])
-    assert (found.target_modules, found.feedforward_modules) == (
+def test_ia3_scales_feedforward_targets_at_input(tiny_base):
+    ia3 = config(tiny_base, peft_method="ia3", lora_target_modules=["v_proj", "down_proj"])
+    assert (ia3.target_modules, ia3.feedforward_modules) == (
         {"v_proj", "down_proj"},
         {"down_proj"},
     )
@@ -245,13 +245,11 @@ def test_ia3s_own_targets_are_scaled_at_the_right_side(tiny_base):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bits", [4, 8])
-def test_every_method_trains_on_a_quantized_base(method, bits, tiny_base, tmp_path):
+def test_every_method_trains_on_quantized_base(method, bits, tiny_base, tmp_path):
     options = {"peft_method": method, f"load_in_{bits}bit": True, "dtype": "bfloat16"}
-    refused = method == "dora" and bits == 8 and not torch.cuda.is_available()
-    assert call("sft", tmp_path, tiny_base, max_steps=2, bf16=True, **options) == 2 * refused
+    unsupported = method == "dora" and bits == 8 and not torch.cuda.is_available()
+    assert call("sft", tmp_path, tiny_base, max_steps=2, bf16=True, **options) == 2 * unsupported
 
-
-# ---- code that comes with a model
 
 CODE = """
 import pathlib
@@ -270,7 +268,7 @@ class OwnModel(LlamaForCausalLM):
 
 @pytest.fixture
 def own_code(tiny_base, tmp_path, monkeypatch):
-    """The tiny base as a model whose Python comes with it."""
+    """The tiny base as a model with Python code in its folder."""
     folder = tmp_path / "own_model"
     shutil.copytree(tiny_base, folder)
     settings = json.loads((folder / "config.json").read_text())
@@ -286,7 +284,7 @@ def own_code(tiny_base, tmp_path, monkeypatch):
     return folder
 
 
-def test_a_models_own_code_runs_only_when_asked_for(own_code, tmp_path):
+def test_model_code_runs_only_with_option(own_code, tmp_path):
     model = ModelArguments(str(own_code), dtype="float32")
     with pytest.raises(CheckpointError, match="add --trust_remote_code true to a recipe"):
         load_base(model)
@@ -296,15 +294,14 @@ def test_a_models_own_code_runs_only_when_asked_for(own_code, tmp_path):
     assert list(tmp_path.rglob("ran"))
 
 
-def test_dora_of_a_run_beside_an_8_bit_base_on_a_cpu_says_what_would_do(tiny_base, tmp_path):
-    """PEFT would end in an AttributeError; a run made in 4 bit or on a card is attached like this."""
-    made = ModelArguments(model_name_or_path=str(tiny_base), dtype="float32", use_peft=True)
-    roles, _ = load_roles(made)
+def test_dora_on_8bit_cpu_base_names_fix(tiny_base, tmp_path):
+    """PEFT would raise an AttributeError; such a run may be made in 4 bit or on a GPU."""
+    roles, _ = load_roles(ModelArguments(str(tiny_base), dtype="float32", use_peft=True))
     roles.create(POLICY, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
     roles.save(POLICY, tmp_path)
     write_json(tmp_path / BASE_FILE, roles.fingerprint | {"quantization": "8bit"})
-    asked = ModelArguments(model_name_or_path=str(tiny_base), dtype="float32", load_in_8bit=True)
-    roles, _ = load_roles(asked)
+    options = ModelArguments(str(tiny_base), dtype="float32", load_in_8bit=True)
+    roles, _ = load_roles(options)
     with pytest.raises(ConfigError, match=r"peft_method dora: .* load the base in 4 bit"):
         roles.attach(POLICY, tmp_path)
     assert roles.model is None

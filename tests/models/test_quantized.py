@@ -1,4 +1,4 @@
-"""A 4-bit base on a CPU: the same roles, the same isolation, and adapters that learn."""
+"""Roles on a 4-bit base on a CPU: isolation, gradients and scores."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def batch():
     return collate([[1, 20, 30, 40], [1, 25]], [[50, 60, 2], [70, 80, 90, 2]], pad_id=0)
 
 
-def test_four_roles_on_a_4bit_base(quantized, batch, tmp_path):
+def test_only_policy_trains_on_4bit_base(quantized, batch, tmp_path):
     roles = fresh_roles(quantized)
     assert roles.fingerprint["quantization"] == "4bit-nf4"
     roles.create(POLICY, lora())
@@ -39,9 +39,9 @@ def test_four_roles_on_a_4bit_base(quantized, batch, tmp_path):
     before = {n: p.detach().clone() for n, p in roles.model.named_parameters()}
     with roles.using(POLICY) as model:
         completion_logprobs(model, batch, temperature=1.0)[0].sum().backward()
-    moved = [n for n, p in roles.model.named_parameters() if p.grad is not None]
-    assert moved
-    assert all(f".{POLICY}." in n for n in moved)
+    trained = [n for n, p in roles.model.named_parameters() if p.grad is not None]
+    assert trained
+    assert all(f".{POLICY}." in n for n in trained)
     optimizer = torch.optim.SGD([p for p in roles.model.parameters() if p.requires_grad], lr=1.0)
     optimizer.step()
     changed = [n for n, p in roles.model.named_parameters() if not torch.equal(p, before[n])]
@@ -49,7 +49,7 @@ def test_four_roles_on_a_4bit_base(quantized, batch, tmp_path):
     assert all(f".{POLICY}." in n for n in changed)
 
 
-def test_values_and_scores_on_a_4bit_base(quantized, batch, reward_run):
+def test_value_and_reward_work_on_4bit_base(quantized, batch, reward_run):
     roles = fresh_roles(quantized)
     roles.attach(REWARD, reward_run, head=True, any_precision=True)
     roles.attach(VALUE, reward_run, head=True, trainable=True, any_precision=True)
@@ -57,10 +57,10 @@ def test_values_and_scores_on_a_4bit_base(quantized, batch, reward_run):
         assert torch.isfinite(scores(model, roles.heads[REWARD], batch)).all()
     with roles.using(VALUE) as model:
         state_values(model, roles.heads[VALUE], batch).sum().backward()
-    moved = [n for n, p in roles.model.named_parameters() if p.grad is not None]
-    assert all(f".{VALUE}." in n or n.startswith("heads.value") for n in moved)
+    trained = [n for n, p in roles.model.named_parameters() if p.grad is not None]
+    assert all(f".{VALUE}." in n or n.startswith("heads.value") for n in trained)
 
 
-def test_another_precision_is_refused_unless_asked_for(quantized, reward_run):
+def test_another_precision_is_rejected_by_default(quantized, reward_run):
     with pytest.raises(CheckpointError, match=r"quantization none.*4bit-nf4"):
         fresh_roles(quantized).attach(REWARD, reward_run, head=True)

@@ -1,4 +1,4 @@
-"""Every trap of "roles on one PEFT model", each as the test that catches it."""
+"""Roles on one PEFT model: switching, isolation, gradients, saving and loading."""
 
 import json
 
@@ -30,12 +30,7 @@ def logits(roles, name, batch):
         return model(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits
 
 
-def weights(roles, name):
-    found = {n: p for n, p in roles.model.named_parameters() if f".{name}." in f".{n}."}
-    return {n: p.detach().clone() for n, p in found.items()}
-
-
-def test_switching_changes_neither_active_nor_trainable(ppo_roles):
+def test_switching_restores_active_and_trainable(ppo_roles):
     before = ppo_roles.trainable_names()
     assert any(".default." in n for n in before)
     assert any(".value." in n for n in before)
@@ -48,7 +43,7 @@ def test_switching_changes_neither_active_nor_trainable(ppo_roles):
 
 
 @pytest.mark.parametrize("name", [REFERENCE, None])
-def test_an_error_in_the_body_restores_everything(ppo_roles, batch, name):
+def test_error_inside_using_restores_everything(ppo_roles, batch, name):
     before, trainable = logits(ppo_roles, POLICY, batch), ppo_roles.trainable_names()
     with pytest.raises(RuntimeError, match="boom"), ppo_roles.using(name):
         raise RuntimeError("boom")
@@ -57,7 +52,7 @@ def test_an_error_in_the_body_restores_everything(ppo_roles, batch, name):
     assert torch.equal(logits(ppo_roles, POLICY, batch), before)
 
 
-def test_contexts_nest(ppo_roles, batch):
+def test_using_nests(ppo_roles, batch):
     expected = logits(ppo_roles, REFERENCE, batch)
     with ppo_roles.using(REFERENCE) as model:
         logits(ppo_roles, VALUE, batch)
@@ -67,7 +62,7 @@ def test_contexts_nest(ppo_roles, batch):
     assert torch.equal(again, expected)
 
 
-def test_contexts_nest_inside_the_bare_base(ppo_roles, batch):
+def test_using_nests_inside_bare_base(ppo_roles, batch):
     bare, policy = logits(ppo_roles, None, batch), logits(ppo_roles, POLICY, batch)
     with ppo_roles.using(None) as model:
         assert torch.equal(logits(ppo_roles, POLICY, batch), policy)
@@ -78,7 +73,7 @@ def test_contexts_nest_inside_the_bare_base(ppo_roles, batch):
     assert torch.equal(logits(ppo_roles, POLICY, batch), policy)
 
 
-def test_detaching_a_role_leaves_the_others_as_they_were(ppo_roles):
+def test_detach_does_not_change_other_roles(ppo_roles):
     frozen = [n for n, p in ppo_roles.model.named_parameters() if not p.requires_grad]
     ppo_roles.detach(POLICY)
     left = dict(ppo_roles.model.named_parameters())
@@ -86,26 +81,26 @@ def test_detaching_a_role_leaves_the_others_as_they_were(ppo_roles):
     assert any(".value." in n for n in ppo_roles.trainable_names())
 
 
-def test_disabled_adapters_are_the_pristine_base(ppo_roles, pristine, batch):
+def test_bare_base_equals_pristine_base(ppo_roles, pristine, batch):
     with torch.no_grad():
         expected = pristine(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits
     assert torch.equal(logits(ppo_roles, None, batch), expected)
 
 
-def test_reference_is_sft_and_not_the_base(ppo_roles, batch):
+def test_reference_is_sft_not_base(ppo_roles, batch):
     policy, reference = (logits(ppo_roles, n, batch) for n in (POLICY, REFERENCE))
     assert torch.equal(policy, reference)
     assert (reference - logits(ppo_roles, None, batch)).abs().max() > 1e-3
 
 
-def test_an_edit_of_one_role_leaves_the_others_bit_identical(ppo_roles, batch):
+def test_editing_one_role_keeps_others_bit_identical(ppo_roles, batch):
     before = {n: logits(ppo_roles, n, batch) for n in (POLICY, REFERENCE, VALUE, None)}
     randomise(ppo_roles, REWARD, seed=99, scale=1.0)
     for name, expected in before.items():
         assert torch.equal(logits(ppo_roles, name, batch), expected)
 
 
-def test_value_loss_moves_only_the_value_role(ppo_roles, batch):
+def test_value_loss_trains_only_value(ppo_roles, batch):
     with ppo_roles.using(VALUE) as model:
         state_values(model, ppo_roles.heads[VALUE], batch).pow(2).sum().backward()
     moved = {n for n, p in ppo_roles.model.named_parameters() if p.grad is not None}
@@ -113,7 +108,7 @@ def test_value_loss_moves_only_the_value_role(ppo_roles, batch):
     assert all(".value." in n or n.startswith("heads.value") for n in moved)
 
 
-def test_policy_loss_moves_only_the_policy(ppo_roles, batch):
+def test_policy_loss_trains_only_policy(ppo_roles, batch):
     with ppo_roles.using(POLICY) as model:
         completion_logprobs(model, batch, temperature=1.0)[0].sum().backward()
     moved = {n for n, p in ppo_roles.model.named_parameters() if p.grad is not None}
@@ -122,8 +117,8 @@ def test_policy_loss_moves_only_the_policy(ppo_roles, batch):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_each_role_gets_its_own_gradient_in_turn(ppo_roles, batch, checkpointing):
-    """One joint backward after a switch gives the policy nothing, or something wrong."""
+def test_each_role_gets_its_own_gradient(ppo_roles, batch, checkpointing):
+    """One joint backward after a switch would give the policy no gradient, or a wrong one."""
     alone = {}
     for name in (POLICY, VALUE):
         step(ppo_roles, name, batch)
@@ -137,8 +132,8 @@ def test_each_role_gets_its_own_gradient_in_turn(ppo_roles, batch, checkpointing
     step(ppo_roles, POLICY, batch)
     step(ppo_roles, VALUE, batch)
     for name, expected in (alone[POLICY] | alone[VALUE]).items():
-        got = ppo_roles.model.get_parameter(name).grad
-        assert torch.allclose(got, expected, atol=1e-6), name
+        gradient = ppo_roles.model.get_parameter(name).grad
+        assert torch.allclose(gradient, expected, atol=1e-6), name
 
 
 def step(roles, name, batch):
@@ -151,7 +146,7 @@ def step(roles, name, batch):
 
 
 @pytest.mark.parametrize("pads", [0, 3, 7])
-def test_padding_changes_no_score_and_no_logprob(ppo_roles, pads):
+def test_padding_changes_neither_scores_nor_logprobs(ppo_roles, pads):
     alone = collate(PROMPTS[:1], COMPLETIONS[:1], pad_id=0)
     long = [PROMPTS[0], [9] * (len(PROMPTS[0]) + pads)], [COMPLETIONS[0], [9] * (3 + pads)]
     padded = collate(*long, pad_id=0)
@@ -159,44 +154,44 @@ def test_padding_changes_no_score_and_no_logprob(ppo_roles, pads):
         with ppo_roles.using(REWARD) as model:
             score = [scores(model, ppo_roles.heads[REWARD], b)[0] for b in (alone, padded)]
         with ppo_roles.using(POLICY) as model:
-            found = [
+            logprobs = [
                 completion_logprobs(model, b, temperature=1.0)[0][0, :3] for b in (alone, padded)
             ]
     assert score[0].item() == pytest.approx(score[1].item(), abs=1e-5)
-    assert torch.allclose(found[0], found[1], atol=1e-5)
+    assert torch.allclose(logprobs[0], logprobs[1], atol=1e-5)
 
 
-def test_a_pad_token_that_is_eos_keeps_its_attention():
-    """An EOS inside a multi-turn prompt, and the one that ends, are real tokens."""
+def test_eos_as_pad_token_keeps_its_attention():
+    """An EOS inside a multi-turn prompt and the final EOS are real tokens."""
     batch = collate([[1, 20, 2, 30]], [[50, 2]], pad_id=2)
     assert batch.attention.all()
     assert batch.mask.tolist() == [[True, True]]
 
 
-def test_logprobs_are_those_of_the_sampling_temperature(ppo_roles, batch):
+def test_logprobs_use_the_sampling_temperature(ppo_roles, batch):
     with ppo_roles.using(POLICY) as model, torch.no_grad():
-        found, entropy = completion_logprobs(model, batch, temperature=0.5, entropy=True)
-        whole = model(
+        logprobs, entropy = completion_logprobs(model, batch, temperature=0.5, entropy=True)
+        all_logits = model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention.long(),
             position_ids=padded(batch.input_ids, batch.attention).positions,
         ).logits
     # row 1, completion token 0 is predicted at the prompt's last position, column 3
-    expected = (whole[1, 3] / 0.5).log_softmax(-1)
-    assert found[1, 0].item() == pytest.approx(expected[70].item(), abs=1e-5)
+    expected = (all_logits[1, 3] / 0.5).log_softmax(-1)
+    assert logprobs[1, 0].item() == pytest.approx(expected[70].item(), abs=1e-5)
     by_hand = -(expected.exp() * expected).sum().item()
     assert entropy[1, 0].item() == pytest.approx(by_hand, abs=1e-4)
-    assert found[0, 3].item() == 0.0
+    assert logprobs[0, 3].item() == 0.0
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "lora", "ora_"])
-def test_names_that_peft_would_confuse_are_refused(model_config, name):
+def test_ambiguous_role_names_are_rejected(model_config, name):
     with pytest.raises(CheckpointError, match="cannot be named"):
         fresh_roles(model_config).create(name, lora())
 
 
-def test_unknown_role_is_refused(ppo_roles):
-    with pytest.raises(CheckpointError, match="attached are default"), ppo_roles.using("critic"):
+def test_unknown_role_is_rejected(ppo_roles):
+    with pytest.raises(CheckpointError, match="attached roles: default"), ppo_roles.using("critic"):
         pass
 
 
@@ -206,14 +201,14 @@ def test_saved_role_loads_with_plain_peft(ppo_roles, tmp_path, tiny_base, batch)
     base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     plain = PeftModel.from_pretrained(base, tmp_path / "out").eval()
     with torch.no_grad():
-        got = plain(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits
-    assert torch.equal(got, logits(ppo_roles, VALUE, batch))
+        by_peft = plain(input_ids=batch.input_ids, attention_mask=batch.attention.long()).logits
+    assert torch.equal(by_peft, logits(ppo_roles, VALUE, batch))
     assert torch.equal(
         ScalarHead.load(tmp_path / "out").weight, ppo_roles.heads[VALUE].weight.detach()
     )
 
 
-def test_a_failed_attach_leaves_nothing_behind(ppo_roles, sft_run, batch):
+def test_failed_attach_leaves_nothing_behind(ppo_roles, sft_run, batch):
     before = logits(ppo_roles, POLICY, batch)
     tensors = load_file(sft_run / "adapter_model.safetensors")
     tensors.pop(next(iter(tensors)))
@@ -226,7 +221,7 @@ def test_a_failed_attach_leaves_nothing_behind(ppo_roles, sft_run, batch):
     assert torch.equal(logits(ppo_roles, POLICY, batch), before)
 
 
-def test_reattaching_under_a_name_takes_the_new_config(model_config, tmp_path, batch):
+def test_reattaching_a_name_uses_the_new_config(model_config, tmp_path, batch):
     roles = fresh_roles(model_config)
     roles.create(POLICY, lora())
     for alpha in (4, 64):
@@ -244,7 +239,7 @@ def test_reattaching_under_a_name_takes_the_new_config(model_config, tmp_path, b
 
 
 @pytest.mark.parametrize("damage", ["truncated", "nan", "missing", "pickle"])
-def test_damaged_adapters_are_refused_with_a_reason(ppo_roles, sft_run, damage):
+def test_damaged_adapters_are_rejected(ppo_roles, sft_run, damage):
     file = sft_run / "adapter_model.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:200])
@@ -262,7 +257,7 @@ def test_damaged_adapters_are_refused_with_a_reason(ppo_roles, sft_run, damage):
         ppo_roles.attach("extra", sft_run)
 
 
-def test_an_adapter_of_another_base_is_refused_naming_both(ppo_roles, sft_run):
+def test_adapter_of_another_base_is_rejected(ppo_roles, sft_run):
     stored = json.loads((sft_run / "base.json").read_text())
     stored["weights"] = "0123456789abcdef"
     (sft_run / "base.json").write_text(json.dumps(stored))
@@ -272,7 +267,7 @@ def test_an_adapter_of_another_base_is_refused_naming_both(ppo_roles, sft_run):
 
 
 @pytest.mark.parametrize(
-    ("stored", "found", "way"),
+    ("stored", "loaded", "advice"),
     [
         (
             "org/m@a1b2",
@@ -285,15 +280,15 @@ def test_an_adapter_of_another_base_is_refused_naming_both(ppo_roles, sft_run):
         ("org/m@a1b2", "0123456789abcdef", "; load the adapter's own base"),
     ],
 )
-def test_an_adapter_of_another_commit_is_refused_naming_the_way_out(tmp_path, stored, found, way):
+def test_rejected_commit_names_model_revision(tmp_path, stored, loaded, advice):
     save_fingerprint(tmp_path, {"id": "org/m", "weights": stored})
     with pytest.raises(CheckpointError) as caught:
-        check_fingerprint(tmp_path, {"id": "org/m", "weights": found})
-    assert str(caught.value).endswith(way)
+        check_fingerprint(tmp_path, {"id": "org/m", "weights": loaded})
+    assert str(caught.value).endswith(advice)
 
 
-def test_modules_to_save_break_the_pristine_base_so_they_are_seen(model_config, batch, pristine):
-    """`bias`, `modules_to_save` and tied embeddings: disabled adapters must still be the base."""
+def test_bare_base_is_pristine_with_modules_to_save(model_config, batch, pristine):
+    """Also with tied embeddings."""
     roles = fresh_roles(model_config)
     roles.create(POLICY, lora(modules_to_save=["lm_head"]))
     with torch.no_grad():
@@ -304,22 +299,20 @@ def test_modules_to_save_break_the_pristine_base_so_they_are_seen(model_config, 
     assert torch.equal(logits(roles, None, batch), expected)
 
 
-def test_trained_tokens_beside_an_adapter_without_them_are_refused(
-    model_config, reward_run, tmp_path
-):
+def test_trained_tokens_beside_plain_lora_are_rejected(model_config, reward_run, tmp_path):
     start = fresh_roles(model_config)
     start.create(POLICY, lora(trainable_token_indices=[3, 4]))
     start.save(POLICY, tmp_path / "sft")
     roles = fresh_roles(model_config)
     roles.attach(POLICY, tmp_path / "sft")
     with pytest.raises(
-        CheckpointError, match="no adapter with `trainable_token_indices` beside one"
+        CheckpointError, match="an adapter with `trainable_token_indices` beside one"
     ):
         roles.attach(REWARD, reward_run, head=True)
     assert list(roles.model.peft_config) == [POLICY]
 
 
-def test_heads_start_as_the_literature_says():
+def test_heads_start_with_published_scale():
     torch.manual_seed(0)
     head = ScalarHead(4095)
     assert head.weight.std().item() == pytest.approx(1 / 64, rel=0.05)
@@ -327,8 +320,8 @@ def test_heads_start_as_the_literature_says():
     assert ScalarHead(8, zero=True).weight.abs().sum() == 0
 
 
-def test_rows_of_different_roles_in_one_pass_equal_separate_passes(ppo_roles, batch):
-    """What batched scoring would stand on: PEFT's adapter_names, in eval mode."""
+def test_mixed_rows_equal_separate_passes(ppo_roles, batch):
+    """With PEFT's adapter_names, which work in eval mode only."""
     ppo_roles.model.eval()
     ids, attention = batch.input_ids.repeat(2, 1), batch.attention.long().repeat(2, 1)
     with torch.no_grad():
@@ -345,6 +338,6 @@ def test_rows_of_different_roles_in_one_pass_equal_separate_passes(ppo_roles, ba
         ppo_roles.model(input_ids=ids, attention_mask=attention, adapter_names=[POLICY] * 4)
 
 
-def test_biases_of_the_shared_base_are_nobodys_to_train(model_config):
+def test_lora_with_bias_is_rejected(model_config):
     with pytest.raises(CheckpointError, match="biases of the base"):
         fresh_roles(model_config).create(POLICY, lora(bias="all"))

@@ -1,4 +1,4 @@
-"""Chat templates for tokenizers without one: chosen or asked for, saved, and found by later stages."""
+"""Chat templates: the default, the option, thinking templates, and the parent's template."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ from toolkit.runs.run import Run
 from toolkit.sampling.generation import encode_completion, encode_prompt
 
 USER = [{"role": "user", "content": "Where?"}]
-SAID = [{"role": "assistant", "content": "Here."}]
+ANSWER = [{"role": "assistant", "content": "Here."}]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def bare(tiny_base, tmp_path):
 
 @pytest.fixture
 def chatml(tiny_base, tmp_path):
-    """The same with ChatML's tokens in its vocabulary, as base models of Qwen have them."""
+    """The same with ChatML's tokens in its vocabulary, as in Qwen's base models."""
     from transformers import AutoTokenizer
 
     folder = tmp_path / "chatml"
@@ -45,13 +45,13 @@ def chatml(tiny_base, tmp_path):
     return folder
 
 
-def test_plain_is_chosen_where_chatml_has_no_tokens_and_that_is_said(bare, capsys):
+def test_plain_is_default_without_chatml_tokens(bare, capsys):
     tokenizer = load_tokenizer(str(bare))
     assert "no chat template; messages are rendered with the built-in `plain`" in (
         capsys.readouterr().out
     )
     text = tokenizer.apply_chat_template(
-        [{"role": "system", "content": "Be brief."}, *USER, *SAID, *USER],
+        [{"role": "system", "content": "Be brief."}, *USER, *ANSWER, *USER],
         tokenize=False,
         add_generation_prompt=True,
     )
@@ -62,21 +62,21 @@ def test_plain_is_chosen_where_chatml_has_no_tokens_and_that_is_said(bare, capsy
     )
 
 
-def test_chatml_is_chosen_where_its_tokens_are_and_ends_answers(chatml):
+def test_chatml_is_default_with_its_tokens(chatml):
     tokenizer = load_tokenizer(str(chatml))
-    text = tokenizer.apply_chat_template(USER + SAID, tokenize=False)
+    text = tokenizer.apply_chat_template(USER + ANSWER, tokenize=False)
     assert text == ("<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\nHere.<|im_end|>\n")
     assert tokenizer.eos_token == "<|im_end|>"
 
 
 @pytest.mark.parametrize("kind", ["bare", "chatml"])
-def test_an_answer_ends_with_eos_and_is_what_trl_trains_on(kind, request):
+def test_completion_ends_with_eos_as_trl_trains(kind, request):
     tokenizer = load_tokenizer(str(request.getfixturevalue(kind)))
-    ids = encode_completion(tokenizer, USER, SAID)
+    ids = encode_completion(tokenizer, USER, ANSWER)
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[:-1]) == "Here."
     marked = tokenizer.apply_chat_template(
-        USER + SAID, return_dict=True, return_assistant_tokens_mask=True
+        USER + ANSWER, return_dict=True, return_assistant_tokens_mask=True
     )
     trained = [
         i for i, on in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if on
@@ -103,7 +103,7 @@ def test_an_answer_ends_with_eos_and_is_what_trl_trains_on(kind, request):
         ),
     ],
 )
-def test_a_template_that_cannot_work_is_refused(bare, tmp_path, text, message):
+def test_unusable_template_is_rejected(bare, tmp_path, text, message):
     file = tmp_path / "own.jinja"
     if text is not None:
         file.write_text(text)
@@ -111,12 +111,12 @@ def test_a_template_that_cannot_work_is_refused(bare, tmp_path, text, message):
         load_tokenizer(str(bare), chat_template=str(file))
 
 
-def test_chatml_without_its_tokens_is_refused(bare):
+def test_chatml_without_its_tokens_is_rejected(bare):
     with pytest.raises(ConfigError, match=r"needs the token <\|im_end\|>.*Choose plain"):
         load_tokenizer(str(bare), chat_template="chatml")
 
 
-def test_a_file_is_taken_in_the_place_of_the_own_template(tiny_base, tmp_path):
+def test_template_file_replaces_own_template(tiny_base, tmp_path):
     file = tmp_path / "own.jinja"
     file.write_text(
         "{% for m in messages %}{{ m['role'][0] ~ m['content'] ~ eos_token }}{% endfor %}"
@@ -124,7 +124,7 @@ def test_a_file_is_taken_in_the_place_of_the_own_template(tiny_base, tmp_path):
     )
     tokenizer = load_tokenizer(str(tiny_base), chat_template=str(file))
     eos = tokenizer.eos_token
-    assert tokenizer.apply_chat_template(USER + SAID, tokenize=False) == (
+    assert tokenizer.apply_chat_template(USER + ANSWER, tokenize=False) == (
         f"uWhere?{eos}aHere.{eos}"
     )
 
@@ -146,18 +146,18 @@ def qwen3(chatml):
 
 
 @pytest.mark.parametrize("prompt", [USER, TWO_TURNS])
-def test_qwen3s_empty_thought_is_in_the_prompt_and_not_in_the_answer(qwen3, capsys, prompt):
+def test_qwen3_empty_thought_is_in_the_prompt(qwen3, capsys, prompt):
     tokenizer = load_tokenizer(str(qwen3))
     assert "the empty <think> block is a part of the prompts" in capsys.readouterr().out
-    asked, said = encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, SAID)
-    assert tokenizer.decode(asked).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    assert tokenizer.decode(asked).count("<think>") == 1
-    assert tokenizer.decode(said) == "Here.<|im_end|>"
-    whole = tokenizer.apply_chat_template(prompt + SAID, return_dict=False)
-    assert whole == [*asked, *said, *tokenizer("\n")["input_ids"]]
+    start, answer = encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, ANSWER)
+    assert tokenizer.decode(start).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert tokenizer.decode(start).count("<think>") == 1
+    assert tokenizer.decode(answer) == "Here.<|im_end|>"
+    chat = tokenizer.apply_chat_template(prompt + ANSWER, return_dict=False)
+    assert chat == [*start, *answer, *tokenizer("\n")["input_ids"]]
     app = Tokens(tokenizer)
-    assert (app.prompt(prompt), app.completion(prompt, "Here.")) == (asked, said)
-    # Qwen's own way to ask for what the template now does by itself
+    assert (app.prompt(prompt), app.completion(prompt, "Here.")) == (start, answer)
+    # Qwen's own option gives the same prompt
     own = tokenizer.apply_chat_template(
         prompt,
         chat_template=QWEN3.read_text(),
@@ -165,16 +165,16 @@ def test_qwen3s_empty_thought_is_in_the_prompt_and_not_in_the_answer(qwen3, caps
         enable_thinking=False,
         return_dict=False,
     )
-    assert asked == own
+    assert start == own
 
 
-def test_trl_trains_on_qwen3s_answers_without_an_empty_thought(qwen3, tmp_path):
+def test_trl_trains_qwen3_without_empty_thought(qwen3, tmp_path):
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(str(qwen3))
-    asked = [encode_prompt(tokenizer, prompt) for prompt in (USER, TWO_TURNS)]
-    said = [encode_completion(tokenizer, prompt, SAID) for prompt in (USER, TWO_TURNS)]
+    starts = [encode_prompt(tokenizer, prompt) for prompt in (USER, TWO_TURNS)]
+    answers = [encode_completion(tokenizer, prompt, ANSWER) for prompt in (USER, TWO_TURNS)]
     line_break = tokenizer("\n")["input_ids"]
     prompts = {"prompt": [USER, TWO_TURNS]}
     options = {"output_dir": str(tmp_path), "report_to": [], "use_cpu": True, "bf16": False}
@@ -182,9 +182,9 @@ def test_trl_trains_on_qwen3s_answers_without_an_empty_thought(qwen3, tmp_path):
         AutoModelForCausalLM.from_pretrained(qwen3),
         trl.SFTConfig(**options),
         processing_class=tokenizer,
-        train_dataset=Dataset.from_dict(prompts | {"completion": [SAID] * 2}),
+        train_dataset=Dataset.from_dict(prompts | {"completion": [ANSWER] * 2}),
     )
-    for row, start, end in zip(sft.train_dataset, asked, said, strict=True):
+    for row, start, end in zip(sft.train_dataset, starts, answers, strict=True):
         assert row["input_ids"] == [*start, *end, *line_break]
         assert row["labels"] == [-100] * len(start) + end + line_break
     worse = [{"role": "assistant", "content": "No."}]
@@ -192,26 +192,28 @@ def test_trl_trains_on_qwen3s_answers_without_an_empty_thought(qwen3, tmp_path):
         AutoModelForCausalLM.from_pretrained(qwen3),
         args=trl.DPOConfig(**options),
         processing_class=tokenizer,
-        train_dataset=Dataset.from_dict(prompts | {"chosen": [SAID] * 2, "rejected": [worse] * 2}),
+        train_dataset=Dataset.from_dict(
+            prompts | {"chosen": [ANSWER] * 2, "rejected": [worse] * 2}
+        ),
     )
-    for row, start, end in zip(dpo.train_dataset, asked, said, strict=True):
+    for row, start, end in zip(dpo.train_dataset, starts, answers, strict=True):
         assert (row["prompt_ids"], row["chosen_ids"]) == (start, [*end, *line_break])
         assert tokenizer.decode(row["rejected_ids"]) == "No.<|im_end|>\n"
 
 
-def test_a_run_keeps_the_thinking_template_that_it_was_trained_with(qwen3, tmp_path, capsys):
+def test_run_keeps_its_thinking_template(qwen3, tmp_path, capsys):
     own, run = QWEN3.read_text(), tmp_path / "run"
     shutil.copytree(qwen3, run)
-    for asked in (None, str(QWEN3)):
-        assert load_tokenizer(str(qwen3), chat_template=asked, parent=run).chat_template == own
+    for option in (None, str(QWEN3)):
+        assert load_tokenizer(str(qwen3), chat_template=option, parent=run).chat_template == own
     assert capsys.readouterr().out == ""
     tokenizer = load_tokenizer(str(qwen3), chat_template=str(QWEN3))
     assert tokenizer.chat_template.endswith(own)
     tokenizer.save_pretrained(run)
     capsys.readouterr()
-    for asked in (None, str(QWEN3)):
-        found = load_tokenizer(str(qwen3), chat_template=asked, parent=run)
-        assert found.chat_template == tokenizer.chat_template != own
+    for option in (None, str(QWEN3)):
+        reloaded = load_tokenizer(str(qwen3), chat_template=option, parent=run)
+        assert reloaded.chat_template == tokenizer.chat_template != own
     assert capsys.readouterr().out == ""
     thinks = tokenizer.apply_chat_template(
         USER, add_generation_prompt=True, enable_thinking=True, tokenize=False
@@ -220,7 +222,7 @@ def test_a_run_keeps_the_thinking_template_that_it_was_trained_with(qwen3, tmp_p
 
 
 @pytest.mark.slow
-def test_later_stages_and_the_app_find_the_template_of_sft(bare, tiny_base, tmp_path, capsys):
+def test_later_stages_and_app_use_sft_template(bare, tiny_base, tmp_path, capsys):
     file = tmp_path / "own.jinja"
     file.write_text(
         "{% for m in messages %}{{ m['role'] ~ ': ' ~ m['content'] ~ eos_token }}{% endfor %}"
@@ -244,7 +246,7 @@ def test_later_stages_and_the_app_find_the_template_of_sft(bare, tiny_base, tmp_
     assert len(bench.catalog.checkpoints) == 4  # the base, SFT, DPO, PPO
 
 
-def test_another_template_than_the_parents_is_refused(bare, tmp_path):
+def test_template_other_than_parents_is_rejected(bare, tmp_path):
     tokenizer = load_tokenizer(str(bare), chat_template="plain")
     tokenizer.save_pretrained(tmp_path / "run")
     model = ModelArguments(str(bare), chat_template="plain")
@@ -258,13 +260,13 @@ def test_another_template_than_the_parents_is_refused(bare, tmp_path):
         )
 
 
-def test_an_adapter_without_a_tokenizer_leaves_the_own_template(tiny_base, sft_run):
+def test_parent_without_tokenizer_keeps_own_template(tiny_base, sft_run):
     assert load_tokenizer(str(tiny_base), parent=sft_run).chat_template == (
         load_tokenizer(str(tiny_base)).chat_template
     )
 
 
-def test_damaged_tokenizer_files_are_an_error_of_ours(tmp_path):
+def test_damaged_tokenizer_files_are_rejected(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("[1, 2")
     with pytest.raises(CheckpointError, match="damaged tokenizer files"):
         saved_template(tmp_path)

@@ -1,4 +1,4 @@
-"""The K-wise ranking loss: what a plain loop over the expanded pairs says, at one pass per completion."""
+"""The K-wise ranking loss equals a loop over its pairs, with one pass per completion."""
 
 import itertools
 import math
@@ -38,8 +38,8 @@ def pairs(k, group=7, **extra):
 def adapted(model_config, tokenizer, sft_run):
     torch.manual_seed(0)
     base, _ = load_base(model_config, scalar=True)
-    found = fingerprint(model_config, tokenizer)
-    return scalar_adapter(base, found, parent=str(sft_run), model=model_config)
+    base_fingerprint = fingerprint(model_config, tokenizer)
+    return scalar_adapter(base, base_fingerprint, parent=str(sft_run), model=model_config)
 
 
 def config(folder, **changes):
@@ -68,32 +68,32 @@ def trainer_of(adapted, tokenizer, rows, folder, **changes):
     )
 
 
-def test_options_that_the_library_refuses_are_an_error_of_ours(adapted, tokenizer, tmp_path):
+def test_library_errors_become_config_errors(adapted, tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="RankingTrainer rejects its options: You have set"):
         trainer_of(adapted, tokenizer, pairs(2), tmp_path, eval_strategy="epoch")
 
 
-def test_groups_hold_each_completion_once():
+def test_groups_contain_each_completion_once():
     rows = [*pairs(4), *pairs(2, group=None), *pairs(3, group=9)]
-    found = group_comparisons(Dataset.from_list(rows))
-    assert [len(row["ids"]) for row in found] == [4, 2, 3]
-    assert [len(row["better"]) for row in found] == [6, 1, 3]
-    first = found[0]
+    groups = group_comparisons(Dataset.from_list(rows))
+    assert [len(row["ids"]) for row in groups] == [4, 2, 3]
+    assert [len(row["better"]) for row in groups] == [6, 1, 3]
+    first = groups[0]
     for better, worse, pair in zip(first["better"], first["worse"], pairs(4), strict=True):
         assert first["ids"][better] == pair["chosen_ids"]
         assert first["ids"][worse] == pair["rejected_ids"]
 
 
-def test_groups_are_found_wherever_their_pairs_stand():
-    """More groups than are made at a time; pairs of one stand apart, and each keeps its margin."""
-    count = ranking.AT_ONCE + 500
+def test_groups_collect_scattered_pairs():
+    """More groups than one chunk; the pairs of a group are far apart, and each keeps its margin."""
+    count = ranking.CHUNK + 500
     rows = [
         {"chosen_ids": [i, 1], "rejected_ids": [i, side], "group_id": i, "margin": i + side / 10}
         for side in (2, 3)
         for i in range(count)
     ]
-    found = group_comparisons(Dataset.from_list([*rows, rows[0] | {"group_id": None}]))
-    assert found.to_list() == [
+    groups = group_comparisons(Dataset.from_list([*rows, rows[0] | {"group_id": None}]))
+    assert groups.to_list() == [
         *(
             {
                 "ids": [[i, 1], [i, 2], [i, 3]],
@@ -109,7 +109,7 @@ def test_groups_are_found_wherever_their_pairs_stand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["alone", "together"])
-def test_grouping_holds_some_groups_as_python_lists_and_never_all(group):
+def test_grouping_memory_does_not_grow_with_rows(group):
     def peak(count):
         tokens = pa.array([[token % 9999 for token in range(i, i + 300)] for i in range(count)])
         columns = {"chosen_ids": tokens, "rejected_ids": tokens[::-1]}
@@ -118,18 +118,18 @@ def test_grouping_holds_some_groups_as_python_lists_and_never_all(group):
         rows = Dataset(pa.table(columns))
         tracemalloc.start()
         group_comparisons(rows)
-        found = tracemalloc.get_traced_memory()[1]
+        traced = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return traced
 
     most = 1000 * (1 if group == "alone" else 3)
     assert peak(4 * most) < 1.5 * peak(most)
 
 
-def test_the_loss_by_hand():
-    # prompt A: three pairs at a third each; prompt B: one pair; the prompts at a half each
+def test_ranking_loss_by_hand():
+    # prompt A has three pairs, prompt B one; each prompt weighs a half
     scores = torch.tensor([2.0, 1.0, 0.0, 5.0, 4.0])
-    found = ranking_loss(
+    loss = ranking_loss(
         scores,
         torch.tensor([0, 0, 1, 3]),
         torch.tensor([1, 2, 2, 4]),
@@ -141,55 +141,53 @@ def test_the_loss_by_hand():
         return math.log(1 + math.exp(-difference))
 
     expected = (cost(1) + cost(2) + cost(1)) / 6 + cost(0.5) / 2
-    assert found.item() == pytest.approx(expected, abs=1e-6)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("extra", "options"),
     [({}, {}), ({"margin": 0.7}, {}), ({}, {"center_rewards_coefficient": 0.3})],
-    ids=["plain", "margin", "centred"],
+    ids=["plain", "margin", "centered"],
 )
-def test_it_equals_trls_pairwise_loss_over_the_expanded_pairs(
-    extra, options, adapted, tokenizer, tmp_path
-):
-    """One prompt, K = 5: the mean over ten pairs, read once each, is TRL's mean over ten rows."""
+def test_loss_and_gradients_equal_trl_pairwise(extra, options, adapted, tokenizer, tmp_path):
+    """One prompt, K = 5: five passes give the mean of TRL's ten rows."""
     ours = trainer_of(adapted, tokenizer, pairs(5, **extra), tmp_path / "ours", **options)
     batch = ours.data_collator(list(ours.train_dataset))
-    found = ours.compute_loss(adapted, batch)
-    found.backward()
+    loss = ours.compute_loss(adapted, batch)
+    loss.backward()
     gradients = {n: p.grad.clone() for n, p in adapted.named_parameters() if p.grad is not None}
     adapted.zero_grad()
-    theirs = RewardTrainer(
+    trl = RewardTrainer(
         adapted,
-        config(tmp_path / "theirs", **options),
+        config(tmp_path / "trl", **options),
         train_dataset=Dataset.from_list(pairs(5, **extra)),
         processing_class=tokenizer,
     )
-    expanded = theirs.compute_loss(adapted, theirs.data_collator(pairs(5, **extra)))
+    expanded = trl.compute_loss(adapted, trl.data_collator(pairs(5, **extra)))
     expanded.backward()
-    assert found.item() == pytest.approx(expanded.item(), abs=1e-6)
+    assert loss.item() == pytest.approx(expanded.item(), abs=1e-6)
     assert gradients
     for name, parameter in adapted.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_nine_answers_cost_nine_passes_and_not_seventy_two(tokenizer):
+def test_nine_completions_need_nine_passes(tokenizer):
     rows = group_comparisons(Dataset.from_list(pairs(9)))
     batch = RankingCollator(tokenizer.pad_token_id)(list(rows))
     assert len(batch["better"]) == 36
     assert len(batch["input_ids"]) == 9
 
 
-def test_a_prompt_counts_once_however_many_pairs_it_makes(tokenizer):
+def test_prompts_weigh_the_same_for_any_k(tokenizer):
     rows = group_comparisons(Dataset.from_list([*pairs(6), *pairs(2, group=8)]))
     weights = RankingCollator(tokenizer.pad_token_id)(list(rows))["weights"]
     assert weights[:15].sum().item() == pytest.approx(0.5)
     assert weights[15].item() == pytest.approx(0.5)
 
 
-def test_the_score_is_read_at_the_last_token_though_pad_is_eos(adapted):
-    """Padding on either side changes nothing, and an end token that equals the pad token is read."""
+def test_score_is_read_at_last_token_despite_padding(adapted):
+    """Padding on either side changes nothing, also if the pad token is EOS."""
     ids = [1, 20, 30, 2]
     alone = last_scores(adapted.eval(), torch.tensor([ids]), torch.ones(1, 4, dtype=torch.long))
     for left, right in ((0, 3), (3, 0), (2, 1)):
@@ -201,7 +199,7 @@ def test_the_score_is_read_at_the_last_token_though_pad_is_eos(adapted):
 
 
 @pytest.mark.slow
-def test_training_learns_the_order(adapted, tokenizer, tmp_path):
+def test_training_learns_the_ranking(adapted, tokenizer, tmp_path):
     trainer = trainer_of(adapted, tokenizer, pairs(4), tmp_path, max_steps=20, learning_rate=1e-2)
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -211,14 +209,14 @@ def test_training_learns_the_order(adapted, tokenizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_ranking_nine_answers_together_is_faster_than_their_pairs(tiny_base):
-    """Eight times fewer passes; of what they save, this machine's noise may take some."""
-    found = measure(completions=9, rounds=5, base=str(tiny_base))
-    assert (found["passes_together"], found["passes_pairs"]) == (9, 72)
-    assert found["times_as_fast"] >= 3
+def test_ranking_together_is_faster_than_pairs(tiny_base):
+    """Eight times fewer passes; the bound leaves room for noise."""
+    measured = measure(completions=9, rounds=5, base=str(tiny_base))
+    assert (measured["passes_together"], measured["passes_pairs"]) == (9, 72)
+    assert measured["times_as_fast"] >= 3
 
 
-def test_no_pairs_are_no_rankings():
+def test_no_pairs_give_no_rankings():
     pairs = Dataset.from_dict({"chosen_ids": [[1, 2]], "rejected_ids": [[1, 3]]})
     assert len(group_comparisons(pairs)) == 1
     assert len(group_comparisons(pairs.select([]))) == 0

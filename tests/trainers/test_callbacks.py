@@ -1,4 +1,4 @@
-"""The logs of a resumed run: what was logged before the checkpoint stays, byte for byte."""
+"""The log files of a resumed run: rows before the checkpoint stay, byte for byte."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from toolkit.errors import CheckpointError
 from toolkit.trainers.callbacks import SAMPLES_FILE, RunCallback
 
 
-def test_a_resumed_run_keeps_samples_with_any_line_separator(tmp_path):
+def test_resumed_run_keeps_unicode_line_separators(tmp_path):
     samples = tmp_path / SAMPLES_FILE
     rows = [
         json.dumps({"step": step, "answer": f"a{mark}b"}, ensure_ascii=False) + "\n"
@@ -29,7 +29,7 @@ FULL = Path("/dev/full")
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="the system has no device that is always full")
-def test_a_log_that_a_full_disk_does_not_take_says_how_to_go_on(tmp_path):
+def test_full_disk_while_logging_names_resume(tmp_path):
     args = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
     (tmp_path / "metrics.jsonl").symlink_to(FULL)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The newest checkpoint is whole at every moment of a training, so that a kill costs none."""
+"""A kill at any moment of a training leaves a complete newest checkpoint."""
 
 import os
 import sys
@@ -45,26 +45,26 @@ def contents(checkpoint):
 
 
 def train(ppo_roles, tokenizer, folder):
-    """Eight steps, a checkpoint after every second, of which one is kept."""
+    """Eight steps with a checkpoint after every second step; one is kept."""
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
     make(ppo_roles, tokenizer, prompts(), folder, **saving).train()
 
 
-def test_a_kill_at_any_moment_finds_the_newest_checkpoint_whole(ppo_roles, tokenizer, tmp_path):
-    """What has the newest name is complete from its first moment, and there until the next one is."""
-    folder, seen = tmp_path / "run", []
+def test_newest_checkpoint_is_complete_at_any_moment(ppo_roles, tokenizer, tmp_path):
+    """Each checkpoint is complete from the moment it has its name until the next one exists."""
+    folder, states = tmp_path / "run", []
 
-    def look(event, args):
+    def record(event, args):
         if event == "open" and not str(args[0]).startswith(str(folder)):
             return
-        found = checkpoints(folder)
-        now = (found[-1].name, contents(found[-1])) if found else None
-        if not seen or seen[-1] != now:
-            seen.append(now)
+        existing = checkpoints(folder)
+        state = (existing[-1].name, contents(existing[-1])) if existing else None
+        if not states or states[-1] != state:
+            states.append(state)
 
-    with watching(look):
+    with watching(record):
         train(ppo_roles, tokenizer, folder)
-    names = [None if now is None else now[0] for now in seen]
+    names = [None if state is None else state[0] for state in states]
     assert names == [None, *(f"checkpoint-{step}" for step in (2, 4, 6, 8))]
     needed = {
         "adapter_model.safetensors",
@@ -72,29 +72,29 @@ def test_a_kill_at_any_moment_finds_the_newest_checkpoint_whole(ppo_roles, token
         "trainer_state.json",
         "value/head.safetensors",
     }
-    for _, files in seen[1:]:
+    for _, files in states[1:]:
         assert needed <= set(files)
         assert set(files) == set(contents(folder / "checkpoint-8"))
 
 
-def test_an_older_checkpoint_goes_after_the_newer_has_its_name(
+def test_older_checkpoint_is_removed_after_newer_exists(
     ppo_roles, tokenizer, tmp_path, monkeypatch
 ):
-    folder, replace, seen = tmp_path / "run", os.replace, []
+    folder, replace, renames = tmp_path / "run", os.replace, []
 
     def names():
         return [f.name for f in checkpoints(folder)]
 
-    def spied(source, target):
+    def recorded(source, target):
         before = names()
         replace(source, target)
         if os.path.basename(target).startswith("checkpoint-"):
-            seen.append((before, names()))
+            renames.append((before, names()))
 
-    monkeypatch.setattr(os, "replace", spied)
+    monkeypatch.setattr(os, "replace", recorded)
     train(ppo_roles, tokenizer, folder)
     two, four, six, eight = (f"checkpoint-{step}" for step in (2, 4, 6, 8))
-    assert seen == [
+    assert renames == [
         ([], [two]),
         ([two], [two, four]),
         ([four], [four, six]),

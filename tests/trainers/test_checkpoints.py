@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there; a signal ends a run without loss."""
+"""Checkpoints are complete or absent; a signal ends a run without loss."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 
 
 class AtStep(TrainerCallback):
-    """Does something when a step begins."""
+    """Calls a function when a step begins."""
 
     def __init__(self, step, act):
         self.step, self.act = step, act
@@ -39,24 +39,22 @@ def files(folder):
     return sorted(f.name for f in folder.iterdir())
 
 
-def test_a_checkpoint_has_its_name_only_when_it_is_whole(
-    ppo_roles, tokenizer, tmp_path, monkeypatch
-):
-    """While anything is being written, no folder called checkpoint-… lacks a file."""
-    seen = []
+def test_checkpoint_is_named_only_when_complete(ppo_roles, tokenizer, tmp_path, monkeypatch):
+    """While files are being written, no folder `checkpoint-…` lacks a file."""
+    names = []
     save = torch.save
 
-    def watched(*args, **kwargs):
-        seen.append([f.name for f in (tmp_path / "run").glob("checkpoint-*")])
+    def recorded(*args, **kwargs):
+        names.append([f.name for f in (tmp_path / "run").glob("checkpoint-*")])
         return save(*args, **kwargs)
 
-    monkeypatch.setattr(torch, "save", watched)
+    monkeypatch.setattr(torch, "save", recorded)
     make(ppo_roles, tokenizer, prompts(), tmp_path / "run", **SAVING).train()
-    assert seen[0] == []
-    assert set(map(len, seen)) == {0, 1}
+    assert names[0] == []
+    assert set(map(len, names)) == {0, 1}
     assert not (tmp_path / "run" / INCOMING).exists()
-    names = [f.name for f in (tmp_path / "run").glob("checkpoint-*")]
-    assert names == ["checkpoint-8"]  # the others were removed after it was there
+    left = [f.name for f in (tmp_path / "run").glob("checkpoint-*")]
+    assert left == ["checkpoint-8"]  # older ones are removed after it is complete
     expected = {
         "base.json",
         "experience.safetensors",
@@ -68,9 +66,7 @@ def test_a_checkpoint_has_its_name_only_when_it_is_whole(
     assert expected <= set(files(tmp_path / "run" / "checkpoint-8"))
 
 
-def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(
-    ppo_roles, tokenizer, tmp_path, monkeypatch
-):
+def test_full_disk_keeps_last_checkpoint(ppo_roles, tokenizer, tmp_path, monkeypatch):
     run, save, room = tmp_path / "run", torch.save, [6]
 
     def full(*args, **kwargs):
@@ -86,9 +82,7 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(
     assert not (run / INCOMING).exists()
 
 
-def test_a_disk_that_is_full_at_the_end_is_a_clear_error_and_the_run_can_be_finished(
-    make_ppo_roles, tokenizer, tmp_path, monkeypatch
-):
+def test_run_resumes_after_full_disk_at_end(make_ppo_roles, tokenizer, tmp_path, monkeypatch):
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING)
     trainer.train()
 
@@ -108,24 +102,22 @@ def test_a_disk_that_is_full_at_the_end_is_a_clear_error_and_the_run_can_be_fini
     assert saved == (tmp_path / "checkpoint-8" / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_log_whose_package_is_missing_is_a_clear_error(ppo_roles, tokenizer, tmp_path):
+def test_missing_report_to_package_is_rejected(ppo_roles, tokenizer, tmp_path):
     with pytest.raises(ConfigError, match=r"PPOTrainer rejects its options: .* to be installed"):
         make(ppo_roles, tokenizer, prompts(), tmp_path, report_to="swanlab")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_resumes_to_the_same_policy(
-    make_ppo_roles, tokenizer, tmp_path, number
-):
+def test_interrupted_run_resumes_to_same_policy(make_ppo_roles, tokenizer, tmp_path, number):
     whole = make_ppo_roles()
     make(whole, tokenizer, prompts(), tmp_path / "whole").train()
     stopped = make_ppo_roles()
     trainer = make(stopped, tokenizer, prompts(), tmp_path / "run")
     trainer.add_callback(AtStep(3, lambda: os.kill(os.getpid(), number)))
-    before = signal.getsignal(number)
+    handler = signal.getsignal(number)
     with pytest.raises(Interrupted, match="at step 4"), interruptible(trainer):
         trainer.train()
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is handler
     resumed = make_ppo_roles()
     trainer = make(resumed, tokenizer, prompts(), tmp_path / "run")
     trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path / "run", True))
@@ -145,10 +137,8 @@ class InEvaluation(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_signal_does_not_cost_the_newest_checkpoint_where_only_the_best_is_kept(
-    ppo_roles, tokenizer, tmp_path
-):
-    """The library removes all but the best at the end of a run whose limit is one."""
+def test_interruption_keeps_newest_beside_best_checkpoint(ppo_roles, tokenizer, tmp_path):
+    """With a limit of one the library removes all but the best at the end of a run."""
     options = SAVING | {"eval_strategy": "steps", "eval_steps": 2, "greater_is_better": False}
     trainer = make(
         ppo_roles,
@@ -168,10 +158,8 @@ def test_a_signal_does_not_cost_the_newest_checkpoint_where_only_the_best_is_kep
     assert trainer.args.save_total_limit == 1
 
 
-def test_a_signal_keeps_a_checkpoint_where_only_better_ones_are_saved(
-    ppo_roles, tokenizer, tmp_path
-):
-    """At step 6 there is an evaluation, and it is not the best."""
+def test_interruption_saves_though_not_best(ppo_roles, tokenizer, tmp_path):
+    """With `save_strategy: best`; the evaluation at step 6 is not the best."""
     trainer = make(
         ppo_roles,
         tokenizer,
@@ -191,9 +179,7 @@ def test_a_signal_keeps_a_checkpoint_where_only_better_ones_are_saved(
     assert trainer.state.best_metric == 2.0
 
 
-def test_a_policy_that_is_not_finite_is_not_saved_and_no_good_checkpoint_goes(
-    ppo_roles, tokenizer, tmp_path
-):
+def test_diverged_policy_is_not_saved(ppo_roles, tokenizer, tmp_path):
     trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, **(SAVING | {"save_steps": 1}))
     policy = next(p for n, p in ppo_roles.model.named_parameters() if ".default." in n)
 
@@ -218,9 +204,7 @@ def test_a_policy_that_is_not_finite_is_not_saved_and_no_good_checkpoint_goes(
 
 
 @pytest.mark.parametrize("save", ["steps", "no"])
-def test_a_signal_during_an_evaluation_ends_the_run_at_that_step(
-    ppo_roles, tokenizer, tmp_path, save
-):
+def test_signal_during_evaluation_stops_at_that_step(ppo_roles, tokenizer, tmp_path, save):
     trainer = make(
         ppo_roles,
         tokenizer,
@@ -238,7 +222,7 @@ def test_a_signal_during_an_evaluation_ends_the_run_at_that_step(
     assert trainer.state.global_step == 2
 
 
-def test_a_signal_in_the_last_evaluation_is_no_interruption(ppo_roles, tokenizer, tmp_path):
+def test_signal_in_last_evaluation_finishes_the_run(ppo_roles, tokenizer, tmp_path):
     trainer = make(
         ppo_roles,
         tokenizer,
@@ -254,28 +238,28 @@ def test_a_signal_in_the_last_evaluation_is_no_interruption(ppo_roles, tokenizer
     assert trainer.state.global_step == 8
 
 
-def test_in_another_thread_signals_are_left_alone(ppo_roles, tokenizer, tmp_path):
+def test_other_threads_keep_their_signal_handlers(ppo_roles, tokenizer, tmp_path):
     trainer = make(ppo_roles, tokenizer, prompts(), tmp_path)
-    seen = []
+    handlers = []
 
     def work():
         with interruptible(trainer):
-            seen.append(signal.getsignal(signal.SIGTERM))
+            handlers.append(signal.getsignal(signal.SIGTERM))
 
-    before = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [before]
+    assert handlers == [handler]
 
 
-def test_checkpoints_of_another_training_are_not_mixed_with(make_ppo_roles, tokenizer, tmp_path):
+def test_checkpoints_of_another_training_are_rejected(make_ppo_roles, tokenizer, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2}
     make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options).train()
     for nothing in (None, False, "false"):
         with pytest.raises(CheckpointError, match="checkpoint-8 of another training: resume it"):
             make(make_ppo_roles(), tokenizer, prompts(), tmp_path, seed=1, **options).train(nothing)
-    # going on from an older one, the newer ones are of a future that is not this run's
+    # resuming from an older checkpoint removes the newer ones
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options)
     trainer.add_callback(AtStep(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     with pytest.raises(Interrupted), interruptible(trainer):
@@ -291,29 +275,27 @@ def test_checkpoints_of_another_training_are_not_mixed_with(make_ppo_roles, toke
         ({"kl_coef": 0.2}, "was written with `kl_coef` 0.05, this run has 0.2"),
         ({"value_role": "head"}, "was written with `value_role` adapter, this run has head"),
         ({"max_steps": 3}, "it was saved at step 8, but this training ends at step 3"),
-        ({"max_steps": 8}, None),  # nothing is left to do
+        ({"max_steps": 8}, None),  # already finished
     ],
 )
-def test_a_run_does_not_go_on_with_other_settings(
-    make_ppo_roles, tokenizer, tmp_path, changes, message
-):
+def test_resume_rejects_changed_settings(make_ppo_roles, tokenizer, tmp_path, changes, message):
     make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING).train()
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **(SAVING | changes))
-    refused = nullcontext() if message is None else pytest.raises(CheckpointError, match=message)
-    with refused:
+    error = nullcontext() if message is None else pytest.raises(CheckpointError, match=message)
+    with error:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     assert (tmp_path / "checkpoint-8").is_dir()
     assert trainer.state.global_step == (8 if message is None else 0)
 
 
-def test_a_run_that_was_moved_knows_its_best_checkpoint(make_ppo_roles, tokenizer, tmp_path):
+def test_moved_run_finds_its_best_checkpoint(make_ppo_roles, tokenizer, tmp_path):
     options = SAVING | {
         "held_out": prompts().select(range(2)),
         "eval_strategy": "steps",
         "eval_steps": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "objective/length",
-        "learning_rate": 0.0,  # every evaluation is the first one's: that stays the best
+        "learning_rate": 0.0,  # all evaluations are equal, so the first stays the best
     }
     run, moved = tmp_path / "run", tmp_path / "moved"
     make(make_ppo_roles(), tokenizer, prompts(), run, total_episodes=8, **options).train()
@@ -325,8 +307,8 @@ def test_a_run_that_was_moved_knows_its_best_checkpoint(make_ppo_roles, tokenize
     assert (moved / "checkpoint-2").is_dir()
 
 
-def test_a_run_does_not_go_on_with_other_prompts(make_ppo_roles, tokenizer, tmp_path):
-    """And what is refused costs no checkpoint."""
+def test_resume_rejects_changed_prompts(make_ppo_roles, tokenizer, tmp_path):
+    """The rejected run keeps its checkpoints."""
     options = {"save_strategy": "steps", "save_steps": 4}
     make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options).train()
     for others in (prompts().select(range(12)), prompts().select(range(15, -1, -1))):
@@ -339,7 +321,7 @@ def test_a_run_does_not_go_on_with_other_prompts(make_ppo_roles, tokenizer, tmp_
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "options", "message"),
+    ("damaged", "options", "message"),
     [
         ("adapter_model.safetensors", {}, "damaged adapter"),
         ("experience.safetensors", {}, "experience.safetensors: cannot be read"),
@@ -347,13 +329,13 @@ def test_a_run_does_not_go_on_with_other_prompts(make_ppo_roles, tokenizer, tmp_
         (None, {"ema_decay": 0.9}, "ema.safetensors: cannot be read"),
     ],
 )
-def test_an_earlier_checkpoint_that_cannot_be_loaded_costs_no_later_one(
-    make_ppo_roles, tokenizer, tmp_path, spoilt, options, message
+def test_failed_resume_keeps_later_checkpoints(
+    make_ppo_roles, tokenizer, tmp_path, damaged, options, message
 ):
     saving = {"save_strategy": "steps", "save_steps": 4}
     make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **saving).train()
-    if spoilt is not None:
-        file = tmp_path / "checkpoint-4" / spoilt
+    if damaged is not None:
+        file = tmp_path / "checkpoint-4" / damaged
         file.write_bytes(b"{" * file.stat().st_size)
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **saving, **options)
     with pytest.raises(CheckpointError, match=message):
@@ -361,7 +343,7 @@ def test_an_earlier_checkpoint_that_cannot_be_loaded_costs_no_later_one(
     assert (tmp_path / "checkpoint-8").is_dir()
 
 
-def test_a_full_disk_leaves_the_reason_to_be_read(tmp_path, monkeypatch):
+def test_full_disk_does_not_hide_the_error(tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
@@ -371,18 +353,18 @@ def test_a_full_disk_leaves_the_reason_to_be_read(tmp_path, monkeypatch):
         raise CheckpointError("the reason")
 
 
-def test_a_trainer_can_train_twice(make_ppo_roles, tokenizer, tmp_path):
+def test_trainer_can_train_twice(make_ppo_roles, tokenizer, tmp_path):
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path)
     trainer.train()
     trainer.train()
     assert trainer.rollout_number == 2
 
 
-def test_what_is_saved_elsewhere_is_a_finished_run(make_ppo_roles, tokenizer, tmp_path):
+def test_save_model_elsewhere_writes_finished_run(make_ppo_roles, tokenizer, tmp_path):
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path / "run", ema_decay=0.5)
     trainer.train()
     trainer.save_model(str(tmp_path / "run"))
     trainer.save_model(str(tmp_path / "elsewhere"))
-    here, there = (files(tmp_path / name) for name in ("run", "elsewhere"))
-    assert set(there) <= set(here)
-    assert {"adapter_model.safetensors", "last", "value"} <= set(there)
+    run, elsewhere = (files(tmp_path / name) for name in ("run", "elsewhere"))
+    assert set(elsewhere) <= set(run)
+    assert {"adapter_model.safetensors", "last", "value"} <= set(elsewhere)

@@ -1,12 +1,19 @@
-"""The reward model's adapter: how it starts, what it reads, and its export as adapter and head."""
+"""The reward model's adapter and head: their start, tokenized pairs, scores and export."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft import set_peft_model_state_dict as set_state
+from peft import (
+    AdaLoraConfig,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +30,8 @@ from toolkit.sampling.generation import Prompt, encode_completion, encode_prompt
 if TYPE_CHECKING:
     from trl import ModelConfig
 
+Pair = tuple[list[int], list[int]]  # token ids of a prompt and of a completion
+
 
 def scalar_adapter(
     base: PreTrainedModel,
@@ -31,10 +40,14 @@ def scalar_adapter(
     parent: str | None,
     model: "ModelConfig",
 ) -> PeftModel:
-    """An adapter for a reward model, started from the parent's (the SFT adapter) where there is one.
+    """Attach a reward model's trainable adapter and head; the adapter starts as the parent's, if any.
 
-    The linear head starts with weights of std 1/√(d+1), as in Ziegler et al. 2019, and is float32
-    on any base.
+    The head's weights start with std 1/√(d+1), as in Ziegler et al. 2019, in float32 on any base.
+
+    Args:
+        base: with a scalar head; see `load_base`.
+        parent: an SFT run.
+        model: the options of a new adapter, without a parent.
 
     Raises: CheckpointError if the parent is of another base or not LoRA; ConfigError without both
         a parent and `use_peft`.
@@ -46,7 +59,9 @@ def scalar_adapter(
     else:
         config = build_peft_config(model, base)
         if config is None:
-            raise ConfigError("without a parent a new adapter is trained: set `use_peft: true`")
+            raise ConfigError(
+                "a reward model without a parent needs a new adapter: set use_peft: true"
+            )
     if not isinstance(config, LoraConfig) or isinstance(config, AdaLoraConfig):
         raise CheckpointError(
             f"{parent or 'peft_method'}: a reward model cannot be {config.peft_type.value}, since "
@@ -55,13 +70,13 @@ def scalar_adapter(
     config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False
     adapted = get_peft_model(base, config)
     if weights:
-        own = get_peft_model_state_dict(adapted)
-        extra = sorted(set(weights) - set(own))
+        initial = get_peft_model_state_dict(adapted)
+        extra = sorted(set(weights) - set(initial))
         if extra:
             raise CheckpointError(
-                f"{parent}: a reward model starts from LoRA weights alone, got {extra[0]}"
+                f"{parent}: a reward model can only start from LoRA weights, got {extra[0]}"
             )
-        set_state(adapted, {k: v for k, v in own.items() if k not in weights} | weights)
+        set_peft_model_state_dict(adapted, initial | weights)
     head = score_layer(adapted).float()  # PEFT copies it in the base's precision
     nn.init.normal_(head.weight, std=(head.weight.shape[1] + 1) ** -0.5)
     return adapted
@@ -70,12 +85,19 @@ def scalar_adapter(
 def tokenize_pairs(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, place: str
 ) -> Dataset:
-    """`chosen_ids` and `rejected_ids` as PPO will see them: prompt, completion, and EOS the last.
+    """Tokenize preference rows as PPO tokenizes episodes: prompt, completion, and EOS at the end.
 
-    `number` says which of the rows it is. TRL's own tokenization keeps what a template writes after
-    EOS, so that the reward would be read at a token that no sampled completion has. Pairs longer
-    than `max_length` tokens are left out, and how many is said. A ranking is of one prompt: pairs of
-    several that share a `group_id` (all of a document, say) are several rankings, which is said too.
+    TRL's own tokenization keeps the text that a template writes after EOS, so it would read the
+    score at a token that sampled completions lack. The number of pairs that are left out as longer
+    than `max_length` tokens is printed. A ranking has one prompt: a `group_id` shared by several
+    prompts becomes several rankings, which is printed too.
+
+    Args:
+        place: the split's name, for messages.
+
+    Returns: `chosen_ids`, `rejected_ids`, and `number`, the row's number in `rows`; `margin` and
+        `group_id` if `rows` have them.
+    Raises: ConfigError where no pair is within `max_length`.
     """
 
     def encode(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -93,29 +115,20 @@ def tokenize_pairs(
     encoded = rows.map(
         encode, with_indices=True, remove_columns=dropped, desc=f"Tokenizing {place}"
     )
-    _say_shared(rows, encoded, place=place)
+    if "group_id" in rows.column_names:
+        groups, rankings = (len(set(t["group_id"]) - {None}) for t in (rows, encoded))
+        if rankings > groups:
+            print(
+                f"{place}: {groups} values of `group_id` are shared by several prompts; they become "
+                f"{rankings} rankings, one per prompt"
+            )
     if max_length is None:
         return encoded
     short = encoded.filter(
         lambda row: max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= max_length
     )
-    if len(short) < len(encoded):
-        left_out = len(encoded) - len(short)
-        print(f"{place}: {left_out} of {len(encoded)} pairs are longer than {max_length} tokens")
-    if len(short) == 0:
-        raise ConfigError(f"{place}: no pair has at most {max_length} tokens; raise `max_length`")
+    _report_long(len(encoded), len(short), "pair", max_length=max_length, place=place)
     return short
-
-
-def _say_shared(rows: Dataset, encoded: Dataset, *, place: str) -> None:
-    if "group_id" not in rows.column_names:
-        return
-    given, made = (len(set(table["group_id"]) - {None}) for table in (rows, encoded))
-    if made > given:
-        print(
-            f"{place}: {given} values of `group_id` stand at {made} prompts: each prompt is a ranking of "
-            "its own"
-        )
 
 
 def short_enough(
@@ -125,113 +138,67 @@ def short_enough(
     max_length: int | None,
     place: str,
 ) -> list[tuple[Prompt, Prompt]]:
-    """The (prompt, completion) rows of at most `max_length` tokens; how many are longer is said."""
+    """The (prompt, completion) rows of at most `max_length` tokens; prints how many are left out.
+
+    Raises: ConfigError where no row is within `max_length`.
+    """
     if max_length is None or not rows:
         return rows
-    short = []
-    for prompt, said in rows:
-        ids = encode_prompt(tokenizer, prompt) + encode_completion(tokenizer, prompt, said)
-        short += [(prompt, said)] if len(ids) <= max_length else []
-    if len(short) < len(rows):
-        left_out = len(rows) - len(short)
-        print(f"{place}: {left_out} of {len(rows)} rows are longer than {max_length} tokens")
-    if not short:
-        raise ConfigError(f"{place}: no row has at most {max_length} tokens; raise `max_length`")
+    encoded = zip(rows, encode_pairs(tokenizer, rows), strict=True)
+    short = [row for row, (prompt, rest) in encoded if len(prompt) + len(rest) <= max_length]
+    _report_long(len(rows), len(short), "row", max_length=max_length, place=place)
     return short
 
 
-def score_texts(
-    adapted: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[tuple[Prompt, Prompt]],
-    *,
-    most_tokens: int,
-) -> torch.Tensor:
-    """Raw scores `(N,)` of (prompt, completion) rows, read at each completion's last token."""
-    encoded = [
-        (encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, said))
-        for prompt, said in rows
+def _report_long(total: int, kept: int, unit: str, *, max_length: int, place: str) -> None:
+    if kept < total:
+        print(f"{place}: {total - kept} of {total} {unit}s are longer than {max_length} tokens")
+    if kept == 0:
+        raise ConfigError(f"{place}: no {unit} has at most {max_length} tokens; raise `max_length`")
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[Prompt, Prompt]]
+) -> list[Pair]:
+    """Token ids of (prompt, completion) rows."""
+    return [
+        (encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, completion))
+        for prompt, completion in rows
     ]
-    return score_pairs(adapted, tokenizer, encoded, most_tokens=most_tokens)
 
 
 @torch.no_grad()
 def score_pairs(
     adapted: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: list[tuple[list[int], list[int]]],
+    head: ScalarHead,
+    pairs: list[Pair],
     *,
+    pad_id: int,
     most_tokens: int,
 ) -> torch.Tensor:
-    """Raw scores `(N,)` of token ids of prompts and completions, so many tokens at a time."""
+    """Scores `(N,)` of token ids of prompts and completions, computing `most_tokens` at a time."""
     prompts, completions = [p for p, _ in pairs], [c for _, c in pairs]
-    head = _head(adapted)
-    found = torch.zeros(len(pairs), device=head.weight.device)
+    device = head.weight.device
+    result = torch.zeros(len(pairs), device=device)
     adapted.eval()
-    assert isinstance(tokenizer.pad_token_id, int)
-    for index in by_tokens(prompts, completions, most_tokens):
-        batch = collate(
-            [prompts[i] for i in index],
-            [completions[i] for i in index],
-            tokenizer.pad_token_id,
-            head.weight.device,
-        )
-        found[index] = scores(adapted, head, batch)
-    return found
+    for rows in by_tokens(prompts, completions, most_tokens):
+        batch = collate([prompts[i] for i in rows], [completions[i] for i in rows], pad_id, device)
+        result[rows] = scores(adapted, head, batch)
+    return result
 
 
-def export(
-    adapted: PeftModel,
-    folder: Path,
-    base_fingerprint: dict[str, str],
-) -> None:
-    """Write the adapter without its head as plain PEFT for the causal base, and the head beside it."""
+def export(adapted: PeftModel, folder: Path, base_fingerprint: dict[str, str]) -> ScalarHead:
+    """Write the adapter as plain PEFT files for the causal base, and the head in a file of its own.
+
+    Returns: the head, with bias 0.
+    """
     weights = {k: v for k, v in get_peft_model_state_dict(adapted).items() if ".score." not in k}
     config: Any = adapted.peft_config["default"]
     config.task_type, config.modules_to_save = "CAUSAL_LM", None
     write_adapter(folder, config, weights)
     save_fingerprint(folder, base_fingerprint)
-    save_head(adapted, folder, bias=0.0)
-
-
-def save_head(adapted: PeftModel, folder: Path, *, bias: float, scale: float = 1.0) -> None:
-    """Write the score layer as a role's head.
-
-    Args:
-        bias: added to every score; minus the demonstrations' mean makes them average 0.
-        scale: that scores are multiplied with before.
-    """
-    _head(adapted, bias=bias, scale=scale).save(folder)
-
-
-def restore(
-    base: PreTrainedModel, folder: Path, base_fingerprint: dict[str, str], *, model: "ModelConfig"
-) -> PeftModel:
-    """An exported reward model on the base with a scalar head; scores are without its bias."""
-    adapted = scalar_adapter(base, base_fingerprint, parent=str(folder), model=model)
-    weight = ScalarHead.load(folder).weight
-    with torch.no_grad():
-        score_layer(adapted).weight.copy_(weight)
-    return adapted
-
-
-def widen(adapted: PeftModel) -> None:
-    """Make what was trained float32, as a role has it: on a 4-bit base TRL trains it in bfloat16."""
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def detach(adapted: PeftModel) -> PreTrainedModel:
-    """The base as it was before `scalar_adapter`, frozen; its own head was never read."""
-    base: PreTrainedModel = adapted.unload()
-    base.requires_grad_(False)
-    return base
-
-
-def _head(adapted: PeftModel, *, bias: float = 0.0, scale: float = 1.0) -> ScalarHead:
-    """The score layer as a role's head."""
-    weight = scale * score_layer(adapted).weight.detach().float()  # (1, d)
+    weight = score_layer(adapted).weight.detach().float()  # (1, d)
     head = ScalarHead(weight.shape[1]).to(weight.device)
-    head.load_state_dict({"weight": weight, "bias": torch.tensor([bias])})
-    return head
+    head.load_state_dict({"weight": weight, "bias": torch.zeros(1)})
+    head.save(folder)
+    return head.requires_grad_(False)

@@ -1,7 +1,7 @@
-"""The reward model's training: all comparisons of a prompt together, each completion read once.
+"""The ranking loss: all comparisons of a prompt form one batch element, with one pass per completion.
 
-InstructGPT's loss. Pairs of one prompt share their completions, so one pass over K completions
-serves all C(K,2) pairs; and a prompt counts once, however many pairs its ranking makes.
+This is InstructGPT's loss (Ouyang et al. 2022, arXiv:2203.02155). Pairs of one prompt share their
+completions, so K passes serve all C(K,2) pairs. Each prompt has the same weight, whatever its K.
 """
 
 import itertools
@@ -25,25 +25,25 @@ FEATURES = Features(
         "margins": List(Value("float64")),
     }
 )
-AT_ONCE = 1000  # groups that are Python lists at a time
+CHUNK = 1000  # groups converted to Python lists at a time
 
 
 def group_comparisons(pairs: Dataset) -> Dataset:
-    """Tokenized pairs as one row per prompt.
+    """Group tokenized pairs into one row per ranking.
 
     Args:
         pairs: rows with `chosen_ids` and `rejected_ids`; those of one ranking share `group_id`, and
             a row without one is a ranking of two. `margin` is optional.
 
-    Returns: rows with `ids` (K lists of token ids), and per pair `better` and `worse` (numbers into
-        `ids`) and `margins`. Ties make no pair. Groups keep the order of their first pair.
+    Returns: rows with `ids` (K lists of token ids), and per pair `better` and `worse` (indices into
+        `ids`) and `margins`. Groups keep the order of their first pair.
     """
     groups: dict[Any, list[int]] = defaultdict(list)
-    given = pairs["group_id"] if "group_id" in pairs.column_names else itertools.repeat(None)
-    for number, group in zip(range(len(pairs)), given, strict=False):
+    ids = pairs["group_id"] if "group_id" in pairs.column_names else itertools.repeat(None)
+    for number, group in zip(range(len(pairs)), ids, strict=False):
         groups[("alone", number) if group is None else group].append(number)
     numbers = list(groups.values())
-    parts = [numbers[at : at + AT_ONCE] for at in range(0, len(numbers), AT_ONCE)]
+    parts = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
     if not parts:
         return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     return concatenate_datasets(
@@ -52,29 +52,30 @@ def group_comparisons(pairs: Dataset) -> Dataset:
 
 
 def _grouped(pairs: Dataset, groups: list[list[int]]) -> list[dict[str, Any]]:
-    """The rows of some groups, each of them numbers of pairs."""
-    read = pairs[[number for group in groups for number in group]]
-    margins = read.get("margin") or itertools.repeat(None)
-    members = zip(read["chosen_ids"], read["rejected_ids"], margins, strict=False)
+    """The rows of some groups, each given as the numbers of its pairs."""
+    columns = pairs[[number for group in groups for number in group]]
+    margins = columns.get("margin") or itertools.repeat(None)
+    members = zip(columns["chosen_ids"], columns["rejected_ids"], margins, strict=False)
     return [_row(itertools.islice(members, len(group))) for group in groups]
 
 
 def _row(members: Iterable[tuple[list[int], list[int], float | None]]) -> dict[str, Any]:
-    numbers: dict[tuple[int, ...], int] = {}
+    """One group's row; equal completions are stored once."""
+    index: dict[tuple[int, ...], int] = {}
     row: dict[str, Any] = {"better": [], "worse": [], "margins": []}
     for chosen, rejected, margin in members:
-        row["better"].append(numbers.setdefault(tuple(chosen), len(numbers)))
-        row["worse"].append(numbers.setdefault(tuple(rejected), len(numbers)))
+        row["better"].append(index.setdefault(tuple(chosen), len(index)))
+        row["worse"].append(index.setdefault(tuple(rejected), len(index)))
         row["margins"].append(float(margin or 0.0))
-    return row | {"ids": [list(sequence) for sequence in numbers]}
+    return row | {"ids": [list(sequence) for sequence in index]}
 
 
 @dataclass(frozen=True)
 class RankingCollator:
-    """Rows of `group_comparisons` as one batch: every completion once, padded on the right.
+    """Makes one batch of rows of `group_comparisons`: every completion once, padded on the right.
 
-    `better`, `worse`, `margins` and `weights` are `(pairs,)`; the weights are 1 / (pairs of the
-    prompt · prompts), so that their weighted sum is a mean over prompts of means over pairs.
+    `better`, `worse`, `margins` and `weights` are `(pairs,)`. A weight is 1 / (pairs of the prompt ·
+    prompts), so that the weighted sum is the mean over prompts of the mean over pairs.
     """
 
     pad_token_id: int
@@ -85,9 +86,9 @@ class RankingCollator:
         width = max(map(len, sequences))
         input_ids = torch.full((len(sequences), width), self.pad_token_id)
         attention = torch.zeros((len(sequences), width), dtype=torch.long)
-        for at, ids in enumerate(sequences):
-            input_ids[at, : len(ids)] = torch.tensor(ids)
-            attention[at, : len(ids)] = 1
+        for number, ids in enumerate(sequences):
+            input_ids[number, : len(ids)] = torch.tensor(ids)
+            attention[number, : len(ids)] = 1
         better, worse, margins, weights, first = [], [], [], [], 0
         for row in rows:
             better += [first + i for i in row["better"]]
@@ -112,8 +113,8 @@ def ranking_loss(
 
     Args:
         scores: `(N,)`, one per completion of the batch.
-        better, worse: `(pairs,)`, numbers into `scores`.
-        margins: `(pairs,)`, reward units.
+        better, worse: `(pairs,)`, indices into `scores`.
+        margins: `(pairs,)`, in score units.
         weights: `(pairs,)`, summing to 1.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1.
@@ -123,14 +124,14 @@ def ranking_loss(
 
 
 class RankingTrainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
-    """TRL's RewardTrainer on rows of `group_comparisons`; a batch counts prompts, not pairs.
+    """TRL's RewardTrainer on rows of `group_comparisons`; the batch size counts prompts, not pairs.
 
-    The score is read at the last token that is attended to, so pad may equal EOS. The score layer is
-    trained in float32, also where TRL casts all that is trained to bfloat16 (on a 4-bit base).
+    The score is read at the last attended token, so pad may equal EOS. The score layer is trained in
+    float32, also on a 4-bit base, where TRL casts all trainable weights to bfloat16.
     """
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         score_layer(self.model).float()
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -146,29 +147,29 @@ class RankingTrainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The ranking loss, and TRL's metrics of it."""
+        """The ranking loss; logs TRL's metrics."""
         with self.accelerator.autocast():
             scores = last_scores(self.model, inputs["input_ids"], inputs["attention_mask"])
         chosen, rejected = scores[inputs["better"]], scores[inputs["worse"]]
         keys = ("better", "worse", "margins", "weights")
         loss = ranking_loss(scores, *(inputs[key] for key in keys))
         if self.args.center_rewards_coefficient is not None:
-            centre = (inputs["weights"] * (chosen + rejected) ** 2).sum()
-            loss = loss + self.args.center_rewards_coefficient * centre
+            center = (inputs["weights"] * (chosen + rejected) ** 2).sum()
+            loss = loss + self.args.center_rewards_coefficient * center
         mode = "train" if self.model.training else "eval"
-        note = self._metrics[mode]
+        metrics = self._metrics[mode]
         if mode == "train":
             self._total_train_tokens += int(inputs["attention_mask"].sum())
-        note["num_tokens"] = [self._total_train_tokens]
-        seen = scores.detach()
+        metrics["num_tokens"] = [self._total_train_tokens]
+        detached = scores.detach()
         for name, value in (
-            ("min_reward", seen.min()),
-            ("mean_reward", seen.mean()),
-            ("max_reward", seen.max()),
+            ("min_reward", detached.min()),
+            ("mean_reward", detached.mean()),
+            ("max_reward", detached.max()),
             ("accuracy", (inputs["weights"] * (chosen > rejected)).sum()),
             ("margin", (inputs["weights"] * (chosen - rejected)).sum()),
         ):
-            note[name].append(value.item())
+            metrics[name].append(value.item())
         return (loss, {"scores": scores}) if return_outputs else loss
 
 
@@ -190,13 +191,13 @@ def last_scores(adapted: Any, input_ids: Tensor, attention: Tensor) -> Tensor:
     steps = torch.arange(hidden.shape[1], device=hidden.device)
     last = (attention.long() * steps).amax(-1)
     at_end = hidden[torch.arange(len(last), device=hidden.device), last]  # (N, d)
-    with torch.autocast(hidden.device.type, enabled=False):  # as `ScalarHead` computes it
-        found: Tensor = score_layer(adapted)(at_end.float()).squeeze(-1)
-    return found
+    with torch.autocast(hidden.device.type, enabled=False):  # in float32, as `ScalarHead`
+        scores: Tensor = score_layer(adapted)(at_end.float()).squeeze(-1)
+    return scores
 
 
 def score_layer(adapted: Any) -> nn.Linear:
-    """The trainable copy of the head that PEFT keeps."""
+    """PEFT's trainable copy of the head."""
     layer = adapted.get_base_model().score.modules_to_save["default"]
     assert isinstance(layer, nn.Linear)
     return layer

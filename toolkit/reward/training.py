@@ -1,4 +1,4 @@
-"""Reward models from comparisons to files, one or an ensemble: trained, calibrated and judged."""
+"""Training of one reward model or an ensemble: comparisons, calibration, files, and judging."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig
@@ -14,16 +15,13 @@ from trl import RewardConfig
 from toolkit.models.heads import ScalarHead
 from toolkit.options.arguments import RewardArguments
 from toolkit.reward.adapter import (
-    detach,
+    Pair,
+    encode_pairs,
     export,
-    restore,
-    save_head,
     scalar_adapter,
     score_pairs,
-    score_texts,
     short_enough,
     tokenize_pairs,
-    widen,
 )
 from toolkit.reward.ranking import RankingCollator, RankingTrainer, group_comparisons
 from toolkit.runs.parents import is_finished
@@ -35,7 +33,6 @@ from toolkit.trainers.callbacks import RunCallback, interruptible
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-Pair = tuple[list[int], list[int]]  # token ids of a prompt and of a completion
 ROUNDING = 1e-5  # relative difference of a float32 score between two batches
 LEAST_TOKENS = 2048  # fits, without gradients, on any device that has trained the model
 JUDGING = "judging"  # in a finished run's results until its report is written
@@ -112,7 +109,7 @@ class RewardModelTrainer:
         self.base, self.tokenizer, self.fingerprint = base, tokenizer, fingerprint
         self.model, self.most_tokens = model, max(most_tokens, LEAST_TOKENS)
         self.adapted: Any = None
-        self.bias, self.scale = 0.0, 1.0
+        self.head: ScalarHead | None = None  # calibrated
 
     def train(
         self,
@@ -135,15 +132,17 @@ class RewardModelTrainer:
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
         folder = Path(str(training.output_dir))
-        export(self.adapted, folder, self.fingerprint)
+        self.head = export(self.adapted, folder, self.fingerprint)
         self.tokenizer.save_pretrained(folder)
+        for parameter in self.adapted.parameters():
+            if parameter.requires_grad:  # TRL trains in bfloat16 on a 4-bit base; roles are float32
+                parameter.data = parameter.data.float()
         results: dict[str, Any] = {"steps": trainer.state.global_step}
-        widen(self.adapted)
         if comparisons.demonstrations:
             results |= self._calibrate(
-                comparisons.demonstrations, unit_variance=start.unit_variance
+                comparisons.demonstrations, self.head, unit_variance=start.unit_variance
             )
-            save_head(self.adapted, folder, bias=self.bias, scale=self.scale)
+            self.head.save(folder)
         return results
 
     def build(
@@ -171,39 +170,45 @@ class RewardModelTrainer:
         return trainer
 
     def _calibrate(
-        self, demonstrations: list[tuple[Prompt, Prompt]], *, unit_variance: bool
+        self, demonstrations: list[tuple[Prompt, Prompt]], head: ScalarHead, *, unit_variance: bool
     ) -> dict[str, Any]:
         """Set the bias (demonstrations score 0 on average) and, with `unit_variance`, the scale."""
-        scores = score_texts(
-            self.adapted, self.tokenizer, demonstrations, most_tokens=self.most_tokens
-        )
+        scores = torch.tensor(self.score(encode_pairs(self.tokenizer, demonstrations)))
         spread = scores.std().item() if len(scores) > 1 else 0.0
         if spread < ROUNDING * scores.abs().max().item():  # equal except for rounding
             spread = 0.0
-        self.scale = 1 / spread if unit_variance and spread > 0 else 1.0
+        scale = 1 / spread if unit_variance and spread > 0 else 1.0
         if unit_variance and not spread > 0:
             print("warning: the demonstrations' scores do not differ, so they are not scaled")
-        self.bias = -self.scale * scores.mean().item()
+        head.weight *= scale
+        head.bias.fill_(-scale * scores.mean().item())
         return {
             "demonstrations": len(scores),
-            "score_std": round(self.scale * spread, 4),
-            "bias": round(self.bias, 4),
+            "score_std": round(scale * spread, 4),
+            "bias": round(head.bias.item(), 4),
         }
 
     def restore(self, folder: Path) -> None:
         """Load the reward model that `train` wrote to a folder."""
-        self.adapted = restore(self.base, folder, self.fingerprint, model=self.model)
-        self.bias, self.scale = ScalarHead.load(folder).bias.item(), 1.0
+        self.adapted = scalar_adapter(
+            self.base, self.fingerprint, parent=str(folder), model=self.model
+        )
+        self.head = ScalarHead.load(folder).to(self.adapted.device).requires_grad_(False)
 
     def score(self, pairs: list[Pair]) -> list[float]:
-        """Calibrated scores of token ids of prompts and completions, in order."""
-        raw = score_pairs(self.adapted, self.tokenizer, pairs, most_tokens=self.most_tokens)
-        return [self.scale * x + self.bias for x in raw.tolist()]
+        """Scores of token ids of prompts and completions, in order."""
+        assert self.head is not None and isinstance(self.tokenizer.pad_token_id, int)
+        pad_id = self.tokenizer.pad_token_id
+        result = score_pairs(
+            self.adapted, self.head, pairs, pad_id=pad_id, most_tokens=self.most_tokens
+        )
+        return [float(score) for score in result.tolist()]
 
     def release(self) -> None:
         """Remove the adapter from the base, so that another one can be trained on it."""
-        self.base = detach(self.adapted)
-        self.adapted, self.bias, self.scale = None, 0.0, 1.0
+        self.base = self.adapted.unload()
+        self.base.requires_grad_(False)
+        self.adapted = self.head = None
 
 
 class Judge(Protocol):

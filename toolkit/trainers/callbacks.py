@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from toolkit.errors import CheckpointError, Interrupted
 from toolkit.runs.resuming import last_checkpoint
@@ -29,9 +29,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, run: Run | None = None) -> None:
         self.run = run
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Empty the log files, or remove the rows that a resumed run logs again."""
         if self.run is not None:
             self.run.begin()
@@ -43,21 +41,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if samples.is_file():
             _keep_until(state.global_step, samples)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Append one line; a value that is not finite becomes null, since JSON has no NaN."""
         step = {"step": state.global_step}  # first key, and not a reward function's own `step`
         row = step | {k: _number(v) for k, v in (logs or {}).items()} | step
         append_rows(self._file(args), [row])
 
     @staticmethod
-    def _file(args: TrainingArguments) -> Path:
+    def _file(args: Any) -> Path:
         return Path(str(args.output_dir)) / "metrics.jsonl"
 
 
@@ -104,18 +95,14 @@ class _StopCallback(TrainerCallback):  # type: ignore[misc]
 
     signal: int | None = None
 
-    def _stop(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def _stop(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.signal is not None:
             control.should_save = control.should_training_stop = True
 
     # after a step, its log or its evaluation the trainer can still save a checkpoint of this step
     on_step_end = on_log = on_evaluate = _stop
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop without another checkpoint: this step's was just saved."""
         if self.signal is not None:
             control.should_training_stop = True

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
 from toolkit.errors import CheckpointError, ConfigError, DivergedError
@@ -222,9 +222,7 @@ class _BeginCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: WholeCheckpoints) -> None:
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Prepare the first step."""
         self.trainer.begin(state)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft import AdaLoraModel, PeftModel
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from trl import DPOTrainer as TrlDPOTrainer
 from trl import KTOTrainer as TrlKTOTrainer
 from trl import SFTTrainer as TrlSFTTrainer
@@ -99,14 +99,7 @@ class RankAllocation(TrainerCallback):  # type: ignore[misc]
     Source: Zhang et al. 2023, arXiv:2303.10512.
     """
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Set the schedule.
 
         Raises: ConfigError for a training of one step.
@@ -122,14 +115,7 @@ class RankAllocation(TrainerCallback):  # type: ignore[misc]
         config.tinit = int(ADALORA_WARMUP * state.max_steps)
         config.tfinal = int(ADALORA_FINAL * state.max_steps)
 
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Update each triplet's importance from the updated weights and their gradients; prune."""
         adalora(model).update_and_allocate(state.global_step + 1)  # the step is counted after this
 
