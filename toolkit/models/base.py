@@ -68,20 +68,17 @@ def load_base(
         if scalar:
             from trl.trainer.reward_trainer import suppress_seqcls_warning
 
+            kwargs["num_labels"] = 1
             with suppress_seqcls_warning():
-                base = AutoModelForSequenceClassification.from_pretrained(
-                    name, num_labels=1, **kwargs
-                )
+                base = AutoModelForSequenceClassification.from_pretrained(name, **kwargs)
         else:
             base = AutoModelForCausalLM.from_pretrained(name, **kwargs)
     except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        advice = ""
-        if "trust_remote_code" in str(error):
-            advice = (
-                "; if you trust the code in its repository, add --trust_remote_code true to a recipe "
-                "(the app never runs such code)"
-            )
+        advice = (
+            "; if you trust its code, add --trust_remote_code true to a recipe (not to the app)"
+        )
+        advice = advice if "trust_remote_code" in str(error) else ""
         raise CheckpointError(f"{name}: cannot load the base model ({reason}){advice}") from error
     devices = {str(device) for device in getattr(base, "hf_device_map", {}).values()}
     if len(devices) > 1:
@@ -245,10 +242,8 @@ def _weights_hash(name: str, revision: str | None) -> str:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:
-            if size <= HASHED_WHOLE:
-                digest.update(stream.read())
-            else:
-                digest.update(stream.read(1 << 20))
+            digest.update(stream.read(size if size <= HASHED_WHOLE else 1 << 20))
+            if size > HASHED_WHOLE:
                 stream.seek(-(1 << 20), 2)
                 digest.update(stream.read())
     return digest.hexdigest()[:16]

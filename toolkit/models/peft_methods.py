@@ -111,7 +111,7 @@ def library_reason(error: Exception) -> str:
 def _targets(
     model: ModelArguments, base: PreTrainedModel, known: dict[str, Any]
 ) -> str | list[str] | None:
-    """`lora_target_modules` if set, else None, where PEFT knows the layers of this architecture."""
+    """`lora_target_modules` if set, else None: PEFT has defaults for this architecture."""
     targets = model.lora_target_modules
     linear = {n.rpartition(".")[2] for n, m in base.named_modules() if _is_linear(m)}
     if targets is None:

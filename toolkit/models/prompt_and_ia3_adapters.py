@@ -6,7 +6,7 @@ once from its embeddings. IA3 multiplies some layers' inputs or outputs by facto
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft import IA3Config, PeftConfig, PrefixTuningConfig, PromptTuningConfig
@@ -22,16 +22,9 @@ from toolkit.models.adapters import KEY_PREFIX
 HOOKED = (PrefixTuningConfig, PromptTuningConfig, IA3Config)
 
 
-class HookedAdapter(Protocol):
-    """A frozen adapter that is active while its hooks are registered."""
-
-    def hook(self, base: PreTrainedModel) -> list[RemovableHandle]:
-        """Register the hooks; removing the handles deactivates the adapter."""
-
-
 def hooked_adapter(
     base: PreTrainedModel, config: PeftConfig, weights: dict[str, Tensor], place: str
-) -> HookedAdapter:
+) -> "HookedAdapter":
     """Make a hooked adapter from its config and weights on disk; call it with no adapter active.
 
     Args:
@@ -40,7 +33,7 @@ def hooked_adapter(
     Raises: CheckpointError where the adapter does not fit the base.
     """
     if isinstance(config, IA3Config):
-        return IA3Factors.read(base, weights, place)
+        return IA3Factors(base, weights, place)
     if any(type(layer) is not DynamicLayer for layer in _cache(base).layers):
         raise CheckpointError(
             f"{place}: virtual tokens stand before the whole sequence, but some layers of this base "
@@ -63,7 +56,7 @@ class VirtualTokens:
         self.count = int(layers[0][0].shape[2])
 
     def hook(self, base: PreTrainedModel) -> list[RemovableHandle]:
-        """See `HookedAdapter`."""
+        """Register the hooks; removing the handles deactivates the adapter."""
         trunk: Any = base.base_model
         prepend: Callable[..., Any] = self._prepend
         self._config = base.config.get_text_config()
@@ -92,15 +85,14 @@ class VirtualTokens:
 
 
 class IA3Factors:
-    """IA3: a learned factor per feature, at the input of some layers and the output of others."""
+    """IA3: a learned factor per feature, at the input of some layers and the output of others.
 
-    def __init__(self, factors: dict[str, tuple[Tensor, bool]]) -> None:
-        self.factors = factors  # layer name -> factors, and True for the layer's input
+    Args:
+        weights: as on disk, `(1, in)` for an input and `(out, 1)` for an output.
+    """
 
-    @classmethod
-    def read(cls, base: PreTrainedModel, weights: dict[str, Tensor], place: str) -> "IA3Factors":
-        """From the weights on disk: `(1, in)` for an input, `(out, 1)` for an output."""
-        factors: dict[str, tuple[Tensor, bool]] = {}
+    def __init__(self, base: PreTrainedModel, weights: dict[str, Tensor], place: str) -> None:
+        self.factors: dict[str, tuple[Tensor, bool]] = {}  # layer -> factors, whether at its input
         for key, weight in weights.items():
             name = key.removeprefix(KEY_PREFIX).removesuffix(".ia3_l")
             try:
@@ -113,17 +105,19 @@ class IA3Factors:
                 raise CheckpointError(
                     f"{place}: {name} has {weight.numel()} factors, the base's layer {size} features"
                 )
-            factors[name] = (weight.flatten().to(layer.weight.device), at_input)
-        return cls(factors)
+            self.factors[name] = (weight.flatten().to(layer.weight.device), at_input)
 
     def hook(self, base: PreTrainedModel) -> list[RemovableHandle]:
-        """See `HookedAdapter`."""
+        """Register the hooks; removing the handles deactivates the adapter."""
         return [
             _base_layer(base, name).register_forward_pre_hook(_scale_input(factor))
             if at_input
             else _base_layer(base, name).register_forward_hook(_scale_output(factor))
             for name, (factor, at_input) in self.factors.items()
         ]
+
+
+HookedAdapter = VirtualTokens | IA3Factors
 
 
 def _scale_input(factor: Tensor) -> Callable[..., Any]:

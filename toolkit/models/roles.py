@@ -263,24 +263,20 @@ class Roles:
             reject_dora_on_8bit_cpu(self.base)
         config.inference_mode = not trainable
         use_fused_layers(config)
-        if self.model is None:
-            try:
+        try:
+            if self.model is None:
                 self.model = get_peft_model(self.base, config, adapter_name=name)
-            except ValueError as error:
-                raise CheckpointError(f"role {name!r}: {library_reason(error)}") from error
-            assert self.model is not None
-            self.model.heads = self.heads
-        else:
-            active = self.model.active_adapters[0]
-            with _same_trainable(self.model):
-                try:
+                self.model.heads = self.heads
+            else:
+                active = self.model.active_adapters[0]
+                with _same_trainable(self.model):
                     self.model.add_adapter(name, config)
-                except ValueError as error:
-                    raise CheckpointError(
-                        f"role {name!r}: PEFT cannot hold it beside "
-                        f"{', '.join(self.model.peft_config)} ({library_reason(error)})"
-                    ) from error
-                self.model.set_adapter(active)
+                    self.model.set_adapter(active)
+        except ValueError as error:
+            beside = ", ".join(self.model.peft_config) if self.model else "no other adapter"
+            raise CheckpointError(
+                f"role {name!r}: PEFT cannot add it beside {beside} ({library_reason(error)})"
+            ) from error
         self._index()
         for parameter_name, parameter in self.model.named_parameters():
             if belongs_to(parameter_name, name):

@@ -11,25 +11,21 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 # `generation` marks the tokens that TRL's `assistant_only_loss` trains on
 BUILT_IN = {
     "chatml": (
-        "{%- for message in messages -%}"
-        "{{- '<|im_start|>' ~ message['role'] ~ '\\n' -}}"
+        "{%- for message in messages -%}{{- '<|im_start|>' ~ message['role'] ~ '\\n' -}}"
         "{%- if message['role'] == 'assistant' -%}"
         "{%- generation -%}{{- message['content'] ~ '<|im_end|>' -}}{%- endgeneration -%}"
         "{%- else -%}{{- message['content'] ~ '<|im_end|>' -}}{%- endif -%}"
-        "{{- '\\n' -}}"
-        "{%- endfor -%}"
+        "{{- '\\n' -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
     ),
     # needs no special token but EOS, which every tokenizer has
     "plain": (
         "{%- if bos_token is defined and bos_token -%}{{- bos_token -}}{%- endif -%}"
-        "{%- for message in messages -%}"
-        "{{- message['role'] | capitalize ~ ':\\n' -}}"
+        "{%- for message in messages -%}{{- message['role'] | capitalize ~ ':\\n' -}}"
         "{%- if message['role'] == 'assistant' -%}"
         "{%- generation -%}{{- message['content'] ~ eos_token -}}{%- endgeneration -%}"
         "{%- else -%}{{- message['content'] -}}{%- endif -%}"
-        "{{- '\\n\\n' -}}"
-        "{%- endfor -%}"
+        "{{- '\\n\\n' -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}"
     ),
 }

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from trl import RewardTrainer
 
 from toolkit.trainers.checkpoints import WholeCheckpoints
@@ -82,13 +83,8 @@ class RankingCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Collate."""
-        sequences = [ids for row in rows for ids in row["ids"]]
-        width = max(map(len, sequences))
-        input_ids = torch.full((len(sequences), width), self.pad_token_id)
-        attention = torch.zeros((len(sequences), width), dtype=torch.long)
-        for number, ids in enumerate(sequences):
-            input_ids[number, : len(ids)] = torch.tensor(ids)
-            attention[number, : len(ids)] = 1
+        sequences = [torch.tensor(ids) for row in rows for ids in row["ids"]]
+        attended = [torch.ones_like(ids) for ids in sequences]
         better, worse, margins, weights, first = [], [], [], [], 0
         for row in rows:
             better += [first + i for i in row["better"]]
@@ -97,8 +93,8 @@ class RankingCollator:
             weights += [1 / (len(row["better"]) * len(rows))] * len(row["better"])
             first += len(row["ids"])
         return {
-            "input_ids": input_ids,
-            "attention_mask": attention,
+            "input_ids": pad_sequence(sequences, True, self.pad_token_id),
+            "attention_mask": pad_sequence(attended, True),
             "better": torch.tensor(better),
             "worse": torch.tensor(worse),
             "margins": torch.tensor(margins),

@@ -16,6 +16,10 @@ from toolkit.errors import CheckpointError, Interrupted
 from toolkit.runs.resuming import last_checkpoint
 from toolkit.runs.run import Run
 
+AFTER_FULL_DISK = (
+    "earlier checkpoints are intact. If the disk is full, free space and continue with "
+    "--resume_from_checkpoint true"
+)
 SAMPLES_FILE = "samples.jsonl"  # completions of the evaluations during training
 
 
@@ -63,8 +67,7 @@ def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
             stream.write(lines)
     except OSError as error:
         raise CheckpointError(
-            f"{file}: cannot be written ({error.strerror or error}); checkpoints are intact. If the "
-            "disk is full, free space and continue with --resume_from_checkpoint true"
+            f"{file}: cannot be written ({error.strerror or error}); {AFTER_FULL_DISK}"
         ) from error
 
 

@@ -17,7 +17,7 @@ from toolkit.models.peft_methods import library_reason
 from toolkit.runs.replacing import checkpoints, step_of
 from toolkit.runs.resuming import last_checkpoint, list_contents
 from toolkit.runs.run import write_json
-from toolkit.trainers.callbacks import RunCallback
+from toolkit.trainers.callbacks import AFTER_FULL_DISK, RunCallback
 
 INCOMING = ".incoming"  # folder in which a checkpoint is written before it gets its name
 LOSS_FILE = "loss_since_log.json"
@@ -155,8 +155,7 @@ class WholeCheckpoints:
         except Exception as error:  # torch, safetensors and the system each raise their own
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise CheckpointError(
-                f"{final}: cannot be written ({reason}); earlier checkpoints are intact. If the disk "
-                "is full, free space and continue with --resume_from_checkpoint true"
+                f"{final}: cannot be written ({reason}); {AFTER_FULL_DISK}"
             ) from error
         finally:
             shutil.rmtree(run_dir / INCOMING, ignore_errors=True)
@@ -184,8 +183,7 @@ class WholeCheckpoints:
                 raise
             raise CheckpointError(
                 f"{output_dir or self.args.output_dir}: the trained model cannot be written ({error}); "
-                "checkpoints are intact. If the disk is full, free space and continue with "
-                "--resume_from_checkpoint true"
+                f"{AFTER_FULL_DISK}"
             ) from error
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
