@@ -180,7 +180,7 @@ class RewardModelTrainer:
         scale = 1 / spread if unit_variance and spread > 0 else 1.0
         if unit_variance and not spread > 0:
             print("warning: the demonstrations' scores do not differ, so they are not scaled")
-        head.weight *= scale
+        head.weight.mul_(scale)
         head.bias.fill_(-scale * scores.mean().item())
         return {
             "demonstrations": len(scores),
