@@ -169,12 +169,7 @@ def encode_pairs(
 
 @torch.no_grad()
 def score_pairs(
-    adapted: PeftModel,
-    head: ScalarHead,
-    pairs: list[Pair],
-    *,
-    pad_id: int,
-    most_tokens: int,
+    adapted: PeftModel, head: ScalarHead, pairs: list[Pair], *, pad_id: int, most_tokens: int
 ) -> torch.Tensor:
     """Scores `(N,)` of token ids of prompts and completions, computing `most_tokens` at a time."""
     prompts, completions = [p for p, _ in pairs], [c for _, c in pairs]
