@@ -304,7 +304,7 @@ def test_sampling_rounds_an_unmerged_adapter_once(precision, tiny_base):
     roles = Roles(model.eval(), {})
     for name in (POLICY, "other"):
         roles.create(name, LoraConfig(r=4, target_modules=["q_proj", "down_proj", "lm_head"]))
-        for number, parameter in enumerate(roles._parameters(name)):
+        for number, parameter in enumerate(roles.parameters(name)):
             parameter.data = torch.sin(torch.arange(float(parameter.numel())) + number).view_as(
                 parameter
             )
@@ -313,8 +313,8 @@ def test_sampling_rounds_an_unmerged_adapter_once(precision, tiny_base):
     for context in (roles.using, roles.merged):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16), context(POLICY) as policy:
-            dtypes = {p.dtype for p in roles._parameters(POLICY)}
-            other_dtypes = {p.dtype for p in roles._parameters("other")}
+            dtypes = {p.dtype for p in roles.parameters(POLICY)}
+            other_dtypes = {p.dtype for p in roles.parameters("other")}
             settings = Sampling(max_new_tokens=8, temperature=1.0)
             decoded.append(sample(policy, [[5, 6, 7], [9]], sampling=settings, stop=[], pad_id=0))
         assert dtypes == {torch.float32 if context == roles.using else torch.bfloat16}
@@ -325,4 +325,4 @@ def test_sampling_rounds_an_unmerged_adapter_once(precision, tiny_base):
         assert parameter.dtype == before[name].dtype
         assert torch.equal(parameter, before[name])
     with roles.merged(POLICY):  # without autocast the adapter is multiplied in float32
-        assert {p.dtype for p in roles._parameters(POLICY)} == {torch.float32}
+        assert {p.dtype for p in roles.parameters(POLICY)} == {torch.float32}

@@ -110,13 +110,13 @@ def test_layer_named_value_is_not_the_value_role(tmp_path):
     for name in ("default", "ref", "value"):
         roles.create(name, LoraConfig(**lora))
         if name == "ref":
-            for parameter in roles._parameters(name):
+            for parameter in roles.parameters(name):
                 parameter.requires_grad_(False)
     trained = roles.trainable_names()
     assert trained
     assert not [name for name in trained if belongs_to(name, "ref")]
     both = [n for n in trained if belongs_to(n, "value") and belongs_to(n, "default")]
     assert both == []
-    assert sum(p.numel() for p in roles._parameters("value")) == 2 * 2 * (16 + 16)
+    assert sum(p.numel() for p in roles.parameters("value")) == 2 * 2 * (16 + 16)
     assert belongs_to("heads.value.weight", "value")
     assert not belongs_to("encoder.value.lora_A.ref.weight", "value")

@@ -32,7 +32,7 @@ def load_roles(base: str, folder: Path) -> Any:
             r=rank, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", use_dora=dora
         )
         roles.create(name, config)
-        for parameter in roles._parameters(name):
+        for parameter in roles.parameters(name):
             torch.nn.init.normal_(parameter, std=0.3)
     return roles
 

@@ -59,6 +59,11 @@ class Roles:
         module = self.model or self.base
         return [n for n, p in module.named_parameters() if p.requires_grad]
 
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameters of a role's adapter and head."""
+        assert self.model is not None
+        return [p for n, p in self.model.named_parameters() if belongs_to(n, name)]
+
     def attach(
         self,
         name: str,
@@ -278,9 +283,8 @@ class Roles:
                 f"role {name!r}: PEFT cannot add it beside {beside} ({library_reason(error)})"
             ) from error
         self._index()
-        for parameter_name, parameter in self.model.named_parameters():
-            if belongs_to(parameter_name, name):
-                parameter.requires_grad_(trainable)
+        for parameter in self.parameters(name):
+            parameter.requires_grad_(trainable)
         self.model.train(self.base.training)  # PEFT adds an adapter's dropout in training mode
 
     def _add_head(self, name: str, head: ScalarHead, *, trainable: bool) -> None:

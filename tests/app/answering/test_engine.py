@@ -211,7 +211,7 @@ def test_dora_answers_beside_lora_in_a_batch_of_its_own(
     torch.manual_seed(8)
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=True)
     roles.create("default", config)
-    for parameter in roles._parameters("default"):
+    for parameter in roles.parameters("default"):
         torch.nn.init.normal_(parameter, std=0.3)
     roles.save("default", run.path)
     run.finish()
