@@ -116,19 +116,27 @@ def reward_run(tmp_path, adapter_runs) -> Path:
     return shutil.copytree(adapter_runs / "reward", tmp_path / "reward")
 
 
-@pytest.fixture
-def make_ppo_roles(model_config, sft_run, reward_run):
-    """Make policy, reference, value and reward on one tiny base, as PPO wants them."""
+@pytest.fixture(scope="session")
+def build_ppo_roles(tiny_base, adapter_runs):
+    """Make policy, reference, value and reward on one tiny base, as PPO needs them."""
+    config = ModelConfig(model_name_or_path=str(tiny_base), dtype="float32")
 
-    def make() -> Roles:
-        roles = fresh_roles(model_config)
-        roles.attach(POLICY, sft_run, trainable=True)
-        roles.attach(REFERENCE, sft_run)
-        roles.attach(REWARD, reward_run, head=True)
-        roles.attach(VALUE, reward_run, head=True, trainable=True)
+    def build() -> Roles:
+        roles = fresh_roles(config)
+        roles.attach(POLICY, adapter_runs / "sft", trainable=True)
+        roles.attach(REFERENCE, adapter_runs / "sft")
+        roles.attach(REWARD, adapter_runs / "reward", head=True)
+        roles.attach(VALUE, adapter_runs / "reward", head=True, trainable=True)
         return roles
 
-    return make
+    return build
+
+
+@pytest.fixture
+def make_ppo_roles(build_ppo_roles):
+    """The same, from a fixed random state."""
+    set_seed(3)
+    return build_ppo_roles
 
 
 @pytest.fixture

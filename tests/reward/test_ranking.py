@@ -111,7 +111,7 @@ def test_groups_collect_scattered_pairs():
 @pytest.mark.parametrize("group", ["alone", "together"])
 def test_grouping_memory_does_not_grow_with_rows(group):
     def peak(count):
-        tokens = pa.array([[token % 9999 for token in range(i, i + 300)] for i in range(count)])
+        tokens = pa.array([[token % 9999 for token in range(i, i + 100)] for i in range(count)])
         columns = {"chosen_ids": tokens, "rejected_ids": tokens[::-1]}
         if group == "together":
             columns["group_id"] = pa.array([i // 3 for i in range(count)])

@@ -44,15 +44,12 @@ def contents(checkpoint):
     }
 
 
-def train(ppo_roles, tokenizer, folder):
-    """Eight steps with a checkpoint after every second step; one is kept."""
-    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
-    make(ppo_roles, tokenizer, prompts(), folder, **saving).train()
+def test_newest_checkpoint_is_complete_at_any_moment(ppo_roles, tokenizer, tmp_path, monkeypatch):
+    """Each checkpoint is complete once it has its name, and stays until the next one exists."""
+    folder, replace, states, renames = tmp_path / "run", os.replace, [], []
 
-
-def test_newest_checkpoint_is_complete_at_any_moment(ppo_roles, tokenizer, tmp_path):
-    """Each checkpoint is complete from the moment it has its name until the next one exists."""
-    folder, states = tmp_path / "run", []
+    def names():
+        return [f.name for f in checkpoints(folder)]
 
     def record(event, args):
         if event == "open" and not str(args[0]).startswith(str(folder)):
@@ -62,10 +59,18 @@ def test_newest_checkpoint_is_complete_at_any_moment(ppo_roles, tokenizer, tmp_p
         if not states or states[-1] != state:
             states.append(state)
 
+    def recorded_replace(source, target):
+        before = names()
+        replace(source, target)
+        if os.path.basename(target).startswith("checkpoint-"):
+            renames.append((before, names()))
+
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
     with watching(record):
-        train(ppo_roles, tokenizer, folder)
-    names = [None if state is None else state[0] for state in states]
-    assert names == [None, *(f"checkpoint-{step}" for step in (2, 4, 6, 8))]
+        make(ppo_roles, tokenizer, prompts(), folder, **saving).train()
+    two, four, six, eight = (f"checkpoint-{step}" for step in (2, 4, 6, 8))
+    assert [state and state[0] for state in states] == [None, two, four, six, eight]
     needed = {
         "adapter_model.safetensors",
         "optimizer.pt",
@@ -74,26 +79,7 @@ def test_newest_checkpoint_is_complete_at_any_moment(ppo_roles, tokenizer, tmp_p
     }
     for _, files in states[1:]:
         assert needed <= set(files)
-        assert set(files) == set(contents(folder / "checkpoint-8"))
-
-
-def test_older_checkpoint_is_removed_after_newer_exists(
-    ppo_roles, tokenizer, tmp_path, monkeypatch
-):
-    folder, replace, renames = tmp_path / "run", os.replace, []
-
-    def names():
-        return [f.name for f in checkpoints(folder)]
-
-    def recorded(source, target):
-        before = names()
-        replace(source, target)
-        if os.path.basename(target).startswith("checkpoint-"):
-            renames.append((before, names()))
-
-    monkeypatch.setattr(os, "replace", recorded)
-    train(ppo_roles, tokenizer, folder)
-    two, four, six, eight = (f"checkpoint-{step}" for step in (2, 4, 6, 8))
+        assert set(files) == set(contents(folder / eight))
     assert renames == [
         ([], [two]),
         ([two], [two, four]),

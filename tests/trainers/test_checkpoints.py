@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import threading
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 from tests.ppo.setup import make, prompts
 from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from toolkit.models import adapters
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.runs.resuming import CONTENTS, last_checkpoint
 from toolkit.runs.run import Run
 from toolkit.trainers.callbacks import interruptible
@@ -22,6 +24,21 @@ from toolkit.trainers.checkpoints import INCOMING
 pytestmark = pytest.mark.slow
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+
+
+@pytest.fixture(scope="module")
+def finished_run(build_ppo_roles, tiny_base, tmp_path_factory):
+    """A training of eight steps with checkpoints 4 and 8; do not change."""
+    folder = tmp_path_factory.mktemp("finished")
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    make(build_ppo_roles(), load_tokenizer(str(tiny_base)), prompts(), folder, **saving).train()
+    return folder
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy of the finished training."""
+    return shutil.copytree(finished_run, tmp_path / "run")
 
 
 class AtStep(TrainerCallback):
@@ -253,19 +270,17 @@ def test_other_threads_keep_their_signal_handlers(ppo_roles, tokenizer, tmp_path
     assert handlers == [handler]
 
 
-def test_checkpoints_of_another_training_are_rejected(make_ppo_roles, tokenizer, tmp_path):
+def test_checkpoints_of_another_training_are_rejected(run, make_ppo_roles, tokenizer):
     options = {"save_strategy": "steps", "save_steps": 2}
-    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options).train()
     for nothing in (None, False, "false"):
         with pytest.raises(CheckpointError, match="checkpoint-8 of another training: resume it"):
-            make(make_ppo_roles(), tokenizer, prompts(), tmp_path, seed=1, **options).train(nothing)
+            make(make_ppo_roles(), tokenizer, prompts(), run, seed=1, **options).train(nothing)
     # resuming from an older checkpoint removes the newer ones
-    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options)
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), run, **options)
     trainer.add_callback(AtStep(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     with pytest.raises(Interrupted), interruptible(trainer):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    left = sorted(f.name for f in tmp_path.glob("checkpoint-*"))
-    assert left == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
+    assert sorted(f.name for f in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
 
 @pytest.mark.parametrize(
@@ -278,13 +293,12 @@ def test_checkpoints_of_another_training_are_rejected(make_ppo_roles, tokenizer,
         ({"max_steps": 8}, None),  # already finished
     ],
 )
-def test_resume_rejects_changed_settings(make_ppo_roles, tokenizer, tmp_path, changes, message):
-    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING).train()
-    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **(SAVING | changes))
+def test_resume_rejects_changed_settings(run, make_ppo_roles, tokenizer, changes, message):
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), run, **(SAVING | changes))
     error = nullcontext() if message is None else pytest.raises(CheckpointError, match=message)
     with error:
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
-    assert (tmp_path / "checkpoint-8").is_dir()
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-8"))
+    assert (run / "checkpoint-8").is_dir()
     assert trainer.state.global_step == (8 if message is None else 0)
 
 
@@ -307,17 +321,15 @@ def test_moved_run_finds_its_best_checkpoint(make_ppo_roles, tokenizer, tmp_path
     assert (moved / "checkpoint-2").is_dir()
 
 
-def test_resume_rejects_changed_prompts(make_ppo_roles, tokenizer, tmp_path):
+def test_resume_rejects_changed_prompts(run, make_ppo_roles, tokenizer):
     """The rejected run keeps its checkpoints."""
-    options = {"save_strategy": "steps", "save_steps": 4}
-    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **options).train()
     for others in (prompts().select(range(12)), prompts().select(range(15, -1, -1))):
-        trainer = make(make_ppo_roles(), tokenizer, others, tmp_path, **options)
+        trainer = make(make_ppo_roles(), tokenizer, others, run)
         with pytest.raises(
             CheckpointError, match=r"written with `prompts` 16 \(\w+\), this run has 1"
         ):
-            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-        assert (tmp_path / "checkpoint-8").is_dir()
+            trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
+        assert (run / "checkpoint-8").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -330,17 +342,15 @@ def test_resume_rejects_changed_prompts(make_ppo_roles, tokenizer, tmp_path):
     ],
 )
 def test_failed_resume_keeps_later_checkpoints(
-    make_ppo_roles, tokenizer, tmp_path, damaged, options, message
+    run, make_ppo_roles, tokenizer, damaged, options, message
 ):
-    saving = {"save_strategy": "steps", "save_steps": 4}
-    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **saving).train()
     if damaged is not None:
-        file = tmp_path / "checkpoint-4" / damaged
+        file = run / "checkpoint-4" / damaged
         file.write_bytes(b"{" * file.stat().st_size)
-    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **saving, **options)
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), run, **options)
     with pytest.raises(CheckpointError, match=message):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert (tmp_path / "checkpoint-8").is_dir()
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
+    assert (run / "checkpoint-8").is_dir()
 
 
 def test_full_disk_does_not_hide_the_error(tmp_path, monkeypatch):
