@@ -168,9 +168,9 @@ def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo
     options = {"model_name_or_path": tiny_base, "parent": sft_run, "max_steps": 2, "max_rows": 40}
     options |= {"dataset_name": "world:comparisons", "demonstrations": "world:demonstrations"}
     folder = call("reward", tmp_path / "reward", ensemble=3, unit_variance=True, **options)
-    run = Run.load(folder)
-    assert (run.recipe, run.state, run.results["members"]) == (ENSEMBLE, "finished", 3)
-    assert 0 <= run.results["members_agreement"] <= 1
+    first = Run.load(folder)
+    assert (first.recipe, first.state, first.results["members"]) == (ENSEMBLE, "finished", 3)
+    assert 0 <= first.results["members_agreement"] <= 1
     members = reward_models(str(folder))
     heads = [load_file(f"{member}/head.safetensors")["weight"] for member in members]
     assert not torch.equal(heads[0], heads[1])
@@ -192,7 +192,7 @@ def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo
         **options,
     )
     assert torch.equal(load_file(f"{members[2]}/head.safetensors")["weight"], heads[2])
-    assert Run.load(folder).results == run.results
+    assert Run.load(folder).results == first.results
     ppo = call(
         "ppo",
         tmp_path / "ppo",
