@@ -82,7 +82,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
         )
         return [
             *refresh(),
-            _summary(exported, folder),
+            _summary(exported, f"{FOLDER}/ next to {store.path.name}"),
             written or None,
             *(_command(lines.get(name), exported.lines[file]) for name, file in files_of.items()),
         ]
@@ -109,8 +109,8 @@ def _count_rows(tally: Tally) -> list[list[str]]:
 
 def _command_box(recipe: str, file: str) -> gr.Textbox:
     return gr.Textbox(
-        label=f"Command: train a {find_recipe(recipe).holds} with {recipe}",
-        info=f"Trains on {file}.",
+        label=f"toolkit {recipe}",
+        info=f"Trains a {find_recipe(recipe).holds} on {file}.",
         placeholder="Appears after an export.",
         lines=3,
         max_lines=8,
@@ -126,12 +126,12 @@ def _command(line: str | None, rows: Sequence[str]) -> str:
     return line or "No SFT run to start from: train one with `toolkit sft`, then export again."
 
 
-def _summary(exported: Export, folder: Path) -> str:
+def _summary(exported: Export, place: str) -> str:
     rows = [f"{name}: {len(lines)} row(s)" for name, lines in exported.lines.items() if lines]
     left_out = [f"left out, {why}: {n} judgement(s)" for why, n in exported.left_out.items()]
     if not rows and not left_out:
         return "There is nothing to export yet."
-    return "\n".join([f"Written to {folder.name}/ in the judgements' folder.", *rows, *left_out])
+    return "\n".join([f"Written to {place}", *rows, *left_out])
 
 
 def _first_sft(catalog: Catalog) -> Path | None:
