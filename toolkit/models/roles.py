@@ -278,9 +278,9 @@ class Roles:
                     self.model.add_adapter(name, config)
                     self.model.set_adapter(active)
         except ValueError as error:
-            beside = ", ".join(self.model.peft_config) if self.model else "no other adapter"
+            beside = f" beside {', '.join(self.model.peft_config)}" if self.model else ""
             raise CheckpointError(
-                f"role {name!r}: PEFT cannot add it beside {beside} ({library_reason(error)})"
+                f"role {name!r}: PEFT cannot add this adapter{beside} ({library_reason(error)})"
             ) from error
         self._index()
         for parameter in self.parameters(name):

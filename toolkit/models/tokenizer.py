@@ -162,7 +162,8 @@ def _without_thinking(tokenizer: PreTrainedTokenizerBase, template: str | None) 
 
 def _prompt_is_prefix(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     """Whether a rendered chat is the rendered prompt directly followed by the answer."""
-    return _render(tokenizer, template).startswith(_render_prompt(tokenizer, template) + _ANSWER)
+    prompt = _render(tokenizer, template, prompt=True)
+    return _render(tokenizer, template).startswith(prompt + _ANSWER)
 
 
 def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
@@ -183,7 +184,7 @@ def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
             ) from error
     try:
         rest = _after_answer(tokenizer, template)
-        prompt, chat = _render_prompt(tokenizer, template), _render(tokenizer, template)
+        chat, prompt = (_render(tokenizer, template, prompt=p) for p in (False, True))
     except Exception as error:  # Jinja raises many kinds
         reason = " ".join(str(error).split())
         raise ConfigError(f"chat_template: {option} cannot be rendered ({reason})") from error
@@ -199,16 +200,14 @@ def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
     return template
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
-    """A user's and an assistant's turn as text."""
-    return str(tokenizer.apply_chat_template(_TURNS, chat_template=template, tokenize=False))
-
-
-def _render_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """The user's turn as a prompt for the answer."""
+def _render(
+    tokenizer: PreTrainedTokenizerBase, template: str | None, *, prompt: bool = False
+) -> str:
+    """A user's and an assistant's turn as text; or the user's, as a prompt for the answer."""
+    turns = _TURNS[:1] if prompt else _TURNS
     return str(
         tokenizer.apply_chat_template(
-            _TURNS[:1], chat_template=template, tokenize=False, add_generation_prompt=True
+            turns, chat_template=template, tokenize=False, add_generation_prompt=prompt
         )
     )
 

@@ -20,6 +20,7 @@ AFTER_FULL_DISK = (
     "earlier checkpoints are intact. If the disk is full, free space and continue with "
     "--resume_from_checkpoint true"
 )
+METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"  # completions of the evaluations during training
 
 
@@ -38,7 +39,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self.run is not None:
             self.run.begin()
         args.logging_nan_inf_filter = False  # a loss that is not finite must be visible
-        file = self._file(args)
+        file = Path(str(args.output_dir)) / METRICS_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         _keep_until(state.global_step, file)
         samples = file.with_name(SAMPLES_FILE)
@@ -49,11 +50,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         """Append one line; a value that is not finite becomes null, since JSON has no NaN."""
         step = {"step": state.global_step}  # first key, and not a reward function's own `step`
         row = step | {k: _number(v) for k, v in (logs or {}).items()} | step
-        append_rows(self._file(args), [row])
-
-    @staticmethod
-    def _file(args: Any) -> Path:
-        return Path(str(args.output_dir)) / "metrics.jsonl"
+        append_rows(Path(str(args.output_dir)) / METRICS_FILE, [row])
 
 
 def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
