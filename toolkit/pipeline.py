@@ -1,4 +1,4 @@
-"""A pipeline: stages from one YAML, each a recipe called as a user would, continued where it stopped."""
+"""Pipelines: the stages of one YAML, each run as a command of its own, continued where they stopped."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ import yaml
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.options.config import find_config
 from toolkit.recipe import AnyCommand, Recipe, commands, find, folders, with_words
-from toolkit.runs.locking import own
+from toolkit.runs.locking import lock_folder
 from toolkit.runs.replacing import REPLACES, has_finished
 from toolkit.runs.run import Run, write_json
 
@@ -25,7 +25,7 @@ STATE_FILE = "pipeline.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of a recipe. `options` override the config; `{name}` in them is a stage's directory."""
+    """One call of a command. `options` override the config."""
 
     name: str
     recipe: str
@@ -51,12 +51,12 @@ class Pipeline:
         seed: int | None = None,
         trust_remote_code: bool = False,
     ) -> "Pipeline":
-        """Read and check a pipeline's YAML, and that every stage's config file exists.
+        """Read and check a pipeline's YAML, including that every stage's config file exists.
 
         Args:
-            trust_remote_code: for every stage; only the command line may ask for it.
+            trust_remote_code: for every stage; only the command line may set it.
 
-        Raises: ConfigError naming file, key, what was expected and what was found.
+        Raises: ConfigError that names file, key, expected and got.
         """
         file = find_config(file)
         try:
@@ -85,10 +85,10 @@ class Pipeline:
             config_file = find_config(stage["config"])
             if not Path(config_file).is_file():
                 raise ConfigError(f"{place}: `config` {stage['config']} does not exist")
-            # as a key or hidden in a value: all of them become words of a command
+            # as a key or inside a value, because all of them become words of a command line
             if "trust_remote_code" in str(stage.get("options", {})).replace("-", "_"):
                 raise ConfigError(
-                    f"{place}: `trust_remote_code` is not read from a file; if you trust the model's "
+                    f"{place}: `trust_remote_code` cannot be set in a file; if you trust the model's "
                     "code, run the pipeline with --trust_remote_code"
                 )
             known = {s.name: str(directory / s.name) for s in stages}
@@ -103,7 +103,7 @@ class Pipeline:
         return cls(directory, seed, tuple(stages), trust_remote_code)
 
     def directory(self, stage: Stage) -> Path:
-        """Where a stage writes: a folder of its name, unless its options say otherwise."""
+        """Where a stage writes: `output_dir` in its options, by default a folder of its name."""
         return Path(stage.options.get("output_dir", self.output_dir / stage.name))
 
     def command_of(self, stage: Stage) -> AnyCommand:
@@ -122,47 +122,45 @@ class Pipeline:
         return words + (["--trust_remote_code", "true"] if self.trust_remote_code else [])
 
     def fingerprint(self, at: int) -> str:
-        """Changes when a stage up to `at` is asked for something else, or would do it otherwise.
-
-        That is its words, its config, the files it names, and the code and base of this package.
-        """
-        asked, home = [_code()], str(self.output_dir)
+        """A hash that changes with any stage up to `at`: its options, its config, the files that the
+        config names, and the code and base of this package."""
+        parts, home = [_code()], str(self.output_dir)
         for stage in self.stages[: at + 1]:
             config = Path(stage.config).read_text(encoding="utf-8")
-            words = [word.replace(home, "{output_dir}") for word in self.words(stage)]
-            asked += [stage.recipe, *words, config, *_named_files(config)]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+            words = [word.replace(home, "{output_dir}") for word in self.words(stage)[2:]]
+            parts += [stage.recipe, *words, config, *_named_files(config)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
-    """Run every stage that is not finished yet, with one line of progress per stage.
+    """Run every stage that has not finished, with one line of progress per stage.
 
-    A stage whose config changed since it ran is run again, and so is all that follows it; where it
-    never began so, and the change is taken back, it is what it was. A stage that was interrupted
-    continues from its last checkpoint.
+    A stage whose config changed runs again, and so do the stages after it. If the changed stage did
+    not begin and the change is undone, its earlier result counts again. An interrupted stage resumes
+    from its last checkpoint.
 
-    Returns: seconds per stage, those of earlier calls included.
-    Raises: ToolkitError when a stage fails, with the end of its log; CheckpointError where another
+    Returns: seconds per stage, including those of earlier calls.
+    Raises: ToolkitError if a stage fails, with the end of its log; CheckpointError if another
         process runs a pipeline in the directory.
     """
-    with own(pipeline.output_dir, ".pipeline.lock"):  # a stage may write to the same folder
+    with lock_folder(pipeline.output_dir, ".pipeline.lock"):  # a stage may write to the same folder
         return _run_stages(pipeline)
 
 
 def _run_stages(pipeline: Pipeline) -> dict[str, float]:
     state_file = pipeline.output_dir / STATE_FILE
     done: dict[str, Any] = _read_state(state_file)
-    again = False  # a stage that ran makes all that follow run again
+    run_again = False  # once a stage runs, all stages after it run again
     for at, stage in enumerate(pipeline.stages):
         fingerprint = pipeline.fingerprint(at)
         label = f"[{at + 1}/{len(pipeline.stages)}] {stage.name:<12}"
-        entry = _last_begun(done.get(stage.name, {}), pipeline.directory(stage), fingerprint)
-        same = entry.get("fingerprint") == fingerprint and not again
+        entry = _last_entry(done.get(stage.name, {}), pipeline.directory(stage), fingerprint)
+        same = entry.get("fingerprint") == fingerprint and not run_again
         if same and entry.get("finished") and has_finished(pipeline.directory(stage)):
-            print(f"{label} done before ({entry['seconds']:.0f} s)", flush=True)
+            print(f"{label} finished before ({entry['seconds']:.0f} s)", flush=True)
             done[stage.name] = entry
             continue
-        again = True
+        run_again = True
         began = entry.get("began", 0.0) if same else time.time()
         done[stage.name] = {"fingerprint": fingerprint, "finished": False, "began": began}
         before = entry.get("before") if same else {k: v for k, v in entry.items() if k != "before"}
@@ -191,26 +189,26 @@ def _run_stage(
     log = pipeline.output_dir / f"{stage.name}.log"
     began = time.monotonic()
     with log.open("a" if resume else "w", encoding="utf-8") as output:
-        # what an earlier configuration left unfinished gives way, once this one begins
+        # without resume, unfinished work of an earlier config is replaced when this run begins
         code, peak_mb = _call(with_words(command, words), output, {} if resume else {REPLACES: "1"})
     if code != 0:
         print(flush=True)
         tail = "\n  ".join(_last_lines(log, 5))
         raise ToolkitError(
             f"stage {stage.name} failed with exit code {code}; its log {log} ends with\n"
-            f"  {tail}\n  Start the same command again to continue."
+            f"  {tail}\n  Run the same command again to continue."
         )
     return time.monotonic() - began, peak_mb
 
 
-def _call(words: list[str], output: TextIO, more: dict[str, str]) -> tuple[int, int]:
-    """Run a command, with more in its environment; its exit code, and the most memory it held in MB."""
+def _call(words: list[str], output: TextIO, variables: dict[str, str]) -> tuple[int, int]:
+    """Run a command with further environment variables; returns its exit code and peak memory in MB."""
     with subprocess.Popen(
-        words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | more
+        words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | variables
     ) as process:
         try:
             _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:  # Ctrl-C: the stage gets it too and ends; then we do
+        except BaseException:  # Ctrl-C also reaches the stage: wait for it to end
             process.wait()
             raise
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -228,14 +226,14 @@ def _timings(done: dict[str, Any]) -> dict[str, float]:
 
 def _read_state(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return state if isinstance(state, dict) else {}
 
 
-def _last_begun(entry: dict[str, Any], directory: Path, fingerprint: str) -> dict[str, Any]:
-    """What is known of a stage's run: of an earlier asking, if nothing has begun by the last one."""
+def _last_entry(entry: dict[str, Any], directory: Path, fingerprint: str) -> dict[str, Any]:
+    """The state of a stage's run; the state before the last change if the changed stage did not begin."""
     before = entry.get("before")
     if not before or entry.get("finished") or entry.get("fingerprint") == fingerprint:
         return entry
@@ -243,7 +241,7 @@ def _last_begun(entry: dict[str, Any], directory: Path, fingerprint: str) -> dic
 
 
 def _has_begun(directory: Path, began: float) -> bool:
-    """Whether the run in a directory is of this asking, and not what an earlier one has left."""
+    """Whether the run in a directory started at or after `began`, so that it is not an earlier one."""
     try:
         return Run.load(directory).started >= began
     except CheckpointError:
@@ -251,14 +249,14 @@ def _has_begun(directory: Path, began: float) -> bool:
 
 
 def _require_keys(
-    content: Any, wanted: dict[str, type], place: str, optional: set[str] | None = None
+    content: Any, types: dict[str, type], place: str, optional: set[str] | None = None
 ) -> None:
     if not isinstance(content, dict):
         raise ConfigError(f"{place}: expected a mapping, got {type(content).__name__}")
     for key in content:
-        if key not in wanted:
-            raise ConfigError(f"{place}: unknown key `{key}`; known are {', '.join(wanted)}")
-    for key, kind in wanted.items():
+        if key not in types:
+            raise ConfigError(f"{place}: unknown key `{key}`; known keys are {', '.join(types)}")
+    for key, kind in types.items():
         if key not in content and key in (optional or set()):
             continue
         if not isinstance(content.get(key), kind):
@@ -266,7 +264,7 @@ def _require_keys(
 
 
 def _filled(value: Any, known: dict[str, str], place: str) -> Any:
-    """Replace `{stage}` by that earlier stage's directory."""
+    """Replace `{stage}` by the directory of that earlier stage."""
     if isinstance(value, list):
         return [_filled(v, known, place) for v in value]
     if not isinstance(value, str):
@@ -295,7 +293,7 @@ def _code() -> str:
 
 
 def _named_files(config: str) -> list[str]:
-    """Size and time of every local file that a config names, its data above all."""
+    """Size and modification time of every local file that a config names, such as its dataset."""
     content = yaml.safe_load(config)
     values = content.values() if isinstance(content, dict) else ()
     names = sorted(v for v in values if isinstance(v, str) and "\n" not in v and Path(v).is_file())

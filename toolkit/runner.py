@@ -9,7 +9,7 @@ from toolkit.models.adapters import save_adapter
 from toolkit.preflight.report import print_report
 from toolkit.preflight.requirements import check_requirements
 from toolkit.recipe import Options, Recipe
-from toolkit.runs.resuming import asked
+from toolkit.runs.resuming import is_requested
 from toolkit.runs.run import ENSEMBLE, Run
 from toolkit.trainers.callbacks import interruptible
 from toolkit.training import Training
@@ -28,7 +28,7 @@ def train(recipe: Recipe, *configs: Any) -> Run:
     options, resume = check_requirements(recipe, Options(*configs))
     args, own = options.args, options.own
     is_ensemble = getattr(own, "ensemble", 1) > 1
-    if is_ensemble and asked(args.resume_from_checkpoint):
+    if is_ensemble and is_requested(args.resume_from_checkpoint):
         resume = args.output_dir  # the finished members stay
     with Run.start(
         args.output_dir,

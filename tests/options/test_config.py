@@ -51,7 +51,7 @@ def test_yaml_then_command_line(read):
         ("datasets: [{path: x, nam: y}]", "unknown option `nam`; did you mean `name`?"),
         ("datasets: [{name: y}]", "`path` is missing"),
         ("datasets: x", "`datasets` must be list"),
-        ("env: {A: 1}", "`env` is not read"),
+        ("env: {A: 1}", "`env` is not supported"),
         ("[1, 2]", "expected a mapping"),
         ("a: [", "not a YAML file"),
         ("lr_scheduler_type: cosin", "`lr_scheduler_type` must be one of linear, cosine"),

@@ -47,7 +47,7 @@ def bad(tmp_path, sft_run, reward_run):
     new_rank = ["--use_peft", "true", "--lora_r", "3"]
     return {
         "adapter options": ("dpo", ["--parent", sft_run, *new_rank], "would have no effect"),
-        "unfinished parent": ("dpo", ["--parent", died], "is not finished but failed"),
+        "unfinished parent": ("dpo", ["--parent", died], "is failed, not finished"),
         "no adapter": ("sft", ["--use_peft", "false"], "only adapters are trained"),
         "demonstrations": (
             "reward",

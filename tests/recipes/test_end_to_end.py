@@ -75,10 +75,10 @@ def test_the_whole_job_runs_reports_and_continues(small):
     assert Run.load(runs / "sft").base["id"] == "world:base"
     # a second call does nothing; one that lost a stage makes it, and what follows, again
     again = pipeline(small)
-    assert again.stdout.count("done before") == 6
+    assert again.stdout.count("finished before") == 6
     shutil.rmtree(runs / "dpo")
     third = pipeline(small)
-    assert third.stdout.count("done before") == 4
+    assert third.stdout.count("finished before") == 4
     assert "dpo          finished" in third.stdout
 
 

@@ -152,7 +152,7 @@ def test_nothing_is_overwritten_but_what_it_did_not_finish(tiny_base, sft_run, t
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     assert merge(sft_run, tmp_path / "full", tiny_base) == 2
-    assert "nothing is overwritten" in capsys.readouterr().err
+    assert "would be overwritten" in capsys.readouterr().err
     assert merge(sft_run, tmp_path / "merged", "world:base") == 2  # fails after it began
     assert merge(sft_run, tmp_path / "merged", tiny_base) == 0
     assert merge(sft_run, tmp_path / "merged", tiny_base) == 2

@@ -53,7 +53,7 @@ def test_a_finished_run_survives_a_start_that_fails(
     refused(recipe, run, **(options | {"dataset_name": bad}))
     said = capsys.readouterr()
     assert content(run) == before
-    assert f"{run}: the finished {recipe} run is as it was" in said.out
+    assert f"{run}: the finished {recipe} run is unchanged" in said.out
     assert "bad.jsonl" in said.err
     started = Run.load(run).started
     call(recipe, run, **options)

@@ -85,7 +85,7 @@ def test_failing_file_is_reported_with_its_line(tmp_path):
 def test_config_file_cannot_name_reward_functions(tmp_path, text):
     config = tmp_path / "c.yaml"
     config.write_text(text)
-    with pytest.raises(ConfigError, match="`reward_funcs` is not read from a file"):
+    with pytest.raises(ConfigError, match="`reward_funcs` cannot be set in a file"):
         read_config(str(config), [PPOArguments])
 
 

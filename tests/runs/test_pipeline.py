@@ -105,7 +105,7 @@ def test_code_that_comes_with_a_model_is_asked_for_on_the_command_line_alone(wri
     text = GOOD.replace('runs: ["{{sft}}", x]', option)
     assert text != GOOD
     with pytest.raises(
-        ConfigError, match="stage `ppo`: `trust_remote_code` is not read from a file"
+        ConfigError, match="stage `ppo`: `trust_remote_code` cannot be set in a file"
     ):
         Pipeline.read(str(write(text)))
     pipeline = Pipeline.read(str(write(GOOD)), trust_remote_code=True)
@@ -238,7 +238,7 @@ def test_one_process_runs_a_pipeline_at_a_time(write, tmp_path, stages):
     file = str(write(ONE))
     (tmp_path / "runs").mkdir(exist_ok=True)
     code = (
-        "from pathlib import Path; from toolkit.runs.locking import own; "
+        "from pathlib import Path; from toolkit.runs.locking import lock_folder as own; "
         f"kept = own(Path({str(tmp_path / 'runs')!r}), '.pipeline.lock'); print(1, flush=True); input()"
     )
     other = subprocess.Popen(

@@ -124,13 +124,13 @@ def test_a_checkpoint_half_copied_or_half_removed_is_not_chosen(tmp_path):
     assert last_checkpoint(tmp_path, True).endswith("checkpoint-10")
     (place / "value" / "head.safetensors").write_bytes(b"two")
     assert last_checkpoint(tmp_path, True).endswith("checkpoint-9")
-    with pytest.raises(CheckpointError, match=r"value/head\.safetensors has 3 bytes, and had 4"):
+    with pytest.raises(CheckpointError, match=r"value/head\.safetensors has 3 bytes, expected 4"):
         last_checkpoint(tmp_path, str(place))
     (place / "value" / "head.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"value/head\.safetensors is missing"):
         last_checkpoint(tmp_path, str(place))
     (place / CONTENTS).write_text('{"cut')
-    with pytest.raises(CheckpointError, match=rf"{CONTENTS} is cut short"):
+    with pytest.raises(CheckpointError, match=rf"{CONTENTS} is truncated"):
         last_checkpoint(tmp_path, str(place))
 
 
@@ -143,10 +143,10 @@ def test_a_run_that_did_not_finish_is_no_parent(tmp_path):
     run = Run.start(tmp_path / "run", recipe="sft")
     for name in COMPLETE[:2]:
         (run.path / name).write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="not finished but running"):
+    with pytest.raises(CheckpointError, match="is running, not finished"):
         require_adapter(str(run.path), "parent")
     run.fail(RuntimeError("out of memory"))
-    with pytest.raises(CheckpointError, match="not finished but failed"):
+    with pytest.raises(CheckpointError, match="is failed, not finished"):
         require_adapter(str(run.path), "parent")
     run.finish()
     require_adapter(str(run.path), "parent")
@@ -181,7 +181,7 @@ def test_a_finished_run_stays_until_the_next_begins(tmp_path, capsys, resumes):
     ):
         _ = 1 / 0
     assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
-    assert "the finished reward_ensemble run is as it was" in capsys.readouterr().out
+    assert "the finished reward_ensemble run is unchanged" in capsys.readouterr().out
     run = Run.start(tmp_path, recipe=recipe, resume=resume)
     run.begin()
     assert Run.load(tmp_path).state == "running"

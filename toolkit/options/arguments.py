@@ -1,4 +1,4 @@
-"""Arguments of the recipes, as dataclasses beside TRL's own."""
+"""Argument dataclasses of the recipes, beside TRL's own."""
 
 import json
 import math
@@ -27,16 +27,16 @@ class SourceArguments:
 
 @dataclass
 class DataArguments:
-    """How rows are read, beside TRL's own arguments for it."""
+    """How rows are read, beside TRL's own arguments."""
 
     dataset_format: str | None = field(
         default=None,
-        metadata={"help": "Name of the rows' format; by default it is detected from the columns."},
+        metadata={"help": "Format of the rows; by default it is detected from the columns."},
     )
     columns: dict[str, str] | str | None = field(
         default=None,
         metadata={
-            "help": "Other names for columns, {yours: theirs}; as JSON on the command line, such as "
+            "help": "Renames columns, {yours: expected}; as JSON on the command line, such as "
             '{"question": "prompt"}.'
         },
     )
@@ -49,17 +49,17 @@ class DataArguments:
     )
     pairs: Literal["all", "best"] = field(
         default="all",
-        metadata={"help": "Of a ranking: all its pairs, or the best against each of the rest."},
+        metadata={"help": "Pairs of a ranking: all, or the best against each of the rest."},
     )
     drop_bad_rows: bool = field(
         default=False,
         metadata={
-            "help": "Drop malformed rows into dropped_rows.jsonl, saying how many, instead of "
-            "stopping at them."
+            "help": "Drop malformed rows, count them and list them in dropped_rows.jsonl, instead of "
+            "stopping at the first."
         },
     )
     drop_duplicates: bool = field(
-        default=False, metadata={"help": "Drop rows that repeat an earlier one, too."}
+        default=False, metadata={"help": "Drop rows that repeat an earlier row."}
     )
     max_rows: int | None = field(
         default=None, metadata={"help": "Use only the first rows of each split (a quick trial)."}
@@ -75,42 +75,42 @@ class DataArguments:
         ]
 
 
-def _column_map(given: dict[str, str] | str | None) -> dict[str, str] | None:
+def _column_map(columns: dict[str, str] | str | None) -> dict[str, str] | None:
     """`columns` as a mapping.
 
-    Raises: ValueError where it is none, or gives two columns one name.
+    Raises: ValueError if it is not a mapping of names, or gives two columns the same name.
     """
-    if isinstance(given, str):
+    if isinstance(columns, str):
         try:
-            given = json.loads(given)
+            columns = json.loads(columns)
         except ValueError as error:
-            raise ValueError(f"`columns` must be a JSON object, got {given!r}") from error
-    if given is None:
+            raise ValueError(f"`columns` must be a JSON object, got {columns!r}") from error
+    if columns is None:
         return None
-    if not isinstance(given, dict) or not all(
-        isinstance(name, str) for pair in given.items() for name in pair
+    if not isinstance(columns, dict) or not all(
+        isinstance(name, str) for pair in columns.items() for name in pair
     ):
-        raise ValueError(f"`columns` must map names to names, got {given!r}")
-    if len(set(given.values())) < len(given):
-        raise ValueError(f"`columns` gives two columns the same name, got {given!r}")
-    return given
+        raise ValueError(f"`columns` must map names to names, got {columns!r}")
+    if len(set(columns.values())) < len(columns):
+        raise ValueError(f"`columns` gives two columns the same name, got {columns!r}")
+    return columns
 
 
 @dataclass
 class SFTArguments(DataArguments):
-    """What SFT learns of a dialogue."""
+    """Which turns of a dialogue SFT learns."""
 
     turns: Literal["all", "last"] = field(
         default="all",
         metadata={
-            "help": "Of a dialogue: an example for each assistant turn, or one of the last alone."
+            "help": "Examples of a dialogue: one for each assistant turn, or only the last turn."
         },
     )
 
 
 @dataclass
 class ParentArguments(DataArguments):
-    """Which adapter a run starts from."""
+    """The run whose adapter a run starts from."""
 
     parent: str | None = field(
         default=None,
@@ -120,26 +120,25 @@ class ParentArguments(DataArguments):
 
 @dataclass
 class RewardArguments(ParentArguments):
-    """What the reward model starts from, where its zero is, and how many there are."""
+    """Start, calibration and number of the reward models."""
 
     demonstrations: str | None = field(
-        default=None, metadata={"help": "Prompt-completion dataset whose rewards shall average 0."}
+        default=None,
+        metadata={"help": "Prompt-completion dataset whose mean reward becomes 0."},
     )
     unit_variance: bool = field(
         default=False,
-        metadata={"help": "Also scale scores so that the demonstrations' have variance 1."},
+        metadata={"help": "Also scale scores so that those of the demonstrations have variance 1."},
     )
     shuffle_pairs: bool = field(
         default=False,
         metadata={
-            "help": "Learn from every pair by itself, instead of all pairs of a prompt together."
+            "help": "Learn from each pair separately instead of all pairs of a prompt together."
         },
     )
     ensemble: int = field(
         default=1,
-        metadata={
-            "help": "Train so many reward models on one base, seed by seed, in member-0, member-1, …"
-        },
+        metadata={"help": "Number of reward models to train on one base, in member-0, member-1, …"},
     )
 
     def __post_init__(self) -> None:
@@ -147,12 +146,12 @@ class RewardArguments(ParentArguments):
         if self.ensemble < 1:
             raise ValueError(f"`ensemble` must be at least 1, got {self.ensemble}")
         if self.unit_variance and self.demonstrations is None:
-            raise ValueError("`unit_variance` needs `demonstrations`, whose scores it measures")
+            raise ValueError("`unit_variance` needs `demonstrations` to measure the variance on")
 
 
 @dataclass
 class PPOArguments(ParentArguments):
-    """What PPO's four roles start from, and what is rewarded."""
+    """The runs that PPO's roles start from, and the rewards."""
 
     reward_model: list[str] = field(
         default_factory=list,
@@ -161,9 +160,9 @@ class PPOArguments(ParentArguments):
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Python functions whose rewards are added (`reward_weights`), or are all there "
-            "is without a reward_model: FILE.py:FUNCTION or package.module:FUNCTION. Their code "
-            "runs, so they are named on the command line only."
+            "help": "Python functions, FILE.py:FUNCTION or package.module:FUNCTION, whose rewards are "
+            "added to the reward model's with `reward_weights`, or used alone. They run code, so "
+            "they can be set on the command line only."
         },
     )
     ptx_texts: str | None = field(
@@ -173,7 +172,7 @@ class PPOArguments(ParentArguments):
     eval_prompts: int = field(
         default=96,
         metadata={
-            "help": "Held-out prompts answered per evaluation while training, the first ones."
+            "help": "Number of held-out prompts (the first ones) per evaluation during training."
         },
     )
 
@@ -187,8 +186,8 @@ class PPOArguments(ParentArguments):
 class BaseArguments:
     """Shape of the embedded world's base."""
 
-    vocab_size: int = field(default=1536, metadata={"help": "Tokens of the byte-level BPE."})
-    tokenizer_documents: int = field(default=20000, metadata={"help": "Documents it learns from."})
+    vocab_size: int = field(default=1536, metadata={"help": "Tokens in the vocabulary."})
+    tokenizer_documents: int = field(default=20000, metadata={"help": "Documents to train it on."})
     hidden_size: int = field(default=192, metadata={"help": "Width of the trunk."})
     intermediate_size: int = field(default=512, metadata={"help": "Width of the MLP."})
     num_hidden_layers: int = field(default=5, metadata={"help": "Layers."})
@@ -198,22 +197,24 @@ class BaseArguments:
 
 @dataclass
 class LabelArguments:
-    """How many comparisons to make in the embedded world, and of which samples."""
+    """Number and sources of the comparisons of the embedded world."""
 
     parent: str | None = field(
         default=None, metadata={"help": "Run directory of the SFT model whose answers are ranked."}
     )
     output_dir: str = field(default="runs/world/comparisons", metadata={"help": "Where to write."})
     seed: int = field(default=0, metadata={"help": "Seed of samples, panel and prompts."})
-    train_prompts: int = field(default=500, metadata={"help": "Prompts whose answers are ranked."})
-    test_prompts: int = field(default=150, metadata={"help": "The same, of the test split."})
+    train_prompts: int = field(
+        default=500, metadata={"help": "Training prompts whose answers are ranked."}
+    )
+    test_prompts: int = field(
+        default=150, metadata={"help": "Test prompts whose answers are ranked."}
+    )
     completions: int = field(default=3, metadata={"help": "Answers per prompt from the parent."})
     base_completions: int = field(default=1, metadata={"help": "Answers per prompt from the base."})
-    written_vices: int = field(
-        default=1, metadata={"help": "Bad answers per prompt that nobody sampled."}
-    )
+    written_vices: int = field(default=1, metadata={"help": "Written bad answers per prompt."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    max_new_tokens: int = field(default=64, metadata={"help": "Most tokens of an answer."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Maximum tokens of an answer."})
     trust_remote_code: bool = field(
         default=False,
         metadata={"help": "Run Python that comes with the model; on the command line only."},
@@ -227,7 +228,7 @@ class LabelArguments:
                 f"more together, got {counts}"
             )
         for name, most in (("train_prompts", 2000), ("test_prompts", 450)):
-            if not 1 <= getattr(self, name) <= most:  # the world has not many more questions
+            if not 1 <= getattr(self, name) <= most:  # the world has few more questions
                 raise ValueError(f"`{name}` must be in 1…{most}, got {getattr(self, name)}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"`temperature` must be above 0, got {self.temperature}")
@@ -237,7 +238,7 @@ class LabelArguments:
 
 @dataclass
 class MergeArguments:
-    """Which run is merged into its base, and where the model goes."""
+    """The run to merge into its base, and the output directory."""
 
     parent: str | None = field(
         default=None, metadata={"help": "Run directory whose adapter is merged into the base."}
@@ -253,47 +254,47 @@ class MergeArguments:
 
 @dataclass
 class EvaluateArguments:
-    """Which runs to compare, on what, and how they sample."""
+    """The runs to compare, the data, and the sampling."""
 
     runs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Run directories; the first of SFT is compared with."},
+        metadata={"help": "Run directories; the first SFT run is the reference."},
     )
     reward_model: str | None = field(
         default=None,
-        metadata={"help": "Run of the reward model, or of an ensemble, whose mean score counts."},
+        metadata={"help": "Run of the reward model, or of an ensemble, whose mean score is used."},
     )
     comparisons: str | None = field(
         default=None,
-        metadata={"help": "Preference dataset whose test split judges the reward model."},
+        metadata={"help": "Preference dataset on whose test split the reward model is judged."},
     )
     demonstrations: str | None = field(
         default=None,
-        metadata={"help": "Prompt-completion dataset: few-shot examples, reward mean."},
+        metadata={"help": "Prompt-completion dataset for few-shot examples and the reward mean."},
     )
     drop_bad_rows: bool = field(
         default=False,
-        metadata={"help": "Drop malformed rows, saying how many, instead of stopping at them."},
+        metadata={"help": "Drop and count malformed rows instead of stopping at the first."},
     )
     prompts: str = field(default="world:prompts", metadata={"help": "Dataset of held-out prompts."})
-    prompts_split: str = field(default="test", metadata={"help": "Its split."})
-    max_prompts: int | None = field(default=None, metadata={"help": "Use only the first ones."})
+    prompts_split: str = field(default="test", metadata={"help": "Split of `prompts`."})
+    max_prompts: int | None = field(default=None, metadata={"help": "Use only the first prompts."})
     samples_per_prompt: int = field(
-        default=1, metadata={"help": "Answers to each prompt; more make the numbers steadier."}
+        default=1, metadata={"help": "Answers per prompt; more give narrower intervals."}
     )
     texts: str | None = field(
         default=None,
         metadata={"help": "Held-out text for lm_loss: world:corpus, or JSONL with `text`."},
     )
-    few_shot: int = field(default=4, metadata={"help": "Demonstrations shown to the base."})
-    temperature: float = field(default=0.7, metadata={"help": "Main sampling temperature."})
-    max_new_tokens: int = field(default=64, metadata={"help": "Most tokens of an answer."})
+    few_shot: int = field(default=4, metadata={"help": "Demonstrations in the prompt of the base."})
+    temperature: float = field(default=0.7, metadata={"help": "Temperature of the main sampling."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Maximum tokens of an answer."})
     batch_size: int = field(default=32, metadata={"help": "Answers scored together."})
     generation_batch_size: int = field(default=32, metadata={"help": "Prompts sampled together."})
     seed: int = field(default=0, metadata={"help": "Seed of the samples and the intervals."})
-    output_dir: str = field(default="runs/report", metadata={"help": "Where the report goes."})
+    output_dir: str = field(default="runs/report", metadata={"help": "Directory of the report."})
     timings: str | None = field(
-        default=None, metadata={"help": "JSON of seconds per earlier stage, for the report."}
+        default=None, metadata={"help": "Seconds of earlier stages for the report, as JSON."}
     )
     trust_remote_code: bool = field(
         default=False,

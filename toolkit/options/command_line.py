@@ -1,4 +1,4 @@
-"""A recipe's command line: a YAML file and options over it, as argument dataclasses, strictly."""
+"""Parse a command line and its YAML file into argument dataclasses, strictly."""
 
 import dataclasses
 import errno
@@ -22,11 +22,11 @@ def parse(
     Args:
         dataclass_types: the argument classes, such as `(ScriptArguments, SFTConfig, ModelConfig)`.
         argv: the words after the program's name; default `sys.argv[1:]`.
-        description: shown by `--help`, usually the recipe's docstring.
+        description: the text of `--help`, usually the recipe's docstring.
 
     Returns: one instance per class, in order.
     Raises: ConfigError for an unknown key, a wrong type, a value outside the choices, a missing
-        file, or anything the classes' own checks refuse. `--help` exits with 0.
+        file, or a value that a class rejects. `--help` exits with 0.
     """
     from trl import TrlParser
 
@@ -56,7 +56,7 @@ def parse(
 
 
 def _require_finite(instances: Sequence[Any]) -> None:
-    """Refuse `nan` and `inf` of a command line; a YAML's are refused when it is read."""
+    """Reject `nan` and `inf` on the command line; `read_config` rejects them in a YAML."""
     for instance in instances:
         for f in dataclasses.fields(instance):
             value = getattr(instance, f.name, None)
@@ -73,7 +73,7 @@ def run_cli(
 ) -> int:
     """Parse, then call `main` with the parsed classes; an input error becomes one line and exit code 2.
 
-    With TOOLKIT_TRACEBACK=1 in the environment it is preceded by where it was raised.
+    With TOOLKIT_TRACEBACK=1 in the environment the traceback is printed, too.
     """
     parsed: tuple[Any, ...] = ()
     try:
@@ -100,22 +100,22 @@ def run_cli(
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """The system's own error, or what safetensors makes of it."""
+    """The system's error, or the one that safetensors raises for it."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
 
 
 def _require_local_model(parsed: Sequence[Any]) -> None:
-    """Say at once, and not after minutes of reading data, that a model's folder is not there."""
+    """Report a missing model folder at once, not after minutes of reading data."""
     for arguments in parsed:
         name = getattr(arguments, "model_name_or_path", None)
         if name and is_local_path(name) and not Path(name).expanduser().is_dir():
-            raise ConfigError(f"model_name_or_path: {name} is no folder")
+            raise ConfigError(f"model_name_or_path: {name} is not a folder")
 
 
 def _split_config_flag(words: list[str]) -> list[str]:
-    """`--config=x` as `--config x`, which is all that TrlParser reads."""
+    """`--config=x` as `--config x`, the only form that TrlParser reads."""
     return [part for w in words for part in (w.split("=", 1) if w.startswith("--config=") else [w])]
 
 
@@ -132,11 +132,11 @@ def _config_path(words: list[str]) -> str:
 
 
 def _device_defaults(dataclass_types: Sequence[type], named: set[str]) -> dict[str, Any]:
-    """TRL's configs assume a GPU with bf16; what this machine has decides unless the user does.
+    """Defaults for this machine's device, because TRL's configs assume a GPU with bf16.
 
     Args:
-        dataclass_types: one of them has `use_cpu`, or there is nothing to decide.
-        named: the options that the user sets.
+        dataclass_types: the argument classes; the defaults apply if one of them has `use_cpu`.
+        named: the options that the user sets, which are left alone.
     """
     if "use_cpu" not in options_of(dataclass_types):
         return {}
@@ -144,7 +144,7 @@ def _device_defaults(dataclass_types: Sequence[type], named: set[str]) -> dict[s
 
     if not torch.cuda.is_available():
         return {"use_cpu": True}
-    # a card before Ampere emulates bf16, slowly, and counts as supporting it unless asked so
+    # GPUs before Ampere emulate bf16 slowly, and torch reports that as support by default
     if "bf16" in named or torch.cuda.is_bf16_supported(including_emulation=False):
         return {}
     return {"bf16": False, "fp16": True}
@@ -155,15 +155,15 @@ def _place(words: Sequence[str]) -> str:
 
 
 class _PlainHelp:
-    """TRL's help formatter with the recipe's docstring left as it was written."""
+    """TRL's help formatter, keeping the line breaks of the recipe's docstring."""
 
     def __init__(self, formatter: Any) -> None:
         self.formatter = formatter
 
     def __call__(self, prog: str) -> Any:
-        made = self.formatter(prog)
-        fill = made._fill_text
-        made._fill_text = lambda text, width, indent: (
+        formatter = self.formatter(prog)
+        fill = formatter._fill_text
+        formatter._fill_text = lambda text, width, indent: (
             text if "\n" in text else fill(text, width, indent)
         )
-        return made
+        return formatter

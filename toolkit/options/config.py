@@ -1,4 +1,4 @@
-"""Strict reading of a recipe's YAML: every key known, every value of its option's type."""
+"""Read a recipe's YAML strictly: every key must be an option, every value of the option's type."""
 
 import dataclasses
 import difflib
@@ -19,7 +19,7 @@ from toolkit.errors import ConfigError
 _PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = _PACKAGE / "_shipped" if (_PACKAGE / "_shipped").is_dir() else _PACKAGE.parent
 
-# options that run code: whose, and how they are given
+# options that run code: which code, and an example value
 RUNS_PYTHON = {
     "trust_remote_code": ("Python that comes with a model", "true"),
     "reward_funcs": ("the Python that it names", "FILE.py:FUNCTION"),
@@ -33,7 +33,7 @@ def find_config(name: str) -> str:
 
 
 def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
-    """The YAML mapping in `path`, every key known to one of the classes and of its type."""
+    """The mapping in a YAML file; every key is an option of one of the classes and has its type."""
     path = find_config(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -52,15 +52,15 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
         for option in RUNS_PYTHON.keys() & _keys({key: value}):
             code, example = RUNS_PYTHON[option]
             raise ConfigError(
-                f"{path}: `{option}` is not read from a file, whose author may not be you: it runs "
-                f"{code}. If you trust it, add --{option} {example} on the command line"
+                f"{path}: `{option}` cannot be set in a file, because it runs {code}. If you trust that "
+                f"code, add --{option} {example} on the command line"
             )
         if key == "env":
-            raise ConfigError(f"{path}: `env` is not read; set the variables in your shell")
+            raise ConfigError(f"{path}: `env` is not supported; set the variables in your shell")
         if key not in known:
             raise ConfigError(f"{path}: unknown option `{key}`{_did_you_mean(key, known)}")
         hint, choices = known[key]
-        if key == "resume_from_checkpoint" and isinstance(value, bool):  # documented as a switch
+        if key == "resume_from_checkpoint" and isinstance(value, bool):  # documented as a boolean
             loaded[key] = value
             continue
         loaded[key] = _checked(value, hint, f"{path}: `{key}`")
@@ -81,30 +81,30 @@ def _keys(value: Any) -> set[str]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which takes the last of two equal keys in silence, refusing them."""
+    """YAML's safe loader with an error for a repeated key, of which it would silently take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"`{twice[0]}` is given twice")
+        repeated = [key for key in keys if keys.count(key) > 1]
+        if repeated:
+            raise yaml.YAMLError(f"`{repeated[0]}` is given twice")
         return super().construct_mapping(node, deep)
 
 
 def options_of(dataclass_types: Sequence[type]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """option -> (type, choices) over all classes."""
-    found: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+    """The options of all classes: name -> (type, choices)."""
+    options: dict[str, tuple[Any, tuple[Any, ...]]] = {}
     for cls in dataclass_types:
         hints = typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
             if f.init:
-                named = f.metadata.get("choices") or _names_of(hints[f.name])
-                found[f.name] = (hints[f.name], tuple(named))
-    return found
+                choices = f.metadata.get("choices") or _names_of(hints[f.name])
+                options[f.name] = (hints[f.name], tuple(choices))
+    return options
 
 
 def _names_of(hint: Any) -> list[str]:
-    """What an option may be called that is an enumeration, or a text that stands for one of it."""
+    """The values of an option whose type is an enumeration, or text for one of its members."""
     kinds = [k for k in typing.get_args(hint) if isinstance(k, type) and issubclass(k, enum.Enum)]
     return [str(member.value) for kind in kinds for member in kind]
 
@@ -130,7 +130,9 @@ def _matches(value: Any, option: Any, place: str) -> tuple[bool, Any]:
         return value in typing.get_args(option), value
     if origin is list or option is list:
         inner = (typing.get_args(option) or (Any,))[0]
-        if isinstance(value, str) and inner is str:  # one word is a list of one, as in a shell
+        if (
+            isinstance(value, str) and inner is str
+        ):  # one word is a list of one, as on the command line
             value = [value]
         if not isinstance(value, list):
             return False, value
@@ -140,7 +142,7 @@ def _matches(value: Any, option: Any, place: str) -> tuple[bool, Any]:
     if isinstance(option, type) and dataclasses.is_dataclass(option):
         return isinstance(value, option) or _is_mapping_of(value, option, place), value
     if option is float:
-        if isinstance(value, str):  # YAML reads 1e-5, without a dot, as text
+        if isinstance(value, str):  # YAML reads 1e-5 (without a dot) as text
             try:
                 value = float(value)
             except ValueError:
@@ -189,12 +191,12 @@ def _did_you_mean(key: Any, known: typing.Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks."""
+    """The message of an error without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def is_local_path(name: str) -> bool:
-    """Whether a model or dataset name means a place on this machine rather than on the hub."""
+    """Whether the name of a model or dataset is a local path and not a name of the hub."""
     return (
         os.path.exists(name)
         or name.startswith((".", "/", "~"))

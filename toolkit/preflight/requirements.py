@@ -15,7 +15,7 @@ from toolkit.preflight.options import check_numbers, try_options
 from toolkit.recipe import Options, Recipe, recipes
 from toolkit.runs.parents import is_finished, made_with, require_adapter, reward_models
 from toolkit.runs.replacing import refuse_unfinished
-from toolkit.runs.resuming import asked, last_checkpoint
+from toolkit.runs.resuming import is_requested, last_checkpoint
 from toolkit.runs.run import Run
 
 
@@ -85,7 +85,7 @@ def _checkpoint(recipe: Recipe, options: Options) -> str | None:
         )
     if resume is None:
         is_ensemble = getattr(own, "ensemble", 1) > 1
-        keeps_members = is_ensemble and asked(args.resume_from_checkpoint)
+        keeps_members = is_ensemble and is_requested(args.resume_from_checkpoint)
         refuse_unfinished(Path(args.output_dir), inside=not keeps_members)
     return resume
 

@@ -25,7 +25,7 @@ from toolkit.reward.adapter import (
 )
 from toolkit.reward.ranking import RankingCollator, RankingTrainer, group_comparisons
 from toolkit.runs.parents import is_finished
-from toolkit.runs.resuming import asked, last_checkpoint
+from toolkit.runs.resuming import is_requested, last_checkpoint
 from toolkit.runs.run import Run
 from toolkit.sampling.generation import Prompt
 from toolkit.trainers.callbacks import RunCallback, interruptible
@@ -264,7 +264,7 @@ def train_ensemble(
         judge: None without held-out comparisons.
     """
     script, training, model, mixture, start = configs
-    resuming = asked(training.resume_from_checkpoint)
+    resuming = is_requested(training.resume_from_checkpoint)
     run.begin()
     for number in range(start.ensemble):
         own = copy.copy(training)

@@ -1,4 +1,4 @@
-"""What a run's files must be before they are read: regular, inside the folder, and unchanged."""
+"""Checks of a run's files before they are read: regular, inside the folder, and unchanged."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# What an answer depends on. Paths in a manifest are never followed, only these looked up in it.
+# The files that answers depend on. Only these names are looked up; paths in a manifest are not followed.
 HASHED = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -21,24 +21,24 @@ _CHUNK = 1 << 20
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of each of `HASHED` that is in a run's folder."""
+    """The sha256 of each file of `HASHED` that exists in a run's folder."""
     return {name: sha256(folder / name) for name in HASHED if (folder / name).is_file()}
 
 
 def changed(folder: Path, recorded: Any) -> str | None:
-    """Which file is not what the run wrote, or None. Runs that recorded nothing are let through.
+    """Which file was changed after the run finished, or None; also None if the run recorded no hashes.
 
     Args:
         folder: the run's directory.
-        recorded: `weights` of its manifest, file -> sha256; anything else counts as nothing.
+        recorded: `weights` of its manifest, file -> sha256; any other type counts as nothing recorded.
     """
     if not isinstance(recorded, Mapping):
         return None
     for name in HASHED:
         expected, file = recorded.get(name), folder / name
-        if isinstance(expected, str) and file.is_file() and (found := sha256(file)) != expected:
+        if isinstance(expected, str) and file.is_file() and (actual := sha256(file)) != expected:
             return (
-                f"{name} was changed after the run finished: its sha256 is {found[:12]}…, run.json "
+                f"{name} was changed after the run finished: its sha256 is {actual[:12]}…, run.json "
                 f"has {expected[:12]}…; put the file back or train the run again"
             )
     return None
@@ -56,20 +56,20 @@ def sha256(file: Path) -> str:
 def stray(folder: Path, root: Path) -> str | None:
     """Why a run's folder must not be read: a link that leads out of `root`, a pipe or a device.
 
-    Checkpoints are left out, which may lie on another disk; nothing here reads them.
+    Checkpoints are not checked, because they may be on another disk and are not read here.
     """
     for place in (folder, *(folder / name for name in WITHIN_A_RUN)):
         if place.is_symlink():
-            continue  # judged as one of its parent's entries
+            continue  # checked as an entry of its parent
         try:
             names = sorted(
                 e.name for e in os.scandir(place) if not e.name.startswith("checkpoint-")
             )
         except OSError:
             continue
-        found = _first_stray(place, names, root.resolve())
-        if found is not None:
-            return found
+        reason = _first_stray(place, names, root.resolve())
+        if reason is not None:
+            return reason
     return None
 
 
@@ -80,7 +80,7 @@ def _first_stray(folder: Path, names: Iterable[str], root: Path) -> str | None:
             if path.is_symlink() and not path.resolve().is_relative_to(root):
                 return f"{name} is a link that leads out of the runs folder"
             mode = path.stat().st_mode
-        except (OSError, RuntimeError):  # gone meanwhile, or a link that leads nowhere
+        except (OSError, RuntimeError):  # removed meanwhile, or a dangling link
             continue
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             return f"{name} is neither a file nor a folder (a pipe, a socket or a device)"
@@ -90,15 +90,15 @@ def _first_stray(folder: Path, names: Iterable[str], root: Path) -> str | None:
 def open_inside(file: Path, root: Path) -> BinaryIO:
     """Open a regular file that lies below `root`, for reading bytes.
 
-    A pipe that took the file's place meanwhile does not block, and is refused.
+    A pipe in the place of the file raises an error instead of blocking.
 
-    Raises: OSError where it is missing, is not a regular file, or lies elsewhere.
+    Raises: OSError if the file is missing, not a regular file, or outside `root`.
     """
     if not file.resolve().is_relative_to(root.resolve()):
         raise OSError(f"{file.name} is a link that leads out of the runs folder")
-    number = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    stream = os.fdopen(number, "rb", closefd=True)
-    if not stat.S_ISREG(os.fstat(number).st_mode):
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    stream = os.fdopen(descriptor, "rb", closefd=True)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         stream.close()
         raise OSError(f"{file.name} is not a regular file")
     return stream
@@ -107,7 +107,7 @@ def open_inside(file: Path, root: Path) -> BinaryIO:
 def read_inside(file: Path, root: Path, *, at_most: int) -> bytes:
     """The content of a regular file below `root`.
 
-    Raises: OSError as `open_inside`, or where it has more than `at_most` bytes.
+    Raises: OSError as `open_inside`, or if it has more than `at_most` bytes.
     """
     with open_inside(file, root) as stream:
         content = stream.read(at_most + 1)

@@ -1,4 +1,4 @@
-"""Every run below a folder, and what looks like one but cannot be used."""
+"""List every run below a folder, and the directories that look like runs but cannot be used."""
 
 import os
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class BrokenRun:
 
 
 def list_runs(root: str | os.PathLike[str]) -> tuple[list[Run], list[BrokenRun]]:
-    """All runs at any depth below `root`, by path; damaged ones apart, never raised.
+    """All runs at any depth below `root`, sorted by path, and the damaged ones.
 
-    Links to folders are not followed, and a run with a file that is a link out of `root`, a pipe or
-    a device counts as damaged and is not read: see `stray`.
+    Links to folders are not followed. A run with a file that is a link out of `root`, a pipe or a
+    device counts as damaged and is not read; see `stray`.
     """
-    found: list[Run] = []
+    runs: list[Run] = []
     broken: list[BrokenRun] = []
     for folder, children, files in os.walk(root, followlinks=False):
         children[:] = sorted(c for c in children if not c.startswith(("checkpoint-", ".")))
@@ -36,7 +36,7 @@ def list_runs(root: str | os.PathLike[str]) -> tuple[list[Run], list[BrokenRun]]
             broken.append(BrokenRun(Path(folder), reason))
             continue
         try:
-            found.append(Run.load(folder))
+            runs.append(Run.load(folder))
         except CheckpointError as error:
             broken.append(BrokenRun(Path(folder), str(error)))
-    return found, broken
+    return runs, broken

@@ -1,4 +1,4 @@
-"""A folder that one process writes to at a time."""
+"""Lock a folder, so that one process at a time writes to it."""
 
 import errno
 from pathlib import Path
@@ -15,21 +15,21 @@ except ImportError:  # Windows
 LOCK = ".lock"
 
 
-def own(folder: Path, name: str = LOCK) -> IO[str]:
-    """Make a folder this process's own, for as long as the file that is returned is open.
+def lock_folder(folder: Path, name: str = LOCK) -> IO[str]:
+    """Create a folder and lock it for as long as the returned file is open.
 
-    Args:
-        name: of that file; who locks by another name is not kept out.
-
-    The system frees it however the process ends. Where it has no such locks (Windows, some network
+    The system releases the lock however the process ends. Without such locks (Windows, some network
     file systems) two processes are not kept apart.
 
-    Raises: CheckpointError where the folder cannot be made, or another process has it.
+    Args:
+        name: of the lock file; locks of different names are independent.
+
+    Raises: CheckpointError if the folder cannot be created, or another process holds the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / name).open("w", encoding="utf-8")
-    except OSError as error:  # not a folder, not ours, read only, too long a name
+    except OSError as error:  # not a folder, no permission, read-only, name too long
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CheckpointError(
@@ -43,6 +43,6 @@ def own(folder: Path, name: str = LOCK) -> IO[str]:
         raise CheckpointError(
             f"{folder}: another process writes to it; wait for it, or choose another output_dir"
         ) from error
-    except OSError:  # the file system keeps no locks
+    except OSError:  # the file system has no locks
         pass
     return lock

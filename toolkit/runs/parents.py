@@ -1,4 +1,4 @@
-"""Runs that an option names, looked at cheaply before anything is loaded."""
+"""Runs that an option names, checked by their files before anything is loaded."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from toolkit.runs.run import ENSEMBLE, MANIFEST, Run
 
 
 def is_finished(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a run that finished, with an adapter that is whole."""
+    """Whether the path is a finished run with a complete adapter."""
     try:
         run = Run.load(path)
     except CheckpointError:
@@ -18,28 +18,28 @@ def is_finished(path: str | os.PathLike[str]) -> bool:
 
 
 def reward_models(path: str) -> list[str]:
-    """The reward model's run, or those of an ensemble.
+    """The directory of a reward model, or those of an ensemble's members.
 
-    Raises: CheckpointError for an ensemble that is not finished.
+    Raises: CheckpointError for an unfinished ensemble.
     """
     if not (Path(path) / MANIFEST).is_file() or Run.load(path).recipe != ENSEMBLE:
         return [path]
     run = Run.load(path)
     if run.state != "finished":
         raise CheckpointError(
-            f"{path}: this ensemble is not finished but {run.state}; continue it with "
+            f"{path}: this ensemble is {run.state}, not finished; continue it with "
             "--resume_from_checkpoint true"
         )
     return [str(run.path / f"member-{i}") for i in range(run.config["ensemble"])]
 
 
 def require_adapter(run: str, option: str) -> None:
-    """Check cheaply that a run named by an option holds an adapter that is whole.
+    """Check that the directory that an option names holds a complete adapter.
 
-    A checkpoint's folder, or an adapter made elsewhere, will do; a run that did not finish will
-    not, because its adapter may be older than its manifest.
+    A checkpoint folder or an adapter made elsewhere is accepted. An unfinished run is not, because
+    its adapter may be older than its manifest.
 
-    Raises: CheckpointError saying what is missing.
+    Raises: CheckpointError that names what is missing.
     """
     reason = Run(Path(run), "").adapter_problem() if Path(run).is_dir() else "no such directory"
     if reason and (Path(run) / MANIFEST).is_file() and Run.load(run).recipe == ENSEMBLE:
@@ -48,19 +48,19 @@ def require_adapter(run: str, option: str) -> None:
         raise CheckpointError(f"{option}: {run} holds no adapter ({reason})")
     if (Path(run) / MANIFEST).is_file() and (state := Run.load(run).state) != "finished":
         raise CheckpointError(
-            f"{option}: {run} is not finished but {state}; continue it with "
+            f"{option}: {run} is {state}, not finished; continue it with "
             "--resume_from_checkpoint true, or name one of its checkpoints"
         )
 
 
 def made_with(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The configuration of the run that made an adapter: the first of those that trained it.
+    """The config of the run that first created an adapter, following the runs that trained it on.
 
-    Returns: nothing where that is not known, as of an adapter made elsewhere.
+    Returns: an empty dictionary if that is unknown, as for an adapter made elsewhere.
     """
-    seen: set[str] = set()
-    while str(path) not in seen:
-        seen.add(str(path))
+    visited: set[str] = set()
+    while str(path) not in visited:
+        visited.add(str(path))
         folder = Path(path)
         if folder.name.startswith("checkpoint-") and not (folder / MANIFEST).is_file():
             folder = folder.parent

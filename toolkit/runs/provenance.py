@@ -1,4 +1,4 @@
-"""How a run was made, for its manifest: library versions, the commit of the code, its configs."""
+"""Facts for a run's manifest: library versions, the commit of the code, its configs."""
 
 import dataclasses
 import importlib.metadata
@@ -12,31 +12,31 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config as JSON values; tokens and keys are left out."""
+    """A config as JSON values, without tokens and keys."""
     values = config.to_dict() if hasattr(config, "to_dict") else dataclasses.asdict(config)
     return {k: v for k, v in values.items() if not k.endswith(("_token", "_key"))}
 
 
 def versions() -> dict[str, str]:
-    """Of the toolkit and of the libraries that are installed, by name."""
-    found = {"toolkit": __version__}
+    """The versions of the toolkit and of the installed libraries, by name."""
+    versions_by_name = {"toolkit": __version__}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions_by_name[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions_by_name
 
 
 def commit() -> str | None:
-    """The commit of the code that runs, where it is a checkout."""
+    """The git commit of the code, or None outside a checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
     try:
-        asked = subprocess.run(
+        process = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
         )
     except OSError:  # git is not installed
         return None
-    return asked.stdout.strip() or None
+    return process.stdout.strip() or None

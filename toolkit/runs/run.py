@@ -1,4 +1,4 @@
-"""A run: one execution of a recipe, its directory, its manifest `run.json`, and its lineage."""
+"""A run: one execution of a recipe, with its directory and its manifest `run.json`."""
 
 import contextlib
 import dataclasses
@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import IO, Any
 
 from toolkit.errors import CheckpointError
-from toolkit.runs import replacing as leftovers
+from toolkit.runs import replacing
 from toolkit.runs.integrity import hashes
-from toolkit.runs.locking import LOCK, own
+from toolkit.runs.locking import LOCK, lock_folder
 from toolkit.runs.provenance import commit, plain, versions
 
 SCHEMA = 1
-ENSEMBLE, MANIFEST = leftovers.ENSEMBLE, leftovers.MANIFEST
+ENSEMBLE, MANIFEST = replacing.ENSEMBLE, replacing.MANIFEST
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
 
 
 @dataclass
 class Run:
-    """A run directory and what its `run.json` says.
+    """A run directory and the content of its `run.json`.
 
-    `state` is "running", "finished" or "failed"; `parents` maps what a parent was for
-    ("adapter", "reward") to its directory; `base` is the fingerprint of the base model; `weights`
-    maps the files that answers depend on to their sha256 when the run finished.
+    `state` is "running", "finished" or "failed"; `parents` maps a purpose ("adapter", "reward") to
+    the parent's directory; `base` is the fingerprint of the base model; `weights` maps the files
+    that answers depend on to their sha256 when the run finished.
     """
 
     path: Path
@@ -46,9 +46,10 @@ class Run:
     weights: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     _lock: IO[str] | None = field(default=None, repr=False, compare=False)
-    _replaced: "Run | None" = field(default=None, repr=False, compare=False)  # until `begin`
-    _fresh: bool = field(default=False, repr=False, compare=False)  # likewise
-    _entered: bool = field(default=False, repr=False, compare=False)  # the block's end releases
+    # the run in the directory that this one replaces, until `begin`
+    _replaced: "Run | None" = field(default=None, repr=False, compare=False)
+    _fresh: bool = field(default=False, repr=False, compare=False)  # not resumed, until `begin`
+    _in_block: bool = field(default=False, repr=False, compare=False)  # `__exit__` will unlock
 
     @classmethod
     def start(
@@ -62,23 +63,23 @@ class Run:
     ) -> "Run":
         """Create the directory and write a manifest in state "running".
 
-        A run in the directory that finished, or has checkpoints that may be replaced, stays as it is
-        until `begin`: most of what goes wrong does so while models and data are loaded.
+        A finished run in the directory, or one with checkpoints that may be replaced, stays
+        unchanged until `begin`, because most errors occur while models and data are loaded.
 
         Args:
-            resume: the checkpoint that the run continues from, or the folder whose members stay.
+            resume: the checkpoint to continue from, or the ensemble's folder whose members stay.
 
-        Raises: CheckpointError where the directory holds checkpoints of a run that did not finish,
-            another process writes to it, or it cannot be made.
+        Raises: CheckpointError if the directory holds checkpoints of an unfinished run, another
+            process writes to it, or it cannot be created.
         """
-        lock, found = own(Path(path)), None
+        lock, found = lock_folder(Path(path)), None
         with contextlib.suppress(CheckpointError):
             found = cls.load(path)
         if resume is None or not _within(Path(path), Path(resume)):
-            leftovers.refuse_unfinished(Path(path))
+            replacing.refuse_unfinished(Path(path))
         elif found is not None and found.recipe != recipe:
             raise CheckpointError(
-                f"{path}: holds a run of {found.recipe}, from which {recipe} cannot go on; choose "
+                f"{path}: holds a run of {found.recipe}, which {recipe} cannot continue; choose "
                 "another output_dir"
             )
         merged: dict[str, Any] = {}
@@ -96,48 +97,48 @@ class Run:
             _lock=lock,
         )
         run._fresh = resume is None
-        work = leftovers.checkpoints(run.path) or leftovers.members(run.path)
+        work = replacing.checkpoints(run.path) or replacing.members(run.path)
         unfinished = resume is None and bool(work)
         if found is not None and (found.state == "finished" or unfinished):
             run._replaced = found
-            leftovers.put_back(run.path)  # what a run put aside that died as it began
-            leftovers.hold_dropped(run.path)
+            replacing.put_back(run.path)  # set aside by a run that died in `begin`
+            replacing.hold_dropped(run.path)
         else:
             run.save()
         return run
 
     def begin(self) -> None:
-        """Take the directory over, now that there is something to write; again it does nothing.
+        """Take over the directory; the first call counts.
 
-        A finished run in it is no longer one. Unless this run goes on from it, nothing of it stays
-        that would be mistaken for this run's.
+        The manifest of a run in it is replaced. Unless this run resumes from it, files that could
+        be mistaken for this run's are removed.
         """
         old, fresh = self._replaced, self._fresh
         if fresh:
             if old is not None:
-                made = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
-                print(f"{self.path}: replaces {old._described()} of {made}", flush=True)
+                started = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
+                print(f"{self.path}: replaces {old._description()} of {started}", flush=True)
             try:
-                leftovers.put_aside(self.path, of_a_role=old is not None)
+                replacing.set_aside(self.path, roles=old is not None)
                 self.save()
-                leftovers.give_up_aside(self.path)
-            except BaseException:  # such as a full disk: the finished run stays one
-                leftovers.put_back(self.path)
+                replacing.discard_set_aside(self.path)
+            except BaseException:  # such as a full disk: the finished run stays finished
+                replacing.put_back(self.path)
                 raise
         elif old is not None:
             self.save()
         self._replaced, self._fresh = None, False
-        leftovers.remove_aside(self.path)
-        leftovers.forget_dropped(self.path)
+        replacing.remove_set_aside(self.path)
+        replacing.remove_held_dropped(self.path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Run":
-        """Read a run directory's manifest.
+        """Read the manifest of a run directory.
 
-        Raises: CheckpointError where it is missing or damaged, saying which.
+        Raises: CheckpointError if it is missing or damaged.
         """
         file = Path(path) / "run.json"
-        if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+        if file.exists() and not file.is_file():  # reading a pipe would block
             raise CheckpointError(f"{file}: expected a file, found a folder, a pipe or a device")
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
@@ -151,18 +152,18 @@ class Run:
         return cls(Path(path), **{k: v for k, v in saved.items() if k in known})
 
     def save(self) -> None:
-        """Write `run.json` beside and rename it, so that a reader never sees half of it."""
+        """Write `run.json` atomically."""
         content = {name: getattr(self, name) for name in self._written()}
         write_json(self.path / MANIFEST, {"schema": SCHEMA} | content)
 
     @classmethod
     def _written(cls) -> list[str]:
-        """The fields that a manifest holds."""
+        """The names of the manifest's fields."""
         names = (f.name for f in dataclasses.fields(cls))
         return [name for name in names if name != "path" and not name.startswith("_")]
 
     def finish(self, **results: Any) -> "Run":
-        """Mark the run finished and keep what it measured."""
+        """Mark the run finished and add results."""
         self.begin()
         weights = hashes(self.path)
         self.state, self.error = "finished", None
@@ -171,49 +172,49 @@ class Run:
         self.weights = weights
         self.save()
         self._write_card()
-        if not self._entered:
+        if not self._in_block:
             self._release()
         return self
 
     def _write_card(self) -> None:
-        """README.md: what made this directory, for whoever finds it."""
+        """Write README.md: which recipe, base and parents made this directory."""
         parents = "".join(f"- {what}: `{path}`\n" for what, path in self.parents.items())
         base = self.base.get("id", "unknown")
         text = (
-            f"# {self.name}\n\nMade by `recipes/{self.recipe}.py` on the base `{base}`, "
+            f"# {self.name}\n\nMade by `toolkit {self.recipe}` on the base `{base}`, "
             f"seed {self.seed}.\n\n{parents}\n"
             f"```json\n{json.dumps(self.results, indent=2, default=str)}\n```\n\n"
-            "The whole configuration and all versions are in `run.json`.\n"
+            "`run.json` holds the whole configuration and all versions.\n"
         )
         (self.path / "README.md").write_text(text, encoding="utf-8")
 
     def fail(self, error: BaseException) -> None:
         """Mark the run failed with the reason; its checkpoints stay.
 
-        Before it has begun, a finished run in the directory stays what it is.
+        Before `begin`, a finished run in the directory stays unchanged.
         """
         if self._replaced is not None:
-            leftovers.give_back_dropped(self.path)
-            print(f"{self.path}: {self._replaced._described()} is as it was", flush=True)
+            replacing.restore_dropped(self.path)
+            print(f"{self.path}: {self._replaced._description()} is unchanged", flush=True)
             self._release()
             return
         self.state, self.error = "failed", f"{type(error).__name__}: {error}"
         self.seconds = round(time.time() - self.started, 2)
-        with contextlib.suppress(OSError):  # a full disk: the reason itself shall be seen
+        with contextlib.suppress(OSError):  # a full disk must not hide the reason
             self.save()
         self._release()
 
-    def _described(self) -> str:
+    def _description(self) -> str:
         state = "finished" if self.state == "finished" else "unfinished"
         return f"the {state} {self.recipe} run"
 
     def _release(self) -> None:
-        """Let another process write to the directory."""
+        """Unlock the directory."""
         if self._lock is not None:
             self._lock.close()
 
     def __enter__(self) -> "Run":
-        self._entered = True
+        self._in_block = True
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -227,19 +228,19 @@ class Run:
         return self.path.name
 
     def adapter_problem(self) -> str | None:
-        """Why this run has no adapter that could be loaded, or None where it has one."""
+        """Why the run's adapter cannot be loaded, or None."""
         for name in ADAPTER_FILES:
             file = self.path / name
             if not file.is_file():
                 pickled = name.endswith(".safetensors") and file.with_suffix(".bin").exists()
-                refused = "; adapter_model.bin is a pickle, which is never opened"
-                return f"{name} is missing{refused if pickled else ''}"
+                note = "; adapter_model.bin is a pickle, which is never opened"
+                return f"{name} is missing{note if pickled else ''}"
             if file.stat().st_size == 0:
                 return f"{name} is empty"
         return None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged steps of `metrics.jsonl`; a last line cut short by a crash is left out."""
+        """The rows of `metrics.jsonl`, without a last line that a crash cut short."""
         file = self.path / "metrics.jsonl"
         rows = []
         for line in file.read_bytes().splitlines() if file.is_file() else ():
@@ -251,14 +252,14 @@ class Run:
 
 
 def _within(folder: Path, resume: Path) -> bool:
-    """Whether what a run goes on from is its folder's own: a checkpoint in it, or the folder itself."""
+    """Whether `resume` is a checkpoint in the folder, or the folder itself."""
     return folder.resolve() in (resume.resolve(), resume.parent.resolve())
 
 
 def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
-    """Check that a directory is empty or not there, or holds what this recipe did not finish.
+    """Check that a directory is missing or empty, or holds an unfinished run of this recipe.
 
-    Raises: CheckpointError where anything would be overwritten.
+    Raises: CheckpointError if anything would be overwritten.
     """
     folder = Path(path)
     if not folder.exists() or (folder.is_dir() and all(f.name == LOCK for f in folder.iterdir())):
@@ -268,19 +269,19 @@ def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
         if run.recipe == recipe and run.state != "finished":
             return
     raise CheckpointError(
-        f"output_dir: {folder} is not empty, and nothing is overwritten; choose another"
+        f"output_dir: {folder} is not empty, and its content would be overwritten; choose another"
     )
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside `path` and rename: a crash leaves the old file or the new one, whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write JSON atomically: a crash leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
     try:
-        with beside.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
