@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 def test_all_lists_what_the_docs_list():
     """docs/python.md has one table row for each public name."""
-    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8").split("\n## ", 1)[0]
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(toolkit.__all__)
 
 

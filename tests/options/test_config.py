@@ -154,7 +154,7 @@ def test_resume_may_be_a_switch(read):
     ],
 )
 def test_no_file_switches_on_code_that_comes_with_a_model(read, text):
-    with pytest.raises(ConfigError, match=r"not read from a file.*--trust_remote_code true"):
+    with pytest.raises(ConfigError, match=r"cannot be set in a file.*--trust_remote_code true"):
         read(text)
 
 

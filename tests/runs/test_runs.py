@@ -71,7 +71,7 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path):
     assert (tmp_path / "run.json").read_text() == manifest
     first.kill()
     first.communicate()
-    with pytest.raises(CheckpointError, match="holds a run of sft, from which ppo cannot go on"):
+    with pytest.raises(CheckpointError, match="holds a run of sft, which ppo cannot continue"):
         Run.start(tmp_path, recipe="ppo", resume=str(tmp_path / "checkpoint-3"))
     Run.start(tmp_path, recipe="sft", resume=str(tmp_path / "checkpoint-3")).finish()
     assert Run.load(tmp_path).state == "finished"
@@ -225,7 +225,7 @@ def test_what_is_resumed_is_the_recipes_own_and_in_its_folder(tmp_path):
     Run.start(tmp_path / "sft", recipe="sft").fail(RuntimeError("out of memory"))
     Run.start(tmp_path / "dpo", recipe="dpo").fail(RuntimeError("out of memory"))
     own, other = checkpoint(tmp_path / "sft", 9), checkpoint(tmp_path / "dpo", 4)
-    with pytest.raises(CheckpointError, match="holds a run of sft, from which dpo cannot go on"):
+    with pytest.raises(CheckpointError, match="holds a run of sft, which dpo cannot continue"):
         Run.start(tmp_path / "sft", recipe="dpo", resume=str(own))
     with pytest.raises(CheckpointError, match="checkpoint-9 of a run that did not finish"):
         Run.start(tmp_path / "sft", recipe="sft", resume=str(other))
