@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.common import parser
-from toolkit.app.history.history import LOOKS_APART, History
+from toolkit.app.history.history import SCAN_INTERVAL_S, History
 from toolkit.app.judgements.export import export
 from toolkit.app.judgements.judgement import (
     BATTLE,
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
 def time_runs(root: Path) -> None:
     """Time the pages that list runs, after a first look, which hashes the weights."""
     workbench, history = Workbench.open("world:base", root), History(root)
-    history.look()
+    history.records()
     print(f"{len(workbench.catalog.checkpoints) - 1} checkpoints below the runs")
     timed("Compare, Arena, Rank", workbench.refresh)
     timed("Runs", lambda: look_again(history))
@@ -59,8 +59,8 @@ def time_runs(root: Path) -> None:
 
 def look_again(history: History) -> None:
     """Look after the cached result has expired; sleeping takes no CPU time."""
-    time.sleep(LOOKS_APART)
-    history.look()
+    time.sleep(SCAN_INTERVAL_S)
+    history.records()
 
 
 def time_judgements(store: Store, folder: Path) -> None:

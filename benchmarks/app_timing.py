@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.common import ROOT, parser
 from benchmarks.meter import process_megabytes
-from toolkit.app.web.ports import free_port
+from toolkit.app.web.server import free_port
 from toolkit.app.workbench import Workbench
 
 EIGHT, TOKENS, ROUNDS = 8, 64, 5
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"page ready            {page_ready(args.sft.parent):6.2f} s", flush=True)
     with copies(args.sft, args.reward) as runs:
         workbench = Workbench.open("world:base", runs)
-        workbench.measurer.stop = []  # all answers get the same length
+        workbench.metrics.stop = []  # all answers get the same length
         alone, first_alone, memory_alone = measure(workbench, 1)
         eight, first_eight, memory_eight = measure(workbench, EIGHT)
     print(f"first token           {first_alone:6.2f} s; with eight checkpoints {first_eight:.2f} s")

@@ -1,6 +1,7 @@
 """Fixtures: a tiny random base with a tokenizer, runs with random adapters on it, and a browser."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -49,21 +50,21 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def make_run(tiny_base: str) -> MakeRun:
-    """Write a finished run with a random adapter, and a head where it is a reward run."""
+    """A function that writes a finished run with a random adapter; see `write_run`."""
     return partial(write_run, tiny_base)
 
 
 def write_run(
     base_name: str, path: Path, recipe: str, *, seed: int, parents: dict[str, Any] | None = None
 ) -> Run:
-    """The same on any base of hidden size 32."""
+    """A finished run with a random adapter on a base of hidden size 32; a reward run also has a head."""
     model = ModelConfig(model_name_or_path=base_name, dtype="float32")
     base, tokenizer = load_base(model)
     torch.manual_seed(seed)
     run = Run.start(path, recipe=recipe, parents=parents)
     run.base = fingerprint(model, tokenizer)
     roles = Roles(base, run.base)
-    # with dropout, so that a pass in train mode shows
+    # dropout, so that a forward pass in training mode gives other numbers
     roles.create(
         "default",
         LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.5),
@@ -78,10 +79,10 @@ def write_run(
     return run.finish()
 
 
-@pytest.fixture
-def runs(tmp_path: Path, make_run: MakeRun) -> Path:
-    """sft, its children dpo and ppo, a reward run, and one whose manifest is damaged."""
-    root = tmp_path / "runs"
+@pytest.fixture(scope="session")
+def runs_template(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun) -> Path:
+    """The runs that `runs` copies for each test."""
+    root = tmp_path_factory.mktemp("template") / "runs"
     sft = {"adapter": str(root / "sft")}
     make_run(root / "sft", "sft", seed=1)
     make_run(root / "dpo", "dpo", seed=2, parents=sft)
@@ -93,13 +94,28 @@ def runs(tmp_path: Path, make_run: MakeRun) -> Path:
 
 
 @pytest.fixture
+def runs(tmp_path: Path, runs_template: Path) -> Path:
+    """sft, its children dpo and ppo, a reward run, and a run with a damaged manifest."""
+    return copied_runs(runs_template, tmp_path)
+
+
+def copied_runs(template: Path, folder: Path) -> Path:
+    """A copy of the template's runs whose parents point to the copy."""
+    root = folder / "runs"
+    shutil.copytree(template, root)
+    for manifest in root.glob("*/run.json"):
+        manifest.write_text(manifest.read_text().replace(str(template), str(root)))
+    return root
+
+
+@pytest.fixture
 def workbench(tiny_base: str, runs: Path) -> Workbench:
     """A workbench over `runs`."""
     return Workbench.open(tiny_base, runs)
 
 
 def edit_json(file: Path, **changes: Any) -> None:
-    """Change some keys of a JSON file."""
+    """Set keys of a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from tests.conftest import ROOT
 from toolkit.app.arguments import PASSWORD
-from toolkit.app.web.ports import free_port
+from toolkit.app.web.server import free_port
 
 
 def run_app(*words: str, password: str | None = None) -> subprocess.CompletedProcess[str]:
-    """`python app.py` with these words, to its end."""
+    """Run `python app.py` with these arguments until it ends."""
     return subprocess.run(
         [sys.executable, "app.py", *words],
         cwd=ROOT,
@@ -30,7 +30,7 @@ def run_app(*words: str, password: str | None = None) -> subprocess.CompletedPro
 
 @contextmanager
 def served(*words: str, password: str | None = None) -> Iterator[str]:
-    """The address of a running app."""
+    """Run the app as a server; yields its URL."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "app.py", "--port", str(port), *words],
@@ -55,6 +55,6 @@ def served(*words: str, password: str | None = None) -> Iterator[str]:
 
 
 def environment(password: str | None) -> dict[str, str]:
-    """One thread, and only the password that the test gives."""
-    kept = {k: v for k, v in os.environ.items() if k != PASSWORD}
-    return kept | {"OMP_NUM_THREADS": "1"} | ({PASSWORD: password} if password else {})
+    """The environment with one thread and only this password."""
+    others = {k: v for k, v in os.environ.items() if k != PASSWORD}
+    return others | {"OMP_NUM_THREADS": "1"} | ({PASSWORD: password} if password else {})

@@ -1,4 +1,4 @@
-"""The runs folder as the page shows it: ids, references, and what is broken and why."""
+"""The catalog of the runs folder: ids, references, broken runs and their reasons."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import MakeRun, edit_json
-from toolkit.app import inspection
-from toolkit.app.answering import cli_command as recall
+from toolkit.app import catalog as module
+from toolkit.app.answering.cli_command import _id, cli_command
 from toolkit.app.choices import NO_REWARD_RUN, NO_SCORE, checkpoint_choices, reward_choices
 from toolkit.app.lineage import Lineage
 from toolkit.app.workbench import Workbench
@@ -25,7 +25,7 @@ def broken(workbench: Workbench) -> dict[str, str]:
 
 
 def references(workbench: Workbench) -> dict[str, str | None]:
-    """name -> name of the reference, or the reason why there is none."""
+    """name -> the reference's name, or why there is no reference."""
     entries = workbench.refresh().checkpoints
     return {
         e.name: entries[e.reference].name if e.reference else e.no_reference
@@ -33,23 +33,23 @@ def references(workbench: Workbench) -> dict[str, str | None]:
     }
 
 
-def test_runs_are_found_and_sorted_into_kinds(workbench: Workbench) -> None:
+def test_scan_separates_checkpoints_and_reward_models(workbench: Workbench) -> None:
     catalog = workbench.catalog
     assert [e.name for e in catalog.checkpoints.values()] == ["base", "dpo", "ppo", "sft"]
     assert [e.name for e in catalog.rewards.values()] == ["reward"]
     assert not catalog.empty
 
 
-def test_ids_say_nothing_of_the_disk_and_stay(workbench: Workbench, make_run: MakeRun) -> None:
+def test_ids_hide_paths_and_stay_the_same(workbench: Workbench, make_run: MakeRun) -> None:
     before = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
     make_run(workbench.runs / "aaa", "dpo", seed=9)
     after = {e.name: e.id for e in workbench.refresh().checkpoints.values()}
     assert before.items() <= after.items() and len(set(after.values())) == len(after)
-    for name, key in after.items():
-        assert key == "base" or (key.startswith("run_") and name not in key)
+    for name, id in after.items():
+        assert id == "base" or (id.startswith("run_") and name not in id)
 
 
-def test_no_folder_at_all_is_only_the_base(tiny_base: str, tmp_path: Path) -> None:
+def test_missing_runs_folder_gives_the_base_alone(tiny_base: str, tmp_path: Path) -> None:
     catalog = Workbench.open(tiny_base, tmp_path / "none").catalog
     assert catalog.empty and catalog.broken == () and list(catalog.checkpoints) == ["base"]
 
@@ -67,15 +67,15 @@ def test_broken_runs_are_listed_with_the_reason(workbench: Workbench, make_run: 
     (runs / "odd" / "adapter_config.json").write_text("[]}")
     Run.start(runs / "begun", recipe="ppo")
     Run.start(runs / "stopped", recipe="ppo").fail(RuntimeError("out of memory"))
-    found = broken(workbench)
-    assert set(found) == {*("damaged", "foreign", "cut", "headless", "odd", "begun", "stopped")}
-    assert "damaged manifest" in found["damaged"]
-    assert "other/model" in found["foreign"] and "0123" in found["foreign"]
-    assert "damaged" in found["cut"] and "damaged" in found["odd"]
-    assert "head.safetensors is missing" in found["headless"]
-    assert "not finished" in found["begun"]
-    assert "RuntimeError: out of memory" in found["stopped"]
-    assert not any(str(runs) in reason for reason in found.values())
+    reasons = broken(workbench)
+    assert set(reasons) == {*("damaged", "foreign", "cut", "headless", "odd", "begun", "stopped")}
+    assert "damaged manifest" in reasons["damaged"]
+    assert "other/model" in reasons["foreign"] and "0123" in reasons["foreign"]
+    assert "damaged" in reasons["cut"] and "damaged" in reasons["odd"]
+    assert "head.safetensors is missing" in reasons["headless"]
+    assert "not finished" in reasons["begun"]
+    assert "RuntimeError: out of memory" in reasons["stopped"]
+    assert not any(str(runs) in reason for reason in reasons.values())
     assert set(references(workbench)) == {"base", "dpo", "ppo", "sft"}
 
 
@@ -86,38 +86,36 @@ def test_recipes_without_an_adapter_are_not_broken(workbench: Workbench) -> None
 
 
 @pytest.mark.parametrize("parents", [["sft"], "sft", {"adapter": ["x"]}, {"adapter": "\0"}, None])
-def test_a_strange_lineage_harms_nobody_else(workbench: Workbench, parents: object) -> None:
+def test_invalid_parents_do_not_affect_other_runs(workbench: Workbench, parents: object) -> None:
     edit_json(workbench.runs / "dpo" / "run.json", parents=parents)
     assert {"base", "ppo", "sft"} <= set(references(workbench))
 
 
-def test_references_are_the_first_sft_of_the_lineage(
-    workbench: Workbench, make_run: MakeRun
-) -> None:
+def test_reference_is_the_first_sft_of_the_lineage(workbench: Workbench, make_run: MakeRun) -> None:
     runs = workbench.runs
     make_run(runs / "ppo2", "ppo", seed=7, parents={"adapter": str(runs / "ppo")})
     make_run(runs / "best_of_n", "sft", seed=8, parents={"adapter": str(runs / "sft")})
     make_run(runs / "no_sft", "ppo", seed=9)
     make_run(runs / "orphan", "dpo", seed=10, parents={"adapter": "elsewhere/gone"})
-    found = references(workbench)
-    assert found["base"] == found["sft"] == found["dpo"] == found["ppo"] == "sft"
-    assert found["ppo2"] == found["best_of_n"] == "sft"
-    assert found["no_sft"] == "base"
-    assert found["orphan"] == "its parent elsewhere/gone is not among the runs"
+    names = references(workbench)
+    assert names["base"] == names["sft"] == names["dpo"] == names["ppo"] == "sft"
+    assert names["ppo2"] == names["best_of_n"] == "sft"
+    assert names["no_sft"] == "base"
+    assert names["orphan"] == "its parent elsewhere/gone is not in the runs folder"
 
 
-def test_a_broken_reference_is_named(workbench: Workbench) -> None:
+def test_note_names_the_broken_reference(workbench: Workbench) -> None:
     (workbench.runs / "sft" / "adapter_model.safetensors").unlink()
-    found = references(workbench)
-    assert found["ppo"] == "its SFT run sft is broken"
-    assert found["base"] == "base"
-    keys = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
-    answer = next(workbench.compare("Hello", [keys["ppo"]], max_new_tokens=4))
+    names = references(workbench)
+    assert names["ppo"] == "its SFT run sft cannot be used"
+    assert names["base"] == "base"
+    ids = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    answer = next(workbench.compare("Hello", [ids["ppo"]], max_new_tokens=4))
     assert answer.problem is None and answer.kl is None
-    assert answer.notes == ("no KL: its SFT run sft is broken",)
+    assert answer.notes == ("no KL: its SFT run sft cannot be used",)
 
 
-def test_a_moved_folder_keeps_its_lineage(
+def test_moved_runs_folder_keeps_its_lineage(
     workbench: Workbench, tiny_base: str, tmp_path: Path
 ) -> None:
     moved = tmp_path / "elsewhere" / "runs"
@@ -125,17 +123,17 @@ def test_a_moved_folder_keeps_its_lineage(
     assert references(Workbench.open(tiny_base, moved))["ppo"] == "sft"
 
 
-def test_a_circle_of_parents_ends(workbench: Workbench) -> None:
+def test_circular_parents_end(workbench: Workbench) -> None:
     edit_json(workbench.runs / "dpo" / "run.json", parents={"adapter": str(workbench.runs / "ppo")})
     edit_json(workbench.runs / "ppo" / "run.json", parents={"adapter": str(workbench.runs / "dpo")})
-    assert "not among the runs" in (references(workbench)["ppo"] or "")
+    assert "not in the runs folder" in (references(workbench)["ppo"] or "")
 
 
-def test_names_from_the_disk_can_be_shown(workbench: Workbench, make_run: MakeRun) -> None:
+def test_names_from_the_disk_are_printable(workbench: Workbench, make_run: MakeRun) -> None:
     runs = workbench.runs
     make_run(runs / ("x" * 120), "dpo", seed=6)
     make_run(runs / "line\nbreak\x1b[31m", "dpo", seed=6)
-    (runs / "sft").rename(runs / "caf\udce9")  # bytes that are no UTF-8: safetensors refuses
+    (runs / "sft").rename(runs / "caf\udce9")  # invalid UTF-8, which safetensors rejects
     catalog = workbench.refresh()
     names = [e.name for e in catalog.checkpoints.values()] + [name for name, _ in catalog.broken]
     assert len(names) == 5 + 2
@@ -145,14 +143,14 @@ def test_names_from_the_disk_can_be_shown(workbench: Workbench, make_run: MakeRu
     assert max(map(len, names)) == 80
 
 
-def test_choices_start_with_base_and_sft_and_keep_what_was_chosen(workbench: Workbench) -> None:
+def test_choices_start_with_base_and_sft(workbench: Workbench) -> None:
     catalog = workbench.catalog
-    keys = {e.name: e.id for e in catalog.checkpoints.values()}
+    ids = {e.name: e.id for e in catalog.checkpoints.values()}
     first = checkpoint_choices(catalog)
-    assert first.chosen == [keys[n] for n in ("base", "sft", "dpo", "ppo")]
+    assert first.chosen == [ids[n] for n in ("base", "sft", "dpo", "ppo")]
     assert [label for label, _ in first.choices][-1] == "sft (sft)"
-    kept = checkpoint_choices(catalog, [keys["ppo"], "run_000099"])
-    assert kept.chosen == [keys["ppo"]]
+    later = checkpoint_choices(catalog, [ids["ppo"], "run_000099"])
+    assert later.chosen == [ids["ppo"]]
 
 
 def test_reward_choices(workbench: Workbench, tiny_base: str, tmp_path: Path) -> None:
@@ -160,78 +158,80 @@ def test_reward_choices(workbench: Workbench, tiny_base: str, tmp_path: Path) ->
     assert reward_choices(workbench.catalog).chosen == [reward]
     assert reward_choices(workbench.catalog, NO_SCORE).chosen == [NO_SCORE]
     assert reward_choices(workbench.catalog, NO_REWARD_RUN).chosen == [reward]
-    none = Workbench.open(tiny_base, tmp_path / "none").catalog
-    assert reward_choices(none, reward).chosen == [NO_REWARD_RUN]
+    empty = Workbench.open(tiny_base, tmp_path / "empty").catalog
+    assert reward_choices(empty, reward).chosen == [NO_REWARD_RUN]
 
 
-def test_changed_weights_are_broken_and_put_back_are_not(workbench: Workbench) -> None:
+def test_changed_weights_are_broken_until_restored(workbench: Workbench) -> None:
     file = workbench.runs / "dpo" / "adapter_model.safetensors"
     before = file.read_bytes()
-    keys = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
-    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))  # finite, and of the same length
-    answer, fine = workbench.compare("Hello", [keys["dpo"], keys["ppo"]], max_new_tokens=4)
+    ids = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))  # still finite, with the same length
+    answer, ppo = workbench.compare("Hello", [ids["dpo"], ids["ppo"]], max_new_tokens=4)
     assert "was changed after the run finished" in (answer.problem or "")
-    assert fine.problem is None
+    assert ppo.problem is None
     assert "was changed after the run finished" in broken(workbench)["dpo"]
     file.write_bytes(before)
     assert "dpo" not in broken(workbench)
-    assert next(workbench.compare("Hello", [keys["dpo"]], max_new_tokens=4)).problem is None
+    assert next(workbench.compare("Hello", [ids["dpo"]], max_new_tokens=4)).problem is None
 
 
-def test_what_was_fine_is_read_again_only_after_a_change(
+def test_sound_run_is_hashed_again_only_after_a_change(
     workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[str] = []
-    changed = inspection.changed
+    hashed: list[str] = []
+    changed = module.changed
     monkeypatch.setattr(
-        inspection, "changed", lambda run, saved: (looked.append(run.name), changed(run, saved))[1]
+        module, "changed", lambda run, saved: (hashed.append(run.name), changed(run, saved))[1]
     )
-    assert set(broken(workbench)) == {"damaged"} and looked == []
+    assert set(broken(workbench)) == {"damaged"} and hashed == []
     file = workbench.runs / "dpo" / "adapter_model.safetensors"
     before, times = file.read_bytes(), file.stat()
     file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if nothing had been written
+    os.utime(
+        file, ns=(times.st_atime_ns, times.st_mtime_ns)
+    )  # mtime is unchanged, but ctime is not
     assert "was changed after the run finished" in broken(workbench)["dpo"]
-    assert "dpo" in broken(workbench) and looked == ["dpo", "dpo"]
+    assert "dpo" in broken(workbench) and hashed == ["dpo", "dpo"]
     file.write_bytes(before)
     for _ in range(2):
-        assert "dpo" not in broken(workbench) and looked == ["dpo"] * 3
+        assert "dpo" not in broken(workbench) and hashed == ["dpo"] * 3
 
 
-def test_a_parent_is_found_by_its_place_or_by_the_end_of_its_path() -> None:
+def test_parent_is_found_by_path_or_its_tail() -> None:
     runs = [Run(Path(p), "sft") for p in ("/a/one/sft", "/b/one/sft", "/b/two/sft", "/b/two/dpo")]
     lineage = Lineage(runs)
     assert lineage.find("/b/one/sft") is runs[1]
     assert lineage.find("/b/two/../one/sft") is runs[1]
     assert lineage.find("/moved/two/sft") is runs[2]
     assert lineage.find("dpo") is runs[3]
-    assert lineage.find("/moved/one/sft") is None  # two could be meant
+    assert lineage.find("/moved/one/sft") is None  # two candidates
     assert lineage.find("/moved/three/sft") is None and lineage.find("") is None
 
 
-def test_a_run_that_recorded_no_hashes_still_loads(workbench: Workbench) -> None:
+def test_run_without_hashes_loads(workbench: Workbench) -> None:
     file = workbench.runs / "dpo" / "run.json"
-    saved = json.loads(file.read_text())
-    del saved["weights"]
-    file.write_text(json.dumps(saved))
+    manifest = json.loads(file.read_text())
+    del manifest["weights"]
+    file.write_text(json.dumps(manifest))
     assert "dpo" not in broken(workbench)
-    keys = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
-    assert next(workbench.compare("Hello", [keys["dpo"]], max_new_tokens=4)).problem is None
+    ids = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    assert next(workbench.compare("Hello", [ids["dpo"]], max_new_tokens=4)).problem is None
 
 
-def test_a_pickle_is_never_opened(workbench: Workbench) -> None:
+def test_pickle_is_never_opened(workbench: Workbench) -> None:
     folder = workbench.runs / "dpo"
-    touched = workbench.runs / "touched"
+    marker = workbench.runs / "marker"
     (folder / "adapter_model.safetensors").unlink()
-    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Touch(touched)))
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Touch(marker)))
     assert "adapter_model.bin is a pickle, which is never opened" in broken(workbench)["dpo"]
-    assert not touched.exists()
+    assert not marker.exists()
     pickle.loads((folder / "adapter_model.bin").read_bytes())
-    assert touched.exists()  # opening it would have shown
+    assert marker.exists()  # the pickle works
 
 
 class Touch:
-    """Unpickling it makes a file."""
+    """Unpickling this creates a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -241,7 +241,7 @@ class Touch:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "problem"),
     [
         ({"auto_mapping": {"base_model_class": "X", "parent_library": "planted"}}, None),
         ({"megatron_config": {"a": 1}, "megatron_core": "planted"}, "megatron_config"),
@@ -250,28 +250,28 @@ class Touch:
         ({"peft_type": "planted"}, ""),
     ],
 )
-def test_an_adapters_config_runs_no_code_and_leaves_the_base(
+def test_adapter_config_runs_no_code(
     workbench: Workbench,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     config: dict[str, object],
-    said: str | None,
+    problem: str | None,
 ) -> None:
     (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    keys = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    ids = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
     ask = partial(workbench.compare, "Hello", max_new_tokens=6, temperature=0)
-    base, ppo = ask(["base", keys["ppo"]])
+    base, ppo = ask(["base", ids["ppo"]])
     edit_json(workbench.runs / "dpo" / "adapter_config.json", **config)
-    Run.load(workbench.runs / "dpo").finish()  # as if it had been written so
-    answer = next(ask([keys["dpo"]]))
-    assert (answer.problem is None) == (said is None)
-    assert (said or "") in (answer.problem or "")
-    assert list(ask(["base", keys["ppo"]])) == [base, ppo]
+    Run.load(workbench.runs / "dpo").finish()  # stores the new hash
+    answer = next(ask([ids["dpo"]]))
+    assert (answer.problem is None) == (problem is None)
+    assert (problem or "") in (answer.problem or "")
+    assert list(ask(["base", ids["ppo"]])) == [base, ppo]
     assert not (tmp_path / "ran").exists()
 
 
-def test_links_and_pipes_in_a_run_are_broken_and_nothing_is_read(workbench: Workbench) -> None:
+def test_links_and_pipes_are_broken_and_not_read(workbench: Workbench) -> None:
     runs = workbench.runs
     secret = runs.parent / "secret"
     secret.write_text("SECRET")
@@ -279,34 +279,34 @@ def test_links_and_pipes_in_a_run_are_broken_and_nothing_is_read(workbench: Work
     (runs / "dpo" / "adapter_config.json").symlink_to(secret)
     (runs / "ppo" / "base.json").unlink()
     os.mkfifo(runs / "ppo" / "base.json")
-    found = broken(workbench)
-    assert "leads out of the runs folder" in found["dpo"]
-    assert "a pipe, a socket or a device" in found["ppo"]
-    assert "SECRET" not in str(found)
+    reasons = broken(workbench)
+    assert "leads out of the runs folder" in reasons["dpo"]
+    assert "a pipe, a socket or a device" in reasons["ppo"]
+    assert "SECRET" not in str(reasons)
     assert set(references(workbench)) == {"base", "sft"}
 
 
-def test_an_adapter_replaced_by_a_link_after_the_look_is_refused(workbench: Workbench) -> None:
+def test_adapter_replaced_by_a_link_is_rejected(workbench: Workbench) -> None:
     file = workbench.runs / "dpo" / "adapter_model.safetensors"
-    elsewhere = workbench.runs.parent / "elsewhere.safetensors"
-    keys = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
-    file.rename(elsewhere)
-    file.symlink_to(elsewhere)
-    answer = next(workbench.compare("Hello", [keys["dpo"]], max_new_tokens=4))
+    outside = workbench.runs.parent / "outside.safetensors"
+    ids = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
+    file.rename(outside)
+    file.symlink_to(outside)
+    answer = next(workbench.compare("Hello", [ids["dpo"]], max_new_tokens=4))
     assert "leads out of the runs folder" in (answer.problem or "")
 
 
-def test_a_run_called_base_is_not_the_base(workbench: Workbench, make_run: MakeRun) -> None:
+def test_run_called_base_is_not_the_base(workbench: Workbench, make_run: MakeRun) -> None:
     make_run(workbench.runs / "base", "sft", seed=7)
     catalog = workbench.refresh()
     by_name = {entry.name: entry for entry in catalog.checkpoints.values()}
     assert by_name["base"].path is None and by_name["./base"].path == workbench.runs / "base"
-    told = recall.command(
+    command = cli_command(
         [],
         checkpoint=by_name["./base"].name,
         messages=[{"role": "user", "content": "Hi"}],
         drawing=Drawing(),
         reward=None,
     )
-    name = shlex.split(told)[shlex.split(told).index("--checkpoint") + 1]
-    assert recall._id(catalog, name) == by_name["./base"].id
+    name = shlex.split(command)[shlex.split(command).index("--checkpoint") + 1]
+    assert _id(catalog, name) == by_name["./base"].id

@@ -1,4 +1,4 @@
-"""The app's command: fast help, one-line errors, and the question that --smoke asks."""
+"""The app's command line: fast help, one-line errors, --smoke and --ask."""
 
 import shlex
 import socket
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import app
 from tests.app.server import run_app
 from tests.conftest import ROOT
-from toolkit.app.answering.cli_command import command, options
-from toolkit.app.arguments import PASSWORD, is_loopback, parse_arguments
-from toolkit.app.texts import measures
+from toolkit.app.answering.cli_command import base_options, cli_command
+from toolkit.app.arguments import PASSWORD, AppArguments, is_loopback, parse_arguments
+from toolkit.app.texts import answer_numbers
 from toolkit.app.workbench import Workbench
 from toolkit.errors import ConfigError
 from toolkit.runs.run import Run
@@ -20,32 +21,40 @@ from toolkit.runs.run import Run
 pytestmark = pytest.mark.slow
 
 
-def test_smoke_asks_all_checkpoints(tiny_base: str, runs: Path) -> None:
-    done = run_app("--smoke", "--model_name_or_path", tiny_base, "--runs", str(runs))
-    assert done.returncode == 0, done.stderr
-    line = done.stdout.strip().splitlines()[-1]
+def parsed(*words: str) -> AppArguments:
+    return parse_arguments(words, description="")
+
+
+def test_smoke_asks_all_checkpoints(
+    tiny_base: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(["--smoke", "--model_name_or_path", tiny_base, "--runs", str(runs)]) == 0
+    line = capsys.readouterr().out.strip().splitlines()[-1]
     assert line.startswith("smoke: 'Hello, who are you?' -> base: ")
     for name in ("sft", "dpo", "ppo"):
         assert f"| {name}: " in line
 
 
-def test_smoke_without_runs_asks_the_base(tiny_base: str, tmp_path: Path) -> None:
-    done = run_app("--smoke", "--model_name_or_path", tiny_base, "--runs", str(tmp_path / "none"))
-    assert done.returncode == 0, done.stderr
-    assert "-> base: " in done.stdout
+def test_smoke_without_runs_asks_the_base(
+    tiny_base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--smoke", "--model_name_or_path", tiny_base, "--runs", str(tmp_path / "none")]
+    assert app.main(words) == 0
+    assert "-> base: " in capsys.readouterr().out
 
 
-def test_smoke_fails_where_a_checkpoint_does(tiny_base: str, runs: Path) -> None:
-    head = (runs / "dpo" / "adapter_model.safetensors").read_bytes()
-    # the header is whole and the length right, but the numbers are NaN
-    (runs / "dpo" / "adapter_model.safetensors").write_bytes(head[:-4000] + b"\xff" * 4000)
-    Run.load(runs / "dpo").finish()  # it is what the run wrote, so only loading it tells
-    done = run_app("--smoke", "--model_name_or_path", tiny_base, "--runs", str(runs))
-    assert done.returncode == 1, done.stderr
-    assert "1 of 4 gave no answer" in done.stdout
+def test_smoke_fails_if_a_checkpoint_fails(
+    tiny_base: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = (runs / "dpo" / "adapter_model.safetensors").read_bytes()
+    # header and length are valid, but the numbers are NaN
+    (runs / "dpo" / "adapter_model.safetensors").write_bytes(weights[:-4000] + b"\xff" * 4000)
+    Run.load(runs / "dpo").finish()  # stores the hash, so that only loading shows the damage
+    assert app.main(["--smoke", "--model_name_or_path", tiny_base, "--runs", str(runs)]) == 1
+    assert "1 of 4 gave no answer" in capsys.readouterr().out
 
 
-def test_nothing_heavy_is_imported_before_the_command_line_is_read() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = "import app, sys; print([m for m in ('torch', 'gradio', 'trl') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -54,7 +63,7 @@ def test_nothing_heavy_is_imported_before_the_command_line_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--prot", "1"], "unrecognized arguments: --prot 1"),
         (["--port", "x"], "invalid int value"),
@@ -62,54 +71,85 @@ def test_nothing_heavy_is_imported_before_the_command_line_is_read() -> None:
         (["--host", "0.0.0.0"], "add --auth USER"),
         (["--host", "192.0.2.1", "--auth", "me"], PASSWORD),
         (["--auth", "me"], PASSWORD),
+        (["--auth", ""], "a user name"),
+        (["--auth", "me", "--password", "secret"], "unrecognized"),
         (["--runs", "app.py"], "is not a folder"),
-        (["--model_name_or_path", "./nowhere"], "./nowhere"),
-        (["--model_revision", "a1b2"], "a1b2 is for models of the hub"),
+        (["--ask", "Hi", "--model_name_or_path", "./nowhere"], "./nowhere"),
+        (["--ask", "Hi", "--model_revision", "a1b2"], "a1b2 is for models of the hub"),
     ],
 )
-def test_errors_are_one_line(words: list[str], said: str) -> None:
-    done = run_app(*words)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if "Error: " in line]
+def test_error_is_one_line(
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv(PASSWORD, raising=False)
+    assert app.main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Error: " in line]
     assert len(lines) == 1
-    assert said in lines[0]
-    assert "Traceback" not in done.stderr
+    assert message in lines[0]
 
 
-def test_a_taken_port_is_named() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        done = run_app("--port", str(port))
+def test_script_exits_with_2_after_an_error() -> None:
+    done = run_app("--prot", "1")
     assert done.returncode == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert done.stderr.startswith("ConfigError: ") and "Traceback" not in done.stderr
+
+
+def test_error_names_the_used_port(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert app.main(["--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_hosts(host: str) -> None:
+    assert is_loopback(host)
 
 
 @pytest.mark.parametrize(
-    ("host", "only_here"),
-    [
-        *[(h, True) for h in ("127.0.0.1", "127.8.8.8", "::1", "localhost")],
-        *[
-            (h, False)
-            for h in ("0.0.0.0", "::", "10.0.0.1", "example.org", "127.0.0.1.example.org")
-        ],
-    ],
+    "host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "127.0.0.1.example.org"]
 )
-def test_loopback(host: str, only_here: bool) -> None:
-    assert is_loopback(host) is only_here
+def test_hosts_that_other_machines_reach(host: str) -> None:
+    assert not is_loopback(host)
 
 
-def test_login(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_has_no_login_and_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PASSWORD, "secret")
-    assert parse_arguments([], description="").login is None
-    opened = parse_arguments(["--host", "0.0.0.0", "--auth", "me"], description="")
-    assert opened.login == ("me", "secret")
-    with pytest.raises(ConfigError, match="a user name"):
-        _ = parse_arguments(["--auth", ""], description="").login
+    assert parsed().login is None
+    assert parsed().host == "127.0.0.1"
 
 
-def test_the_page_s_command_repeats_its_answer(tiny_base: str, runs: Path) -> None:
+@pytest.mark.parametrize(("host", "warns"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_open_host_warns_about_tls(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str, warns: bool
+) -> None:
+    monkeypatch.setenv(PASSWORD, "secret")
+    assert parsed("--host", host, "--auth", "me").login == ("me", "secret")
+    output = capsys.readouterr()
+    assert ("TLS" in output.err) is warns
+    assert "secret" not in output.err + output.out
+
+
+def test_terminal_prompts_for_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PASSWORD, raising=False)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "typed")
+    arguments = parsed("--auth", "me")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert arguments.login == ("me", "typed")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    with pytest.raises(ConfigError, match=PASSWORD):
+        _ = arguments.login
+
+
+def test_command_of_an_answer_repeats_it(
+    tiny_base: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workbench = Workbench.open(tiny_base, runs)
     ids = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
     reward = next(iter(workbench.catalog.rewards))
@@ -122,61 +162,31 @@ def test_the_page_s_command_repeats_its_answer(tiny_base: str, runs: Path) -> No
         messages, [ids["dpo"]], reward=reward, temperature=0.9, top_k=40, top_p=0.9, seed=5
     )
     *_, (answer,) = comparison
-    said = command(
+    command = cli_command(
         ["--runs", str(runs), "--model_name_or_path", tiny_base],
         checkpoint="dpo",
         messages=messages,
         drawing=comparison.request.sampling,
         reward="reward",
     )
-    words = shlex.split(said)
-    assert words[:2] == ["python", "app.py"]
-    done = run_app(*words[2:])
-    assert done.returncode == 0, done.stderr
-    text, _, numbers = done.stdout.rstrip("\n").rpartition("\n\n")
+    words = shlex.split(command)
+    assert words[:2] == ["toolkit", "app"]
+    capsys.readouterr()
+    assert app.main(words[2:]) == 0
+    text, _, numbers = capsys.readouterr().out.rstrip("\n").rpartition("\n\n")
     assert text.strip() == answer.text.strip()
-    assert numbers.splitlines()[:2] == measures(answer).splitlines()[:2]
+    assert numbers.splitlines()[:2] == answer_numbers(answer).splitlines()[:2]
 
 
-def test_ask_names_what_it_does_not_know(tiny_base: str, runs: Path) -> None:
-    asked = ("--ask", "Hi", "--model_name_or_path", tiny_base, "--runs", str(runs))
-    done = run_app(*asked, "--checkpoint", "nobody")
-    assert done.returncode == 2
-    assert "no checkpoint 'nobody'; known: base, dpo, ppo, sft" in done.stderr
-
-
-def test_a_password_is_asked_for_at_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(PASSWORD, raising=False)
-    monkeypatch.setattr("getpass.getpass", lambda prompt: "typed")
-    arguments = parse_arguments(["--auth", "me"], description="")
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    assert arguments.login == ("me", "typed")
-    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(ConfigError, match=PASSWORD):
-        _ = arguments.login
-
-
-def test_no_option_takes_a_password() -> None:
-    with pytest.raises(ConfigError, match="unrecognized"):
-        parse_arguments(["--auth", "me", "--password", "secret"], description="")
-
-
-@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
-def test_an_open_host_is_told_of_tls(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str, warned: bool
+def test_ask_lists_the_known_checkpoints(
+    tiny_base: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(PASSWORD, "secret")
-    assert parse_arguments(["--host", host, "--auth", "me"], description="").login is not None
-    said = capsys.readouterr()
-    assert ("TLS" in said.err) is warned
-    assert "secret" not in said.err + said.out
+    words = ["--ask", "Hi", "--model_name_or_path", tiny_base, "--runs", str(runs)]
+    assert app.main([*words, "--checkpoint", "unknown"]) == 2
+    assert "is named 'unknown'; known: base, dpo, ppo, sft" in capsys.readouterr().err
 
 
-def test_the_default_listens_on_this_machine_only() -> None:
-    assert parse_arguments([], description="").host == "127.0.0.1"
-
-
-def test_the_words_that_find_the_same_base_again() -> None:
+def test_base_options_select_the_same_base() -> None:
     words = ["--model_name_or_path", "org/m", "--model_revision", "a1b2", "--load_in_4bit"]
-    assert options(parse_arguments(words, description="")) == words
-    assert options(parse_arguments([], description="")) == []
+    assert base_options(parsed(*words)) == words
+    assert base_options(parsed()) == []

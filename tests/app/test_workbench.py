@@ -1,4 +1,4 @@
-"""Answers and numbers agree with plain serial passes through freshly loaded models."""
+"""Answers and their numbers equal plain serial passes of freshly loaded models."""
 
 import math
 import threading
@@ -21,22 +21,22 @@ PROMPT = "What is it?"
 
 
 def ids_of(workbench: Workbench) -> dict[str, str]:
-    """name -> id, reward runs too."""
+    """name -> id, including reward runs."""
     catalog = workbench.catalog
     return {e.name: e.id for e in [*catalog.checkpoints.values(), *catalog.rewards.values()]}
 
 
 def ask(workbench: Workbench, *names: str, **kwargs: Any) -> list[Answer]:
-    """Greedy answers of 12 tokens to `PROMPT` unless asked otherwise."""
+    """Answers to `PROMPT`; by default greedy, with 12 tokens."""
     ids = ids_of(workbench)
-    asked = {"temperature": 0.0, "max_new_tokens": 12} | kwargs
-    if "reward" in asked:
-        asked["reward"] = ids[asked["reward"]]
-    return list(workbench.compare(PROMPT, [ids[n] for n in names], **asked))
+    settings = {"temperature": 0.0, "max_new_tokens": 12} | kwargs
+    if "reward" in settings:
+        settings["reward"] = ids[settings["reward"]]
+    return list(workbench.compare(PROMPT, [ids[n] for n in names], **settings))
 
 
 class Plain:
-    """One checkpoint loaded with transformers and peft alone, in a model of its own."""
+    """One checkpoint in its own model, loaded with transformers and peft alone."""
 
     def __init__(self, base: str, run: Path | None = None) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(base)
@@ -50,17 +50,17 @@ class Plain:
 
     @torch.no_grad()
     def answer(self) -> tuple[list[int], str]:
-        """Twelve greedy tokens, one full pass for each."""
+        """Up to 12 greedy tokens, with a full pass for each."""
         ids = self.prompt
         for _ in range(12):
             ids = torch.cat([ids, self.model(ids).logits[:, -1:].argmax(-1)], dim=1)
             if ids[0, -1] == self.tokenizer.eos_token_id:
                 break
-        made = ids[0, self.prompt.shape[1] :].tolist()
-        return made, self.tokenizer.decode(made, skip_special_tokens=True)
+        answer_ids = ids[0, self.prompt.shape[1] :].tolist()
+        return answer_ids, self.tokenizer.decode(answer_ids, skip_special_tokens=True)
 
     def sampled(self, temperature: float, seed: int) -> list[int]:
-        """Up to twelve tokens sampled by transformers itself."""
+        """Up to 12 tokens sampled by transformers."""
         torch.manual_seed(seed)
         ids = self.model.generate(
             input_ids=self.prompt,
@@ -74,12 +74,12 @@ class Plain:
         return ids[0, self.prompt.shape[1] :].tolist()
 
     @torch.no_grad()
-    def logprob(self, made: list[int], temperature: float) -> float:
-        """log π of a completion at a temperature."""
-        ids = torch.cat([self.prompt, torch.tensor([made])], dim=1)
+    def logprob(self, answer_ids: list[int], temperature: float) -> float:
+        """log π of an answer at a temperature."""
+        ids = torch.cat([self.prompt, torch.tensor([answer_ids])], dim=1)
         logp = torch.log_softmax(self.model(ids).logits[0].double() / temperature, -1)
         start = self.prompt.shape[1]
-        return sum(logp[start - 1 + t, token].item() for t, token in enumerate(made))
+        return sum(logp[start - 1 + t, token].item() for t, token in enumerate(answer_ids))
 
 
 def test_answers_equal_plain_serial_generation(
@@ -88,10 +88,10 @@ def test_answers_equal_plain_serial_generation(
     names = ("base", "sft", "dpo", "ppo")
     for answer in ask(workbench, *names):
         run = None if answer.name == "base" else runs / answer.name
-        made, text = Plain(tiny_base, run).answer()
+        answer_ids, text = Plain(tiny_base, run).answer()
         assert answer.problem is None
-        assert (answer.text, answer.tokens) == (text, len(made))
-        assert answer.ended == (made[-1] == workbench.tokenizer.eos_token_id)
+        assert (answer.text, answer.tokens) == (text, len(answer_ids))
+        assert answer.ended == (answer_ids[-1] == workbench.tokenizer.eos_token_id)
     assert len({a.text for a in ask(workbench, *names)}) == 4
 
 
@@ -99,9 +99,9 @@ def test_score_is_the_head_at_the_last_token(
     workbench: Workbench, tiny_base: str, runs: Path
 ) -> None:
     answer = ask(workbench, "ppo", reward="reward")[0]
-    made, _ = Plain(tiny_base, runs / "ppo").answer()
+    answer_ids, _ = Plain(tiny_base, runs / "ppo").answer()
     scorer = Plain(tiny_base, runs / "reward")
-    ids = torch.cat([scorer.prompt, torch.tensor([made])], dim=1)
+    ids = torch.cat([scorer.prompt, torch.tensor([answer_ids])], dim=1)
     with torch.no_grad():
         hidden = scorer.model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
     head = load_file(runs / "reward" / "head.safetensors")
@@ -109,35 +109,37 @@ def test_score_is_the_head_at_the_last_token(
     assert answer.score == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(("temperature", "read_at"), [(0.0, 1.0), (0.5, 0.5)])
-def test_kl_is_against_sft_at_the_sampling_temperature(
-    workbench: Workbench, tiny_base: str, runs: Path, temperature: float, read_at: float
+@pytest.mark.parametrize(("temperature", "kl_temperature"), [(0.0, 1.0), (0.5, 0.5)])
+def test_kl_uses_sft_and_the_sampling_temperature(
+    workbench: Workbench, tiny_base: str, runs: Path, temperature: float, kl_temperature: float
 ) -> None:
     sft = Plain(tiny_base, runs / "sft")
     for answer in ask(workbench, "base", "ppo", temperature=temperature):
         assert answer.reference == "sft"
         run = None if answer.name == "base" else runs / answer.name
         plain = Plain(tiny_base, run)
-        made = plain.sampled(temperature, seed=0) if temperature else plain.answer()[0]
-        assert answer.tokens == len(made)
-        expected = plain.logprob(made, read_at) - sft.logprob(made, read_at)
+        answer_ids = plain.sampled(temperature, seed=0) if temperature else plain.answer()[0]
+        assert answer.tokens == len(answer_ids)
+        expected = plain.logprob(answer_ids, kl_temperature) - sft.logprob(
+            answer_ids, kl_temperature
+        )
         assert answer.kl == pytest.approx(expected, abs=1e-3)
         assert abs(expected) > 0.1
 
 
-def test_kl_of_the_reference_itself_is_zero(workbench: Workbench) -> None:
-    ask(workbench, "ppo", "dpo")  # others are in memory, too
+def test_kl_of_the_reference_is_zero(workbench: Workbench) -> None:
+    ask(workbench, "ppo", "dpo")  # load other adapters first
     assert ask(workbench, "sft", temperature=1.0)[0].kl == 0.0
 
 
-def test_the_same_seed_repeats_and_another_does_not(workbench: Workbench) -> None:
+def test_same_seed_repeats_the_answer(workbench: Workbench) -> None:
     first, second = ask(workbench, "sft", "dpo", temperature=1.0, seed=7)
     assert ask(workbench, "dpo", temperature=1.0, seed=7) == [second]
     assert ask(workbench, "sft", temperature=1.0, seed=7) == [first]
     assert ask(workbench, "sft", temperature=1.0, seed=8)[0].text != first.text
 
 
-def test_sampling_leaves_the_global_generator_alone(workbench: Workbench) -> None:
+def test_sampling_keeps_the_global_random_state(workbench: Workbench) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -145,20 +147,18 @@ def test_sampling_leaves_the_global_generator_alone(workbench: Workbench) -> Non
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_other_adapters_do_not_matter(
+def test_other_adapters_do_not_change_an_answer(
     workbench: Workbench, tiny_base: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = ask(Workbench.open(tiny_base, runs), "dpo", reward="reward")
     ask(workbench, "ppo", "sft", "base")
     assert ask(workbench, "dpo", reward="reward") == alone
-    monkeypatch.setattr(module, "ATTACHED_AT_MOST", 1)  # everything makes room for everything
+    monkeypatch.setattr(module, "MAX_ADAPTERS", 1)  # every load drops the others
     for _ in range(2):
         assert ask(workbench, "ppo", "dpo", "base", reward="reward")[1] == alone[0]
 
 
-def test_a_run_trained_again_in_place_is_read_again(
-    workbench: Workbench, tiny_base: str, runs: Path
-) -> None:
+def test_retrained_run_is_loaded_again(workbench: Workbench, tiny_base: str, runs: Path) -> None:
     before = ask(workbench, "dpo")[0]
     file = runs / "dpo" / "adapter_model.safetensors"
     save_file({k: -v for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
@@ -173,83 +173,81 @@ def test_a_run_trained_again_in_place_is_read_again(
     assert ask(workbench, "dpo")[0].text != before.text
 
 
-def test_a_checkpoint_that_cannot_be_loaded_takes_nothing_down(
-    workbench: Workbench, runs: Path
-) -> None:
+def test_unloadable_checkpoint_does_not_affect_others(workbench: Workbench, runs: Path) -> None:
     alone = ask(workbench, "ppo")[0]
     file = runs / "dpo" / "adapter_model.safetensors"
     weights = load_file(file)
     next(iter(weights.values())).fill_(math.nan)
     save_file(weights, file)
-    broken, fine = ask(workbench, "dpo", "ppo")
+    broken, ppo = ask(workbench, "dpo", "ppo")
     assert broken.problem is not None and "not finite" in broken.problem
     assert str(runs) not in broken.problem
-    assert fine == alone
+    assert ppo == alone
     workbench.refresh()
     assert "dpo" not in ids_of(workbench)
     assert any(n == "dpo" and "not finite" in why for n, why in workbench.catalog.broken)
 
 
-def test_a_reward_run_that_vanished_costs_the_score_only(workbench: Workbench, runs: Path) -> None:
+def test_missing_reward_head_costs_only_the_score(workbench: Workbench, runs: Path) -> None:
     (runs / "reward" / "head.safetensors").unlink()
     answer = ask(workbench, "sft", reward="reward")[0]
     assert answer.text and answer.score is None and answer.kl == 0.0
     assert "no score" in answer.notes[0]
 
 
-def test_two_threads_get_what_one_gets(workbench: Workbench) -> None:
+def test_two_threads_get_the_answers_of_one(workbench: Workbench) -> None:
     names = [("sft", "dpo"), ("ppo", "base")]
     expected = [ask(workbench, *n, reward="reward", temperature=1.0) for n in names]
-    found: list[list[Answer]] = [[], []]
+    answers: list[list[Answer]] = [[], []]
 
     def work(i: int) -> None:
         for _ in range(3):
-            found[i] += ask(workbench, *names[i], reward="reward", temperature=1.0)
+            answers[i] += ask(workbench, *names[i], reward="reward", temperature=1.0)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [expected[0] * 3, expected[1] * 3]
+    assert answers == [expected[0] * 3, expected[1] * 3]
 
 
 @pytest.mark.parametrize("bad", ["../../etc", "run_999999", "sft", "", 3, None, ["base"]])
-def test_only_ids_of_the_server_are_accepted(workbench: Workbench, bad: object) -> None:
-    with pytest.raises(CheckpointError, match="is known"):
+def test_unknown_ids_are_rejected(workbench: Workbench, bad: object) -> None:
+    with pytest.raises(CheckpointError, match="unknown checkpoint"):
         workbench.compare(PROMPT, ["base", bad])
     if bad not in ("", None):
-        with pytest.raises(CheckpointError, match="is known"):
+        with pytest.raises(CheckpointError, match="unknown checkpoint"):
             workbench.compare(PROMPT, ["base"], reward=bad)
 
 
-def test_looks_close_together_are_one(workbench: Workbench, make_run: MakeRun) -> None:
+def test_recent_scan_is_reused(workbench: Workbench, make_run: MakeRun) -> None:
     make_run(workbench.runs / "later", "dpo", seed=9)
     before = workbench.catalog
-    assert workbench.refresh(unless_within=3600) is before
+    assert workbench.refresh(max_age_s=3600) is before
     after = workbench.refresh()
     assert "later" in {e.name for e in after.checkpoints.values()}
-    assert workbench.refresh(unless_within=3600) is after
+    assert workbench.refresh(max_age_s=3600) is after
 
 
-def test_a_reward_run_does_not_answer(workbench: Workbench) -> None:
-    with pytest.raises(CheckpointError, match="is known"):
+def test_reward_run_does_not_answer(workbench: Workbench) -> None:
+    with pytest.raises(CheckpointError, match="unknown checkpoint"):
         ask(workbench, "reward")
 
 
-def test_numbers_that_are_none_are_replaced(workbench: Workbench) -> None:
+def test_invalid_numbers_become_defaults(workbench: Workbench) -> None:
     answer = ask(workbench, "base", temperature=math.nan, max_new_tokens=math.nan, seed="x")[0]
     assert answer.problem is None and answer.tokens >= 1
 
 
-def test_an_answer_stays_within_the_context(workbench: Workbench) -> None:
+def test_answer_stays_within_the_context(workbench: Workbench) -> None:
     long = "it " * 40
-    used = len(workbench.tokenizer(long)["input_ids"]) + 3  # <|user|> <|end|> <|assistant|>
+    length = len(workbench.tokenizer(long)["input_ids"]) + 3  # <|user|> <|end|> <|assistant|>
     answer = next(workbench.compare(long, ["base"], max_new_tokens=512))
-    assert answer.tokens <= 128 - used
-    with pytest.raises(ConfigError, match=r"tokens; the base reads 128"):
+    assert answer.tokens <= 128 - length
+    with pytest.raises(ConfigError, match=r"tokens; the context of the base is 128"):
         workbench.compare("it " * 200, ["base"])
 
 
-def test_text_that_no_tokenizer_encodes(workbench: Workbench) -> None:
+def test_text_that_cannot_be_encoded_is_replaced(workbench: Workbench) -> None:
     assert next(workbench.compare("half a pair: \ud800", ["base"])).problem is None

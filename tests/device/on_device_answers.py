@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.app.conftest import make_run, runs, tiny_base  # noqa: F401
+from tests.app.conftest import make_run, runs, runs_template, tiny_base  # noqa: F401
 from tests.device.on_device import device_of_bases
 from tests.device.simulated import DEVICE
 from toolkit.app.workbench import Workbench

@@ -8,7 +8,7 @@ import trl
 from trl import ModelConfig
 
 from tests.models.methods import call
-from toolkit.app.answering.tokens import Tokens
+from toolkit.app.answering.tokens import LockedTokenizer
 from toolkit.app.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
@@ -155,7 +155,7 @@ def test_qwen3_empty_thought_is_in_the_prompt(qwen3, capsys, prompt):
     assert tokenizer.decode(answer) == "Here.<|im_end|>"
     chat = tokenizer.apply_chat_template(prompt + ANSWER, return_dict=False)
     assert chat == [*start, *answer, *tokenizer("\n")["input_ids"]]
-    app = Tokens(tokenizer)
+    app = LockedTokenizer(tokenizer)
     assert (app.prompt(prompt), app.completion(prompt, "Here.")) == (start, answer)
     # Qwen's own option gives the same prompt
     own = tokenizer.apply_chat_template(

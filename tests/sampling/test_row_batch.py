@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from tests.app.conftest import make_run, runs, tiny_base  # noqa: F401  (fixtures)
+from tests.app.conftest import make_run, runs, runs_template, tiny_base  # noqa: F401  (fixtures)
 from toolkit.app.workbench import Workbench
 from toolkit.kernels import use_kernels
 from toolkit.kernels.fused_lora import FusedLoraLinear

@@ -1,1 +1,1 @@
-"""The app's logic: the checkpoints there are, their answers, and what is served to whom."""
+"""The app: answers, judgements and the history of runs, and the tabs that show them."""

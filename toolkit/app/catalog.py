@@ -1,24 +1,28 @@
-"""Which checkpoints can be asked and which cannot, under ids that never come from the disk."""
+"""The checkpoints and reward models below the runs folder, and the runs that cannot be used."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.app.lineage import Lineage
+from toolkit.app.lineage import Lineage, holds_no_adapter, is_reward, is_sft
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.options.config import is_local_path
-from toolkit.runs.integrity import changed, stray
+from toolkit.runs.integrity import HASHED, changed, stray
 from toolkit.runs.listing import list_runs
-from toolkit.runs.run import ENSEMBLE, MANIFEST, Run
+from toolkit.runs.run import MANIFEST, WEIGHTS_FILE, Run
 
 BASE_ID = "base"
-# These recipes write a run.json and no adapter, so that none is missing.
-WITHOUT_ADAPTER = ("label", "merge", "evaluate", ENSEMBLE)
+# Larger weights are hashed only when they are loaded, so that a scan of many runs stays quick.
+MAX_BYTES_HASHED_IN_SCAN = 32 << 20
+STAMPED = (MANIFEST, "base.json", *HASHED)
+MISSING = (0, 0, 0, 0)
+Stamp = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint that can be asked, or a reward model that can score.
+    """A checkpoint or a reward model.
 
     `path` is None for the base. `reference` is the id of the checkpoint that KL is measured
     against, or None with the reason in `no_reference`.
@@ -34,14 +38,24 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Name and kind, for a list."""
-        unfinished = "" if self.state == "finished" else f", {self.state}"
-        return f"{self.name} ({self.recipe}{unfinished})"
+        """Name, recipe and an unfinished state, for lists."""
+        state = "" if self.state == "finished" else f", {self.state}"
+        return f"{self.name} ({self.recipe}{state})"
+
+    @property
+    def is_reward(self) -> bool:
+        """Whether it is a reward model."""
+        return is_reward(self.recipe)
+
+    @property
+    def is_sft(self) -> bool:
+        """Whether it is an SFT run."""
+        return is_sft(self.recipe)
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """One look at the runs folder; `broken` is (name, reason)."""
+    """The result of one scan, by id; `broken` is (name, reason) of each run that cannot be used."""
 
     checkpoints: dict[str, Entry]
     rewards: dict[str, Entry]
@@ -49,12 +63,12 @@ class Catalog:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing beside the base."""
+        """Whether the base is the only checkpoint."""
         return len(self.checkpoints) == 1
 
 
 def only_base(base_name: str, reference: str = BASE_ID) -> Catalog:
-    """Nothing but the base, called by its own name or its folder's."""
+    """A catalog of the base alone, labelled with its name or the name of its folder."""
     name = Path(base_name).name if is_local_path(base_name) else base_name
     return Catalog({BASE_ID: Entry(BASE_ID, BASE_ID, printable(name), reference=reference)}, {})
 
@@ -65,15 +79,16 @@ def scan(
     base_name: str,
     problem: Callable[[Run], str | None],
     identify: Callable[[Path], str],
-    refused: Callable[[Path], str | None],
+    load_error: Callable[[Path], str | None],
 ) -> Catalog:
-    """Look at every run below `root`; whatever is wrong with one of them stays its own trouble.
+    """Inspect every run below `root`. A damaged run does not affect the others.
 
     Args:
-        base_name: its folder or its id on the hub.
-        problem: why a run cannot be asked; it may raise, which is a reason too.
-        identify: the id of a run's directory, the same at every scan.
-        refused: why a run's adapter could not be loaded earlier, where that was tried.
+        root: the runs folder.
+        base_name: the base's folder or hub id.
+        problem: returns why a run cannot be used, or raises.
+        identify: returns the id of a run's directory, the same at every scan.
+        load_error: returns why an earlier attempt to load the run's adapter failed.
     """
     runs, damaged = list_runs(root)
     broken = [
@@ -83,30 +98,31 @@ def scan(
     usable: list[Run] = []
     for run in runs:
         try:
-            holds_none = run.recipe in WITHOUT_ADAPTER and run.adapter_problem() is not None
-            reason = None if holds_none else refused(run.path) or problem(run)
-            reason = reason and reason.removeprefix(f"{run.path}: ")
+            if holds_no_adapter(run.recipe) and run.adapter_problem() is not None:
+                continue
+            reason = load_error(run.path) or problem(run)
         except ToolkitError as error:
-            holds_none, reason = False, str(error).removeprefix(f"{run.path}: ")
-        except Exception as error:  # a manifest or adapter damaged in a way nobody thought of
-            holds_none, reason = False, f"damaged: {error}"
-        if reason is not None:
-            broken.append((place_name(run.path, root), tidy(reason, root)))
-        elif not holds_none:
+            reason = str(error)
+        except Exception as error:  # unforeseen damage to a manifest or an adapter
+            reason = f"damaged: {error}"
+        if reason is None:
             usable.append(run)
-    entries: list[Entry] = []
-    lineage, places = Lineage(runs), {run.path for run in usable}
+        else:
+            reason = reason.removeprefix(f"{run.path}: ")
+            broken.append((place_name(run.path, root), tidy(reason, root)))
+    entries: dict[str, Entry] = {}
+    lineage, usable_paths = Lineage(runs), {run.path for run in usable}
     for run in usable:
         try:
-            entries.append(_entry(run, lineage, places, root, identify))
+            entry = _entry(run, lineage, usable_paths, root, identify)
+            entries[entry.id] = entry
         except Exception as error:
             broken.append((place_name(run.path, root), tidy(f"unreadable lineage: {error}", root)))
-    found = {entry.id: entry for entry in entries}
-    first_sft = next((e.id for e in entries if e.recipe == "sft" and e.reference == e.id), BASE_ID)
+    first_sft = next((e.id for e in entries.values() if e.is_sft and e.reference == e.id), BASE_ID)
     base = only_base(base_name, reference=first_sft).checkpoints
     return Catalog(
-        base | {k: e for k, e in found.items() if e.recipe != "reward"},
-        {k: e for k, e in found.items() if e.recipe == "reward"},
+        base | {id: e for id, e in entries.items() if not e.is_reward},
+        {id: e for id, e in entries.items() if e.is_reward},
         tuple(sorted(broken)),
     )
 
@@ -114,27 +130,91 @@ def scan(
 def _entry(
     run: Run, lineage: Lineage, usable: set[Path], root: Path, identify: Callable[[Path], str]
 ) -> Entry:
-    above, why_not = lineage.reference(run)
-    reference: str | None = None if why_not else BASE_ID
-    if above is not None:
-        reference = identify(above.path) if above.path in usable else None
-        why_not = "" if reference else f"its SFT run {place_name(above.path, root)} is broken"
+    ancestor, no_reference = lineage.reference(run)
+    reference: str | None = None if no_reference else BASE_ID
+    if ancestor is not None:
+        reference = identify(ancestor.path) if ancestor.path in usable else None
+        ancestor_name = place_name(ancestor.path, root)
+        no_reference = "" if reference else f"its SFT run {ancestor_name} cannot be used"
     name = place_name(run.path, root)
     return Entry(
         identify(run.path),
-        f"./{name}" if name == BASE_ID else name,  # --checkpoint base is the base
+        f"./{name}" if name == BASE_ID else name,  # `--checkpoint base` is the base itself
         printable(run.recipe),
         run.path,
         printable(run.state),
         reference,
-        tidy(why_not, root),
+        tidy(no_reference, root),
     )
 
 
-def require_inside(folder: Path, root: Path) -> None:
-    """Refuse a run with a file that is none of its folder's, before any of them is read.
+class Inspector:
+    """Checks runs without loading their weights. A sound run is checked again when its files change."""
 
-    Raises: CheckpointError saying which file.
+    def __init__(self, fingerprint: dict[str, str]) -> None:
+        """`fingerprint` is that of the base in memory."""
+        self._fingerprint = fingerprint
+        self._sound: dict[Path, Stamp] = {}
+
+    def problem(self, run: Run) -> str | None:
+        """Why a run cannot be used, or None.
+
+        Raises: ToolkitError, or what the readers of damaged files raise.
+        """
+        stamp = file_stamp(run.path)  # taken first: a file written meanwhile has another stamp
+        if self._sound.get(run.path) == stamp:
+            return None
+        self._sound.pop(run.path, None)
+        reason = _problem(run, self._fingerprint)
+        if reason is None:
+            self._sound[run.path] = stamp
+        return reason
+
+
+def file_stamp(folder: Path) -> Stamp:
+    """A value that changes whenever a file changes that an answer depends on.
+
+    It holds each file's inode, size, mtime and ctime. No program can set ctime back.
+    """
+    stamp = []
+    for name in STAMPED:
+        try:
+            status = (folder / name).stat()
+            stamp.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        except OSError:
+            stamp.append(MISSING)
+    return tuple(stamp)
+
+
+def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
+    from safetensors import safe_open  # these import torch, and the page is served before that
+
+    from toolkit.models.base import check_fingerprint
+    from toolkit.models.heads import ScalarHead
+
+    missing = run.adapter_problem()
+    if missing and run.state == "failed":
+        return f"the run failed: {run.error}"
+    if missing and run.state == "running":
+        return f"it has not finished ({missing})"
+    if missing:
+        return missing
+    json.loads((run.path / "adapter_config.json").read_text(encoding="utf-8"))
+    with safe_open(run.path / WEIGHTS_FILE, framework="pt") as file:  # checks header and length
+        if not file.keys():
+            return f"{WEIGHTS_FILE} holds no weights"
+    check_fingerprint(run.path, fingerprint)
+    if is_reward(run.recipe):
+        ScalarHead.load(run.path)
+    if (run.path / WEIGHTS_FILE).stat().st_size <= MAX_BYTES_HASHED_IN_SCAN:
+        return changed(run.path, run.weights)
+    return None
+
+
+def require_inside(folder: Path, root: Path) -> None:
+    """Check that no file of a run leads outside the runs folder, before any of them is read.
+
+    Raises: CheckpointError with the file's name.
     """
     reason = stray(folder, root)
     if reason is not None:
@@ -142,9 +222,9 @@ def require_inside(folder: Path, root: Path) -> None:
 
 
 def require_unchanged(folder: Path) -> None:
-    """Refuse a run whose files are not those that it wrote.
+    """Check that a run's weights are those it wrote.
 
-    Raises: CheckpointError saying which file.
+    Raises: CheckpointError with the file's name.
     """
     if (folder / MANIFEST).is_file():
         reason = changed(folder, Run.load(folder).weights)
@@ -153,18 +233,18 @@ def require_unchanged(folder: Path) -> None:
 
 
 def place_name(path: Path, root: Path) -> str:
-    """A run's name on the page: its place below the runs folder."""
+    """A run's name on the page: its path below the runs folder."""
     name = path.relative_to(root).as_posix() if path != root else path.resolve().name
     return printable(name)
 
 
 def tidy(reason: str, root: Path) -> str:
-    """A reason in one line without the runs folder's own path in it."""
+    """A reason in one line, without the path of the runs folder."""
     return printable(" ".join(reason.replace(f"{root}/", "").split()), longest=400)
 
 
 def printable(text: object, *, longest: int = 80) -> str:
-    """Text from the disk without control characters, bytes that are no text, or endless length."""
+    """Text from the disk, cut to `longest`, with control characters and invalid bytes replaced."""
     decoded = str(text).encode("utf-8", "replace").decode("utf-8")
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in decoded)
     return line if len(line) <= longest else f"{line[: longest - 1]}…"

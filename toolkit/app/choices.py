@@ -1,4 +1,4 @@
-"""What the page's lists offer and what is chosen in them, also after the runs have changed."""
+"""The choices of the page's lists, and what is chosen in them when the runs change."""
 
 import random
 from collections import Counter
@@ -10,18 +10,18 @@ from toolkit.world import BASE_NAME
 from toolkit.world.questions import distinct_questions
 
 CHOSEN_AT_FIRST = 4
-PAGE_LOOKS_APART = 2.0  # seconds; the tabs of a page that is opened share one look
+SHARED_SCAN_S = 2.0  # the tabs of a page that opens share one scan
 EXAMPLES, BASELINE_PROMPTS = 8, 32
 NO_SCORE, NO_REWARD_RUN = "no_score", "no_reward_run"
 
 
-def questions_to_try(base_name: str) -> list[str]:
-    """Prompts to try: questions no recipe trains on, where the base is the embedded world's."""
-    return baseline_questions(base_name)[:EXAMPLES]
+def example_prompts(base_name: str) -> list[str]:
+    """Prompts to try: test questions of the embedded world; none for another base."""
+    return baseline_prompts(base_name)[:EXAMPLES]
 
 
-def baseline_questions(base_name: str) -> list[str]:
-    """The questions whose answers by SFT scores are compared with; none for another base."""
+def baseline_prompts(base_name: str) -> list[str]:
+    """The prompts whose answers by SFT give the baseline of scores; none for another base."""
     if base_name != BASE_NAME:
         return []
     return [q.prompt for q in distinct_questions(random.Random(0), "test", BASELINE_PROMPTS)]
@@ -36,33 +36,33 @@ class Choices:
 
 
 def checkpoint_choices(catalog: Catalog, chosen: Iterable[str] = ()) -> Choices:
-    """All checkpoints; what was chosen stays so where it still exists."""
+    """All checkpoints. The choice stays as far as it still exists."""
     entries = list(catalog.checkpoints.values())
-    kept = [c for c in chosen if c in catalog.checkpoints]
-    if kept in ([], [BASE_ID]):  # at first: the base, SFT, and what came of it
-        sft = _most_built_on(entries) or catalog.checkpoints[BASE_ID].reference
+    kept = [id for id in chosen if id in catalog.checkpoints]
+    if kept in ([], [BASE_ID]):  # at first: the base, SFT, and runs trained from it
+        sft = _most_used_reference(entries) or catalog.checkpoints[BASE_ID].reference
         ordered = sorted(entries, key=lambda e: (e.id != BASE_ID, e.id != sft, e.reference != sft))
         kept = [e.id for e in ordered[:CHOSEN_AT_FIRST]]
     return Choices([(e.label, e.id) for e in entries], kept)
 
 
-def _most_built_on(entries: list[Entry]) -> str | None:
-    """The SFT run that most others began with."""
-    below = Counter(e.reference for e in entries if BASE_ID not in (e.id, e.reference))
-    below.subtract(e.id for e in entries)  # each is its own reference
-    most = below.most_common(1)
+def _most_used_reference(entries: list[Entry]) -> str | None:
+    """The SFT run that is the reference of most other runs."""
+    uses = Counter(e.reference for e in entries if BASE_ID not in (e.id, e.reference))
+    uses.subtract(e.id for e in entries)  # each SFT run is its own reference
+    most = uses.most_common(1)
     return most[0][0] if most and most[0][1] > 0 else None
 
 
 def reward_choices(catalog: Catalog, chosen: str | None = None) -> Choices:
-    """All reward models and "no score", or a single choice that says that there is none."""
+    """All reward models and "no score"; without a reward run, one choice that states this."""
     if not catalog.rewards:
         return Choices([("no reward run found", NO_REWARD_RUN)], [NO_REWARD_RUN])
     choices = [(e.label, e.id) for e in catalog.rewards.values()] + [("no score", NO_SCORE)]
-    kept = [key for _, key in choices if key == chosen]
+    kept = [id for _, id in choices if id == chosen]
     return Choices(choices, kept or [choices[0][1]])
 
 
 def reward_id(chosen: object) -> object:
-    """The reward model to score with, or None; ids are checked where they are used."""
+    """The chosen reward model, or None for no score. Not validated."""
     return None if chosen in (NO_SCORE, NO_REWARD_RUN) else chosen

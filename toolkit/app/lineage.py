@@ -1,54 +1,69 @@
-"""Runs found again by what manifests call them, and the SFT run that a lineage began with."""
+"""Finds the parents of runs, and the SFT run that a lineage began with."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from toolkit.runs.run import Run
+from toolkit.runs.run import ENSEMBLE, Run
 
-TAIL = 2  # last parts of a path that tell a run apart once the folder of all runs has moved
+TAIL = 2  # last parts of a path that identify a run after the runs folder was moved
+
+
+def holds_no_adapter(recipe: str) -> bool:
+    """Whether runs of this recipe have a run.json but no adapter."""
+    return recipe in ("label", "merge", "evaluate", ENSEMBLE)
+
+
+def is_reward(recipe: str) -> bool:
+    """Whether runs of this recipe are reward models."""
+    return recipe == "reward"
+
+
+def is_sft(recipe: str) -> bool:
+    """Whether runs of this recipe are the reference that KL is measured against."""
+    return recipe == "sft"
 
 
 class Lineage:
-    """The runs of one look at the folder, indexed: each of them is asked for by many others."""
+    """An index of the runs of one scan, since many runs share the same parents."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
-        self._at: dict[Path, Run] = {}
-        self._ending: dict[tuple[str, ...], list[Run]] = {}
-        self._found: dict[str, Run | None] = {}
+        self._by_path: dict[Path, Run] = {}
+        self._by_tail: dict[tuple[str, ...], list[Run]] = {}
+        self._parents: dict[str, Run | None] = {}
         for run in runs:
-            place = run.path.resolve()
-            self._at.setdefault(place, run)
+            path = run.path.resolve()
+            self._by_path.setdefault(path, run)
             for length in range(1, TAIL + 1):
-                self._ending.setdefault(place.parts[-length:], []).append(run)
+                self._by_tail.setdefault(path.parts[-length:], []).append(run)
 
     def find(self, parent: str) -> Run | None:
-        """The run that a manifest calls `parent`, also where the folder of all runs has moved.
+        """The run at the path `parent` of a manifest, also after the runs folder was moved.
 
-        Raises: OSError, ValueError or RuntimeError for what can be no path.
+        Raises: OSError, ValueError or RuntimeError if `parent` is not a valid path.
         """
-        if parent not in self._found:
-            wanted = Path(parent)
-            alike = self._ending.get(wanted.parts[-TAIL:], [])
-            moved = alike[0] if len(alike) == 1 else None
-            self._found[parent] = self._at.get(wanted.resolve(), moved)
-        return self._found[parent]
+        if parent not in self._parents:
+            path = Path(parent)
+            candidates = self._by_tail.get(path.parts[-TAIL:], [])
+            moved = candidates[0] if len(candidates) == 1 else None
+            self._parents[parent] = self._by_path.get(path.resolve(), moved)
+        return self._parents[parent]
 
     def reference(self, run: Run) -> tuple[Run | None, str]:
-        """The first SFT run of a run's lineage, so that KL is measured from one place in all columns.
+        """The first SFT run of a run's lineage, so that all columns measure KL against the same model.
 
-        Returns: the run, or None for the base where the lineage has no SFT; or None with the reason
-            why the lineage cannot be followed.
-        Raises: as `find`.
+        Returns: the run and ""; None and "" for the base, if the lineage has no SFT run; or None
+            and the reason, if a parent is missing.
+        Raises: see `find`.
         """
-        found, current, seen = None, run, {run.path}
+        sft, current, visited = None, run, {run.path}
         while True:
-            if current.recipe == "sft":
-                found = current
+            if is_sft(current.recipe):
+                sft = current
             parent = current.parents.get("adapter") if isinstance(current.parents, dict) else None
             if not parent:
-                return found, ""
-            above = self.find(str(parent))
-            if above is None or above.path in seen:
-                return found, "" if found else f"its parent {parent} is not among the runs"
-            current = above
-            seen.add(current.path)
+                return sft, ""
+            parent_run = self.find(str(parent))
+            if parent_run is None or parent_run.path in visited:
+                return sft, "" if sft else f"its parent {parent} is not in the runs folder"
+            current = parent_run
+            visited.add(current.path)

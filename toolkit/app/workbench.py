@@ -1,4 +1,4 @@
-"""One base in memory and the adapters asked for: several checkpoints' answers to one conversation."""
+"""One base in memory with the adapters in use: answers of several checkpoints to one conversation."""
 
 import math
 import threading
@@ -10,23 +10,16 @@ from typing import Unpack
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.app.answering.adapter_cache import Shelf
-from toolkit.app.answering.answers import Answer
+from toolkit.app.answering.adapter_cache import AdapterCache
 from toolkit.app.answering.changes import Changes
 from toolkit.app.answering.engine import Engine
-from toolkit.app.answering.examining import Examiner
-from toolkit.app.answering.jobs import Column, Comparison, Job
-from toolkit.app.answering.measuring import Measurer
-from toolkit.app.answering.request import (
-    Message,
-    Request,
-    Settings,
-    checked_request,
-)
-from toolkit.app.answering.tokens import Tokens
-from toolkit.app.catalog import Catalog, scan
-from toolkit.app.choices import baseline_questions, questions_to_try
-from toolkit.app.inspection import Inspector
+from toolkit.app.answering.metrics import AnswerMetrics
+from toolkit.app.answering.request import Answer, Message, Request, Settings, checked_request
+from toolkit.app.answering.tokens import LockedTokenizer
+from toolkit.app.answering.work_queue import Column, Comparison, Job
+from toolkit.app.catalog import Catalog, Inspector, scan
+from toolkit.app.choices import baseline_prompts, example_prompts
+from toolkit.app.lineage import is_sft
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.models.base import fingerprint, load_base
 from toolkit.models.roles import Roles
@@ -38,9 +31,9 @@ __all__ = ["Answer", "Comparison", "Workbench"]
 
 
 class Workbench:
-    """Owns the base, its roles and the thread that runs them. Safe to use from several threads."""
+    """Owns the base, its roles and the thread that runs them. Thread-safe."""
 
-    ready = True  # the base is there; an `Opening` that stands in its place may still wait
+    ready = True  # the base is loaded; see `LoadingWorkbench`
 
     def __init__(
         self,
@@ -51,22 +44,22 @@ class Workbench:
     ) -> None:
         self.tokenizer = tokenizer
         self.runs = runs
-        self.options: list[str] = []  # of the app's command line, for commands that the page offers
+        self.cli_options: list[str] = []  # of the app, for the commands that the page shows
         self.roles = Roles(base.eval(), base_fingerprint)
         self.stop = stop_ids(base, tokenizer)
         self.context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-        self.tokens = Tokens(tokenizer)
-        self.shelf = Shelf(self.roles, runs)
-        self.measurer = Measurer(
-            self.shelf,
+        self.tokens = LockedTokenizer(tokenizer)
+        self.adapters = AdapterCache(self.roles, runs)
+        self.metrics = AnswerMetrics(
+            self.adapters,
             self.tokens,
             stop=self.stop,
             runs=runs,
-            prompts=baseline_questions(base_fingerprint["id"]),
+            prompts=baseline_prompts(base_fingerprint["id"]),
         )
-        self.engine = Engine(self.measurer)
+        self.engine = Engine(self.metrics)
         self._scan_lock = threading.Lock()
-        self._looked = -math.inf
+        self._scanned = -math.inf
         self._ids: dict[Path, str] = {}
         self._inspector = Inspector(self.roles.fingerprint)
         self.catalog = self.refresh()
@@ -81,11 +74,11 @@ class Workbench:
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
     ) -> "Workbench":
-        """Load the base once, on the GPU where there is one, quantized as the runs' base was.
+        """Load the base, on the GPU if there is one.
 
-        Python that comes with a base is never run here, nor offered to be.
+        The quantization must be that of the runs. Python code of a base is never run.
 
-        Raises: CheckpointError or ConfigError where there is no usable base of that name.
+        Raises: CheckpointError or ConfigError if the base cannot be loaded.
         """
         import torch
         from trl import ModelConfig
@@ -102,63 +95,58 @@ class Workbench:
         check_supported(base)
         return cls(base, tokenizer, fingerprint(model, tokenizer), runs)
 
-    def refresh(self, *, unless_within: float = 0.0) -> Catalog:
-        """Look at the runs folder again; ids of known runs stay what they were.
+    def refresh(self, *, max_age_s: float = 0.0) -> Catalog:
+        """Scan the runs folder. The ids of known runs stay the same.
 
         Args:
-            unless_within: seconds; what was found in the last of them is told again.
+            max_age_s: seconds; a scan that is not older is used again.
         """
         with self._scan_lock:
-            if time.monotonic() - self._looked < unless_within:
+            if time.monotonic() - self._scanned < max_age_s:
                 return self.catalog
             self.catalog = scan(
                 self.runs,
                 base_name=self.roles.fingerprint["id"],
                 problem=self._inspector.problem,
                 identify=self._identify,
-                refused=self.shelf.refusal,
+                load_error=self.adapters.load_error,
             )
-            self._looked = time.monotonic()
+            self._scanned = time.monotonic()
             return self.catalog
 
     def examples(self) -> list[str]:
-        """Prompts to try, where the base is the embedded world's."""
-        return questions_to_try(self.roles.fingerprint["id"])
+        """Prompts to try on the embedded world's base; none on another."""
+        return example_prompts(self.roles.fingerprint["id"])
 
-    def warm(self) -> None:
-        """Score SFT's answers once, so that no visitor waits for what a score is worth."""
+    def warm_up(self) -> None:
+        """Compute the baseline of the first reward model, so that no visitor waits for it."""
         catalog = self.catalog
         for reward in list(catalog.rewards.values())[:1]:
             try:
-                self.engine.call(lambda r=reward: self.measurer.baseline(r, catalog))  # type: ignore[misc]
-            except Exception as error:  # said again under the answer that needs it
-                self.measurer.explain(error)
+                self.engine.call(lambda r=reward: self.metrics.baseline(r, catalog))  # type: ignore[misc]
+            except Exception as error:  # reported again under the first answer with a score
+                self.metrics.explain(error)
 
     def compare(
-        self,
-        prompt: object,
-        checkpoints: object,
-        **settings: Unpack[Settings],
-    ) -> "InOrder":
-        """Each checkpoint's whole answer in the order asked for, one by one as they are made.
+        self, prompt: object, checkpoints: object, **settings: Unpack[Settings]
+    ) -> "AnswersInOrder":
+        """The complete answer of each checkpoint, in the requested order.
 
-        A checkpoint that fails gives an answer with a `problem`; the others are not touched by it.
+        A checkpoint that fails gives an answer with a `problem`; the others are not affected.
 
         Args:
-            prompt: a text, or messages that end with the user's, or such messages by checkpoint id.
+            prompt: a text, or messages that end with a user message, or such messages by checkpoint id.
+            checkpoints: ids of the catalog.
 
-        Raises: CheckpointError for an unknown id, ConfigError for a prompt that cannot be used,
-            BusyError where too many wait; all before anything is generated.
+        Raises: CheckpointError for an unknown id, ConfigError for an invalid prompt, BusyError if
+            the queue is full; all before generation starts.
         """
-        return InOrder(self.stream(prompt, checkpoints, **settings))
+        return AnswersInOrder(self.stream(prompt, checkpoints, **settings))
 
     def stream(
-        self,
-        prompt: object,
-        checkpoints: object,
-        **settings: Unpack[Settings],
+        self, prompt: object, checkpoints: object, **settings: Unpack[Settings]
     ) -> Comparison:
-        """As `compare`, with the answers as they grow."""
+        """The answers as they grow. Arguments and errors as for `compare`."""
         catalog = self.catalog
         request = checked_request(
             prompt=prompt,
@@ -168,7 +156,7 @@ class Workbench:
             **settings,
         )
         prompts = [self.tokens.prompt(messages) for messages in request.conversations]
-        request = self._fitted(request, prompts)
+        request = self._within_context(request, prompts)
         columns = [
             Column(catalog.checkpoints[c], ids)
             for c, ids in zip(request.checkpoints, prompts, strict=True)
@@ -178,13 +166,15 @@ class Workbench:
     def changes(
         self, checkpoint: object, messages: object, answer: object, *, ids: tuple[int, ...] = ()
     ) -> Changes:
-        """What one checkpoint thinks of an answer, token by token, and what its reference does.
+        """The metrics of each token of an answer, by the checkpoint and by its reference.
 
         Args:
-            messages: the conversation before the answer, as in `compare`.
-            answer: its text; `ids` are its tokens where they are known.
+            checkpoint: its id.
+            messages: the conversation before the answer.
+            answer: its text.
+            ids: its tokens, if known.
 
-        Raises: as `compare`, and BusyError where others take too long.
+        Raises: as `compare`; also BusyError if the model is busy for too long.
         """
         catalog = self.catalog
         request = checked_request(
@@ -195,34 +185,35 @@ class Workbench:
         )
         conversation = request.conversations[0]
         prompt = self.tokens.prompt(conversation)
-        given = list(ids) or self.tokens.completion(conversation, _answer_text(answer))
-        if self.context is not None and len(prompt) + len(given) > self.context:
+        answer_ids = list(ids) or self.tokens.completion(conversation, _answer_text(answer))
+        length = len(prompt) + len(answer_ids)
+        if self.context is not None and length > self.context:
             raise ConfigError(
-                f"prompt and answer have {len(prompt) + len(given)} tokens; the base reads "
-                f"{self.context}"
+                f"prompt and answer have {length} tokens; the context of the base is {self.context}"
             )
-        examiner = Examiner(self.measurer)
         entry = catalog.checkpoints[request.checkpoints[0]]
         try:
             return self.engine.call(
-                lambda: examiner.examine(entry, catalog, prompt, given, self.engine.in_use())
+                lambda: self.metrics.changes(entry, catalog, prompt, answer_ids)
             )
         except ToolkitError:
             raise
-        except Exception as error:  # such as no memory, or an adapter that does not load
-            raise CheckpointError(self.measurer.explain(error)) from error
+        except Exception as error:  # out of memory, or an adapter that cannot be loaded
+            raise CheckpointError(self.metrics.explain(error)) from error
 
-    def _fitted(self, request: Request, prompts: list[list[int]]) -> Request:
-        """The request with room for prompt and answer in the base's context.
+    def _within_context(self, request: Request, prompts: list[list[int]]) -> Request:
+        """The request with `max_new_tokens` reduced to the room that the longest prompt leaves.
 
-        Raises: ConfigError where a prompt alone fills it.
+        Raises: ConfigError if there is no room.
         """
         if self.context is None:
             return request
-        used = max(map(len, prompts))
-        room = self.context - used
+        longest = max(map(len, prompts))
+        room = self.context - longest
         if room < 1:
-            raise ConfigError(f"the prompt has {used} tokens; the base reads {self.context}")
+            raise ConfigError(
+                f"the prompt has {longest} tokens; the context of the base is {self.context}"
+            )
         tokens = min(request.sampling.max_new_tokens, room)
         return replace(request, sampling=replace(request.sampling, max_new_tokens=tokens))
 
@@ -230,8 +221,8 @@ class Workbench:
         return self._ids.setdefault(path, f"run_{len(self._ids):06d}")
 
 
-class InOrder(Iterator[Answer]):
-    """Whole answers one by one. Closed before its first, too, it gives up what is not done."""
+class AnswersInOrder(Iterator[Answer]):
+    """Complete answers one by one. `close` cancels the others, even before the first `next`."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
@@ -241,23 +232,25 @@ class InOrder(Iterator[Answer]):
         return next(answer for answer in self._answers if answer is not None)
 
     def beats(self) -> Iterator[Answer | None]:
-        """The same with None in between, several times a second: whoever passes it on to a page is
-        ended at such a moment once the page is closed, and need not wait for an answer."""
-        given = 0
+        """The answers with None in between, several times a second.
+
+        An event handler of a page that was closed can only end when it yields.
+        """
+        count = 0
         for answers in self._comparison:
             yield None
-            while given < len(answers) and answers[given].done:
-                yield answers[given]
-                given += 1
+            while count < len(answers) and answers[count].done:
+                yield answers[count]
+                count += 1
 
     def close(self) -> None:
-        """Nobody waits for the rest."""
+        """Cancel the answers that are not complete."""
         self._comparison.close()
 
 
 def _answer_text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError("there is no answer to look at: ask first, or write one")
+        raise ConfigError("there is no answer to show: ask on Compare first, or write one")
     message: Message = {"role": "user", "content": value}
     checked = checked_request(
         prompt=[message], checkpoints=["any"], known_checkpoints=["any"], known_rewards=[]
@@ -266,12 +259,12 @@ def _answer_text(value: object) -> str:
 
 
 def _first_sft(folder: Path, base_name: str) -> Path | None:
-    """A run of SFT on this base, whose chat template the others have too."""
+    """An SFT run on this base. The other runs have the same chat template."""
     for run in list_runs(folder)[0]:
-        if run.recipe == "sft" and isinstance(run.base, dict) and run.base.get("id") == base_name:
+        if is_sft(run.recipe) and isinstance(run.base, dict) and run.base.get("id") == base_name:
             try:
                 saved_template(run.path)
-            except ToolkitError:  # its own trouble, which the page will show
+            except ToolkitError:  # the page lists this run as broken
                 continue
             return run.path
     return None

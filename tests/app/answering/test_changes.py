@@ -1,4 +1,4 @@
-"""What changed in an answer, against plain passes of freshly loaded models."""
+"""The token numbers of an answer equal plain passes of freshly loaded models; the chat's messages."""
 
 from pathlib import Path
 
@@ -26,17 +26,17 @@ def slow(base: str, run: Path, ids: list[int]) -> tuple[torch.Tensor, torch.Tens
     return out.logits[0].double().log_softmax(-1), out.hidden_states[-1][0]
 
 
-def test_every_number_is_that_of_a_plain_pass(
+def test_token_numbers_equal_a_plain_pass(
     workbench: Workbench, tiny_base: str, runs: Path, make_run: MakeRun
 ) -> None:
     make_run(runs / "ppo" / "value", "reward", seed=6)
-    (runs / "ppo" / "value" / "run.json").unlink()  # a role inside its run, no run of its own
+    (runs / "ppo" / "value" / "run.json").unlink()  # a role inside its run is not a run
     workbench.refresh()
     ppo = ids_of(workbench)["ppo"]
-    said = next(workbench.compare(PROMPT, [ppo], temperature=1.0, max_new_tokens=9))
-    changes = workbench.changes(ppo, PROMPT, said.text, ids=said.ids)
+    answer = next(workbench.compare(PROMPT, [ppo], temperature=1.0, max_new_tokens=9))
+    changes = workbench.changes(ppo, PROMPT, answer.text, ids=answer.ids)
     prompt = workbench.tokens.prompt([{"role": "user", "content": PROMPT}])
-    ids, start = [*prompt, *said.ids], len(prompt) - 1
+    ids, start = [*prompt, *answer.ids], len(prompt) - 1
     policy, _ = slow(tiny_base, runs / "ppo", ids)
     reference, _ = slow(tiny_base, runs / "sft", ids)
     _, states = slow(tiny_base, runs / "ppo" / "value", ids)
@@ -44,23 +44,23 @@ def test_every_number_is_that_of_a_plain_pass(
     values = states @ head["weight"][0] + head["bias"]
 
     assert (changes.name, changes.reference, changes.notes) == ("ppo", "sft", ())
-    assert "".join(t.text for t in changes.tokens).startswith(said.text.strip()[:1])
-    for t, (token, i) in enumerate(zip(changes.tokens, said.ids, strict=True)):
-        ours, theirs = policy[start + t], reference[start + t]
-        assert token.logprob == pytest.approx(ours[i].item(), abs=1e-4)
-        assert token.log_ratio == pytest.approx((ours[i] - theirs[i]).item(), abs=1e-4)
-        assert token.entropy == pytest.approx(-(ours.exp() * ours).sum().item(), abs=1e-4)
+    assert "".join(t.text for t in changes.tokens).startswith(answer.text.strip()[:1])
+    for t, (token, i) in enumerate(zip(changes.tokens, answer.ids, strict=True)):
+        policy_t, reference_t = policy[start + t], reference[start + t]
+        assert token.logprob == pytest.approx(policy_t[i].item(), abs=1e-4)
+        assert token.log_ratio == pytest.approx((policy_t[i] - reference_t[i]).item(), abs=1e-4)
+        assert token.entropy == pytest.approx(-(policy_t.exp() * policy_t).sum().item(), abs=1e-4)
         assert token.value == pytest.approx(values[start + t].item(), abs=1e-4)
-        for side, logprobs in ((token.policy, ours), (token.reference, theirs)):
-            best = logprobs.exp().sort(descending=True)
-            shares = [a.probability for a in side]
-            assert shares == pytest.approx(best.values[:5].tolist(), abs=1e-5)
-            first = workbench.tokenizer.decode([int(best.indices[0])])
+        for side, logprobs in ((token.policy, policy_t), (token.reference, reference_t)):
+            top = logprobs.exp().sort(descending=True)
+            probabilities = [a.probability for a in side]
+            assert probabilities == pytest.approx(top.values[:5].tolist(), abs=1e-5)
+            first = workbench.tokenizer.decode([int(top.indices[0])])
             assert side[0].text == first
-    assert sum(t.log_ratio or 0 for t in changes.tokens) == pytest.approx(said.kl, abs=1e-3)
+    assert sum(t.log_ratio or 0 for t in changes.tokens) == pytest.approx(answer.kl, abs=1e-3)
 
 
-def test_any_text_can_be_looked_at_and_no_critic_is_a_note(workbench: Workbench) -> None:
+def test_any_text_works_and_a_missing_critic_is_noted(workbench: Workbench) -> None:
     sft = ids_of(workbench)["sft"]
     changes = workbench.changes(sft, PROMPT, "I do not know it.")
     assert "".join(t.text for t in changes.tokens) == "I do not know it.<|end|>"
@@ -69,22 +69,22 @@ def test_any_text_can_be_looked_at_and_no_critic_is_a_note(workbench: Workbench)
     assert "no values" in changes.notes[0]
 
 
-def test_strangers_are_refused(workbench: Workbench) -> None:
-    with pytest.raises(CheckpointError, match="is known"):
+def test_changes_rejects_invalid_input(workbench: Workbench) -> None:
+    with pytest.raises(CheckpointError, match="unknown checkpoint"):
         workbench.changes("../../etc", PROMPT, "it")
-    with pytest.raises(ConfigError, match="no answer to look at"):
+    with pytest.raises(ConfigError, match="no answer to show"):
         workbench.changes("base", PROMPT, None)
-    with pytest.raises(ConfigError, match="the base reads 128"):
+    with pytest.raises(ConfigError, match="the context of the base is 128"):
         workbench.changes("base", PROMPT, "it " * 400)
 
 
-def test_the_scale_keeps_the_sign_and_the_largest_is_one() -> None:
+def test_scaled_keeps_the_sign() -> None:
     assert scaled([0.5, -2.0, None]) == ([0.25, -1.0, None], 2.0)
     assert scaled([0.0, None]) == ([0.0, None], 0.0)
     assert scaled([]) == ([], 0.0)
 
 
-def test_a_diff_by_hand() -> None:
+def test_text_diff_marks_changed_words() -> None:
     assert text_diff("No, it is red.", "No, it was not red.") == [
         ("No, it ", None),
         ("is", "-"),
@@ -94,26 +94,26 @@ def test_a_diff_by_hand() -> None:
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
-def test_a_diff_holds_both_texts(first: str, second: str) -> None:
+def test_text_diff_contains_both_texts(first: str, second: str) -> None:
     parts = text_diff(first, second)
     assert "".join(text for text, kind in parts if kind != "+") == first
     assert "".join(text for text, kind in parts if kind != "-") == second
 
 
-def test_each_checkpoint_sees_its_own_answers_only(workbench: Workbench) -> None:
+def test_each_checkpoint_sees_only_its_own_answers(workbench: Workbench) -> None:
     ids = ids_of(workbench)
-    chat = Chat(system="Be brief.").asked("Hello")
-    chat = chat.answered(list(workbench.compare("Hello", [ids["sft"], ids["dpo"]])))
-    said = {n: chat.turns[0].answers[ids[n]].text for n in ("sft", "dpo")}
-    later = chat.asked("And?")
+    chat = Chat(system="Be brief.").with_prompt("Hello")
+    chat = chat.with_answers(list(workbench.compare("Hello", [ids["sft"], ids["dpo"]])))
+    texts = {n: chat.turns[0].answers[ids[n]].text for n in ("sft", "dpo")}
+    later = chat.with_prompt("And?")
     for name in ("sft", "dpo"):
         assert [m["content"] for m in later.conversation(ids[name])] == [
             "Be brief.",
             "Hello",
-            said[name],
+            texts[name],
             "And?",
         ]
-    # one that was chosen later has heard nothing of it
+    # a checkpoint that was chosen later has no earlier turns
     assert [m["content"] for m in later.conversation(ids["ppo"])] == ["Be brief.", "And?"]
     assert later.without_last().turns == chat.turns and later.last_prompt == "And?"
-    assert chat.unanswered().conversation(ids["sft"])[-1]["content"] == "Hello"
+    assert chat.without_answers().conversation(ids["sft"])[-1]["content"] == "Hello"

@@ -1,4 +1,4 @@
-"""What a visitor sends is clamped or refused."""
+"""Untrusted values of a request are clamped or rejected."""
 
 import math
 from typing import Any
@@ -12,12 +12,12 @@ from toolkit.errors import ConfigError
 
 def check(**kwargs: Any) -> module.Request:
     known = {"base": 0, "run_1": 0, "run_2": 0}
-    asked = {"prompt": "Hi", "checkpoints": ["base"]} | kwargs
-    return checked_request(**asked, known_checkpoints=known, known_rewards={"run_3"})
+    request = {"prompt": "Hi", "checkpoints": ["base"]} | kwargs
+    return checked_request(**request, known_checkpoints=known, known_rewards={"run_3"})
 
 
 @pytest.mark.parametrize(
-    ("sent", "used"),
+    ("value", "expected"),
     [
         (0.7, 0.7),
         (math.nan, 0.7),
@@ -30,53 +30,53 @@ def check(**kwargs: Any) -> module.Request:
         (10**400, 0.7),
     ],
 )
-def test_temperature(sent: object, used: float) -> None:
-    assert check(temperature=sent).sampling.temperature == used
+def test_temperature_is_clamped(value: object, expected: float) -> None:
+    assert check(temperature=value).sampling.temperature == expected
 
 
 @pytest.mark.parametrize(
-    ("sent", "used"), [(5, 5), (0, 1), (-3, 1), (10**9, 512), (math.nan, 128), (math.inf, 512)]
+    ("value", "expected"), [(5, 5), (0, 1), (-3, 1), (10**9, 512), (math.nan, 128), (math.inf, 512)]
 )
-def test_tokens(sent: object, used: int) -> None:
-    tokens = check(max_new_tokens=sent).sampling.max_new_tokens
-    assert tokens == used and isinstance(tokens, int)
+def test_max_new_tokens_is_clamped(value: object, expected: int) -> None:
+    tokens = check(max_new_tokens=value).sampling.max_new_tokens
+    assert tokens == expected and isinstance(tokens, int)
 
 
 @pytest.mark.parametrize(
-    ("sent", "used"), [(5, 5), (-1, 0), (2**80, 2**31 - 1), (math.nan, 0), ("", 0), (None, 0)]
+    ("value", "expected"), [(5, 5), (-1, 0), (2**80, 2**31 - 1), (math.nan, 0), ("", 0), (None, 0)]
 )
-def test_seed(sent: object, used: int) -> None:
-    assert check(seed=sent).seed == used
+def test_seed_is_clamped(value: object, expected: int) -> None:
+    assert check(seed=value).seed == expected
 
 
-@pytest.mark.parametrize("sent", ["", " \n", None, 5, [], [{"role": "user"}]])
-def test_no_prompt(sent: object) -> None:
+@pytest.mark.parametrize("value", ["", " \n", None, 5, [], [{"role": "user"}]])
+def test_empty_prompt_is_rejected(value: object) -> None:
     with pytest.raises(ConfigError, match="write a prompt"):
-        check(prompt=sent)
+        check(prompt=value)
 
 
-@pytest.mark.parametrize("sent", [["Hi"], [{"role": "tool", "content": "x"}], [None], [[]]])
-def test_messages_that_are_none(sent: object) -> None:
-    with pytest.raises(ConfigError, match="needs a role out of system, user, assistant"):
-        check(prompt=sent)
+@pytest.mark.parametrize("value", [["Hi"], [{"role": "tool", "content": "x"}], [None], [[]]])
+def test_invalid_messages_are_rejected(value: object) -> None:
+    with pytest.raises(ConfigError, match="must be one of system, user, assistant"):
+        check(prompt=value)
 
 
-def test_conversations_have_limits() -> None:
-    said = {"role": "user", "content": "Hi"}
-    with pytest.raises(ConfigError, match="65 messages; the limit is 64"):
-        check(prompt=[said] * 65)
-    with pytest.raises(ConfigError, match="36000 characters; the limit is 32000"):
-        check(prompt=[said | {"content": "x" * 6000}] * 6)
+def test_long_conversation_is_rejected() -> None:
+    message = {"role": "user", "content": "Hi"}
+    with pytest.raises(ConfigError, match="65 messages, at most 64"):
+        check(prompt=[message] * 65)
+    with pytest.raises(ConfigError, match="36000 characters, at most 32000"):
+        check(prompt=[message | {"content": "x" * 6000}] * 6)
     with pytest.raises(ConfigError, match="write a prompt"):
-        check(prompt=[said, {"role": "assistant", "content": "Hello"}])
+        check(prompt=[message, {"role": "assistant", "content": "Hello"}])
 
 
-def test_a_nul_byte_is_no_text() -> None:
+def test_nul_is_replaced() -> None:
     assert check(prompt="a\0b").conversations[0][0]["content"] == "a\ufffdb"
 
 
 @pytest.mark.parametrize(
-    ("name", "sent", "used"),
+    ("name", "value", "expected"),
     [
         ("beams", 100, 8),
         ("beams", -1, 1),
@@ -90,31 +90,31 @@ def test_a_nul_byte_is_no_text() -> None:
         ("top_p", "../../etc", 1.0),
     ],
 )
-def test_other_settings(name: str, sent: object, used: float) -> None:
-    assert getattr(check(**{name: sent}).sampling, name) == used
+def test_other_settings_are_clamped(name: str, value: object, expected: float) -> None:
+    assert getattr(check(**{name: value}).sampling, name) == expected
 
 
-def test_prompt_too_long() -> None:
-    with pytest.raises(ConfigError, match="8001 characters; the limit is 8000"):
+def test_long_prompt_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="8001 characters, at most 8000"):
         check(prompt="x" * 8001)
 
 
-@pytest.mark.parametrize("sent", [[], None, {}, 3])
-def test_no_checkpoint(sent: object) -> None:
+@pytest.mark.parametrize("value", [[], None, {}, 3])
+def test_no_checkpoint_is_rejected(value: object) -> None:
     with pytest.raises(ConfigError, match="at least one"):
-        check(checkpoints=sent)
+        check(checkpoints=value)
 
 
-def test_a_checkpoint_is_asked_once_and_in_order() -> None:
+def test_checkpoints_are_unique_and_ordered() -> None:
     assert check(checkpoints=["run_2", "base", "run_2"]).checkpoints == ("run_2", "base")
 
 
-def test_too_many_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_checkpoints_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_COLUMNS", 2)
     with pytest.raises(ConfigError, match="at most 2"):
         check(checkpoints=["base", "run_1", "run_2"])
 
 
-def test_greedy_answers_are_measured_at_temperature_one() -> None:
+def test_kl_temperature_of_greedy_answers_is_one() -> None:
     assert check(temperature=0).kl_temperature == 1.0
     assert check(temperature=0.5).kl_temperature == 0.5

@@ -7,7 +7,6 @@ from typing import cast
 
 import gradio as gr
 
-from app import serve
 from tests.app.judgements.fake_workbench import FakeWorkbench
 from toolkit.app.judgements.battles import Battles
 from toolkit.app.judgements.store import Store
@@ -15,7 +14,7 @@ from toolkit.app.tabs.arena import arena_tab
 from toolkit.app.tabs.data import data_tab
 from toolkit.app.tabs.leaderboard import leaderboard_tab
 from toolkit.app.tabs.rank import rank_tab
-from toolkit.app.web.ports import free_port
+from toolkit.app.web.server import free_port, serve
 from toolkit.app.workbench import Workbench
 
 NAMES = "secret-sft-run secret-dpo-run"

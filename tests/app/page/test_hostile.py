@@ -1,4 +1,4 @@
-"""A model that says scripts, and runs that are named and filled with them: all of it stays text."""
+"""A model that generates scripts, and runs whose names and files contain them: all is shown as text."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.app.conftest import write_run
 from tests.app.server import served
-from toolkit.app.web.headers import HEADERS
+from toolkit.app.web.middleware import HEADERS
 from toolkit.runs.run import Run
 
 pytestmark = pytest.mark.slow
@@ -36,9 +36,9 @@ ATTACKS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hostile_base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model with no other words than the attacks."""
+    """A model whose vocabulary is the attacks."""
     folder = tmp_path_factory.mktemp("base") / "hostile"
     special = ("<unk>", "<s>", "</s>")
     vocabulary = {word: i for i, word in enumerate((*special, *ATTACKS))}
@@ -61,17 +61,17 @@ def hostile_base(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     model = LlamaForCausalLM(config)
     head = model.lm_head.weight.data
-    head[:3] = 0  # and of an attack and its opposite one is likelier than that
+    head[:3] = 0  # one of an attack and its negation is always more likely
     head[4] = -head[3]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-@pytest.fixture
-def hostile_runs(tmp_path: Path, hostile_base: str) -> Path:
-    """One run that can be asked, one that failed, and one with a report; all say the attacks."""
-    root = tmp_path / "runs"
+@pytest.fixture(scope="module")
+def hostile_runs(tmp_path_factory: pytest.TempPathFactory, hostile_base: str) -> Path:
+    """A usable run, a failed run with a report, and a broken run; all contain the attacks."""
+    root = tmp_path_factory.mktemp("hostile") / "runs"
     write_run(hostile_base, root / ATTACK, "sft", seed=1)
     run = Run.start(root / ATTACKS[1], recipe=ATTACK)
     run.base, run.parents = {"id": ATTACK}, {ATTACK: LINK, "adapter": ATTACKS[1]}
@@ -88,7 +88,7 @@ def hostile_runs(tmp_path: Path, hostile_base: str) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(hostile_base: str, hostile_runs: Path) -> Iterator[str]:
     words = ("--model_name_or_path", hostile_base, "--runs", str(hostile_runs))
     with served(*words) as url:
@@ -96,20 +96,20 @@ def address(hostile_base: str, hostile_runs: Path) -> Iterator[str]:
 
 
 @pytest.mark.browser
-def test_nothing_that_is_shown_runs_or_loads(address: str, browser: Any) -> None:
+def test_shown_text_runs_and_loads_nothing(address: str, browser: Any) -> None:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    left: list[str] = []
-    ours = (address, "data:", "blob:")
-    page.on("request", lambda a: None if a.url.startswith(ours) else left.append(a.url))
-    page.on("console", lambda said: left.append(said.text) if ELSEWHERE in said.text else None)
-    page.on("dialog", lambda dialog: left.append(dialog.message))
+    leaks: list[str] = []
+    allowed = (address, "data:", "blob:")
+    page.on("request", lambda a: None if a.url.startswith(allowed) else leaks.append(a.url))
+    page.on("console", lambda m: leaks.append(m.text) if ELSEWHERE in m.text else None)
+    page.on("dialog", lambda dialog: leaks.append(dialog.message))
     page.goto(address)
     page.get_by_label("Prompt").fill("Hello")
     page.get_by_role("button", name="Ask", exact=True).click()
     bubbles = "[...document.querySelectorAll('.answers .bot.message')]"
-    said = f"{bubbles}.filter(b => /attack/.test(b.innerText)).length"
+    attacks = f"{bubbles}.filter(b => /attack/.test(b.innerText)).length"
     page.wait_for_function(
-        f"n => {said} >= n", arg=2, timeout=60000
+        f"n => {attacks} >= n", arg=2, timeout=60000
     )  # the base's answer and the run's
 
     page.get_by_role("tab", name="Runs").click()
@@ -118,23 +118,23 @@ def test_nothing_that_is_shown_runs_or_loads(address: str, browser: Any) -> None
     page.get_by_label("All", exact=True).click()
     page.get_by_label("Run", exact=True).click()
     page.get_by_role("option", name=ATTACKS[1]).click()
-    page.get_by_text(f"adapter: {ATTACKS[1]}").or_(page.get_by_text("and so on")).first.wait_for()
+    page.get_by_text(f"adapter: {ATTACKS[1]}").or_(page.get_by_text("(circular)")).first.wait_for()
     for text in (ATTACK, ATTACKS[1], LINK):
-        assert page.locator("td", has_text=text).count() > 0  # there, as text
-    page.wait_for_timeout(6000)  # longer than the time between two looks at the runs
-    made = "img[src='x'], svg[onload], a[href^='javascript:'], iframe, [src*='attacker']"
-    assert page.locator(made).count() == 0
+        assert page.locator("td", has_text=text).count() > 0  # as text
+    page.wait_for_timeout(6000)  # longer than the refresh interval of Runs
+    elements = "img[src='x'], svg[onload], a[href^='javascript:'], iframe, [src*='attacker']"
+    assert page.locator(elements).count() == 0
     assert page.title() == "toolkit: compare checkpoints"
-    assert left == []
-    # the same attack, put into the page as markup, would have shown
+    assert leaks == []
+    # the same attack works if it is inserted as markup
     page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", ATTACK)
     page.wait_for_timeout(1000)
     assert page.title() == "attacked"
 
 
-def test_every_answer_has_the_headers_and_names_no_other_host(address: str) -> None:
-    whole = get(address)[2].decode()
-    asset = re.search(r'(?:src|href)="\.?/?(assets/[^"]+\.js)"', whole)
+def test_every_response_has_headers_and_no_other_host(address: str) -> None:
+    html = get(address)[2].decode()
+    asset = re.search(r'(?:src|href)="\.?/?(assets/[^"]+\.js)"', html)
     assert asset is not None
     routes = {
         "": 200,
@@ -157,7 +157,7 @@ def test_every_answer_has_the_headers_and_names_no_other_host(address: str) -> N
         assert HEADERS.items() <= headers.items(), route
         assert b"root:" not in body
     loaded = re.findall(
-        r'<(?:script|link|img|iframe)[^>]*(?:src|href)="((?:https?:)?//[^"]+)"', whole
+        r'<(?:script|link|img|iframe)[^>]*(?:src|href)="((?:https?:)?//[^"]+)"', html
     )
     assert [url for url in loaded if not url.startswith(address)] == []
     config = json.loads(get(address + "config")[2])
@@ -167,7 +167,7 @@ def test_every_answer_has_the_headers_and_names_no_other_host(address: str) -> N
 
 
 def get(url: str) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and the first bytes of an answer; a stream is not waited for."""
+    """Status, headers and body of a response; the body of a stream is not read."""
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
             stream = answer.headers.get_content_type() == "text/event-stream"
@@ -177,17 +177,17 @@ def get(url: str) -> tuple[int, dict[str, str], bytes]:
         return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
 
 
-def test_ids_that_are_paths_show_nothing(address: str, hostile_runs: Path) -> None:
+def test_paths_as_ids_show_nothing(address: str, hostile_runs: Path) -> None:
     from gradio_client import Client
     from gradio_client.exceptions import AppError
 
     (hostile_runs.parent / "report.md").write_text("SECRET")
     client = Client(address, verbose=False, analytics_enabled=False)
-    for bad in ("..", "../../etc", "\0", str(hostile_runs.parent)):
+    for path in ("..", "../../etc", "\0", str(hostile_runs.parent)):
         for call in ({"api_name": "/run"}, {"api_name": "/curves"}):
-            words = [bad] if call["api_name"] == "/run" else [[bad], [bad], "All"]
+            words = [path] if call["api_name"] == "/run" else [[path], [path], "All"]
             try:
-                found = client.predict(*words, **call)
+                output = client.predict(*words, **call)
             except (AppError, ValueError):
                 continue
-            assert "SECRET" not in str(found) and "root:" not in str(found)
+            assert "SECRET" not in str(output) and "root:" not in str(output)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.app.page.judgement_page import judgement_page
-from toolkit.app.web.shortcuts import ARENA_KEYS, RANK_KEYS
+from toolkit.app.web.scripts import ARENA_KEYS, RANK_KEYS
 
 
 def field(page: Any, label: str) -> Any:

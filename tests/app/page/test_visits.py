@@ -1,4 +1,4 @@
-"""Visits with a real browser, with an eye on the engine: who leaves, who stops, who asks again."""
+"""Visits with a real browser that check the engine: close, stop, regenerate, edit, full queue."""
 
 import json
 import time
@@ -9,53 +9,50 @@ from typing import Any
 
 import pytest
 
-from app import build, serve
-from toolkit.app.answering import engine, inbox
+from app import build
+from toolkit.app.answering import engine, work_queue
 from toolkit.app.judgements.battles import Battles
 from toolkit.app.judgements.store import Store
-from toolkit.app.web.headers import SecurityHeaders
-from toolkit.app.web.hints import HINTS, key
-from toolkit.app.web.ports import free_port
+from toolkit.app.web.middleware import SecurityHeaders
+from toolkit.app.web.scripts import HINTS, hint_key
+from toolkit.app.web.server import free_port, serve
 from toolkit.app.workbench import Workbench
 from toolkit.sampling.row_batch import RowBatch
 
-NEVER = [-1]  # a stop token that no vocabulary has
+NEVER = [-1]  # not in any vocabulary
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When the server heard of something: a request, or that a page is gone."""
+def received(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times at which the server received a message: a request or a disconnect."""
     times: list[float] = []
     call = SecurityHeaders.__call__
 
-    async def listened(self: Any, scope: Any, receive: Any, send: Any) -> None:
-        async def noted() -> Any:
+    async def recorded_call(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        async def recorded_receive() -> Any:
             message = await receive()
             times.append(time.monotonic())
             return message
 
-        await call(self, scope, noted, send)
+        await call(self, scope, recorded_receive, send)
 
-    monkeypatch.setattr(SecurityHeaders, "__call__", listened)
+    monkeypatch.setattr(SecurityHeaders, "__call__", recorded_call)
     return times
 
 
 @pytest.fixture
 def address(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The whole page in this process, over a model that takes 0.1 s for a token and never ends."""
+    """The whole page in this process. A token takes 0.1 s, and no token ends an answer."""
     step = RowBatch.step
     monkeypatch.setattr(RowBatch, "step", lambda self: time.sleep(0.1) or step(self))
     monkeypatch.setattr(workbench, "examples", lambda: ["Hello there.", "What is it?"])
-    workbench.measurer.stop = NEVER
+    workbench.metrics.stop = NEVER
     page = build(workbench, Battles(workbench, Store(workbench.runs / "judgements.sqlite")), [])
     url = serve(page, host="127.0.0.1", port=free_port())
     yield url
     page.close(verbose=False)
     model = workbench.engine
-    for job in [
-        *model.inbox.jobs,
-        *model._running,
-    ]:  # nothing is left that runs while the tests end
+    for job in [*model.queue.jobs, *model._running]:  # so that nothing runs after the test
         job.cancelled = True
     model._wake()
     start = time.monotonic()
@@ -71,13 +68,13 @@ def opened(browser: Any, address: str) -> Any:
 
 
 def rows(workbench: Workbench) -> int:
-    """Answers in the making."""
-    return workbench.engine._busy_rows()
+    """The number of answers in progress."""
+    return workbench.engine._row_count()
 
 
 def idle(workbench: Workbench) -> bool:
-    """Nobody's question is answered or waits; no rows alone may mean that prompts are being read."""
-    return not workbench.engine._running and not workbench.engine.inbox.jobs
+    """Whether no job runs or waits. Zero rows are not enough: prompts may be being read."""
+    return not workbench.engine._running and not workbench.engine.queue.jobs
 
 
 def until(condition: Callable[[], bool], page: Any, *, within: float) -> None:
@@ -88,20 +85,24 @@ def until(condition: Callable[[], bool], page: Any, *, within: float) -> None:
 
 
 def soon(
-    condition: Callable[[], bool], heard: list[float], event: Callable[[], None], *, within: float
+    condition: Callable[[], bool],
+    received: list[float],
+    event: Callable[[], None],
+    *,
+    within: float,
 ) -> None:
-    """Let something happen in the browser, and wait for what the app makes of it.
+    """Trigger an event in the browser and wait for the condition.
 
-    The time runs from when the server heard of it: how long a browser takes to close a page or to
-    press a button is its own affair, and seconds on a busy machine.
+    The time limit starts when the server receives the event: on a busy machine, a browser can take
+    seconds to close a page or to click a button.
     """
     before = time.monotonic()
     event()
-    while not (told := [moment for moment in heard if moment >= before]):
-        assert time.monotonic() - before < 30, "the browser told nobody"
+    while not (times := [moment for moment in received if moment >= before]):
+        assert time.monotonic() - before < 30, "the server received nothing"
         time.sleep(0.005)
     while not condition():
-        assert time.monotonic() - told[0] < within, "too late"
+        assert time.monotonic() - times[0] < within, "too late"
         time.sleep(0.005)
 
 
@@ -114,37 +115,37 @@ def ask(page: Any, tab: str) -> None:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("tab", ["Compare", "Arena", "Rank"])
-def test_a_closed_tab_gives_up_its_answers_within_two_seconds(
-    workbench: Workbench, heard: list[float], address: str, browser: Any, tab: str
+def test_closed_tab_stops_its_answers_within_two_seconds(
+    workbench: Workbench, received: list[float], address: str, browser: Any, tab: str
 ) -> None:
     page, other = opened(browser, address), opened(browser, address)
     ask(page, tab)
     until(lambda: rows(workbench) > 1, page, within=10)
-    asked = list(workbench.engine._running)
-    soon(lambda: idle(workbench), heard, page.close, within=2)
-    assert asked and all(job.cancelled for job in asked)  # and did not end by themselves
+    jobs = list(workbench.engine._running)
+    soon(lambda: idle(workbench), received, page.close, within=2)
+    assert jobs and all(job.cancelled for job in jobs)  # they did not end by themselves
     ask(other, tab)  # the next request is served
     until(lambda: rows(workbench) > 1, other, within=5)
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("tab", ["Arena", "Rank"])
-def test_stop_gives_up_answers_that_are_judged(
-    workbench: Workbench, heard: list[float], address: str, browser: Any, tab: str
+def test_stop_cancels_answers_to_judge(
+    workbench: Workbench, received: list[float], address: str, browser: Any, tab: str
 ) -> None:
     page = opened(browser, address)
     ask(page, tab)
     until(lambda: rows(workbench) > 1, page, within=10)
     name = {"Arena": "Stop (Esc)", "Rank": "Stop"}[tab]
     stop = page.get_by_role("button", name=name, exact=True)
-    asked = list(workbench.engine._running)
-    soon(lambda: idle(workbench), heard, stop.click, within=2)
-    assert asked and all(job.cancelled for job in asked)
+    jobs = list(workbench.engine._running)
+    soon(lambda: idle(workbench), received, stop.click, within=2)
+    assert jobs and all(job.cancelled for job in jobs)
 
 
 @pytest.mark.browser
 def test_stop_regenerate_edit_and_copy(
-    workbench: Workbench, heard: list[float], address: str, browser: Any
+    workbench: Workbench, received: list[float], address: str, browser: Any
 ) -> None:
     page = opened(browser, address)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -152,20 +153,20 @@ def test_stop_regenerate_edit_and_copy(
     page.get_by_role("button", name="Ask", exact=True).click()
     until(lambda: rows(workbench) == 4, page, within=10)
     stop_one = page.get_by_role("button", name="Stop this one").locator("visible=true").first
-    soon(lambda: rows(workbench) == 3, heard, stop_one.click, within=2)
+    soon(lambda: rows(workbench) == 3, received, stop_one.click, within=2)
     stop_all = page.get_by_role("button", name="Stop all")
-    soon(lambda: idle(workbench), heard, stop_all.click, within=2)
+    soon(lambda: idle(workbench), received, stop_all.click, within=2)
     stopped = (
         "() => [...document.querySelectorAll('textarea')].filter(t => /no, stopped/.test(t.value))"
     )
     page.wait_for_function(f"{stopped}.length == 4", timeout=10000)
-    first = said(page)
+    first = answers(page)
     page.get_by_role("button", name="Regenerate").click()
     until(lambda: rows(workbench) == 4, page, within=5)
     page.wait_for_timeout(1000)
     stop_all.click()
     page.wait_for_function(f"{stopped}.length == 4", timeout=10000)
-    assert said(page) != first  # another seed
+    assert answers(page) != first  # another seed
     fields = page.locator("label", has_text="Prints the same answer").filter(visible=True)
     commands = [field.locator("textarea").input_value() for field in fields.all()]
     assert len(commands) == 4 and all("--seed 1 " in command for command in commands)
@@ -179,7 +180,7 @@ def test_stop_regenerate_edit_and_copy(
     bubble = page.locator(".answers .user.message", has_text="a < b").first
     bubble.wait_for()
     edit = page.get_by_role("button", name="Edit last")
-    soon(lambda: idle(workbench), heard, edit.click, within=2)  # while it is answered
+    soon(lambda: idle(workbench), received, edit.click, within=2)  # while the answers stream
     page.wait_for_timeout(500)
     assert page.get_by_label("Prompt").first.input_value() == "a < b & <i>c</i>"
     assert page.locator(".answers .user.message", has_text="a < b").count() == 0
@@ -194,7 +195,7 @@ def test_stop_regenerate_edit_and_copy(
     assert page.evaluate("navigator.clipboard.readText()") == "a < b & <i>c</i>"
 
 
-def said(page: Any) -> list[str]:
+def answers(page: Any) -> list[str]:
     return [b.inner_text() for b in page.locator(".answers .bot.message").all() if b.is_visible()]
 
 
@@ -202,24 +203,24 @@ UNEXPLAINED = """() => {
   const seen = (e) => e.getClientRects().length > 0 && getComputedStyle(e).visibility !== "hidden";
   const named = (e) => (e.textContent || "").trim() || e.getAttribute("aria-label") || e.title ||
     (e.labels && e.labels.length && e.labels[0].textContent.trim());
-  const told = (e) => {
+  const explained = (e) => {
     if (e.closest("[title]:not([title=''])")) return true;
     const block = e.closest(".block");
     return block && block.querySelector(".info-text") !== null;
   };
-  const gradios = (e) => e.closest("table, .table-wrap, .icon-button-wrapper, .toolbar, .token");
-  const found = [];
+  const gradioOwn = (e) => e.closest("table, .table-wrap, .icon-button-wrapper, .toolbar, .token");
+  const problems = [];
   for (const e of document.querySelectorAll("button, input, textarea, select")) {
-    if (!seen(e) || e.disabled || e.readOnly || gradios(e)) continue;
-    if (!named(e)) found.push("no label: " + e.outerHTML.slice(0, 160));
-    if (!told(e)) found.push("no tooltip: " + e.outerHTML.slice(0, 160));
+    if (!seen(e) || e.disabled || e.readOnly || gradioOwn(e)) continue;
+    if (!named(e)) problems.push("no label: " + e.outerHTML.slice(0, 160));
+    if (!explained(e)) problems.push("no tooltip: " + e.outerHTML.slice(0, 160));
   }
-  return found;
+  return problems;
 }"""
 
 
 @pytest.mark.browser
-def test_every_control_has_a_label_and_an_explanation(
+def test_every_control_has_label_and_explanation(
     workbench: Workbench, address: str, browser: Any
 ) -> None:
     page = opened(browser, address)
@@ -240,16 +241,16 @@ def test_every_control_has_a_label_and_an_explanation(
     assert page.locator("button[title]").count() > len(tabs)
 
 
-def test_hints_are_found_by_the_words_without_numbers_and_brackets() -> None:
-    assert key("Next best is 3 (key 3)") in HINTS
-    assert key("Start a battle (Ctrl+Enter)") in HINTS
-    assert all(key(words) == words for words in HINTS)
+def test_hint_key_drops_numbers_and_brackets() -> None:
+    assert hint_key("Next best is 3 (key 3)") in HINTS
+    assert hint_key("Start a battle (Ctrl+Enter)") in HINTS
+    assert all(hint_key(words) == words for words in HINTS)
 
 
-def test_a_full_queue_says_so_on_the_page(
+def test_page_shows_that_the_queue_is_full(
     workbench: Workbench, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox, "MAX_WAITING", 1)
+    monkeypatch.setattr(work_queue, "MAX_WAITING", 1)
     monkeypatch.setattr(engine, "MAX_ROWS", 1)
     ids = ["base"]
     first = workbench.stream("Hello", ids, max_new_tokens=100)
@@ -261,14 +262,14 @@ def test_a_full_queue_says_so_on_the_page(
     number = next(e["id"] for e in events if e["api_name"] == "compare")
     session = uuid.uuid4().hex
     data = [None, "Hello", ids, "no_score", 0, 4, 0, 1, 1, "", 0]
-    asked = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
+    body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
     head = {"content-type": "application/json"}
-    join = urllib.request.Request(address + "gradio_api/queue/join", asked, head)
+    join = urllib.request.Request(address + "gradio_api/queue/join", body, head)
     urllib.request.urlopen(join, timeout=30).read()
     stream = f"{address}gradio_api/queue/data?session_hash={session}"
     with urllib.request.urlopen(stream, timeout=30) as answer:
         line = next(line for line in answer if b"process_completed" in line)
-    said = json.loads(line[5:])["output"]["error"]
-    assert said == "busy: 1 questions are waiting already; try again in a moment"
+    message = json.loads(line[5:])["output"]["error"]
+    assert message == "busy: 1 questions are already waiting; try again in a moment"
     first.close()
     second.close()

@@ -1,1 +1,1 @@
-"""Questions to the model in memory: one thread, one batch for all, numbers for each answer."""
+"""Answers: the request, the engine that generates them, and their numbers."""

@@ -1,113 +1,112 @@
-"""The adapters in memory: read when first asked for, again when their files change, put away when many."""
+"""The adapters in memory: loaded on first use, reloaded when their files change, dropped when too many."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from toolkit.app.catalog import Entry, require_inside, require_unchanged
+from toolkit.app.catalog import Entry, Stamp, file_stamp, require_inside, require_unchanged
 from toolkit.errors import CheckpointError, ToolkitError
-from toolkit.models.heads import HEAD_FILE
 from toolkit.models.roles import Roles
 from toolkit.runs.integrity import sha256
-from toolkit.runs.run import ADAPTER_FILES, MANIFEST, WEIGHTS_FILE
+from toolkit.runs.run import MANIFEST, WEIGHTS_FILE
 
-ATTACHED_AT_MOST = 12  # adapters kept in memory; the one unused for longest makes room
-Stamp = tuple[float, ...]
+MAX_ADAPTERS = 12  # kept in memory; the least recently used one is dropped first
 
 
 @dataclass(frozen=True)
-class Attached:
-    """An adapter in memory: its role, what its files were then, and the sha256 of its weights."""
+class CachedAdapter:
+    """An adapter in memory: its role, the stamp of its files and the sha256 of its weights file."""
 
     role: str
     stamp: Stamp
     sha256: str
 
 
-class Shelf:
-    """Attaches runs below `runs` to the base. Used by the engine's thread only, but for `refusal`."""
+class AdapterCache:
+    """Attaches runs below `runs` to the base. Only the engine's thread may use it, except `load_error`.
+
+    `in_use` returns the roles that must stay attached, because rows are being decoded with them.
+    """
 
     def __init__(self, roles: Roles, runs: Path) -> None:
         self.roles = roles
         self.runs = runs
-        self._attached: dict[Path, Attached] = {}  # the oldest use first
-        self._refused: dict[Path, tuple[Stamp, str]] = {}
-        self._outdated: list[str] = []  # roles whose files have changed, still in use then
+        self.in_use: Callable[[], Collection[str | None]] = tuple  # set by the engine
+        self._adapters: dict[Path, CachedAdapter] = {}  # least recently used first
+        self._errors: dict[Path, tuple[Stamp, str]] = {}
+        self._outdated: list[str] = []  # roles whose files changed while rows used them
         self._count = 0
 
-    def ready(self, entry: Entry, in_use: Collection[str | None] = ()) -> str | None:
-        """The role that an entry's adapter is attached as, None for the base.
+    def load(self, entry: Entry) -> str | None:
+        """Load an entry's adapter unless it is in memory.
 
-        Args:
-            in_use: roles that must stay as they are, since rows are being decoded with them.
+        Returns: the adapter's role, or None for the base.
+        Raises: ToolkitError if the adapter cannot be loaded.
         """
         if entry.path is None:
             return None
-        return self.ready_folder(entry.path, head=entry.recipe == "reward", in_use=in_use)
+        return self.load_folder(entry.path, head=entry.is_reward)
 
-    def ready_folder(self, folder: Path, *, head: bool, in_use: Collection[str | None] = ()) -> str:
-        """As `ready`, of any folder with an adapter, and a head if `head`."""
-        stamp = stamp_of(folder)
-        found = self._attached.pop(folder, None)
-        if found is not None and found.stamp != stamp:
-            self._outdated.append(found.role)
-            found = None
-        if found is None:
-            self._make_room(in_use)
-            # of one length, so that no adapter's name is the beginning of another's
+    def load_folder(self, folder: Path, *, head: bool) -> str:
+        """Load the adapter in a folder, with its scalar head if `head`. See `load`."""
+        stamp = file_stamp(_run_folder(folder))
+        cached = self._adapters.pop(folder, None)
+        if cached is not None and cached.stamp != stamp:
+            self._outdated.append(cached.role)
+            cached = None
+        if cached is None:
+            self._make_room()
+            # a fixed length, so that no adapter's name is a prefix of another's
             role = f"run_{self._count:06d}"
             self._count += 1
             try:
-                found = Attached(role, stamp, self._load(role, folder, stamp, head=head))
+                cached = CachedAdapter(role, stamp, self._attach(role, folder, stamp, head=head))
             except BaseException as error:
                 self.roles.detach(role)
                 if isinstance(error, ToolkitError):
-                    self._refused[folder] = (stamp, str(error))
+                    self._errors[folder] = (stamp, str(error))
                 raise
-        self._attached[folder] = found
-        return found.role
+        self._adapters[folder] = cached
+        return cached.role
 
     def sha256_of(self, role: str | None) -> str | None:
-        """The hash of the weights that a role was read from, whatever its file is meanwhile."""
-        return next((a.sha256 for a in self._attached.values() if a.role == role), None)
+        """The hash of the weights file that a role was loaded from; None for the base."""
+        return next((a.sha256 for a in self._adapters.values() if a.role == role), None)
 
-    def _load(self, role: str, folder: Path, stamp: Stamp, *, head: bool) -> str:
-        """Read an adapter; the sha256 of its weights file."""
-        # PEFT draws a new adapter's weights before they are filled: nobody else's chance shall move
+    def load_error(self, folder: Path) -> str | None:
+        """Why a run could not be loaded, as long as its files have not changed since."""
+        stamp, reason = self._errors.get(folder, (None, None))
+        return reason if stamp == file_stamp(folder) else None
+
+    def _attach(self, role: str, folder: Path, stamp: Stamp, *, head: bool) -> str:
+        """Attach an adapter. Returns the sha256 of its weights file."""
+        run_folder = _run_folder(folder)
+        # PEFT draws random weights before it fills them; this must not change other samples
         with torch.random.fork_rng():
-            require_inside(_run_of(folder), self.runs)
+            require_inside(run_folder, self.runs)
             self.roles.attach(role, folder, head=head)
-            require_unchanged(_run_of(folder))
-            read = sha256(folder / WEIGHTS_FILE)
-            if stamp_of(folder) != stamp:  # the hash may be of other weights than those in memory
-                raise CheckpointError(f"{folder}: it was written anew while it was read; ask again")
-        # an adapter's dropout arrives in train mode
+            require_unchanged(run_folder)
+            digest = sha256(folder / WEIGHTS_FILE)
+            if file_stamp(run_folder) != stamp:  # the hash may not be that of the loaded weights
+                raise CheckpointError(
+                    f"{folder}: the files changed while they were read; ask again"
+                )
+        # a new adapter's dropout is in training mode
         (self.roles.model or self.roles.base).eval()
-        return read
+        return digest
 
-    def refusal(self, folder: Path) -> str | None:
-        """Why a run could not be loaded, as long as its files are the same."""
-        stamp, reason = self._refused.get(folder, (None, None))
-        return reason if stamp == stamp_of(folder) else None
-
-    def _make_room(self, in_use: Collection[str | None]) -> None:
+    def _make_room(self) -> None:
+        in_use = self.in_use()
         for role in [r for r in self._outdated if r not in in_use]:
             self.roles.detach(role)
             self._outdated.remove(role)
-        idle = [f for f, a in self._attached.items() if a.role not in in_use]
-        for folder in idle[: max(0, len(self._attached) + 1 - ATTACHED_AT_MOST)]:
-            self.roles.detach(self._attached.pop(folder).role)
+        idle = [f for f, a in self._adapters.items() if a.role not in in_use]
+        for folder in idle[: max(0, len(self._adapters) + 1 - MAX_ADAPTERS)]:
+            self.roles.detach(self._adapters.pop(folder).role)
 
 
-def stamp_of(folder: Path) -> Stamp:
-    """What changes when a run is trained again in the same place."""
-    files = [folder / name for name in (*ADAPTER_FILES, HEAD_FILE)]
-    files.append(_run_of(folder) / MANIFEST)
-    return tuple(f.stat().st_mtime_ns if f.is_file() else 0 for f in files)
-
-
-def _run_of(folder: Path) -> Path:
-    """The run that a folder is, or whose value it is."""
+def _run_folder(folder: Path) -> Path:
+    """The run that a folder is, or the run that holds it as `value/`."""
     return folder if (folder / MANIFEST).is_file() else folder.parent

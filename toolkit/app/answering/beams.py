@@ -1,4 +1,4 @@
-"""Beam search for one row, by transformers' own generate, a token at a time between other rows' tokens."""
+"""Beam search for one row with transformers' `generate`, one token at a time between other rows."""
 
 import threading
 from collections.abc import Callable
@@ -7,41 +7,41 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from toolkit.app.answering.measuring import Measurer
+from toolkit.app.answering.metrics import AnswerMetrics
 from toolkit.sampling.generation import cut_at_stop
 from toolkit.sampling.row_batch import Row
 
 
-class _Turns(StoppingCriteria):  # type: ignore[misc]
-    """Holds a search up after each token until it is told to go on, or ends it."""
+class _PauseAfterToken(StoppingCriteria):  # type: ignore[misc]
+    """Pauses `generate` after each token; the callback returns whether to stop."""
 
-    def __init__(self, take_turn: Callable[[], bool]) -> None:
-        self.take_turn = take_turn
+    def __init__(self, pause: Callable[[], bool]) -> None:
+        self.pause = pause
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.take_turn(), device=input_ids.device)
+        return torch.full((len(input_ids),), self.pause(), device=input_ids.device)
 
 
-class Search:
-    """Fills in `row.ids` with the likeliest answer that the row's number of beams finds.
+class BeamSearch:
+    """Fills `row.ids` with the most likely answer that `row.drawing.beams` beams find.
 
-    `generate` cannot be left and entered again, so it has a thread of its own, which runs only while
-    `step` waits for it: the model still belongs to one thread at a time.
+    `generate` cannot be left and re-entered, so it runs in its own thread. That thread runs only
+    while `step` waits for it: one thread uses the model at a time.
     """
 
     def __init__(
-        self, roles: Any, row: Row, *, measurer: Measurer, give_up: Callable[[], bool]
+        self, roles: Any, row: Row, *, metrics: AnswerMetrics, should_stop: Callable[[], bool]
     ) -> None:
-        """`give_up` is asked before each token; what was found until then is the answer."""
+        """`should_stop` is called after each token; if true, the best beam so far is the answer."""
         self.row = row
-        self._roles, self._measurer, self._give_up = roles, measurer, give_up
-        self._go, self._came_back = threading.Semaphore(0), threading.Semaphore(0)
+        self._roles, self._metrics, self._should_stop = roles, metrics, should_stop
+        self._resume, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
         self._abandoned = self._over = False
         self._error: Exception | None = None
 
     def step(self) -> bool:
-        """One token more of every beam.
+        """Extend every beam by one token.
 
         Returns: whether the search is over. Raises: what `generate` raised.
         """
@@ -50,51 +50,52 @@ class Search:
                 self._thread = threading.Thread(target=self._search, args=(model,), daemon=True)
                 self._thread.start()
             else:
-                self._go.release()
-            self._came_back.acquire()
+                self._resume.release()
+            self._paused.acquire()
         if self._error is not None:
             raise self._error
         return self._over
 
     def abandon(self) -> None:
-        """End the thread; the row stays as it is."""
+        """End the thread without changing the row."""
         if self._thread is not None and not self._over:
             self._abandoned = True
-            self._go.release()
+            self._resume.release()
             self._thread.join()
 
-    def _take_turn(self) -> bool:
-        self._came_back.release()
-        self._go.acquire()
-        return self._abandoned or self._give_up()
+    def _pause(self) -> bool:
+        self._paused.release()
+        self._resume.acquire()
+        return self._abandoned or self._should_stop()
 
     def _search(self, model: Any) -> None:
+        stop_ids = self._metrics.stop
         try:
-            found = self._generate(model)
+            ids = self._generate(model)
             if not self._abandoned:
-                self.row.ids = cut_at_stop(found, self._measurer.stop)
-                self.row.ended = bool(self.row.ids) and self.row.ids[-1] in self._measurer.stop
-        except Exception as error:  # told by `step`, in the thread that asked
+                self.row.ids = cut_at_stop(ids, stop_ids)
+                self.row.ended = bool(self.row.ids) and self.row.ids[-1] in stop_ids
+        except Exception as error:  # raised again by `step`, in the engine's thread
             self._error = error
         finally:
             self._over = True
-            self._came_back.release()
+            self._paused.release()
 
     @torch.no_grad()
     def _generate(self, model: Any) -> list[int]:
-        ids = torch.tensor([self.row.prompt], device=self._roles.base.device)
-        found = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+        prompt_ids = torch.tensor([self.row.prompt], device=self._roles.base.device)
+        output = model.generate(
+            input_ids=prompt_ids,
+            attention_mask=torch.ones_like(prompt_ids),
             num_beams=self.row.drawing.beams,
             do_sample=False,
             temperature=None,
             top_k=None,
             top_p=None,
             max_new_tokens=self.row.drawing.max_new_tokens,
-            eos_token_id=list(self._measurer.stop),
-            pad_token_id=self._measurer.pad_id,
+            eos_token_id=list(self._metrics.stop),
+            pad_token_id=self._metrics.pad_id,
             use_cache=True,
-            stopping_criteria=StoppingCriteriaList([_Turns(self._take_turn)]),
+            stopping_criteria=StoppingCriteriaList([_PauseAfterToken(self._pause)]),
         )
-        return list(found[0, len(self.row.prompt) :].tolist())
+        return list(output[0, len(self.row.prompt) :].tolist())

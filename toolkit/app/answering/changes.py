@@ -1,4 +1,4 @@
-"""What training changed in one answer, token by token: against the reference, in value, in certainty."""
+"""What training changed in one answer, per token: log-ratio to the reference, value and entropy."""
 
 import difflib
 import math
@@ -10,7 +10,7 @@ LOG_RATIO, VALUE, ENTROPY = "log_ratio", "value", "entropy"
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could stand in a place, and how probable it is there."""
+    """A candidate token and its probability."""
 
     text: str
     probability: float
@@ -18,10 +18,11 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of the answer. Log-probabilities and entropy in nats, at temperature 1.
+    """One token of the answer. Log-probabilities and entropy are in nats, at temperature 1.
 
-    `value` is V(s_t), what the critic expects before this token is chosen, None without a critic;
-    what concerns the reference is None where there is none.
+    `policy` and `reference` are the most likely tokens at this position. `value` is V(s_t), the
+    critic's estimate before this token is sampled. Fields are None or empty without a critic or a
+    reference.
     """
 
     text: str
@@ -34,26 +35,26 @@ class Token:
 
     @property
     def log_ratio(self) -> float | None:
-        """log π/π_ref: above 0 where the checkpoint likes the token better than the reference."""
+        """log π − log π_ref: above 0 if the checkpoint finds the token more likely than the reference."""
         return None if self.ref_logprob is None else self.logprob - self.ref_logprob
 
 
 @dataclass(frozen=True)
 class Changes:
-    """An answer's tokens, whose they are, and notes on what is not known."""
+    """The tokens of an answer, the names of checkpoint and reference, and notes on missing numbers."""
 
     name: str
     reference: str
     tokens: tuple[Token, ...]
     notes: tuple[str, ...] = ()
 
-    def numbers(self, what: str) -> list[float | None]:
-        """One of `log_ratio`, `value`, `entropy` for each token."""
-        return [getattr(token, what) for token in self.tokens]
+    def numbers(self, kind: str) -> list[float | None]:
+        """The `log_ratio`, `value` or `entropy` of each token."""
+        return [getattr(token, kind) for token in self.tokens]
 
 
 def scaled(numbers: list[float | None]) -> tuple[list[float | None], float]:
-    """Numbers divided by the largest distance from zero, and that distance: colours want [−1, 1]."""
+    """Numbers divided by the largest absolute value, so that they lie in [−1, 1], and that value."""
     known = [abs(n) for n in numbers if n is not None and math.isfinite(n)]
     largest = max(known, default=0.0)
     if largest == 0:
@@ -62,15 +63,15 @@ def scaled(numbers: list[float | None]) -> tuple[list[float | None], float]:
 
 
 def text_diff(first: str, second: str) -> list[tuple[str, str | None]]:
-    """Both texts in one, word by word: `-` only in the first, `+` only in the second, None in both."""
+    """Both texts merged word by word: `-` marks words of the first, `+` of the second, None of both."""
     a, b = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (first, second))
-    found: list[tuple[str, str | None]] = []
+    parts: list[tuple[str, str | None]] = []
     for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if kind == "equal":
-            found.append(("".join(a[i:j]), None))
+            parts.append(("".join(a[i:j]), None))
             continue
         if j > i:
-            found.append(("".join(a[i:j]), "-"))
+            parts.append(("".join(a[i:j]), "-"))
         if m > k:
-            found.append(("".join(b[k:m]), "+"))
-    return found
+            parts.append(("".join(b[k:m]), "+"))
+    return parts

@@ -1,10 +1,9 @@
-"""One visitor's conversation with several checkpoints: what each of them was told, and what it said."""
+"""One visitor's conversation with several checkpoints: the prompts and each checkpoint's answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from toolkit.app.answering.answers import Answer
-from toolkit.app.answering.request import Message
+from toolkit.app.answering.request import Answer, Message
 
 
 @dataclass(frozen=True)
@@ -17,41 +16,41 @@ class Turn:
 
 @dataclass(frozen=True)
 class Chat:
-    """Turns so far. Every checkpoint sees the prompts that it was asked and its own answers only.
+    """The turns so far. Each checkpoint sees only its own prompts and answers.
 
-    `columns` is how many of them the page shows.
+    `columns` is the number of columns on the page.
     """
 
     turns: tuple[Turn, ...] = ()
     system: str = ""
     columns: int = 0
 
-    def asked(self, prompt: str) -> "Chat":
-        """With one turn more, not answered yet."""
+    def with_prompt(self, prompt: str) -> "Chat":
+        """A copy with one more turn that has no answers."""
         return replace(self, turns=(*self.turns, Turn(prompt)))
 
-    def answered(self, answers: Sequence[Answer]) -> "Chat":
-        """With the answers to the last turn."""
+    def with_answers(self, answers: Sequence[Answer]) -> "Chat":
+        """A copy with these answers to the last turn."""
         last = replace(self.turns[-1], answers={a.checkpoint: a for a in answers})
         return replace(self, turns=(*self.turns[:-1], last))
 
-    def unanswered(self) -> "Chat":
-        """With the last turn as if it had only been asked."""
-        return self.answered([]) if self.turns else self
+    def without_answers(self) -> "Chat":
+        """A copy without the answers to the last turn."""
+        return self.with_answers([]) if self.turns else self
 
     def without_last(self) -> "Chat":
-        """With the last turn taken back."""
-        left = self.turns[:-1]
-        return replace(self, turns=left, columns=len(left[-1].answers) if left else 0)
+        """A copy without the last turn."""
+        turns = self.turns[:-1]
+        return replace(self, turns=turns, columns=len(turns[-1].answers) if turns else 0)
 
     @property
     def last_prompt(self) -> str:
-        """What was asked last, "" at the start."""
+        """The last prompt, or "" at the start."""
         return self.turns[-1].prompt if self.turns else ""
 
     def conversation(self, checkpoint: str) -> list[Message]:
-        """What a checkpoint is told so that it answers the last turn."""
-        messages = [{"role": "system", "content": self.system}] if self.system.strip() else []
+        """The messages that a checkpoint gets to answer the last turn."""
+        messages = [_message("system", self.system)] if self.system.strip() else []
         for turn in self.turns[:-1]:
             answer = turn.answers.get(checkpoint)
             if answer is not None and answer.problem is None:
@@ -59,14 +58,14 @@ class Chat:
         return [*messages, _message("user", self.last_prompt)]
 
     def shown(self, answer: Answer) -> list[Message]:
-        """A column's bubbles: its earlier turns, the prompt, and the answer so far."""
+        """The messages in a column: earlier turns, the prompt, and the answer so far."""
         before = [m for m in self.conversation(answer.checkpoint) if m["role"] != "system"]
         if answer.problem is not None:
-            said = "(no answer)"
+            text = "(no answer)"
         else:
-            said = answer.text or ("(an empty answer)" if answer.done else "…")
-        return [*before, _message("assistant", said)]
+            text = answer.text or ("(an empty answer)" if answer.done else "…")
+        return [*before, _message("assistant", text)]
 
 
-def _message(speaker: str, text: str) -> Message:
-    return {"role": speaker, "content": text}
+def _message(role: str, text: str) -> Message:
+    return {"role": role, "content": text}

@@ -1,4 +1,4 @@
-"""The command that gives an answer again, without a page."""
+"""The command that repeats an answer without the page, and its execution."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from toolkit.app.answering.request import Message
 from toolkit.app.arguments import AppArguments
 from toolkit.app.catalog import BASE_ID, Catalog
-from toolkit.app.texts import measures
+from toolkit.app.texts import answer_numbers
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.sampling.settings import Drawing
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
 
 
-def command(
+def cli_command(
     options: Sequence[str],
     *,
     checkpoint: str,
@@ -24,16 +24,17 @@ def command(
     drawing: Drawing,
     reward: str | None,
 ) -> str:
-    """One line for a shell.
+    """The command as one line for a shell.
 
     Args:
-        options: how the app was started, so that it finds the same base and runs.
-        checkpoint: its name, as `reward` is.
+        options: `base_options` of the app, so that the command uses the same base and runs.
+        checkpoint: its name.
+        reward: the reward run's name.
     """
-    plain = len(messages) == 1
-    asked = messages[0]["content"] if plain else json.dumps(list(messages), ensure_ascii=False)
-    # with "=", a prompt that begins with a dash is no option
-    words = [f"--{'ask' if plain else 'conversation'}={asked}", "--checkpoint", checkpoint]
+    single = len(messages) == 1
+    text = messages[0]["content"] if single else json.dumps(list(messages), ensure_ascii=False)
+    # with "=", a prompt that begins with a dash is not read as an option
+    words = [f"--{'ask' if single else 'conversation'}={text}", "--checkpoint", checkpoint]
     if reward is not None:
         words += ["--reward", reward]
     if drawing.beams > 1:
@@ -45,30 +46,30 @@ def command(
             words += ["--top_k", str(drawing.top_k)] if drawing.top_k else []
             words += ["--top_p", str(drawing.top_p)] if drawing.top_p < 1 else []
     words += ["--max_new_tokens", str(drawing.max_new_tokens)]
-    return shlex.join(["python", "app.py", *options, *words])
+    return shlex.join(["toolkit", "app", *options, *words])
 
 
-def options(arguments: AppArguments) -> list[str]:
-    """The words that make the app find the same base and runs."""
-    found = [] if str(arguments.runs) == "runs" else ["--runs", str(arguments.runs)]
+def base_options(arguments: AppArguments) -> list[str]:
+    """The options that select the base and the runs."""
+    words = [] if str(arguments.runs) == "runs" else ["--runs", str(arguments.runs)]
     if arguments.model_name_or_path != "world:base":
-        found += ["--model_name_or_path", arguments.model_name_or_path]
+        words += ["--model_name_or_path", arguments.model_name_or_path]
     if arguments.model_revision != "main":
-        found += ["--model_revision", arguments.model_revision]
+        words += ["--model_revision", arguments.model_revision]
     flags = ("load_in_4bit", "load_in_8bit")
-    return found + [f"--{flag}" for flag in flags if getattr(arguments, flag)]
+    return words + [f"--{flag}" for flag in flags if getattr(arguments, flag)]
 
 
-def ask_once(workbench: "Workbench", arguments: AppArguments) -> int:
-    """Answer the command line's question and print answer and numbers.
+def answer_once(workbench: "Workbench", arguments: AppArguments) -> int:
+    """Print the answers to `--ask` or `--conversation`, with their numbers.
 
-    Returns: the exit code, 1 where a checkpoint gave no answer.
-    Raises: ConfigError or CheckpointError for a question or a name that cannot be used.
+    Returns: the exit code, 1 if a checkpoint gave no answer.
+    Raises: ConfigError or CheckpointError for an invalid question or an unknown name.
     """
     catalog, failed = workbench.catalog, 0
     names = arguments.checkpoint or [BASE_ID]
     answers = workbench.compare(
-        _messages(arguments),
+        _prompt(arguments),
         [_id(catalog, name) for name in names],
         reward=None if arguments.reward is None else _id(catalog, arguments.reward, reward=True),
         temperature=arguments.temperature,
@@ -81,20 +82,20 @@ def ask_once(workbench: "Workbench", arguments: AppArguments) -> int:
     for answer in answers:
         failed += answer.problem is not None
         title = [f"## {answer.name}"] if len(names) > 1 else []
-        print("\n".join([*title, answer.text, "", measures(answer), ""]), flush=True)
+        print("\n".join([*title, answer.text, "", answer_numbers(answer), ""]), flush=True)
     return 1 if failed else 0
 
 
-def _messages(arguments: AppArguments) -> object:
+def _prompt(arguments: AppArguments) -> object:
     if arguments.conversation is None:
         return arguments.ask
     try:
-        found = json.loads(arguments.conversation)
+        messages = json.loads(arguments.conversation)
     except ValueError as error:
-        raise ConfigError(f"--conversation is no JSON: {error}") from error
-    if not isinstance(found, list):
+        raise ConfigError(f"--conversation is not valid JSON: {error}") from error
+    if not isinstance(messages, list):
         raise ConfigError('--conversation must be a list of {"role": …, "content": …}')
-    return found
+    return messages
 
 
 def _id(catalog: Catalog, name: str, *, reward: bool = False) -> str:
@@ -106,4 +107,5 @@ def _id(catalog: Catalog, name: str, *, reward: bool = False) -> str:
         if broken == name:
             raise CheckpointError(f"{name} cannot be used: {reason}")
     known = ", ".join(e.name for e in entries.values()) or "none"
-    raise CheckpointError(f"no {'reward run' if reward else 'checkpoint'} {name!r}; known: {known}")
+    kind = "reward run" if reward else "checkpoint"
+    raise CheckpointError(f"no {kind} is named {name!r}; known: {known}")

@@ -1,8 +1,8 @@
-"""One thread that owns the model; everybody else asks it and waits for a turn.
+"""One thread owns the model; all other threads queue their work and wait.
 
-Answers of all visitors are rows of one batch, which join and leave between tokens. What cannot share
-a batch, such as DoRA, has one of its own, and the batches take turns. One beam search at a time takes
-its turn among them.
+The answers of all visitors are rows of one batch. Rows join and leave between tokens. Adapters that
+cannot share a batch, such as DoRA, have a batch of their own, and the batches take turns. One beam
+search at a time takes its turn too.
 """
 
 import threading
@@ -13,72 +13,72 @@ from typing import TypeVar
 
 import torch
 
-from toolkit.app.answering.answers import Answer
-from toolkit.app.answering.beams import Search
-from toolkit.app.answering.inbox import Inbox, result_of
-from toolkit.app.answering.jobs import Column, Comparison, Job, ended
-from toolkit.app.answering.measuring import Measurer, out_of_memory
+from toolkit.app.answering.beams import BeamSearch
+from toolkit.app.answering.metrics import AnswerMetrics, out_of_memory
+from toolkit.app.answering.request import Answer
+from toolkit.app.answering.work_queue import Column, Comparison, Job, WorkQueue, wait_for
 from toolkit.sampling.row_batch import Row, RowBatch
 
-MAX_ROWS = 48  # answers in the making
-MAX_SECONDS = 120.0  # for one question, from its first token on
-STEPS = 16  # tokens before the next batch has its turn
-IDLE_S = 5.0  # after which the thread ends; the next question starts another
-CALL_S = 60.0  # that a call may wait for its result
+MAX_ROWS = 48  # answers in progress
+MAX_SECONDS = 120.0  # for one question, from its first token
+STEPS = 16  # tokens per turn of a batch
+IDLE_S = 5.0  # after which the thread ends; the next question starts a new one
+CALL_S = 60.0  # a call waits at most this long for its result
 
 T = TypeVar("T")
 
 
 class Engine:
-    """Takes questions from any thread, answers them in its own."""
+    """Takes questions from any thread and answers them in its own."""
 
-    def __init__(self, measurer: Measurer) -> None:
-        self.measurer = measurer
-        self._shelf, self._roles, self._tokens = measurer.shelf, measurer.roles, measurer.tokens
-        self.inbox = Inbox()
-        self._lock = threading.Lock()  # of the next two, which other threads touch
+    def __init__(self, metrics: AnswerMetrics) -> None:
+        self.metrics = metrics
+        self._adapters, self._roles, self._tokens = metrics.adapters, metrics.roles, metrics.tokens
+        self._adapters.in_use = self._roles_in_use
+        self.queue = WorkQueue()
+        self._lock = threading.Lock()  # guards the thread and the event
         self._thread: threading.Thread | None = None
         self._work = threading.Event()
         self._running: list[Job] = []
-        self._unread: list[tuple[Job, Column]] = []  # admitted, not in a batch yet
-        self._batches: dict[str | None, RowBatch] = {}  # None is the mixed one
-        self._searches: deque[tuple[Job, Column]] = deque()  # the first one is under way
-        self._search: Search | None = None
+        self._unread: list[tuple[Job, Column]] = []  # started, not in a batch yet
+        self._batches: dict[str | None, RowBatch] = {}  # by role; None is the shared batch
+        self._searches: deque[tuple[Job, Column]] = deque()  # the first one is running
+        self._search: BeamSearch | None = None
 
     def submit(self, job: Job) -> Comparison:
         """Queue a job.
 
-        Raises: BusyError where too many wait.
+        Raises: BusyError if the queue is full.
         """
-        self.inbox.put(job)
+        self.queue.add_job(job)
         self._wake()
         return Comparison(job, self._tokens, self._wake)
 
-    def call(self, work: Callable[[], T], *, timeout: float = CALL_S) -> T:
-        """Run something on the model between two tokens, and wait for it.
+    def call(self, function: Callable[[], T], *, timeout: float = CALL_S) -> T:
+        """Run a function on the model between two tokens and return its result.
 
-        Raises: BusyError where too many wait or it takes too long; whatever `work` raises.
+        Raises: BusyError if the queue is full or after `timeout` seconds; what `function` raises.
         """
-        future = self.inbox.ask(work)
+        future = self.queue.add_call(function)
         self._wake()
-        return result_of(future, timeout=timeout)
+        return wait_for(future, timeout=timeout)
 
     def _wake(self) -> None:
         with self._lock:
             self._work.set()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._live, name="model", daemon=True)
+                self._thread = threading.Thread(target=self._loop, name="model", daemon=True)
                 self._thread.start()
 
-    def _live(self) -> None:
-        torch.set_grad_enabled(False)  # of this thread
+    def _loop(self) -> None:
+        torch.set_grad_enabled(False)  # for this thread
         while True:
             self._work.clear()
             try:
                 self._turn()
-            except Exception as error:  # a bug of ours must not leave the app without its thread
-                self._start_over(error)
-            busy = self._running or self._searches or self.inbox
+            except Exception as error:  # a bug here must not end the thread
+                self._reset(error)
+            busy = self._running or self._searches or self.queue
             if busy or self._work.wait(IDLE_S):
                 continue
             with self._lock:
@@ -87,19 +87,18 @@ class Engine:
                     return
 
     def _turn(self) -> None:
-        """Whatever there is to do, once."""
-        self.inbox.answer_calls()
-        self._drop()
-        self._admit()
-        self._join()
+        self.queue.run_calls()
+        self._remove_stopped()
+        self._start_jobs()
+        self._join_batches()
         for key, batch in list(self._batches.items()):
             if batch.rows:
                 self._advance(key, batch)
         self._advance_search()
         self._running = [job for job in self._running if not job.done]
 
-    def _start_over(self, error: Exception) -> None:
-        """Fail what is being worked on; what waits is not touched."""
+    def _reset(self, error: Exception) -> None:
+        """Fail the running jobs; queued jobs stay."""
         self._pause()
         self._batches, self._unread = {}, []
         if self._search is not None:
@@ -110,64 +109,64 @@ class Engine:
             self._fail(job, [c for c in job.columns if c.answer is None], error)
         self._running = []
 
-    def _drop(self) -> None:
-        """Take out the rows that nobody waits for, and end those that were stopped or are late."""
-        self.inbox.drop_cancelled()
-        gone = {id(job) for job in self._running if job.cancelled}  # it may change meanwhile
+    def _remove_stopped(self) -> None:
+        """Remove the rows of cancelled jobs; finish the rows that were stopped or are out of time."""
+        self.queue.drop_cancelled()
+        cancelled = {
+            id(job) for job in self._running if job.cancelled
+        }  # other threads may add more
         for job in self._running:
             late = time.monotonic() > job.deadline
             for column in job.columns:
-                if column.answer is not None or not (id(job) in gone or column.stopped or late):
+                if column.answer is not None:
+                    continue
+                if not (id(job) in cancelled or column.stopped or late):
                     continue
                 if late and not column.stopped:
                     column.stopped = f"stopped at the limit of {MAX_SECONDS:.0f} s"
                 if self._search is not None and self._search.row is column.row:
-                    continue  # its next turn is its last
+                    continue  # the search ends at its next token
                 for batch in self._batches.values():
                     if column.row in batch.rows:
                         batch.leave([column.row])
-                if id(job) not in gone:
+                if id(job) not in cancelled:
                     self._finish(job, column)
-        self._unread = [(j, c) for j, c in self._unread if id(j) not in gone and c.answer is None]
-        self._running = [job for job in self._running if id(job) not in gone]
-        first = list(self._searches)[: self._search is not None]
-        later = list(self._searches)[len(first) :]
-        later = [(j, c) for j, c in later if id(j) not in gone and c.answer is None]
-        self._searches = deque(first + later)
 
-    def _admit(self) -> None:
-        """Begin the jobs that there is room for, in order."""
-        while (job := self.inbox.take(room=MAX_ROWS - self._busy_rows())) is not None:
+        def waits(pair: tuple[Job, Column]) -> bool:
+            return id(pair[0]) not in cancelled and pair[1].answer is None
+
+        self._unread = [pair for pair in self._unread if waits(pair)]
+        self._running = [job for job in self._running if id(job) not in cancelled]
+        searches, current = list(self._searches), int(self._search is not None)
+        self._searches = deque(searches[:current] + [p for p in searches[current:] if waits(p)])
+
+    def _start_jobs(self) -> None:
+        """Start queued jobs in order while there is room for their rows."""
+        while (job := self.queue.take_job(max_columns=MAX_ROWS - self._row_count())) is not None:
             job.deadline = time.monotonic() + MAX_SECONDS
             self._running.append(job)
             for column in job.columns:
                 try:
-                    role = self._shelf.ready(column.entry, self.in_use())
+                    role = self._adapters.load(column.entry)
                 except Exception as error:
                     self._fail(job, [column], error)
                     continue
-                column.adapter = self._shelf.sha256_of(role)
+                column.adapter = self._adapters.sha256_of(role)
                 column.row = Row(column.prompt, role, job.request.sampling)
-                if job.request.sampling.beams > 1:
-                    self._searches.append((job, column))
-                else:
-                    self._unread.append((job, column))
+                beams = job.request.sampling.beams > 1
+                (self._searches if beams else self._unread).append((job, column))
 
-    def _busy_rows(self) -> int:
-        return (
-            len(self._unread)
-            + len(self._searches)
-            + sum(len(batch.rows) for batch in self._batches.values())
-        )
-
-    def in_use(self) -> set[str | None]:
-        """Roles that rows are being decoded with. For calls, which run in the engine's thread."""
+    def _roles_in_use(self) -> set[str | None]:
         rows = [row for batch in self._batches.values() for row in batch.rows]
         rows += [c.row for job in self._running for c in job.columns if c.row and not c.answer]
         return {row.adapter for row in rows}
 
-    def _join(self) -> None:
-        """Read the prompts of rows whose batch can take them."""
+    def _row_count(self) -> int:
+        in_batches = sum(len(batch.rows) for batch in self._batches.values())
+        return len(self._unread) + len(self._searches) + in_batches
+
+    def _join_batches(self) -> None:
+        """Read the prompts of new rows whose batch accepts rows."""
         for key in dict.fromkeys(self._key(c) for _, c in self._unread):
             batch = self._batches.setdefault(key, self._new_batch())
             if not batch.joinable:
@@ -180,58 +179,60 @@ class Engine:
             try:
                 batch.join([c.row for _, c in new if c.row is not None])
             except Exception as error:
-                self._rescue(key, error, new)
+                self._split_batch(key, error, new)
 
     def _key(self, column: Column) -> str | None:
         assert column.row is not None
         return None if self._roles.can_mix(column.row.adapter) else column.row.adapter
 
     def _new_batch(self) -> RowBatch:
-        return RowBatch(self._roles, stop=self.measurer.stop, pad_id=self.measurer.pad_id)
+        return RowBatch(self._roles, stop=self.metrics.stop, pad_id=self.metrics.pad_id)
 
     def _pause(self) -> None:
         for batch in self._batches.values():
             batch.pause()
 
     def _advance(self, key: str | None, batch: RowBatch) -> None:
-        """Some tokens for one batch, up to where somebody else wants something."""
+        """Decode up to `STEPS` tokens of one batch, fewer if other work arrives."""
         done: list[Row] = []
         try:
             for _ in range(STEPS):
                 done = batch.step()
                 for job in self._running:
-                    job.tell()
+                    job.notify()
                 if done or self._work.is_set():
                     break
         except Exception as error:
-            self._rescue(key, error, [])
+            self._split_batch(key, error, [])
         self._pause()
-        ready = [(j, c) for j in self._running for c in j.columns if c.row in done]
-        for _, column in ready:
+        finished = [(j, c) for j in self._running for c in j.columns if c.row in done]
+        for _, column in finished:
             column.finished = time.monotonic()
-        for job, column in ready:
+        for job, column in finished:
             if column.answer is None:
                 self._finish(job, column)
         if not batch.rows and key is not None:
             self._batches.pop(key, None)
 
-    def _rescue(self, key: str | None, error: Exception, new: list[tuple[Job, Column]]) -> None:
-        """A batch failed: its newest question is given up, the others are read again and go on."""
+    def _split_batch(
+        self, key: str | None, error: Exception, new: list[tuple[Job, Column]]
+    ) -> None:
+        """After an error in a batch, fail its newest question and restart the other rows."""
         self._pause()
         batch = self._batches.pop(key)
-        there = [
+        current = [
             (job, column)
             for job in self._running
             for column in job.columns
-            # done ones have left a batch whose next step failed
+            # finished rows have already left the batch
             if column.row and (column.row in batch.rows or column.row.done) and not column.answer
         ]
-        blamed = next((j for j, c in reversed(new or there) if c.row and not c.row.done), None)
-        for job, column in [*there, *new]:
+        newest = next((j for j, c in reversed(new or current) if c.row and not c.row.done), None)
+        for job, column in [*current, *new]:
             assert column.row is not None
             if column.row.done:
                 self._finish(job, column)
-            elif job is blamed:
+            elif job is newest:
                 self._fail(job, [column], error)
             else:
                 self._unread.append((job, column))
@@ -239,7 +240,7 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _advance_search(self) -> None:
-        """Some tokens of the first beam search: as many as a batch, up to where somebody waits."""
+        """Run the first beam search for up to `STEPS` tokens, fewer if other work arrives."""
         if not self._searches:
             return
         job, column = self._searches[0]
@@ -262,30 +263,28 @@ class Engine:
             if column.answer is None and not job.cancelled:
                 self._finish(job, column)
 
-    def _new_search(self, job: Job, column: Column) -> Search:
+    def _new_search(self, job: Job, column: Column) -> BeamSearch:
         assert column.row is not None
 
-        def give_up() -> bool:
+        def should_stop() -> bool:
             return job.cancelled or bool(column.stopped) or time.monotonic() > job.deadline
 
-        return Search(self._roles, column.row, measurer=self.measurer, give_up=give_up)
+        return BeamSearch(self._roles, column.row, metrics=self.metrics, should_stop=should_stop)
 
     def _finish(self, job: Job, column: Column) -> None:
-        """Text and measures of a column whose row has all its tokens."""
+        """Complete a column whose row has all its tokens: text, score and KL."""
         self._pause()
         row = column.row or Row(column.prompt, None, job.request.sampling)
         column.row = row
         column.finished = column.finished or time.monotonic()
-        answer = ended(column, self._tokens.text(row.ids))
+        answer = column.finished_answer(self._tokens.text(row.ids))
         if row.ids:
-            answer = self.measurer.measured(
-                answer, column.prompt, job.request, job.catalog, self.in_use()
-            )
+            answer = self.metrics.add_to(answer, column.prompt, job.request, job.catalog)
         column.answer = answer
-        job.tell()
+        job.notify()
 
     def _fail(self, job: Job, columns: Sequence[Column], error: Exception) -> None:
         for column in columns:
             entry = column.entry
-            column.answer = Answer(entry.id, entry.name, problem=self.measurer.explain(error))
-        job.tell()
+            column.answer = Answer(entry.id, entry.name, problem=self.metrics.explain(error))
+        job.notify()

@@ -1,8 +1,8 @@
-"""What a visitor asked for, checked and clamped on the server whatever the page let through."""
+"""A visitor's request, validated on the server, and the answer of one checkpoint to it."""
 
 import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from toolkit.errors import CheckpointError, ConfigError
@@ -19,17 +19,15 @@ MAX_COLUMNS = 9  # eight checkpoints and the base
 MAX_SEED = 2**31 - 1
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_NEW_TOKENS = 128
-# Logits divided by less overflow in half precision, and the answer is the greedy one anyway.
-MIN_TEMPERATURE = 0.05
-# Of probability; below it only the likeliest token is left anyway.
-MIN_TOP_P = 0.01
+MIN_TEMPERATURE = 0.05  # logits divided by less overflow in half precision; lower means greedy
+MIN_TOP_P = 0.01  # a smaller share of probability keeps only the most likely token
 SPEAKERS = ("system", "user", "assistant")
 
 Message = dict[str, str]
 
 
 class Settings(TypedDict, total=False):
-    """What may be asked beside prompt and checkpoints, as `checked_request` takes it."""
+    """Optional arguments of `checked_request`."""
 
     reward: object
     system: object
@@ -43,7 +41,7 @@ class Settings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation for each of several checkpoints; all ids are the catalog's."""
+    """One conversation for each checkpoint. All ids are in the catalog."""
 
     conversations: tuple[tuple[Message, ...], ...]
     checkpoints: tuple[str, ...]
@@ -52,13 +50,49 @@ class Request:
 
     @property
     def seed(self) -> int:
-        """Where each row's generator starts."""
+        """The seed of each row's generator."""
         return self.sampling.seed
 
     @property
     def kl_temperature(self) -> float:
-        """Where log-probabilities are read: the sampling temperature, or 1 for greedy answers."""
+        """The temperature of the log-probabilities in KL: as sampled, or 1 for greedy and beam search."""
         return (self.sampling.temperature if self.sampling.beams == 1 else 0) or 1.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of one checkpoint, complete or (with `done` False) so far.
+
+    Attributes:
+        checkpoint: its id; `name` is its name on the page.
+        tokens: the number of tokens, the end token included; `ids` are these tokens.
+        ended: whether the model ended the answer itself.
+        score: the reward model's scalar at the last token.
+        z: standard deviations of the score above the mean of `z_source`.
+        kl: Σ over the tokens of log π − log π_ref, in nats. One sample's estimate; may be negative.
+        reference: the name of π_ref.
+        notes: why a number is missing.
+        problem: why there is no answer.
+        speed: tokens per second, from the start of reading the prompt.
+        adapter: sha256 of the weights file that generated the answer, None for the base.
+    """
+
+    checkpoint: str
+    name: str
+    text: str = ""
+    tokens: int = 0
+    ended: bool = False
+    score: float | None = None
+    kl: float | None = None
+    reference: str = ""
+    notes: tuple[str, ...] = ()
+    problem: str | None = None
+    z: float | None = None
+    z_source: str = ""
+    done: bool = True
+    ids: tuple[int, ...] = field(default=(), repr=False)
+    speed: float | None = field(default=None, compare=False)
+    adapter: str | None = field(default=None, repr=False)
 
 
 def checked_request(
@@ -76,30 +110,26 @@ def checked_request(
     known_checkpoints: Container[str],
     known_rewards: Container[str],
 ) -> Request:
-    """Build a request from values that anybody may have sent.
+    """Build a request from untrusted values.
 
-    Numbers that are none (NaN, text, null) become the default, others are moved into range.
+    Values that are not numbers (NaN, text, null) become the default. Numbers are clamped to their range.
 
     Args:
-        prompt: a text, or messages that end with the user's, or such messages by checkpoint id.
-        system: put before the messages where it is not empty.
+        prompt: a text, or messages that end with a user message, or such messages by checkpoint id.
+        system: a system message, put first unless it is empty.
 
     Raises: CheckpointError for an id that is not in the catalog; ConfigError for an empty or too
         long prompt, or for no or too many checkpoints.
     """
     ids = _checkpoints(checkpoints, known_checkpoints)
-    if reward in (None, ""):
-        reward = None
-    if reward is not None:
-        _require_known(reward, known_rewards)
+    reward = None if reward in (None, "") else _known(reward, known_rewards)
     conversations = tuple(
         _conversation(prompt.get(c) if isinstance(prompt, Mapping) else prompt, system) for c in ids
     )
-    chosen = reward if isinstance(reward, str) else None
     return Request(
         conversations,
         ids,
-        chosen,
+        reward,
         Drawing(
             max_new_tokens=_whole(max_new_tokens, 1, MAX_NEW_TOKENS, DEFAULT_NEW_TOKENS),
             temperature=_temperature(temperature),
@@ -112,7 +142,7 @@ def checked_request(
 
 
 def clamp(value: object, low: float, high: float, default: float) -> float:
-    """`value` as a number within [low, high]; `default` where it is not a number."""
+    """`value` as a number in [low, high], or `default` if it is not a number."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -129,36 +159,36 @@ def _temperature(value: object) -> float:
     return number if number >= MIN_TEMPERATURE else 0.0
 
 
-def _checkpoints(checkpoints: object, known: Container[str]) -> tuple[str, ...]:
-    wanted = checkpoints if isinstance(checkpoints, Sequence) else ()
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    for key in wanted:
-        _require_known(key, known)
-    if not wanted:
+def _checkpoints(values: object, known: Container[str]) -> tuple[str, ...]:
+    values = [values] if isinstance(values, str) else values
+    keys = list(values) if isinstance(values, Sequence) else []
+    if not keys:
         raise ConfigError("choose at least one checkpoint")
-    ids = tuple(dict.fromkeys(str(w) for w in wanted))
+    ids = tuple(dict.fromkeys(_known(key, known) for key in keys))
     if len(ids) > MAX_COLUMNS:
         raise ConfigError(f"choose at most {MAX_COLUMNS} checkpoints, not {len(ids)}")
     return ids
 
 
-def _require_known(key: object, known: Container[str]) -> None:
+def _known(key: object, known: Container[str]) -> str:
     if not isinstance(key, str) or key not in known:
-        raise CheckpointError(f"no checkpoint {str(key)[:40]!r} is known; reload the page")
+        raise CheckpointError(f"unknown checkpoint {str(key)[:40]!r}; reload the page")
+    return key
 
 
 def _conversation(value: object, system: object) -> tuple[Message, ...]:
-    """Checked messages, the system's first, the user's last."""
+    """The validated messages: an optional system message first, a user message last."""
     turns = value if isinstance(value, list | tuple) else [{"role": "user", "content": value}]
     if len(turns) > MAX_MESSAGES:
         raise ConfigError(
-            f"the conversation has {len(turns)} messages; the limit is {MAX_MESSAGES}: clear it"
+            f"the conversation has {len(turns)} messages, at most {MAX_MESSAGES} are allowed; "
+            "start a new one"
         )
     messages = []
     for turn in turns:
         if not isinstance(turn, Mapping) or turn.get("role") not in SPEAKERS:
             raise ConfigError(
-                f"a message needs a role out of {', '.join(SPEAKERS)}, got {str(turn)[:80]!r}"
+                f"the role of a message must be one of {', '.join(SPEAKERS)}, got {str(turn)[:80]!r}"
             )
         messages.append({"role": str(turn["role"]), "content": _text(turn.get("content"))})
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
@@ -168,20 +198,20 @@ def _conversation(value: object, system: object) -> tuple[Message, ...]:
     total = sum(len(m["content"]) for m in messages)
     if total > MAX_CONVERSATION_CHARACTERS:
         raise ConfigError(
-            f"the conversation has {total} characters; the limit is "
-            f"{MAX_CONVERSATION_CHARACTERS}: clear it"
+            f"the conversation has {total} characters, at most {MAX_CONVERSATION_CHARACTERS} are "
+            "allowed; start a new one"
         )
     return tuple(messages)
 
 
 def _text(value: object) -> str:
-    """Text that a tokenizer can encode; anything else is empty."""
+    """Text that a tokenizer can encode; "" for anything but text."""
     text = value if isinstance(value, str) else ""
     if len(text) > MAX_PROMPT_CHARACTERS:
         raise ConfigError(
-            f"the prompt has {len(text)} characters; the limit is {MAX_PROMPT_CHARACTERS}"
+            f"the prompt has {len(text)} characters, at most {MAX_PROMPT_CHARACTERS} are allowed"
         )
-    # half of a surrogate pair is valid JSON, but no tokenizer can encode it; NUL ends C's strings
+    # half of a surrogate pair is valid JSON, but no tokenizer can encode it; NUL ends a C string
     return (
         text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
     )

@@ -1,4 +1,4 @@
-"""Text to tokens and back, by one thread at a time: a fast tokenizer cannot be shared while in use."""
+"""Text to token ids and back, by one thread at a time: a fast tokenizer is not thread-safe."""
 
 import threading
 from collections.abc import Sequence
@@ -10,44 +10,43 @@ from toolkit.errors import ConfigError
 from toolkit.sampling.generation import encode_completion, encode_prompt
 
 
-class Tokens:
-    """A tokenizer with a lock around it."""
+class LockedTokenizer:
+    """A tokenizer behind a lock."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._lock = threading.Lock()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """A conversation's ids up to where the assistant speaks; without a template, its texts' ids.
+        """The ids of a conversation with the generation prompt; without a template, of its texts.
 
-        Raises: ConfigError where the chat template refuses, as some do a system message.
+        Raises: ConfigError if the chat template rejects the messages, as some do a system message.
         """
         with self._lock:
+            plain = self.tokenizer.chat_template is None
             try:
-                return encode_prompt(self.tokenizer, self._rendered(messages))
-            except Exception as error:  # a template is a program and raises what it likes
-                raise ConfigError(f"the chat template cannot write this: {error}") from error
+                text = "\n\n".join(m["content"] for m in messages) if plain else list(messages)
+                return encode_prompt(self.tokenizer, text)
+            except Exception as error:  # a template is a program and may raise anything
+                raise ConfigError(
+                    f"the chat template cannot render this conversation: {error}"
+                ) from error
 
     def completion(self, messages: Sequence[Message], text: str) -> list[int]:
-        """A given answer's ids, ended by EOS."""
+        """The ids of an answer, with EOS at the end."""
         with self._lock:
             if self.tokenizer.chat_template is None:
                 return encode_completion(self.tokenizer, "", text)
-            said = [{"role": "assistant", "content": text}]
-            return encode_completion(self.tokenizer, list(messages), said)
+            answer = [{"role": "assistant", "content": text}]
+            return encode_completion(self.tokenizer, list(messages), answer)
 
-    def text(self, ids: Sequence[int], *, whole: bool = True) -> str:
-        """An answer's text without special tokens; half a character at its end is left out."""
+    def text(self, ids: Sequence[int], *, partial: bool = False) -> str:
+        """An answer's text without special tokens; if `partial`, without an incomplete last character."""
         with self._lock:
-            found = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-        return found if whole else found.rstrip("\N{REPLACEMENT CHARACTER}")
+            text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return text.rstrip("\N{REPLACEMENT CHARACTER}") if partial else text
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each token's own text, special tokens too."""
+        """The text of each token, special tokens included."""
         with self._lock:
             return [str(self.tokenizer.decode([i])) for i in ids]
-
-    def _rendered(self, messages: Sequence[Message]) -> str | list[Message]:
-        if self.tokenizer.chat_template is None:
-            return "\n\n".join(m["content"] for m in messages)
-        return list(messages)

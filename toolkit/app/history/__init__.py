@@ -1,1 +1,1 @@
-"""The runs on disk: states, lineage, curves, settings, reports."""
+"""The runs on disk: state, lineage, curves, settings and reports."""

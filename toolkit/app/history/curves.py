@@ -1,4 +1,4 @@
-"""Curves of several runs overlaid, one picture per metric."""
+"""The curves of several runs in one figure per metric."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from toolkit.evaluation.plots import PALETTE, short_name, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_LINES, MOST_PICTURES = 6, 6
+MAX_RUNS, MAX_CURVES = 6, 6
 CHOSEN_AT_FIRST = 4
 WIDTH, HEIGHT, DPI = 5.6, 3.1, 130  # inches; about 400 pixels wide on the page
-LONGEST_NAME = 30
-# What stands on the y axis, and the unit; docs/metrics.md says more.
+MAX_NAME = 30
+# The label of the y axis with its unit. docs/metrics.md explains each metric.
 MEANINGS = {
     "objective/scores": "reward model's score",
     "objective/kl": "KL to SFT (nats per answer)",
@@ -35,15 +35,15 @@ MEANINGS = {
     "eval_gold/mean": "gold utility (held out)",
     "loss": "training loss",
     "eval_loss": "held-out loss",
-    "mean_token_accuracy": "share of tokens guessed right",
+    "mean_token_accuracy": "share of tokens predicted correctly",
     "entropy": "entropy (nats per token)",
-    "accuracy": "share of pairs ordered right",
+    "accuracy": "share of pairs ranked correctly",
     "mean_reward": "mean score",
     "margin": "score of chosen − rejected",
     "reward": "mean reward",
     "kl": "KL to the reference (nats)",
     "completions/mean_length": "length (tokens per answer)",
-    "rewards/accuracies": "share of pairs ordered right",
+    "rewards/accuracies": "share of pairs ranked correctly",
     "rewards/margins": "reward of chosen − rejected",
     "rewards/chosen": "reward of chosen",
     "rewards/rejected": "reward of rejected",
@@ -54,26 +54,16 @@ MEANINGS = {
     "time/generate": "seconds per rollout, sampling",
     "time/score": "seconds per rollout, scoring",
 }
-# What is looked at first, as far as the chosen runs logged it.
-FIRST = (
-    "objective/scores",
-    "reward",
-    "objective/kl",
-    "kl",
-    "loss",
-    "objective/length",
-    "completions/mean_length",
-    "eval_gold/mean",
-    "rewards/margins",
-    "rewards/accuracies",
-    "accuracy",
-    "mean_token_accuracy",
-)
+# Shown first, if the chosen runs logged them.
+SHOWN_FIRST = """
+objective/scores reward objective/kl kl loss objective/length completions/mean_length
+eval_gold/mean rewards/margins rewards/accuracies accuracy mean_token_accuracy
+""".split()
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run's values of one metric; `place` is the run's among those chosen, for its colour."""
+    """One run's values of one metric. `place` is the run's position, which sets its colour."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -81,23 +71,23 @@ class Line:
 
 
 def metric_names(logs: Iterable[Log]) -> list[str]:
-    """All metrics that any of the logs has, those looked at first in front, then by name."""
-    found = {key for log in logs for key in log.series}
-    return [*(k for k in FIRST if k in found), *sorted(found.difference(FIRST))]
+    """The metrics of all logs: those of `SHOWN_FIRST`, then the others by name."""
+    names = {key for log in logs for key in log.series}
+    return [*(k for k in SHOWN_FIRST if k in names), *sorted(names.difference(SHOWN_FIRST))]
 
 
 def metric_label(key: str) -> str:
-    """What a list says of a metric: its key, and in words what it is."""
-    known = MEANINGS.get(key)
-    return f"{printable(key)}: {known}" if known else printable(key)
+    """A metric's key and meaning, for a list."""
+    meaning = MEANINGS.get(key)
+    return f"{printable(key)}: {meaning}" if meaning else printable(key)
 
 
 def lines_of(key: str, logs: Mapping[str, Log]) -> list[Line]:
-    """The runs that logged a metric.
+    """The values of a metric in each run that logged it.
 
     Args:
         key: the metric.
-        logs: name -> log of the chosen runs.
+        logs: run name -> log.
     """
     return [
         Line(name, log.series[key].points, place)
@@ -107,7 +97,7 @@ def lines_of(key: str, logs: Mapping[str, Log]) -> list[Line]:
 
 
 def draw(key: str, lines: Sequence[Line]) -> "Figure":
-    """A metric over the optimiser steps. A value that is not finite is a gap in its line."""
+    """A figure of a metric over the optimiser steps. A value that is not finite leaves a gap."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -123,7 +113,7 @@ def draw(key: str, lines: Sequence[Line]) -> "Figure":
         ax.set_xlabel("optimiser step")
         ax.margins(x=0.02)
         figure.legend(loc="outside lower center", ncols=min(2, len(lines)), frameon=False)
-        figure.canvas.draw()  # while the style is in force
+        figure.canvas.draw()  # inside the style
     return figure
 
 
@@ -137,44 +127,44 @@ def _plot(ax: Any, line: Line) -> None:
         linewidth=1.8,
         marker=marker,
         markersize=3.5,
-        label=short_name(line.name.lstrip("_"), LONGEST_NAME),  # matplotlib hides "_names"
+        label=short_name(line.name.lstrip("_"), MAX_NAME),  # matplotlib hides "_names"
     )
 
 
 def latest_values(
     keys: Sequence[str], logs: Mapping[str, Log]
 ) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: each run's last value of each metric, as text."""
+    """Headers and rows: each run's last value of each metric."""
     rows = []
     for name, log in logs.items():
         row = [name, "" if log.step is None else f"{log.step:g}"]
         for key in keys:
             points = log.series[key].points if key in log.series else []
-            row.append("" if not points else _value(points[-1][1]))
+            row.append(_value(points[-1][1]) if points else "")
         rows.append(row)
     return ["run", "step", *(printable(k) for k in keys)], rows
 
 
 def log_notes(keys: Sequence[str], logs: Mapping[str, Log]) -> str:
-    """What is unusual about the logs, a line each."""
+    """Problems and warnings of the logs, one per line."""
     notes = []
     for name, log in logs.items():
         if log.problem:
             notes.append(f"{name}: {log.problem}")
-        if log.read_bytes < log.size and log.size - log.read_bytes > 1 << 20:
+        if log.size - log.read_bytes > 1 << 20:
             mib = f"{log.read_bytes >> 20} of {log.size >> 20} MiB"
             notes.append(f"{name}: a long log, {mib} read so far")
         if log.damaged:
-            notes.append(f"{name}: {log.damaged} damaged lines left out")
+            notes.append(f"{name}: {log.damaged} damaged lines skipped")
         for key in keys:
-            found = log.series.get(key)
-            if found and found.missed:
+            series = log.series.get(key)
+            if series and series.missed:
                 notes.append(
-                    f"{name}: values of {printable(key)} that were not finite: {found.missed}"
+                    f"{name}: {series.missed} values of {printable(key)} that are not finite"
                 )
-            if found and found.stride > 1:
-                notes.append(f"{name}: every {found.stride}th value of {printable(key)} is drawn")
-        notes += [f"{name}: {sentence}" for sentence in log.warnings.values()]
+            if series and series.stride > 1:
+                notes.append(f"{name}: every {series.stride}th value of {printable(key)} is drawn")
+        notes += [f"{name}: {warning}" for warning in log.warnings.values()]
     return "\n".join(notes)
 
 

@@ -1,4 +1,4 @@
-"""Every run below the runs folder as the Runs tab tells of it: state, time, lineage."""
+"""Every run below the runs folder: state, duration and lineage."""
 
 import math
 import os
@@ -14,18 +14,18 @@ from toolkit.app.lineage import Lineage
 from toolkit.runs.listing import list_runs
 from toolkit.runs.run import Run
 
-DEAD_AFTER = 30 * 60  # seconds without a sign of life
-LOOKS_APART = 2.0  # seconds; visitors in between are told what the last look found
-DEEPEST = 12  # generations of a lineage
-RELATIONS = {"adapter": "starts from", "reward": "rewards from"}
+STALLED_AFTER_S = 30 * 60  # without a write to the run's folder
+SCAN_INTERVAL_S = 2.0  # visitors in between get the last scan
+MAX_GENERATIONS = 12  # of a lineage
+RELATIONS = {"adapter": "starts from", "reward": "rewarded by"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `state` is finished, running, looks dead, failed or broken; `detail` says why.
+    """One run. `state` is finished, running, stalled, failed or broken; `detail` is the reason.
 
-    `started` is in seconds since 1970 and `seconds` how long it took, where that is known. `run` is
-    None where its manifest cannot be read.
+    `started` is in seconds since 1970, `seconds` is the duration; both are None if unknown. `run` is
+    None if the manifest cannot be read.
     """
 
     id: str
@@ -41,13 +41,13 @@ class Record:
 
     @property
     def label(self) -> str:
-        """Name and kind, for a list."""
+        """Name, recipe and an unfinished state, for lists."""
         state = "" if self.state == "finished" else f", {self.state}"
         return f"{self.name} ({self.recipe}{state})"
 
 
 class History:
-    """Looks at the runs folder at most every `LOOKS_APART` seconds. Safe to use from threads."""
+    """The runs below a folder, scanned at most every `SCAN_INTERVAL_S`. Thread-safe."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -56,29 +56,29 @@ class History:
         self._logs: dict[Path, Log] = {}
         self._lineage = Lineage([])
         self._records: dict[str, Record] = {}
-        self._looked = -math.inf
+        self._scanned = -math.inf
 
-    def look(self, unusable: Mapping[str, str] | None = None) -> dict[str, Record]:
-        """id -> run, the one that started last first. Ids never come from the disk, and stay.
+    def records(self, unusable: Mapping[str, str] | None = None) -> dict[str, Record]:
+        """The runs by id, the latest first. Ids do not contain paths and stay the same.
 
         Args:
-            unusable: name -> reason, of runs that the app cannot ask though they finished.
+            unusable: name -> reason, for finished runs that the app cannot load.
         """
         with self._lock:
-            if time.monotonic() - self._looked >= LOOKS_APART:
+            if time.monotonic() - self._scanned >= SCAN_INTERVAL_S:
                 self._records = self._scan(unusable or {})
-                self._looked = time.monotonic()
+                self._scanned = time.monotonic()
             return self._records
 
     def log(self, record: Record) -> Log:
-        """The run's metrics, read on from where the last look ended, as they stay for the caller."""
+        """A copy of the run's metrics, after reading its new lines."""
         with self._lock:
             log = self._logs.setdefault(record.path, Log(record.path / "metrics.jsonl", self.root))
-            log.look()
-            return log.snapshot()  # the next look, of another thread, must not change it
+            log.read_new()
+            return log.snapshot()  # other threads keep reading the original
 
     def lineage(self, record: Record) -> str:
-        """The run, what it came from, and what that came from, as an indented text."""
+        """The run and its ancestors as an indented text."""
         with self._lock:
             if record.run is None:
                 return record.name
@@ -87,17 +87,17 @@ class History:
     def _scan(self, unusable: Mapping[str, str]) -> dict[str, Record]:
         runs, damaged = list_runs(self.root)
         self._lineage = Lineage(runs)
-        found = []
+        records = []
         for run in runs:
             try:
-                found.append(self._record(run, unusable))
-            except Exception as error:  # a manifest damaged in a way nobody thought of
-                found.append(self._broken(run.path, f"damaged manifest: {error}"))
-        found += [self._broken(b.path, b.reason.removeprefix(f"{b.path}: ")) for b in damaged]
-        there = {record.path for record in found}
-        self._logs = {path: log for path, log in self._logs.items() if path in there}
-        newest = sorted(found, key=lambda r: (-(r.started or 0.0), r.name))
-        return {record.id: record for record in newest}
+                records.append(self._record(run, unusable))
+            except Exception as error:  # unforeseen damage to a manifest
+                records.append(self._broken(run.path, f"damaged manifest: {error}"))
+        records += [self._broken(b.path, b.reason.removeprefix(f"{b.path}: ")) for b in damaged]
+        paths = {record.path for record in records}
+        self._logs = {path: log for path, log in self._logs.items() if path in paths}
+        records.sort(key=lambda r: (-(r.started or 0.0), r.name))
+        return {record.id: record for record in records}
 
     def _record(self, run: Run, unusable: Mapping[str, str]) -> Record:
         name = place_name(run.path, self.root)
@@ -111,8 +111,8 @@ class History:
             printable(run.recipe),
             printable(state),
             tidy(detail, self.root),
-            positive(run.started),
-            positive(run.seconds),
+            _time(run.started),
+            _time(run.seconds),
             self._made_from(run),
             run,
         )
@@ -125,57 +125,57 @@ class History:
         return self._ids.setdefault(path, f"run_{len(self._ids):06d}")
 
     def _made_from(self, run: Run) -> str:
-        """Its parents in one line."""
-        parents = [self._parent(value)[0] for value in parents_of(run).values()]
-        return ", ".join(dict.fromkeys(parents)) or base_of(run)
+        """The names of the parents, or of the base, in one line."""
+        parents = [self._parent(value)[0] for value in _parents(run).values()]
+        return ", ".join(dict.fromkeys(parents)) or base_name(run)
 
     def _parent(self, value: str) -> tuple[str, Run | None]:
-        """A parent's name, and the run where it is among these."""
+        """A parent's name, and its run if it is in the runs folder."""
         try:
-            above = self._lineage.find(value)
+            parent = self._lineage.find(value)
         except (OSError, ValueError, RuntimeError):
-            above = None
-        if above is None:
-            return f"{printable(value)} (not among these runs)", None
-        return place_name(above.path, self.root), above
+            parent = None
+        if parent is None:
+            return f"{printable(value)} (not in the runs folder)", None
+        return place_name(parent.path, self.root), parent
 
-    def _ancestors(self, run: Run, indent: str, seen: frozenset[Path]) -> list[str]:
+    def _ancestors(self, run: Run, indent: str, visited: frozenset[Path]) -> list[str]:
         lines = [f"{place_name(run.path, self.root)} ({printable(run.recipe)})"]
-        if run.path in seen or len(seen) >= DEEPEST:
-            return [f"{lines[0]} … and so on in a circle" if run.path in seen else f"{lines[0]} …"]
-        parents = parents_of(run)
-        if "adapter" not in parents and base_of(run):
-            lines.append(f"{indent}  trained on the base {base_of(run)}")
-        for what, value in list(parents.items())[:DEEPEST]:
-            name, above = self._parent(value)
-            below = (
-                [name]
-                if above is None
-                else self._ancestors(above, f"{indent}  ", seen | {run.path})
-            )
-            lines += [f"{indent}  {_relation(what)} {below[0]}", *below[1:]]
+        if run.path in visited:
+            return [f"{lines[0]} … (circular)"]
+        if len(visited) >= MAX_GENERATIONS:
+            return [f"{lines[0]} …"]
+        parents = _parents(run)
+        if "adapter" not in parents and base_name(run):
+            lines.append(f"{indent}  trained on the base {base_name(run)}")
+        for kind, value in list(parents.items())[:MAX_GENERATIONS]:
+            name, parent = self._parent(value)
+            above = [name]
+            if parent is not None:
+                above = self._ancestors(parent, f"{indent}  ", visited | {run.path})
+            lines += [f"{indent}  {_relation(kind)} {above[0]}", *above[1:]]
         return lines
 
 
 def state_of(run: Run, now: float) -> tuple[str, str]:
-    """What became of a run, and why where that needs a word. `now` in seconds since 1970."""
+    """A run's state and its reason, or "". `now` is in seconds since 1970."""
     if run.state == "failed":
-        return "failed", str(run.error or "no reason was written down")
+        return "failed", str(run.error or "no reason was recorded")
     if run.state != "running":
         return str(run.state), ""
-    silent = now - last_sign(run.path)
-    if silent <= DEAD_AFTER:
+    silent = now - _last_write(run.path)
+    if silent <= STALLED_AFTER_S:
         return "running", ""
-    whole = duration(silent // 60 * 60)  # in minutes, so that the page does not change all the time
+    minutes = duration(silent // 60 * 60)  # whole minutes, so that the page rarely changes
     return (
-        "looks dead",
-        f"nothing written for {whole}; if its process is gone, start the recipe again "
-        "with --resume_from_checkpoint true",
+        "stalled",
+        f"nothing was written for {minutes}; if the process has ended, start the recipe again with "
+        "--resume_from_checkpoint true",
     )
 
 
-def last_sign(folder: Path) -> float:
-    """When anything in a run's folder was last written, in seconds since 1970."""
+def _last_write(folder: Path) -> float:
+    """When a file of the run's folder was last written, in seconds since 1970."""
     try:
         return max(
             (e.stat(follow_symlinks=False).st_mtime for e in os.scandir(folder)), default=0.0
@@ -184,26 +184,26 @@ def last_sign(folder: Path) -> float:
         return 0.0
 
 
-def parents_of(run: Run) -> dict[str, str]:
-    """What a manifest says of parents, whatever else it says."""
+def _parents(run: Run) -> dict[str, str]:
+    """The valid parents of a manifest: kind -> path."""
     parents = run.parents if isinstance(run.parents, dict) else {}
     return {str(k): v for k, v in parents.items() if isinstance(v, str)}
 
 
-def base_of(run: Run) -> str:
-    """The base's name, or nothing where the manifest has none."""
-    found = run.base.get("id") if isinstance(run.base, dict) else None
-    return printable(found) if found else ""
+def base_name(run: Run) -> str:
+    """The base's id, or "" if the manifest has none."""
+    id = run.base.get("id") if isinstance(run.base, dict) else None
+    return printable(id) if id else ""
 
 
-def positive(value: object) -> float | None:
+def _time(value: object) -> float | None:
     """A number that can be a time, or None."""
-    found = number(value)
-    return found if found is not None and 0 < found < 1e11 else None
+    seconds = number(value)
+    return seconds if seconds is not None and 0 < seconds < 1e11 else None
 
 
 def duration(seconds: float | None) -> str:
-    """ "1 h 5 min", "2 min 3 s", "4 s"; nothing for None."""
+    """ "1 h 5 min", "2 min 3 s" or "4 s"; "" for None."""
     if seconds is None:
         return ""
     whole = round(seconds)
@@ -216,12 +216,12 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(seconds: float | None) -> str:
-    """A local time to the minute; nothing for None."""
+    """The local date and time to the minute; "" for None."""
     if seconds is None:
         return ""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def _relation(what: str) -> str:
-    known = RELATIONS.get(what.rstrip("0123456789").rstrip("_"))
-    return known or f"{printable(what)}:"
+def _relation(kind: str) -> str:
+    known = RELATIONS.get(kind.rstrip("0123456789").rstrip("_"))
+    return known or f"{printable(kind)}:"

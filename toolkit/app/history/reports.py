@@ -1,4 +1,4 @@
-"""A run's report as text and pictures; both come from the disk and are trusted with nothing."""
+"""A run's report as text and pictures. Both are untrusted: text is never rendered, pictures are decoded."""
 
 import html
 import io
@@ -15,13 +15,13 @@ from toolkit.runs.integrity import read_inside
 if TYPE_CHECKING:
     from PIL import Image
 
-MOST_TEXT, MOST_PICTURE = 1 << 20, 8 << 20  # bytes
-MOST_PIXELS = 16 << 20
+MAX_TEXT, MAX_PICTURE = 1 << 20, 8 << 20  # bytes
+MAX_PIXELS = 16 << 20
 
 
 @dataclass(frozen=True)
 class ReportShown:
-    """A summary for a fixed-width font, the whole report's text, and pictures with captions."""
+    """A summary for a fixed-width font, the text of report.md, and pictures with captions."""
 
     summary: str = ""
     text: str = ""
@@ -34,11 +34,11 @@ class ReportShown:
 
 
 def read_report(folder: Path, root: Path) -> ReportShown:
-    """What a run's folder has of report.json, reward_report.json, report.md and their pictures.
+    """Read report.json or reward_report.json, report.md and the pictures of a run.
 
-    A part that is missing is left out; one that is damaged is said to be.
+    A missing part is left out; for a damaged part, the text is the reason.
     """
-    # in report.md what could be markup stands as entities; shown as text they are what they mean
+    # report.md escapes markup as entities; as plain text it must be unescaped
     text = html.unescape(_text(folder / "report.md", root))
     return ReportShown(_summary(folder, root), text, tuple(_pictures(folder, root)))
 
@@ -60,9 +60,9 @@ def _summary(folder: Path, root: Path) -> str:
 
 
 def _text(file: Path, root: Path) -> str:
-    """A text file's content, or why it is not shown; nothing where there is none."""
+    """A text file's content, or why it is not shown; "" if it is missing."""
     try:
-        content = read_inside(file, root, at_most=MOST_TEXT)
+        content = read_inside(file, root, at_most=MAX_TEXT)
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -71,18 +71,20 @@ def _text(file: Path, root: Path) -> str:
 
 
 def _pictures(folder: Path, root: Path) -> "list[tuple[Image.Image, str]]":
-    """The PNG files that a report draws, decoded here so that nothing else can be in them."""
+    """The report's PNG files, decoded here so that only pixels reach the page."""
     from PIL import Image, ImageOps
 
-    found = []
+    pictures = []
     for name, caption in PLOTS.items():
         try:
-            content = read_inside(folder / name, root, at_most=MOST_PICTURE)
+            content = read_inside(folder / name, root, at_most=MAX_PICTURE)
             picture = Image.open(io.BytesIO(content), formats=["PNG"])
-            if picture.width * picture.height > MOST_PIXELS:
+            if picture.width * picture.height > MAX_PIXELS:
                 continue
-            above = (0, picture.width // 11, 0, 0)  # the page writes the caption over the corner
-            found.append((ImageOps.expand(picture.convert("RGB"), above, fill="white"), caption))
+            margin = (0, picture.width // 11, 0, 0)  # the page writes the caption over the corner
+            pictures.append(
+                (ImageOps.expand(picture.convert("RGB"), margin, fill="white"), caption)
+            )
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue  # missing or damaged: the report's text is what counts
-    return found
+            continue  # missing or damaged: the text is enough
+    return pictures

@@ -9,7 +9,7 @@ from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import MAX_PROMPT_CHARACTERS
 from toolkit.app.choices import checkpoint_choices
 from toolkit.app.tabs.parts import column_widths, errors_as_toast
-from toolkit.app.texts import CHANGES, NO_ANSWER_YET, TOKENS_LEGEND, scale
+from toolkit.app.texts import CHANGES, NO_ANSWER_YET, TOKENS_LEGEND, colour_scale
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
@@ -183,7 +183,7 @@ def _coloured(changes: Changes, kind: Any) -> list[Any]:
     kind = kind if kind in (LOG_RATIO, VALUE, ENTROPY) else LOG_RATIO
     shares, largest = scaled(changes.numbers(kind))
     tokens = [(_visible(t.text), share) for t, share in zip(changes.tokens, shares, strict=True)]
-    return [gr.update(value=tokens), scale(changes, kind, largest)]
+    return [gr.update(value=tokens), colour_scale(changes, kind, largest)]
 
 
 def _alternatives(changes: Changes, number: int) -> Any:

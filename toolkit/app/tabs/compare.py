@@ -9,11 +9,11 @@ from toolkit.app.answering import request as limits
 from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import MAX_COLUMNS, MAX_PROMPT_CHARACTERS
 from toolkit.app.catalog import Catalog
-from toolkit.app.choices import PAGE_LOOKS_APART, checkpoint_choices, reward_choices
+from toolkit.app.choices import SHARED_SCAN_S, checkpoint_choices, reward_choices
 from toolkit.app.tabs.compare_events import CompareEvents, new_chat, next_turn, repeat_turn
 from toolkit.app.tabs.parts import temperature_and_length
 from toolkit.app.texts import INTRODUCTION, LEGEND, LOADING, NO_RUNS
-from toolkit.app.web.bubbles import PROMPT, QUESTION
+from toolkit.app.web.scripts import PROMPT, QUESTION
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
@@ -62,7 +62,7 @@ def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
     def load_lists(chosen: list[str] | None, scorer: str | None) -> Iterator[list[Any]]:
         if not workbench.ready:
             yield [gr.update(value=LOADING, visible=True), *(gr.skip() for _ in lists[1:])]
-        yield lists_of(workbench.refresh(unless_within=PAGE_LOOKS_APART), chosen, scorer)
+        yield lists_of(workbench.refresh(max_age_s=SHARED_SCAN_S), chosen, scorer)
 
     def reload_lists(chosen: list[str] | None, scorer: str | None) -> list[Any]:
         return lists_of(workbench.refresh(), chosen, scorer)

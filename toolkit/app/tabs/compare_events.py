@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from toolkit.app.answering.answers import Answer
 from toolkit.app.answering.chat import Chat
-from toolkit.app.answering.cli_command import command
-from toolkit.app.answering.request import MAX_COLUMNS, MAX_SEED, Message, clamp
+from toolkit.app.answering.cli_command import cli_command
+from toolkit.app.answering.request import MAX_COLUMNS, MAX_SEED, Answer, Message, clamp
 from toolkit.app.choices import checkpoint_choices, reward_choices, reward_id
 from toolkit.app.tabs.parts import errors_as_toast
-from toolkit.app.texts import measures
+from toolkit.app.texts import answer_numbers
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Comparison, Workbench
@@ -93,7 +92,7 @@ class CompareEvents:
                     return
                 done = all(answer.done for answer in answers)
                 if done:
-                    chat = chat.answered(answers)
+                    chat = chat.with_answers(answers)
                 if list(answers) == before and not done:
                     if time.monotonic() - last_yield > HEARTBEAT_S:
                         last_yield = time.monotonic()
@@ -137,8 +136,8 @@ class CompareEvents:
 
     def _command(self, chat: Chat, answer: Answer, comparison: "Comparison") -> str:
         request, catalog = comparison.request, comparison.catalog
-        return command(
-            self.workbench.options,
+        return cli_command(
+            self.workbench.cli_options,
             checkpoint=answer.name,
             messages=chat.conversation(answer.checkpoint),
             drawing=request.sampling,
@@ -188,17 +187,17 @@ class CompareEvents:
 
 def new_chat(chat: Chat, prompt: str, system: str) -> Chat:
     """A conversation that begins with this prompt."""
-    return Chat(system=system, columns=chat.columns).asked(prompt)
+    return Chat(system=system, columns=chat.columns).with_prompt(prompt)
 
 
 def next_turn(chat: Chat, prompt: str, system: str) -> Chat:
     """The conversation with one more turn."""
-    return replace(chat, system=system).asked(prompt)
+    return replace(chat, system=system).with_prompt(prompt)
 
 
 def repeat_turn(chat: Chat, prompt: str, system: str) -> Chat:
     """The last turn without its answers; the prompt field is ignored."""
-    return chat.unanswered()
+    return chat.without_answers()
 
 
 def _column(chat: Chat, answer: Answer | None, command_line: str) -> list[Any]:
@@ -211,7 +210,7 @@ def _column(chat: Chat, answer: Answer | None, command_line: str) -> list[Any]:
         gr.update(value=_bubbles(chat, answer), label=answer.name),
         gr.update(visible=not answer.done),
         gr.update(
-            value=measures(answer) if answer.done else "",
+            value=answer_numbers(answer) if answer.done else "",
             label="Numbers" if answer.problem is None else "Error",
             placeholder="…",
         ),

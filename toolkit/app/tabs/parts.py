@@ -11,7 +11,7 @@ import gradio as gr
 
 from toolkit.app.answering import request as limits
 from toolkit.app.catalog import tidy
-from toolkit.app.choices import PAGE_LOOKS_APART, checkpoint_choices
+from toolkit.app.choices import SHARED_SCAN_S, checkpoint_choices
 from toolkit.app.judgements.judgement import MAX_LABELER, MAX_REASON
 from toolkit.app.texts import LOADING, ONLY_THE_BASE
 from toolkit.errors import ToolkitError
@@ -119,7 +119,7 @@ def pool_list(page: gr.Blocks, workbench: "Workbench", info: str) -> gr.Dropdown
     def load_pool(chosen: list[str] | None) -> Iterator[list[Any]]:
         if not workbench.ready:
             yield [gr.update(value=LOADING, visible=True), gr.skip()]
-        catalog = workbench.refresh(unless_within=PAGE_LOOKS_APART)
+        catalog = workbench.refresh(max_age_s=SHARED_SCAN_S)
         models = checkpoint_choices(catalog, chosen or [])
         yield [
             gr.update(value=ONLY_THE_BASE, visible=catalog.empty),

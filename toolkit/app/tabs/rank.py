@@ -8,7 +8,7 @@ import gradio as gr
 from toolkit.app.judgements.battles import MAX_ANSWERS, MIN_ANSWERS
 from toolkit.app.judgements.judgement import FLAGS, LIKERT, parse_order, reveal
 from toolkit.app.tabs import parts
-from toolkit.app.web.dragging import ANSWER, BOARD, ORDER, PLACE_BUTTON
+from toolkit.app.web.scripts import ANSWER, BOARD, ORDER, PLACE_BUTTON
 from toolkit.errors import ConfigError
 
 if TYPE_CHECKING:

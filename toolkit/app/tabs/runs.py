@@ -6,9 +6,9 @@ import gradio as gr
 
 from toolkit.app.history.curves import (
     CHOSEN_AT_FIRST,
-    FIRST,
-    MOST_LINES,
-    MOST_PICTURES,
+    MAX_CURVES,
+    MAX_RUNS,
+    SHOWN_FIRST,
     draw,
     latest_values,
     lines_of,
@@ -19,13 +19,16 @@ from toolkit.app.history.curves import (
 from toolkit.app.history.history import History, Record, duration, moment
 from toolkit.app.history.reports import read_report
 from toolkit.app.history.run_summary import (
-    first_choice,
-    reported,
-    results_of,
-    state_in_words,
-    story_of,
+    ALL,
+    DIFFERENT,
+    MAIN,
+    default_runs,
+    latest_report,
+    run_results,
+    run_story,
+    settings_table,
+    short_state,
 )
-from toolkit.app.history.settings import ALL, DIFFERENT, MAIN, settings_table
 from toolkit.evaluation.render import PLOTS
 
 if TYPE_CHECKING:
@@ -72,25 +75,25 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
 
     def refresh(runs: Any, keys: Any, which: Any, run: Any) -> list[Any]:
         records = scan()
-        runs = runs or first_choice(records)
-        run = run if run in records else reported(records) or next(iter(records), None)
+        runs = runs or default_runs(records)
+        run = run if run in records else latest_report(records) or next(iter(records), None)
         updates = [*overview_of(records, runs, run), *curves_of(runs, keys, which)]
         return [*updates, *details_of(run), signature(records, runs)]
 
     def tick(runs: Any, keys: Any, which: Any, run: Any, before: Any) -> Any:
         records = scan()
-        runs = runs or first_choice(records)
+        runs = runs or default_runs(records)
         now = signature(records, runs)
         if now == before:
             return [gr.skip()] * (len(overview) + len(curves) + 1)
         return [*overview_of(records, runs, run), *curves_of(runs, keys, which), now]
 
     def scan() -> dict[str, Record]:
-        return history.look(dict(workbench.catalog.broken))
+        return history.records(dict(workbench.catalog.broken))
 
     def selected(runs: Any) -> list[Record]:
         records = scan()
-        return [records[r] for r in _strings(runs) if r in records][:MOST_LINES]
+        return [records[r] for r in _strings(runs) if r in records][:MAX_RUNS]
 
     def logs_of(runs: Any) -> dict[str, Any]:
         return {record.name: history.log(record) for record in selected(runs)}
@@ -103,10 +106,10 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
     def curves_of(runs: Any, keys: Any, which: Any) -> list[Any]:
         logs = logs_of(runs)
         names = metric_names(logs.values())
-        kept = [k for k in _strings(keys) if k in names][:MOST_PICTURES]
-        kept = kept or [k for k in names if k in FIRST][:CHOSEN_AT_FIRST] or names[:1]
+        kept = [k for k in _strings(keys) if k in names][:MAX_CURVES]
+        kept = kept or [k for k in names if k in SHOWN_FIRST][:CHOSEN_AT_FIRST] or names[:1]
         drawn = [gr.update(value=draw(k, lines_of(k, logs)), visible=True) for k in kept]
-        drawn += [gr.update(visible=False, value=None)] * (MOST_PICTURES - len(drawn))
+        drawn += [gr.update(visible=False, value=None)] * (MAX_CURVES - len(drawn))
         log_text = log_notes(kept, logs)
         return [
             gr.update(choices=[(metric_label(k), k) for k in names], value=kept),
@@ -130,8 +133,8 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
         unused = len(PLOTS) - len(pictures)
         pictures += [gr.update(visible=False, value=None) for _ in range(unused)]
         return [
-            gr.update(value=story_of(record, history), visible=True),
-            gr.update(value=results_of(record), visible=True),
+            gr.update(value=run_story(record, history), visible=True),
+            gr.update(value=run_results(record), visible=True),
             gr.update(visible=not report.empty),
             "\n\n".join(part for part in (report.summary, report.text) if part),
             *pictures,
@@ -153,7 +156,7 @@ def overview_of(records: dict[str, Record], runs: Any, run: Any) -> list[Any]:
     choices = [(record.label, key) for key, record in records.items()]
     rows = [
         [
-            *(record.name, record.recipe, state_in_words(record)),
+            *(record.name, record.recipe, short_state(record)),
             *(moment(record.started), duration(record.seconds), record.made_from),
         ]
         for record in records.values()
@@ -170,19 +173,19 @@ def _choices() -> tuple[gr.Dropdown, gr.Dropdown]:
     """The runs and the metrics to draw."""
     several: dict[str, Any] = {"multiselect": True, "min_width": 320}
     with gr.Row():
-        info = f"Up to {MOST_LINES}; a run has the same colour in every plot."
+        info = f"Up to {MAX_RUNS}; a run has the same colour in every plot."
         chosen = gr.Dropdown(
-            [], label="Runs to compare", info=info, max_choices=MOST_LINES, **several
+            [], label="Runs to compare", info=info, max_choices=MAX_RUNS, **several
         )
-        info = f"Metrics that these runs logged; up to {MOST_PICTURES}. See docs/metrics.md."
-        metrics = gr.Dropdown([], label="Metrics", info=info, max_choices=MOST_PICTURES, **several)
+        info = f"Metrics that these runs logged; up to {MAX_CURVES}. See docs/metrics.md."
+        metrics = gr.Dropdown([], label="Metrics", info=info, max_choices=MAX_CURVES, **several)
     return chosen, metrics
 
 
 def _plots() -> list[gr.Plot]:
     plots = []
     with gr.Row(equal_height=False):
-        for number in range(1, MOST_PICTURES + 1):
+        for number in range(1, MAX_CURVES + 1):
             label = f"Curve {number}"
             with gr.Column(min_width=340):
                 plot = gr.Plot(

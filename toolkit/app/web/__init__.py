@@ -1,1 +1,1 @@
-"""What every page has: headers, limits, a free port, keys, a first question."""
+"""The web server: launch, middleware, the page's script, and a smoke test."""

@@ -1,4 +1,4 @@
-"""One question through the running page: does the whole app work?"""
+"""One question through the running page, as a test of the whole app."""
 
 import html
 import tempfile
@@ -12,9 +12,9 @@ from toolkit.app.workbench import Workbench
 
 
 def smoke(url: str, workbench: Workbench, login: tuple[str, str] | None) -> int:
-    """Ask one question as a visitor would, greedily, and print the answers in one line.
+    """Ask one question through the page's API, greedily, and print the answers in one line.
 
-    Returns: the exit code, 1 where a checkpoint gave no answer.
+    Returns: the exit code, 1 if a checkpoint gave no answer.
     """
     prompt = (workbench.examples() or ["Hello, who are you?"])[0]
     checkpoints = checkpoint_choices(workbench.catalog).chosen
@@ -23,31 +23,31 @@ def smoke(url: str, workbench: Workbench, login: tuple[str, str] | None) -> int:
         client = Client(
             url, auth=login, verbose=False, download_files=downloads, analytics_enabled=False
         )
-        client.predict([], None, api_name="/refresh")  # a page does so when it is opened
-        shown = client.predict(
+        client.predict([], None, api_name="/refresh")  # as a page does when it opens
+        output = client.predict(
             prompt, checkpoints, reward, 0.0, 32, 0, 1.0, 1, "", 0, api_name="/compare"
         )
-    said = [
+    answers = [
         f"{name}: {text!r}"
-        for name, text, numbers in answers_shown(shown)[: len(checkpoints)]
+        for name, text, numbers in answers_shown(output)[: len(checkpoints)]
         if "Ended" in numbers
     ]
-    missing = len(checkpoints) - len(said)
+    missing = len(checkpoints) - len(answers)
     failed = [f"{missing} of {len(checkpoints)} gave no answer"] if missing else []
-    print(f"smoke: {prompt!r} -> {' | '.join(said + failed)}", flush=True)
+    print(f"smoke: {prompt!r} -> {' | '.join(answers + failed)}", flush=True)
     return 1 if missing else 0
 
 
-def answers_shown(shown: Sequence[Any]) -> list[tuple[str, str, str]]:
-    """Name, answer and numbers of each column, from what `/compare` gives a client.
+def answers_shown(output: Sequence[Any]) -> list[tuple[str, str, str]]:
+    """Name, answer and numbers of each column of the output of `/compare`.
 
-    That is the prompt's box, then of each column the answer, numbers and command.
+    The output is the prompt's box, then answer, numbers and command of each column.
     """
-    found = []
-    for start in range(1, len(shown), 3):
-        answer, numbers, _ = shown[start : start + 3]
+    columns = []
+    for start in range(1, len(output), 3):
+        answer, numbers, _ = output[start : start + 3]
         if answer.get("value"):
-            said = answer["value"][-1]["content"]
-            text = said if isinstance(said, str) else "".join(part["text"] for part in said)
-            found.append((answer["label"], html.unescape(text), numbers["value"]))
-    return found
+            content = answer["value"][-1]["content"]
+            text = content if isinstance(content, str) else "".join(p["text"] for p in content)
+            columns.append((answer["label"], html.unescape(text), numbers["value"]))
+    return columns

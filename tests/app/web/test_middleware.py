@@ -1,17 +1,18 @@
-"""The app's middleware: headers on every response, limited bodies, throttled logins."""
+"""The middleware: headers on every response, limited bodies, throttled logins."""
 
 import asyncio
 from typing import Any
 
 import pytest
 
-from toolkit.app.web.headers import HEADERS, SecurityHeaders
-from toolkit.app.web.limits import (
-    WITHIN,
-    WRONG_LOGINS,
-    WRONG_LOGINS_OF_ALL,
+from toolkit.app.web.middleware import (
+    HEADERS,
+    MAX_WRONG_LOGINS,
+    MAX_WRONG_LOGINS_IN_TOTAL,
+    WINDOW_S,
     BodyLimit,
     LoginThrottle,
+    SecurityHeaders,
 )
 
 
@@ -24,7 +25,7 @@ def request(
     headers: dict[str, str] | None = None,
     parts: tuple[bytes, ...] = (b"",),
 ) -> tuple[int, dict[str, str]]:
-    """Status and headers of one request to an ASGI app."""
+    """Send one request to an ASGI app. Returns status and headers."""
     sent: list[Any] = []
     body = iter(parts)
 
@@ -50,7 +51,7 @@ def request(
 
 
 async def reader(scope: Any, receive: Any, send: Any) -> None:
-    """An app that reads the whole body, then responds with the status in the path (200 without)."""
+    """An app that reads the whole body and responds with the status at the end of the path."""
     while (message := await receive())["type"] == "http.request" and message["body"]:
         pass
     status = int(scope["path"].rpartition("=")[2]) if "=" in scope["path"] else 200
@@ -79,20 +80,20 @@ def test_uncaught_error_has_headers_and_is_raised() -> None:
     ("headers", "parts", "status"),
     [
         ({"content-length": "10"}, (b"x" * 10,), 200),
-        ({"content-length": "11"}, (), 413),  # rejected before anything is read
+        ({"content-length": "11"}, (), 413),  # rejected before it is read
         ({}, (b"x" * 6, b"x" * 4), 200),
-        ({}, (b"x" * 6, b"x" * 5), 413),  # counted, because there is no length
-        ({"content-length": "1"}, (b"x" * 11,), 413),  # counted, because the length is wrong
+        ({}, (b"x" * 6, b"x" * 5), 413),  # no length declared: counted
+        ({"content-length": "1"}, (b"x" * 11,), 413),  # a wrong length declared: counted
         ({"content-length": "-1"}, (b"x",), 200),
     ],
 )
-def test_large_bodies_are_rejected(
+def test_body_size_is_limited(
     headers: dict[str, str], parts: tuple[bytes, ...], status: int
 ) -> None:
-    app = SecurityHeaders(BodyLimit(reader, most=10))
-    code, sent = request(app, headers=headers, parts=(*parts, b""))
-    assert code == status
-    assert HEADERS.items() <= sent.items()
+    app = SecurityHeaders(BodyLimit(reader, max_bytes=10))
+    result, sent_headers = request(app, headers=headers, parts=(*parts, b""))
+    assert result == status
+    assert HEADERS.items() <= sent_headers.items()
 
 
 class Clock:
@@ -103,31 +104,31 @@ class Clock:
 
 
 async def login(scope: Any, receive: Any, send: Any) -> None:
-    """Responds as Gradio does: 200 for the right password, 400 for a wrong one."""
+    """Like Gradio: 200 for the right password, 400 for a wrong one."""
     right = (await receive())["body"] == b"right"
     await send({"type": "http.response.start", "status": 200 if right else 400, "headers": []})
     await send({"type": "http.response.body", "body": b""})
 
 
-def test_wrong_logins_block_the_address_for_a_minute() -> None:
+def test_wrong_logins_of_an_address_are_throttled() -> None:
     clock = Clock()
     app = LoginThrottle(login, clock)
 
     def status(password: bytes, **kwargs: Any) -> int:
         return request(app, kwargs.pop("path", "/login"), parts=(password,), **kwargs)[0]
 
-    assert [status(b"right") for _ in range(WRONG_LOGINS + 5)] == [200] * (WRONG_LOGINS + 5)
-    assert [status(b"wrong") for _ in range(WRONG_LOGINS)] == [400] * WRONG_LOGINS
-    assert status(b"right") == 429  # also for the right password
+    assert [status(b"right") for _ in range(MAX_WRONG_LOGINS + 5)] == [200] * (MAX_WRONG_LOGINS + 5)
+    assert [status(b"wrong") for _ in range(MAX_WRONG_LOGINS)] == [400] * MAX_WRONG_LOGINS
+    assert status(b"right") == 429  # the right password is rejected too
     assert status(b"right", path="/login/") == 429
     assert status(b"right", client="192.0.2.2") == 200
     assert status(b"wrong", path="/queue/join") == 400
-    clock.now += WITHIN + 1
+    clock.now += WINDOW_S + 1
     assert status(b"right") == 200
     assert app._wrong == {}
 
 
-def test_simultaneous_guesses_are_limited() -> None:
+def test_simultaneous_guesses_cannot_exceed_the_limit() -> None:
     checked = 0
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -151,19 +152,19 @@ def test_simultaneous_guesses_are_limited() -> None:
         await app(scope, receive, send)
         return int(sent[0]["status"])
 
-    async def all_at_once() -> list[int]:
+    async def guess_all() -> list[int]:
         return await asyncio.gather(*(guess() for _ in range(50)))
 
-    codes = asyncio.run(all_at_once())
-    assert checked == WRONG_LOGINS
-    assert sorted(codes) == [400] * WRONG_LOGINS + [429] * (50 - WRONG_LOGINS)
+    statuses = asyncio.run(guess_all())
+    assert checked == MAX_WRONG_LOGINS
+    assert sorted(statuses) == [400] * MAX_WRONG_LOGINS + [429] * (50 - MAX_WRONG_LOGINS)
 
 
-def test_many_addresses_together_are_throttled() -> None:
+def test_wrong_logins_of_all_addresses_are_throttled() -> None:
     app = LoginThrottle(login, Clock())
-    codes = [
+    statuses = [
         request(app, "/login", client=f"192.0.2.{i}", parts=(b"wrong",))[0]
-        for i in range(WRONG_LOGINS_OF_ALL)
+        for i in range(MAX_WRONG_LOGINS_IN_TOTAL)
     ]
-    assert codes == [400] * WRONG_LOGINS_OF_ALL
+    assert statuses == [400] * MAX_WRONG_LOGINS_IN_TOTAL
     assert request(app, "/login", client="192.0.2.250", parts=(b"right",))[0] == 429
