@@ -57,7 +57,7 @@ class FakeWorkbench:
 
 
 class FakeAnswers(Iterator[Answer]):
-    """Answers one by one, in the interface of `workbench.InOrder`."""
+    """Answers one by one, in the interface of `workbench.AnswersInOrder`."""
 
     def __init__(self, answers: Iterable[Answer]) -> None:
         self.answers, self.closed = iter(answers), False

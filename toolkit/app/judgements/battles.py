@@ -22,7 +22,7 @@ from toolkit.data.formats import detect_format
 from toolkit.errors import CheckpointError, ConfigError, DatasetError
 
 if TYPE_CHECKING:
-    from toolkit.app.workbench import Answer, InOrder, Workbench
+    from toolkit.app.workbench import Answer, AnswersInOrder, Workbench
 
 MIN_ANSWERS, MAX_ANSWERS = 4, 9  # per ranking, as in InstructGPT
 MAX_PENDING = 1000
@@ -144,7 +144,7 @@ class Battles:
     ) -> Iterator[Progress]:
         """Request the answers of (checkpoint, seed); an invalid request raises here."""
         compare = self.workbench.compare
-        calls: list[InOrder] = []
+        calls: list[AnswersInOrder] = []
         try:
             for seed, ids in _calls(plan):
                 calls.append(compare(prompt, ids, reward=None, seed=seed, **sampling))
@@ -163,7 +163,7 @@ class Battles:
         return self._collect(pending, calls, [seed for _, seed in plan])
 
     def _collect(
-        self, pending: Judgement, calls: "Sequence[InOrder]", seeds: list[int]
+        self, pending: Judgement, calls: "Sequence[AnswersInOrder]", seeds: list[int]
     ) -> Iterator[Progress]:
         replies: list[Reply] = []
         try:
@@ -281,7 +281,7 @@ def _reply(answer: "Answer", seed: int) -> Reply:
     return Reply(answer.checkpoint, answer.name, answer.text, seed, answer.adapter)
 
 
-def _close(calls: "Sequence[InOrder]") -> None:
+def _close(calls: "Sequence[AnswersInOrder]") -> None:
     """Cancel the answers that are still being generated."""
     for call in calls:
         call.close()
