@@ -310,3 +310,13 @@ def test_run_called_base_is_not_the_base(workbench: Workbench, make_run: MakeRun
     )
     name = shlex.split(command)[shlex.split(command).index("--checkpoint") + 1]
     assert _id(catalog, name) == by_name["./base"].id
+
+
+def test_unknown_recipe_is_classified_by_its_files(workbench: Workbench) -> None:
+    for name, recipe in (("dpo", "my_method"), ("reward", "my_reward"), ("ppo", 5)):
+        edit_json(workbench.runs / name / "run.json", recipe=recipe)
+    Run.start(workbench.runs / "empty", recipe="my_method").finish()
+    catalog = workbench.refresh()
+    assert [e.name for e in catalog.checkpoints.values()] == ["base", "dpo", "sft"]
+    assert [e.name for e in catalog.rewards.values()] == ["reward"]
+    assert {name for name, _ in catalog.broken} == {"damaged", "ppo"}

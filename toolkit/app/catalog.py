@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.app.lineage import Lineage, holds_no_adapter, is_reward, is_sft
+from toolkit.app.lineage import Lineage, is_sft
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.options.config import is_local_path
+from toolkit.recipe import holds
 from toolkit.runs.integrity import HASHED, changed, stray
 from toolkit.runs.listing import list_runs
 from toolkit.runs.run import MANIFEST, WEIGHTS_FILE, Run
@@ -25,7 +26,7 @@ class Entry:
     """A checkpoint or a reward model.
 
     `path` is None for the base. `reference` is the id of the checkpoint that KL is measured
-    against, or None with the reason in `no_reference`.
+    against, or None with the reason in `no_reference`. `is_sft` means trained on demonstrations.
     """
 
     id: str
@@ -35,22 +36,14 @@ class Entry:
     state: str = "finished"
     reference: str | None = BASE_ID
     no_reference: str = ""
+    is_reward: bool = False
+    is_sft: bool = False
 
     @property
     def label(self) -> str:
         """Name, recipe and an unfinished state, for lists."""
         state = "" if self.state == "finished" else f", {self.state}"
         return f"{self.name} ({self.recipe}{state})"
-
-    @property
-    def is_reward(self) -> bool:
-        """Whether it is a reward model."""
-        return is_reward(self.recipe)
-
-    @property
-    def is_sft(self) -> bool:
-        """Whether it is an SFT run."""
-        return is_sft(self.recipe)
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ def scan(
     usable: list[Run] = []
     for run in runs:
         try:
-            if holds_no_adapter(run.recipe) and run.adapter_problem() is not None:
+            if holds(run) in ("other", "ensemble") and run.adapter_problem() is not None:
                 continue
             reason = load_error(run.path) or problem(run)
         except ToolkitError as error:
@@ -145,6 +138,8 @@ def _entry(
         printable(run.state),
         reference,
         tidy(no_reference, root),
+        holds(run) == "reward model",
+        is_sft(run),
     )
 
 
@@ -204,7 +199,7 @@ def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
         if not file.keys():
             return f"{WEIGHTS_FILE} holds no weights"
     check_fingerprint(run.path, fingerprint)
-    if is_reward(run.recipe):
+    if holds(run) == "reward model":
         ScalarHead.load(run.path)
     if (run.path / WEIGHTS_FILE).stat().st_size <= MAX_BYTES_HASHED_IN_SCAN:
         return changed(run.path, run.weights)

@@ -3,24 +3,15 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from toolkit.runs.run import ENSEMBLE, Run
+from toolkit.recipe import is_supervised
+from toolkit.runs.run import Run
 
 TAIL = 2  # last parts of a path that identify a run after the runs folder was moved
 
 
-def holds_no_adapter(recipe: str) -> bool:
-    """Whether runs of this recipe have a run.json but no adapter."""
-    return recipe in ("label", "merge", "evaluate", ENSEMBLE)
-
-
-def is_reward(recipe: str) -> bool:
-    """Whether runs of this recipe are reward models."""
-    return recipe == "reward"
-
-
-def is_sft(recipe: str) -> bool:
-    """Whether runs of this recipe are the reference that KL is measured against."""
-    return recipe == "sft"
+def is_sft(run: Run) -> bool:
+    """Whether a run's policy was trained on demonstrations, so that KL is measured against it."""
+    return isinstance(run.recipe, str) and is_supervised(run)  # a manifest may hold anything
 
 
 class Lineage:
@@ -57,7 +48,7 @@ class Lineage:
         """
         sft, current, visited = None, run, {run.path}
         while True:
-            if is_sft(current.recipe):
+            if is_sft(current):
                 sft = current
             parent = current.parents.get("adapter") if isinstance(current.parents, dict) else None
             if not parent:

@@ -261,7 +261,7 @@ def _answer_text(value: object) -> str:
 def _first_sft(folder: Path, base_name: str) -> Path | None:
     """An SFT run on this base. The other runs have the same chat template."""
     for run in list_runs(folder)[0]:
-        if is_sft(run.recipe) and isinstance(run.base, dict) and run.base.get("id") == base_name:
+        if is_sft(run) and isinstance(run.base, dict) and run.base.get("id") == base_name:
             try:
                 saved_template(run.path)
             except ToolkitError:  # the page lists this run as broken
