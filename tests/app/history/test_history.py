@@ -22,6 +22,7 @@ from toolkit.app.history.history import STALLED_AFTER_S, History, Record, durati
 from toolkit.app.history.reports import read_report
 from toolkit.app.history.run_summary import ALL, DIFFERENT, MAIN, settings_table
 from toolkit.evaluation.plots import styled
+from toolkit.evaluation.render import PLOTS
 from toolkit.runs.run import Run
 
 
@@ -235,7 +236,7 @@ def test_report_is_plain_text_and_decoded_pictures(root: Path) -> None:
     assert report.text == "a_b <img src=x onerror=alert(1)>"
     assert "schema" in report.summary and "damaged" in report.summary
     assert [(picture.size, caption) for picture, caption in report.pictures] == [
-        ((40, 33), "How each checkpoint behaves")
+        ((40, 33), PLOTS["rates.png"])
     ]
 
 
