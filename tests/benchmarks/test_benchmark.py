@@ -95,7 +95,10 @@ def test_case_is_measured_in_benchmark_schema(tmp_path):
 
 @pytest.mark.slow
 def test_profile_splits_update_by_kind_of_operation(tmp_path):
-    prepare(TINY, tmp_path, sft=None, reward=None)
+    long_rows = dataclasses.replace(
+        TINY, prompt=64, completion=64
+    )  # attention is 1 % of TINY's time
+    prepare(long_rows, tmp_path, sft=None, reward=None)
     script = ROOT / "benchmarks" / "profile_updates.py"
     command = [sys.executable, str(script), str(tmp_path), "--threads", "1"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -116,19 +116,18 @@ def test_preset_trains(preset, tiny_base, hub, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_presets_pipeline_names_its_own_files(preset):
+def test_preset_pipeline_uses_its_own_configs(preset):
     folder = ROOT / "recipes" / "configs" / preset
     assert {f.stem for f in folder.glob("*.yaml")} == {*STAGES, "pipeline"}
     pipeline = yaml.safe_load((folder / "pipeline.yaml").read_text())
-    configs = [stage["config"] for stage in pipeline["stages"].values()]
-    assert [stage["recipe"] for stage in pipeline["stages"].values()] == list(STAGES)
+    stages = pipeline["stages"].values()
+    assert [stage["recipe"] for stage in stages] == list(STAGES)
     assert set(STAGES) <= commands().keys()
-    assert configs == [f"recipes/configs/{preset}/{stage}.yaml" for stage in STAGES]
-    models = {yaml.safe_load((ROOT / c).read_text())["model_name_or_path"] for c in configs}
-    assert len(models) == 1
-    for config in configs:
-        lines = (ROOT / config).read_text(encoding="utf-8").splitlines()
-        for line in lines:
+    assert [stage["config"] for stage in stages] == [f"{preset}/{stage}" for stage in STAGES]
+    texts = {stage: (folder / f"{stage}.yaml").read_text(encoding="utf-8") for stage in STAGES}
+    assert len({yaml.safe_load(text)["model_name_or_path"] for text in texts.values()}) == 1
+    for stage, text in texts.items():
+        for line in text.splitlines():
             name = line.split(":")[0]
             if name in ("learning_rate", "beta", "lora_r", "bnb_4bit_quant_type"):
-                assert "#" in line, f"{config}: {name} names no source"
+                assert "#" in line, f"{preset}/{stage}: {name} names no source"
