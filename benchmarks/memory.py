@@ -25,9 +25,10 @@ from typing import Any
 from benchmarks.common import parser, read_json, require_known, run_main
 from benchmarks.meter import process_megabytes, reset_peak
 from toolkit.models.arguments import ModelArguments
-from toolkit.ppo.config import PPOConfig
-from toolkit.preflight.dry_run import Peak, Rehearsal
-from toolkit.preflight.ppo_dry_run import PPORehearsal
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.preflight.dry_run import DryTraining, Peak, dry_run
+from toolkit.preflight.stages import Stage
+from toolkit.recipe import Options, find_recipe
 
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
@@ -96,9 +97,6 @@ class Case:
 
     def training(self, folder: Path) -> Any:
         """The trainer's config: two optimizer steps, nothing saved."""
-        from trl import DPOConfig, RewardConfig, SFTConfig
-
-        kinds = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig, "ppo": PPOConfig}
         common: dict[str, Any] = {
             "output_dir": str(folder),
             "use_cpu": True,
@@ -120,19 +118,38 @@ class Case:
             }
         else:
             common["max_length"] = self.length
-        return kinds[self.recipe](**common)
+        return find_recipe(self.recipe).arguments()[0](**common)
+
+    def stage(self, folder: Path) -> Stage:
+        """The training run, with new adapters: the runs that it starts from do not exist."""
+        from trl import DatasetMixtureConfig, ScriptArguments
+
+        recipe = find_recipe(self.recipe)
+        own = recipe.arguments()[1]()
+        if recipe.needs_parent:
+            own.parent = str(folder / "parent")
+        if hasattr(own, "reward_model"):
+            own.reward_model = [str(folder / "reward")]
+        configs = (self.training(folder / "run"), self.model(folder), DatasetMixtureConfig(), own)
+        return Stage(recipe, Options(ScriptArguments(), *configs))
 
     def row(self) -> dict[str, Any]:
-        """A tokenized row of the trainer's dataset (PPO has prompts instead)."""
+        """A tokenized row of the trainer's dataset; PPO's prompts are half as long."""
         half = self.length // 2
-        ids = [5] * self.length
-        if self.recipe == "sft":
-            return {"input_ids": ids, "completion_mask": [0] * half + [1] * (self.length - half)}
-        if self.recipe == "dpo":
-            answer = ids[half:]
-            return {"prompt_ids": ids[:half], "chosen_ids": answer, "rejected_ids": answer}
-        ranked = [[5] * (self.length - 1) + [6 + i] for i in range(COMPLETIONS)]
-        return {"ids": ranked, "better": [0, 1, 2], "worse": [1, 2, 3], "margins": [0.0] * 3}
+        ids, answer = [5] * self.length, [5] * (self.length - half)
+        ranked = [ids[1:] + [6 + i] for i in range(COMPLETIONS)]
+        rows: dict[str, dict[str, Any]] = {
+            "sft": {"input_ids": ids, "completion_mask": [0] * half + [1] * len(answer)},
+            "dpo": {"prompt_ids": ids[:half], "chosen_ids": answer, "rejected_ids": answer},
+            "reward": {
+                "ids": ranked,
+                "better": [0, 1, 2],
+                "worse": [1, 2, 3],
+                "margins": [0.0] * 3,
+            },
+            "ppo": {"prompt": "", "prompt_ids": answer},
+        }
+        return rows[self.recipe]
 
 
 CASES = (
@@ -150,84 +167,31 @@ CASES = (
 )
 
 
+class RealBase(DryTraining):
+    """Loads the base; its adapters are new, as those of a dry run."""
+
+    def load_base(self, *, scalar: bool = False) -> Any:
+        """The base with its weights."""
+        from toolkit.models.base import load_base
+
+        return load_base(self.model, scalar=scalar)[0]
+
+
 def train(case: Case, base: Path) -> None:
     """Train two optimizer steps of a case with its recipe's trainer."""
     from datasets import Dataset
 
-    from toolkit.models.base import fingerprint, load_base
-    from toolkit.models.peft_methods import build_peft_config
-    from toolkit.models.roles import POLICY, Roles
-    from toolkit.ppo.trainer import PPOTrainer
-    from toolkit.preflight.dry_run import with_score_head
-    from toolkit.preflight.ppo_dry_run import attach_shapes
-    from toolkit.reward.ranking import RankingCollator, RankingTrainer
-    from toolkit.trainers.supervised import DPOTrainer, SFTTrainer
-
-    model, training = case.model(base), case.training(base / "run")
-    loaded, tokenizer = load_base(model, scalar=case.recipe == "reward")
-    config = build_peft_config(model, loaded)
-    options: dict[str, Any] = {"args": training, "processing_class": tokenizer}
-    if case.recipe == "ppo":
-        roles = Roles(loaded, fingerprint(model, tokenizer))
-        attach_shapes(roles, config, [config], reference=False, value="adapter")
-        tokens = case.length - case.length // 2
-        prompts = Dataset.from_list(
-            [{"prompt": prompt_of(tokenizer, tokens)}] * case.batch * case.accumulate
-        )
-        trainer: Any = PPOTrainer(roles, train_dataset=prompts, **options)
-    else:
-        row = case.row()
-        if case.recipe == "dpo":  # TRL's trainer takes no tokenized rows
-            half = case.length // 2
-            answer = " a" * (case.length - half - 1)  # EOS is added
-            row = {"prompt": prompt_of(tokenizer, half), "chosen": answer, "rejected": answer}
-        options["train_dataset"] = Dataset.from_list([row] * case.batch * case.accumulate)
-        if case.recipe == "sft":
-            trainer = SFTTrainer(loaded, peft_config=config, **options)
-        elif case.recipe == "dpo":
-            roles = Roles(loaded, fingerprint(model, tokenizer))
-            assert config is not None
-            roles.create(POLICY, config)
-            assert roles.model is not None
-            trainer = DPOTrainer(roles.model, **options)
-        else:
-            collator = RankingCollator(int(tokenizer.pad_token_id))
-            adapted = with_score_head(loaded, config)
-            trainer = RankingTrainer(adapted, data_collator=collator, **options)
+    training = RealBase(case.stage(base), load_tokenizer(str(base)))
+    trainer = training.recipe.build(training)
+    trainer.train_dataset = Dataset.from_list([case.row()] * case.batch * case.accumulate)
     trainer.base_fingerprint = {}
     trainer.train()
 
 
-def prompt_of(tokenizer: Any, tokens: int) -> str:
-    """A text of exactly `tokens` tokens."""
-    text = ""
-    while len(tokenizer(text + " a")["input_ids"]) <= tokens:
-        text += " a"
-    assert len(tokenizer(text)["input_ids"]) == tokens
-    return text
-
-
 def predict_case(case: Case, base: Path, *, layers: int | None = None) -> list[Peak]:
     """Every phase's predicted peak of a case, from its base's config.json alone."""
-    from datasets import Dataset
-
-    from toolkit.models.tokenizer import load_tokenizer
-
-    training, model = case.training(base / "run"), case.model(base)
-    if case.recipe == "ppo":
-        ppo = PPORehearsal(training, model, parent=None, reward_model=[], layers=layers)
-        return ppo.peaks(case.length - case.length // 2, case.batch)
-    rows = Dataset.from_list([case.row()] * case.batch)
-    dry = Rehearsal(
-        case.recipe,
-        training,
-        model,
-        rows,
-        load_tokenizer(str(base)),
-        parent=None,
-        layers=layers,
-    )
-    return [dry.step(dry.trainer.train_dataset[0], case.batch)]
+    training = DryTraining(case.stage(base), load_tokenizer(str(base)), layers=layers)
+    return dry_run(training).peaks(case.row(), case.batch)
 
 
 def measure_here(case: Case) -> float:

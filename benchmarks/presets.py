@@ -21,9 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.common import ROOT, markdown_table, parser, read_json, require_known, run_main
 from toolkit.preflight.check import full_rows
-from toolkit.preflight.fit import device_memory
-from toolkit.preflight.lengths import row_tokens
-from toolkit.preflight.report import foresee
+from toolkit.preflight.fit import device_memory, predict
+from toolkit.preflight.rows import longest_row, row_tokens
 from toolkit.preflight.stages import Stage, find_stages
 from toolkit.runs.run import write_json
 from toolkit.world import resolve_base
@@ -94,8 +93,8 @@ def main(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             parameters = preset.save(Path(folder))
             for stage in stages(name, folder):
-                row = {"preset": name, "parameters": parameters} | predict(stage, preset)
-                rows[name, stage.recipe] = row
+                row = {"preset": name, "parameters": parameters} | predict_stage(stage, preset)
+                rows[name, stage.recipe.name] = row
                 print(row, flush=True)
         if args.output is not None:
             content = {"schema": 1, "date": time.strftime("%Y-%m-%d")}
@@ -112,22 +111,22 @@ def stages(name: str, base: str) -> list[Stage]:
     return training
 
 
-def predict(stage: Stage, preset: Preset) -> dict[str, Any]:
+def predict_stage(stage: Stage, preset: Preset) -> dict[str, Any]:
     """The highest peak of a stage, and the largest batch that fits on the preset's GPU."""
     start = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(stage.model.model_name_or_path)
     rows = full_rows(stage, tokenizer)
-    lengths = row_tokens(stage.recipe, rows, stage.limit)
+    row = longest_row(rows, row_tokens(rows, stage.limit))
     memory = device_memory(preset.gpu_gb, use_cpu=False)
-    peaks, largest = foresee(stage, tokenizer, rows, lengths, memory, limit_s=LIMIT_S)
+    peaks, largest = predict(stage, tokenizer, row, memory, limit_s=LIMIT_S)
     peak = max(peaks, key=lambda each: each.total)
     return {
-        "recipe": stage.recipe,
+        "recipe": stage.recipe.name,
         "gpu_gb": preset.gpu_gb,
         "peak_gb": round(peak.total / GB, 3),
         "phase": peak.phase,
         "parts_gb": {part: round(count / GB, 3) for part, count in peak.parts.items()},
-        "batch": stage.training.per_device_train_batch_size,
+        "batch": stage.args.per_device_train_batch_size,
         "largest_batch": largest,
         "seconds": round(time.perf_counter() - start, 1),
     }

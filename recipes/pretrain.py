@@ -12,22 +12,23 @@ import sys
 
 from toolkit.cli import run as run_command
 from toolkit.options.arguments import BaseArguments
-from toolkit.preflight.options import check_numbers, try_options
+from toolkit.options.bounds import check_numbers
 from toolkit.recipe import Command
 
 
 def main(shape, training) -> None:
     check_numbers("pretrain", shape)
     check_numbers("pretrain", training)
-    try_options("pretrain", training)
 
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, set_seed
 
+    from toolkit.preflight.options import try_training_options
     from toolkit.world.corpus import documents
     from toolkit.world.pretraining import PackedCorpus
     from toolkit.world.tokenizer import END, PAD, train_tokenizer
 
+    try_training_options("pretrain", training)
     set_seed(training.seed)
     texts = (
         d if isinstance(d, str) else " ".join(m["content"] for m in d)

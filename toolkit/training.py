@@ -45,6 +45,7 @@ class Training:
         self.parent: str | None = getattr(self.own, "parent", None)
         self.rewards: list[str] = getattr(self.own, "reward_model", [])
         self.folder = None
+        self.fingerprint: dict[str, str] = {}  # of the base, once it is loaded
         if run is not None:
             self.run, self.folder = run, run.path
 
@@ -52,7 +53,7 @@ class Training:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, with the parent's chat template.
 
-        Raises: CheckpointError where there is none.
+        Raises: CheckpointError if it cannot be loaded.
         """
         name = resolve_base(self.model.model_name_or_path)
         try:
@@ -99,7 +100,7 @@ class Training:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens to which the trainer truncates a row; None where it does not."""
+        """Tokens to which the trainer truncates a row; None if it truncates none."""
         packing = getattr(self.args, "packing", False)
         return None if packing else getattr(self.args, "max_length", None)
 
@@ -140,17 +141,8 @@ class Training:
             parent=self.parent,
             trust_remote_code=self.args.trust_remote_code,
         )
-        self.fingerprint = fingerprint(self.model, self.tokenizer)
+        self.fingerprint = self.run.base = fingerprint(self.model, self.tokenizer)
         return base
-
-    @property
-    def fingerprint(self) -> dict[str, str]:
-        """The fingerprint of the base."""
-        return self.run.base
-
-    @fingerprint.setter
-    def fingerprint(self, value: dict[str, str]) -> None:
-        self.run.base = value
 
     def policy(self) -> Any:
         """The parent's adapter, trainable, on the base."""
@@ -174,7 +166,7 @@ class Training:
             value=self.args.value_role,
             trust_remote_code=self.args.trust_remote_code,
         )
-        self.fingerprint = roles.fingerprint
+        self.fingerprint = self.run.base = roles.fingerprint
         return roles
 
     @property

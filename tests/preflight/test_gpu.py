@@ -1,4 +1,4 @@
-"""The card whose memory is predicted for is the one that a run would take."""
+"""Memory is predicted for the GPU that a run would use."""
 
 import pytest
 
@@ -6,10 +6,10 @@ from toolkit.preflight.gpu import gpu_memory_gb
 
 
 @pytest.mark.parametrize(
-    ("visible", "asked"),
+    ("visible", "gpu"),
     [(None, "0"), ("0", "0"), ("1,0", "1"), ("GPU-ab12", "GPU-ab12"), ("", None), ("-1", None)],
 )
-def test_the_card_that_a_run_would_take_is_asked(visible, asked, tmp_path, monkeypatch):
+def test_memory_is_read_of_gpu_that_run_would_use(visible, gpu, tmp_path, monkeypatch):
     driver = tmp_path / "nvidia-smi"
     driver.write_text('#!/bin/sh\necho "$@" > "$0.words"\necho 8192\n')
     driver.chmod(0o755)
@@ -18,8 +18,8 @@ def test_the_card_that_a_run_would_take_is_asked(visible, asked, tmp_path, monke
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpu_memory_gb() == (None if asked is None else 8.0)
+    assert gpu_memory_gb() == (None if gpu is None else 8.0)
     words = tmp_path / "nvidia-smi.words"
-    assert words.exists() == (asked is not None)
-    if asked is not None:
-        assert words.read_text().split()[-1] == f"--id={asked}"
+    assert words.exists() == (gpu is not None)
+    if gpu is not None:
+        assert words.read_text().split()[-1] == f"--id={gpu}"

@@ -1,4 +1,4 @@
-"""Values that no training could use are refused by every recipe before a model is loaded."""
+"""Every recipe rejects unusable values of options before a model is loaded."""
 
 import inspect
 import re
@@ -14,17 +14,17 @@ from tests.preflight.test_check import load_check, stage_of
 from tests.preflight.test_requirements import recipe_main
 from toolkit.errors import ConfigError
 from toolkit.options.command_line import parse
-from toolkit.preflight.options import try_options
+from toolkit.preflight.options import try_options, try_training_options
 from toolkit.preflight.requirements import check_requirements
 from toolkit.recipe import find_recipe, recipes
 
-NUMBERS = [
+INVALID_NUMBERS = [
     ("learning_rate", "-1", "at least 0, got -1.0"),
     ("weight_decay", "-1", "at least 0, got -1.0"),
     ("adam_beta1", "1.5", "in 0…1, got 1.5"),
     ("max_grad_norm", "-1", "at least 0, got -1.0"),
-    ("max_steps", "-7", "at least 1, or -1 for as many as"),
-    ("max_steps", "0", "at least 1, or -1 for as many as"),
+    ("max_steps", "-7", "at least 1, or -1 to train for"),
+    ("max_steps", "0", "at least 1, or -1 to train for"),
     ("per_device_eval_batch_size", "0", "at least 1, got 0"),
     ("gradient_accumulation_steps", "0", "at least 1, got 0"),
     ("logging_steps", "-1", "above 0, got -1.0"),
@@ -35,7 +35,7 @@ NUMBERS = [
     ("seed", "4294967296", "in 0…4294967295, got 4294967296"),
     ("dataloader_num_workers", "-1", "at least 0, got -1"),
 ]
-OF_ONE = [
+INVALID_NUMBERS_OF_RECIPE = [
     ("sft", "max_length", "0", "at least 1, got 0"),
     ("sft", "max_length", "-5", "at least 1, got -5"),
     ("sft", "label_smoothing_factor", "2", "in 0…1, got 2.0"),
@@ -49,7 +49,7 @@ OF_ONE = [
     ("kto", "beta", "-1", "above 0, got -1.0"),
     ("kto", "desirable_weight", "-1", "at least 0, got -1.0"),
 ]
-LIBRARIES = [
+LIBRARY_ERRORS = [
     ("dpo", "--loss_type bogus", "`loss_type` .'bogus'. cannot be used: Unknown loss type: bogus"),
     ("dpo", "--loss_type sigmoid bogus", "Unknown loss type: bogus"),
     ("dpo", "--loss_type exo_pair", "cannot be used: Label smoothing must be greater than 0.0"),
@@ -61,8 +61,8 @@ LIBRARIES = [
     ("ppo", "--optim_args foo", "`optim_args` foo, .* cannot be used"),
     ("reward", "--lr_scheduler_type cosine_with_min_lr", "One of min_lr or min_lr_rate"),
     ("sft", "--lr_scheduler_type warmup_stable_decay", "missing .* 'num_decay_steps'"),
-    ("sft", "--optim_args eps=1e-6,betas=(0.9,nan)", "`optim_args` holds a NaN"),
-    ("ppo", '--lr_scheduler_kwargs {"min_lr_rate":NaN}', "`lr_scheduler_kwargs` holds a NaN"),
+    ("sft", "--optim_args eps=1e-6,betas=(0.9,nan)", "`optim_args` contains NaN"),
+    ("ppo", '--lr_scheduler_kwargs {"min_lr_rate":NaN}', "`lr_scheduler_kwargs` contains NaN"),
     ("kto", "--report_to bogus", "`report_to` .*bogus.* cannot be used"),
 ]
 
@@ -73,56 +73,56 @@ def _at_root(monkeypatch):
 
 
 @pytest.fixture
-def asked(tiny_base, sft_run, reward_run, tmp_path):
-    """A recipe's words, with more of them."""
+def words_of(tiny_base, sft_run, reward_run, tmp_path):
+    """The words of a recipe's command line, with more options."""
 
-    def words(recipe, more):
-        found = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
-        found += [] if recipe == "sft" else ["--parent", sft_run]
-        found += ["--reward_model", reward_run] if recipe == "ppo" else []
+    def make(recipe, more):
+        words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
+        words += [] if recipe == "sft" else ["--parent", sft_run]
+        words += ["--reward_model", reward_run] if recipe == "ppo" else []
         if recipe in ("reward", "dpo", "kto"):
-            found += ["--dataset_name", "world:comparisons"]
-        return [str(word) for word in (*found, *more)]
+            words += ["--dataset_name", "world:comparisons"]
+        return [str(word) for word in (*words, *more)]
 
-    return words
+    return make
 
 
-@pytest.mark.parametrize(("option", "value", "wanted"), NUMBERS)
+@pytest.mark.parametrize(("option", "value", "message"), INVALID_NUMBERS)
 @pytest.mark.parametrize("recipe", recipes())
-def test_a_number_out_of_range_is_refused(recipe, option, value, wanted, asked):
-    with pytest.raises(ConfigError) as refused:
+def test_number_out_of_range_is_rejected(recipe, option, value, message, words_of):
+    with pytest.raises(ConfigError) as raised:
         check_requirements(
-            find_recipe(recipe), stage_of(recipe, *asked(recipe, [f"--{option}", value])).options
+            find_recipe(recipe), stage_of(recipe, *words_of(recipe, [f"--{option}", value])).options
         )
-    assert f"`{option}` must be {wanted}" in str(refused.value)
+    assert f"`{option}` must be {message}" in str(raised.value)
 
 
-@pytest.mark.parametrize(("recipe", "option", "value", "wanted"), OF_ONE)
-def test_a_number_of_one_recipe_is_refused(recipe, option, value, wanted, asked):
-    with pytest.raises(ConfigError) as refused:
+@pytest.mark.parametrize(("recipe", "option", "value", "message"), INVALID_NUMBERS_OF_RECIPE)
+def test_number_of_one_recipe_out_of_range_is_rejected(recipe, option, value, message, words_of):
+    with pytest.raises(ConfigError) as raised:
         check_requirements(
-            find_recipe(recipe), stage_of(recipe, *asked(recipe, [f"--{option}", value])).options
+            find_recipe(recipe), stage_of(recipe, *words_of(recipe, [f"--{option}", value])).options
         )
-    assert f"{recipe}: `{option}` must be {wanted}" in str(refused.value)
+    assert f"{recipe}: `{option}` must be {message}" in str(raised.value)
 
 
-@pytest.mark.parametrize(("recipe", "words", "said"), LIBRARIES)
-def test_what_a_library_refuses_is_said_before_a_model_is_loaded(
-    recipe, words, said, asked, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(("recipe", "words", "message"), LIBRARY_ERRORS)
+def test_library_errors_are_raised_before_loading_a_model(
+    recipe, words, message, words_of, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr("toolkit.models.base.load_base", None)
-    words = asked(recipe, words.split())
-    with pytest.raises(ConfigError, match=f"^{recipe}: .*{said}") as refused:
+    words = words_of(recipe, words.split())
+    with pytest.raises(ConfigError, match=f"^{recipe}: .*{message}") as raised:
         recipe_main(recipe)(*stage_of(recipe, *words).options)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
     config = f"recipes/configs/world/{recipe}.yaml"
     assert load_check().check(config, words, recipe, None) == 2
-    assert str(refused.value) in capsys.readouterr().out
+    assert str(raised.value) in capsys.readouterr().out
 
 
-def test_every_loss_of_dpo_is_let_through(asked):
-    """TRL names them only in the error of its last branch."""
+def test_every_loss_of_dpo_is_accepted(words_of):
+    """TRL lists them only in an error message."""
     listed = re.search(
         r"Unknown loss type: .*?\]\"", inspect.getsource(DPOTrainer), re.DOTALL
     ).group()
@@ -130,19 +130,20 @@ def test_every_loss_of_dpo_is_let_through(asked):
     assert len(names) == 15
     for name in names:
         smoothed = ["--label_smoothing", "0.001"] if name == "exo_pair" else []
-        training = stage_of("dpo", *asked("dpo", ["--loss_type", name, *smoothed])).args
-        try_options("dpo", training)
+        stage = stage_of("dpo", *words_of("dpo", ["--loss_type", name, *smoothed]))
+        try_options(stage.recipe, stage.options)
 
 
-def test_trying_a_loss_leaves_training_on_its_device(monkeypatch, tmp_path):
-    """accelerate keeps one device per process, of the training arguments that were made last."""
-    there = torch.device("meta")  # for the card that this machine may not have
-    monkeypatch.setattr(PartialState, "default_device", property(lambda _: there))
+def test_trying_a_loss_keeps_the_device(words_of, monkeypatch, tmp_path):
+    """accelerate keeps one device per process: that of the latest training arguments."""
+    device = torch.device("meta")  # instead of a GPU
+    monkeypatch.setattr(PartialState, "default_device", property(lambda _: device))
     training = DPOConfig(output_dir=str(tmp_path), loss_type=["ipo"], bf16=False, report_to="none")
+    options = stage_of("dpo", *words_of("dpo", [])).options
     try:
-        assert Accelerator().device == there
-        try_options("dpo", training)
-        assert Accelerator().device == there
+        assert Accelerator().device == device
+        try_options(find_recipe("dpo"), options._replace(args=training))
+        assert Accelerator().device == device
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -150,11 +151,11 @@ def test_trying_a_loss_leaves_training_on_its_device(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "name", ["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
 )
-def test_optimizers_that_are_there_are_let_through(name, asked):
-    try_options("sft", stage_of("sft", *asked("sft", ["--optim", name])).args)
+def test_installed_optimizers_are_accepted(name, words_of):
+    try_training_options("sft", stage_of("sft", *words_of("sft", ["--optim", name])).args)
 
 
-def test_the_base_of_the_world_has_a_shape(capsys, tmp_path):
+def test_pretrain_rejects_empty_layers(capsys, tmp_path):
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("pretrain", ROOT / "recipes" / "pretrain.py")

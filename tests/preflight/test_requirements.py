@@ -1,17 +1,19 @@
-"""What a recipe refuses at once, `recipes/check.py` refuses too, in the same words."""
+"""`toolkit check` rejects the same options as the recipe, with the same message."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.conftest import ROOT
 from tests.preflight.test_check import WORLD, load_check, stage_of
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.options.arguments import LabelArguments
-from toolkit.preflight.check import check_stage
-from toolkit.preflight.report import Needy, planner
+from toolkit.preflight.check import check_stage, full_rows
+from toolkit.preflight.fit import Planner
 from toolkit.preflight.requirements import check_requirements
 from toolkit.preflight.stages import find_stages
 from toolkit.recipe import find_recipe
@@ -33,15 +35,15 @@ def recipe_main(name):
 
 
 def unfinished(folder, adapter):
-    """A run that was interrupted, with an adapter in it."""
+    """An interrupted run with an adapter."""
     shutil.copytree(adapter, folder)
     Run(folder, "sft", state="failed").save()
     return folder
 
 
 @pytest.fixture
-def bad(tmp_path, sft_run, reward_run):
-    """Arguments that no run can begin with: recipe, words, what is said of them."""
+def bad_options(tmp_path, sft_run, reward_run):
+    """Options that the recipe rejects: recipe, words, message."""
     died = unfinished(tmp_path / "died", sft_run)
     (died / "checkpoint-5").mkdir()
     new_rank = ["--use_peft", "true", "--lora_r", "3"]
@@ -57,7 +59,7 @@ def bad(tmp_path, sft_run, reward_run):
         "no reward model": (
             "ppo",
             ["--parent", sft_run, "--reward_model", sft_run],
-            "so it is no reward model",
+            "so it is not a reward model",
         ),
         "no texts": (
             "ppo",
@@ -74,12 +76,12 @@ def bad(tmp_path, sft_run, reward_run):
         "a stream of rankings": (
             "reward",
             ["--parent", sft_run, "--max_steps", "2", *STREAM],
-            "a ranking's pairs must be together",
+            "all pairs of a ranking must be together",
         ),
         "a stream for workers": (
             "sft",
             ["--max_steps", "2", "--dataloader_num_workers", "1", *STREAM],
-            "its rows are counted in this process",
+            "rows are counted in the main process",
         ),
         "a batch of one": (
             "kto",
@@ -91,7 +93,7 @@ def bad(tmp_path, sft_run, reward_run):
             ["--parent", sft_run, "--train_sampling_strategy", "random"],
             "`train_sampling_strategy` must be sequential",
         ),
-        "somebody's checkpoints": (
+        "checkpoints of an unfinished run": (
             "dpo",
             ["--parent", sft_run, "--output_dir", died],
             "checkpoint-5 of a run that did not finish",
@@ -104,13 +106,13 @@ CASES = [
     "no reward model", "no texts", "an empty batch", "no epoch",
     "a batch of one", "another order",
     "a stream without an end", "a stream of rankings",
-    "a stream for workers", "somebody's checkpoints",
+    "a stream for workers", "checkpoints of an unfinished run",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_check_refuses_what_the_recipe_refuses(name, bad, tiny_base, tmp_path, capsys):
-    recipe, words, message = bad[name]
+def test_check_and_recipe_reject_same_options(name, bad_options, tiny_base, tmp_path, capsys):
+    recipe, words, message = bad_options[name]
     own = [] if "--output_dir" in words else ["--output_dir", tmp_path / "run"]
     if recipe in ("dpo", "reward"):
         own += PAIRS
@@ -122,9 +124,7 @@ def test_check_refuses_what_the_recipe_refuses(name, bad, tiny_base, tmp_path, c
     assert str(raised.value) in capsys.readouterr().out
 
 
-def test_check_refuses_rows_of_demonstrations_that_the_recipe_refuses(
-    tiny_base, sft_run, tmp_path, capsys
-):
+def test_check_rejects_bad_rows_of_demonstrations(tiny_base, sft_run, tmp_path, capsys):
     file = tmp_path / "shown.jsonl"
     file.write_text(json.dumps({"prompt": "Q", "completion": ""}) + "\n", encoding="utf-8")
     words = ["--model_name_or_path", tiny_base, "--parent", sft_run, "--demonstrations", file]
@@ -134,7 +134,7 @@ def test_check_refuses_rows_of_demonstrations_that_the_recipe_refuses(
     assert "shown.jsonl" in capsys.readouterr().out.split("error: ")[1]
 
 
-def test_what_an_interrupted_run_has_is_continued_not_refused(tmp_path, tiny_base, sft_run):
+def test_interrupted_run_is_resumed_or_rejected(tmp_path, tiny_base, sft_run):
     died = unfinished(tmp_path / "run", sft_run)
     (died / "checkpoint-5").mkdir()
     words = ["--model_name_or_path", tiny_base, "--parent", sft_run, "--output_dir", died]
@@ -144,13 +144,14 @@ def test_what_an_interrupted_run_has_is_continued_not_refused(tmp_path, tiny_bas
     resumed = stage_of("dpo", *words, "--resume_from_checkpoint", "true").options
     for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt", "trainer_state.json"):
         (died / "checkpoint-5" / name).write_text("{}", encoding="utf-8")
-    assert check_requirements(find_recipe("dpo"), resumed) == str(died / "checkpoint-5")
+    _, checkpoint = check_requirements(find_recipe("dpo"), resumed)
+    assert checkpoint == str(died / "checkpoint-5")
     Run(died, "dpo", state="finished").save()
-    assert check_requirements(find_recipe("dpo"), stage_of("dpo", *words).options) is None
+    assert check_requirements(find_recipe("dpo"), stage_of("dpo", *words).options)[1] is None
 
 
 @pytest.mark.parametrize("recipe", ["sft", "reward", "ppo", "dpo"])
-def test_several_gpus_are_refused_and_one_is_not(monkeypatch, sft_run, reward_run, recipe):
+def test_several_gpus_are_rejected(monkeypatch, sft_run, reward_run, recipe):
     words = [] if recipe == "sft" else ["--parent", str(sft_run)]
     words += ["--reward_model", str(reward_run)] if recipe == "ppo" else []
     words += PAIRS if recipe in ("reward", "dpo") else []
@@ -165,11 +166,12 @@ def test_several_gpus_are_refused_and_one_is_not(monkeypatch, sft_run, reward_ru
     check_requirements(find_recipe(recipe), stage.options, planned={})
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     stage.args.use_cpu = True
-    check_requirements(find_recipe(recipe), stage.options, planned={})
-    assert stage.model.device_map is None
+    options, _ = check_requirements(find_recipe(recipe), stage.options, planned={})
+    assert options.model.device_map is None
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    check_requirements(find_recipe(recipe), stage.options, planned={})
-    assert stage.model.device_map == "cpu"  # the base stays off the card, too
+    options, _ = check_requirements(find_recipe(recipe), stage.options, planned={})
+    assert options.model.device_map == "cpu"  # the base is not loaded on the GPU either
+    assert stage.model.device_map is None
 
 
 def ensemble_of(folder, reward_run, members=2):
@@ -179,32 +181,32 @@ def ensemble_of(folder, reward_run, members=2):
     return folder
 
 
-def test_an_ensemble_is_checked_by_its_members(tiny_base, sft_run, reward_run, tmp_path):
+def test_members_of_ensemble_are_checked(tiny_base, sft_run, reward_run, tmp_path):
     folder = ensemble_of(tmp_path / "several", reward_run)
     words = ["--model_name_or_path", tiny_base, "--parent", sft_run, "--reward_model", folder]
     stage = stage_of("ppo", *words, "--output_dir", tmp_path / "run", "--max_rows", 16)
-    found = check_stage(stage)
-    assert found.errors == []
+    findings = check_stage(stage)
+    assert findings.errors == []
     members = [f"{folder}/member-{i}: an adapter of this base" for i in range(2)]
-    assert [note for note in found.notes if "member-" in note] == members
+    assert [note for note in findings.notes if "member-" in note] == members
 
 
 def pipeline_of(tmp_path, base, **stages):
     """A pipeline's YAML with stages in order: recipe and options."""
-    file, made = tmp_path / "pipeline.yaml", {}
+    file, configs = tmp_path / "pipeline.yaml", {}
     for name, (recipe, options) in stages.items():
         options = {"model_name_or_path": str(base)} | options
-        made[name] = {
+        configs[name] = {
             "recipe": recipe,
             "config": f"{WORLD}/{recipe}.yaml",
             "options": options,
         }
-    content = {"output_dir": str(tmp_path / "out"), "seed": 0, "stages": made}
+    content = {"output_dir": str(tmp_path / "out"), "seed": 0, "stages": configs}
     file.write_text(json.dumps(content), encoding="utf-8")
     return str(file)
 
 
-def test_a_stage_after_dpo_has_the_adapter_that_sft_will_make(tiny_base, tmp_path, capsys):
+def test_later_stages_predict_adapter_of_first_stage(tiny_base, tmp_path, capsys):
     shape = {"use_peft": True, "lora_r": 3}
     file = pipeline_of(
         tmp_path,
@@ -218,13 +220,13 @@ def test_a_stage_after_dpo_has_the_adapter_that_sft_will_make(tiny_base, tmp_pat
     assert parent is None
     assert model.lora_r == 3
     assert load_check().check(file, [], None, None) == 0
-    said = capsys.readouterr().out
-    assert said.count("predicted peak") == 3
-    assert "not predicted" not in said
+    output = capsys.readouterr().out
+    assert output.count("predicted peak") == 3
+    assert "not predicted" not in output
 
 
 @pytest.mark.parametrize("recipe", ["evaluate", "label"])
-def test_a_wrong_option_of_a_stage_that_trains_nothing_is_refused_too(recipe, tiny_base, tmp_path):
+def test_wrong_option_of_stage_without_training_is_rejected(recipe, tiny_base, tmp_path):
     options = {"runs": ["{sft}"]} if recipe == "evaluate" else {"parent": "{sft}"}
     stages = {"sft": ("sft", {"use_peft": True}), "last": (recipe, options)}
     assert len(find_stages(pipeline_of(tmp_path, tiny_base, **stages))) == 1
@@ -233,7 +235,7 @@ def test_a_wrong_option_of_a_stage_that_trains_nothing_is_refused_too(recipe, ti
         find_stages(pipeline_of(tmp_path, tiny_base, **stages))
 
 
-def test_an_ensemble_to_come_has_all_its_members(tiny_base, tmp_path):
+def test_members_of_planned_ensemble_are_predicted(tiny_base, tmp_path):
     file = pipeline_of(
         tmp_path,
         tiny_base,
@@ -242,28 +244,15 @@ def test_an_ensemble_to_come_has_all_its_members(tiny_base, tmp_path):
         ppo=("ppo", {"parent": "{sft}", "reward_model": "{reward}"}),
     )
     stage = find_stages(file)[2]
-    check_requirements(find_recipe("ppo"), stage.options, planned=stage.planned)
+    options, _ = check_requirements(stage.recipe, stage.options, planned=stage.planned)
+    stage = dataclasses.replace(stage, options=options)
     assert stage.rewards == [f"{tmp_path}/out/reward/member-{i}" for i in range(3)]
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-
-    from toolkit.preflight.fit import Memory
-
-    rows, tokenizer = (
-        Dataset.from_list([{"prompt_ids": [5] * 4}]),
-        AutoTokenizer.from_pretrained(tiny_base),
-    )
-    plan = planner(
-        stage, tokenizer, Needy.of(stage, rows, [4]), Memory(1 << 30, "a card", cuda=False)
-    )
-    assert len(plan.rehearsals[0].roles.rewards) == 3
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    planner = Planner.of(stage, tokenizer, {"prompt_ids": [5] * 4}, cuda=False)
+    assert len(planner.dry_runs[0].trainer.roles.rewards) == 3
 
 
-def test_rankings_to_come_have_as_many_answers_as_are_labelled(tiny_base, tmp_path):
-    from transformers import AutoTokenizer
-
-    from toolkit.preflight.check import full_rows
-
+def test_planned_rankings_have_labelled_number_of_answers(tiny_base, tmp_path):
     file = pipeline_of(
         tmp_path,
         tiny_base,

@@ -115,7 +115,7 @@ def test_real_data_rows_add_up_in_the_check(
     assert dropped == (6 if file == HH else 0)
     too_long = count(said, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
     too_long += count(said, r"; (\d+) of them are left out, because the prompt fills it")
-    assert count(said, r"(?m)^(\d+) rows, \d+ tokens in the median") == there - dropped - too_long
+    assert count(said, r"(?m)^(\d+) rows, tokens: median") == there - dropped - too_long
     assert "⟦" in said
     assert "predicted peak" in said
     assert not (tmp_path / "run").exists()

@@ -32,9 +32,11 @@ def find_config(name: str) -> str:
     return str(shipped) if not Path(name).exists() and shipped.is_file() else name
 
 
-def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
-    """The mapping in a YAML file; every key is an option of one of the classes and has its type."""
-    path = find_config(path)
+def load_yaml(path: str) -> dict[str, Any]:
+    """The YAML mapping in a file.
+
+    Raises: ConfigError for a file that cannot be read, is not YAML, or is not a mapping.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
         loaded = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
@@ -45,6 +47,13 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         got = type(loaded).__name__
         raise ConfigError(f"{path}: expected a mapping of options to values, got {got}")
+    return loaded
+
+
+def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
+    """The mapping in a YAML file; every key is an option of one of the classes and has its type."""
+    path = find_config(path)
+    loaded = load_yaml(path)
     known = options_of(dataclass_types)
     for key, value in loaded.items():
         if key == "trust_remote_code" and value is False:

@@ -209,7 +209,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     def make_experience(self, rows: list[dict[str, Any]]) -> Experience:
         """Sample and score `num_generations` completions per row, and estimate their advantages."""
         rows = [row for row in rows for _ in range(self.args.num_generations)]
-        with self._sampling_mode():
+        with self.sampling_mode():
             rollout, scores = self.rollouts.make(rows)
         experience, metrics = make_experience(
             rollout, scores, self.args, kl_coef=self.kl_control.coef
@@ -219,7 +219,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         return experience
 
     @contextmanager
-    def _sampling_mode(self) -> Iterator[None]:
+    def sampling_mode(self) -> Iterator[None]:
         """Eval mode with autocast and without gradient checkpointing; train mode afterwards."""
         self.model.eval()
         release_memory()
@@ -294,7 +294,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             raise ConfigError("no rows to evaluate: pass an `eval_dataset` to PPOTrainer")
         if rows is not self.eval_dataset:
             rows = encode_prompts(rows, self.processing_class, self.roles, self.args)
-        with torch.random.fork_rng(), averaged_policy(self.ema), self._sampling_mode():
+        with torch.random.fork_rng(), averaged_policy(self.ema), self.sampling_mode():
             torch.manual_seed(self.args.seed)
             rollout, scores = self.rollouts.make(list(rows))
         beta = self.kl_control.coef

@@ -1,43 +1,61 @@
-"""The trainer of SFT, reward model, DPO or KTO on a phantom base: its data code and loss, no weights."""
+"""A dry run: the recipe's own trainer on fake tensors, its step run without weights to measure memory."""
 
 import copy
+import dataclasses
 import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar
 from datasets.utils.logging import is_progress_bar_enabled as shows_progress
-from peft import get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, get_peft_model
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
+from toolkit.data.convert import COLUMNS
+from toolkit.data.splits import Splits
 from toolkit.errors import ConfigError
-from toolkit.kernels import chunked_logprobs as token_logprobs
-from toolkit.models.roles import POLICY, Roles
+from toolkit.kernels import chunked_logprobs
+from toolkit.models.peft_methods import build_peft_config
+from toolkit.models.prompt_and_ia3_adapters import INSERTED
+from toolkit.models.roles import POLICY
+from toolkit.ppo.roles import attach_ppo_roles
+from toolkit.ppo.trainer import PPOTrainer
 from toolkit.preflight.fake_model import (
-    adapter_config,
-    made_in,
-    phantom_base,
-    phantom_mode,
+    UntrainedRoles,
+    fake_base,
+    fake_tensors,
+    has_adapter_config,
+    new_fake_mode,
     stored_bytes,
 )
-from toolkit.preflight.memory_tracker import ACTIVATIONS, LOGITS, LiveBytes
-from toolkit.reward.ranking import RankingCollator, RankingTrainer
-from toolkit.trainers.supervised import DPOTrainer, KTOTrainer, SFTTrainer
+from toolkit.preflight.memory_tracker import ACTIVATIONS, LOGITS, MemoryTracker
+from toolkit.preflight.stages import Stage
+from toolkit.training import Training
 
-EIGHT_BIT = 2 + 8 / 256  # bytes of Adam's two states per parameter, with a scale for every 256
+EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
+ADAM_8BIT = 2 + 8 / 256  # bytes of two states per parameter, with two float32 scales per 256
+# rows of every kind, short enough for any limit
+TOY_ROWS = [
+    {"prompt": "Sky?", "completion": "Blue.", "chosen": "Blue.", "rejected": "Green.", "label": label}
+    for label in (True, False)
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most bytes in one phase, and what they are; the parts sum to it."""
+    """The peak memory of one phase of training, by part, in bytes."""
 
     phase: str
     parts: dict[str, int]
@@ -48,181 +66,246 @@ class Peak:
         return sum(self.parts.values())
 
 
-class _Stays:
-    """A trainer whose model is not moved to the device: there is nothing to move."""
+class DryTraining(Training):
+    """A `Training` whose base, adapters and roles are fake tensors.
 
-    def _move_model_to_device(self, *_: Any) -> None:
-        return
-
-
-class _DrySFT(_Stays, SFTTrainer):
-    _name = "SFT"
-
-
-class _Prepared(_Stays):
-    """A trainer that takes rows which the recipe's own trainer prepared."""
-
-    def _prepare_dataset(self, dataset: Dataset, *given: Any, **named: Any) -> Any:
-        if "prompt_ids" in dataset.column_names:
-            return dataset
-        return super()._prepare_dataset(dataset, *given, **named)  # type: ignore[misc]
-
-
-class _DryDPO(_Prepared, DPOTrainer):
-    _name = "DPO"
-
-
-class _DryKTO(_Prepared, KTOTrainer):
-    _name = "KTO"
-
-
-class _DryRanking(_Stays, RankingTrainer):
-    _name = "Reward"
-
-
-class Rehearsal:
-    """A trainer on a phantom base.
+    Runs that the recipe starts from are replaced by folders with an `adapter_config.json` alone.
 
     Args:
-        recipe: sft, reward, dpo or kto.
-        training: its TRL config.
-        model: which base and what new adapter.
-        rows: the train split, raw (tokenized here, as the recipe does) or tokenized.
+        stage: the training run.
         tokenizer: the base's.
-        parent: a run whose adapter's shape is taken.
-        cuda: count as on a GPU.
-        layers: so many of the base's layers; default all.
+        rows: the train split; by default two short rows, without demonstrations.
+        layers: number of the base's layers; default all.
     """
 
     def __init__(
         self,
-        recipe: str,
-        training: Any,
-        model: Any,
-        rows: Dataset,
+        stage: Stage,
         tokenizer: PreTrainedTokenizerBase,
+        rows: Dataset | None = None,
         *,
-        parent: str | None,
-        cuda: bool = False,
         layers: int | None = None,
     ) -> None:
-        self.recipe, self.training, self.cuda = recipe, copy.copy(training), cuda
-        if training.gradient_checkpointing_kwargs is not None:  # TRL's trainers write into it
-            self.training.gradient_checkpointing_kwargs = dict(
-                training.gradient_checkpointing_kwargs
-            )
-        self.mode = phantom_mode()
-        base = phantom_base(
-            model,
+        super().__init__(stage.recipe, stage.options)
+        self.stage, self.layers, self.mode = stage, layers, new_fake_mode()
+        self.tokenizer = tokenizer
+        self.base_bytes = self.vocabulary = 0
+        self._folder = tempfile.TemporaryDirectory()
+        self.args = args = copy.copy(self.args)
+        args.output_dir, args.report_to, args.eval_strategy = self._folder.name, [], "no"
+        if args.gradient_checkpointing_kwargs is not None:  # TRL's trainers write into it
+            args.gradient_checkpointing_kwargs = dict(args.gradient_checkpointing_kwargs)
+        replaced: dict[str, Any] = {}
+        if rows is None:
+            columns = COLUMNS[self.recipe.rows]
+            rows = Dataset.from_list([{name: row[name] for name in columns} for row in TOY_ROWS])
+            replaced = {"demonstrations": None} if hasattr(self.own, "demonstrations") else {}
+        self.splits = Splits({"train": rows}, kind=self.recipe.rows, origins={})
+        if self.parent is not None:
+            self.parent = replaced["parent"] = self._config_folder(self.parent, "parent")
+        if self.rewards:
+            self.rewards = replaced["reward_model"] = [
+                self._config_folder(run, f"reward-{i}") for i, run in enumerate(self.rewards)
+            ]
+        if replaced:
+            self.own = dataclasses.replace(self.own, **replaced)
+
+    def build(self) -> Any:
+        """The recipe's own trainer.
+
+        Raises: ConfigError if the recipe does not take its model from the `Training`.
+        """
+        with undisturbed(), fake_tensors(self.mode):
+            trainer = self.recipe.build(self)
+        if not any(isinstance(p, FakeTensor) for p in trainer.model.parameters()):
+            raise ConfigError(f"{self.recipe.name}: `build` takes no base from its `training`")
+        return trainer
+
+    @property
+    def rows(self) -> Dataset:
+        """The training rows; for a stream its first ones."""
+        return self.splits["train"]
+
+    @property
+    def held_out(self) -> None:
+        """None: evaluations are not predicted."""
+
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """None: nothing is recorded."""
+        return []
+
+    def load_base(self, *, scalar: bool = False) -> PreTrainedModel:
+        """A fake base."""
+        base = fake_base(
+            self.model,
             self.mode,
-            scalar=recipe == "reward",
-            trust_remote_code=training.trust_remote_code,
-            layers=layers,
+            scalar=scalar,
+            trust_remote_code=self.args.trust_remote_code,
+            layers=self.layers,
         )
-        base.config.pad_token_id = tokenizer.pad_token_id
-        self.vocabulary = int(base.get_input_embeddings().weight.shape[0])
+        base.config.pad_token_id = self.tokenizer.pad_token_id
         self.base_bytes = stored_bytes(base)
-        with undisturbed(), tempfile.TemporaryDirectory() as folder:
-            self.training.output_dir, self.training.report_to = folder, []
-            self.training.eval_strategy = "no"  # there are no rows to evaluate on
-            self.trainer = self._trainer(base, model, rows, tokenizer, parent)
-        self.adapted = self.trainer.model
-        if self.training.gradient_checkpointing:
-            self.adapted.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs=self.training.gradient_checkpointing_kwargs
-            )
-        self.adapted.train()
+        self.vocabulary = int(base.get_input_embeddings().weight.shape[0])
+        return base
 
-    def _trainer(
-        self,
-        base: PreTrainedModel,
-        model: Any,
-        rows: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        parent: str | None,
-    ) -> Any:
-        checkpointing = bool(self.training.gradient_checkpointing)
-        config: Any = adapter_config(
-            model, base, parent, gradient_checkpointing=checkpointing and self.recipe == "sft"
+    def policy(self) -> Any:
+        """A new adapter of the parent's shape, trainable, on the base."""
+        config = PeftConfig.from_pretrained(str(self.parent))
+        if isinstance(config, INSERTED):
+            config.inference_mode = False
+            return get_peft_model(self.base, config)
+        roles = UntrainedRoles(self.base, {})
+        roles.attach(POLICY, str(self.parent), trainable=True)
+        return roles.model
+
+    def roles(self) -> UntrainedRoles:
+        """PPO's roles, with new adapters."""
+        roles = UntrainedRoles(self.base, {})
+        attach_ppo_roles(
+            roles,
+            policy=self.parent,
+            rewards=self.rewards,
+            model=self.model,
+            value=self.args.value_role,
         )
-        given = {"args": self.training, "processing_class": tokenizer, "train_dataset": rows}
-        with made_in(self.mode):
-            if self.recipe == "sft":
-                return _DrySFT(get_peft_model(base, config), **given)
-            if self.recipe in ("dpo", "kto"):
-                trainer = _DryDPO if self.recipe == "dpo" else _DryKTO
-                if hasattr(config, "r") and config.peft_type.value == "LORA":
-                    roles = Roles(base, {})
-                    roles.create(POLICY, config)
-                    return trainer(roles.model, **given)
-                return trainer(get_peft_model(base, config), **given)
-            adapted = with_score_head(base, config)
-            collator = RankingCollator(int(tokenizer.pad_token_id))
-            return _DryRanking(adapted, data_collator=collator, **given)
+        return roles
 
-    def step(self, row: dict[str, Any], batch: int) -> Peak:
-        """The peak of a training step whose batch is one row, as often as the batch is large."""
+    def adapter_config(self, run: str) -> PeftConfig:
+        """The config of a run's adapter; an earlier stage that has not run yet tells it by its options.
+
+        A reward model that does not exist has the shape of the policy.
+        """
+        parent, model = self.stage.starting_adapter()
+        for folder in (run, parent):
+            if folder is not None and has_adapter_config(folder):
+                return PeftConfig.from_pretrained(folder)
+        return self.new_adapter_config(model)
+
+    def new_adapter_config(self, model: Any) -> PeftConfig:
+        """The config of a new adapter, as it is saved: AdaLoRA as LoRA.
+
+        Raises: ConfigError without `use_peft`.
+        """
+        config = build_peft_config(model, self.base)
+        if config is None:
+            raise ConfigError("no adapter: `use_peft` is false, and there is no `parent`")
+        if isinstance(config, AdaLoraConfig):
+            return LoraConfig(
+                task_type=config.task_type,
+                r=config.target_r,
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules=config.target_modules,
+            )
+        return config
+
+    def _config_folder(self, run: str, name: str) -> str:
+        """A folder with the config of a run's adapter and no weights."""
+        config, folder = self.adapter_config(run), Path(self._folder.name) / name
+        config.base_model_name_or_path = self.base.config._name_or_path  # else PEFT warns
+        config.save_pretrained(str(folder))
+        (folder / "adapter_model.safetensors").write_bytes(EMPTY_SAFETENSORS)
+        return str(folder)
+
+
+class DryRun:
+    """A trainer's step on fake tensors: `compute_loss` and backward; `cuda` counts as on a GPU."""
+
+    def __init__(self, training: DryTraining, trainer: Any, *, cuda: bool) -> None:
+        self.trainer, self.args, self.cuda = trainer, trainer.args, cuda
+        self.base_bytes, self.vocabulary = training.base_bytes, training.vocabulary
+        self.model = trainer.model
+        if self.args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs or None
+            )
+        self.model.train()
+
+    def peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
+        """The peak of every phase at a batch of this row, repeated."""
+        with undisturbed(), heads_as_on_cuda(self.cuda):
+            return self._peaks(row, batch)
+
+    def _peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
         inputs = self.trainer.data_collator([copy.deepcopy(row) for _ in range(batch)])
         self.trainer.current_gradient_accumulation_steps = 1
-        trained = [p for p in self.adapted.parameters() if p.requires_grad]
-        live = LiveBytes(self.vocabulary, resident=not self.cuda)
-        again = self.training.gradient_accumulation_steps > 1
-        with undisturbed(), as_on_cuda(self.cuda), live:
-            for _ in range(2 if again else 1):  # the second finds the first's gradients
-                live.restart()
-                with self.trainer.accelerator.autocast():
-                    loss = self.trainer.compute_loss(self.adapted, dict(inputs))
-                loss.backward()
-                del loss
-            gradients = live.alive_at_peak([p.grad for p in trained if p.grad is not None])
+
+        def step() -> None:
+            with self.trainer.accelerator.autocast():
+                loss = self.trainer.compute_loss(self.model, dict(inputs))
+            loss.backward()
+
+        return [self._update(step)]
+
+    def _update(self, step: Any) -> Peak:
+        """The peak of a forward and backward pass; a second one finds the gradients of the first."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        tracker = self._tracker()
+        with tracker:
+            for _ in range(2 if self.args.gradient_accumulation_steps > 1 else 1):
+                tracker.restart()
+                step()
+            gradients = tracker.bytes_at_peak([p.grad for p in trained if p.grad is not None])
         for parameter in trained:
             parameter.grad = None
-        parts = weights(self.adapted, self.base_bytes, str(self.training.optim))
-        return Peak("update", parts | split(live, gradients=gradients))
+        return self._peak("update", tracker, gradients=gradients)
+
+    def _tracker(self) -> MemoryTracker:
+        return MemoryTracker(self.vocabulary, resident=not self.cuda)
+
+    def _peak(
+        self, phase: str, tracker: MemoryTracker, *, gradients: int = 0, **parts: int
+    ) -> Peak:
+        """The tracker's peak, with what is held all the time; `parts` are among its activations."""
+        rest = tracker.at_peak[ACTIVATIONS] - gradients - sum(parts.values())
+        tracked = {
+            "gradients": gradients,
+            "activations": max(0, rest),
+            "logits": tracker.at_peak[LOGITS],
+        }
+        return Peak(phase, self._held() | tracked | parts)
+
+    def _held(self) -> dict[str, int]:
+        """Bytes of base, adapters, heads and optimizer."""
+        named = list(self.model.named_parameters())
+        heads = sum(
+            p.untyped_storage().nbytes() for n, p in named if ".score." in n or "heads." in n
+        )
+        optimizer = str(self.args.optim)
+        return {
+            "base": self.base_bytes,
+            "adapters": max(0, stored_bytes(self.model) - self.base_bytes - heads),
+            "heads": heads,
+            "optimizer": sum(_state_bytes(p, optimizer) for _, p in named if p.requires_grad),
+        }
 
 
-def with_score_head(base: PreTrainedModel, config: Any) -> Any:
-    """A reward model as `scalar_adapter` makes it, its weights aside."""
-    config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
-    return get_peft_model(base, config)
+def dry_run(training: DryTraining, *, cuda: bool = False) -> DryRun:
+    """Build a dry training's trainer, ready to run its step.
+
+    Raises: ConfigError as `DryTraining.build`.
+    """
+    from toolkit.preflight.ppo_dry_run import PPODryRun
+
+    trainer = training.build()
+    kind = PPODryRun if isinstance(trainer, PPOTrainer) else DryRun
+    return kind(training, trainer, cuda=cuda)
 
 
-def weights(adapted: Any, base_bytes: int, optimizer: str) -> dict[str, int]:
-    """Bytes that are held all the time: base, adapters, heads, optimizer."""
-    named = list(adapted.named_parameters())
-    heads = sum(p.untyped_storage().nbytes() for n, p in named if ".score." in n or "heads." in n)
-    trained = [p for _, p in named if p.requires_grad]
-    return {
-        "base": base_bytes,
-        "adapters": max(0, stored_bytes(adapted) - base_bytes - heads),
-        "heads": heads,
-        "optimizer": sum(_state_bytes(p, optimizer) for p in trained),
-    }
-
-
-def _state_bytes(parameter: torch.Tensor, optimizer: str) -> int:
-    """What the optimizer remembers of a parameter: Adam two numbers, its 8-bit kinds two bytes."""
+def _state_bytes(parameter: Tensor, optimizer: str) -> int:
+    """Bytes of the optimizer's state of a parameter: Adam has two numbers."""
     if "adafactor" in optimizer or optimizer in ("sgd", "lomo"):
         return 0
     size = parameter.numel()
     if "8bit" in optimizer and size >= 4096:  # bitsandbytes keeps smaller ones in 32 bit
-        return int(EIGHT_BIT * size)
+        return int(ADAM_8BIT * size)
     return 2 * size * parameter.element_size()
-
-
-def split(live: LiveBytes, *, gradients: int = 0, **known: int) -> dict[str, int]:
-    """A phase's live bytes by what they are: gradients and `known` parts are among the activations."""
-    rest = live.at_peak[ACTIVATIONS] - gradients - sum(known.values())
-    return {
-        "gradients": gradients,
-        "activations": max(0, rest),
-        "logits": live.at_peak[LOGITS],
-    } | known
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Random numbers go on afterwards as if nothing had been drawn; no progress bars."""
+    """Restore the state of the random generators afterwards; show no progress bars."""
     states, bars = (random.getstate(), np.random.get_state()), shows_progress()
     disable_progress_bar()
     try:
@@ -236,32 +319,19 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def as_on_cuda(wanted: bool) -> Iterator[None]:
-    """Heads as on a GPU. TRL's fused one: only tokens with a label, no copies of a tile of logits, and
-    products summed in float32 without a copy of what is multiplied. Ours: larger slices.
+def heads_as_on_cuda(cuda: bool) -> Iterator[None]:
+    """With `cuda`, run language-model heads as on a GPU.
+
+    TRL's fused head then computes only tokens with a label, without copies of a tile of logits, and
+    sums products in float32 without copies of the factors. Ours computes larger slices.
     """
-    if not wanted:
+    if not cuda:
         yield
         return
-    places: list[tuple[Any, str, Any]] = [
-        (trl_utils, "_use_triton", lambda _: True),
-        (token_logprobs, "is_on_gpu", lambda _: True),
-    ]
-    places += [
-        (chunked_logprob, name, lambda *_, **__: None)
-        for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")
-    ]
-    before = [(module, name, getattr(module, name)) for module, name, _ in places]
-    try:
-        for module, name, stand_in in places:
-            setattr(module, name, stand_in)
+    tile_kernels = ("_forward_tile", "_backward_tile", "_addmm_fp32")
+    with (
+        patch.object(trl_utils, "_use_triton", lambda _: True),
+        patch.object(chunked_logprobs, "is_on_gpu", lambda _: True),
+        patch.multiple(chunked_logprob, **dict.fromkeys(tile_kernels, lambda *_, **__: None)),
+    ):
         yield
-    finally:
-        for module, name, original in before:
-            setattr(module, name, original)
-
-
-def require_rows(rows: Dataset) -> None:
-    """Raises: ConfigError where no row is left to train on."""
-    if len(rows) == 0:
-        raise ConfigError("no row is left to train on: all are dropped or longer than the limit")

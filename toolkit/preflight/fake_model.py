@@ -1,10 +1,11 @@
-"""A base and its adapters as shapes without data: every layer and parameter, no memory."""
+"""A base and its adapters as fake tensors, which have a shape and a type but no data."""
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from peft import PeftConfig
@@ -15,11 +16,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
+    Trainer,
 )
 
-from toolkit.errors import ConfigError
 from toolkit.models.arguments import ModelArguments
-from toolkit.models.peft_methods import build_peft_config
+from toolkit.models.heads import ScalarHead
+from toolkit.models.roles import Roles
 from toolkit.world import resolve_base
 
 if TYPE_CHECKING:
@@ -28,40 +30,38 @@ if TYPE_CHECKING:
 BLOCK, NESTED_BLOCK = 64, 256  # weights per scale of a 4-bit layer, and scales per scale of scales
 
 
-def phantom_mode() -> FakeTensorMode:
-    """What tensors belong to that have a shape and a type but no data."""
+def new_fake_mode() -> FakeTensorMode:
+    """The mode that fake tensors belong to; token ids and masks may be real."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @contextmanager
-def made_in(mode: FakeTensorMode) -> Iterator[None]:
-    """Inside the block, new tensors have no data, and modules of such can be converted and copied.
+def fake_tensors(mode: FakeTensorMode) -> Iterator[None]:
+    """Inside the block new tensors are fake, and modules of fake tensors can be converted and copied.
 
-    `Module.to` swaps a tensor with its conversion, which those without data do not allow. PyTorch's
-    own deep copy of one, which PEFT makes of a score layer, asks for its data, and the process's
-    memory is damaged when the copy goes.
+    `Module.to` swaps a tensor with its conversion, which fake tensors do not allow. PyTorch's own deep
+    copy of a fake tensor, which PEFT makes of a score layer, reads its data and damages the memory of
+    the process. Trainers do not move their model to the device.
     """
-    module: Any = nn.Module
-    tensor: Any = FakeTensor
-    before = module._apply, tensor.__deepcopy__
-    module._apply, tensor.__deepcopy__ = _converted, _copied
-    try:
-        with mode:
-            yield
-    finally:
-        module._apply, tensor.__deepcopy__ = before
+    with (
+        patch.object(nn.Module, "_apply", _apply),
+        patch.object(FakeTensor, "__deepcopy__", _deepcopy),
+        patch.object(Trainer, "_move_model_to_device", lambda *_: None),
+        mode,
+    ):
+        yield
 
 
-def _copied(self: Tensor, memo: dict[int, Any]) -> Tensor:
+def _deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
     if id(self) not in memo:
-        copied = self.detach().clone().requires_grad_(self.requires_grad)
-        own = isinstance(self, nn.Parameter)
-        memo[id(self)] = nn.Parameter(copied, self.requires_grad) if own else copied
-    found: Tensor = memo[id(self)]
-    return found
+        copy = self.detach().clone().requires_grad_(self.requires_grad)
+        is_parameter = isinstance(self, nn.Parameter)
+        memo[id(self)] = nn.Parameter(copy, self.requires_grad) if is_parameter else copy
+    result: Tensor = memo[id(self)]
+    return result
 
 
-def _converted(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     for module in self.modules() if recurse else [self]:
         for name, parameter in module._parameters.items():
             if parameter is not None and (new := fn(parameter)) is not parameter:
@@ -73,7 +73,7 @@ def _converted(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = 
 
 
 def base_config(model: "ModelConfig", *, trust_remote_code: bool = False) -> Any:
-    """The base's config, which is all that is read of it."""
+    """The base's config, the only file of the base that is read."""
     return AutoConfig.from_pretrained(
         resolve_base(model.model_name_or_path),
         revision=model.model_revision,
@@ -81,7 +81,7 @@ def base_config(model: "ModelConfig", *, trust_remote_code: bool = False) -> Any
     )
 
 
-def phantom_base(
+def fake_base(
     model: "ModelConfig",
     mode: FakeTensorMode,
     *,
@@ -95,13 +95,13 @@ def phantom_base(
         model: as for `load_base`.
         mode: that its weights belong to.
         scalar: with a head to one scalar instead of the language-model head.
-        layers: so many of its layers; default all.
+        layers: number of its layers; default all.
     """
     model = ModelArguments.of(model)
     config = base_config(model, trust_remote_code=trust_remote_code)
     quantized = model.load_in_4bit or model.load_in_8bit
-    asked = "bfloat16" if quantized and model.dtype in (None, "float32") else model.dtype
-    dtype = getattr(config, "dtype", None) if asked in (None, "auto") else getattr(torch, asked)
+    name = "bfloat16" if quantized and model.dtype in (None, "float32") else model.dtype
+    dtype = getattr(config, "dtype", None) if name in (None, "auto") else getattr(torch, name)
     kind: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     if scalar:
         config.num_labels = 1
@@ -110,7 +110,7 @@ def phantom_base(
         text.num_hidden_layers = layers
         if getattr(text, "layer_types", None) is not None:
             text.layer_types = text.layer_types[:layers]
-    with made_in(mode):
+    with fake_tensors(mode):
         base: PreTrainedModel = kind.from_config(
             config,
             dtype=dtype or torch.float32,
@@ -123,49 +123,46 @@ def phantom_base(
     return base.eval()
 
 
-def adapter_config(
-    model: "ModelConfig",
-    base: PreTrainedModel,
-    parent: str | Path | None,
-    *,
-    gradient_checkpointing: bool = False,
-) -> PeftConfig:
-    """The parent's adapter's shape, or that of a new adapter.
+class UntrainedRoles(Roles):
+    """Roles whose `attach` creates new weights of the shapes that a folder's adapter has.
 
-    Raises: ConfigError where there is neither.
+    Only `adapter_config.json` is read.
     """
-    if parent is not None:
-        config = PeftConfig.from_pretrained(str(parent))
-        config.inference_mode = False
-        config.base_model_name_or_path = base.config._name_or_path  # PEFT warns of another
-        return config
-    made = build_peft_config(model, base, gradient_checkpointing=gradient_checkpointing)
-    if made is None:
-        raise ConfigError("no adapter: `use_peft` is false, and there is no `parent`")
-    return made
+
+    def attach(
+        self,
+        name: str,
+        folder: str | Path,
+        *,
+        trainable: bool = False,
+        head: bool = False,
+        any_precision: bool = False,
+    ) -> None:
+        """Create the adapter, and a head with `head`."""
+        self._add(name, PeftConfig.from_pretrained(str(folder)), trainable=trainable)
+        if head:
+            size = self.base.config.get_text_config().hidden_size
+            self._add_head(name, ScalarHead(size), trainable=trainable)
 
 
-def recorded_parent(parent: str | None) -> str | None:
-    """The parent's folder, if it holds an adapter whose shape can be read."""
-    if parent is None:
-        return None
-    file = Path(parent) / "adapter_config.json"
+def has_adapter_config(run: str | None) -> bool:
+    """Whether a run's directory has a readable adapter config."""
     try:
-        json.loads(file.read_text(encoding="utf-8"))
+        json.loads((Path(run or "-") / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return parent
+        return False
+    return True
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers, what is tied counted once."""
+    """Bytes of a module's parameters and buffers; tied ones count once."""
     tensors = [*module.parameters(), *module.buffers()]
-    found = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-    return sum(found.values())
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(sizes.values())
 
 
 def _quantize(base: PreTrainedModel, model: ModelArguments) -> None:
-    """Put in the place of every linear layer but the heads one with the bytes of a quantized one."""
+    """Replace every linear layer except the heads by one with the bytes of a quantized layer."""
     kept = {"lm_head", "score"} | {
         name for name, m in base.named_modules() if m is base.get_output_embeddings()
     }
@@ -179,29 +176,27 @@ def _quantize(base: PreTrainedModel, model: ModelArguments) -> None:
 def _quantized(layer: nn.Linear, model: ModelArguments) -> Any:
     import bitsandbytes as bnb
 
-    four = bool(model.load_in_4bit)
-    count, compute = layer.weight.numel(), layer.weight.dtype
-    made = _four_bit() if four else _Quantized(1, 1, bias=False)
-    made.in_features, made.out_features = layer.in_features, layer.out_features
-    made.bias, made.compute_dtype = layer.bias, compute
-    if not four:
-        made.weight = nn.Parameter(
-            torch.empty(layer.weight.shape, dtype=torch.int8), requires_grad=False
-        )
-        made.register_buffer("scales", torch.empty(layer.out_features))
-        return made
-    packed = torch.empty((count // 2, 1), dtype=torch.uint8)
-    made.weight = nn.Parameter(packed, requires_grad=False)
-    weight: Any = made.weight
-    weight.compress_statistics, weight.quant_type = model.use_bnb_nested_quant, "nf4"
-    weight.quant_state = None
+    four_bit = bool(model.load_in_4bit)
+    count, compute_dtype = layer.weight.numel(), layer.weight.dtype
+    quantized = _new_linear4bit() if four_bit else _Quantized(1, 1, bias=False)
+    quantized.in_features, quantized.out_features = layer.in_features, layer.out_features
+    quantized.bias, quantized.compute_dtype = layer.bias, compute_dtype
+    if not four_bit:
+        weight = torch.empty(layer.weight.shape, dtype=torch.int8)
+        quantized.weight = nn.Parameter(weight, requires_grad=False)
+        quantized.register_buffer("scales", torch.empty(layer.out_features))
+        return quantized
+    packed: Any = nn.Parameter(torch.empty((count // 2, 1), dtype=torch.uint8), requires_grad=False)
+    packed.compress_statistics, packed.quant_type = model.use_bnb_nested_quant, "nf4"
+    packed.quant_state = None
+    quantized.weight = packed
     scales = count // BLOCK
     nested = model.use_bnb_nested_quant
-    made.register_buffer("scales", torch.empty(scales, dtype=torch.uint8 if nested else None))
+    quantized.register_buffer("scales", torch.empty(scales, dtype=torch.uint8 if nested else None))
     if nested:
-        made.register_buffer("scales_of_scales", torch.empty(scales // NESTED_BLOCK + 1))
-    assert isinstance(made, bnb.nn.Linear4bit)
-    return made
+        quantized.register_buffer("scales_of_scales", torch.empty(scales // NESTED_BLOCK + 1))
+    assert isinstance(quantized, bnb.nn.Linear4bit)
+    return quantized
 
 
 class _Quantized(nn.Linear):
@@ -213,23 +208,23 @@ class _Quantized(nn.Linear):
         """`(…, in)` to `(…, out)`."""
         rows = x.to(self.compute_dtype)
         shape = (self.out_features, self.in_features)
-        out: Tensor = _Unpacked.apply(rows, self.weight, shape)  # type: ignore[no-untyped-call]
+        out: Tensor = _UnpackedProduct.apply(rows, self.weight, shape)  # type: ignore[no-untyped-call]
         return (out if self.bias is None else out + self.bias).to(x.dtype)
 
 
-def _four_bit() -> Any:
-    """An instance that PEFT takes for bitsandbytes' 4-bit layer, and so gives its own LoRA."""
+def _new_linear4bit() -> Any:
+    """A layer that PEFT recognizes as bitsandbytes' 4-bit layer, and so wraps in its LoRA for it."""
     import bitsandbytes as bnb
 
-    class FourBit(_Quantized, bnb.nn.Linear4bit):  # type: ignore[misc]
+    class Linear4bit(_Quantized, bnb.nn.Linear4bit):  # type: ignore[misc]
         def __init__(self) -> None:
             nn.Module.__init__(self)
 
-    return FourBit()
+    return Linear4bit()
 
 
-class _Unpacked(torch.autograd.Function):
-    """x · W' where W exists only inside of forward and of backward; x is not kept."""
+class _UnpackedProduct(torch.autograd.Function):
+    """x · Wᵀ; W exists only inside forward and inside backward, and x is not kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:

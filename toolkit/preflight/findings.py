@@ -1,4 +1,4 @@
-"""What would make a run fail or learn the wrong thing: special tokens, lengths, adapters, the disk."""
+"""Checks for what makes a run fail or learn the wrong thing: special tokens, lengths, adapters, disk."""
 
 import math
 import shutil
@@ -14,175 +14,159 @@ from toolkit.errors import CheckpointError
 from toolkit.models.adapters import read_adapter
 from toolkit.models.base import check_fingerprint, fingerprint
 from toolkit.preflight.requirements import is_planned
-from toolkit.preflight.samples import IGNORED
+from toolkit.preflight.rows import IGNORED, first_ids, layout_of
 from toolkit.preflight.stages import Stage
 from toolkit.runs.run import WEIGHTS_FILE
 
-LOOKED_AT = 200  # rows read for the sanity of special tokens
-DISK = "checkpoints take"
+CHECKED_ROWS = 200  # for special tokens
+DISK = "checkpoints need"
 SMALL_FILES = 20 << 20  # of a checkpoint: tokenizer, state, random generators
 
 
 @dataclass
 class Findings:
-    """Lines for the reader: errors end the check with another exit code than 0."""
+    """Lines of the report; with errors the run would fail."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def check_adapters(stage: Stage, tokenizer: PreTrainedTokenizerBase, found: Findings) -> None:
-    """Parent and reward models: there, whole, and of this base."""
+def check_adapters(stage: Stage, tokenizer: PreTrainedTokenizerBase, findings: Findings) -> None:
+    """Check that parent and reward models are complete adapters of this base."""
     base = None
     for run in filter(None, [stage.parent, *stage.rewards]):
         if is_planned(run, stage.planned) or is_planned(str(Path(run).parent), stage.planned):
-            found.notes.append(f"{run}: made by an earlier stage, so not checked")
+            findings.notes.append(f"{run}: written by an earlier stage, not checked")
             continue
         try:
             read_adapter(Path(run))
             base = base or fingerprint(stage.model, tokenizer)
             check_fingerprint(Path(run), base)
         except CheckpointError as error:
-            found.errors.append(str(error))
+            findings.errors.append(str(error))
         else:
-            found.notes.append(f"{run}: an adapter of this base")
+            findings.notes.append(f"{run}: an adapter of this base")
 
 
 def check_tokens(
-    stage: Stage,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     lengths: Sequence[int],
     collator: Any,
     config: Any,
-    found: Findings,
+    findings: Findings,
 ) -> None:
-    """Pad, EOS, BOS, and whether tokens and lengths fit the base.
+    """Check pad, EOS and BOS, and whether tokens and lengths fit the base.
 
-    Args:
-        stage: the run.
-        tokenizer: the base's.
-        rows: as the trainer reads them.
-        lengths: their tokens, of all of them.
-        collator: the trainer's.
-        config: the base's text config.
-        found: gets the lines.
+    `rows` and `collator` are the trainer's; `lengths` are tokens; `config` is the base's text config.
     """
-    pad, eos = tokenizer.pad_token, tokenizer.eos_token
-    same = " (the same: masks come from lengths, so EOS stays in the loss)" if pad == eos else ""
-    found.notes.append(f"EOS {eos!r}, pad {pad!r}{same}")
+    pad, eos, layout = tokenizer.pad_token, tokenizer.eos_token, layout_of(rows.column_names)
+    same = " (the same token; masks come from lengths, so EOS has a loss)" if pad == eos else ""
+    findings.notes.append(f"EOS {eos!r}, pad {pad!r}{same}")
     if len(tokenizer) > config.vocab_size:
-        found.errors.append(
-            f"the tokenizer has {len(tokenizer)} tokens, the base embeds {config.vocab_size}: a text "
-            "with one of the others would stop the run; take the base's own tokenizer"
+        findings.errors.append(
+            f"the tokenizer has {len(tokenizer)} tokens, but the base has {config.vocab_size} "
+            "embeddings: a text with one of the other tokens would stop the run; use the base's own "
+            "tokenizer"
         )
-    some = [rows[i] for i in range(min(len(rows), LOOKED_AT))]
-    firsts = [_first_ids(stage.recipe.name, row) for row in some]
+    checked = [rows[i] for i in range(min(len(rows), CHECKED_ROWS))]
     bos = tokenizer.bos_token_id
-    if bos is not None and any(ids[:2] == [bos, bos] for ids in firsts):
-        found.warnings.append(
-            f"rows begin with two {tokenizer.bos_token}: the template writes one and the tokenizer adds "
-            "another; leave it out of the template"
+    if bos is not None and any(first_ids(row)[:2] == [bos, bos] for row in checked):
+        findings.warnings.append(
+            f"rows begin with two {tokenizer.bos_token}: the chat template writes one and the tokenizer "
+            "adds another; remove it from the template"
         )
-    room = getattr(config, "max_position_embeddings", None)
-    if room is not None and stage.recipe.name != "ppo":
-        long = sum(n > room for n in lengths)
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and layout != "prompt":  # PPO's trainer checks the length of prompts
+        long = sum(n > context for n in lengths)
         if long:
-            found.errors.append(
-                f"{long} of {len(lengths)} rows have more tokens than the base's context of {room}, the "
-                f"longest {max(lengths)}: set `max_length`"
+            findings.errors.append(
+                f"{long} of {len(lengths)} rows are longer than the base's context of {context} tokens; "
+                f"the longest has {max(lengths)}: set `max_length`"
             )
-    if stage.recipe.name == "sft":
-        _check_sft_end(some, collator, tokenizer, found)
+    if layout == "sequence":
+        _check_end(checked, collator, tokenizer, findings)
 
 
-def _check_sft_end(
-    some: list[dict[str, Any]], collator: Any, tokenizer: PreTrainedTokenizerBase, found: Findings
+def _check_end(
+    rows: list[dict[str, Any]],
+    collator: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    findings: Findings,
 ) -> None:
-    eos, ended, trained = tokenizer.eos_token_id, 0, 0
-    for row in some:
+    """Check that EOS has a loss, so that the model learns to stop."""
+    ended = trained = 0
+    for row in rows:
         labels = collator([row])["labels"]
         trained += int((labels != IGNORED).any())
-        ended += int((labels == eos).any())
-    share = f"{ended} of the first {len(some)} rows"
+        ended += int((labels == tokenizer.eos_token_id).any())
     if ended == 0:
-        found.warnings.append(
-            f"no row teaches to end: EOS {tokenizer.eos_token!r} carries a loss in none of the first "
-            f"{len(some)} rows; answers may not stop. Is `max_length` too small, or the template's end "
-            "of turn outside of the loss?"
+        findings.warnings.append(
+            f"EOS {tokenizer.eos_token!r} has a loss in none of the first {len(rows)} rows, so answers "
+            "may not stop; raise `max_length`, or include the end of the turn in the template's loss"
         )
     else:
-        found.notes.append(f"EOS carries a loss in {share}")
-    if trained < len(some):
-        found.warnings.append(f"{len(some) - trained} of the first {len(some)} rows carry no loss")
-
-
-def _first_ids(recipe: str, row: dict[str, Any]) -> list[int]:
-    if recipe == "sft":
-        return list(row["input_ids"])
-    if recipe == "reward":
-        answers: list[list[int]] = row["ids"]
-        return max(answers, key=len)
-    return list(row["prompt_ids"])
+        findings.notes.append(f"EOS has a loss in {ended} of the first {len(rows)} rows")
+    if trained < len(rows):
+        findings.warnings.append(
+            f"{len(rows) - trained} of the first {len(rows)} rows have no token with a loss"
+        )
 
 
 def stored_parts(stage: Stage) -> dict[str, int] | None:
-    """Bytes of a checkpoint where no memory is predicted, from the runs that the stage starts from.
+    """Bytes of a checkpoint without a prediction: from the adapters that the run starts from.
 
-    Adam's two states are counted. None where a new adapter is trained, whose size nobody knows.
+    Adam's two states are counted. None for a new adapter, whose size is not known.
     """
-    names = [stage.parent, *(stage.rewards[:1] if stage.recipe.name == "ppo" else [])]
+    names = [
+        stage.parent,
+        *stage.rewards[:1],
+    ]  # PPO's value has the shape of the first reward model
     files = [Path(name) / WEIGHTS_FILE for name in names if name is not None]
     if not files or not all(file.is_file() for file in files):
         return None
-    held = sum(file.stat().st_size for file in files)
-    return {"adapters": held, "heads": 0, "optimizer": 2 * held}
+    size = sum(file.stat().st_size for file in files)
+    return {"adapters": size, "heads": 0, "optimizer": 2 * size}
 
 
 def check_disk(
-    stage: Stage, parts: dict[str, int] | None, steps: int | None, found: Findings
+    stage: Stage, parts: dict[str, int] | None, steps: int | None, findings: Findings
 ) -> None:
-    """Whether the checkpoints find room.
+    """Check that the disk has space for the checkpoints, for an ensemble those of every member.
 
-    An ensemble keeps those of every member. What an earlier attempt has left in `output_dir` is
-    removed, or counts among what is kept, and so is not needed twice.
-
-    Args:
-        stage: the run.
-        parts: predicted bytes of adapters, heads and optimizer, None if they are not known.
-        steps: of the whole run, if known.
-        found: gets the lines.
+    Checkpoints of an earlier run in `output_dir` count as free space: they are removed, or kept instead
+    of new ones. `parts` are bytes of adapters, heads and optimizer; these and `steps` are None if unknown.
     """
     args = stage.args
     folder = Path(str(args.output_dir)).absolute()
-    there = [f for f in folder.glob("**/checkpoint-*/**/*") if f.is_file()]
-    freed = sum(file.stat().st_size for file in there)
+    old_files = [f for f in folder.glob("**/checkpoint-*/**/*") if f.is_file()]
+    old_bytes = sum(file.stat().st_size for file in old_files)
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if parts is None:
-        found.notes.append(f"what {DISK} of disk is not known, {size(free)} are free")
+        findings.notes.append(f"{DISK} an unknown amount of disk; {size(free)} are free")
         return
-    one = parts["adapters"] + parts["heads"] + parts["optimizer"] + SMALL_FILES
-    kept = 1
+    checkpoint = parts["adapters"] + parts["heads"] + parts["optimizer"] + SMALL_FILES
+    kept = 1.0
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     if strategy != "no":
-        made = math.ceil(args.num_train_epochs) if strategy == "epoch" else None
+        written = math.ceil(args.num_train_epochs) if strategy == "epoch" else None
         if strategy == "steps" and steps:
             every = args.save_steps if args.save_steps >= 1 else math.ceil(steps * args.save_steps)
-            made = max(1, int(steps // every))
-        # one more than the limit while the new one is written beside
-        kept = min(x for x in (args.save_total_limit or math.inf, made or math.inf) if x)  # type: ignore[assignment]
-        kept = 10 if kept == math.inf else int(kept) + 1
-    need = (kept * one + one) * getattr(stage.own, "ensemble", 1)
-    line = f"{DISK} up to {size(need)} of disk, {size(free)} are free"
-    if freed:
-        line += f" and {size(freed)} are taken by checkpoints there"
-    if need > free + freed:
-        found.errors.append(f"{line}: lower `save_total_limit`, or free some")
+            written = max(1, int(steps // every))
+        limits = (args.save_total_limit or math.inf, written or math.inf)
+        # one more than the limit, since the new checkpoint is written before the oldest is removed
+        kept = 10 if min(limits) == math.inf else int(min(limits)) + 1
+    needed = (kept * checkpoint + checkpoint) * getattr(stage.own, "ensemble", 1)
+    line = f"{DISK} up to {size(needed)} of disk; {size(free)} are free"
+    if old_bytes:
+        line += f", and checkpoints in `output_dir` use {size(old_bytes)}"
+    if needed > free + old_bytes:
+        findings.errors.append(f"{line}: lower `save_total_limit`, or free some space")
     else:
-        found.notes.append(line)
+        findings.notes.append(line)
 
 
 def size(count: float) -> str:

@@ -1,58 +1,102 @@
-"""Will it fit: the predicted peak of a run's phases, the device's memory, the largest batch."""
+"""Predicts the peak memory of a run's phases, and the largest batch that fits into a device."""
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.preflight.dry_run import Peak, Rehearsal
+from toolkit.preflight.dry_run import DryRun, DryTraining, Peak, dry_run
 from toolkit.preflight.fake_model import base_config
-from toolkit.preflight.ppo_dry_run import PPORehearsal
+from toolkit.preflight.isolated_process import LIMIT_S, run_isolated
+from toolkit.preflight.stages import Stage
 
-MOST_TRIED = 64  # a larger batch is what a straight line says, and not tried
-SHALLOW = (3, 4)  # layers that are traced: first, inner, last; all others cost what the fourth adds
+TRIED_BATCH = 64  # larger batches are computed from a straight line, and not tried
+SHALLOW = (
+    3,
+    4,
+)  # layers of the dry runs: first, inner, last; each further layer adds as the fourth
+NO_SEARCH_LIMIT_S = 60.0
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What there is to fit into: bytes, and what they are of."""
+    """The memory of a device: bytes, and the device's name."""
 
     total: int
-    of: str
+    name: str
     cuda: bool
 
 
 def device_memory(gpu_memory_gb: float | None, *, use_cpu: bool) -> Memory:
-    """The card that was named, the one that is there, or the machine's memory.
-
-    Args:
-        gpu_memory_gb: of a card that need not be there, in units of 2^30 bytes.
-        use_cpu: the run shall not use the card.
-    """
+    """The memory of a GPU of this size (units of 2^30 bytes), of this machine's GPU, or of the machine."""
     if gpu_memory_gb is not None:
-        return Memory(int(gpu_memory_gb * 2**30), f"a card of {gpu_memory_gb:g} GB", True)
+        return Memory(int(gpu_memory_gb * 2**30), f"a GPU of {gpu_memory_gb:g} GB", True)
     if not use_cpu and torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
-        return Memory(int(found.total_memory), found.name, True)
+        gpu = torch.cuda.get_device_properties(0)
+        return Memory(int(gpu.total_memory), gpu.name, True)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):  # no limit
         total = min(total, int(_CGROUP.read_text(encoding="utf-8")))
     return Memory(total, "this machine's memory", False)
 
 
-class Planner:
-    """Predicted peaks of a run at any batch.
+def predict(
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    row: dict[str, Any],
+    memory: Memory,
+    *,
+    always_largest: bool = True,
+    fresh: bool | None = None,
+    limit_s: float | None = None,
+) -> tuple[list[Peak], int]:
+    """The peak of every phase at the run's batch, and the largest batch that fits, in a new process.
 
     Args:
-        model: which base.
-        make: a rehearsal on so many layers (None for all).
-        run: all phases' peaks of a rehearsal at a batch.
+        row: the trainer's row that needs the most memory.
+        always_largest: find the largest batch also if the run's own batch fits; else it is 0 then.
+        fresh: as for `run_isolated`.
+        limit_s: seconds; default five minutes, or one without the search.
+
+    Raises: ConfigError if memory cannot be predicted.
+    """
+    work = partial(_predict, stage.without_devices(), tokenizer, row, memory, always_largest)
+    if limit_s is None:
+        limit_s = LIMIT_S if always_largest else NO_SEARCH_LIMIT_S
+    return run_isolated(work, limit_s=limit_s, fresh=fresh)
+
+
+def _predict(
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    row: dict[str, Any],
+    memory: Memory,
+    always_largest: bool,
+) -> tuple[list[Peak], int]:
+    _ = stage.args.device  # set up first: other properties of the arguments read it
+    batch = stage.args.per_device_train_batch_size
+    planner = Planner.of(stage, tokenizer, row, cuda=memory.cuda)
+    peaks = planner.peaks(batch)
+    fits = max(peak.total for peak in peaks) <= memory.total
+    if fits and not always_largest:
+        return peaks, 0
+    return peaks, planner.largest_batch(memory.total, batch, peaks)
+
+
+class Planner:
+    """Predicts the peaks of a run at any batch.
+
+    Args:
+        model: options of the base.
+        make: makes a dry run on a number of layers (None for all).
+        run: the peaks of all phases of a dry run at a batch.
     """
 
     def __init__(
@@ -65,16 +109,32 @@ class Planner:
     ) -> None:
         text = base_config(model, trust_remote_code=trust_remote_code).get_text_config()
         self.layers, self.run = int(text.num_hidden_layers), run
-        alike = _alike(text)
-        depths: tuple[int | None, ...] = SHALLOW if alike and self.layers > SHALLOW[1] else (None,)
-        self.rehearsals = [make(depth) for depth in depths]
+        is_shallow = _layers_are_alike(text) and self.layers > SHALLOW[1]
+        depths: tuple[int | None, ...] = SHALLOW if is_shallow else (None,)
+        self.dry_runs = [make(depth) for depth in depths]
+
+    @classmethod
+    def of(
+        cls, stage: Stage, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], *, cuda: bool
+    ) -> "Planner":
+        """A planner of a training run, whose batches repeat one row."""
+
+        def make(layers: int | None) -> DryRun:
+            return dry_run(DryTraining(stage, tokenizer, layers=layers), cuda=cuda)
+
+        return cls(
+            stage.model,
+            make,
+            lambda dry, batch: dry.peaks(row, batch),
+            trust_remote_code=stage.args.trust_remote_code,
+        )
 
     def peaks(self, batch: int) -> list[Peak]:
-        """Every phase's peak."""
-        found = [self.run(rehearsal, batch) for rehearsal in self.rehearsals]
-        if len(found) == 1:
-            return found[0]
-        return [_deeper(a, b, self.layers) for a, b in zip(*found, strict=True)]
+        """The peak of every phase."""
+        peaks = [self.run(dry, batch) for dry in self.dry_runs]
+        if len(peaks) == 1:
+            return peaks[0]
+        return [_at_depth(self.layers, *phase) for phase in zip(*peaks, strict=True)]
 
     def highest(self, batch: int) -> Peak:
         """The highest of them."""
@@ -83,13 +143,13 @@ class Planner:
     def largest_batch(self, memory: int, batch: int, peaks: list[Peak]) -> int:
         """The largest batch that fits, 0 if none does.
 
-        Each phase is taken for a straight line in the batch, or for none where it has not grown:
-        PPO's sampling. What the lines say is tried, unless it is far more than anybody asked for.
+        Memory is a straight line in the batch; a phase that has not grown, as PPO's sampling, has no
+        line. The batch at which the first line meets the memory is tried, up to `TRIED_BATCH`.
 
         Args:
             memory: bytes.
-            batch: one that was predicted.
-            peaks: of it, every phase's.
+            batch: a batch that was predicted.
+            peaks: its peaks.
         """
         known = {batch: peaks}
 
@@ -106,21 +166,21 @@ class Planner:
         before, low = (1, batch) if batch > 1 else (1, 2)
         if total(low) > memory:
             return 1
-        most = max(MOST_TRIED, 2 * batch)
+        limit = max(TRIED_BATCH, 2 * batch)
         while True:
-            line = _reach(memory, at(before), at(low), low, low - before)
-            tried = 2 * low if line is None else max(line, low + 1)
-            if tried > most:
-                return low if line is None else tried
-            if total(tried) > memory:
-                return _between(total, memory, low, tried)
-            before, low = low, tried
+            line = _line_end(memory, at(before), at(low), low, low - before)
+            candidate = 2 * low if line is None else max(line, low + 1)
+            if candidate > limit:
+                return low if line is None else candidate
+            if total(candidate) > memory:
+                return _between(total, memory, low, candidate)
+            before, low = low, candidate
 
 
-def _alike(text: Any) -> bool:
-    """Whether a config's layers are all of one kind."""
+def _layers_are_alike(text: Any) -> bool:
+    """Whether all layers of a config are of one kind."""
     kinds = ("layer_types", "mlp_layer_types")
-    several = any(len(set(getattr(text, name, None) or ["one"])) > 1 for name in kinds)
+    has_kinds = any(len(set(getattr(text, name, None) or ["one"])) > 1 for name in kinds)
     counts = (
         "mlp_only_layers",
         "first_k_dense_replace",
@@ -128,99 +188,36 @@ def _alike(text: Any) -> bool:
         "interleave_moe_layer_step",
         "decoder_sparse_step",
     )
-    differ = any(getattr(text, name, None) not in (None, 0, 1, []) for name in counts)
-    return not (several or differ)
+    has_counts = any(getattr(text, name, None) not in (None, 0, 1, []) for name in counts)
+    return not (has_kinds or has_counts)
 
 
-def _reach(memory: int, before: list[Peak], now: list[Peak], batch: int, step: int) -> int | None:
-    """The batch at which the first phase's line meets the memory; None where none grows."""
-    grown = [(b.total, b.total - a.total) for a, b in zip(before, now, strict=True)]
-    found = [batch + (memory - total) * step // more for total, more in grown if more > 0]
-    return min(found, default=None)
+def _line_end(
+    memory: int, before: list[Peak], now: list[Peak], batch: int, step: int
+) -> int | None:
+    """The batch at which the first phase's line meets the memory; None if no phase grows."""
+    growth = [(b.total, b.total - a.total) for a, b in zip(before, now, strict=True)]
+    ends = [batch + (memory - total) * step // more for total, more in growth if more > 0]
+    return min(ends, default=None)
 
 
 def _between(total: Callable[[int], int], memory: int, low: int, high: int) -> int:
-    """The largest batch that fits, between one that does and one that does not."""
+    """The largest batch that fits, between `low`, which fits, and `high`, which does not."""
     halve = False
     while high - low > 1:
         line = (memory - total(low)) * (high - low) // (total(high) - total(low))
-        tried = (low + high) // 2 if halve else min(max(low + line, low + 1), high - 1)
-        was = high - low
-        low, high = (tried, high) if total(tried) <= memory else (low, tried)
-        halve = 2 * (high - low) > was  # a bent curve: the line alone may go step by step
+        middle = (low + high) // 2 if halve else min(max(low + line, low + 1), high - 1)
+        width = high - low
+        low, high = (middle, high) if total(middle) <= memory else (low, middle)
+        halve = 2 * (high - low) > width  # on a bent curve lines alone would shrink it slowly
     return low
 
 
-def _deeper(one: Peak, two: Peak, layers: int) -> Peak:
-    """A phase's peak on all layers, from those on `SHALLOW` numbers of them."""
-    more = (layers - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0])
+def _at_depth(layers: int, less: Peak, more: Peak) -> Peak:
+    """A phase's peak on all layers, from its peaks on the numbers of layers in `SHALLOW`."""
+    steps = (layers - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0])
     parts = {
-        name: max(0, round(two.parts[name] + more * (two.parts[name] - one.parts[name])))
-        for name in two.parts
+        name: max(0, round(more.parts[name] + steps * (more.parts[name] - less.parts[name])))
+        for name in more.parts
     }
-    return Peak(two.phase, parts)
-
-
-def plan_trainer(
-    recipe: str,
-    training: Any,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    row: dict[str, Any],
-    *,
-    parent: str | None,
-    cuda: bool,
-) -> Planner:
-    """Of SFT, reward or DPO, with batches of the row that needs the most."""
-    from datasets import Dataset
-
-    def make(layers: int | None) -> Rehearsal:
-        return Rehearsal(
-            recipe,
-            training,
-            model,
-            Dataset.from_list([row]),
-            tokenizer,
-            parent=parent,
-            cuda=cuda,
-            layers=layers,
-        )
-
-    return Planner(
-        model,
-        make,
-        lambda dry, batch: [dry.step(row, batch)],
-        trust_remote_code=training.trust_remote_code,
-    )
-
-
-def plan_ppo(
-    training: Any,
-    model: Any,
-    prompt: int,
-    *,
-    parent: str | None,
-    reward_model: Sequence[str | None],
-    reference: bool,
-    ptx: int,
-    cuda: bool,
-) -> Planner:
-    """Of PPO, with prompts of so many tokens."""
-
-    def make(layers: int | None) -> PPORehearsal:
-        return PPORehearsal(
-            training,
-            model,
-            parent=parent,
-            reward_model=reward_model,
-            reference=reference,
-            cuda=cuda,
-            layers=layers,
-        )
-
-    return Planner(
-        model,
-        make,
-        lambda dry, batch: dry.peaks(prompt, batch, ptx=ptx),
-        trust_remote_code=training.trust_remote_code,
-    )
+    return Peak(more.phase, parts)

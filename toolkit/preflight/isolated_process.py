@@ -1,4 +1,4 @@
-"""A prediction in a process of its own: whatever becomes of it, the run goes on."""
+"""Runs a function in a process of its own, so that its failure does not stop the caller."""
 
 import math
 import multiprocessing
@@ -16,29 +16,32 @@ import torch
 from toolkit.errors import ConfigError
 
 LIMIT_S = 300.0
-IMPORTS_S = 60.0  # that a fresh process may take to import the libraries
+IMPORTS_S = 60.0  # a fresh process may need for its imports
 TOKENIZERS = "TOKENIZERS_PARALLELISM"
 T = TypeVar("T")
 
 
-def apart(work: Callable[[], T], *, limit_s: float = LIMIT_S, fresh: bool | None = None) -> T:
-    """What `work` returns, worked out in a process of its own, which is gone afterwards.
+def run_isolated(
+    work: Callable[[], T], *, limit_s: float = LIMIT_S, fresh: bool | None = None
+) -> T:
+    """The result of `work`, computed in another process.
 
-    Models on tensors without data are built by code that was made for others: it may leave settings
-    of libraries changed, keep memory, or bring its process down. None of that reaches this one.
+    Code that builds models on fake tensors may change settings of libraries, keep memory, or crash the
+    process. None of that reaches the caller.
 
     Args:
-        work: returns what can be pickled; pickled itself, for a fresh process.
-        limit_s: seconds after which it is given up; a fresh process has `IMPORTS_S` more.
-        fresh: a new process that sees no GPU, instead of a copy of this one, which is there at
-            once. Default: where it must be, because this one uses a GPU, which does not survive a
-            copy, or the system has no copies.
+        work: returns something that can be pickled; a fresh process needs `work` itself pickled, too.
+        limit_s: seconds after which the process is killed; a fresh process gets `IMPORTS_S` more.
+        fresh: start a new process that sees no GPU, instead of a fork of this one, which starts at
+            once. Default: fork, unless this process uses a GPU, which a fork cannot, or the
+            system has no fork.
 
-    Raises: ConfigError where it fails, dies, takes too long, or cannot be handed over.
+    Raises: ConfigError if `work` raises an error, the process dies or takes too long, or `work` or its
+        result cannot be pickled.
     """
     if fresh is None:
-        copies = "fork" in multiprocessing.get_all_start_methods()
-        fresh = not copies or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        can_fork = "fork" in multiprocessing.get_all_start_methods()
+        fresh = not can_fork or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     context: Any = multiprocessing.get_context("spawn" if fresh else "fork")
     limit_s += IMPORTS_S if fresh else 0.0
     receive, send = context.Pipe(duplex=False)
@@ -47,49 +50,48 @@ def apart(work: Callable[[], T], *, limit_s: float = LIMIT_S, fresh: bool | None
         with _environment({TOKENIZERS: "false"} | ({"CUDA_VISIBLE_DEVICES": ""} if fresh else {})):
             child.start()
     except (pickle.PicklingError, AttributeError, TypeError, OSError) as error:
-        raise ConfigError(f"its process does not start ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the process does not start ({reason})") from error
     send.close()
     try:
         if not receive.poll(limit_s):
             raise ConfigError(f"given up after {limit_s:.0f} s")
-        done, found = receive.recv()
+        succeeded, result = receive.recv()
     except (EOFError, OSError) as error:
-        raise ConfigError("its process died") from error
+        raise ConfigError("the process died") from error
     except (pickle.UnpicklingError, AttributeError, ImportError) as error:
-        raise ConfigError(f"its answer cannot be read ({error})") from error
+        raise ConfigError(f"the result cannot be read ({error})") from error
     finally:
         child.kill()
         child.join()
-    if not done:
-        raise ConfigError(found)
-    result: T = found
-    return result
+    if not succeeded:
+        raise ConfigError(result)
+    value: T = result
+    return value
 
 
 def _work(work: Callable[[], object], send: Connection, limit_s: float) -> None:
-    if hasattr(signal, "SIGALRM"):  # it ends also where nobody is left to end it
+    if hasattr(signal, "SIGALRM"):  # ends also if the parent process is gone
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(math.ceil(limit_s) + 1)
-    torch.set_num_threads(1)  # the threads of the original are not here
+    torch.set_num_threads(1)  # a fork has no other threads
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        os.dup2(nowhere, stream)
+        os.dup2(devnull, stream)
     try:
         send.send((True, work()))
-    except BaseException as error:  # told to who asked
+    except BaseException as error:  # the parent process raises it
         send.send((False, f"{type(error).__name__}: {' '.join(str(error).split())}"))
     send.close()
-    os._exit(0)  # nothing of the original's shall be put away twice
+    os._exit(0)  # no exit handlers: they belong to the parent process
 
 
 @contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    """The environment that a child starts with, and no warnings that a process with threads is
-    copied: the copy uses none of them.
-    """
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables for a child process, without the warning that threads are not forked."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)

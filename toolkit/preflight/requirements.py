@@ -1,4 +1,4 @@
-"""What a training recipe requires of its options before anything is loaded; `check` requires the same."""
+"""The checks of a training recipe's options before anything is loaded; `toolkit check` runs the same."""
 
 import copy
 import dataclasses
@@ -10,8 +10,8 @@ from toolkit.data.loading import check_source
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import reject_adapter_options
 from toolkit.models.heads import HEAD_FILE
+from toolkit.options.bounds import check_numbers
 from toolkit.options.config import is_local_path
-from toolkit.preflight.options import check_numbers, try_options
 from toolkit.recipe import Options, Recipe, recipes
 from toolkit.runs.parents import is_finished, made_with, require_adapter, reward_models
 from toolkit.runs.replacing import refuse_unfinished
@@ -22,7 +22,7 @@ from toolkit.runs.run import Run
 def check_requirements(
     recipe: Recipe, options: Options, *, planned: Mapping[str, Any] | None = None
 ) -> tuple[Options, str | None]:
-    """Check whether a recipe can start with these options; nothing is loaded, written or changed.
+    """Check that a recipe can start with these options; nothing is loaded, written or changed.
 
     Args:
         recipe: the recipe.
@@ -35,22 +35,24 @@ def check_requirements(
         resume from, None for a fresh start.
     Raises: ConfigError, DatasetError or CheckpointError that names the option and the fix.
     """
-    name, later = recipe.name, planned or {}
+    from toolkit.preflight.options import try_options  # heavy: imports the trainers
+
+    name, planned_runs = recipe.name, planned or {}
     options = _on_one_device(recipe, options)
     script, args, model, mixture, own = options
     parent = getattr(own, "parent", None)
     for config in options:
         check_numbers(name, config)
     if recipe.needs_parent and parent is None:
-        raise ConfigError(f"{name}: `parent` is missing; give the SFT run: --parent runs/world/sft")
+        raise ConfigError(f"{name}: `parent` is missing; add the SFT run: --parent runs/world/sft")
     if parent is not None:
         reject_adapter_options(
             model,
-            because=f"the adapter is that of the parent {parent}",
-            made_with=[_made_with(parent, later)],
+            because=f"the adapter comes from the parent {parent}",
+            made_with=[_planned_made_with(parent, planned_runs)],
         )
-    options = recipe.requirements(options, later)
-    if parent is not None and not is_planned(parent, later):
+    options = recipe.requirements(options, planned_runs)
+    if parent is not None and not is_planned(parent, planned_runs):
         require_adapter(parent, "parent")
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         raise ConfigError(
@@ -59,22 +61,25 @@ def check_requirements(
         )
     if script.dataset_streaming:
         _check_streaming(recipe, args)
-    if not is_planned(script.dataset_name, later):
+    if not is_planned(script.dataset_name, planned_runs):
         check_source(script, mixture, own)
     demonstrations = getattr(own, "demonstrations", None)
     if demonstrations is not None:
         check_source(dataclasses.replace(script, dataset_name=demonstrations), type(mixture)())
     if parent is None and not model.use_peft:
-        or_parent = ", or give the SFT run as `parent`" if hasattr(own, "parent") else ""
+        or_parent = ", or set `parent` to the SFT run" if hasattr(own, "parent") else ""
         raise ConfigError(
             f"{name}: `use_peft` is false, but only adapters are trained: set it to true{or_parent}"
         )
-    try_options(name, args)
+    try_options(recipe, options)
     return options, None if planned is not None else _checkpoint(recipe, options)
 
 
 def _checkpoint(recipe: Recipe, options: Options) -> str | None:
-    """The checkpoint to resume from; without one, the directory may hold no unfinished run."""
+    """The checkpoint to resume from.
+
+    Raises: CheckpointError if there is none and `output_dir` holds an unfinished run.
+    """
     args, own = options.args, options.own
     resume = last_checkpoint(args.output_dir, args.resume_from_checkpoint)
     starts_adapter = getattr(own, "parent", None) is None
@@ -91,9 +96,9 @@ def _checkpoint(recipe: Recipe, options: Options) -> str | None:
 
 
 def resolve_reward_models(runs: Sequence[str], planned: Mapping[str, Any]) -> list[str]:
-    """The directories of reward models, an ensemble's members in its place.
+    """The directories of reward models; an ensemble is replaced by its members.
 
-    Raises: CheckpointError where one is missing, unfinished, or not a reward model.
+    Raises: CheckpointError for a run that is missing, unfinished, or not a reward model.
     """
     resolved: list[str] = []
     for run in runs:
@@ -106,25 +111,25 @@ def resolve_reward_models(runs: Sequence[str], planned: Mapping[str, Any]) -> li
 
 
 def require_reward_models(path: str) -> list[str]:
-    """The directory of a reward model, or those of an ensemble's members; only files are checked.
+    """The directory of a reward model, or the directories of an ensemble's members.
 
-    Raises: CheckpointError where one is missing, unfinished, or not a reward model.
+    Raises: CheckpointError for a run that is missing, unfinished, or not a reward model.
     """
     members = reward_models(path)
     for member in members:
         require_adapter(member, "reward_model")
         if not (Path(member) / HEAD_FILE).is_file():
             raise CheckpointError(
-                f"reward_model: {member} has no {HEAD_FILE}, so it is not a reward model; give a "
-                "run of `toolkit reward`"
+                f"reward_model: {member} has no {HEAD_FILE}, so it is not a reward model; use "
+                "a run of `toolkit reward`"
             )
     return members
 
 
 def is_planned(name: str | None, planned: Mapping[str, Any]) -> bool:
-    """Whether an earlier stage of the pipeline has yet to write, or to finish, what an option names.
+    """Whether an earlier stage of the pipeline still has to write the run or dataset of this name.
 
-    A dataset or a run that exists and is finished is checked like any other.
+    A run or dataset that exists and is finished is checked like any other.
     """
     if name is None or str(name) not in planned:
         return False
@@ -134,21 +139,21 @@ def is_planned(name: str | None, planned: Mapping[str, Any]) -> bool:
     return not is_finished(folder) if is_local_path(name) else True
 
 
-def _made_with(parent: str, planned: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with which the parent's adapter was made, or will be made by an earlier stage."""
+def _planned_made_with(parent: str, planned: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that made the parent's adapter; for an earlier stage those that will make it."""
     if not is_planned(parent, planned):
         return made_with(parent)
     stage = planned[str(parent)]
-    before, model = getattr(stage, "parent", None), getattr(stage, "model", None)
-    if before is not None:
-        return _made_with(before, planned)
+    grandparent, model = getattr(stage, "parent", None), getattr(stage, "model", None)
+    if grandparent is not None:
+        return _planned_made_with(grandparent, planned)
     return {} if model is None else vars(model)
 
 
 def _on_one_device(recipe: Recipe, options: Options) -> Options:
     """The options for one device.
 
-    transformers would spread a run over several visible GPUs and multiply its batch.
+    With several visible GPUs transformers would use all of them and multiply the batch.
     """
     import torch
 
@@ -169,21 +174,21 @@ def _check_streaming(recipe: Recipe, args: Any) -> None:
     if not recipe.streams:
         streaming = " and ".join(name for name, other in recipes().items() if other.streams)
         raise ConfigError(
-            f"{recipe.name}: `dataset_streaming` is for {streaming}, since {recipe.not_streamed}; "
-            "leave it out"
+            f"{recipe.name}: `dataset_streaming` works with {streaming} only, because "
+            f"{recipe.not_streamed}; remove it"
         )
     if args.max_steps <= 0:
         raise ConfigError(
-            f"{recipe.name}: `dataset_streaming` needs `max_steps`, since the length of a stream is "
-            f"not known, got {args.max_steps}"
+            f"{recipe.name}: `dataset_streaming` needs `max_steps`, because the length of a stream "
+            f"is not known; got {args.max_steps}"
         )
     reasons = {
-        "dataloader_num_workers": "its rows are counted in this process",
-        "precompute_ref_log_probs": "TRL needs all rows for it",
+        "dataloader_num_workers": "rows are counted in the main process",
+        "precompute_ref_log_probs": "TRL computes them for all rows before training",
     }
     for option, reason in reasons.items():
         if getattr(args, option, 0):
             raise ConfigError(
-                f"{recipe.name}: `dataset_streaming` cannot be combined with `{option}`, since "
-                f"{reason}; leave one out"
+                f"{recipe.name}: `dataset_streaming` cannot be combined with `{option}`, because "
+                f"{reason}; remove one of them"
             )

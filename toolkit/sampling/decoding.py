@@ -80,7 +80,7 @@ def decode(
         not_finite[rows] |= ~finite & active
         # sampling from NaN on a GPU ends the process
         hidden = hidden.masked_fill(~finite.unsqueeze(-1), 0)
-        token, logprob = _next_token(head, hidden, temperature)  # (B,)
+        token, logprob = next_token(head, hidden, temperature)  # (B,)
         tokens[rows, step] = torch.where(active, token, pad_id)
         logprobs[rows, step] = torch.where(active, logprob, 0.0)
         if value_head is not None:
@@ -146,7 +146,7 @@ def _require_finite(not_finite: Tensor, batch: int) -> None:
         )
 
 
-def _next_token(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def next_token(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """A token per row and its log-probability at that temperature; 0 for greedy decoding."""
     if temperature == 0:
         token = head.logits(hidden).argmax(-1)
