@@ -116,7 +116,7 @@ def predict_stage(stage: Stage, preset: Preset) -> dict[str, Any]:
     start = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(stage.model.model_name_or_path)
     rows = full_rows(stage, tokenizer)
-    row = longest_row(rows, row_tokens(rows, stage.limit))
+    row = longest_row(rows, row_tokens(rows, stage.max_length))
     memory = device_memory(preset.gpu_gb, use_cpu=False)
     peaks, largest = predict(stage, tokenizer, row, memory, limit_s=LIMIT_S)
     peak = max(peaks, key=lambda each: each.total)

@@ -34,6 +34,22 @@ class Options(NamedTuple):
     mixture: Any
     own: Any
 
+    @property
+    def parent(self) -> str | None:
+        """The run whose adapter this run starts from."""
+        return getattr(self.own, "parent", None)
+
+    @property
+    def rewards(self) -> list[str]:
+        """The reward models."""
+        return list(getattr(self.own, "reward_model", []))
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens to which a row is truncated; None if rows are packed or not truncated."""
+        is_packed = getattr(self.args, "packing", False)
+        return None if is_packed else getattr(self.args, "max_length", None)
+
 
 @dataclass(frozen=True)
 class _Named:

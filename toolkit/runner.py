@@ -34,7 +34,7 @@ def train(recipe: Recipe, *configs: Any) -> Run:
         args.output_dir,
         recipe=ENSEMBLE if is_ensemble else recipe.name,
         configs=options,
-        parents=_parents(own),
+        parents=_parents(options),
         resume=resume,
     ) as run:
         set_seed(args.seed)  # before the split: TRL's get_dataset passes no seed of its own
@@ -73,9 +73,8 @@ def save_policy(training: Training, trainer: Any) -> dict[str, Any]:
     return {}
 
 
-def _parents(own: Any) -> dict[str, str | None]:
-    """The runs that a run starts from, by what they are for."""
-    rewards = getattr(own, "reward_model", [])
-    return {"adapter": getattr(own, "parent", None)} | {
-        f"reward_{i}" if i else "reward": run for i, run in enumerate(rewards)
+def _parents(options: Options) -> dict[str, str | None]:
+    """The runs that a run starts from, by their purpose."""
+    return {"adapter": options.parent} | {
+        f"reward_{i}" if i else "reward": run for i, run in enumerate(options.rewards)
     }

@@ -42,8 +42,7 @@ class Training:
     ) -> None:
         self.recipe, self.options, self.resume = recipe, options, resume
         self.script, self.args, self.model, self.mixture, self.own = options
-        self.parent: str | None = getattr(self.own, "parent", None)
-        self.rewards: list[str] = getattr(self.own, "reward_model", [])
+        self.parent, self.rewards = options.parent, options.rewards
         self.folder = None
         self.fingerprint: dict[str, str] = {}  # of the base, once it is loaded
         if run is not None:
@@ -93,16 +92,10 @@ class Training:
             splits,
             self.tokenizer,
             self.own,
-            max_length=self.max_length,
+            max_length=self.options.max_length,
             truncates=not self.recipe.drops_long_rows,
             folder=self.folder,
         )
-
-    @property
-    def max_length(self) -> int | None:
-        """Tokens to which the trainer truncates a row; None if it truncates none."""
-        packing = getattr(self.args, "packing", False)
-        return None if packing else getattr(self.args, "max_length", None)
 
     @cached_property
     def stream(self) -> Stream | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from toolkit.train import train
 from transformers import AutoTokenizer
 
 from tests.conftest import ROOT, SHARED
@@ -19,6 +18,7 @@ from toolkit.preflight.fit import device_memory, predict
 from toolkit.preflight.rows import histogram, longest_row, percentiles, row_tokens
 from toolkit.preflight.stages import Stage, find_stages
 from toolkit.recipe import Options, find_recipe
+from toolkit.runner import train
 
 WORLD = "recipes/configs/world"
 REAL = sorted((SHARED / "data").glob("*.json*")) if (SHARED / "data").is_dir() else []

@@ -65,10 +65,10 @@ def check_stage(stage: Stage, *, gpu_memory_gb: float | None = None) -> Findings
             f"{dataset}: written by an earlier stage, so its rows are not checked"
         )
         rows = full_rows(stage, tokenizer)
-        lengths = row_tokens(rows, stage.limit)
+        lengths = row_tokens(rows, stage.max_length)
     else:
         rows, collator = _trainer_rows(stage, tokenizer)
-        lengths = row_tokens(rows, stage.limit)
+        lengths = row_tokens(rows, stage.max_length)
         _print_rows(rows, lengths, tokenizer, collator)
         config = base_config(stage.model, trust_remote_code=stage.args.trust_remote_code)
         check_tokens(tokenizer, rows, lengths, collator, config.get_text_config(), findings)
@@ -118,7 +118,7 @@ def _trainer_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dat
 
 def full_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """One row of the greatest length, for rows that do not exist yet."""
-    length = stage.limit or getattr(stage.args, "max_prompt_length", None) or NO_LIMIT_LENGTH
+    length = stage.max_length or getattr(stage.args, "max_prompt_length", None) or NO_LIMIT_LENGTH
     trainer = DryTraining(stage, tokenizer, layers=1).build()
     toy_row = dict(trainer.train_dataset[0])
     labels = stage.planned.get(str(stage.script.dataset_name))

@@ -28,7 +28,7 @@ from toolkit.data.splits import Splits
 from toolkit.errors import ConfigError
 from toolkit.kernels import chunked_logprobs
 from toolkit.models.peft_methods import build_peft_config
-from toolkit.models.prompt_and_ia3_adapters import INSERTED
+from toolkit.models.prompt_and_ia3_adapters import HOOKED
 from toolkit.models.roles import POLICY
 from toolkit.ppo.roles import attach_ppo_roles
 from toolkit.ppo.trainer import PPOTrainer
@@ -152,7 +152,7 @@ class DryTraining(Training):
     def policy(self) -> Any:
         """A new adapter of the parent's shape, trainable, on the base."""
         config = PeftConfig.from_pretrained(str(self.parent))
-        if isinstance(config, INSERTED):
+        if isinstance(config, HOOKED):
             config.inference_mode = False
             return get_peft_model(self.base, config)
         roles = UntrainedRoles(self.base, {})

@@ -38,7 +38,7 @@ def _report(
     stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Dataset, collator: Any
 ) -> list[str]:
     findings = Findings()
-    lengths = row_tokens(rows, stage.limit)
+    lengths = row_tokens(rows, stage.max_length)
     check_disk(stage, stored_parts(stage), optimizer_steps(stage.args, rows), findings)
     with undisturbed():
         config = base_config(stage.model, trust_remote_code=stage.args.trust_remote_code)

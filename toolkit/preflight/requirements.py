@@ -40,7 +40,7 @@ def check_requirements(
     name, planned_runs = recipe.name, planned or {}
     options = _on_one_device(recipe, options)
     script, args, model, mixture, own = options
-    parent = getattr(own, "parent", None)
+    parent = options.parent
     for config in options:
         check_numbers(name, config)
     if recipe.needs_parent and parent is None:
@@ -82,8 +82,7 @@ def _checkpoint(recipe: Recipe, options: Options) -> str | None:
     """
     args, own = options.args, options.own
     resume = last_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    starts_adapter = getattr(own, "parent", None) is None
-    if resume and starts_adapter and options.model.method == "adalora":
+    if resume and options.parent is None and options.model.method == "adalora":
         raise ConfigError(
             f"{recipe.name}: adalora cannot be resumed, because a checkpoint does not hold the "
             "importance of the ranks; start again with --resume_from_checkpoint false"

@@ -29,20 +29,10 @@ class Stage:
     planned: Mapping[str, Any] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
-        """`script`, `args`, `model`, `mixture` and `own` of the options."""
-        if name in Options._fields:
-            return getattr(self.options, name)
-        raise AttributeError(name)
-
-    @property
-    def parent(self) -> str | None:
-        """The run whose adapter this run starts from."""
-        return getattr(self.own, "parent", None)
-
-    @property
-    def rewards(self) -> list[str]:
-        """The reward models."""
-        return list(getattr(self.own, "reward_model", []))
+        """Attributes of the options, such as `args` and `parent`."""
+        if name == "options" or name.startswith("__"):  # while a copy is made
+            raise AttributeError(name)
+        return getattr(self.options, name)
 
     def without_devices(self) -> "Stage":
         """A copy for another process: the training arguments find their devices again there."""
@@ -63,12 +53,6 @@ class Stage:
                 return None, model
             parent, model = stage.parent, stage.model
         return parent, model
-
-    @property
-    def limit(self) -> int | None:
-        """Tokens to which a row is truncated; None if rows are packed or not truncated."""
-        packing = getattr(self.args, "packing", False)
-        return None if packing else getattr(self.args, "max_length", None)
 
 
 def find_stages(
