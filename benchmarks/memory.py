@@ -27,8 +27,8 @@ from benchmarks.meter import process_megabytes, reset_peak
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preflight.dry_run import DryTraining, Peak, dry_run
-from toolkit.preflight.stages import Stage
 from toolkit.recipe import Options, find_recipe
+from toolkit.stages import Stage
 
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",

@@ -23,8 +23,8 @@ from benchmarks.common import ROOT, markdown_table, parser, read_json, require_k
 from toolkit.preflight.check import full_rows
 from toolkit.preflight.fit import device_memory, predict
 from toolkit.preflight.rows import longest_row, row_tokens
-from toolkit.preflight.stages import Stage, find_stages
 from toolkit.runs.run import write_json
+from toolkit.stages import Stage, find_stages
 from toolkit.world import resolve_base
 
 LIMIT_S = 3600.0  # per prediction

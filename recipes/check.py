@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> int:
 
 def check(config: str, options: list[str], recipe: str | None, gpu_memory_gb: float | None) -> int:
     from toolkit.preflight.check import check_stage
-    from toolkit.preflight.stages import find_stages
+    from toolkit.stages import find_stages
 
     failed = 0
     for stage in find_stages(config, options, recipe=recipe):

@@ -21,7 +21,7 @@ from toolkit.runs.run import Run
 
 
 def main(args, model) -> Run:
-    from toolkit.preflight.requirements import require_reward_models
+    from toolkit.runs.parents import require_reward_models
 
     for folder in args.runs:
         require_adapter(folder, "runs")

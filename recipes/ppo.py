@@ -25,8 +25,8 @@ def arguments() -> tuple[type, type]:
 
 
 def requirements(options: Options, planned) -> Options:
-    from toolkit.preflight.requirements import resolve_reward_models
     from toolkit.reward.functions import check_names
+    from toolkit.stages import resolve_reward_models
 
     args, own = options.args, options.own
     check_names(own.reward_funcs)

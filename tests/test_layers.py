@@ -26,6 +26,7 @@ LAYERS = {  # a module imports its own package and lower layers
     "toolkit.evaluation": 9,
     "toolkit.training": 10,
     "toolkit.preflight": 11,
+    "toolkit.stages": 8,
     "toolkit.app": 11,
     "toolkit.runner": 12,
     "toolkit.cli": 13,

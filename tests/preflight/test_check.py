@@ -16,9 +16,9 @@ from toolkit.preflight.check import check_stage
 from toolkit.preflight.findings import Findings, check_disk, check_tokens
 from toolkit.preflight.fit import device_memory, predict
 from toolkit.preflight.rows import histogram, longest_row, percentiles, row_tokens
-from toolkit.preflight.stages import Stage, find_stages
 from toolkit.recipe import Options, find_recipe
 from toolkit.runner import train
+from toolkit.stages import Stage, find_stages
 
 WORLD = "recipes/configs/world"
 REAL = sorted((SHARED / "data").glob("*.json*")) if (SHARED / "data").is_dir() else []

@@ -15,10 +15,10 @@ from toolkit.options.arguments import LabelArguments
 from toolkit.preflight.check import check_stage, full_rows
 from toolkit.preflight.fit import Planner
 from toolkit.preflight.requirements import check_requirements
-from toolkit.preflight.stages import find_stages
 from toolkit.recipe import find_recipe
 from toolkit.runner import train
 from toolkit.runs.run import ADAPTER_FILES, ENSEMBLE, Run
+from toolkit.stages import find_stages
 
 
 @pytest.fixture(autouse=True)

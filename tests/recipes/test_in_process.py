@@ -12,7 +12,7 @@ from toolkit.cli import run
 from toolkit.evaluation import judge
 from toolkit.models.base import BASE_FILE
 from toolkit.recipe import find
-from toolkit.runs.parents import require_adapter, reward_models
+from toolkit.runs.parents import require_adapter, require_reward_models
 from toolkit.runs.run import ENSEMBLE, Run
 
 WORLD = "recipes/configs/world"
@@ -120,7 +120,7 @@ def test_a_reward_model_that_cannot_be_judged_is_finished_all_the_same(
     require_adapter(str(made), "reward_model")
     trained = load_file(made / "adapter_model.safetensors")
     call("reward", folder, resume_from_checkpoint=True, **options)
-    for part in [folder] if ensemble == 1 else reward_models(str(folder)):
+    for part in [folder] if ensemble == 1 else require_reward_models(str(folder)):
         run = Run.load(part)
         assert run.state == "finished"
         assert "judging" not in run.results
@@ -171,7 +171,7 @@ def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo
     first = Run.load(folder)
     assert (first.recipe, first.state, first.results["members"]) == (ENSEMBLE, "finished", 3)
     assert 0 <= first.results["members_agreement"] <= 1
-    members = reward_models(str(folder))
+    members = require_reward_models(str(folder))
     heads = [load_file(f"{member}/head.safetensors")["weight"] for member in members]
     assert not torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[1], heads[2])

@@ -9,9 +9,9 @@ from toolkit.app.catalog import scan
 from toolkit.errors import ToolkitError
 from toolkit.pipeline import Pipeline, run_pipeline
 from toolkit.preflight.check import check_stage
-from toolkit.preflight.stages import find_stages
 from toolkit.recipe import commands
 from toolkit.runs.listing import list_runs
+from toolkit.stages import find_stages
 
 RECIPE = '''"""Learn the prompts as well as the answers."""
 

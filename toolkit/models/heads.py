@@ -8,8 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError
-
-HEAD_FILE = "head.safetensors"
+from toolkit.runs.run import HEAD_FILE as HEAD_FILE
 
 
 class ScalarHead(nn.Module):

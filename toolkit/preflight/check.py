@@ -1,5 +1,6 @@
 """`toolkit check`: rows, lengths, samples, adapters, memory and disk of a run, without training it."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,6 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.models.tokenizer import load_tokenizer
 from toolkit.options.arguments import LabelArguments
 from toolkit.preflight.dry_run import DryTraining, Peak, undisturbed
 from toolkit.preflight.fake_model import base_config
@@ -22,7 +22,7 @@ from toolkit.preflight.findings import (
 )
 from toolkit.preflight.fit import Memory, device_memory, predict
 from toolkit.preflight.report import optimizer_steps, summary
-from toolkit.preflight.requirements import check_requirements, is_planned
+from toolkit.preflight.requirements import check_requirements
 from toolkit.preflight.rows import (
     decoded_sample,
     full_row,
@@ -32,9 +32,8 @@ from toolkit.preflight.rows import (
     percentiles,
     row_tokens,
 )
-from toolkit.preflight.stages import Stage
+from toolkit.stages import Stage, is_planned
 from toolkit.training import Training
-from toolkit.world import resolve_base
 
 SAMPLES = 2
 NO_LIMIT_LENGTH = 512  # tokens of a row that an earlier stage writes, if no option limits them
@@ -42,8 +41,8 @@ SHOWN_PARTS = 4  # of a peak, in one line
 PARTS = {"kv_cache": "KV cache", "merged_weights": "merged weights"}
 PHASES = {"update": "updating", "reading": "reading prompts"}
 # options that lower the memory of a batch of one
-SMALLER = ("max_length", "local_rollout_forward_batch_size", "generation_batch_size")
-SMALLER += ("response_length",)
+SMALLER = ["max_length", "local_rollout_forward_batch_size", "generation_batch_size"]
+SMALLER += ["response_length"]
 
 
 def check_stage(stage: Stage, *, gpu_memory_gb: float | None = None) -> Findings:
@@ -79,24 +78,12 @@ def check_stage(stage: Stage, *, gpu_memory_gb: float | None = None) -> Findings
 
 
 def load_stage_tokenizer(stage: Stage) -> PreTrainedTokenizerBase:
-    """The run's tokenizer, with the chat template that its parent has or will have.
-
-    Raises: ConfigError if it cannot be loaded.
-    """
+    """The run's tokenizer, with the chat template that its parent has or will have."""
     parent, model = stage.starting_adapter()
-    try:
-        return load_tokenizer(
-            resolve_base(stage.model.model_name_or_path),
-            revision=stage.model.model_revision,
-            chat_template=stage.model.chat_template or model.chat_template,
-            parent=parent,
-            trust_remote_code=stage.args.trust_remote_code,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"{stage.model.model_name_or_path}: cannot load the tokenizer ({reason})"
-        ) from error
+    training = Training(stage.recipe, stage.options)
+    training.parent, training.rewards, training.model = parent, [], copy.copy(stage.model)
+    training.model.chat_template = stage.model.chat_template or model.chat_template
+    return training.tokenizer
 
 
 def _trainer_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Any]:
@@ -173,7 +160,7 @@ def _check_memory(
 
 
 def peak_line(peak: Peak, memory: Memory) -> str:
-    """The peak, the device's memory, and the largest parts."""
+    """The peak with its largest parts, and the device's memory."""
     parts = sorted(peak.parts.items(), key=lambda part: -part[1])
     names = ", ".join(
         f"{PARTS.get(n, n)} {size(count)}" for n, count in parts[:SHOWN_PARTS] if count
@@ -185,13 +172,10 @@ def peak_line(peak: Peak, memory: Memory) -> str:
 
 def parts_table(peaks: Sequence[Peak]) -> list[str]:
     """Lines of a table: parts by phases."""
-    parts = list(dict.fromkeys(name for peak in peaks for name in peak.parts))
-    rows = [(PARTS.get(n, n), [size(peak.parts.get(n, 0)) for peak in peaks]) for n in parts]
-    rows = [
-        ("", [peak.phase for peak in peaks]),
-        *rows,
-        ("total", [size(p.total) for p in peaks]),
-    ]
+    rows = [("", [peak.phase for peak in peaks])]
+    for part in dict.fromkeys(name for peak in peaks for name in peak.parts):
+        rows.append((PARTS.get(part, part), [size(peak.parts.get(part, 0)) for peak in peaks]))
+    rows.append(("total", [size(peak.total) for peak in peaks]))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells) for name, cells in rows]
 

@@ -36,12 +36,11 @@ from toolkit.preflight.fake_model import (
     UntrainedRoles,
     fake_base,
     fake_tensors,
-    has_adapter_config,
     new_fake_mode,
     stored_bytes,
 )
 from toolkit.preflight.memory_tracker import ACTIVATIONS, LOGITS, MemoryTracker
-from toolkit.preflight.stages import Stage
+from toolkit.stages import Stage, has_adapter_config
 from toolkit.training import Training
 
 EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
@@ -69,11 +68,9 @@ class Peak:
 class DryTraining(Training):
     """A `Training` whose base, adapters and roles are fake tensors.
 
-    Runs that the recipe starts from are replaced by folders with an `adapter_config.json` alone.
+    Runs that the recipe starts from are replaced by folders with an adapter's config and no weights.
 
     Args:
-        stage: the training run.
-        tokenizer: the base's.
         rows: the train split; by default two short rows, without demonstrations.
         layers: number of the base's layers; default all.
     """
@@ -172,10 +169,7 @@ class DryTraining(Training):
         return roles
 
     def adapter_config(self, run: str) -> PeftConfig:
-        """The config of a run's adapter; an earlier stage that has not run yet tells it by its options.
-
-        A reward model that does not exist has the shape of the policy.
-        """
+        """The config of a run's adapter; if the run does not exist yet, of the policy's adapter."""
         parent, model = self.stage.starting_adapter()
         for folder in (run, parent):
             if folder is not None and has_adapter_config(folder):
@@ -328,10 +322,15 @@ def heads_as_on_cuda(cuda: bool) -> Iterator[None]:
     if not cuda:
         yield
         return
-    tile_kernels = ("_forward_tile", "_backward_tile", "_addmm_fp32")
+    kernels: dict[str, Any] = dict.fromkeys(
+        ("_forward_tile", "_backward_tile", "_addmm_fp32"), _none
+    )
     with (
         patch.object(trl_utils, "_use_triton", lambda _: True),
         patch.object(chunked_logprobs, "is_on_gpu", lambda _: True),
-        patch.multiple(chunked_logprob, **dict.fromkeys(tile_kernels, lambda *_, **__: None)),
+        patch.multiple(chunked_logprob, **kernels),
     ):
         yield
+
+
+def _none(*_: Any, **__: Any) -> None: ...

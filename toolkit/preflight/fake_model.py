@@ -1,6 +1,5 @@
 """A base and its adapters as fake tensors, which have a shape and a type but no data."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,13 +88,9 @@ def fake_base(
     trust_remote_code: bool = False,
     layers: int | None = None,
 ) -> PreTrainedModel:
-    """The base that `load_base` would load, from its config alone.
+    """The base that `load_base` would load, from its config alone; with `layers`, only its first ones.
 
-    Args:
-        model: as for `load_base`.
-        mode: that its weights belong to.
-        scalar: with a head to one scalar instead of the language-model head.
-        layers: number of its layers; default all.
+    With `scalar`, it has a head to one scalar instead of the language-model head.
     """
     model = ModelArguments.of(model)
     config = base_config(model, trust_remote_code=trust_remote_code)
@@ -143,15 +138,6 @@ class UntrainedRoles(Roles):
         if head:
             size = self.base.config.get_text_config().hidden_size
             self._add_head(name, ScalarHead(size), trainable=trainable)
-
-
-def has_adapter_config(run: str | None) -> bool:
-    """Whether a run's directory has a readable adapter config."""
-    try:
-        json.loads((Path(run or "-") / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def stored_bytes(module: nn.Module) -> int:

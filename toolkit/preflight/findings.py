@@ -13,10 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.errors import CheckpointError
 from toolkit.models.adapters import read_adapter
 from toolkit.models.base import check_fingerprint, fingerprint
-from toolkit.preflight.requirements import is_planned
 from toolkit.preflight.rows import IGNORED, first_ids, layout_of
-from toolkit.preflight.stages import Stage
 from toolkit.runs.run import WEIGHTS_FILE
+from toolkit.stages import Stage, is_planned
 
 CHECKED_ROWS = 200  # for special tokens
 DISK = "checkpoints need"

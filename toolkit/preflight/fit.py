@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.preflight.dry_run import DryRun, DryTraining, Peak, dry_run
 from toolkit.preflight.fake_model import base_config
 from toolkit.preflight.isolated_process import LIMIT_S, run_isolated
-from toolkit.preflight.stages import Stage
+from toolkit.stages import Stage
 
 TRIED_BATCH = 64  # larger batches are computed from a straight line, and not tried
 SHALLOW = (

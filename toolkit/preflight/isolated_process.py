@@ -6,10 +6,10 @@ import os
 import pickle
 import signal
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 
@@ -17,7 +17,6 @@ from toolkit.errors import ConfigError
 
 LIMIT_S = 300.0
 IMPORTS_S = 60.0  # a fresh process may need for its imports
-TOKENIZERS = "TOKENIZERS_PARALLELISM"
 T = TypeVar("T")
 
 
@@ -46,8 +45,11 @@ def run_isolated(
     limit_s += IMPORTS_S if fresh else 0.0
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_work, args=(work, send, limit_s), daemon=True)
+    variables = {"TOKENIZERS_PARALLELISM": "false"}
+    variables |= {"CUDA_VISIBLE_DEVICES": ""} if fresh else {}
     try:
-        with _environment({TOKENIZERS: "false"} | ({"CUDA_VISIBLE_DEVICES": ""} if fresh else {})):
+        with patch.dict(os.environ, variables), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a process with threads
             child.start()
     except (pickle.PicklingError, AttributeError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())
@@ -85,20 +87,3 @@ def _work(work: Callable[[], object], send: Connection, limit_s: float) -> None:
         send.send((False, f"{type(error).__name__}: {' '.join(str(error).split())}"))
     send.close()
     os._exit(0)  # no exit handlers: they belong to the parent process
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Environment variables for a child process, without the warning that threads are not forked."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -12,8 +12,8 @@ from toolkit.errors import ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preflight.dry_run import DryTraining, dry_run
-from toolkit.preflight.stages import Stage
 from toolkit.recipe import Options, Recipe
+from toolkit.stages import Stage
 from toolkit.world import BASE_NAME, resolve_base
 
 OPTIMIZER_OPTIONS = ("optim", "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs")
@@ -88,14 +88,14 @@ def _try_reporting(args: Any) -> None:
 
 def _changed_loss_options(args: Any) -> dict[str, Any]:
     """The loss options that differ from their defaults."""
-    fields = type(args).__dataclass_fields__
-    values = {name: getattr(args, name) for name in LOSS_OPTIONS if name in fields}
-    return {name: value for name, value in values.items() if value != _default(fields[name])}
-
-
-def _default(field: Any) -> Any:
-    factory = field.default_factory
-    return field.default if factory is dataclasses.MISSING else factory()
+    changed = {}
+    for field in dataclasses.fields(args):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if field.name in LOSS_OPTIONS and getattr(args, field.name) != default:
+            changed[field.name] = getattr(args, field.name)
+    return changed
 
 
 def _try_loss(recipe: Recipe, options: Options, changed: Mapping[str, Any]) -> None:

@@ -10,8 +10,8 @@ from toolkit.preflight.dry_run import undisturbed
 from toolkit.preflight.fake_model import base_config
 from toolkit.preflight.findings import DISK, Findings, check_disk, check_tokens, stored_parts
 from toolkit.preflight.rows import layout_of, percentiles, row_tokens
-from toolkit.preflight.stages import Stage
 from toolkit.recipe import Options, Recipe
+from toolkit.stages import Stage
 
 
 def print_report(

@@ -2,21 +2,19 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.loading import check_source
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import ConfigError
 from toolkit.models.arguments import reject_adapter_options
-from toolkit.models.heads import HEAD_FILE
 from toolkit.options.bounds import check_numbers
-from toolkit.options.config import is_local_path
 from toolkit.recipe import Options, Recipe, recipes
-from toolkit.runs.parents import is_finished, made_with, require_adapter, reward_models
+from toolkit.runs.parents import made_with, require_adapter
 from toolkit.runs.replacing import refuse_unfinished
 from toolkit.runs.resuming import is_requested, last_checkpoint
-from toolkit.runs.run import Run
+from toolkit.stages import is_planned
 
 
 def check_requirements(
@@ -24,11 +22,8 @@ def check_requirements(
 ) -> tuple[Options, str | None]:
     """Check that a recipe can start with these options; nothing is loaded, written or changed.
 
-    Args:
-        recipe: the recipe.
-        options: its options.
-        planned: for a stage of a pipeline, the directories that earlier stages will write. The
-            pipeline itself decides what is resumed.
+    `planned` holds, for a stage of a pipeline, the directories that earlier stages will write. The
+    pipeline itself decides what is resumed.
 
     Returns: the resolved options (an ensemble's directory becomes those of its members; with
         `use_cpu` on a machine with a GPU the base's `device_map` is "cpu"), and the checkpoint to
@@ -92,50 +87,6 @@ def _checkpoint(recipe: Recipe, options: Options) -> str | None:
         keeps_members = is_ensemble and is_requested(args.resume_from_checkpoint)
         refuse_unfinished(Path(args.output_dir), inside=not keeps_members)
     return resume
-
-
-def resolve_reward_models(runs: Sequence[str], planned: Mapping[str, Any]) -> list[str]:
-    """The directories of reward models; an ensemble is replaced by its members.
-
-    Raises: CheckpointError for a run that is missing, unfinished, or not a reward model.
-    """
-    resolved: list[str] = []
-    for run in runs:
-        if is_planned(run, planned):
-            size = getattr(getattr(planned[str(run)], "own", None), "ensemble", 1)
-            resolved += [run] if size == 1 else [f"{run}/member-{i}" for i in range(size)]
-        else:
-            resolved += require_reward_models(run)
-    return resolved
-
-
-def require_reward_models(path: str) -> list[str]:
-    """The directory of a reward model, or the directories of an ensemble's members.
-
-    Raises: CheckpointError for a run that is missing, unfinished, or not a reward model.
-    """
-    members = reward_models(path)
-    for member in members:
-        require_adapter(member, "reward_model")
-        if not (Path(member) / HEAD_FILE).is_file():
-            raise CheckpointError(
-                f"reward_model: {member} has no {HEAD_FILE}, so it is not a reward model; use "
-                "a run of `toolkit reward`"
-            )
-    return members
-
-
-def is_planned(name: str | None, planned: Mapping[str, Any]) -> bool:
-    """Whether an earlier stage of the pipeline still has to write the run or dataset of this name.
-
-    A run or dataset that exists and is finished is checked like any other.
-    """
-    if name is None or str(name) not in planned:
-        return False
-    folder = Path(name)
-    if (folder / "run.json").is_file() and not (folder / "adapter_config.json").is_file():
-        return Run.load(folder).state != "finished"  # comparisons, or an ensemble
-    return not is_finished(folder) if is_local_path(name) else True
 
 
 def _planned_made_with(parent: str, planned: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def _ranking(ids: list[int], answers: int) -> dict[str, Any]:
 def first_ids(row: dict[str, Any]) -> list[int]:
     """The tokens with which a row begins."""
     if "ids" in row:
-        return list(max(row["ids"], key=len))
+        answers: list[list[int]] = row["ids"]
+        return max(answers, key=len)
     return list(next(row[n] for n in ("input_ids", "prompt_ids", *ANSWERS) if n in row))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError
-from toolkit.runs.run import ENSEMBLE, MANIFEST, Run
+from toolkit.runs.run import ENSEMBLE, HEAD_FILE, MANIFEST, Run
 
 
 def is_finished(path: str | os.PathLike[str]) -> bool:
@@ -15,22 +15,6 @@ def is_finished(path: str | os.PathLike[str]) -> bool:
     except CheckpointError:
         return False
     return run.state == "finished" and run.adapter_problem() is None
-
-
-def reward_models(path: str) -> list[str]:
-    """The directory of a reward model, or those of an ensemble's members.
-
-    Raises: CheckpointError for an unfinished ensemble.
-    """
-    if not (Path(path) / MANIFEST).is_file() or Run.load(path).recipe != ENSEMBLE:
-        return [path]
-    run = Run.load(path)
-    if run.state != "finished":
-        raise CheckpointError(
-            f"{path}: this ensemble is {run.state}, not finished; continue it with "
-            "--resume_from_checkpoint true"
-        )
-    return [str(run.path / f"member-{i}") for i in range(run.config["ensemble"])]
 
 
 def require_adapter(run: str, option: str) -> None:
@@ -51,6 +35,29 @@ def require_adapter(run: str, option: str) -> None:
             f"{option}: {run} is {state}, not finished; continue it with "
             "--resume_from_checkpoint true, or name one of its checkpoints"
         )
+
+
+def require_reward_models(path: str) -> list[str]:
+    """The directory of a reward model, or the directories of an ensemble's members.
+
+    Raises: CheckpointError for a run that is missing, unfinished, or not a reward model.
+    """
+    members = [path]
+    if (Path(path) / MANIFEST).is_file() and (run := Run.load(path)).recipe == ENSEMBLE:
+        if run.state != "finished":
+            raise CheckpointError(
+                f"{path}: this ensemble is {run.state}, not finished; continue it with "
+                "--resume_from_checkpoint true"
+            )
+        members = [str(run.path / f"member-{i}") for i in range(run.config["ensemble"])]
+    for member in members:
+        require_adapter(member, "reward_model")
+        if not (Path(member) / HEAD_FILE).is_file():
+            raise CheckpointError(
+                f"reward_model: {member} has no {HEAD_FILE}, so it is not a reward model; use "
+                "a run of `toolkit reward`"
+            )
+    return members
 
 
 def made_with(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 from toolkit.errors import ConfigError
 from toolkit.options.command_line import parse
-from toolkit.options.config import find_config, load_yaml, options_of
+from toolkit.options.config import find_config, is_local_path, load_yaml, options_of
 from toolkit.pipeline import Pipeline
-from toolkit.preflight.fake_model import has_adapter_config
 from toolkit.recipe import Options, Recipe, find_recipe, recipes
+from toolkit.runs.parents import is_finished, require_reward_models
+from toolkit.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -116,3 +118,40 @@ def _recipe_of(config: str, content: Mapping[str, Any]) -> str:
     raise ConfigError(
         f"{config}: its options {fit}; name the recipe: --recipe {'|'.join(matching or known)}"
     )
+
+
+def has_adapter_config(run: str) -> bool:
+    """Whether a run's directory has a readable adapter config."""
+    try:
+        json.loads((Path(run) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_planned(name: str | None, planned: Mapping[str, Any]) -> bool:
+    """Whether an earlier stage of the pipeline still has to write the run or dataset of this name.
+
+    A run or dataset that exists and is finished is checked like any other.
+    """
+    if name is None or str(name) not in planned:
+        return False
+    folder = Path(name)
+    if (folder / "run.json").is_file() and not (folder / "adapter_config.json").is_file():
+        return Run.load(folder).state != "finished"  # comparisons, or an ensemble
+    return not is_finished(folder) if is_local_path(name) else True
+
+
+def resolve_reward_models(runs: Sequence[str], planned: Mapping[str, Any]) -> list[str]:
+    """The directories of reward models; an ensemble is replaced by its members.
+
+    Raises: CheckpointError for a run that is missing, unfinished, or not a reward model.
+    """
+    resolved: list[str] = []
+    for run in runs:
+        if is_planned(run, planned):
+            size = getattr(getattr(planned[str(run)], "own", None), "ensemble", 1)
+            resolved += [run] if size == 1 else [f"{run}/member-{i}" for i in range(size)]
+        else:
+            resolved += require_reward_models(run)
+    return resolved
