@@ -323,7 +323,7 @@ def heads_as_on_cuda(cuda: bool) -> Iterator[None]:
         yield
         return
     kernels: dict[str, Any] = dict.fromkeys(
-        ("_forward_tile", "_backward_tile", "_addmm_fp32"), _none
+        ("_forward_tile", "_backward_tile", "_addmm_fp32"), _do_nothing
     )
     with (
         patch.object(trl_utils, "_use_triton", lambda _: True),
@@ -333,4 +333,4 @@ def heads_as_on_cuda(cuda: bool) -> Iterator[None]:
         yield
 
 
-def _none(*_: Any, **__: Any) -> None: ...
+def _do_nothing(*_: Any, **__: Any) -> None: ...

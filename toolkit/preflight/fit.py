@@ -17,10 +17,8 @@ from toolkit.preflight.isolated_process import LIMIT_S, run_isolated
 from toolkit.stages import Stage
 
 TRIED_BATCH = 64  # larger batches are computed from a straight line, and not tried
-SHALLOW = (
-    3,
-    4,
-)  # layers of the dry runs: first, inner, last; each further layer adds as the fourth
+# layers of the dry runs: a first, inner ones and a last; every further layer adds what the fourth adds
+SHALLOW = (3, 4)
 NO_SEARCH_LIMIT_S = 60.0
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.errors import ConfigError
 
 Layout = Literal["ranking", "sequence", "pair", "answer", "prompt"]
-# the column that tells a layout, the first that a dataset has
+# the first of these columns that a dataset has identifies its layout
 LAYOUTS: dict[str, Layout] = {
     "ids": "ranking",
     "input_ids": "sequence",
