@@ -84,6 +84,7 @@ def pipeline(tiny_base, tmp_path, monkeypatch):
     return tmp_path / "pipeline.yaml"
 
 
+@pytest.mark.slow
 def test_own_recipe_needs_no_other_edit(pipeline, tmp_path, capsys):
     assert commands()["toy"].summary == "Learn the prompts as well as the answers."
     for stage in find_stages(str(pipeline)):
@@ -113,7 +114,7 @@ def test_own_recipe_needs_no_other_edit(pipeline, tmp_path, capsys):
         base_name="base",
         problem=lambda run: run.adapter_problem(),
         identify=lambda path: path.name,
-        refused=lambda path: None,
+        load_error=lambda path: None,
     )
     assert {"first", "second"} <= set(catalog.checkpoints)
     assert catalog.broken == ()
