@@ -136,10 +136,10 @@ def test_every_loss_of_dpo_is_accepted(words_of):
 
 def test_trying_a_loss_keeps_the_device(words_of, monkeypatch, tmp_path):
     """accelerate keeps one device per process: that of the latest training arguments."""
+    options = stage_of("dpo", *words_of("dpo", [])).options
     device = torch.device("meta")  # instead of a GPU
     monkeypatch.setattr(PartialState, "default_device", property(lambda _: device))
     training = DPOConfig(output_dir=str(tmp_path), loss_type=["ipo"], bf16=False, report_to="none")
-    options = stage_of("dpo", *words_of("dpo", [])).options
     try:
         assert Accelerator().device == device
         try_options(find_recipe("dpo"), options._replace(args=training))
