@@ -167,9 +167,10 @@ def recipes() -> dict[str, Recipe]:
 
 
 def find(name: str) -> AnyCommand | None:
-    """The command of this name, or None."""
-    places = [SHIPPED] if name == "app" else folders()
-    for folder in places if name.isidentifier() else []:
+    """The command of this name, or None; a manifest may hold any value as its recipe."""
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    for folder in [SHIPPED] if name == "app" else folders():
         if (folder / f"{name}.py").is_file():
             return _load(folder / f"{name}.py")
     return None
