@@ -44,7 +44,7 @@ def check(config: str, options: list[str], recipe: str | None, gpu_memory_gb: fl
         print(f"=== {stage.name or stage.recipe.name} ({stage.recipe.name})", flush=True)
         try:
             findings = check_stage(stage, gpu_memory_gb=gpu_memory_gb)
-        except Exception as error:  # whatever an exotic model or row raises: check the other stages
+        except Exception as error:  # the other stages are checked all the same
             failed += 1
             known = isinstance(error, ToolkitError)
             print(f"error: {'' if known else 'cannot be checked: '}{type(error).__name__}: {error}")

@@ -19,6 +19,7 @@ LAYERS = {  # a module imports its own package and lower layers
     "toolkit.models": 5,
     "toolkit.recipe": 6,
     "toolkit.pipeline": 7,
+    "toolkit.stages": 8,
     "toolkit.sampling": 6,
     "toolkit.trainers": 7,
     "toolkit.reward": 8,
@@ -26,7 +27,6 @@ LAYERS = {  # a module imports its own package and lower layers
     "toolkit.evaluation": 9,
     "toolkit.training": 10,
     "toolkit.preflight": 11,
-    "toolkit.stages": 8,
     "toolkit.app": 11,
     "toolkit.runner": 12,
     "toolkit.cli": 13,
@@ -69,7 +69,8 @@ def test_recipes_are_thin_and_import_no_recipe(recipe):
 def test_layer_zero_imports_no_heavy_library():
     code = (
         "import sys, toolkit.errors, toolkit.options.config, toolkit.options.command_line;"
-        "import toolkit.runs.run, toolkit.pipeline, toolkit.data.loading;"
+        "import toolkit.runs.run, toolkit.pipeline, toolkit.data.loading, toolkit.stages;"
+        "import toolkit.options.bounds;"
         "print([m for m in ('torch', 'transformers', 'trl', 'datasets') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
