@@ -1,11 +1,11 @@
-"""Check a config, its data and its model together, and whether they fit, without training.
+"""Check a config, its data and its model before training, and predict the memory.
 
     toolkit check --config world/sft
     toolkit check --config qwen3-0.6b/pipeline --gpu_memory_gb 8
 
-Takes the YAML of a training recipe with its options, or of a pipeline. Prints rows, lengths, samples
+Reads the YAML of a training recipe or of a pipeline. Prints the number of rows, their lengths, samples
 as the trainer reads them, and the memory predicted from the shapes of the model. It does not use a GPU.
-Exit code 2 if the run would fail.
+The exit code is 2 if the run would fail.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> int:
     from toolkit.preflight.gpu import gpu_memory_gb
 
     memory_gb = args.gpu_memory_gb or gpu_memory_gb()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is run on the GPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the prediction runs on the CPU
     try:
         return check(args.config, options, args.recipe, memory_gb)
     except ToolkitError as error:
@@ -44,7 +44,7 @@ def check(config: str, options: list[str], recipe: str | None, gpu_memory_gb: fl
         print(f"=== {stage.name or stage.recipe.name} ({stage.recipe.name})", flush=True)
         try:
             findings = check_stage(stage, gpu_memory_gb=gpu_memory_gb)
-        except Exception as error:  # the other stages are checked all the same
+        except Exception as error:  # of any kind, so that the other stages are checked
             failed += 1
             known = isinstance(error, ToolkitError)
             print(f"error: {'' if known else 'cannot be checked: '}{type(error).__name__}: {error}")
@@ -68,7 +68,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="YAML of a recipe or of a pipeline")
     parser.add_argument("--recipe", choices=list(recipes()), help="the recipe that the YAML is for")
     parser.add_argument(
-        "--gpu_memory_gb", type=float, help="predict for a GPU of this much memory (1 GB = 2^30)"
+        "--gpu_memory_gb", type=float, help="memory of the GPU to predict for (1 GB = 2^30 bytes)"
     )
     return parser
 

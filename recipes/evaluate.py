@@ -1,9 +1,10 @@
-"""Evaluation: any number of runs on one base, compared with SFT, into a report.
+"""Evaluate any number of runs on one base, and compare them with SFT in a report.
 
     toolkit evaluate --config world/evaluate \\
         --runs runs/world/sft runs/world/ppo --output_dir runs/world/report
 
-Reads   the runs, the reward run (of an ensemble the mean counts), prompts, comparisons, demonstrations.
+Reads   the runs, the reward run (of an ensemble, the mean score), prompts, comparisons,
+        demonstrations.
 Writes  report.json, report.md, report.txt and the plots (PNG).
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
-from toolkit.options.arguments import EvaluateArguments
+from toolkit.options.arguments import DataArguments, EvaluateArguments
 from toolkit.recipe import Command, holds, is_supervised
 from toolkit.runs.parents import made_with, require_adapter
 from toolkit.runs.run import Run
@@ -27,20 +28,20 @@ def main(args, model) -> Run:
         require_adapter(folder, "runs")
     judges = [] if args.reward_model is None else require_reward_models(args.reward_model)
     sources = {Path(folder).name: Run.load(folder) for folder in args.runs}
-    sft = next((name for name, run in sources.items() if is_supervised(run)), None)
+    sft = next((name for name, source in sources.items() if is_supervised(source)), None)
     if sft is None or len(sources) < len(args.runs):
-        raise ConfigError("evaluate: `runs` needs an SFT run, and no two of the same name")
-    wrong = [n for n, run in sources.items() if n == "base" or holds(run) != "policy"]
-    if wrong:
-        raise ConfigError(
-            f"evaluate: `runs` are policies beside the base, got {sources[wrong[0]].path}; a reward "
-            "model is named by --reward_model"
-        )
+        raise ConfigError("evaluate: `runs` must contain an SFT run, and no two runs of one name")
+    for name, source in sources.items():
+        if name == "base" or holds(source) != "policy":
+            raise ConfigError(
+                f"evaluate: `runs` must be runs with a policy, not named base, got {source.path}; "
+                "name a reward model with --reward_model"
+            )
     timings = _timings(args.timings)
 
     from transformers import set_seed
 
-    from toolkit.data.auxiliary import held_out_texts, load_split
+    from toolkit.data.auxiliary import held_out_texts, load_demonstrations, load_split
     from toolkit.evaluation.evaluate import Checkpoint, evaluate_all, role_ids
     from toolkit.evaluation.judge import judge_reward_model
     from toolkit.evaluation.render import to_text, write
@@ -61,12 +62,13 @@ def main(args, model) -> Run:
         args.output_dir, recipe="evaluate", configs=(args, model), parents=parents
     ) as run:
         set_seed(args.seed)
-        read = {"drop_bad_rows": args.drop_bad_rows, "seed": args.seed}
-        asked = load_split(args.prompts, args.prompts_split, option="prompts_split", **read)
-        prompts = [row["prompt"] for row in asked]
-        shown = _demonstrations(args)
-        pairs = load_split(
-            args.comparisons, "test", option="comparisons", kind="preference", **read
+        options = {"drop_bad_rows": args.drop_bad_rows, "seed": args.seed}
+        rows = load_split(args.prompts, args.prompts_split, option="prompts_split", **options)
+        prompts = [row["prompt"] for row in rows][: args.max_prompts] * args.samples_per_prompt
+        data_args = DataArguments(drop_bad_rows=args.drop_bad_rows)
+        demonstrations = load_demonstrations(args.demonstrations, data_args, seed=args.seed)
+        comparisons = load_split(
+            args.comparisons, "test", option="comparisons", kind="preference", **options
         )
         roles, tokenizer = load_roles(
             model, parent=sources[sft].path, trust_remote_code=args.trust_remote_code
@@ -84,31 +86,31 @@ def main(args, model) -> Run:
             roles,
             tokenizer,
             checkpoints,
-            prompts[: args.max_prompts] * args.samples_per_prompt,
+            prompts,
             sampling=Sampling(args.max_new_tokens, args.temperature),
             sft=sft,
             rewards=names,
-            few_shot=[_as_texts(*row) for row in shown[: args.few_shot]],
+            few_shot=[tuple(map(_as_text, row)) for row in demonstrations[: args.few_shot]],
             texts=held_out_texts(args.texts, tokenizer),
             batch_size=args.batch_size,
             generation_batch_size=args.generation_batch_size,
             seed=args.seed,
             progress=print,
         )
-        section = None
-        if judges and pairs:
-            section = judge_reward_model(
+        reward_report = None
+        if judges and comparisons:
+            reward_report = judge_reward_model(
                 roles,
                 tokenizer,
-                pairs,
-                demonstrations=shown,
+                comparisons,
+                demonstrations=demonstrations,
                 labeler_agreement=_agreement(args.comparisons),
                 rewards=names,
                 seed=args.seed,
                 batch_size=args.batch_size,
             )
         timings["report"] = round(time.monotonic() - began, 1)
-        report = build(evaluation, reward_model=section, timings_s=timings)
+        report = build(evaluation, reward_model=reward_report, timings_s=timings)
         logs = (source.metrics() for source in sources.values())
         curves = next((rows for rows in logs if any("objective/kl" in row for row in rows)), [])
         run.begin()
@@ -118,35 +120,23 @@ def main(args, model) -> Run:
         return run.finish()
 
 
-def _demonstrations(args):
-    """(prompt, completion) of a random sample; an empty list without a dataset."""
-    from toolkit.data.auxiliary import load_demonstrations
-    from toolkit.options.arguments import DataArguments
-
-    data_args = DataArguments(drop_bad_rows=args.drop_bad_rows)
-    return load_demonstrations(args.demonstrations, data_args, seed=args.seed)
-
-
-def _as_texts(*sides):
-    """A demonstration as (question, answer), whether it is text or messages."""
-    return tuple(side if isinstance(side, str) else side[-1]["content"] for side in sides)
+def _as_text(side):
+    """A prompt or a completion as text; of messages, the last one."""
+    return side if isinstance(side, str) else side[-1]["content"]
 
 
 def _agreement(comparisons):
-    """How often two labelers agree, where recipes/label.py measured it."""
-    folder = Path(comparisons)
-    return (
-        Run.load(folder).results.get("test_agreement") if (folder / "run.json").is_file() else None
-    )
+    """The share of pairs on which two labelers agree, if recipes/label.py made the comparisons."""
+    is_run = (Path(comparisons) / "run.json").is_file()
+    return Run.load(comparisons).results.get("test_agreement") if is_run else None
 
 
 def _timings(text):
     try:
         return dict(json.loads(text)) if text else {}
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"evaluate: `timings` must be JSON of stage to seconds ({error})"
-        ) from error
+        message = f"evaluate: `timings` must be JSON of stage to seconds, got {text!r} ({error})"
+        raise ConfigError(message) from error
 
 
 def arguments() -> tuple[type, ...]:

@@ -1,4 +1,4 @@
-"""KTO with TRL's KTOTrainer: learn from single answers labelled good or bad.
+"""KTO with TRL's KTOTrainer: learn from single answers, each labelled good or bad.
 
     toolkit kto --config world/kto --parent runs/world/sft --output_dir runs/world/kto
 
@@ -21,20 +21,19 @@ def arguments() -> tuple[type, type]:
 
 
 def requirements(options: Options, planned) -> Options:
-    """KTO estimates a row's KL on its neighbour's answer; `apo_zero_unpaired` needs no KL."""
+    """KTO estimates a row's KL with a neighbouring row's answer; `apo_zero_unpaired` needs no KL."""
     args = options.args
     if args.loss_type == "apo_zero_unpaired":
         return options
     if args.per_device_train_batch_size < 2:
         raise ConfigError(
-            "kto: `per_device_train_batch_size` must be at least 2: KTO estimates its KL on answers "
-            "to the other prompts of the batch"
+            "kto: `per_device_train_batch_size` must be at least 2, because KTO estimates the KL on "
+            "answers to other prompts of the batch"
         )
     if args.train_sampling_strategy != "sequential":
         raise ConfigError(
-            "kto: `train_sampling_strategy` must be sequential, got "
-            f"{args.train_sampling_strategy}: a row's KL comes from its neighbour, and the recipe "
-            "shuffles the rows once"
+            f"kto: `train_sampling_strategy` must be sequential, got {args.train_sampling_strategy}: "
+            "the recipe shuffles the rows once, and a row's KL comes from its neighbour"
         )
     return options
 

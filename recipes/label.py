@@ -1,12 +1,13 @@
-"""Comparisons for the embedded world: sample answers, and let the panel rank them.
+"""Make comparisons for the embedded world: sample answers, and rank them with simulated labelers.
 
     toolkit label --config world/label \\
         --parent runs/world/sft --output_dir runs/world/comparisons
 
 Reads   the world's prompts and the SFT run.
-Writes  train.jsonl and test.jsonl: preference rows with the gold utility of both sides, and
-        run.json with how often two labelers agree on sampled answers. With people this step is
-        the app's.
+Writes  train.jsonl and test.jsonl (preference rows with the gold utility of both answers), and
+        run.json with the share of pairs on which two labelers agree.
+
+On real data, people rank answers in the app.
 """
 
 import json
@@ -23,7 +24,7 @@ from toolkit.runs.run import Run
 
 def main(labels, model) -> Run:
     if labels.parent is None:
-        raise ConfigError("label: `parent` is missing; give the SFT run: --parent runs/world/sft")
+        raise ConfigError("label: `parent` is missing; name the SFT run: --parent runs/world/sft")
     require_adapter(labels.parent, "parent")
 
     from transformers import set_seed
@@ -56,29 +57,27 @@ def main(labels, model) -> Run:
         labelers, results = panel(labels.seed), {}
         for split, size in (("train", labels.train_prompts), ("test", labels.test_prompts)):
             rng = random.Random(f"label-{labels.seed}-{split}")
-            drawn = sample_questions(rng, split, size)
-            questions = [q.prompt for q in drawn]
-            groups = [[bad_answer(q, rng) for _ in range(labels.written_vices)] for q in drawn]
-            # the bare base has vices that SFT has not, and a reward model must have seen them
-            sources = ((POLICY, labels.completions), (None, labels.base_completions))
-            for role, count in sources:
-                asked = [user(q) for q in questions for _ in range(count)]
-                with roles.merged(role) as model_in_role:
-                    said = complete(
-                        model_in_role.eval(),
+            questions = sample_questions(rng, split, size)
+            texts = [question.prompt for question in questions]
+            groups = [[bad_answer(q, rng) for _ in range(labels.written_vices)] for q in questions]
+            # the base gives bad answers that SFT no longer gives, and the reward model needs them
+            for role, count in ((POLICY, labels.completions), (None, labels.base_completions)):
+                with roles.merged(role) as sampler:
+                    completions = complete(
+                        sampler.eval(),
                         tokenizer,
-                        asked,
+                        [user(text) for text in texts for _ in range(count)],
                         sampling=Sampling(labels.max_new_tokens, labels.temperature),
                         stop=stop_ids(roles.base, tokenizer),
                     )
-                for number, completion in enumerate(said):
+                for number, completion in enumerate(completions):
                     groups[number // count].append(completion.text)
             rows = []
-            for number, (question, group) in enumerate(zip(questions, groups, strict=True)):
-                different = distinct_answers(group)
-                ranks = rank(rng.choice(labelers), question, different, rng)
-                rows += preferences(question, different, ranks, number)
-            rng.shuffle(rows)  # the first rows shall be of all prompts; `group_id` finds them again
+            for number, (text, group) in enumerate(zip(texts, groups, strict=True)):
+                answers = distinct_answers(group)
+                ranks = rank(rng.choice(labelers), text, answers, rng)
+                rows += preferences(text, answers, ranks, number)
+            rng.shuffle(rows)  # so that `max_rows` keeps rows of many prompts
             run.begin()
             with (run.path / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -88,7 +87,7 @@ def main(labels, model) -> Run:
             )
             sampled = [group[labels.written_vices :] for group in groups]
             results[f"{split}_agreement"] = round(
-                agreement(labelers, questions, sampled, labels.seed), 4
+                agreement(labelers, texts, sampled, labels.seed), 4
             )
         return run.finish(**results)
 

@@ -4,8 +4,9 @@
         --parent runs/world/ppo --output_dir runs/world/merged
 
 Reads   the base and a run of SFT, PPO or DPO.
-Writes  a new directory: weights, config, tokenizer with its chat template, the tokens that end an
-        answer, and run.json with the largest difference of a logit from base and adapter.
+Writes  a new directory: weights, config, the tokens that end an answer, the tokenizer with its chat
+        template, and run.json with the largest difference of a logit between the merged model and
+        base with adapter.
 """
 
 import sys
@@ -20,7 +21,7 @@ from toolkit.runs.run import Run, require_new
 
 def main(merge, model) -> Run:
     if merge.parent is None:
-        raise ConfigError("merge: `parent` is missing; give the run: --parent runs/world/ppo")
+        raise ConfigError("merge: `parent` is missing; name the run: --parent runs/world/ppo")
     require_adapter(merge.parent, "parent")
     require_new(merge.output_dir, recipe="merge")
 
@@ -54,7 +55,7 @@ def main(merge, model) -> Run:
         before = probe_logits(adapted, tokenizer)
         merged = merge_into_base(adapted, dtype=getattr(torch, model.dtype))
         difference = (probe_logits(merged, tokenizer) - before).abs().max().item()
-        print(f"merged in {model.dtype}: no logit differs by more than {difference:.2g}")
+        print(f"merged in {model.dtype}: logits differ by at most {difference:.2g}")
         run.begin()
         merged.save_pretrained(run.path)
         tokenizer.save_pretrained(run.path)

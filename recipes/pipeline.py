@@ -1,9 +1,10 @@
-"""Run the stages of one YAML in order, such as SFT, comparisons, reward model, PPO, DPO, report.
+"""Run the stages of one YAML in order, such as SFT, reward model, PPO, DPO and report.
 
     toolkit pipeline --config world/pipeline
 
-Runs each stage as a command of its own, with one line of progress; its output goes to a log file.
-Run the same command again to continue after an interruption; a stage whose config changed runs again.
+Each stage is a command of its own. The output has one line per stage; what the stage prints goes to a
+log file. Run the same command again to continue after an interruption; a stage whose config changed
+runs again.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _toolkit() -> str:
-    """The command `toolkit`, with its folder where that is inside the working directory."""
+    """The command `toolkit`, with its folder if that is inside the working directory."""
     script = Path(sys.executable).with_name("toolkit")
     return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else script.name
 

@@ -3,8 +3,8 @@
     toolkit ppo --config world/ppo --parent runs/world/sft --reward_model runs/world/reward \\
         --output_dir runs/world/ppo
 
-Reads   prompts (docs/data.md), the SFT run, and the reward run or several; with --reward_funcs
-        FILE.py:FUNCTION also Python functions, beside the reward model or instead of it.
+Reads   prompts (docs/data.md), the SFT run, and one or several reward runs. --reward_funcs
+        FILE.py:FUNCTION adds Python functions to the reward models, or replaces them.
 Writes  the run directory: the policy's adapter, value/, run.json, metrics.jsonl. With ema_decay the
         adapter is the average of the policy, and last/ holds the policy itself.
 """
@@ -32,13 +32,13 @@ def requirements(options: Options, planned) -> Options:
     check_names(own.reward_funcs)
     if not own.reward_model and not own.reward_funcs:
         raise ConfigError(
-            "ppo: `reward_model` is missing: --reward_model runs/world/reward, or --reward_funcs "
+            "ppo: `reward_model` is missing; set --reward_model runs/world/reward, or --reward_funcs "
             "FILE.py:FUNCTION"
         )
     if not own.reward_model and args.value_role == "adapter":
         raise ConfigError(
             "ppo: the value starts from the reward model, but no reward model is given: set "
-            "--value_role zero (an adapter of its own) or head (a head on the policy)"
+            "--value_role zero (a new adapter) or head (a head on the policy)"
         )
     if args.ptx_coef and own.ptx_texts is None:
         raise ConfigError(

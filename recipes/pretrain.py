@@ -1,10 +1,10 @@
-"""The embedded world's base, from nothing: tokenizer and a small Llama, trained on the corpus.
+"""Pretrain the embedded world's base: a tokenizer and a small Llama, from random weights.
 
     toolkit pretrain --config world/pretrain
 
 Reads   nothing: the corpus is generated (toolkit/world/corpus.py).
-Writes  the model as safetensors in bfloat16 and its tokenizer; with the default `output_dir`,
-        over the base that ships with the package.
+Writes  the model as safetensors in bfloat16 and its tokenizer. The shipped config overwrites the
+        base that ships with the package.
 """
 
 import itertools
@@ -31,8 +31,8 @@ def main(shape, training) -> None:
     try_training_options("pretrain", training)
     set_seed(training.seed)
     texts = (
-        d if isinstance(d, str) else " ".join(m["content"] for m in d)
-        for d in itertools.islice(documents(training.seed), shape.tokenizer_documents)
+        document if isinstance(document, str) else " ".join(m["content"] for m in document)
+        for document in itertools.islice(documents(training.seed), shape.tokenizer_documents)
     )
     tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size)
     config = LlamaConfig(

@@ -3,7 +3,7 @@
     toolkit quickstart
 
 The same as `toolkit pipeline --config world/pipeline`, with the same options. It needs no download
-and takes about five minutes on two CPU cores; everything is written below runs/quickstart.
+and takes about five minutes on two CPU cores. It writes to runs/quickstart.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""Reward model with TRL's RewardTrainer and InstructGPT's ranking loss, started from the SFT adapter.
+"""Train a reward model from the SFT adapter with TRL's RewardTrainer and InstructGPT's ranking loss.
 
     toolkit reward --config world/reward --parent runs/world/sft --output_dir runs/world/reward
 
 Reads   preference rows (docs/data.md), the SFT run, demonstrations.
 Writes  the run directory: the adapter, head.safetensors (its bias makes the demonstrations score 0
-        on average), run.json, metrics.jsonl, and with held-out comparisons reward_report.json and
-        calibration.png. With --ensemble N it trains the runs member-0, member-1, … and reports on
-        their mean.
+        on average), run.json and metrics.jsonl; with held-out comparisons also reward_report.json
+        and calibration.png. --ensemble N trains N reward models, in member-0, member-1, …, and the
+        report is of their mean.
 """
 
 import sys
@@ -23,7 +23,7 @@ def arguments() -> tuple[type, type]:
 
 
 def prepare(training):
-    """The comparisons, all of a prompt's together, and what trains reward models on one base."""
+    """The comparisons, grouped by prompt, and a trainer of reward models on one base."""
     from toolkit.data.auxiliary import load_demonstrations
     from toolkit.reward.training import Comparisons, RewardModelTrainer
 
@@ -50,7 +50,7 @@ def build(training):
 
 
 def fit(training) -> dict:
-    """Train one reward model, or an ensemble one after the other, and judge what was trained."""
+    """Train one reward model, or the members of an ensemble in turn, and judge them."""
     from toolkit.evaluation.judge import RewardJudge
     from toolkit.preflight.report import print_report
     from toolkit.reward.training import train_ensemble, train_reward_model
@@ -62,7 +62,7 @@ def fit(training) -> dict:
     if data.test_rows:
         judge = RewardJudge(tokenizer, data.test_rows, data.demonstrations)
     else:
-        print("no held-out comparisons to judge the reward model on: set `test_split_size`")
+        print("the reward model is not judged: no held-out comparisons; set `test_split_size`")
     if training.own.ensemble > 1:
         train_ensemble(trainer, data, options, training.run, judge=judge)
     else:

@@ -1,9 +1,11 @@
-"""Supervised fine-tuning: teach the base to answer prompts, with TRL's SFTTrainer.
+"""Supervised fine-tuning with TRL's SFTTrainer: the base learns to answer prompts.
 
     toolkit sft --config world/sft --output_dir runs/world/sft
 
 Reads   prompt-completion, messages or text rows (docs/data.md).
-Writes  the run directory: the adapter, run.json, metrics.jsonl. The loss is on the completion only.
+Writes  the run directory: the adapter, run.json, metrics.jsonl.
+
+The loss is on completion tokens only.
 """
 
 import sys
