@@ -1,4 +1,4 @@
-"""What a user types: every shipped YAML, `--help`, and errors before anything is loaded."""
+"""Command lines: every shipped YAML, `--help`, and errors before anything is loaded."""
 
 import errno
 import json
@@ -53,7 +53,7 @@ def test_every_shipped_yaml_parses_strictly(config, monkeypatch):
         ("ppo-beta0", {"kl_coef", "eval_strategy", "eval_steps"}),
     ],
 )
-def test_a_variant_of_ppo_differs_in_what_it_is_for(name, differs):
+def test_ppo_variant_differs_only_in_its_purpose(name, differs):
     plain, variant = (
         yaml.safe_load((ROOT / f"recipes/configs/world/{n}.yaml").read_text())
         for n in ("ppo", name)
@@ -63,7 +63,7 @@ def test_a_variant_of_ppo_differs_in_what_it_is_for(name, differs):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=[str(c.relative_to(ROOT)) for c in CONFIGS])
-def test_no_yaml_says_a_thing_twice(config):
+def test_shipped_yaml_has_no_repeated_key(config):
     keys = [
         line.split(":")[0]
         for line in config.read_text(encoding="utf-8").splitlines()
@@ -130,68 +130,67 @@ def test_recipe_file_exits_with_the_same_error():
     assert process.stdout == ""
 
 
-def test_where_an_input_error_was_raised_is_said_on_request(monkeypatch, capsys):
+def test_traceback_is_printed_on_request(monkeypatch, capsys):
     def main(*_):
         raise ConfigError("no such thing")
 
-    for asked, wanted in (("0", False), ("1", True)):
-        monkeypatch.setenv("TOOLKIT_TRACEBACK", asked)
+    for value, has_traceback in (("0", False), ("1", True)):
+        monkeypatch.setenv("TOOLKIT_TRACEBACK", value)
         assert run_cli(main, [MergeArguments], []) == 2
-        said = capsys.readouterr().err
-        assert said.endswith("ConfigError: no such thing\n")
-        assert ("Traceback" in said) is wanted
+        error = capsys.readouterr().err
+        assert error.endswith("ConfigError: no such thing\n")
+        assert ("Traceback" in error) is has_traceback
 
 
 @pytest.mark.slow
-def test_help_costs_no_more_than_trls_config_classes():
-    """At most 1.3 times `from trl import SFTConfig`; medians of three, in turn, in seconds of the CPU,
-    which work beside it does not lengthen."""
+def test_start_takes_no_longer_than_trls_config_classes():
+    """At most 1.3 times `from trl import SFTConfig`: medians of three CPU times, measured in turn."""
 
-    def spent() -> float:
-        now = os.times()
-        return now.children_user + now.children_system
+    def cpu_seconds() -> float:
+        times = os.times()
+        return times.children_user + times.children_system
 
     ours, theirs = [], []
     for _ in range(3):
-        began = spent()
+        start = cpu_seconds()
         subprocess.run([sys.executable, "-c", "from trl import SFTConfig"], check=True)
-        theirs.append(spent() - began)
-        began = spent()
+        theirs.append(cpu_seconds() - start)
+        start = cpu_seconds()
         call("sft", "--config", "no.yaml")
-        ours.append(spent() - began)
+        ours.append(cpu_seconds() - start)
     assert sorted(ours)[1] <= 1.3 * sorted(theirs)[1]
 
 
 @pytest.mark.slow
-def test_the_table_of_adapters_is_made_by_one_command(tmp_path):
+def test_adapter_benchmark_writes_its_table(tmp_path):
     words = ["--methods", "none", "prompt", "--output_dir", str(tmp_path)]
-    found = call("../benchmarks/adapters", *words, "--num_train_epochs", "1", "--max_rows", "32")
-    assert found.returncode == 0, found.stderr
+    process = call("../benchmarks/adapters", *words, "--num_train_epochs", "1", "--max_rows", "32")
+    assert process.returncode == 0, process.stderr
     none, prompt = json.loads((tmp_path / "adapters.json").read_text())["methods"]
     assert (none["trainable"], prompt["trainable"]) == (0, 20 * 192)
     weights = (tmp_path / "prompt" / "adapter_model.safetensors").stat().st_size
     assert prompt["bytes"] > weights > 4 * 20 * 192
     assert none["loss"] != prompt["loss"]
-    assert f"| `prompt` | 0.1 | 3,840 | {prompt['bytes'] / 1000:.0f} kB |" in found.stdout
+    assert f"| `prompt` | 0.1 | 3,840 | {prompt['bytes'] / 1000:.0f} kB |" in process.stdout
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_full_disk_is_one_line_that_names_a_place_and_a_way_on(tmp_path, capsys, named):
-    """The system names the file where it does not take a new one, but not where it is written to."""
+def test_full_disk_is_one_line_with_place_and_fix(tmp_path, capsys, named):
+    """The error of a full disk names a file only if the file could not be created."""
 
     def main(script, training):
         raise OSError(errno.ENOSPC, "No space left on device", *(["some/file"] if named else []))
 
     words = ["--output_dir", str(tmp_path / "run"), "--dataset_name", "x", "--report_to", "none"]
     assert run_cli(main, (ScriptArguments, SFTConfig), words) == 2
-    said = capsys.readouterr().err
+    error = capsys.readouterr().err
     place = "some/file" if named else tmp_path / "run"
-    assert said.startswith(f"{place}: no space left on the device; make room and start again")
-    assert "--resume_from_checkpoint true" in said
-    assert len(said.splitlines()) == 1
+    assert error.startswith(f"{place}: no space left on the device; make room and start again")
+    assert "--resume_from_checkpoint true" in error
+    assert len(error.splitlines()) == 1
 
 
-def test_what_safetensors_says_of_a_full_disk_is_one_line_and_another_error_is_a_bug(capsys):
+def test_safetensors_full_disk_is_one_line(capsys):
     def main(script):
         raise SafetensorError(reason)
 

@@ -1,4 +1,4 @@
-"""What a user's data becomes on its way through a recipe: mixtures, text, dropped rows."""
+"""A recipe's training rows: mixtures, text, dropped rows."""
 
 import json
 import re
@@ -21,8 +21,8 @@ def call(recipe, folder, tmp_path, **options):
     options = yaml.safe_load(config.read_text()) | {"output_dir": str(folder)} | options
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({k: v for k, v in options.items() if v is not None}))
-    found = find_recipe(recipe)
-    return train(found, *parse(found.argument_classes(), ["--config", str(file)]))
+    command = find_recipe(recipe)
+    return train(command, *parse(command.argument_classes(), ["--config", str(file)]))
 
 
 QUICK = {
@@ -34,7 +34,7 @@ QUICK = {
 }
 
 
-def test_real_data_as_a_mixture_with_its_bad_rows_in_the_run(tmp_path, capsys):
+def test_mixture_of_real_files_lists_dropped_rows(tmp_path, capsys):
     names = ("hh_rlhf_harmless.jsonl.gz", "alpaca_instructions.json")
     files = [SHARED / "data" / name for name in names]
     for file in files:
@@ -81,8 +81,8 @@ def test_sft_learns_text_without_prompts(tmp_path):
 @pytest.mark.parametrize(("turns", "examples"), [(None, 6), ("last", 3)])
 def test_sft_learns_every_answer_of_a_dialogue(tmp_path, capsys, turns, examples):
     file = tmp_path / "d.jsonl"
-    said = [{"role": role, "content": "Sky?"} for role in ("user", "assistant") * 2]
-    file.write_text("".join(json.dumps({"messages": said}) + "\n" for _ in range(3)))
+    messages = [{"role": role, "content": "Sky?"} for role in ("user", "assistant") * 2]
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for _ in range(3)))
     options = QUICK if turns is None else QUICK | {"turns": turns}
     run = call("sft", tmp_path / "sft", tmp_path, dataset_name=str(file), **options)
     assert run.state == "finished"
@@ -98,17 +98,17 @@ def test_sft_learns_every_answer_of_a_dialogue(tmp_path, capsys, turns, examples
         ("Blue.", None),
     ],
 )
-def test_sft_stops_at_the_templates_tokens(tmp_path, capsys, completion, message):
+def test_sft_rejects_template_tokens_in_messages(tmp_path, capsys, completion, message):
     file = tmp_path / "d.jsonl"
     row = {"instruction": "Sky?", "output": completion}
     file.write_text(json.dumps(row) + "\n" + json.dumps(row | {"output": "Green."}) + "\n")
     words = ["--config", "recipes/configs/world/sft.yaml", "--dataset_name", str(file)]
     words += ["--output_dir", str(tmp_path / "sft"), "--max_steps", "1"]
     code = run(find("sft"), words)
-    said = capsys.readouterr().err
+    error = capsys.readouterr().err
     if message is None:
         assert code == 0
     else:
         assert code == 2
-        assert message in said
-        assert f"{file} row 1:" in said
+        assert message in error
+        assert f"{file} row 1:" in error

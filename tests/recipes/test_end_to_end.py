@@ -1,4 +1,4 @@
-"""The recipes as a user calls them: the whole pipeline in small, stopped and continued."""
+"""The whole pipeline with small stages, in processes: run, continued, and failing."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The shipped pipeline with every stage made small."""
+    """A folder with the shipped pipeline, every stage small."""
     folder = tmp_path_factory.mktemp("pipeline")
     shipped = yaml.safe_load((ROOT / "recipes/configs/world/pipeline.yaml").read_text())
     shipped["output_dir"] = str(folder / "runs")
@@ -54,13 +54,13 @@ def pipeline(folder):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-def test_the_whole_job_runs_reports_and_continues(small):
+def test_pipeline_runs_reports_and_continues(small):
     first = pipeline(small)
     assert first.returncode == 0, first.stdout + first.stderr
     for stage in ("sft", "comparisons", "reward", "ppo", "dpo", "report"):
         assert f"{stage:<12} finished in" in first.stdout
     assert "report.md" in first.stdout
-    assert "app.py --runs" in first.stdout
+    assert "toolkit app --runs" in first.stdout
     runs = small / "runs"
     report = json.loads((runs / "report.json").read_text())
     validate(report)
@@ -73,16 +73,16 @@ def test_the_whole_job_runs_reports_and_continues(small):
     lineage = Run.load(runs / "ppo").parents
     assert lineage == {"adapter": str(runs / "sft"), "reward": str(runs / "reward")}
     assert Run.load(runs / "sft").base["id"] == "world:base"
-    # a second call does nothing; one that lost a stage makes it, and what follows, again
-    again = pipeline(small)
-    assert again.stdout.count("finished before") == 6
+    # a second call runs nothing; after the loss of a stage, that stage and the later ones run again
+    second = pipeline(small)
+    assert second.stdout.count("finished before") == 6
     shutil.rmtree(runs / "dpo")
     third = pipeline(small)
     assert third.stdout.count("finished before") == 4
     assert "dpo          finished" in third.stdout
 
 
-def test_a_failing_stage_says_where(small):
+def test_failing_stage_is_named_with_its_log(small):
     text = (small / "pipeline.yaml").read_text()
     broken = small / "broken"
     broken.mkdir()
@@ -91,21 +91,21 @@ def test_a_failing_stage_says_where(small):
             "max_rows: 64", "max_rows: 0"
         )
     )
-    found = pipeline(broken)
-    assert found.returncode == 2
-    assert "stage sft failed" in found.stderr
-    assert "sft.log" in found.stderr
-    assert "Traceback" not in found.stderr
+    process = pipeline(broken)
+    assert process.returncode == 2
+    assert "stage sft failed" in process.stderr
+    assert "sft.log" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
-def test_the_base_can_be_made_from_nothing(tmp_path):
+def test_pretrain_writes_a_base_like_the_shipped_one(tmp_path):
     command = [sys.executable, "-m", "toolkit", "pretrain"]
     command += ["--config", "recipes/configs/world/pretrain.yaml", "--output_dir", str(tmp_path)]
     command += ["--max_steps", "3", "--torch_compile", "false", "--tokenizer_documents", "2000"]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert found.returncode == 0, found.stderr
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert process.returncode == 0, process.stderr
     shipped = json.loads((ROOT / "toolkit/world/assets/base/config.json").read_text())
-    made = json.loads((tmp_path / "config.json").read_text())
+    written = json.loads((tmp_path / "config.json").read_text())
     for key in ("hidden_size", "num_hidden_layers", "tie_word_embeddings", "dtype", "eos_token_id"):
-        assert made[key] == shipped[key], key
+        assert written[key] == shipped[key], key
     assert (tmp_path / "model.safetensors").stat().st_size < 12 * 2**20

@@ -1,4 +1,4 @@
-"""The Python of docs/python.md and of docs/ppo.md trains, on small models in the place of the hub's."""
+"""The Python examples of docs/python.md and docs/ppo.md train, with small models instead of hub models."""
 
 import json
 import re
@@ -18,14 +18,14 @@ HUB_PROMPTS = 'load_dataset("trl-lib/ultrafeedback-prompt", split="train")'
 
 
 def python_of(document, heading):
-    """The one Python block under `heading` that trains."""
+    """The only Python block under a heading."""
     section = (ROOT / document).read_text(encoding="utf-8").split(f"## {heading}", 1)[1]
     (code,) = re.findall(r"```python\n(.*?)```", section.split("\n## ", 1)[0], re.DOTALL)
     return code
 
 
 def run(code, folder, places):
-    """Run `code` in `folder` with names of the hub, and sizes, replaced."""
+    """Run `code` in `folder`, with the hub names and sizes replaced."""
     prompts = [{"prompt": [{"role": "user", "content": f"What is {n}?"}]} for n in range(8)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), encoding="utf-8")
     places |= {
@@ -33,9 +33,9 @@ def run(code, folder, places):
         "total_episodes=10_000": "total_episodes=64",
         "response_length=256": 'response_length=6, use_cpu=True, report_to="none"',
     }
-    for place, here in places.items():
-        assert code.count(place) == 1, place
-        code = code.replace(place, here)
+    for old, new in places.items():
+        assert code.count(old) == 1, old
+        code = code.replace(old, new)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -43,15 +43,15 @@ def run(code, folder, places):
     return done
 
 
-def test_documented_base_is_that_of_the_presets():
-    """In another quantization their adapters would be refused."""
-    (given,) = re.findall(r"(ModelConfig\(.*?\))", python_of("docs/python.md", "PPO from Python"))
-    asked = eval(given, {"ModelConfig": ModelConfig})
+def test_documented_base_equals_preset_base():
+    """The adapters of the presets cannot be loaded in another quantization."""
+    (call,) = re.findall(r"(ModelConfig\(.*?\))", python_of("docs/python.md", "PPO from Python"))
+    model = eval(call, {"ModelConfig": ModelConfig})
     for stage in ("sft", "reward"):
         file = ROOT / "recipes" / "configs" / "qwen3-0.6b" / f"{stage}.yaml"
         preset = yaml.safe_load(file.read_text(encoding="utf-8"))
         for name in ("model_name_or_path", "dtype", "load_in_4bit", "load_in_8bit"):
-            assert getattr(asked, name) == preset.get(name, getattr(ModelConfig(), name)), name
+            assert getattr(model, name) == preset.get(name, getattr(ModelConfig(), name)), name
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_documented_trainer_trains(tiny_base, sft_run, reward_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reward_model_of_the_hub_is_a_reward_function(tiny_base, tmp_path):
+def test_hub_reward_model_works_as_reward_function(tiny_base, tmp_path):
     config = AutoConfig.from_pretrained(tiny_base, num_labels=1, pad_token_id=0)
     judge = AutoModelForSequenceClassification.from_config(config)
     judge.save_pretrained(tmp_path / "judge")

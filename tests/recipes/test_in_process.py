@@ -1,4 +1,4 @@
-"""The training recipes called in this process: on a 4-bit base, and killed and continued."""
+"""Training recipes in this process: on a 4-bit base, resumed, with ensembles and averages."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_
 
 
 def call(recipe, folder, **options):
-    """Run a recipe with its shipped config of the embedded world and some options changed."""
+    """Run a recipe with its config of the embedded world and changed options."""
     words = ["--config", f"{WORLD}/{recipe}.yaml", "--output_dir", str(folder)]
     for name, value in (QUICK | options).items():
         words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
@@ -30,8 +30,7 @@ def call(recipe, folder, **options):
 
 
 @pytest.mark.slow
-def test_qlora_from_sft_to_ppo_through_the_recipes(tiny_base, tmp_path):
-    """Every training recipe on one base in 4 bit, as on a card that holds no more."""
+def test_every_training_recipe_runs_on_4_bit_base(tiny_base, tmp_path):
     base = {"model_name_or_path": tiny_base, "load_in_4bit": True, "dtype": "bfloat16"}
     few = base | {"max_steps": 2, "max_rows": 16}
     sft = call("sft", tmp_path / "sft", **few)
@@ -54,9 +53,9 @@ def test_qlora_from_sft_to_ppo_through_the_recipes(tiny_base, tmp_path):
     for folder in (sft, reward, dpo, kto, ppo):
         run = Run.load(folder)
         assert (run.state, run.base["quantization"]) == ("finished", "4bit-nf4")
-        found = load_file(folder / "adapter_model.safetensors")
-        assert found.keys() == start.keys()
-        assert folder == sft or any((found[k] != start[k]).any() for k in start)
+        weights = load_file(folder / "adapter_model.safetensors")
+        assert weights.keys() == start.keys()
+        assert folder == sft or any((weights[k] != start[k]).any() for k in start)
     assert abs(json.loads((reward / "run.json").read_text())["results"]["bias"]) > 0
     assert (ppo / "value" / "head.safetensors").is_file()
 
@@ -73,9 +72,7 @@ def test_qlora_from_sft_to_ppo_through_the_recipes(tiny_base, tmp_path):
         ("dpo", True),
     ],
 )
-def test_a_run_that_died_resumes_to_the_same_adapter(
-    recipe, streaming, tiny_base, sft_run, tmp_path
-):
+def test_crashed_run_resumes_to_same_adapter(recipe, streaming, tiny_base, sft_run, tmp_path):
     options = STEPS | {"model_name_or_path": tiny_base, "max_rows": 16}
     options |= {"dataset_streaming": True} if streaming else {}
     if recipe != "sft":
@@ -85,24 +82,21 @@ def test_a_run_that_died_resumes_to_the_same_adapter(
     run = call(recipe, tmp_path / "run", **options)
     expected = load_file(run / "adapter_model.safetensors")
     logged = [row["step"] for row in Run.load(run).metrics()]
-    # as a crash after step 3 would have left it
+    # as a crash after step 3 leaves it
     shutil.rmtree(run / "checkpoint-4")
     (run / "adapter_model.safetensors").unlink()
-    died = Run.load(run)
-    died.fail(RuntimeError("out of memory"))
+    Run.load(run).fail(RuntimeError("out of memory"))
     call(recipe, run, resume_from_checkpoint=True, **options)
-    found = load_file(run / "adapter_model.safetensors")
+    resumed = load_file(run / "adapter_model.safetensors")
     for name, tensor in expected.items():
-        assert (found[name] == tensor).all(), name
+        assert (resumed[name] == tensor).all(), name
     assert [row["step"] for row in Run.load(run).metrics()] == logged
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ensemble", [1, 2])
-def test_a_reward_model_that_cannot_be_judged_is_finished_all_the_same(
-    ensemble, tiny_base, sft_run, tmp_path, monkeypatch
-):
-    """Out of memory in judging costs the report and not the training; going on makes it good."""
+def test_reward_run_finishes_if_judging_fails(ensemble, tiny_base, sft_run, tmp_path, monkeypatch):
+    """Out of memory while judging loses only the report; resuming writes it."""
     options = STEPS | {"model_name_or_path": tiny_base, "parent": sft_run, "max_rows": 40}
     options |= {"dataset_name": "world:comparisons", "ensemble": ensemble}
     folder = tmp_path / "reward"
@@ -114,11 +108,11 @@ def test_a_reward_model_that_cannot_be_judged_is_finished_all_the_same(
         patch.setattr(judge, "judge_scorer", fails)
         with pytest.raises(torch.OutOfMemoryError):
             call("reward", folder, **options)
-    made = folder if ensemble == 1 else folder / "member-0"
-    run = Run.load(made)
+    first = folder if ensemble == 1 else folder / "member-0"
+    run = Run.load(first)
     assert (run.state, run.results["judging"]) == ("finished", "failed, OutOfMemoryError: no room")
-    require_adapter(str(made), "reward_model")
-    trained = load_file(made / "adapter_model.safetensors")
+    require_adapter(str(first), "reward_model")
+    trained = load_file(first / "adapter_model.safetensors")
     call("reward", folder, resume_from_checkpoint=True, **options)
     for part in [folder] if ensemble == 1 else require_reward_models(str(folder)):
         run = Run.load(part)
@@ -127,14 +121,12 @@ def test_a_reward_model_that_cannot_be_judged_is_finished_all_the_same(
         report = json.loads((run.path / "reward_report.json").read_text())
         assert run.results["pairwise_accuracy"] == report["pairwise_accuracy"]
     assert all(
-        (load_file(made / "adapter_model.safetensors")[k] == trained[k]).all() for k in trained
+        (load_file(first / "adapter_model.safetensors")[k] == trained[k]).all() for k in trained
     )
 
 
 @pytest.mark.slow
-def test_ppo_hands_over_an_average_and_logs_what_gold_sees(
-    tiny_base, sft_run, reward_run, tmp_path
-):
+def test_ppo_saves_average_and_logs_gold_metrics(tiny_base, sft_run, reward_run, tmp_path):
     ppo = call(
         "ppo",
         tmp_path / "ppo",
@@ -162,9 +154,7 @@ def test_ppo_hands_over_an_average_and_logs_what_gold_sees(
 
 
 @pytest.mark.slow
-def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo(
-    tiny_base, sft_run, tmp_path
-):
+def test_ensemble_trains_resumes_and_rewards_ppo(tiny_base, sft_run, tmp_path):
     options = {"model_name_or_path": tiny_base, "parent": sft_run, "max_steps": 2, "max_rows": 40}
     options |= {"dataset_name": "world:comparisons", "demonstrations": "world:demonstrations"}
     folder = call("reward", tmp_path / "reward", ensemble=3, unit_variance=True, **options)
@@ -179,10 +169,9 @@ def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo
     assert all(Run.load(m).results["score_std"] == 1.0 for m in members)
     alone = call("reward", tmp_path / "alone", unit_variance=True, **options)
     assert torch.equal(load_file(alone / "head.safetensors")["weight"], heads[0])
-    # as a crash in the middle of the last member would have left it
+    # as a crash during the last member leaves it
     shutil.rmtree(members[2])
-    died = Run.load(folder)
-    died.fail(RuntimeError("killed"))
+    Run.load(folder).fail(RuntimeError("killed"))
     call(
         "reward",
         folder,
@@ -213,11 +202,11 @@ def test_an_ensemble_trains_on_one_base_goes_on_where_it_stopped_and_rewards_ppo
     assert run(find("evaluate"), list(map(str, words))) == 0
     section = json.loads((tmp_path / "report" / "report.json").read_text())["reward_model"]
     assert (section["members"], len(section["members_accuracy"])) == (3, 3)
-    assert abs(section["demonstration_mean"]) < 0.2  # as every member's does
+    assert abs(section["demonstration_mean"]) < 0.2
 
 
-def test_ppo_by_python_functions_alone(tiny_base, sft_run, tmp_path, capsys):
-    """No reward model: the value is an adapter that starts from zero."""
+def test_ppo_trains_on_python_rewards_alone(tiny_base, sft_run, tmp_path, capsys):
+    """Without a reward model, the value is an adapter that starts from zero."""
     code, folder = tmp_path / "mine.py", tmp_path / "run"
     code.write_text(
         "def brief(completions, **_):\n    return [-len(c[0]['content']) for c in completions]\n"
@@ -230,47 +219,47 @@ def test_ppo_by_python_functions_alone(tiny_base, sft_run, tmp_path, capsys):
     words += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]
     words += ["--response_length", "8", "--logging_steps", "1"]
 
-    def ran(*more):
+    def ppo(*more):
         return run(find("ppo"), [*words, *more])
 
-    assert ran() == 2
+    assert ppo() == 2
     assert "reward_model` is missing" in capsys.readouterr().err
-    assert ran("--reward_funcs", f"{code}:brief") == 2
+    assert ppo("--reward_funcs", f"{code}:brief") == 2
     assert "--value_role zero" in capsys.readouterr().err
-    assert ran("--reward_funcs", f"{code}:brief", "--value_role", "zero") == 0
+    assert ppo("--reward_funcs", f"{code}:brief", "--value_role", "zero") == 0
     rows = Run.load(folder).metrics()
     assert any(row.get("rewards/brief/mean", 0) < 0 for row in rows)
     assert Run.load(folder).state == "finished"
 
 
 @pytest.mark.slow
-def test_the_evaluation_judges_in_its_batches_and_reads_no_other_split(
+def test_evaluation_reads_only_test_split_in_batches(
     tiny_base, sft_run, reward_run, tmp_path, monkeypatch
 ):
-    made = Run.start(tmp_path / "runs" / "sft", recipe="sft")
-    made.base = json.loads((sft_run / BASE_FILE).read_text())
-    shutil.copytree(sft_run, made.path, dirs_exist_ok=True)
-    made.finish()
+    sft = Run.start(tmp_path / "runs" / "sft", recipe="sft")
+    sft.base = json.loads((sft_run / BASE_FILE).read_text())
+    shutil.copytree(sft_run, sft.path, dirs_exist_ok=True)
+    sft.finish()
     data = tmp_path / "data"
     data.mkdir()
     pair = {"prompt": "Where?", "chosen": " Here.", "rejected": " No."}
     (data / "test.jsonl").write_text(
         json.dumps(pair) + "\n" + json.dumps(pair | {"prompt": "Who?"})
     )
-    (data / "train.jsonl").write_text('{"prompt": 1, "chosen": 2, "rejected": 3}\n')  # unfit rows
-    seen = []
+    (data / "train.jsonl").write_text('{"prompt": 1, "chosen": 2, "rejected": 3}\n')  # malformed
+    batch_sizes = []
     score = judge.score_ids
 
-    def watched(*given, **named):
-        seen.append(named["batch_size"])
-        return score(*given, **named)
+    def recorded(*args, **kwargs):
+        batch_sizes.append(kwargs["batch_size"])
+        return score(*args, **kwargs)
 
-    monkeypatch.setattr(judge, "score_ids", watched)
-    options = {"runs": made.path, "reward_model": reward_run, "comparisons": data, "batch_size": 3}
+    monkeypatch.setattr(judge, "score_ids", recorded)
+    options = {"runs": sft.path, "reward_model": reward_run, "comparisons": data, "batch_size": 3}
     options |= {"max_prompts": 2, "max_new_tokens": 4, "demonstrations": "world:demonstrations"}
     words = [w for name, value in options.items() for w in (f"--{name}", str(value))]
     words += ["--model_name_or_path", str(tiny_base), "--output_dir", str(tmp_path / "report")]
     assert run(find("evaluate"), words) == 0
-    assert set(seen) == {3}
+    assert set(batch_sizes) == {3}
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["reward_model"]["pairs"] == 2

@@ -1,4 +1,4 @@
-"""PPO killed with SIGKILL, also while it writes a checkpoint, resumes to what it would have been."""
+"""PPO killed with SIGKILL, also while it writes a checkpoint, resumes to the uninterrupted result."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from toolkit.runs.run import Run
 from toolkit.trainers.callbacks import SAMPLES_FILE
 
 MOMENTS = 10 if os.environ.get("TOOLKIT_SOAK") else 2
-STEPS, SAVED, FILES = 16, 3, 14  # files of a checkpoint, about
+STEPS, SAVED, FILES = 16, 3, 14  # a checkpoint has about 14 files
 
 
 def command(folder, base, sft, reward, *more, **changes):
-    """A run's words; what is changed to None is left out."""
+    """The command line of a run; an option that is changed to None is left out."""
     options = {
         "model_name_or_path": base,
         "parent": sft,
@@ -57,12 +57,12 @@ def command(folder, base, sft, reward, *more, **changes):
 
 
 def run(words):
-    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr[-2000:]
+    process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
 
 
 def outcome(folder):
-    """Everything that a user takes from a run: adapters, head, its log, and what it sampled."""
+    """Adapters and head, log, and samples of a finished run."""
     tensors = {}
     for file in ("adapter_model", "last/adapter_model", "value/adapter_model", "value/head"):
         tensors |= {f"{file}:{k}": v for k, v in load_file(folder / f"{file}.safetensors").items()}
@@ -73,14 +73,14 @@ def outcome(folder):
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: once so many files of a checkpoint are written, or some seconds after it is."""
+    """When to kill: after some files of a checkpoint, or `delay` seconds after the whole checkpoint."""
 
     step: int
     files: int | None = None
     delay: float = 0.0
 
-    def has_come(self, folder):
-        """Whether the checkpoint is that far; it may have got its name between two looks."""
+    def is_reached(self, folder):
+        """Whether the moment is reached; the checkpoint may get its name between two calls."""
         name = f"checkpoint-{self.step}"
         if (folder / name).exists():
             return True
@@ -90,24 +90,24 @@ class Moment:
 
 
 def watched(words, folder):
-    """Run to the end; when each checkpoint got its name, in seconds."""
-    process, seen = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL), {}
+    """Run to the end; returns the time at which each checkpoint got its name, in seconds."""
+    process, times = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL), {}
     while process.poll() is None:
         for checkpoint in folder.glob("checkpoint-*"):
-            seen.setdefault(int(checkpoint.name.split("-")[1]), time.monotonic())
+            times.setdefault(int(checkpoint.name.split("-")[1]), time.monotonic())
         time.sleep(0.001)
     assert process.returncode == 0
-    return seen
+    return times
 
 
 def kill_at(words, folder, moment):
-    """Start a run and kill it; whether it lived until then."""
+    """Start a run and kill it at the moment; returns whether it was still running."""
     process = subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    began = time.monotonic()
-    while process.poll() is None and time.monotonic() - began < 300:
-        if moment.has_come(folder):
+    start = time.monotonic()
+    while process.poll() is None and time.monotonic() - start < 300:
+        if moment.is_reached(folder):
             time.sleep(moment.delay)
             process.send_signal(signal.SIGKILL)
             break
@@ -118,10 +118,8 @@ def kill_at(words, folder, moment):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_kill_and_resume_is_the_uninterrupted_run_to_the_bit(
-    tiny_base, sft_run, reward_run, tmp_path
-):
-    """Killed in a rollout, an update, an evaluation or a checkpoint: wherever the clock strikes."""
+def test_killed_run_resumes_bit_exactly(tiny_base, sft_run, reward_run, tmp_path):
+    """The kill comes at a random moment of a rollout, an update, an evaluation or a checkpoint."""
     whole = tmp_path / "whole"
     named = watched(command(whole, tiny_base, sft_run, reward_run), whole)
     tensors, steps, samples = outcome(whole)
@@ -135,16 +133,16 @@ def test_kill_and_resume_is_the_uninterrupted_run_to_the_bit(
         step, folder = SAVED * rng.randrange(1, STEPS // SAVED), tmp_path / f"killed-{number}"
         if number % 2 == 0:
             moment = Moment(step, files=rng.randrange(1, FILES + 1))
-        else:  # anywhere in the three steps and the evaluation that follow
+        else:  # in the three steps and the evaluation that follow
             moment = Moment(step, delay=rng.uniform(0, 0.9) * (named[step + SAVED] - named[step]))
         words = command(folder, tiny_base, sft_run, reward_run)
         assert kill_at(words, folder, moment), moment
         assert Run.load(folder).state == "running"
         run([*words, "--resume_from_checkpoint", "true"])
-        found, logged, sampled = outcome(folder)
-        assert found.keys() == tensors.keys()
+        resumed, logged, sampled = outcome(folder)
+        assert resumed.keys() == tensors.keys()
         for name, tensor in tensors.items():
-            assert (found[name] == tensor).all(), (moment, name)
+            assert (resumed[name] == tensor).all(), (moment, name)
         assert json.dumps(logged) == json.dumps(steps), moment
         assert sampled == samples, moment
         print(f"{moment}: the same to the bit")

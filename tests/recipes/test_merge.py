@@ -1,4 +1,4 @@
-"""A merged run is base and adapter, read by plain transformers; what cannot be merged is refused."""
+"""A merged run equals base with adapter in plain transformers; other merges raise an error."""
 
 import json
 import re
@@ -29,17 +29,17 @@ merged, base, run, ids = sys.argv[1], sys.argv[2], sys.argv[3], torch.tensor(jso
 alone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 bare = alone(ids).logits
 beside = PeftModel.from_pretrained(alone, run).eval()(ids).logits
-found = AutoModelForCausalLM.from_pretrained(merged).eval()(ids).logits
+whole = AutoModelForCausalLM.from_pretrained(merged).eval()(ids).logits
 assert "toolkit" not in sys.modules
-print((found - beside).abs().max().item(), (bare - beside).abs().max().item())
+print((whole - beside).abs().max().item(), (bare - beside).abs().max().item())
 """
 
 
 def merge(parent, folder, base, **options):
-    """Call the recipe with its shipped config; its exit code."""
-    given = {"parent": parent, "output_dir": folder, "model_name_or_path": base} | options
+    """Call the recipe with its shipped config; returns its exit code."""
+    options = {"parent": parent, "output_dir": folder, "model_name_or_path": base} | options
     words = ["--config", "recipes/configs/world/merge.yaml"]
-    for name, value in given.items():
+    for name, value in options.items():
         words += [f"--{name}", str(value)]
     return run(find("merge"), words)
 
@@ -50,22 +50,22 @@ def logits(model):
 
 
 def beside(base, run):
-    """Logits of base and adapter, by PEFT alone."""
+    """Logits of base with adapter, computed by PEFT alone."""
     alone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return logits(PeftModel.from_pretrained(alone, run))
 
 
-def test_in_a_fresh_process_plain_transformers_finds_base_and_adapter(tiny_base, sft_run, tmp_path):
+def test_plain_transformers_loads_merged_model(tiny_base, sft_run, tmp_path):
     assert merge(sft_run, tmp_path / "merged", tiny_base) == 0
     words = [tmp_path / "merged", tiny_base, sft_run, json.dumps(IDS.tolist())]
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", COMPARE, *map(str, words)],
         capture_output=True,
         text=True,
         check=True,
         cwd=tmp_path,
     )
-    difference, effect = map(float, found.stdout.split())
+    difference, effect = map(float, process.stdout.split())
     assert difference < 2e-5
     assert effect > 0.5
     run = Run.load(tmp_path / "merged")
@@ -74,21 +74,21 @@ def test_in_a_fresh_process_plain_transformers_finds_base_and_adapter(tiny_base,
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
 
 
-def test_tokenizer_template_and_the_end_of_an_answer_come_along(tiny_base, sft_run, tmp_path):
+def test_merged_model_keeps_tokenizer_template_and_eos(tiny_base, sft_run, tmp_path):
     assert merge(sft_run, tmp_path / "merged", tiny_base) == 0
     ours, plain = load_tokenizer(str(tiny_base)), AutoTokenizer.from_pretrained(tmp_path / "merged")
-    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
-    assert plain.apply_chat_template(said) == ours.apply_chat_template(said)
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    assert plain.apply_chat_template(chat) == ours.apply_chat_template(chat)
     assert plain.eos_token_id == ours.eos_token_id
     generation = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").generation_config
     assert ours.eos_token_id in generation.eos_token_id
 
 
-def test_bfloat16_is_the_float32_sum_rounded_once(tiny_base, sft_run, tmp_path):
-    """On a base that bfloat16 holds exactly, so that only the sum is rounded."""
+def test_bfloat16_merge_is_float32_merge_rounded_once(tiny_base, sft_run, tmp_path):
+    """The base's weights are exact in bfloat16, so that only the sum is rounded."""
     shutil.copytree(tiny_base, tmp_path / "base")
     AutoModelForCausalLM.from_pretrained(tiny_base).bfloat16().save_pretrained(tmp_path / "base")
-    (sft_run / "base.json").unlink()  # which names other weights
+    (sft_run / "base.json").unlink()  # the fingerprint of other weights
     for dtype in ("float32", "bfloat16"):
         assert merge(sft_run, tmp_path / dtype, tmp_path / "base", dtype=dtype) == 0
     whole, half = (
@@ -102,32 +102,32 @@ def test_bfloat16_is_the_float32_sum_rounded_once(tiny_base, sft_run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["rslora", "dora", "adalora", "ia3"])
-def test_every_kind_that_lives_in_weights_is_merged(method, tiny_base, tmp_path):
+def test_weight_adapters_merge_exactly(method, tiny_base, tmp_path):
     assert call("sft", tmp_path / "sft", tiny_base, peft_method=method, learning_rate=0.1) == 0
     assert merge(tmp_path / "sft", tmp_path / "merged", tiny_base) == 0
     expected = beside(tiny_base, tmp_path / "sft")
-    found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
-    assert torch.allclose(found, expected, rtol=0, atol=5e-5)
+    merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    assert torch.allclose(merged, expected, rtol=0, atol=5e-5)
     bare = logits(AutoModelForCausalLM.from_pretrained(tiny_base))
     assert (bare - expected).abs().max() > 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
-def test_virtual_tokens_are_refused(method, tiny_base, tmp_path, capsys):
+def test_merge_rejects_virtual_tokens(method, tiny_base, tmp_path, capsys):
     assert call("sft", tmp_path / "sft", tiny_base, peft_method=method) == 0
     assert merge(tmp_path / "sft", tmp_path / "merged", tiny_base) == 2
     assert "virtual tokens cannot be merged into a weight" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_reward_model_is_refused(tiny_base, reward_run, tmp_path, capsys):
+def test_merge_rejects_reward_model(tiny_base, reward_run, tmp_path, capsys):
     assert merge(reward_run, tmp_path / "merged", tiny_base) == 2
     assert "cannot hold its head" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
 
 
-def test_another_base_is_refused(sft_run, tmp_path, capsys):
+def test_merge_rejects_other_base(sft_run, tmp_path, capsys):
     assert merge(sft_run, tmp_path / "merged", "world:base") == 2
     assert "trained on base" in capsys.readouterr().err
     assert not (tmp_path / "merged" / "model.safetensors").exists()
@@ -142,24 +142,24 @@ def test_another_base_is_refused(sft_run, tmp_path, capsys):
         ({"lora_r": 8}, "`lora_r` would have no effect"),
     ],
 )
-def test_options_that_cannot_be(option, message, tiny_base, sft_run, tmp_path, capsys):
+def test_merge_rejects_unsupported_options(option, message, tiny_base, sft_run, tmp_path, capsys):
     assert merge(sft_run, tmp_path / "merged", tiny_base, **option) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
 
 
-def test_nothing_is_overwritten_but_what_it_did_not_finish(tiny_base, sft_run, tmp_path, capsys):
+def test_merge_overwrites_only_unfinished_merge(tiny_base, sft_run, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     assert merge(sft_run, tmp_path / "full", tiny_base) == 2
     assert "would be overwritten" in capsys.readouterr().err
-    assert merge(sft_run, tmp_path / "merged", "world:base") == 2  # fails after it began
+    assert merge(sft_run, tmp_path / "merged", "world:base") == 2  # fails after its start
     assert merge(sft_run, tmp_path / "merged", tiny_base) == 0
     assert merge(sft_run, tmp_path / "merged", tiny_base) == 2
     assert merge(sft_run, sft_run, tiny_base) == 2
 
 
-def test_an_adapter_on_a_tied_weight_is_refused(tiny_base, model_config, tmp_path, capsys):
+def test_merge_rejects_adapter_on_tied_weight(tiny_base, model_config, tmp_path, capsys):
     roles = fresh_roles(model_config)
     roles.create(POLICY, lora(modules_to_save=["lm_head"]))
     roles.save(POLICY, tmp_path / "whole-layer")
@@ -168,9 +168,7 @@ def test_an_adapter_on_a_tied_weight_is_refused(tiny_base, model_config, tmp_pat
 
 
 @pytest.mark.slow
-def test_an_adapter_of_a_4_bit_base_merges_into_the_whole_weights(
-    tiny_base, model_config, tmp_path, capsys
-):
+def test_4_bit_adapter_merges_into_full_weights(tiny_base, model_config, tmp_path, capsys):
     model_config.load_in_4bit, model_config.dtype = True, "bfloat16"
     roles = fresh_roles(model_config)
     roles.create(POLICY, lora())
@@ -178,11 +176,11 @@ def test_an_adapter_of_a_4_bit_base_merges_into_the_whole_weights(
     roles.save(POLICY, tmp_path / "sft")
     assert merge(tmp_path / "sft", tmp_path / "merged", tiny_base) == 0
     assert "was trained on a base in 4bit" in capsys.readouterr().out
-    found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
-    assert torch.allclose(found, beside(tiny_base, tmp_path / "sft"), rtol=0, atol=2e-5)
+    merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    assert torch.allclose(merged, beside(tiny_base, tmp_path / "sft"), rtol=0, atol=2e-5)
 
 
-def test_documented_five_lines_of_peft_answer(tiny_base, sft_run, tmp_path):
+def test_documented_peft_lines_answer(tiny_base, sft_run, tmp_path):
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     section = text.split("## A run without the toolkit", 1)[1].split("\n## ", 1)[0]
     (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
@@ -190,14 +188,14 @@ def test_documented_five_lines_of_peft_answer(tiny_base, sft_run, tmp_path):
     assert len(lines) == 5
     assert "toolkit." not in code
     load_tokenizer(str(tiny_base)).save_pretrained(sft_run)
-    for place, here in {
+    for old, new in {
         "runs/quickstart/ppo": sft_run,
         "toolkit/world/assets/base": tiny_base,
     }.items():
-        assert place in code
-        code = code.replace(place, str(here))
-    found = subprocess.run(
+        assert old in code
+        code = code.replace(old, str(new))
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert "Who are you?" in found.stdout
-    assert "'role': 'assistant'" in found.stdout
+    assert "Who are you?" in process.stdout
+    assert "'role': 'assistant'" in process.stdout

@@ -1,4 +1,4 @@
-"""The presets for hub models, run on a tiny base and on rows shaped like their datasets."""
+"""The presets for hub models, on a tiny base and on rows with the columns of their datasets."""
 
 import json
 
@@ -14,12 +14,12 @@ PRESETS = ("qwen3-0.6b", "llama-3.2-1b", "qwen3-4b-qlora", "qwen3-8b-qlora", "mi
 STAGES = ("sft", "reward", "ppo", "dpo", "evaluate")
 
 
-def said(who, text):
-    return {"role": who, "content": text}
+def message(role, text):
+    return {"role": role, "content": text}
 
 
-def asked(i):
-    return said("user", f"What is {i}?")
+def question(i):
+    return message("user", f"What is {i}?")
 
 
 # rows with the columns that the hub's datasets have
@@ -27,19 +27,19 @@ HUB = {
     "trl-lib/Capybara": lambda i: {
         "source": "x",
         "messages": [
-            message
+            part
             for turn in range(3)
-            for message in (asked(i + turn), said("assistant", f"It is {i + turn}."))
+            for part in (question(i + turn), message("assistant", f"It is {i + turn}."))
         ],
         "num_turns": 3,
     },
     "trl-lib/ultrafeedback_binarized": lambda i: {
-        "chosen": [asked(i), said("assistant", f"It is {i}.")],
-        "rejected": [asked(i), said("assistant", "No idea.")],
+        "chosen": [question(i), message("assistant", f"It is {i}.")],
+        "rejected": [question(i), message("assistant", "No idea.")],
         "score_chosen": 8.0,
         "score_rejected": 2.5,
     },
-    "trl-lib/ultrafeedback-prompt": lambda i: {"prompt": [asked(i)]},
+    "trl-lib/ultrafeedback-prompt": lambda i: {"prompt": [question(i)]},
     "trl-lib/tldr": lambda i: {"prompt": f"POST: {i}\n\nTL;DR:", "completion": f" It is {i}."},
     "trl-lib/tldr-preference": lambda i: {
         "prompt": f"POST: {i}\n\nTL;DR:",
@@ -55,8 +55,8 @@ QUICK = {"max_steps": 2, "max_rows": 8, "per_device_train_batch_size": 2, "save_
 QUICK |= {"gradient_accumulation_steps": 1, "optim": "adamw_torch", "logging_steps": 1}
 EPISODES = {"total_episodes": 4, "num_mini_batches": 1, "num_ppo_epochs": 1, "response_length": 4}
 EPISODES |= {"eval_steps": 2}
-LOOK = {"max_prompts": 4, "max_new_tokens": 4, "few_shot": 1}
-CHANGED = {"sft": QUICK, "reward": QUICK, "dpo": QUICK, "ppo": QUICK | EPISODES, "evaluate": LOOK}
+REPORT = {"max_prompts": 4, "max_new_tokens": 4, "few_shot": 1}
+CHANGED = {"sft": QUICK, "reward": QUICK, "dpo": QUICK, "ppo": QUICK | EPISODES, "evaluate": REPORT}
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +73,20 @@ def hub(tmp_path_factory):
 
 
 def run(preset, stage, out, base, hub):
-    """A stage with its preset's YAML: only the model, the data, the places and the size change."""
-    given = yaml.safe_load((ROOT / f"recipes/configs/{preset}/{stage}.yaml").read_text())
+    """Run a stage with its preset's YAML; only model, data, directories and sizes are replaced."""
+    preset_options = yaml.safe_load((ROOT / f"recipes/configs/{preset}/{stage}.yaml").read_text())
     shared = f"runs/{preset}/"
 
-    def here(value):
+    def local(value):
         if isinstance(value, list):
-            return [here(v) for v in value]
+            return [local(v) for v in value]
         if isinstance(value, str) and value in HUB:
             return str(hub / value)
         if isinstance(value, str) and value.startswith(shared):
             return str(out / value.removeprefix(shared))
         return value
 
-    changed = {key: here(value) for key, value in given.items()} | CHANGED[stage]
+    changed = {key: local(value) for key, value in preset_options.items()} | CHANGED[stage]
     changed |= {"model_name_or_path": str(base)}
     assert changed["output_dir"].startswith(str(out))
     file = out / f"{stage}.yaml"
@@ -98,9 +98,9 @@ def run(preset, stage, out, base, hub):
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_trains(preset, tiny_base, hub, tmp_path, capsys):
-    """SFT of every preset, and all stages of a chat preset and of a plain-text preset."""
+    """SFT of every preset; all stages of two presets, one with and one without a chat template."""
     runs = {"sft": run(preset, "sft", tmp_path, tiny_base, hub)}
-    # every answer of Capybara's dialogues is learned: eight of three turns, and the test split's
+    # SFT trains every answer: of eight training dialogues and of six in the test split, three each
     dialogues = "14 dialogues became 42 examples, one for each assistant turn"
     assert (dialogues in capsys.readouterr().out) == preset.startswith("qwen3")
     assert runs["sft"].results["steps"] == 2

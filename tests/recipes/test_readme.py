@@ -1,4 +1,4 @@
-"""Every recipe command in the README, in the docs and in a recipe's own docstring is one that parses."""
+"""Every command in the README, the docs and the recipes' docstrings parses."""
 
 import re
 import shlex
@@ -17,30 +17,30 @@ def commands():
     files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.py")]
     texts = [f.read_text(encoding="utf-8") for f in sorted(files)]
     pattern = r"^ *(?:\.venv/bin/)?toolkit ((?:[^\n]*\\+\n)*[^\n]*)$"
-    found = re.findall(pattern, "\n".join(texts), re.MULTILINE)
-    return sorted({re.sub(r"\\+\n", " ", command) for command in found})
+    matches = re.findall(pattern, "\n".join(texts), re.MULTILINE)
+    return sorted({re.sub(r"\\+\n", " ", command) for command in matches})
 
 
-def test_there_is_an_example_of_every_command():
+def test_every_command_has_an_example():
     assert {command.split()[0] for command in commands()} >= all_commands().keys()
 
 
-@pytest.mark.parametrize("command", commands())
-def test_documented_command_parses(command, monkeypatch):
+@pytest.mark.parametrize("line", commands())
+def test_documented_command_parses(line, monkeypatch):
     monkeypatch.chdir(ROOT)
-    name, *words = shlex.split(command, comments=True)
-    found = find(name)
-    if isinstance(found, Recipe):
-        parse(found.argument_classes(), words)
+    name, *words = shlex.split(line, comments=True)
+    command = find(name)
+    if isinstance(command, Recipe):
+        parse(command.argument_classes(), words)
     elif name == "pipeline":
         assert Pipeline.read(words[1]).stages
     elif name == "app":
         parse_arguments(words, description="")
-    elif found.arguments is not None:
-        parse(found.arguments(), words)
+    elif command.arguments is not None:
+        parse(command.arguments(), words)
 
 
-def test_named_files_exist():
+def test_files_linked_in_readme_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
         assert (ROOT / name).exists(), name

@@ -1,4 +1,4 @@
-"""SFT, reward, DPO and PPO on files that nobody here wrote."""
+"""SFT, reward, DPO and PPO on real data files, which are not part of the project."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from toolkit.runner import train
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the shared real data is not here"),
+    pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the real data files are missing"),
 ]
 HH = SHARED / "data" / "hh_rlhf_harmless.jsonl.gz"
 ALPACA = SHARED / "data" / "alpaca_instructions.json"
@@ -24,11 +24,11 @@ COMMON = ["--max_rows", "16", "--max_length", "512", "--per_device_train_batch_s
 
 
 def call(recipe, *words):
-    """Run a recipe in this process, as its command line would."""
+    """Run a recipe in this process with its config of the embedded world."""
     config = ROOT / "recipes" / "configs" / "world" / f"{recipe}.yaml"
-    found = find_recipe(recipe)
+    command = find_recipe(recipe)
     return train(
-        found, *parse(found.argument_classes(), ["--config", str(config), *map(str, words)])
+        command, *parse(command.argument_classes(), ["--config", str(config), *map(str, words)])
     )
 
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("real")
 
 
-def test_real_data_goes_through_every_recipe(folder, capsys):
+def test_real_data_trains_every_recipe(folder, capsys):
     sft = call("sft", "--dataset_name", ALPACA, "--output_dir", folder / "sft", *COMMON,
                "--num_train_epochs", 1)  # fmt: skip
     assert sft.state == "finished"
@@ -60,14 +60,14 @@ def test_real_data_goes_through_every_recipe(folder, capsys):
         assert run.adapter_problem() is None
 
 
-def count(said, pattern):
-    """The number that a pattern finds in what was printed, 0 where it finds nothing."""
-    found = re.search(pattern, said)
-    return int(found[1]) if found else 0
+def count(output, pattern):
+    """The number that a pattern finds in printed output; 0 without a match."""
+    match = re.search(pattern, output)
+    return int(match[1]) if match else 0
 
 
 def rows_of(file):
-    """Rows of a file, read without our own code."""
+    """The number of rows in a file, read without our own code."""
     if file.suffix == ".gz":
         return len(gzip.decompress(file.read_bytes()).splitlines())
     return len(json.loads(file.read_text()))
@@ -75,20 +75,22 @@ def rows_of(file):
 
 @pytest.mark.parametrize("file", PREFERENCES, ids=lambda file: file.name.split(".")[0])
 @pytest.mark.parametrize("recipe", ["reward", "dpo"])
-def test_real_data_rows_before_and_after_add_up(recipe, file, tiny_base, sft_run, tmp_path, capsys):
+def test_real_data_row_counts_add_up_in_training(
+    recipe, file, tiny_base, sft_run, tmp_path, capsys
+):
     run = call(recipe, "--dataset_name", file, "--drop_bad_rows", "true", "--max_length", 512,
                "--model_name_or_path", tiny_base, "--parent", sft_run, "--max_steps", 2,
                "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 2)  # fmt: skip
     assert run.state == "finished"
-    said = capsys.readouterr().out
-    there = rows_of(file)
-    assert count(said, r"\), (\d+) rows -> preference") == there
-    dropped = count(said, r"; (\d+) malformed rows dropped")
+    output = capsys.readouterr().out
+    rows = rows_of(file)
+    assert count(output, r"\), (\d+) rows -> preference") == rows
+    dropped = count(output, r"; (\d+) malformed rows dropped")
     assert dropped == (6 if file == HH else 0)
-    too_long = count(said, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
-    too_long += count(said, r"; (\d+) of them are left out, because the prompt fills it")
-    assert recipe == "dpo" or "will be truncated" not in said
-    assert count(said, r"preflight: (\d+) rows, ") == there - dropped - too_long
+    too_long = count(output, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
+    too_long += count(output, r"; (\d+) of them are left out, because the prompt fills it")
+    assert recipe == "dpo" or "will be truncated" not in output
+    assert count(output, r"preflight: (\d+) rows, ") == rows - dropped - too_long
 
 
 CHECKED = [(recipe, file) for file in PREFERENCES for recipe in ("sft", "reward", "dpo")]
@@ -97,9 +99,9 @@ CHECKED = [(recipe, file) for file in PREFERENCES for recipe in ("sft", "reward"
 @pytest.mark.parametrize(
     ("recipe", "file"),
     [("sft", ALPACA), *CHECKED],
-    ids=lambda given: given if isinstance(given, str) else given.name.split(".")[0],
+    ids=lambda value: value if isinstance(value, str) else value.name.split(".")[0],
 )
-def test_real_data_rows_add_up_in_the_check(
+def test_real_data_row_counts_add_up_in_check(
     recipe, file, tiny_base, sft_run, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(ROOT)
@@ -107,31 +109,31 @@ def test_real_data_rows_add_up_in_the_check(
     words += ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
     words += [] if recipe == "sft" else ["--parent", sft_run]
     code = load_check().check(f"{WORLD}/{recipe}.yaml", list(map(str, words)), recipe, 24.0)
-    said = capsys.readouterr().out
-    assert (code, said.strip().splitlines()[-1]) == (0, "no problems found"), said
-    there = rows_of(file)
-    assert count(said, r"\), (\d+) rows -> (?:preference|prompt-completion)") == there
-    dropped = count(said, r"; (\d+) malformed rows dropped")
+    output = capsys.readouterr().out
+    assert (code, output.strip().splitlines()[-1]) == (0, "no problems found"), output
+    rows = rows_of(file)
+    assert count(output, r"\), (\d+) rows -> (?:preference|prompt-completion)") == rows
+    dropped = count(output, r"; (\d+) malformed rows dropped")
     assert dropped == (6 if file == HH else 0)
-    too_long = count(said, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
-    too_long += count(said, r"; (\d+) of them are left out, because the prompt fills it")
-    assert count(said, r"(?m)^(\d+) rows, tokens: median") == there - dropped - too_long
-    assert "⟦" in said
-    assert "predicted peak" in said
+    too_long = count(output, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
+    too_long += count(output, r"; (\d+) of them are left out, because the prompt fills it")
+    assert count(output, r"(?m)^(\d+) rows, tokens: median") == rows - dropped - too_long
+    assert "⟦" in output
+    assert "predicted peak" in output
     assert not (tmp_path / "run").exists()
 
 
-def test_real_data_of_alpaca_is_learned_whole(tiny_base, tmp_path, capsys):
+def test_sft_uses_every_alpaca_row(tiny_base, tmp_path, capsys):
     run = call("sft", "--dataset_name", ALPACA, "--max_length", 512, "--max_steps", 2,
                "--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run",
                "--per_device_train_batch_size", 2)  # fmt: skip
     assert run.state == "finished"
-    said = capsys.readouterr().out
-    too_long = count(said, r"; (\d+) of them are left out, because the prompt fills it")
-    assert count(said, r"preflight: (\d+) rows, ") == rows_of(ALPACA) - too_long
+    output = capsys.readouterr().out
+    too_long = count(output, r"; (\d+) of them are left out, because the prompt fills it")
+    assert count(output, r"preflight: (\d+) rows, ") == rows_of(ALPACA) - too_long
 
 
-def test_real_data_without_comparisons_is_refused_by_dpo_and_the_check(
+def test_dpo_and_check_reject_data_without_comparisons(
     tiny_base, sft_run, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(ROOT)

@@ -1,4 +1,4 @@
-"""A recipe started in the folder of a finished run: what fails before it trains costs nothing."""
+"""A recipe started in the directory of a finished run: the run is kept until the training begins."""
 
 import json
 from pathlib import Path
@@ -17,13 +17,13 @@ BAD = {"prompt": "Where?", "completion": 7, "chosen": 7, "rejected": " No.", "la
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder but the lock."""
+    """Every file of a folder except the lock."""
     files = (f for f in folder.rglob("*") if f.is_file() and f.name != ".lock")
     return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
-def refused(recipe: str, folder: Path, **options) -> None:
-    """As `call`, of what a recipe does not accept."""
+def call_fails(recipe: str, folder: Path, **options) -> None:
+    """As `call`, for options or data that the recipe rejects."""
     words = ["--config", f"{WORLD}/{recipe}.yaml", "--output_dir", str(folder)]
     words += [w for n, v in (QUICK | options).items() for w in (f"--{n}", str(v))]
     assert run(find(recipe), words) == 2
@@ -31,7 +31,7 @@ def refused(recipe: str, folder: Path, **options) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["sft", "reward", "dpo", "kto", "ppo"])
-def test_a_finished_run_survives_a_start_that_fails(
+def test_finished_run_survives_failed_start(
     recipe, tiny_base, sft_run, reward_run, tmp_path, capsys
 ):
     options = STEPS | {"model_name_or_path": tiny_base, "max_rows": 16}
@@ -50,32 +50,32 @@ def test_a_finished_run_survives_a_start_that_fails(
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps(BAD | ({"prompt": 7} if recipe == "ppo" else {})) + "\n")
     capsys.readouterr()
-    refused(recipe, run, **(options | {"dataset_name": bad}))
-    said = capsys.readouterr()
+    call_fails(recipe, run, **(options | {"dataset_name": bad}))
+    printed = capsys.readouterr()
     assert content(run) == before
-    assert f"{run}: the finished {recipe} run is unchanged" in said.out
-    assert "bad.jsonl" in said.err
+    assert f"{run}: the finished {recipe} run is unchanged" in printed.out
+    assert "bad.jsonl" in printed.err
     started = Run.load(run).started
     call(recipe, run, **options)
     assert f"{run}: replaces the finished {recipe} run of 20" in capsys.readouterr().out
     assert Run.load(run).started > started
     assert checkpoints(run)
-    assert not list(run.glob(f"*{DROPPED_FILE}"))  # this run dropped nothing
+    assert not list(run.glob(f"*{DROPPED_FILE}"))  # the new run dropped no rows
 
 
 @pytest.mark.slow
-def test_a_new_ensemble_takes_no_member_of_the_old_one(tiny_base, sft_run, tmp_path, monkeypatch):
-    """Made anew with another seed, it dies in its first member, and goes on."""
+def test_new_ensemble_uses_no_old_member(tiny_base, sft_run, tmp_path, monkeypatch):
+    """Started again with another seed, it fails in its first member and is resumed."""
     options = {"model_name_or_path": tiny_base, "parent": sft_run, "max_steps": 1, "max_rows": 16}
     options |= {"dataset_name": "world:comparisons", "ensemble": 2}
     folder = call("reward", tmp_path / "reward", **options)
     assert is_finished(folder / "member-1")
 
-    def dies(*_, **__):
+    def fails(*_, **__):
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(RankingTrainer, "training_step", dies)
+        patch.setattr(RankingTrainer, "training_step", fails)
         with pytest.raises(RuntimeError):
             call("reward", folder, seed=7, **options)
     assert not is_finished(folder / "member-1")

@@ -15,7 +15,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
 
 @pytest.fixture(scope="module")
 def toolkit(tmp_path_factory):
-    """Run the installed command in an empty folder; dependencies come from this environment."""
+    """Runs the installed command in an empty folder; dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run([*PIP, "wheel", "--no-deps", "-w", str(folder), str(ROOT)], check=True)
     (wheel,) = folder.glob("*.whl")
