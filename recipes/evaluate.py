@@ -32,10 +32,12 @@ def main(args, model) -> Run:
     if sft is None or len(sources) < len(args.runs):
         raise ConfigError("evaluate: `runs` must contain an SFT run, and no two runs of one name")
     for name, source in sources.items():
-        if name == "base" or holds(source) != "policy":
+        if name == "base":
+            raise ConfigError(f"evaluate: a run cannot be named base, got {source.path}; rename it")
+        if holds(source) != "policy":
             raise ConfigError(
-                f"evaluate: `runs` must be runs with a policy, not named base, got {source.path}; "
-                "name a reward model with --reward_model"
+                f"evaluate: `runs` must hold policies, got {source.path}, which holds a "
+                f"{holds(source)}; pass a reward model as --reward_model"
             )
     timings = _timings(args.timings)
 
