@@ -1,6 +1,7 @@
 """Each module imports only lower layers, and the cheap ones stay cheap."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -58,6 +59,15 @@ def test_imports_only_lower_layers(file):
         if name.startswith("toolkit.") and module != "toolkit":
             same = name.split(".")[1] == (module.split(".") + [""])[1]
             assert same or layer(name) < layer(module), name
+
+
+def test_design_page_lists_the_layers_in_order():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = text.split("\n## Layers", 1)[1].split("| --- | --- |\n", 1)[1].split("\n\n", 1)[0]
+    names = re.findall(r"`(\w+)`", rows)
+    numbers = [LAYERS[f"toolkit.{name}"] for name in names]
+    assert numbers == sorted(numbers)
+    assert {f"toolkit.{name}" for name in names} == LAYERS.keys() - {"toolkit"}
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.py")), ids=lambda f: f.name)
