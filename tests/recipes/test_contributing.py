@@ -38,10 +38,12 @@ def test_walkthrough_recipe_is_listed_and_checks_its_options(folder, capsys):
 
 
 @pytest.mark.slow
-def test_walkthrough_recipe_is_trained(folder, tiny_base, sft_run):
+def test_walkthrough_recipe_is_checked_and_trained(folder, tiny_base, sft_run, capsys):
     words = ["--config", "my_recipes/ipo.yaml", "--output_dir", "ipo"]
     words += ["--model_name_or_path", str(tiny_base), "--parent", str(sft_run)]
     words += ["--max_rows", "16", "--max_steps", "2", "--per_device_train_batch_size", "4"]
+    assert main(["check", *words]) == 0
+    assert "predicted peak" in capsys.readouterr().out
     assert main(["ipo", *words]) == 0
     run = Run.load("ipo")
     assert (run.recipe, run.state, holds(run)) == ("ipo", "finished", "policy")
