@@ -30,9 +30,9 @@ def serve(
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from toolkit.app.tabs.parts import CSS, theme
+    from toolkit.app.tabs.parts import theme
     from toolkit.app.web.middleware import BodyLimit, LoginThrottle, SecurityHeaders
-    from toolkit.app.web.scripts import HEAD
+    from toolkit.app.web.scripts import CSS, HEAD
 
     _, url, _ = page.launch(
         server_name=host,
