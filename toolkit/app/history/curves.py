@@ -1,7 +1,9 @@
 """The curves of several runs in one figure per metric."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.app.catalog import printable
@@ -16,44 +18,9 @@ CHOSEN_AT_FIRST = 4
 WIDTH, HEIGHT, DPI = 5.6, 3.1, 130  # inches; about 400 pixels wide on the page
 MAX_NAME = 30
 # The label of the y axis with its unit. docs/metrics.md explains each metric.
-MEANINGS = {
-    "objective/scores": "reward model's score",
-    "objective/kl": "KL to SFT (nats per answer)",
-    "objective/length": "length (tokens per answer)",
-    "objective/rlhf_reward": "score after penalties and KL",
-    "objective/ended": "share that ended with EOS",
-    "objective/entropy": "entropy (nats per answer)",
-    "objective/kl_coef": "β (score per nat of KL)",
-    "policy/approxkl_avg": "KL of one update (nats per token)",
-    "policy/clipfrac_avg": "share of ratios clipped",
-    "policy/entropy_avg": "entropy (nats per token)",
-    "loss/policy_avg": "policy loss (per token)",
-    "loss/value_avg": "value loss (per token)",
-    "loss/ptx_avg": "pretraining loss (nats per token)",
-    "val/explained_variance": "share of variance explained",
-    "val/ratio": "mean new/old probability",
-    "eval_gold/mean": "gold utility (held out)",
-    "loss": "training loss",
-    "eval_loss": "held-out loss",
-    "mean_token_accuracy": "share of tokens predicted correctly",
-    "entropy": "entropy (nats per token)",
-    "accuracy": "share of pairs ranked correctly",
-    "mean_reward": "mean score",
-    "margin": "score of chosen − rejected",
-    "reward": "mean reward",
-    "kl": "KL to the reference (nats)",
-    "completions/mean_length": "length (tokens per answer)",
-    "rewards/accuracies": "share of pairs ranked correctly",
-    "rewards/margins": "reward of chosen − rejected",
-    "rewards/chosen": "reward of chosen",
-    "rewards/rejected": "reward of rejected",
-    "grad_norm": "gradient norm before clipping",
-    "learning_rate": "learning rate",
-    "num_tokens": "tokens trained on",
-    "episode": "episodes sampled",
-    "time/generate": "seconds per rollout, sampling",
-    "time/score": "seconds per rollout, scoring",
-}
+MEANINGS: Mapping[str, str] = json.loads(
+    Path(__file__).with_name("meanings.json").read_text(encoding="utf-8")
+)
 # Shown first, if the chosen runs logged them.
 SHOWN_FIRST = """
 objective/scores reward objective/kl kl loss objective/length completions/mean_length

@@ -29,28 +29,10 @@ COLUMNS = (
 SHARED = ("prompt", "sampling", "base")  # often equal in many judgements
 AS_JSON = ("prompt", "replies", "sampling", "base", "ranks", "likert", "flags")
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM judgements"
+TABLE = Path(__file__).with_name("table.sql").read_text(encoding="utf-8")
 INSERT = (
     f"INSERT INTO judgements ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{c}' for c in COLUMNS)})"
 )
-TABLE = """
-CREATE TABLE judgements (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    kind TEXT NOT NULL CHECK (kind IN ('battle', 'ranking')),
-    prompt TEXT NOT NULL,
-    replies TEXT NOT NULL,
-    sampling TEXT NOT NULL,
-    base TEXT NOT NULL,
-    verdict TEXT CHECK (verdict IN ('a', 'b', 'tie', 'both_bad', 'skip')),
-    ranks TEXT,
-    likert TEXT,
-    flags TEXT,
-    reason TEXT NOT NULL,
-    labeler TEXT NOT NULL,
-    time TEXT NOT NULL,
-    CHECK ((kind = 'battle') = (verdict IS NOT NULL) AND (kind = 'ranking') = (ranks IS NOT NULL))
-) STRICT
-"""
 
 
 @dataclass(frozen=True)
