@@ -7,14 +7,11 @@ import gradio as gr
 
 from toolkit.app.judgements.judgement import BOTH_BAD, SKIP, TIE, VERDICT_LABELS, A, B, reveal
 from toolkit.app.tabs import parts
+from toolkit.app.texts import markdown
 
 if TYPE_CHECKING:
     from toolkit.app.judgements.battles import Battles
 
-INTRODUCTION = """# Arena
-Two of the checkpoints that you choose answer one prompt. You decide which answer is better before you \
-see which checkpoint wrote it: the server draws the two checkpoints and their order for each battle. \
-Judge only the answers. A longer or more confident answer is not better for that reason."""
 KEYS = {A: "1", B: "2", TIE: "T", BOTH_BAD: "B", SKIP: "S"}
 IDLE = "Start a battle, then choose the better answer."
 
@@ -26,7 +23,7 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
         prompts: the prompts to draw from; by default the workbench's examples.
     """
     workbench, root = battles.workbench, battles.store.path.parent
-    gr.Markdown(INTRODUCTION)
+    gr.Markdown(markdown("arena"))
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             prompt, start = parts.prompt_and_start(

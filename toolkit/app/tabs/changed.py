@@ -9,7 +9,7 @@ from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import MAX_PROMPT_CHARACTERS
 from toolkit.app.choices import checkpoint_choices
 from toolkit.app.tabs.parts import column_widths, errors_as_toast
-from toolkit.app.texts import CHANGES, NO_ANSWER_YET, TOKENS_LEGEND, colour_scale
+from toolkit.app.texts import NO_ANSWER_YET, colour_scale, markdown, two_decimals
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
@@ -35,7 +35,7 @@ ALTERNATIVES = ["Policy", "p", "Reference", "p_ref"]
 
 def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
     """Build the tab; `chat` is the visitor's conversation on Compare."""
-    gr.Markdown(CHANGES)
+    gr.Markdown(markdown("changed"))
     empty = gr.Markdown(NO_ANSWER_YET)
     current = gr.State(None)  # the `Changes` on the page
     with gr.Row(equal_height=False):
@@ -54,7 +54,7 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
         elem_classes="tokens",
     )
     with gr.Accordion("What the numbers mean", open=False):
-        gr.Markdown(TOKENS_LEGEND)
+        gr.Markdown(markdown("changed_numbers"))
     other, diff, diff_note = _difference()
 
     def chosen(id: Any) -> str:
@@ -207,12 +207,13 @@ def _alternatives(changes: Changes, number: int) -> Any:
 def _token_rows(changes: Changes) -> list[list[str]]:
     rows = []
     for number, t in enumerate(changes.tokens, start=1):
-        numbers = [_two_decimals(n) for n in (t.logprob, t.log_ratio, t.value, t.entropy)]
+        numbers = (t.logprob, t.log_ratio, t.value, t.entropy)
+        cells = ["" if n is None else two_decimals(n) for n in numbers]
         likeliest = [
             f"{_visible(side[0].text)} {side[0].probability:.2f}" if side else ""
             for side in (t.policy, t.reference)
         ]
-        rows.append([str(number), _visible(t.text), *numbers, *likeliest])
+        rows.append([str(number), _visible(t.text), *cells, *likeliest])
     return rows
 
 
@@ -239,10 +240,6 @@ def _diff(
         parts,
         f"Green: only in the answer of {names.get(id, id)}. Red: only in that of {reply.name}.",
     ]
-
-
-def _two_decimals(number: float | None) -> str:
-    return "" if number is None else f"{round(number, 2) + 0.0:.2f}"
 
 
 def _visible(text: str) -> str:

@@ -12,7 +12,7 @@ from toolkit.app.catalog import Catalog
 from toolkit.app.choices import SHARED_SCAN_S, checkpoint_choices, reward_choices
 from toolkit.app.tabs.compare_events import CompareEvents, new_chat, next_turn, repeat_turn
 from toolkit.app.tabs.parts import temperature_and_length
-from toolkit.app.texts import INTRODUCTION, LEGEND, LOADING, NO_RUNS
+from toolkit.app.texts import LOADING, NO_RUNS, markdown
 from toolkit.app.web.scripts import PROMPT, QUESTION
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
     Returns: the visitor's `Chat`, for other tabs.
     """
     chat, events = gr.State(Chat()), CompareEvents(workbench)
-    gr.Markdown(INTRODUCTION)
+    gr.Markdown(markdown("compare"))
     no_runs = gr.Markdown(NO_RUNS, visible=workbench.ready and workbench.catalog.empty)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
@@ -35,7 +35,7 @@ def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
             settings = _sampling()
     columns, stops = _answers()
     with gr.Accordion("What the numbers mean", open=False):
-        gr.Markdown(LEGEND)
+        gr.Markdown(markdown("compare_numbers"))
     broken_box, broken = _broken()
 
     inputs = [chat, prompt, checkpoints, reward, *settings]

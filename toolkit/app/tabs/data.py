@@ -13,6 +13,7 @@ from toolkit.app.judgements.export import Export, export, training_commands, tra
 from toolkit.app.judgements.judgement import VERDICT_LABELS
 from toolkit.app.judgements.store import Tally
 from toolkit.app.tabs.parts import NO_VOTES, errors_as_toast
+from toolkit.app.texts import markdown
 from toolkit.errors import DatasetError
 from toolkit.recipe import find_recipe, recipes
 
@@ -20,28 +21,13 @@ if TYPE_CHECKING:
     from toolkit.app.judgements.store import Store
     from toolkit.app.workbench import Workbench
 
-INTRODUCTION = """# Data
-When the page shows "Saved", the judgement is in a SQLite file next to the runs. *Export* writes all \
-judgements as training data."""
-FILES_TEXT = """
-- **preference.jsonl**: prompt, chosen, rejected, as messages: decided battles and the pairs of \
-rankings. For reward models, DPO and other trainers that learn from preferences.
-- **ranked.jsonl**: prompt, completions, ranks: whole rankings.
-- **unpaired.jsonl**: prompt, completion, label: the same answers, each labelled good or \
-bad. For KTO.
-- **ties.jsonl** and **both_bad.jsonl**: battles without a winner. The answers in both_bad.jsonl are \
-labelled bad.
-
-Each row contains its origin (`provenance`): the checkpoints and the SHA-256 of their adapters, the base's \
-fingerprint, sampling, seeds, time, and the labeler's name.
-"""
 FOLDER = "judgements"  # next to the store
 
 
 def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store") -> None:
     """Build the tab; opening it counts the judgements again."""
     root, files_of = store.path.parent, training_files()
-    gr.Markdown(INTRODUCTION)
+    gr.Markdown(markdown("data"))
     empty = gr.Markdown(NO_VOTES)
     counts = gr.Dataframe(
         headers=["What", "How many"], interactive=False, label="Judgements", max_height=480
@@ -58,7 +44,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
     with gr.Row():
         commands = [_command_box(recipe, file) for recipe, file in files_of.items()]
     with gr.Accordion("What the files contain", open=False):
-        gr.Markdown(FILES_TEXT)
+        gr.Markdown(markdown("data_files"))
     downloads = tempfile.TemporaryDirectory()  # Gradio serves copies of these files
 
     def refresh() -> list[Any]:

@@ -8,6 +8,7 @@ import gradio as gr
 
 from toolkit.app.judgements.leaderboard import MIN_PROMPTS, MIN_VOTES, Board, leaderboard
 from toolkit.app.tabs.parts import NO_VOTES, column_widths, errors_as_toast
+from toolkit.app.texts import markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,24 +18,6 @@ if TYPE_CHECKING:
 INTRODUCTION = f"""# Leaderboard
 Ratings of the checkpoints from all judgements. A checkpoint is rated if it has at least {MIN_VOTES} \
 votes on at least {MIN_PROMPTS} different prompts."""
-METHOD = """
-- **Rating**: the strengths that make the judgements most probable, in one fit of Bradley-Terry (battles) \
-and Plackett-Luce (rankings). The mean rating is 1000. A difference of 400 points means odds of 10 to 1; \
-with 100 points more, a checkpoint wins 64 % of the decided battles. A weak prior (standard deviation 350 \
-points) keeps the rating of an unbeaten checkpoint finite.
-- **95 % interval**: from 300 resamples of the prompts, each with all of its votes. If two intervals \
-overlap widely, the order of the two checkpoints is uncertain.
-- **Ties** count as half a win for each side, and so does **both bad**. **Skipped** battles do not count. \
-Tied answers in a ranking count as every order of them in equal shares.
-- **Votes**: judgements that compare the checkpoint with another one. In the table of pairs, a ranking \
-counts once for every two of its answers from different checkpoints.
-- A checkpoint is identified by its name **and** its weights. A checkpoint that was trained again under \
-the same name starts without votes. The old one stays; both show the start of their weights' hash.
-- **Agreement** compares labelers who gave a name and judged the same two checkpoints on the same prompt. \
-Only a labeler's last verdict on a pair counts. A ranking prefers the checkpoint that wins more pairs of \
-their answers. Krippendorff's α is 1 for full agreement, 0 for agreement by chance, and undefined if all \
-verdicts are equal. The answers to a prompt can differ between battles, which lowers α.
-"""
 HEADERS = {  # column -> minimum pixels and share of the width, %
     "#": (50, 7),
     "Checkpoint": (180, 26),
@@ -74,7 +57,7 @@ def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
             label="Agreement between labelers", info=info, lines=2, interactive=False
         )
     with gr.Accordion("How ratings are computed", open=False):
-        gr.Markdown(METHOD)
+        gr.Markdown(markdown("leaderboard_ratings"))
     lock = threading.Lock()  # several visitors wait for one computation
 
     @functools.lru_cache(maxsize=1)  # stored judgements never change

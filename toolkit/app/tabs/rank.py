@@ -8,16 +8,13 @@ import gradio as gr
 from toolkit.app.judgements.battles import MAX_ANSWERS, MIN_ANSWERS
 from toolkit.app.judgements.judgement import FLAGS, LIKERT, parse_order, reveal
 from toolkit.app.tabs import parts
+from toolkit.app.texts import markdown
 from toolkit.app.web.scripts import ANSWER, BOARD, ORDER, PLACE_BUTTON
 from toolkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from toolkit.app.judgements.battles import Battles
 
-INTRODUCTION = """# Rank
-Put several answers to one prompt in order, best first; equally good answers can share a place. \
-A ranking contains more information than a battle: K answers give K·(K−1)/2 comparisons. After you \
-save the order, the page shows which checkpoint wrote which answer."""
 DRAG = (
     "Drag each answer to its place, the best to the top; drop it on another answer for a tie. "
     "Or press the answers' buttons or number keys, best first."
@@ -31,7 +28,7 @@ NO_GRADE = 0
 def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -> None:
     """Build the tab; `prompts` as in `arena_tab`."""
     workbench, root = battles.workbench, battles.store.path.parent
-    gr.Markdown(INTRODUCTION)
+    gr.Markdown(markdown("rank"))
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             prompt, start = parts.prompt_and_start(

@@ -29,15 +29,13 @@ from toolkit.app.history.run_summary import (
     settings_table,
     short_state,
 )
+from toolkit.app.texts import markdown
 from toolkit.evaluation.render import PLOTS
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
 
 REFRESH_S = 5  # while the page is open
-INTRODUCTION = """# Training runs
-All runs in the runs folder, newest first. Choose several to compare their curves. The curves of a run \
-that is still training are updated while you watch."""
 NO_RUNS = """**There are no runs yet.** `toolkit quickstart` trains some on the embedded world, without \
 a download. A recipe trains one: `toolkit sft --config world/sft --output_dir runs/sft`. New runs appear \
 here automatically."""
@@ -54,7 +52,7 @@ COLUMNS = {
 def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
     """Build the tab. Text from the disk is shown as plain text, never rendered."""
     history = History(workbench.runs)
-    gr.Markdown(INTRODUCTION)
+    gr.Markdown(markdown("runs"))
     nothing = gr.Markdown(NO_RUNS, visible=False)
     table = _table("Runs", list(COLUMNS), max_height=420, widths=list(COLUMNS.values()))
     chosen, metrics = _choices()
