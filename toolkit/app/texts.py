@@ -7,16 +7,13 @@ if TYPE_CHECKING:
     from toolkit.app.answering.changes import Changes
     from toolkit.app.answering.request import Answer
 
-NO_RUNS = """**The runs folder has no trained checkpoints yet**, only the base. `make quickstart` \
-trains some on the embedded world, without a download. Then press *Reload runs*. Until then \
-you can ask the base."""
 
-ONLY_THE_BASE = """**The runs folder has no trained checkpoints yet**, only the base. \
-`make quickstart` trains some on the embedded world, without a download. Then reload the page."""
+def markdown(name: str) -> str:
+    """A tab's introduction or explanation from the folder `markdown`."""
+    return (Path(__file__).parent / "markdown" / f"{name}.md").read_text(encoding="utf-8")
 
-LOADING = """**The base is loading.** The runs appear in a moment. Questions are queued until the base \
-is loaded, and then go to the first checkpoints of the list."""
 
+NO_RUNS, ONLY_THE_BASE, LOADING = map(markdown, ("no_runs", "only_the_base", "loading"))
 NO_ANSWER_YET = "There is no answer yet: ask on *Compare* first, or fill in the fields below."
 
 COLOURS = {
@@ -26,11 +23,6 @@ COLOURS = {
     "in the reward model's units. Red: above 0. Blue: below 0.",
     "entropy": "Colour: how uncertain {name} is before this token, in nats. Deeper red: more uncertain.",
 }
-
-
-def markdown(name: str) -> str:
-    """A tab's introduction or explanation from the folder `markdown`."""
-    return (Path(__file__).parent / "markdown" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def colour_scale(changes: "Changes", kind: str, largest: float) -> str:

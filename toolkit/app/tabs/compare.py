@@ -36,7 +36,11 @@ def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
     columns, stops = _answers()
     with gr.Accordion("What the numbers mean", open=False):
         gr.Markdown(markdown("compare_numbers"))
-    broken_box, broken = _broken()
+    with gr.Accordion(visible=False, open=False) as broken_box:
+        info = "The reason for each. The other runs are not affected."
+        broken = gr.Textbox(
+            label="Broken runs", info=info, lines=1, max_lines=30, interactive=False
+        )
 
     inputs = [chat, prompt, checkpoints, reward, *settings]
     outputs = [chat, prompt, *columns]
@@ -106,12 +110,7 @@ def _prompt(examples: list[str]) -> tuple[Any, ...]:
             gr.Button(label, size="sm", min_width=90)
             for label in ("Regenerate", "Edit last", "Clear")
         ]
-    gr.Markdown(
-        "*Ask* starts a new conversation. *Follow up* continues it: each checkpoint sees its own earlier "
-        "answers. *Regenerate* repeats the last prompt with the next seed. *Edit last* moves the last "
-        "prompt back into the field.",
-        elem_classes="note",
-    )
+    gr.Markdown(markdown("compare_buttons"), elem_classes="note")
     if examples:
         gr.Markdown("Questions to try:", elem_classes="note")
         with gr.Row(elem_classes="questions"):  # a script of the page fills in the prompt
@@ -189,12 +188,3 @@ def _answers() -> tuple[list[Any], list[gr.Button]]:
                 parts += [column, answer, stop, numbers, command]
                 stops.append(stop)
     return parts, stops
-
-
-def _broken() -> tuple[gr.Accordion, gr.Textbox]:
-    info = "The reason for each. The other runs are not affected."
-    with gr.Accordion(visible=False, open=False) as box:
-        reasons = gr.Textbox(
-            label="Broken runs", info=info, lines=1, max_lines=30, interactive=False
-        )
-    return box, reasons

@@ -12,7 +12,7 @@ from toolkit.app.catalog import Catalog
 from toolkit.app.judgements.export import Export, export, training_commands, training_files
 from toolkit.app.judgements.judgement import VERDICT_LABELS
 from toolkit.app.judgements.store import Tally
-from toolkit.app.tabs.parts import NO_VOTES, errors_as_toast
+from toolkit.app.tabs.parts import errors_as_toast
 from toolkit.app.texts import markdown
 from toolkit.errors import DatasetError
 from toolkit.recipe import find_recipe, recipes
@@ -28,7 +28,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
     """Build the tab; opening it counts the judgements again."""
     root, files_of = store.path.parent, training_files()
     gr.Markdown(markdown("data"))
-    empty = gr.Markdown(NO_VOTES)
+    empty = gr.Markdown(markdown("no_judgements"))
     counts = gr.Dataframe(
         headers=["What", "How many"], interactive=False, label="Judgements", max_height=480
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from toolkit.app.judgements.leaderboard import MIN_PROMPTS, MIN_VOTES, Board, leaderboard
-from toolkit.app.tabs.parts import NO_VOTES, column_widths, errors_as_toast
+from toolkit.app.tabs.parts import column_widths, errors_as_toast
 from toolkit.app.texts import markdown
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ MAX_NAME = 28  # characters of a name in the plot
 def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
     """Build the tab; opening it computes the ratings if there are new judgements."""
     gr.Markdown(INTRODUCTION)
-    empty = gr.Markdown(NO_VOTES, visible=False)
+    empty = gr.Markdown(markdown("no_judgements"), visible=False)
     update = gr.Button("Update ratings", size="sm")
     with gr.Column(visible=False) as results:
         table = gr.Dataframe(

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 QUIET = "quiet"  # hides Gradio's error badge on fields whose errors a toast shows
 READY = "answers are ready…"  # the end of the status while answers are generated
-NO_VOTES = """**There are no judgements yet.** Vote in *Arena* or order answers in *Rank*; the results \
-appear here."""
 
 
 def theme() -> gr.themes.Default:

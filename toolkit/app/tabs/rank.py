@@ -15,10 +15,6 @@ from toolkit.errors import ConfigError
 if TYPE_CHECKING:
     from toolkit.app.judgements.battles import Battles
 
-DRAG = (
-    "Drag each answer to its place, the best to the top; drop it on another answer for a tie. "
-    "Or press the answers' buttons or number keys, best first."
-)
 IDLE = "Get answers, then put them in order, best first."
 SORT = "Put the answers in order, best first: drag them, or press their numbers."
 FLAG_LABELS = dict(zip(("Harmful", "Untruthful", "Off task"), FLAGS, strict=True))
@@ -129,7 +125,7 @@ def _answers() -> list[tuple[Any, ...]]:
 def _order() -> gr.Textbox:
     """The order as text; the page's scripts for buttons and dragging change it."""
     with gr.Column(elem_id=BOARD):
-        gr.Markdown(DRAG, elem_classes="note")
+        gr.Markdown(markdown("rank_order"), elem_classes="note")
     with gr.Row():
         order = gr.Textbox(
             label="Order, best first",

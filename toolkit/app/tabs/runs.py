@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
 
 REFRESH_S = 5  # while the page is open
-NO_RUNS = """**There are no runs yet.** `toolkit quickstart` trains some on the embedded world, without \
-a download. A recipe trains one: `toolkit sft --config world/sft --output_dir runs/sft`. New runs appear \
-here automatically."""
 COLUMNS = {
     "run": "220px",
     "recipe": "100px",
@@ -53,7 +50,7 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
     """Build the tab. Text from the disk is shown as plain text, never rendered."""
     history = History(workbench.runs)
     gr.Markdown(markdown("runs"))
-    nothing = gr.Markdown(NO_RUNS, visible=False)
+    nothing = gr.Markdown(markdown("runs_empty"), visible=False)
     table = _table("Runs", list(COLUMNS), max_height=420, widths=list(COLUMNS.values()))
     chosen, metrics = _choices()
     plots = _plots()
