@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.app.lineage import Lineage, is_sft
-from toolkit.errors import CheckpointError, ToolkitError
+from toolkit.errors import ToolkitError
 from toolkit.options.config import is_local_path
 from toolkit.recipe import holds
-from toolkit.runs.integrity import HASHED, changed, stray
+from toolkit.runs.integrity import HASHED, changed
 from toolkit.runs.listing import list_runs
 from toolkit.runs.run import MANIFEST, WEIGHTS_FILE, Run
 
@@ -17,7 +17,6 @@ BASE_ID = "base"
 # Larger weights are hashed only when they are loaded, so that a scan of many runs stays quick.
 MAX_BYTES_HASHED_IN_SCAN = 32 << 20
 STAMPED = (MANIFEST, "base.json", *HASHED)
-MISSING = (0, 0, 0, 0)
 Stamp = tuple[tuple[int, ...], ...]
 
 
@@ -177,7 +176,7 @@ def file_stamp(folder: Path) -> Stamp:
             status = (folder / name).stat()
             stamp.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
         except OSError:
-            stamp.append(MISSING)
+            stamp.append((0, 0, 0, 0))
     return tuple(stamp)
 
 
@@ -204,27 +203,6 @@ def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
     if (run.path / WEIGHTS_FILE).stat().st_size <= MAX_BYTES_HASHED_IN_SCAN:
         return changed(run.path, run.weights)
     return None
-
-
-def require_inside(folder: Path, root: Path) -> None:
-    """Check that no file of a run leads outside the runs folder, before any of them is read.
-
-    Raises: CheckpointError with the file's name.
-    """
-    reason = stray(folder, root)
-    if reason is not None:
-        raise CheckpointError(f"{folder}: {reason}")
-
-
-def require_unchanged(folder: Path) -> None:
-    """Check that a run's weights are those it wrote.
-
-    Raises: CheckpointError with the file's name.
-    """
-    if (folder / MANIFEST).is_file():
-        reason = changed(folder, Run.load(folder).weights)
-        if reason is not None:
-            raise CheckpointError(f"{folder}: {reason}")
 
 
 def place_name(path: Path, root: Path) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from toolkit.app.catalog import Entry, Stamp, file_stamp, require_inside, require_unchanged
+from toolkit.app.catalog import Entry, Stamp, file_stamp
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.models.roles import Roles
-from toolkit.runs.integrity import sha256
-from toolkit.runs.run import MANIFEST, WEIGHTS_FILE
+from toolkit.runs.integrity import changed, sha256, stray
+from toolkit.runs.run import MANIFEST, WEIGHTS_FILE, Run
 
 MAX_ADAPTERS = 12  # kept in memory; the least recently used one is dropped first
 
@@ -85,9 +85,14 @@ class AdapterCache:
         run_folder = _run_folder(folder)
         # PEFT draws random weights before it fills them; this must not change other samples
         with torch.random.fork_rng():
-            require_inside(run_folder, self.runs)
+            reason = stray(run_folder, self.runs)  # before any file is read
+            if reason is not None:
+                raise CheckpointError(f"{run_folder}: {reason}")
             self.roles.attach(role, folder, head=head)
-            require_unchanged(run_folder)
+            if (run_folder / MANIFEST).is_file():
+                reason = changed(run_folder, Run.load(run_folder).weights)
+            if reason is not None:
+                raise CheckpointError(f"{run_folder}: {reason}")
             digest = sha256(folder / WEIGHTS_FILE)
             if file_stamp(run_folder) != stamp:  # the hash may not be that of the loaded weights
                 raise CheckpointError(

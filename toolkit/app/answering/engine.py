@@ -9,6 +9,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
 import torch
@@ -16,7 +18,8 @@ import torch
 from toolkit.app.answering.beams import BeamSearch
 from toolkit.app.answering.metrics import AnswerMetrics, out_of_memory
 from toolkit.app.answering.request import Answer
-from toolkit.app.answering.work_queue import Column, Comparison, Job, WorkQueue, wait_for
+from toolkit.app.answering.work_queue import Column, Comparison, Job, WorkQueue
+from toolkit.errors import BusyError
 from toolkit.sampling.row_batch import Row, RowBatch
 
 MAX_ROWS = 48  # answers in progress
@@ -61,7 +64,13 @@ class Engine:
         """
         future = self.queue.add_call(function)
         self._wake()
-        return wait_for(future, timeout=timeout)
+        try:
+            return future.result(timeout)
+        except (FutureTimeout, CancelledError) as error:
+            if future.done() and not future.cancelled():
+                raise
+            future.cancel()
+            raise BusyError("busy: this question did not start in time; try again") from error
 
     def _wake(self) -> None:
         with self._lock:
@@ -112,9 +121,8 @@ class Engine:
     def _remove_stopped(self) -> None:
         """Remove the rows of cancelled jobs; finish the rows that were stopped or are out of time."""
         self.queue.drop_cancelled()
-        cancelled = {
-            id(job) for job in self._running if job.cancelled
-        }  # other threads may add more
+        # other threads may add more
+        cancelled = {id(job) for job in self._running if job.cancelled}
         for job in self._running:
             late = time.monotonic() > job.deadline
             for column in job.columns:
@@ -168,7 +176,10 @@ class Engine:
     def _join_batches(self) -> None:
         """Read the prompts of new rows whose batch accepts rows."""
         for key in dict.fromkeys(self._key(c) for _, c in self._unread):
-            batch = self._batches.setdefault(key, self._new_batch())
+            if key not in self._batches:
+                stop, pad_id = self.metrics.stop, self.metrics.pad_id
+                self._batches[key] = RowBatch(self._roles, stop=stop, pad_id=pad_id)
+            batch = self._batches[key]
             if not batch.joinable:
                 continue
             new = [(j, c) for j, c in self._unread if self._key(c) == key]
@@ -184,9 +195,6 @@ class Engine:
     def _key(self, column: Column) -> str | None:
         assert column.row is not None
         return None if self._roles.can_mix(column.row.adapter) else column.row.adapter
-
-    def _new_batch(self) -> RowBatch:
-        return RowBatch(self._roles, stop=self.metrics.stop, pad_id=self.metrics.pad_id)
 
     def _pause(self) -> None:
         for batch in self._batches.values():
@@ -245,11 +253,17 @@ class Engine:
             return
         job, column = self._searches[0]
         assert column.row is not None
+
+        def should_stop() -> bool:
+            return job.cancelled or bool(column.stopped) or time.monotonic() > job.deadline
+
         self._pause()
         try:
             if self._search is None:
                 column.started = time.monotonic()
-                self._search = self._new_search(job, column)
+                self._search = BeamSearch(
+                    self._roles, column.row, metrics=self.metrics, should_stop=should_stop
+                )
             for _ in range(STEPS):
                 over = self._search.step()
                 if over or self._work.is_set():
@@ -262,14 +276,6 @@ class Engine:
             self._searches.popleft()
             if column.answer is None and not job.cancelled:
                 self._finish(job, column)
-
-    def _new_search(self, job: Job, column: Column) -> BeamSearch:
-        assert column.row is not None
-
-        def should_stop() -> bool:
-            return job.cancelled or bool(column.stopped) or time.monotonic() > job.deadline
-
-        return BeamSearch(self._roles, column.row, metrics=self.metrics, should_stop=should_stop)
 
     def _finish(self, job: Job, column: Column) -> None:
         """Complete a column whose row has all its tokens: text, score and KL."""

@@ -86,28 +86,18 @@ class AnswerMetrics:
     ) -> Changes:
         """The metrics of each token of an answer; prompt and answer are token ids."""
         batch, notes = self._batch(prompt, answer), []
-        policy = self._token_metrics(self.adapters.load(entry), batch)
-        reference, reference_name = None, ""
+        tokens, reference_name = self._tokens(entry, batch, answer), ""
         if entry.reference is None:
             notes.append(f"no reference: {entry.no_reference}")
         else:
-            reference_entry = catalog.checkpoints[entry.reference]
-            reference_name = reference_entry.name
-            reference = self._token_metrics(self.adapters.load(reference_entry), batch)
+            reference = catalog.checkpoints[entry.reference]
+            reference_name = reference.name
+            pairs = zip(tokens, self._tokens(reference, batch, answer), strict=True)
+            tokens = [replace(t, ref_logprob=r.logprob, reference=r.policy) for t, r in pairs]
         values = self._values(entry, batch, notes)
-        tokens = tuple(
-            Token(
-                text,
-                policy.logprobs[t],
-                policy.entropy[t],
-                policy.top[t],
-                None if reference is None else reference.logprobs[t],
-                () if reference is None else reference.top[t],
-                None if values is None else values[t],
-            )
-            for t, text in enumerate(self.tokens.pieces(answer))
-        )
-        return Changes(entry.name, reference_name, tokens, tuple(notes))
+        if values is not None:
+            tokens = [replace(t, value=v) for t, v in zip(tokens, values, strict=True)]
+        return Changes(entry.name, reference_name, tuple(tokens), tuple(notes))
 
     def baseline(self, reward: Entry, catalog: Catalog) -> Baseline | None:
         """The scores that z compares with: of the SFT run's answers, else of the demonstrations.
@@ -172,20 +162,19 @@ class AnswerMetrics:
         source = f"{len(rows)} answers of {sft.name}"
         return Baseline(known.mean().item(), known.std().item(), source)
 
-    def _token_metrics(self, role: str | None, batch: Batch) -> "_TokenMetrics":
-        with self.roles.using(role) as model:
+    def _tokens(self, entry: Entry, batch: Batch, answer: list[int]) -> list[Token]:
+        """The tokens of an answer with the numbers of one checkpoint."""
+        with self.roles.using(self.adapters.load(entry)) as model:
             output = policy_pass(model, batch, temperature=1.0, entropy=True)
             probs = VocabularyHead.of(self.roles.base).logits(output.states).softmax(-1)
         assert output.entropy is not None
         top: tuple[Tensor, Tensor] = probs.topk(min(ALTERNATIVES, probs.shape[-1]))
-        return _TokenMetrics(
-            output.logprobs[0].tolist(),
-            output.entropy[0].tolist(),
-            [
-                tuple(map(Alternative, self.tokens.pieces(ids), probabilities))
-                for probabilities, ids in zip(top[0].tolist(), top[1].tolist(), strict=True)
-            ],
-        )
+        likeliest = [
+            tuple(map(Alternative, self.tokens.pieces(ids), probabilities))
+            for probabilities, ids in zip(top[0].tolist(), top[1].tolist(), strict=True)
+        ]
+        numbers = (output.logprobs[0].tolist(), output.entropy[0].tolist(), likeliest)
+        return list(map(Token, self.tokens.pieces(answer), *numbers))
 
     def _values(self, entry: Entry, batch: Batch, notes: list[str]) -> list[float] | None:
         """V(s_t) of each token, or None with a note if the run has no critic."""
@@ -202,13 +191,6 @@ class AnswerMetrics:
             head = ScalarHead.load(folder).to(self.roles.base.device)
         with self.roles.using(role) as model:
             return [float(v) for v in state_values(model, head, batch)[0]]
-
-
-@dataclass(frozen=True)
-class _TokenMetrics:
-    logprobs: list[float]
-    entropy: list[float]
-    top: list[tuple[Alternative, ...]]
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -4,8 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -183,17 +182,3 @@ class WorkQueue:
             if not self.jobs or len(self.jobs[0].columns) > max_columns:
                 return None
             return self.jobs.popleft()
-
-
-def wait_for(future: "Future[T]", *, timeout: float) -> T:
-    """The result of a queued call.
-
-    Raises: BusyError after `timeout` seconds; what the call raised.
-    """
-    try:
-        return future.result(timeout)
-    except (FutureTimeout, CancelledError) as error:
-        if future.done() and not future.cancelled():
-            raise
-        future.cancel()
-        raise BusyError("busy: this question did not start in time; try again") from error
