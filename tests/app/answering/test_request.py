@@ -46,7 +46,7 @@ def test_max_new_tokens_is_clamped(value: object, expected: int) -> None:
     ("value", "expected"), [(5, 5), (-1, 0), (2**80, 2**31 - 1), (math.nan, 0), ("", 0), (None, 0)]
 )
 def test_seed_is_clamped(value: object, expected: int) -> None:
-    assert check(seed=value).seed == expected
+    assert check(seed=value).sampling.seed == expected
 
 
 @pytest.mark.parametrize("value", ["", " \n", None, 5, [], [{"role": "user"}]])

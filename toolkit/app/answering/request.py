@@ -49,11 +49,6 @@ class Request:
     sampling: Drawing
 
     @property
-    def seed(self) -> int:
-        """The seed of each row's generator."""
-        return self.sampling.seed
-
-    @property
     def kl_temperature(self) -> float:
         """The temperature of the log-probabilities in KL: as sampled, or 1 for greedy and beam search."""
         return (self.sampling.temperature if self.sampling.beams == 1 else 0) or 1.0
@@ -131,8 +126,8 @@ def checked_request(
         ids,
         reward,
         Drawing(
-            max_new_tokens=_whole(max_new_tokens, 1, MAX_NEW_TOKENS, DEFAULT_NEW_TOKENS),
-            temperature=_temperature(temperature),
+            max_new_tokens=clamp_new_tokens(max_new_tokens),
+            temperature=clamp_temperature(temperature),
             top_k=_whole(top_k, 0, MAX_TOP_K, 0),
             top_p=clamp(top_p, MIN_TOP_P, 1.0, 1.0),
             beams=_whole(beams, 1, MAX_BEAMS, 1),
@@ -154,9 +149,15 @@ def _whole(value: object, low: int, high: int, default: int) -> int:
     return round(clamp(value, low, high, default))
 
 
-def _temperature(value: object) -> float:
+def clamp_temperature(value: object) -> float:
+    """A sampling temperature in its range; 0 is greedy."""
     number = clamp(value, 0.0, MAX_TEMPERATURE, DEFAULT_TEMPERATURE)
     return number if number >= MIN_TEMPERATURE else 0.0
+
+
+def clamp_new_tokens(value: object) -> int:
+    """The length limit of an answer in its range."""
+    return _whole(value, 1, MAX_NEW_TOKENS, DEFAULT_NEW_TOKENS)
 
 
 def _checkpoints(values: object, known: Container[str]) -> tuple[str, ...]:

@@ -262,12 +262,9 @@ def _calls(plan: Sequence[tuple[str, int]]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _sampling(temperature: object, max_new_tokens: object) -> dict[str, float]:
-    checked = clamp(temperature, 0.0, limits.MAX_TEMPERATURE, limits.DEFAULT_TEMPERATURE)
     return {
-        "temperature": checked if checked >= limits.MIN_TEMPERATURE else 0.0,
-        "max_new_tokens": round(
-            clamp(max_new_tokens, 1, limits.MAX_NEW_TOKENS, limits.DEFAULT_NEW_TOKENS)
-        ),
+        "temperature": limits.clamp_temperature(temperature),
+        "max_new_tokens": limits.clamp_new_tokens(max_new_tokens),
     }
 
 
