@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError, DatasetError
 from toolkit.evaluation.metrics import MAIN, behaviour_rates, rounded
-from toolkit.evaluation.scoring import evaluating, mean_scores, pad_id, summed_logprobs
+from toolkit.evaluation.scoring import evaluating, pad_id, score_ids, summed_logprobs
 from toolkit.models.roles import REWARD, Roles
 from toolkit.models.tokenizer import stop_ids
 from toolkit.sampling.generation import Completion, Prompt, complete, encode_prompt, require_room
@@ -276,10 +276,10 @@ class _Bench:
             (row, tuple(c.ids)) for rows in completions for row, c in enumerate(rows)
         )
         pairs = [(self.ids[row], list(ids)) for row, ids in keys]
-        scores = mean_scores(
-            self.roles, pairs, rewards=rewards, pad_id=self.pad, batch_size=self.batch_size
-        )
-        return dict(zip(keys, scores, strict=True))
+        batching = {"pad_id": self.pad, "batch_size": self.batch_size}
+        each = [score_ids(self.roles, pairs, reward=reward, **batching) for reward in rewards]
+        means = [sum(scores) / len(each) for scores in zip(*each, strict=True)]
+        return dict(zip(keys, means, strict=True))
 
     def answers(self, completions: list[Completion], proxy: Scores | None) -> Answers:
         """The completions with their scores and, in the embedded world, their gold features."""

@@ -53,17 +53,6 @@ def score_ids(
     )
 
 
-def mean_scores(
-    roles: Roles, pairs: Sequence[Pair], *, rewards: Sequence[str], pad_id: int, batch_size: int
-) -> list[float]:
-    """The mean score of one or more reward roles for each pair, in order. See `score_ids`."""
-    each = [
-        score_ids(roles, pairs, reward=reward, pad_id=pad_id, batch_size=batch_size)
-        for reward in rewards
-    ]
-    return [sum(scores) / len(each) for scores in zip(*each, strict=True)]
-
-
 def summed_logprobs(
     roles: Roles,
     pairs: Sequence[Pair],
