@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.app.catalog import printable
 from toolkit.app.history.logs import Log
@@ -74,7 +74,16 @@ def draw(key: str, lines: Sequence[Line]) -> "Figure":
         FigureCanvasAgg(figure)
         ax = figure.subplots()
         for line in lines:
-            _plot(ax, line)
+            steps, values = zip(*line.points, strict=True)
+            ax.plot(
+                steps,
+                values,
+                color=PALETTE[line.place % len(PALETTE)],
+                linewidth=1.8,
+                marker="o" if len(steps) <= 40 else None,
+                markersize=3.5,
+                label=short_name(line.name.lstrip("_"), MAX_NAME),  # matplotlib hides "_names"
+            )
         ax.set_title(printable(key, longest=60), fontsize=11, loc="left")
         ax.set_ylabel(MEANINGS.get(key, "value as logged"))
         ax.set_xlabel("optimiser step")
@@ -82,20 +91,6 @@ def draw(key: str, lines: Sequence[Line]) -> "Figure":
         figure.legend(loc="outside lower center", ncols=min(2, len(lines)), frameon=False)
         figure.canvas.draw()  # inside the style
     return figure
-
-
-def _plot(ax: Any, line: Line) -> None:
-    steps, values = zip(*line.points, strict=True)
-    marker = "o" if len(steps) <= 40 else None
-    ax.plot(
-        steps,
-        values,
-        color=PALETTE[line.place % len(PALETTE)],
-        linewidth=1.8,
-        marker=marker,
-        markersize=3.5,
-        label=short_name(line.name.lstrip("_"), MAX_NAME),  # matplotlib hides "_names"
-    )
 
 
 def latest_values(

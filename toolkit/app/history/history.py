@@ -153,7 +153,9 @@ class History:
             above = [name]
             if parent is not None:
                 above = self._ancestors(parent, f"{indent}  ", visited | {run.path})
-            lines += [f"{indent}  {_relation(kind)} {above[0]}", *above[1:]]
+            unnumbered = kind.rstrip("0123456789").rstrip("_")
+            relation = RELATIONS.get(unnumbered, f"{printable(kind)}:")
+            lines += [f"{indent}  {relation} {above[0]}", *above[1:]]
         return lines
 
 
@@ -220,8 +222,3 @@ def moment(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def _relation(kind: str) -> str:
-    known = RELATIONS.get(kind.rstrip("0123456789").rstrip("_"))
-    return known or f"{printable(kind)}:"

@@ -132,10 +132,7 @@ def _base_options(recipe: str, base: Mapping[str, str]) -> list[str]:
 
 
 def _battle_rows(judgement: Judgement) -> list[tuple[str, Row]]:
-    """(file, row) for a battle.
-
-    Raises: RowError if the recipes would reject a row.
-    """
+    """(file, row) for a battle; RowError if the recipes would reject a row."""
     rows = []
     if judgement.verdict in (A, B):
         chosen, rejected = (0, 1) if judgement.verdict == A else (1, 0)
@@ -153,10 +150,7 @@ def _battle_rows(judgement: Judgement) -> list[tuple[str, Row]]:
 
 
 def _ranking_rows(judgement: Judgement) -> list[tuple[str, Row]]:
-    """(file, row) for a ranking; only the whole ranking is checked, not each of its pairs.
-
-    Raises: RowError if the recipes would reject it.
-    """
+    """(file, row) for a ranking; RowError if the recipes would reject the whole ranking."""
     assert judgement.ranks is not None
     row = _ranked_row(judgement, judgement.ranks)
     ranked = read_ranked(row)
