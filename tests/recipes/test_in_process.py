@@ -143,7 +143,9 @@ def test_ppo_saves_average_and_logs_gold_metrics(tiny_base, sft_run, reward_run,
         max_rows=32,
     )
     run = Run.load(ppo)
-    assert run.results["adapter"].startswith("the adapter is the policy's average (ema_decay 0.5)")
+    assert run.results["adapter"].startswith(
+        "the adapter is an average of the policy (ema_decay 0.5)"
+    )
     assert "last/" in (ppo / "README.md").read_text()
     average, last = (load_file(ppo / f / "adapter_model.safetensors") for f in (".", "last"))
     assert any((average[name] != last[name]).any() for name in last)
