@@ -94,7 +94,7 @@ def test_sft_learns_every_answer_of_a_dialogue(tmp_path, capsys, turns, examples
 @pytest.mark.parametrize(
     ("completion", "message"),
     [
-        ("Blue.<|end|>", 'must not hold the chat template\'s "<|end|>"'),
+        ("Blue.<|end|>", 'must not contain the chat template\'s "<|end|>"'),
         ("Blue.", None),
     ],
 )
