@@ -8,6 +8,7 @@ runs again.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def main(words: Sequence[str]) -> int:
     if report.is_file():
         print("\n" + report.read_text(encoding="utf-8"))
         print(f"Report: {report.with_name('report.md')} (plots and report.json beside it)")
-    print(f"Chat:   {_toolkit()} app --runs {pipeline.output_dir}")
+    print(f"Chat:   {_toolkit()} app --runs {shlex.quote(str(pipeline.output_dir))}")
     return 0
 
 

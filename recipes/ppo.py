@@ -25,11 +25,11 @@ def arguments() -> tuple[type, type]:
 
 
 def requirements(options: Options, planned) -> Options:
-    from toolkit.reward.functions import check_names
+    from toolkit.reward.functions import load_reward_functions
     from toolkit.stages import resolve_reward_models
 
     args, own = options.args, options.own
-    check_names(own.reward_funcs)
+    load_reward_functions(own.reward_funcs)  # a broken function stops here, before anything loads
     if not own.reward_model and not own.reward_funcs:
         raise ConfigError(
             "ppo: `reward_model` is missing; set --reward_model runs/world/reward, or --reward_funcs "

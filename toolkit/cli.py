@@ -59,10 +59,13 @@ def run(command: AnyCommand, words: Sequence[str] | None = None) -> int:
 
             return train(command, *configs)
 
-        return run_cli(train, command.argument_classes(), words, description=command.doc)
-    if command.arguments is not None:
-        return run_cli(command.run, command.arguments(), words, description=command.doc)
-    return int(command.run(words))
+        classes, function = command.argument_classes(), train
+    elif command.arguments is not None:
+        classes, function = command.arguments(), command.run
+    else:
+        return int(command.run(words))
+    prog = f"toolkit {command.name}"
+    return run_cli(function, classes, words, description=command.doc, prog=prog)
 
 
 def _overview() -> str:

@@ -14,8 +14,8 @@ from typing import Any, TextIO
 import yaml
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
-from toolkit.options.config import find_config
-from toolkit.recipe import AnyCommand, Recipe, commands, find, folders, with_words
+from toolkit.options.config import find_config, load_yaml
+from toolkit.recipe import AnyCommand, Recipe, commands, files, find, with_words
 from toolkit.runs.locking import lock_folder
 from toolkit.runs.replacing import REPLACES, has_finished
 from toolkit.runs.run import Run, write_json
@@ -59,19 +59,14 @@ class Pipeline:
         Raises: ConfigError that names file, key, expected and got.
         """
         file = find_config(file)
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{file}: cannot read the config file ({error.strerror})") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                f"{file}: not a YAML file ({' '.join(str(error).split())})"
-            ) from error
+        content = load_yaml(file)
         _require_keys(content, {"output_dir": str, "seed": int, "stages": dict}, file)
         directory = Path(output_dir or content["output_dir"])
         stages: list[Stage] = []
         for name, stage in content["stages"].items():
             place = f"{file}: stage `{name}`"
+            if not re.fullmatch(r"\w[\w-]*", str(name)) or not isinstance(name, str):
+                raise ConfigError(f"{place}: a stage's name has letters, digits, _ and - only")
             _require_keys(
                 stage, {"recipe": str, "config": str, "options": dict}, place, {"options"}
             )
@@ -82,9 +77,10 @@ class Pipeline:
                 raise ConfigError(
                     f"{place}: `recipe` must be one of {names}, got {stage['recipe']!r}"
                 )
-            config_file = find_config(stage["config"])
-            if not Path(config_file).is_file():
-                raise ConfigError(f"{place}: `config` {stage['config']} does not exist")
+            try:
+                config_file = find_config(stage["config"])
+            except ConfigError as error:
+                raise ConfigError(f"{place}: `config` {error}") from error
             # as a key or inside a value, because all of them become words of a command line
             if "trust_remote_code" in str(stage.get("options", {})).replace("-", "_"):
                 raise ConfigError(
@@ -285,10 +281,11 @@ def _is_stage(command: AnyCommand | None) -> bool:
 def _code() -> str:
     """A hash of this package, its assets, and the recipes."""
     digest = hashlib.sha256()
-    for folder in (Path(__file__).resolve().parent, *folders()):
-        for file in sorted(folder.rglob("*")):
-            if file.suffix in (".py", ".safetensors", ".json", ".jinja"):
-                digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    package = Path(__file__).resolve().parent
+    kinds = (".py", ".safetensors", ".json", ".jinja")
+    own = [file for file in package.rglob("*") if file.suffix in kinds]
+    for file in (*sorted(own), *files().values()):
+        digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 

@@ -146,19 +146,34 @@ class Recipe(_Named):
 AnyCommand = Command | Recipe
 
 
-def folders() -> list[Path]:
-    """The folders that hold recipes: the shipped one, then those of `TOOLKIT_RECIPES`."""
-    own = os.environ.get(FOLDERS, "").split(os.pathsep)
-    return [SHIPPED / "recipes", *(Path(folder) for folder in own if folder)]
+def files() -> dict[str, Path]:
+    """The file of each command by name: the shipped ones, then those of `TOOLKIT_RECIPES`.
+
+    The first file of a name counts; a name is a Python identifier.
+
+    Raises: ConfigError for a folder that does not exist.
+    """
+    own = [Path(f).expanduser() for f in os.environ.get(FOLDERS, "").split(os.pathsep) if f]
+    for folder in own:
+        if not folder.is_dir():
+            raise ConfigError(f"{FOLDERS}: {folder} is not a folder")
+    found = [file for folder in (SHIPPED / "recipes", *own) for file in sorted(folder.glob("*.py"))]
+    by_name: dict[str, Path] = {}
+    for file in (*found, SHIPPED / "app.py"):
+        if file.stem.isidentifier() and not file.stem.startswith("_"):
+            by_name.setdefault(file.stem, file)
+    return by_name
 
 
 def commands() -> dict[str, AnyCommand]:
-    """Every command by name, the app included.
-
-    Raises: ConfigError for a file that cannot be imported or defines no command.
-    """
-    files = [file for folder in folders() for file in sorted(folder.glob("[a-z]*.py"))]
-    return {file.stem: _load(file) for file in (*files, SHIPPED / "app.py")}
+    """Every command by name, the app included; a file that cannot be used is reported and left out."""
+    loaded: dict[str, AnyCommand] = {}
+    for name, file in files().items():
+        try:
+            loaded[name] = _load(file)
+        except ConfigError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    return loaded
 
 
 def recipes() -> dict[str, Recipe]:
@@ -167,13 +182,12 @@ def recipes() -> dict[str, Recipe]:
 
 
 def find(name: str) -> AnyCommand | None:
-    """The command of this name, or None; a manifest may hold any value as its recipe."""
-    if not isinstance(name, str) or not name.isidentifier():
-        return None
-    for folder in [SHIPPED] if name == "app" else folders():
-        if (folder / f"{name}.py").is_file():
-            return _load(folder / f"{name}.py")
-    return None
+    """The command of this name, or None; a manifest may hold any value as its recipe.
+
+    Raises: ConfigError for a file that cannot be imported or defines no command.
+    """
+    file = files().get(name) if isinstance(name, str) else None
+    return None if file is None else _load(file)
 
 
 def find_recipe(name: str) -> Recipe:
@@ -191,7 +205,7 @@ def holds(run: Run) -> Holds:
     """What a run directory holds; the files decide where its recipe is unknown."""
     if run.recipe == ENSEMBLE:
         return "ensemble"
-    command = find(run.recipe)
+    command = _known(run)
     if command is not None:
         return command.holds if isinstance(command, Recipe) else "other"
     if (run.path / "head.safetensors").is_file():
@@ -201,8 +215,16 @@ def holds(run: Run) -> Holds:
 
 def is_supervised(run: Run) -> bool:
     """Whether a run's policy was trained on demonstrations."""
-    recipe = find(run.recipe)
+    recipe = _known(run)
     return isinstance(recipe, Recipe) and recipe.is_supervised
+
+
+def _known(run: Run) -> AnyCommand | None:
+    """The command that wrote a run, or None where it is missing or broken."""
+    try:
+        return find(run.recipe)
+    except ConfigError:
+        return None
 
 
 _loaded: dict[Path, AnyCommand] = {}
@@ -231,7 +253,7 @@ def _import(file: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a file raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a file raises while it is imported
         raise ConfigError(
             f"{file}: cannot be imported ({type(error).__name__}: {error})"
         ) from error

@@ -48,6 +48,7 @@ def fit(training: Training) -> dict[str, Any]:
     Returns: results for run.json.
     """
     recipe = training.recipe
+    _ = training.splits  # read and check the data before the base is loaded
     trainer = recipe.build(training)
     trainer.base_fingerprint = training.fingerprint
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)

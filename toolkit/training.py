@@ -114,8 +114,9 @@ class Training:
 
     @property
     def held_out(self) -> Dataset | None:
-        """The rows to evaluate on, or None without `eval_strategy`."""
-        return self.splits.get("test") if self._eval_strategy != "no" else None
+        """The rows to evaluate on, or None if no evaluation is planned."""
+        evaluates = self._eval_strategy != "no" or self.args.eval_on_start
+        return self.splits.get("test") if evaluates else None
 
     @property
     def _eval_strategy(self) -> str:

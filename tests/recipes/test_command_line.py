@@ -94,7 +94,7 @@ for name in {names}:
 @pytest.mark.parametrize(
     ("recipe", "words", "message"),
     [
-        ("sft", ["--config", "no.yaml"], "ConfigError: no.yaml: cannot read the config file"),
+        ("sft", ["--config", "no.yaml"], "ConfigError: no.yaml: neither a config file nor"),
         ("sft", ["--lora_rr", "3"], "--lora_rr"),
         ("sft", ["--dataset_name", "no/such.jsonl"], "DatasetError: no/such.jsonl"),
         ("ppo", ["--dataset_name", "world:prompts"], "`reward_model` is missing"),
@@ -105,7 +105,7 @@ for name in {names}:
         ("merge", ["--parent", "no/run"], "parent: no/run holds no adapter"),
         ("reward", ["--max_length", "x"], "invalid int value: 'x'"),
         ("evaluate", ["--runs", "no/run"], "runs: no/run holds no adapter"),
-        ("pipeline", ["--config", "no.yaml"], "ConfigError: no.yaml: cannot read"),
+        ("pipeline", ["--config", "no.yaml"], "ConfigError: no.yaml: neither a config file"),
     ],
 )
 def test_input_error_is_one_line_and_exit_code_2(recipe, words, message, capfd):
@@ -125,7 +125,7 @@ def test_input_error_is_one_line_and_exit_code_2(recipe, words, message, capfd):
 def test_recipe_file_exits_with_the_same_error():
     process = call("sft", "--config", "no.yaml")
     assert process.returncode == 2
-    assert process.stderr.startswith("ConfigError: no.yaml: cannot read the config file")
+    assert process.stderr.startswith("ConfigError: no.yaml: neither a config file nor")
     assert len(process.stderr.strip().splitlines()) == 1
     assert process.stdout == ""
 

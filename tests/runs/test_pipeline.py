@@ -61,7 +61,7 @@ def test_options_name_earlier_stages(write, tmp_path):
         ("{{sft}}", "{{dpo}}", "names stage `dpo`, which is not an earlier stage"),
         ("seed: 0", "seed: x", "`seed` must be int"),
         ("seed: 0", "sead: 0", "unknown key `sead`"),
-        ("config: {config}", "config: no.yaml", "`config` no.yaml does not exist"),
+        ("config: {config}", "config: no.yaml", "`config` no.yaml: neither a config file"),
         ("    recipe: sft\n", "", "`recipe` must be str"),
     ],
 )

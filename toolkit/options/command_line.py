@@ -15,7 +15,11 @@ from toolkit.options.config import is_local_path, one_line, options_of, read_con
 
 
 def parse(
-    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, *, description: str = ""
+    dataclass_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str = "",
+    prog: str | None = None,
 ) -> tuple[Any, ...]:
     """Read `--config file.yaml` and command-line overrides into the dataclasses, strictly.
 
@@ -23,6 +27,7 @@ def parse(
         dataclass_types: the argument classes, such as `(ScriptArguments, SFTConfig, ModelConfig)`.
         argv: the words after the program's name; default `sys.argv[1:]`.
         description: the text of `--help`, usually the recipe's docstring.
+        prog: the command's name in `--help`; default the name of the script.
 
     Returns: one instance per class, in order.
     Raises: ConfigError for an unknown key, a wrong type, a value outside the choices, a missing
@@ -35,7 +40,9 @@ def parse(
             raise ConfigError(f"command line: {message}; --help lists the options")
 
     words = _split_config_flag(list(sys.argv[1:] if argv is None else argv))
-    parser = StrictParser(dataclass_types, description=description, allow_abbrev=False)
+    parser = StrictParser(
+        dataclass_types, description=description, allow_abbrev=False, prog=prog
+    )
     parser.formatter_class = _PlainHelp(parser.formatter_class)
     parser.add_argument("--config", help="YAML file with any of the options below")
     values: dict[str, Any] = {}
@@ -70,6 +77,7 @@ def run_cli(
     argv: Sequence[str] | None = None,
     *,
     description: str = "",
+    prog: str | None = None,
 ) -> int:
     """Parse, then call `main` with the parsed classes; an input error becomes one line and exit code 2.
 
@@ -77,7 +85,7 @@ def run_cli(
     """
     parsed: tuple[Any, ...] = ()
     try:
-        parsed = parse(dataclass_types, argv, description=description)
+        parsed = parse(dataclass_types, argv, description=description, prog=prog)
         _require_local_model(parsed)
         main(*parsed)
     except ToolkitError as error:

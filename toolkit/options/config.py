@@ -28,8 +28,15 @@ RUNS_PYTHON = {
 
 def find_config(name: str) -> str:
     """A config file: a path, or a shipped config by its name, such as `world/sft`."""
-    shipped = SHIPPED / "recipes" / "configs" / f"{name}.yaml"
-    return str(shipped) if not Path(name).exists() and shipped.is_file() else name
+    configs = SHIPPED / "recipes" / "configs"
+    if Path(name).is_file():
+        return name
+    shipped = configs / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return str(shipped)
+    names = [f.relative_to(configs).with_suffix("").as_posix() for f in configs.rglob("*.yaml")]
+    hint = _did_you_mean(name, names)
+    raise ConfigError(f"{name}: neither a config file nor the name of a shipped config{hint}")
 
 
 def load_yaml(path: str) -> dict[str, Any]:
