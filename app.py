@@ -8,6 +8,7 @@ Writes  judgements.sqlite in that folder (or the file of --judgements); Export w
 The parts of the page are in toolkit/app/.
 """
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from threading import Thread
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from toolkit.app.arguments import AppArguments, parse_arguments
 from toolkit.cli import run as run_command
-from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.recipe import Command
 
 if TYPE_CHECKING:
@@ -43,7 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_page(arguments: AppArguments) -> int:
-    """Serve the page until Ctrl+C; with `--smoke`, ask one question through it and stop."""
+    """Serve the page until Ctrl+C; with `--smoke`, ask one question through it and stop.
+
+    Raises: ConfigError if Gradio is not installed.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError("app: Gradio is not installed; pip install 'rlhf-toolkit[app]'")
     from toolkit.app.web.server import free_port, require_free, serve
 
     login = arguments.login

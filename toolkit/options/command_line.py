@@ -40,9 +40,7 @@ def parse(
             raise ConfigError(f"command line: {message}; --help lists the options")
 
     words = _split_config_flag(list(sys.argv[1:] if argv is None else argv))
-    parser = StrictParser(
-        dataclass_types, description=description, allow_abbrev=False, prog=prog
-    )
+    parser = StrictParser(dataclass_types, description=description, allow_abbrev=False, prog=prog)
     parser.formatter_class = _PlainHelp(parser.formatter_class)
     parser.add_argument("--config", help="YAML file with any of the options below")
     values: dict[str, Any] = {}
