@@ -182,11 +182,11 @@ def recipes() -> dict[str, Recipe]:
 
 
 def find(name: str) -> AnyCommand | None:
-    """The command of this name, or None; a manifest may hold any value as its recipe.
+    """The command of this name, or None.
 
     Raises: ConfigError for a file that cannot be imported or defines no command.
     """
-    file = files().get(name) if isinstance(name, str) else None
+    file = files().get(name)
     return None if file is None else _load(file)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.evaluation.conftest import corpus
+from tests.scores import score_rows
 from toolkit.errors import CheckpointError, ConfigError, DatasetError
 from toolkit.evaluation.evaluate import (
     MAIN,
@@ -15,7 +16,7 @@ from toolkit.evaluation.evaluate import (
     with_demonstrations,
     world_prompts,
 )
-from toolkit.evaluation.judge import judge_reward_model, score_rows
+from toolkit.evaluation.judge import judge_reward_model
 from toolkit.evaluation.render import write
 from toolkit.evaluation.report import build, examples
 from toolkit.models.heads import ScalarHead

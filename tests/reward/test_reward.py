@@ -10,8 +10,8 @@ from datasets import Dataset
 from trl import RewardConfig
 
 from tests.conftest import fresh_roles
+from tests.scores import score_rows
 from toolkit.errors import ConfigError
-from toolkit.evaluation.judge import score_rows
 from toolkit.models.adapters import read_adapter
 from toolkit.models.base import fingerprint, load_base, save_fingerprint
 from toolkit.models.heads import ScalarHead

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.app.lineage import Lineage, is_sft
+from toolkit.app.lineage import Lineage
 from toolkit.errors import ToolkitError
 from toolkit.options.config import is_local_path
-from toolkit.recipe import holds
+from toolkit.recipe import holds, is_supervised
 from toolkit.runs.integrity import HASHED, changed
 from toolkit.runs.listing import list_runs
 from toolkit.runs.run import MANIFEST, WEIGHTS_FILE, Run
@@ -138,7 +138,7 @@ def _entry(
         reference,
         tidy(no_reference, root),
         holds(run) == "reward model",
-        is_sft(run),
+        is_supervised(run),
     )
 
 

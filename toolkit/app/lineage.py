@@ -9,11 +9,6 @@ from toolkit.runs.run import Run
 TAIL = 2  # last parts of a path that identify a run after the runs folder was moved
 
 
-def is_sft(run: Run) -> bool:
-    """Whether a run's policy was trained on demonstrations, so that KL is measured against it."""
-    return isinstance(run.recipe, str) and is_supervised(run)  # a manifest may hold anything
-
-
 class Lineage:
     """An index of the runs of one scan, since many runs share the same parents."""
 
@@ -48,7 +43,7 @@ class Lineage:
         """
         sft, current, visited = None, run, {run.path}
         while True:
-            if is_sft(current):
+            if is_supervised(current):
                 sft = current
             parent = current.parents.get("adapter") if isinstance(current.parents, dict) else None
             if not parent:

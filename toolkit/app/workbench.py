@@ -19,11 +19,11 @@ from toolkit.app.answering.tokens import LockedTokenizer
 from toolkit.app.answering.work_queue import Column, Comparison, Job
 from toolkit.app.catalog import Catalog, Inspector, scan
 from toolkit.app.choices import baseline_prompts, example_prompts
-from toolkit.app.lineage import is_sft
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.models.base import fingerprint, load_base
 from toolkit.models.roles import Roles
 from toolkit.models.tokenizer import saved_template, stop_ids
+from toolkit.recipe import is_supervised
 from toolkit.runs.listing import list_runs
 from toolkit.sampling.compatibility import check_supported
 
@@ -261,7 +261,7 @@ def _answer_text(value: object) -> str:
 def _first_sft(folder: Path, base_name: str) -> Path | None:
     """An SFT run on this base. The other runs have the same chat template."""
     for run in list_runs(folder)[0]:
-        if is_sft(run) and isinstance(run.base, dict) and run.base.get("id") == base_name:
+        if is_supervised(run) and isinstance(run.base, dict) and run.base.get("id") == base_name:
             try:
                 saved_template(run.path)
             except ToolkitError:  # the page lists this run as broken

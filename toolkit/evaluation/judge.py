@@ -203,19 +203,6 @@ def write_reward_report(section: Mapping[str, Any], folder: Path) -> dict[str, A
     return results
 
 
-def score_rows(
-    roles: Roles,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[tuple[Prompt, Prompt]],
-    *,
-    reward: str = REWARD,
-    batch_size: int = 32,
-) -> list[float]:
-    """The reward role's score of each (prompt, completion), in order."""
-    pairs = [_pair(tokenizer, prompt, completion) for prompt, completion in rows]
-    return score_ids(roles, pairs, reward=reward, pad_id=pad_id(tokenizer), batch_size=batch_size)
-
-
 def _margins(rows: Sequence[Mapping[str, Any]]) -> Floats | None:
     """How clear each pair is, `(N,)`: its `margin`, or else the gold gap; None if unknown."""
     if all(row.get("margin") is not None for row in rows):

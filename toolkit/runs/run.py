@@ -148,7 +148,8 @@ class Run:
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: damaged manifest ({error})") from error
         known = cls._written()
-        if not isinstance(saved, dict) or saved.get("schema") != SCHEMA or "recipe" not in saved:
+        recipe = saved.get("recipe") if isinstance(saved, dict) else None
+        if not isinstance(recipe, str) or saved.get("schema") != SCHEMA:
             raise CheckpointError(f"{file}: expected a manifest of schema {SCHEMA} with a recipe")
         return cls(Path(path), **{k: v for k, v in saved.items() if k in known})
 
