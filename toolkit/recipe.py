@@ -247,8 +247,7 @@ def _load(file: Path) -> AnyCommand:
 def _import(file: Path) -> ModuleType:
     name = f"toolkit_recipes_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:

@@ -74,7 +74,7 @@ def test_wrong_yaml_is_one_clear_line(read, text, message):
         (["--learning_rate", "nan"], "--learning_rate must be a finite number, got nan"),
         (["--max_grad_norm", "inf"], "--max_grad_norm must be a finite number, got inf"),
         (["--config"], "needs the path"),
-        (["--config", "no/such.yaml"], "no/such.yaml: cannot read"),
+        (["--config", "no/such.yaml"], "no/such.yaml: neither a config file"),
     ],
 )
 def test_wrong_command_lines_are_one_clear_line(words, message):

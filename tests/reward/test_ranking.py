@@ -209,9 +209,9 @@ def test_training_learns_the_ranking(adapted, tokenizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_ranking_together_is_faster_than_pairs(tiny_base):
-    """Eight times fewer passes; the bound leaves room for noise."""
-    measured = measure(completions=9, rounds=5, base=str(tiny_base))
+def test_ranking_together_is_faster_than_pairs():
+    """Eight times fewer passes, about seven times as fast on the embedded base."""
+    measured = measure(completions=9, rounds=5, base="world:base")
     assert (measured["passes_together"], measured["passes_pairs"]) == (9, 72)
     assert measured["times_as_fast"] >= 3
 

@@ -26,17 +26,21 @@ RUNS_PYTHON = {
 }
 
 
+def shipped_configs() -> dict[str, str]:
+    """The shipped configs: name, such as `world/sft` -> file."""
+    folder = SHIPPED / "recipes" / "configs"
+    return {
+        f.relative_to(folder).with_suffix("").as_posix(): str(f) for f in folder.rglob("*.yaml")
+    }
+
+
 def find_config(name: str) -> str:
-    """A config file: a path, or a shipped config by its name, such as `world/sft`."""
-    configs = SHIPPED / "recipes" / "configs"
-    if Path(name).is_file():
-        return name
-    shipped = configs / f"{name.removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
-        return str(shipped)
-    names = [f.relative_to(configs).with_suffix("").as_posix() for f in configs.rglob("*.yaml")]
-    hint = _did_you_mean(name, names)
-    raise ConfigError(f"{name}: neither a config file nor the name of a shipped config{hint}")
+    """A config file: a path, or a shipped config by its name."""
+    shipped, key = shipped_configs(), name.removesuffix(".yaml")
+    if not Path(name).is_file() and key not in shipped:
+        hint = _did_you_mean(key, shipped)
+        raise ConfigError(f"{name}: neither a config file nor the name of a shipped config{hint}")
+    return name if Path(name).is_file() else shipped[key]
 
 
 def load_yaml(path: str) -> dict[str, Any]:

@@ -88,8 +88,7 @@ def _line_of(error: BaseException) -> str:
 
 def _import_file(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(file.stem, module)  # a dataclass reads its module from there
     spec.loader.exec_module(module)

@@ -14,7 +14,7 @@ from toolkit.data.convert import Kind, convert_row
 from toolkit.data.messages import Row
 from toolkit.data.ranking import group_id, labels_of, pairs_of, read_ranked
 from toolkit.data.row_errors import RowError
-from toolkit.options.config import find_config
+from toolkit.options.config import shipped_configs
 from toolkit.recipe import recipes
 from toolkit.world import BASE_NAME
 
@@ -118,7 +118,7 @@ def training_commands(
 def _base_options(recipe: str, base: Mapping[str, str]) -> list[str]:
     """The shipped config for the embedded base, if there is one, or the base's name and quantization."""
     config = f"world/{recipe}"
-    if base["id"] == BASE_NAME and find_config(config) != config:
+    if base["id"] == BASE_NAME and config in shipped_configs():
         return ["--config", config]
     bits, *details = base["quantization"].split("-")  # none, 8bit, 4bit-nf4, 4bit-nf4-double
     options = ["--model_name_or_path", base["id"]]
