@@ -193,7 +193,7 @@ def find(name: str) -> AnyCommand | None:
 def find_recipe(name: str) -> Recipe:
     """The training recipe of this name.
 
-    Raises: ConfigError where there is none.
+    Raises: ConfigError if no training recipe has this name.
     """
     recipe = find(name)
     if not isinstance(recipe, Recipe):

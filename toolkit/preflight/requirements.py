@@ -73,7 +73,7 @@ def check_requirements(
 def _checkpoint(recipe: Recipe, options: Options) -> str | None:
     """The checkpoint to resume from.
 
-    Raises: CheckpointError if there is none and `output_dir` holds an unfinished run.
+    Raises: CheckpointError if nothing is resumed and `output_dir` holds an unfinished run.
     """
     args, own = options.args, options.own
     resume = last_checkpoint(args.output_dir, args.resume_from_checkpoint)
