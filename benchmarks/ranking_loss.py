@@ -2,10 +2,12 @@
 
     python benchmarks/ranking_loss.py [--completions 9] [--rounds 7]
 
-Prints  the speed of docs/reward.md: forward and backward on the embedded base.
+Prints the speed of docs/reward.md: forward and backward on the embedded base.
 """
 
 import random
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,13 +23,20 @@ from toolkit.reward.ranking import RankingCollator, group_comparisons, last_scor
 PROMPT, SHORTEST, LONGEST = 32, 8, 32
 
 
-def measure(*, completions: int, rounds: int, base: str | None = None) -> dict[str, float]:
+def measure(
+    *,
+    completions: int,
+    rounds: int,
+    base: str | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median prompts per second of both variants: forward and backward of one prompt's pairs.
 
     Args:
         completions: K; answers of 8 to 32 random tokens to a prompt of 32.
         rounds: timed runs of each variant, in turn.
         base: a model's folder; the embedded base by default. A new LoRA is trained on it.
+        clock: seconds of the wall, or of this process (`time.process_time`).
     """
     torch.manual_seed(0)
     model = ModelConfig(
@@ -45,7 +54,8 @@ def measure(*, completions: int, rounds: int, base: str | None = None) -> dict[s
         for name, rows in (("together", ranked), ("pairs", separate))
     }
     steps = {name: partial(_step, adapted, batch) for name, batch in batches.items()}
-    rates = {name: 1 / s for name, s in seconds_in_turn(steps, rounds=rounds).items()}
+    seconds = seconds_in_turn(steps, rounds=rounds, clock=clock)
+    rates = {name: 1 / s for name, s in seconds.items()}
     passes = {name: len(batch["input_ids"]) for name, batch in batches.items()}
     return {
         "completions": completions,

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 import tracemalloc
 
 import pyarrow as pa
@@ -210,8 +211,8 @@ def test_training_learns_the_ranking(adapted, tokenizer, tmp_path):
 
 @pytest.mark.slow
 def test_ranking_together_is_faster_than_pairs():
-    """Eight times fewer passes, about seven times as fast on the embedded base."""
-    measured = measure(completions=9, rounds=5, base="world:base")
+    """Eight times fewer passes, about seven times as fast on the embedded base, in time of this process."""
+    measured = measure(completions=9, rounds=5, base="world:base", clock=time.process_time)
     assert (measured["passes_together"], measured["passes_pairs"]) == (9, 72)
     assert measured["times_as_fast"] >= 3
 
