@@ -20,7 +20,7 @@ from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 from toolkit.world.corpus import documents
 from toolkit.world.tokenizer import train_tokenizer
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tests run in parallel, one core each
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
