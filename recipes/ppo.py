@@ -9,13 +9,13 @@ Writes  the run directory: the policy's adapter, value/, run.json, metrics.jsonl
         adapter is the average of the policy, and last/ holds the policy itself.
 """
 
-import dataclasses
 import sys
 
 from toolkit.cli import run
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import PPOArguments
 from toolkit.recipe import Options, Recipe
+from toolkit.stages import resolve_rewards
 
 
 def arguments() -> tuple[type, type]:
@@ -25,17 +25,8 @@ def arguments() -> tuple[type, type]:
 
 
 def requirements(options: Options, planned) -> Options:
-    from toolkit.reward.functions import load_reward_functions
-    from toolkit.stages import resolve_reward_models
-
     args, own = options.args, options.own
-    load_reward_functions(own.reward_funcs)  # a broken function stops here, before anything loads
-    if not own.reward_model and not own.reward_funcs:
-        raise ConfigError(
-            "ppo: `reward_model` is missing; set --reward_model runs/world/reward, or --reward_funcs "
-            "FILE.py:FUNCTION"
-        )
-    if not own.reward_model and args.value_role == "adapter":
+    if own.reward_funcs and not own.reward_model and args.value_role == "adapter":
         raise ConfigError(
             "ppo: the value starts from the reward model, but no reward model is given: set "
             "--value_role zero (a new adapter) or head (a head on the policy)"
@@ -45,8 +36,7 @@ def requirements(options: Options, planned) -> Options:
             f"ppo: `ptx_coef` is {args.ptx_coef}, but there are no pretraining texts: set "
             "`ptx_texts`, such as world:corpus"
         )
-    reward_models = resolve_reward_models(own.reward_model, planned)
-    return options._replace(own=dataclasses.replace(own, reward_model=reward_models))
+    return resolve_rewards("ppo", options, planned)
 
 
 def build(training):
@@ -57,8 +47,6 @@ def build(training):
     from toolkit.reward.functions import load_reward_functions
 
     own, held_out = training.own, training.held_out
-    if held_out is not None:
-        held_out = held_out.select(range(min(own.eval_prompts, len(held_out))))
     return PPOTrainer(
         training.roles(),
         training.args,

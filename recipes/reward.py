@@ -28,9 +28,8 @@ def prepare(training):
     from toolkit.reward.training import Comparisons, RewardModelTrainer
 
     args, own, tokenizer = training.args, training.own, training.tokenizer
-    splits = training.splits
     data = Comparisons.prepare(
-        splits,
+        training.splits,
         tokenizer,
         load_demonstrations(own.demonstrations, own, seed=args.seed),
         max_length=args.max_length,
@@ -38,10 +37,9 @@ def prepare(training):
     )
     base = training.load_base(scalar=True)
     tokens = data.step_tokens(args.per_device_train_batch_size)
-    trainer = RewardModelTrainer(
+    return data, RewardModelTrainer(
         base, tokenizer, training.fingerprint, training.model, most_tokens=tokens
     )
-    return data, trainer
 
 
 def build(training):
@@ -53,7 +51,7 @@ def fit(training) -> dict:
     """Train one reward model, or the members of an ensemble in turn, and judge them."""
     from toolkit.evaluation.judge import RewardJudge
     from toolkit.preflight.report import print_report
-    from toolkit.reward.training import train_ensemble, train_reward_model
+    from toolkit.reward.training import train_reward_models
 
     data, trainer = prepare(training)
     options, tokenizer = training.options, training.tokenizer
@@ -63,18 +61,7 @@ def fit(training) -> dict:
         judge = RewardJudge(tokenizer, data.test_rows, data.demonstrations)
     else:
         print("the reward model is not judged: no held-out comparisons; set `test_split_size`")
-    if training.own.ensemble > 1:
-        train_ensemble(trainer, data, options, training.run, judge=judge)
-    else:
-        train_reward_model(
-            trainer,
-            data,
-            options.args,
-            options.own,
-            training.run,
-            resume=training.resume,
-            judge=judge,
-        )
+    train_reward_models(trainer, data, options, training.run, resume=training.resume, judge=judge)
     return {}
 
 

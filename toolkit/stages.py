@@ -13,6 +13,7 @@ from toolkit.options.command_line import parse
 from toolkit.options.config import find_config, is_local_path, load_yaml, options_of
 from toolkit.pipeline import Pipeline
 from toolkit.recipe import Options, Recipe, find_recipe, recipes
+from toolkit.reward.functions import load_reward_functions
 from toolkit.runs.parents import is_finished, require_reward_models
 from toolkit.runs.run import Run
 
@@ -142,16 +143,25 @@ def is_planned(name: str | None, planned: Mapping[str, Any]) -> bool:
     return not is_finished(folder) if is_local_path(name) else True
 
 
-def resolve_reward_models(runs: Sequence[str], planned: Mapping[str, Any]) -> list[str]:
-    """The directories of reward models; an ensemble is replaced by its members.
+def resolve_rewards(recipe: str, options: Options, planned: Mapping[str, Any]) -> Options:
+    """Check where the rewards come from: `reward_model`, `reward_funcs`, or both.
 
-    Raises: CheckpointError for a run that is missing, unfinished, or not a reward model.
+    Returns: the options, with each ensemble of reward models replaced by its members.
+    Raises: ConfigError without rewards, or for a function that cannot be imported; CheckpointError
+        for a run that is missing, unfinished, or not a reward model.
     """
+    own = options.own
+    load_reward_functions(own.reward_funcs)  # a broken function stops here, before anything loads
+    if not own.reward_model and not own.reward_funcs:
+        raise ConfigError(
+            f"{recipe}: `reward_model` is missing; set --reward_model runs/world/reward, or "
+            "--reward_funcs FILE.py:FUNCTION"
+        )
     resolved: list[str] = []
-    for run in runs:
+    for run in own.reward_model:
         if is_planned(run, planned):
             size = getattr(getattr(planned[str(run)], "own", None), "ensemble", 1)
             resolved += [run] if size == 1 else [f"{run}/member-{i}" for i in range(size)]
         else:
             resolved += require_reward_models(run)
-    return resolved
+    return options._replace(own=dataclasses.replace(own, reward_model=resolved))

@@ -1,6 +1,7 @@
 """Training of one reward model or an ensemble: comparisons, calibration, files, and judging."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,10 +139,8 @@ class RewardModelTrainer:
             if parameter.requires_grad:  # TRL trains in bfloat16 on a 4-bit base; roles are float32
                 parameter.data = parameter.data.float()
         results: dict[str, Any] = {"steps": trainer.state.global_step}
-        if comparisons.demonstrations:
-            results |= self._calibrate(
-                comparisons.demonstrations, self.head, unit_variance=start.unit_variance
-            )
+        if demonstrations := comparisons.demonstrations:
+            results |= self._calibrate(demonstrations, self.head, unit=start.unit_variance)
             self.head.save(folder)
         return results
 
@@ -170,15 +169,15 @@ class RewardModelTrainer:
         return trainer
 
     def _calibrate(
-        self, demonstrations: list[tuple[Prompt, Prompt]], head: ScalarHead, *, unit_variance: bool
+        self, demonstrations: list[tuple[Prompt, Prompt]], head: ScalarHead, *, unit: bool
     ) -> dict[str, Any]:
-        """Set the bias (demonstrations score 0 on average) and, with `unit_variance`, the scale."""
+        """Set the bias (demonstrations score 0 on average) and, with `unit`, the scale."""
         scores = torch.tensor(self.score(encode_pairs(self.tokenizer, demonstrations)))
         spread = scores.std().item() if len(scores) > 1 else 0.0
         if spread < ROUNDING * scores.abs().max().item():  # equal except for rounding
             spread = 0.0
-        scale = 1 / spread if unit_variance and spread > 0 else 1.0
-        if unit_variance and not spread > 0:
+        scale = 1 / spread if unit and spread > 0 else 1.0
+        if unit and not spread > 0:
             print("warning: the demonstrations' scores do not differ, so they are not scaled")
         head.weight.mul_(scale)
         head.bias.fill_(-scale * scores.mean().item())
@@ -223,45 +222,42 @@ class Judge(Protocol):
         """Write the report on the mean of the models judged so far; return the main numbers."""
 
 
-def train_reward_model(
-    trainer: RewardModelTrainer,
-    comparisons: Comparisons,
-    training: RewardConfig,
-    start: RewardArguments,
-    run: Run,
-    *,
-    resume: str | None,
-    judge: Judge | None,
-) -> Run:
-    """Train one reward model, finish its run, then judge it.
-
-    Args:
-        judge: None without held-out comparisons.
-
-    Returns: the run, finished even where judging raises an error.
-    """
-    results = trainer.train(comparisons, training, start, run=run, resume=resume)
-    run.finish(**results, **({JUDGING: "pending"} if judge else {}))
-    return run if judge is None else _judge(trainer, run, judge)
-
-
-def train_ensemble(
+def train_reward_models(
     trainer: RewardModelTrainer,
     comparisons: Comparisons,
     configs: Sequence[Any],
     run: Run,
     *,
+    resume: str | None,
+    judge: Judge | None,
+) -> Run:
+    """Train one reward model, or an ensemble of them, finish the run, and judge what it trained.
+
+    Args:
+        configs: the recipe's arguments: script, RewardConfig, model, mixture, RewardArguments.
+        judge: None without held-out comparisons.
+
+    Returns: the run, finished even where judging raises an error.
+    """
+    _, training, _, _, start = configs
+    if start.ensemble > 1:
+        return _train_ensemble(trainer, comparisons, configs, run, judge)
+    results = trainer.train(comparisons, training, start, run=run, resume=resume)
+    run.finish(**results, **({JUDGING: "pending"} if judge else {}))
+    return run if judge is None else _judge(trainer, run, judge)
+
+
+def _train_ensemble(
+    trainer: RewardModelTrainer,
+    comparisons: Comparisons,
+    configs: Sequence[Any],
+    run: Run,
     judge: Judge | None,
 ) -> Run:
     """Train one reward model after the other on the same base, each a run in `member-<number>`.
 
     A resumed ensemble keeps its finished members. Member 0 equals the reward model that the recipe
     trains without an ensemble.
-
-    Args:
-        configs: the recipe's arguments: script, RewardConfig, model, mixture, RewardArguments.
-        run: the ensemble's.
-        judge: None without held-out comparisons.
     """
     script, training, model, mixture, start = configs
     resuming = is_requested(training.resume_from_checkpoint)
@@ -272,30 +268,22 @@ def train_ensemble(
         if resuming and is_finished(own.output_dir):
             trainer.restore(Path(own.output_dir))
             member = Run.load(own.output_dir)
-            if judge is not None and JUDGING in member.results:
+            if judge and JUDGING in member.results:
                 _judge(trainer, member, judge)
-            elif judge is not None:
+            elif judge:
                 judge.judge(trainer.score, None)  # its report exists; the mean needs its scores
         else:
             resume = last_checkpoint(own.output_dir, resuming)
+            one = (script, own, model, mixture, dataclasses.replace(start, ensemble=1))
             with Run.start(
-                own.output_dir,
-                recipe="reward",
-                configs=(script, own, model, mixture, start),
-                parents={**run.parents},
-                resume=resume,
+                own.output_dir, recipe="reward", configs=one, parents={**run.parents}, resume=resume
             ) as member:
                 member.base = run.base
                 if number:
                     set_seed(own.seed)
-                train_reward_model(
-                    trainer, comparisons, own, start, member, resume=resume, judge=judge
-                )
+                train_reward_models(trainer, comparisons, one, member, resume=resume, judge=judge)
         trainer.release()
-    if judge is None:
-        return run.finish(members=start.ensemble)
-    results = judge.judge_mean(run.path)
-    return run.finish(**results)
+    return run.finish(**(judge.judge_mean(run.path) if judge else {"members": start.ensemble}))
 
 
 def _judge(trainer: RewardModelTrainer, run: Run, judge: Judge) -> Run:
