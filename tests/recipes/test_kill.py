@@ -4,15 +4,12 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
 from toolkit.runs.run import Run
 from toolkit.trainers.callbacks import SAMPLES_FILE
 
@@ -48,17 +45,12 @@ def command(folder, base, sft, reward, *more, **changes):
         "ptx_coef": 0.2,
         "ptx_batch_size": 4,
     }
-    words = [sys.executable, "recipes/ppo.py", "--config", "recipes/configs/world/ppo.yaml"]
+    words = ["recipes/ppo.py", "--config", "recipes/configs/world/ppo.yaml"]
     for name, value in (options | changes).items():
         if value is None:
             continue
         words += [f"--{name}", str(value)]
     return [*words, "--reward_model", str(reward), str(reward), *more]  # an ensemble of two
-
-
-def run(words):
-    process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr[-2000:]
 
 
 def outcome(folder):
@@ -89,9 +81,9 @@ class Moment:
         return sum(f.is_file() for f in (folder / ".incoming" / name).rglob("*")) >= self.files
 
 
-def watched(words, folder):
-    """Run to the end; returns the time at which each checkpoint got its name, in seconds."""
-    process, times = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL), {}
+def watched(process, folder):
+    """Wait for the end; returns the time at which each checkpoint got its name, in seconds."""
+    times = {}
     while process.poll() is None:
         for checkpoint in folder.glob("checkpoint-*"):
             times.setdefault(int(checkpoint.name.split("-")[1]), time.monotonic())
@@ -100,11 +92,8 @@ def watched(words, folder):
     return times
 
 
-def kill_at(words, folder, moment):
-    """Start a run and kill it at the moment; returns whether it was still running."""
-    process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def kill_at(process, folder, moment):
+    """Kill a run at the moment; returns whether it was still running."""
     start = time.monotonic()
     while process.poll() is None and time.monotonic() - start < 300:
         if moment.is_reached(folder):
@@ -112,16 +101,16 @@ def kill_at(words, folder, moment):
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.001)
-    process.wait()
-    return process.returncode == -signal.SIGKILL
+    return process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_run_resumes_bit_exactly(tiny_base, sft_run, reward_run, tmp_path):
+def test_killed_run_resumes_bit_exactly(processes, tiny_base, sft_run, reward_run, tmp_path):
     """The kill comes at a random moment of a rollout, an update, an evaluation or a checkpoint."""
-    whole = tmp_path / "whole"
-    named = watched(command(whole, tiny_base, sft_run, reward_run), whole)
+    whole, log = tmp_path / "whole", tmp_path / "log"
+    words = command(whole, tiny_base, sft_run, reward_run)
+    named = watched(processes.start(words, log), whole)
     tensors, steps, samples = outcome(whole)
     trained = [row for row in steps if "loss/policy_avg" in row]
     assert [row["step"] for row in trained] == list(range(2, STEPS + 1, 2))
@@ -136,9 +125,9 @@ def test_killed_run_resumes_bit_exactly(tiny_base, sft_run, reward_run, tmp_path
         else:  # in the three steps and the evaluation that follow
             moment = Moment(step, delay=rng.uniform(0, 0.9) * (named[step + SAVED] - named[step]))
         words = command(folder, tiny_base, sft_run, reward_run)
-        assert kill_at(words, folder, moment), moment
+        assert kill_at(processes.start(words, log), folder, moment), moment
         assert Run.load(folder).state == "running"
-        run([*words, "--resume_from_checkpoint", "true"])
+        processes.run([*words, "--resume_from_checkpoint", "true"], log)
         resumed, logged, sampled = outcome(folder)
         assert resumed.keys() == tensors.keys()
         for name, tensor in tensors.items():

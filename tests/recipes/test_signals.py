@@ -5,7 +5,6 @@ The moment of a signal therefore does not depend on the speed of the machine.
 """
 
 import signal
-import subprocess
 import time
 from contextlib import contextmanager
 
@@ -13,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
-from tests.recipes.test_kill import command, run
+from tests.recipes.test_kill import command
 from toolkit.runs.replacing import checkpoints
 from toolkit.runs.run import Run
 
@@ -63,8 +61,8 @@ def wait_until(condition, process):
 class Runs:
     """Runs with the same settings, in folders of one directory."""
 
-    def __init__(self, place, base, sft, reward):
-        self.place, self.roles = place, (base, sft, reward)
+    def __init__(self, processes, place, base, sft, reward):
+        self.processes, self.place, self.roles = processes, place, (base, sft, reward)
         (place / "rewards.py").write_text(REWARD, encoding="utf-8")
 
     def command(self, name):
@@ -74,7 +72,7 @@ class Runs:
     def finish(self, name, *more):
         """Start or resume a run, without waiting in its reward function."""
         (self.place / "go").touch()
-        run([*self.command(name), *more])
+        self.processes.run([*self.command(name), *more], self.place / f"{name}.log")
 
     @contextmanager
     def waiting(self, name, *more):
@@ -82,10 +80,7 @@ class Runs:
         for file in ("go", "called-1", "called-2"):
             (self.place / file).unlink(missing_ok=True)
         self.log = self.place / f"{name}.log"
-        with self.log.open("wb") as log:
-            process = subprocess.Popen(
-                [*self.command(name), *more], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
-            )
+        process = self.processes.start([*self.command(name), *more], self.log)
         try:
             wait_until((self.place / "called-2").exists, process)
             yield process
@@ -106,8 +101,8 @@ class Runs:
 
 
 @pytest.fixture
-def runs(tiny_base, sft_run, reward_run, tmp_path):
-    return Runs(tmp_path, tiny_base, sft_run, reward_run)
+def runs(processes, tiny_base, sft_run, reward_run, tmp_path):
+    return Runs(processes, tmp_path, tiny_base, sft_run, reward_run)
 
 
 @pytest.mark.slow
