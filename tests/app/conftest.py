@@ -119,9 +119,12 @@ def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    """Headless Chromium through Playwright. Skips the test if either is not installed."""
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Headless Chromium through Playwright. Skips the tests if either is not installed.
+
+    It is not shared by all files: Playwright keeps an event loop, beside which `asyncio.run` fails.
+    """
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -129,3 +132,11 @@ def browser() -> Iterator[Any]:
         started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         yield started
         started.close()
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Any]:
+    """Chromium without pages; each `new_page` has its own cookies and storage."""
+    yield chromium
+    for context in chromium.contexts:
+        context.close()
