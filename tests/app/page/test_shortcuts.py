@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.app.page.judgement_page import judgement_page
+from toolkit.app.judgements.store import Store
 from toolkit.app.web.scripts import ARENA_KEYS, RANK_KEYS
 
 
@@ -82,48 +83,57 @@ def test_battles_and_rankings_by_keyboard(tmp_path: Path, browser: Any) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [1400, 400])
-def test_answers_are_dragged_into_order(tmp_path: Path, browser: Any, width: int) -> None:
+def test_answers_are_dragged_into_order(tmp_path: Path, browser: Any) -> None:
     with judgement_page(tmp_path) as (url, _, store):
-        page = browser.new_page(viewport={"width": width, "height": 1000})
+        page = browser.new_page()
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
         page.goto(url)
-        page.locator("#arena-start").wait_for()
-        assert_fits_window(page)
-        page.get_by_role("tab", name="Rank").click()
-        field(page, "Prompt").fill("And this?")
-        assert_fits_window(page)
-        page.locator("#rank-start").click()
-        wait_for_status(page, "Put the answers in order")
-        order = page.locator("#rank-order textarea, #rank-order input").first
-        for number, target, text in (
-            (3, "[data-gap='0']", "3"),
-            (1, "[data-gap='1']", "3 > 1"),
-            (2, "[data-place='1']", "3 > 1 = 2"),  # a drop on another answer is a tie
-            (4, "[data-gap='0']", "4 > 3 > 1 = 2"),
-            (4, "[data-tray]", "3 > 1 = 2"),
-            (1, "[data-gap='0']", "1 > 3 > 2"),
-        ):
-            drag(page, f"[data-number='{number}']", target)
-            assert order.input_value() == text
-        leave_fields(page)
-        page.keyboard.press("4")  # keys change the same order
-        page.locator("[data-place='3'] [data-number='4']").wait_for()
-        drag(page, "[data-number='4']", "[data-place='2']")
-        assert order.input_value() == "1 > 3 > 2 = 4"
-        order.fill("2 > 1")  # so does typing
-        page.locator("[data-place='1'] [data-number='1']").wait_for()
-        drag(page, "[data-number='3']", "[data-gap='2']")
-        drag(page, "[data-number='4']", "[data-place='2']")
-        texts = [page.locator(f"#rank-answer-{n} textarea").input_value() for n in (1, 2, 3, 4)]
-        leave_fields(page)
-        page.keyboard.press("Control+Enter")
-        wait_for_status(page, "Saved. Answer 1 was")
-        assert store.all()[-1].ranks == (2, 1, 3, 3)
-        assert [reply.text for reply in store.all()[-1].replies] == texts
+        for width in (1400, 400):
+            page.set_viewport_size({"width": width, "height": 1000})
+            page.get_by_role("tab", name="Arena").click()
+            page.locator("#arena-start").wait_for()
+            assert_fits_window(page)
+            page.get_by_role("tab", name="Rank").click()
+            field(page, "Prompt").fill(f"And this, {width} pixels wide?")
+            assert_fits_window(page)
+            rank_by_dragging(page, store)
+        assert store.count() == 2
         assert problems == []
+
+
+def rank_by_dragging(page: Any, store: Store) -> None:
+    """Get four answers and drag them into an order; keys and typing change the same order."""
+    page.locator("#rank-start").click()
+    wait_for_status(page, "Put the answers in order")
+    page.wait_for_timeout(500)  # the order field is emptied last
+    order = page.locator("#rank-order textarea, #rank-order input").first
+    for number, target, text in (
+        (3, "[data-gap='0']", "3"),
+        (1, "[data-gap='1']", "3 > 1"),
+        (2, "[data-place='1']", "3 > 1 = 2"),  # a drop on another answer is a tie
+        (4, "[data-gap='0']", "4 > 3 > 1 = 2"),
+        (4, "[data-tray]", "3 > 1 = 2"),
+        (1, "[data-gap='0']", "1 > 3 > 2"),
+    ):
+        drag(page, f"[data-number='{number}']", target)
+        assert order.input_value() == text
+    leave_fields(page)
+    page.keyboard.press("4")  # keys change the same order
+    page.locator("[data-place='3'] [data-number='4']").wait_for()
+    drag(page, "[data-number='4']", "[data-place='2']")
+    assert order.input_value() == "1 > 3 > 2 = 4"
+    order.fill("2 > 1")  # so does typing
+    page.locator("[data-place='1'] [data-number='1']").wait_for()
+    drag(page, "[data-number='3']", "[data-gap='2']")
+    drag(page, "[data-number='4']", "[data-place='2']")
+    texts = [page.locator(f"#rank-answer-{n} textarea").input_value() for n in (1, 2, 3, 4)]
+    leave_fields(page)
+    page.keyboard.press("Control+Enter")
+    wait_for_status(page, "Saved. Answer 1 was")
+    assert store.all()[-1].ranks == (2, 1, 3, 3)
+    assert [reply.text for reply in store.all()[-1].replies] == texts
 
 
 def assert_fits_window(page: Any) -> None:
@@ -133,14 +143,13 @@ def assert_fits_window(page: Any) -> None:
 
 def drag(page: Any, source: str, target: str) -> None:
     """Drag with the mouse."""
-    page.wait_for_timeout(300)  # the board is redrawn when the fields change
+    page.locator(target).first.wait_for()  # the board is redrawn when the fields change
     page.locator(source).first.evaluate("e => e.scrollIntoView({ block: 'center' })")
     for selector, press in ((source, page.mouse.down), (target, page.mouse.up)):
         box = page.locator(selector).first.bounding_box()
         x = box["x"] + min(20, box["width"] / 2)
         page.mouse.move(x, box["y"] + box["height"] / 2, steps=5)
         press()
-    page.wait_for_timeout(300)
 
 
 def test_keys_and_buttons_are_unique() -> None:
