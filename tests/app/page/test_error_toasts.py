@@ -28,8 +28,9 @@ def test_error_is_shown_only_as_a_toast(
         fake.fail = {entry.name for entry in fake.catalog.checkpoints.values()}
         page.locator(f"#{start}").click()
         page.locator(".toast-body").wait_for()
-        page.wait_for_timeout(1000)
         badges = page.get_by_test_id("status-tracker")
+        badges.filter(has_text="Error").first.wait_for(state="attached")
+        page.wait_for_timeout(300)
         assert "Error" in [text.strip() for text in badges.all_text_contents()]
         visible = badges.locator("visible=true").all_inner_texts()
         assert [text for text in visible if text.strip()] == []
@@ -47,8 +48,9 @@ def test_error_keeps_the_current_battle(tmp_path: Path, browser: Any) -> None:
         field(page, "Prompt").fill("")
         page.locator("#arena-start").click()
         page.locator(".toast-body").wait_for()
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(500)
         assert field(page, "Status").input_value() == "Which answer is better?"
         page.locator("#arena-a").click()
-        page.wait_for_timeout(1500)
+        saved = "[...document.querySelectorAll('textarea')].some(t => t.value.includes('Saved: '))"
+        page.wait_for_function(f"() => {saved}")
         assert store.count() == 1
