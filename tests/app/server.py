@@ -1,14 +1,18 @@
-"""Run `app.py` in its own process: to its end, or as a server."""
+"""Run the app: `app.py` in its own process, to its end or as a server, or in this process."""
 
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import gradio as gr
 import pytest
 
+import app
 from tests.conftest import ROOT
 from toolkit.app.arguments import PASSWORD
 from toolkit.app.web.server import free_port
@@ -52,6 +56,32 @@ def served(*words: str, password: str | None = None) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+@contextmanager
+def served_here(*words: str, password: str | None = None) -> Iterator[str]:
+    """Run the app as a server in a thread of this process; yields its URL when the base is loaded."""
+    port, loaded, ended = free_port(), threading.Event(), threading.Event()
+
+    def block(_: gr.Blocks) -> None:
+        loaded.set()
+        ended.wait()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gr.Blocks, "block_thread", block)
+        patch.delenv(PASSWORD, raising=False)
+        if password:
+            patch.setenv(PASSWORD, password)
+        with ThreadPoolExecutor(1) as pool:
+            code = pool.submit(app.main, ["--port", str(port), *words])
+            code.add_done_callback(lambda _: loaded.set())
+            try:
+                assert loaded.wait(180)
+                assert not code.done(), "the app ended"
+                yield f"http://127.0.0.1:{port}/"
+            finally:
+                ended.set()
+            assert code.result(30) == 0
 
 
 def environment(password: str | None) -> dict[str, str]:

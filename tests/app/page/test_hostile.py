@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.app.conftest import write_run
-from tests.app.server import served
+from tests.app.server import served_here
+from toolkit.app.tabs import runs
 from toolkit.app.web.middleware import HEADERS
 from toolkit.runs.run import Run
 
@@ -90,9 +91,12 @@ def hostile_runs(tmp_path_factory: pytest.TempPathFactory, hostile_base: str) ->
 
 @pytest.fixture(scope="module")
 def address(hostile_base: str, hostile_runs: Path) -> Iterator[str]:
+    """The URL of the page over `hostile_runs`; the tab Runs refreshes every two seconds."""
     words = ("--model_name_or_path", hostile_base, "--runs", str(hostile_runs))
-    with served(*words) as url:
-        yield url
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "REFRESH_S", 2)
+        with served_here(*words) as url:
+            yield url
 
 
 @pytest.mark.browser
@@ -121,15 +125,15 @@ def test_shown_text_runs_and_loads_nothing(address: str, browser: Any) -> None:
     page.get_by_text(f"adapter: {ATTACKS[1]}").or_(page.get_by_text("(circular)")).first.wait_for()
     for text in (ATTACK, ATTACKS[1], LINK):
         assert page.locator("td", has_text=text).count() > 0  # as text
-    page.wait_for_timeout(6000)  # longer than the refresh interval of Runs
+    for _ in range(2):  # the tab refreshes itself, and shows it before it asks again
+        page.wait_for_event("response", lambda answer: "run/predict" in answer.url)
     elements = "img[src='x'], svg[onload], a[href^='javascript:'], iframe, [src*='attacker']"
     assert page.locator(elements).count() == 0
     assert page.title() == "toolkit: compare checkpoints"
     assert leaks == []
     # the same attack works if it is inserted as markup
     page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", ATTACK)
-    page.wait_for_timeout(1000)
-    assert page.title() == "attacked"
+    page.wait_for_function("() => document.title == 'attacked'")
 
 
 def test_every_response_has_headers_and_no_other_host(address: str) -> None:
