@@ -17,7 +17,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from tests.app.conftest import MakeRun, copied_runs
-from tests.app.server import served
+from tests.app.server import served, served_here
 from toolkit.app.texts import answer_numbers
 from toolkit.app.web.middleware import HEADERS
 from toolkit.app.web.smoke import answers_shown
@@ -105,12 +105,12 @@ def visitor(url: str, **login: Any) -> Client:
     return client
 
 
-def test_32_simultaneous_clients_get_their_own_answers(address: str) -> None:
-    prompts = [f"What is it? {'it ' * (i % 5)}{i}" for i in range(32)]
+def test_12_simultaneous_clients_get_their_own_answers(address: str) -> None:
+    prompts = [f"What is it? {'it ' * (i % 5)}{i}" for i in range(12)]
     client = visitor(address)
     expected = [ask(client, prompt, ["base"], tokens=8)[0][1] for prompt in prompts]
-    assert len(set(expected)) > 16
-    with ThreadPoolExecutor(32) as pool:
+    assert len(set(expected)) > 6
+    with ThreadPoolExecutor(12) as pool:
         start = time.monotonic()
         answers = list(pool.map(lambda prompt: streamed(address, prompt, tokens=8), prompts))
         assert time.monotonic() - start < 60
@@ -150,7 +150,7 @@ def streamed(url: str, prompt: str, *, tokens: int, heat: float = 0.0, leave: bo
 
 def test_login_is_required(tiny_base: str, runs: Path) -> None:
     words = ("--model_name_or_path", tiny_base, "--runs", str(runs), "--auth", "me")
-    with served(*words, password="secret") as url:
+    with served_here(*words, password="secret") as url:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             get(url + "gradio_api/info")
         client = visitor(url, auth=("me", "secret"))
@@ -158,11 +158,10 @@ def test_login_is_required(tiny_base: str, runs: Path) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [1400, 400])
 def test_checkpoints_are_compared(
-    address: str, browser: Any, width: int, tiny_base: str, page_runs: Path, make_run: MakeRun
+    address: str, browser: Any, tiny_base: str, page_runs: Path, make_run: MakeRun
 ) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900})
+    page = browser.new_page(viewport={"width": 400, "height": 900})
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
@@ -183,7 +182,7 @@ def test_checkpoints_are_compared(
     assert f"{ATTACK}: " in page.get_by_label("Broken runs").input_value()
     assert page.title() == "toolkit: compare checkpoints"
 
-    later = f"zz_later_{width}"  # last in the list, so that it is not chosen at first
+    later = "zz_later"  # last in the list, so that it is not chosen at first
     make_run(page_runs / later, "dpo", seed=9, parents={"adapter": str(page_runs / "sft")})
     page.get_by_role("button", name="Reload runs").click()
     page.get_by_label("Checkpoints").click()
@@ -203,14 +202,16 @@ def test_checkpoints_are_compared(
     ]
     assert [m.strip() for m in messages] == ["What is it?", ATTACK] * 3
     page.get_by_role("button", name="Edit last").click()
-    page.wait_for_timeout(1000)
-    assert page.get_by_placeholder("Ask something…").input_value() == ATTACK
+    field = page.get_by_placeholder("Ask something…")
+    page.wait_for_function("([e, text]) => e.value == text", arg=[field.element_handle(), ATTACK])
     messages = [
         b.inner_text() for b in page.locator(".answers .user.message").all() if b.is_visible()
     ]
     assert [m.strip() for m in messages] == ["What is it?"] * 3
-    overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    assert overflow <= 0
+    for width in (400, 1400):
+        page.set_viewport_size({"width": width, "height": 900})
+        overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        assert overflow <= 0, width
     assert problems == []
 
 
