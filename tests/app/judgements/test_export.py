@@ -2,8 +2,6 @@
 
 import json
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +21,7 @@ from toolkit.app.judgements.export import FILES, export, training_commands, trai
 from toolkit.app.judgements.judgement import VERDICTS, Judgement, parse_order
 from toolkit.app.judgements.store import Store
 from toolkit.app.workbench import Workbench
+from toolkit.cli import main
 from toolkit.data import messages
 from toolkit.data.convert import convert_row
 from toolkit.data.loading import load_splits
@@ -266,7 +265,12 @@ def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_recipes_train_on_exported_votes(
-    tmp_path: Path, sft: Path, recipe: str, read_as: str
+    tmp_path: Path,
+    sft: Path,
+    recipe: str,
+    read_as: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake = FakeWorkbench(tmp_path / "runs")
     battles = Battles(cast(Workbench, fake), Store(tmp_path / "runs" / "j.sqlite"))
@@ -288,15 +292,8 @@ def test_recipes_train_on_exported_votes(
     small = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--save_strategy", "no"]
     if recipe == "reward":
         small += ["--max_rows", "64"]
-    done = subprocess.run(
-        [sys.executable, "-m", "toolkit", *words, *small, "--warmup_steps", "0"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert read_as in done.stdout
+    monkeypatch.chdir(ROOT)
+    assert main([*words, *small, "--warmup_steps", "0"]) == 0
+    assert read_as in capsys.readouterr().out
     run = Run.load(tmp_path / "runs" / "judged" / recipe)
     assert run.state == "finished" and run.adapter_problem() is None
