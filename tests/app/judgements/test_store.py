@@ -21,7 +21,7 @@ from toolkit.app.judgements.judgement import complete_judgement, parse_order
 from toolkit.app.judgements.store import INSERT, READ_ONLY, VERSION, Store, Tally, as_row
 from toolkit.errors import ConfigError, DatasetError
 
-PROCESSES, VOTES = 8, 200
+PROCESSES, VOTES = 4, 100
 WRITER = """
 import sys
 from pathlib import Path
