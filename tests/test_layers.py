@@ -20,7 +20,7 @@ LAYERS = {  # a module imports its own package and lower layers
     "toolkit.models": 5,
     "toolkit.recipe": 6,
     "toolkit.pipeline": 7,
-    "toolkit.stages": 8,
+    "toolkit.stages": 9,
     "toolkit.sampling": 6,
     "toolkit.trainers": 7,
     "toolkit.reward": 8,
