@@ -219,6 +219,7 @@ def _is_invented(question: Question, sentence: str) -> bool:
     return bool(set(_normal(sentence).split()) & _telltale_words(lx.MADE_UP))
 
 
+@lru_cache(maxsize=4096)  # in comparisons, an answer occurs in several pairs
 def features(prompt: str, completion: str) -> Features:
     """The features that determine a completion's utility.
 
