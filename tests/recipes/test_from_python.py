@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -24,8 +22,15 @@ def python_of(document, heading):
     return code
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def run(code, folder, places):
-    """Run `code` in `folder`, with the hub names and sizes replaced."""
+    """Run `code` in `folder`, the working directory, with the hub names and sizes replaced."""
     prompts = [{"prompt": [{"role": "user", "content": f"What is {n}?"}]} for n in range(8)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), encoding="utf-8")
     places |= {
@@ -36,11 +41,7 @@ def run(code, folder, places):
     for old, new in places.items():
         assert code.count(old) == 1, old
         code = code.replace(old, new)
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+    exec(code, {"__name__": "__main__"})
 
 
 def test_documented_base_equals_preset_base():
@@ -55,10 +56,10 @@ def test_documented_base_equals_preset_base():
 
 
 @pytest.mark.slow
-def test_documented_trainer_trains(tiny_base, sft_run, reward_run, tmp_path):
+def test_documented_trainer_trains(tiny_base, sft_run, reward_run, folder):
     run(
         python_of("docs/python.md", "PPO from Python"),
-        tmp_path,
+        folder,
         {
             "Qwen/Qwen3-0.6B-Base": str(tiny_base),
             "bfloat16": "float32",
@@ -67,25 +68,25 @@ def test_documented_trainer_trains(tiny_base, sft_run, reward_run, tmp_path):
         },
     )
     before = load_file(sft_run / "adapter_model.safetensors")
-    after = load_file(tmp_path / "runs" / "mine" / "adapter_model.safetensors")
+    after = load_file(folder / "runs" / "mine" / "adapter_model.safetensors")
     assert before.keys() == after.keys()
     assert any((before[name] != after[name]).any() for name in before)
 
 
 @pytest.mark.slow
-def test_hub_reward_model_works_as_reward_function(tiny_base, tmp_path):
+def test_hub_reward_model_works_as_reward_function(tiny_base, folder, capsys):
     config = AutoConfig.from_pretrained(tiny_base, num_labels=1, pad_token_id=0)
     judge = AutoModelForSequenceClassification.from_config(config)
-    judge.save_pretrained(tmp_path / "judge")
-    load_tokenizer(str(tiny_base)).save_pretrained(tmp_path / "judge")
-    done = run(
+    judge.save_pretrained(folder / "judge")
+    load_tokenizer(str(tiny_base)).save_pretrained(folder / "judge")
+    run(
         python_of("docs/ppo.md", "A reward model of the hub"),
-        tmp_path,
+        folder,
         {
-            "Skywork/Skywork-Reward-V2-Qwen3-0.6B": str(tmp_path / "judge"),
+            "Skywork/Skywork-Reward-V2-Qwen3-0.6B": str(folder / "judge"),
             '"Qwen/Qwen3-0.6B"': f'"{tiny_base}"',
         },
     )
-    assert "the reference is the bare base" in done.stdout
-    weights = load_file(tmp_path / "runs" / "judged" / "adapter_model.safetensors")
+    assert "the reference is the bare base" in capsys.readouterr().out
+    weights = load_file(folder / "runs" / "judged" / "adapter_model.safetensors")
     assert any(w.any() for name, w in weights.items() if "lora_B" in name)
