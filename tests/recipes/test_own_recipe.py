@@ -6,8 +6,7 @@ import pytest
 
 from tests.conftest import ROOT
 from toolkit.app.catalog import scan
-from toolkit.errors import ToolkitError
-from toolkit.pipeline import Pipeline, run_pipeline
+from toolkit.cli import main
 from toolkit.preflight.check import check_stage
 from toolkit.recipe import commands
 from toolkit.runs.listing import list_runs
@@ -93,11 +92,14 @@ def test_own_recipe_needs_no_other_edit(pipeline, tmp_path, capsys):
     assert capsys.readouterr().out.count("predicted peak") == 2
 
     (tmp_path / "death").touch()
-    with pytest.raises(ToolkitError, match="first"):
-        run_pipeline(Pipeline.read(str(pipeline)))
+    assert main(["pipeline", "--config", str(pipeline)]) == 2
+    error = capsys.readouterr().err
+    assert "stage first failed" in error
+    assert "first.log" in error
+    assert "Traceback" not in error
     assert (tmp_path / "runs" / "first" / "checkpoint-2").is_dir()
     (tmp_path / "death").unlink()
-    run_pipeline(Pipeline.read(str(pipeline)))
+    assert main(["pipeline", "--config", str(pipeline)]) == 0
 
     runs, broken = list_runs(tmp_path / "runs")
     assert [(run.path.name, run.recipe, run.state) for run in runs] == [

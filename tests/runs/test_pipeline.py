@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -232,6 +234,26 @@ def test_a_pipeline_that_was_moved_is_done(write, tmp_path, stages):
     (tmp_path / "runs").rename(tmp_path / "moved")
     run_pipeline(Pipeline.read(str(file), output_dir=str(tmp_path / "moved")))
     assert len(stages.asked) == 1
+
+
+def test_a_lost_stage_and_the_later_ones_run_again(write, tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def call(words, output, more):
+        folder = Path(words[words.index("--output_dir") + 1])
+        ran.append(folder.name)
+        with mock.patch.dict(os.environ, more), Run.start(folder, recipe="sft") as run:
+            run.begin()
+            run.finish()
+        return 0, 1
+
+    monkeypatch.setattr("toolkit.pipeline._call", call)
+    file = str(write(GOOD + "  dpo: {{recipe: dpo, config: {config}}}\n"))
+    run_pipeline(Pipeline.read(file))
+    shutil.rmtree(tmp_path / "runs" / "ppo")
+    run_pipeline(Pipeline.read(file))
+    assert ran == ["sft", "ppo", "dpo", "ppo", "dpo"]
+    assert capsys.readouterr().out.count("finished before") == 1
 
 
 def test_one_process_runs_a_pipeline_at_a_time(write, tmp_path, stages):
