@@ -1,4 +1,4 @@
-"""Several pipelines side by side, and whether their numbers support the claims of the docs.
+"""Compare pipelines of several seeds, and check the claims of the docs against their numbers.
 
     python benchmarks/seeds.py runs/seeds/0 runs/seeds/1 runs/seeds/2      # make seeds
 
@@ -107,21 +107,23 @@ def check(seeds: Sequence[dict[str, Any]], losses: dict[str, list[float]]) -> li
     unseen = each("ppo", "over_refusal")
     claims = [
         _claim("PPO's gold win rate over SFT, each seed", wins, "≥", 0.75),
-        _claim("the same, mean", [mean(wins)], "≥", 0.80),
-        _claim("correct, PPO less SFT, each seed", gains, ">", 0.0),
+        _claim("PPO's gold win rate over SFT, mean", [mean(wins)], "≥", 0.80),
+        _claim("share of correct answers, PPO minus SFT, each seed", gains, ">", 0.0),
         _claim("PPO's over_refusal in familiar phrasings, each seed", familiar, "≤", 0.08),
         _claim("PPO's over_refusal in unseen phrasings, each seed", unseen, "≤", 0.15),
-        _claim("seconds of PPO, each seed", each("stage_seconds", "ppo"), "≤", 180),
+        _claim("seconds that PPO takes, each seed", each("stage_seconds", "ppo"), "≤", 180),
     ]
     if "ppo_ptx" in losses:
         sft, plain, ptx = (mean(losses[name]) for name in ("sft", "ppo", "ppo_ptx"))
         if plain > sft:
             share = (plain - ptx) / (plain - sft)
-            claims.append(_claim("share of the rise in lm_loss undone by ptx", [share], "≥", 0.5))
+            claims.append(
+                _claim("share of PPO's rise in lm_loss that PPO-ptx avoids", [share], "≥", 0.5)
+            )
         cost = mean(wins) - mean(each("ppo_ptx", "gold_win_rate"))
-        claims.append(_claim("cost of ptx in win rate, mean", [cost], "≤", 0.03))
+        claims.append(_claim("win rate, PPO minus PPO-ptx, mean", [cost], "≤", 0.03))
         seconds = each("stage_seconds", "ppo_ptx")
-        claims.append(_claim("seconds of PPO-ptx, each seed", seconds, "≤", 180))
+        claims.append(_claim("seconds that PPO-ptx takes, each seed", seconds, "≤", 180))
     return claims
 
 

@@ -6,7 +6,7 @@ Reads   preference rows (docs/data.md), the SFT run, demonstrations.
 Writes  the run directory: the adapter, head.safetensors (its bias makes the demonstrations score 0
         on average), run.json and metrics.jsonl; with held-out comparisons also reward_report.json
         and calibration.png. --ensemble N trains N reward models, in member-0, member-1, …, and the
-        report is of their mean.
+        report is about the mean of their scores.
 """
 
 import sys
@@ -74,7 +74,7 @@ RECIPE = Recipe(
     fit=fit,
     holds="reward model",
     drops_long_rows=True,
-    not_streamed="all pairs of a ranking must be together",
+    not_streamed="all pairs of a ranking must be grouped before training",
 )
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Command(_Named):
             the command line, and returns the exit code.
         arguments: the argument classes; a function, because they import heavy libraries.
         is_stage: pipelines may call it.
-        takes_timings: as a stage it gets the seconds of the earlier stages as `--timings`.
+        takes_timings: a pipeline passes the seconds of the earlier stages as `--timings`.
     """
 
     run: Callable[..., Any]
@@ -96,18 +96,16 @@ class Recipe(_Named):
         rows: the kind of rows it trains on (docs/data.md).
         arguments: the trainer's config class and the recipe's own argument class; a function,
             because they import heavy libraries.
-        build: makes the trainer from a `toolkit.training.Training`, which loads what it needs. The
-            shared function checks before, and trains, saves and records afterwards.
+        build: makes the trainer from a `toolkit.training.Training`, which loads rows and models. The
+            shared function checks the requirements before, and trains and saves afterwards.
         requirements: further checks before anything is loaded. Gets the options and what earlier
             stages of a pipeline will write (directory -> stage); returns the resolved options.
-        save: writes the trained adapter and returns results for run.json; default: the adapter
-            and the tokenizer.
+        save: writes files and returns results for run.json; default: writes adapter and tokenizer.
         fit: replaces build, train and save, for a recipe that trains several models in one run.
         holds: what a finished run directory holds.
         needs_parent: `parent` is required.
         takes_texts: plain text rows without a prompt are accepted, too.
-        drops_long_rows: rows longer than `max_length` are left out; by default the trainer
-            truncates them.
+        drops_long_rows: rows longer than `max_length` are left out; default: truncated.
         streams: `dataset_streaming` works; else `not_streamed` is the reason why not.
     """
 
@@ -126,7 +124,7 @@ class Recipe(_Named):
 
     @property
     def is_supervised(self) -> bool:
-        """It learns from demonstrations, so its policy is what later stages are compared with."""
+        """Whether it trains on demonstrations; later stages are compared with its policy."""
         return self.rows == "prompt-completion" and self.holds == "policy"
 
     def argument_classes(self) -> tuple[type, ...]:
@@ -139,7 +137,7 @@ class Recipe(_Named):
         return ScriptArguments, config, ModelArguments, DatasetMixtureConfig, own
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by name: its functions are in a file that no import path reaches."""
+        """Pickle the name, because the functions are in a file that cannot be imported by name."""
         return find_recipe, (self.name,)
 
 
@@ -149,7 +147,8 @@ AnyCommand = Command | Recipe
 def files() -> dict[str, Path]:
     """The file of each command by name: the shipped ones, then those of `TOOLKIT_RECIPES`.
 
-    The first file of a name counts; a name is a Python identifier.
+    If several files have the same name, the first is used. Files whose name is no Python identifier
+    or starts with `_` are ignored.
 
     Raises: ConfigError for a folder that does not exist.
     """
@@ -197,12 +196,12 @@ def find_recipe(name: str) -> Recipe:
     """
     recipe = find(name)
     if not isinstance(recipe, Recipe):
-        raise ConfigError(f"no training recipe {name!r}; known are {', '.join(recipes())}")
+        raise ConfigError(f"no training recipe {name!r}; use one of {', '.join(recipes())}")
     return recipe
 
 
 def holds(run: Run) -> Holds:
-    """What a run directory holds; the files decide where its recipe is unknown."""
+    """What a run directory holds; if its recipe is unknown, its files decide."""
     if run.recipe == ENSEMBLE:
         return "ensemble"
     command = _known(run)

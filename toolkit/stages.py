@@ -66,8 +66,7 @@ def find_stages(
     Args:
         config: the YAML of a recipe or of a pipeline.
         words: further options of the command line, for a recipe's YAML only.
-        recipe: the recipe's name; by default the one in the file's name, or the only one with these
-            options.
+        recipe: a recipe's name; default: that in the file's name, or the only one with these options.
 
     Raises: ConfigError for a YAML that fits no recipe, or several.
     """

@@ -59,20 +59,20 @@ def test_seeds_within_bounds_hold_all_claims(report, tmp_path, capsys):  # noqa:
     assert summary["lm_loss"]["ppo_ptx"] == [0.58, 0.58]
     printed = capsys.readouterr().out
     # (0.7 − 0.58) / (0.7 − 0.5) and 0.85 − 0.83
-    assert "| share of the rise in lm_loss undone by ptx | ≥ 0.5 | 0.6 | holds |" in printed
-    assert "| cost of ptx in win rate, mean | ≤ 0.03 | 0.02 | holds |" in printed
+    assert "| share of PPO's rise in lm_loss that PPO-ptx avoids | ≥ 0.5 | 0.6 | holds |" in printed
+    assert "| win rate, PPO minus PPO-ptx, mean | ≤ 0.03 | 0.02 | holds |" in printed
 
 
 @pytest.mark.parametrize(
     ("changes", "fails"),
     [
-        ({"ppo": model("ppo", 0.74, 0.7)}, {"each seed", "the same, mean"}),
-        ({"ppo": model("ppo", 0.85, 0.7, correct=0.7)}, {"correct, PPO less SFT"}),
+        ({"ppo": model("ppo", 0.74, 0.7)}, {"each seed", "over SFT, mean"}),
+        ({"ppo": model("ppo", 0.85, 0.7, correct=0.7)}, {"correct answers, PPO minus SFT"}),
         ({"ppo": model("ppo", 0.85, 0.7, over_refusal=0.16)}, {"over_refusal in unseen"}),
         ({"familiar": 0.09}, {"over_refusal in familiar"}),
-        ({"ppo_ptx": model("ppo", 0.7, 0.65)}, {"undone by ptx", "cost of ptx"}),
-        ({"seconds": {"ppo": 181.0}}, {"seconds of PPO, each seed"}),
-        ({"seconds": {"ppo_ptx": 181.0}}, {"seconds of PPO-ptx, each seed"}),
+        ({"ppo_ptx": model("ppo", 0.7, 0.65)}, {"PPO-ptx avoids", "PPO minus PPO-ptx"}),
+        ({"seconds": {"ppo": 181.0}}, {"seconds that PPO takes, each seed"}),
+        ({"seconds": {"ppo_ptx": 181.0}}, {"seconds that PPO-ptx takes, each seed"}),
     ],
 )
 def test_claim_fails_if_one_seed_breaks_it(report, tmp_path, changes, fails):  # noqa: F811

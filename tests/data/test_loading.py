@@ -131,7 +131,7 @@ def test_split_names_of_files_ignore_case(tmp_path: Path) -> None:
 def test_two_files_of_one_split_raise(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.json", pairs(1))
     write_rows(tmp_path / "train.jsonl", pairs(1))
-    with pytest.raises(DatasetError, match=r"train.json and train.jsonl are both 'train'"):
+    with pytest.raises(DatasetError, match=r"train.json and train.jsonl are both split 'train'"):
         load(str(tmp_path))
 
 
@@ -264,7 +264,7 @@ def test_csv_record_of_wrong_length_raises(tmp_path: Path) -> None:
         ("d.jsonl", b"", "the dataset has no rows"),
         ("d.csv", b"prompt\n", "the dataset has no rows"),
         ("d.jsonl", b"[\n 1,\n]", "no row is an object with columns; row 1: line 1 is not JSON"),
-        ("d.txt", b"x", "a data file must end in .jsonl, .json, .csv, .parquet"),
+        ("d.txt", b"x", "must end in .jsonl, .json, .csv, .parquet or .gz"),
     ],
 )
 def test_broken_file_raises_one_error(

@@ -178,7 +178,7 @@ def test_column_that_only_some_rows_have_raises(tmp_path: Path) -> None:
     ("sources", "message"),
     [
         ([{"fraction": 0.5}, {}], "`fraction` must be set for all `sources` or for none"),
-        ([{"fraction": 1}, {"fraction": 1e-9}], "its `fraction` of the mixture is less than a row"),
+        ([{"fraction": 1}, {"fraction": 1e-9}], "`fraction` 1e-09 gives no row"),
         ([{"split": "val"}], "no split 'val' (`split`); it has train"),
         ([{"dataset_name": "gone.jsonl"}], "gone.jsonl: no such file or folder"),
         ([{"dataset_config": "main"}], "`dataset_config` is for datasets of the hub"),
@@ -232,7 +232,10 @@ def test_yaml_of_a_mixture_is_parsed(tmp_path: Path) -> None:
     [
         ("sources: [{dataset: a.jsonl}]", "unknown option `dataset`; did you mean `dataset_name`?"),
         ("sources: [{fraction: 1}]", "`dataset_name` is missing"),
-        ("sources: [{dataset_name: a, fraction: -1}]", "`fraction` must be above 0, got -1"),
+        (
+            "sources: [{dataset_name: a, fraction: -1}]",
+            "`fraction` must be a finite number above 0, got -1",
+        ),
         ("sources: [{dataset_name: a, columns: {b: 1}}]", "`columns` must map names to names"),
         ("columns: [a]", "`columns` must be"),
         ("columns: {a: p, b: p}", "`columns` gives two columns the same name"),

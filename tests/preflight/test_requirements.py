@@ -72,11 +72,11 @@ def bad_options(tmp_path, sft_run, reward_run):
             "`per_device_train_batch_size` must be at least 1, got 0",
         ),
         "no epoch": ("sft", ["--num_train_epochs", "0"], "nothing would be trained"),
-        "a stream without an end": ("sft", STREAM, "`dataset_streaming` needs `max_steps`"),
+        "a stream without an end": ("sft", STREAM, "`dataset_streaming` needs a `max_steps`"),
         "a stream of rankings": (
             "reward",
             ["--parent", sft_run, "--max_steps", "2", *STREAM],
-            "all pairs of a ranking must be together",
+            "all pairs of a ranking must be grouped before training",
         ),
         "a stream for workers": (
             "sft",

@@ -33,8 +33,8 @@ def load_split(
     """The rows of one split of a dataset; no rows without a name. Other splits are not read.
 
     Args:
-        name: as `dataset_name`.
-        split: the split's name.
+        name: a dataset, in any form that `dataset_name` accepts.
+        split: the split to read.
         option: the option that names the split, for error messages.
         kind, seed: as for `load_splits`.
 

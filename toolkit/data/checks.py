@@ -78,8 +78,7 @@ def check_texts(
     """The splits without rows whose messages contain marks of the chat template.
 
     The model would read a special token inside a message as the end of the turn or as the start of
-    another speaker's turn. Plain text, which no template surrounds, may contain it on purpose; it is
-    only reported there.
+    another speaker's turn. In plain text, which may contain it on purpose, it is only reported.
 
     Args:
         splits: the result of `load_splits`.

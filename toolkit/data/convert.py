@@ -145,8 +145,7 @@ def convert_rows(
         numbers: the rows' numbers in the place, from 1, if they are not its first rows.
         total: the place's number of rows if `rows` are only some of them; 0 if unknown.
 
-    Raises: DatasetError for the first malformed row, with counts of the others; and if dropping
-        leaves no row.
+    Raises: DatasetError for the first malformed row, with counts of all, or if no row is left.
     """
     good: list[ConvertedRow] = []
     failed: list[FailedRow] = []

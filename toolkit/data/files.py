@@ -37,7 +37,9 @@ def find_files(path: Path) -> dict[str, list[Path]]:
         raise DatasetError(f"{path}: no such file or folder")
     if path.is_file():
         if not NAME.fullmatch(path.name):
-            raise DatasetError(f"{path}: a data file must end in {', '.join(EXTENSIONS)} (or .gz)")
+            raise DatasetError(
+                f"{path}: must end in {', '.join(EXTENSIONS)} or .gz; rename the file"
+            )
         return {"train": [path]}
     splits: dict[str, list[Path]] = {}
     for file in sorted([*path.glob("*"), *path.glob("data/*")]):
@@ -47,11 +49,11 @@ def find_files(path: Path) -> dict[str, list[Path]]:
             files = splits.setdefault(split, [])
             if files and not match["shard"]:
                 raise DatasetError(
-                    f"{path}: {files[0].name} and {file.name} are both {split!r}; remove one"
+                    f"{path}: {files[0].name} and {file.name} are both split {split!r}; remove one"
                 )
             files.append(file)
     if not splits:
-        raise DatasetError(f"{path}: no data file ({', '.join(EXTENSIONS)}, or .gz) in this folder")
+        raise DatasetError(f"{path}: no data file; add one ({', '.join(EXTENSIONS)}, also as .gz)")
     if not splits.keys() & {"train", "test"}:
         splits["train"] = [file for files in splits.values() for file in files]
     return splits
@@ -128,7 +130,7 @@ def _json(data: bytes, path: Path) -> list[Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Of two equal keys, Python would silently keep the last one."""
+    """A JSON object. If a key occurs twice, Python would silently keep the last value."""
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]

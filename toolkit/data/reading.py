@@ -57,7 +57,9 @@ def read_sources(
     counts = mixture_sizes(sizes, shares)
     for number, (source, splits) in enumerate(zip(sources, splits_of_sources, strict=True)):
         if not counts[number]:
-            raise DatasetError(f"{source.place}: its `fraction` of the mixture is less than a row")
+            raise DatasetError(
+                f"{source.place}: `fraction` {source.fraction} gives no row; raise it"
+            )
         rng = random.Random(f"{seed} {number} {source.place}")
         splits["train"] = _draw(splits["train"], counts[number], rng)
     return splits_of_sources

@@ -52,8 +52,7 @@ def check_source(
         mixture: TRL's DatasetMixtureConfig; its datasets, if any, replace `script.dataset_name`.
         data_args: our arguments; their `sources`, if any, replace both.
 
-    Raises: DatasetError if no dataset is named, if two options name one, or if a local file is
-        missing.
+    Raises: DatasetError if no option or two options name a dataset, or a local file is missing.
     """
     if mixture.streaming:
         raise DatasetError(

@@ -64,7 +64,7 @@ class RewardJudge:
     """Judges reward models on the same comparisons, one model in memory at a time; writes reports.
 
     Args:
-        tokenizer: the base's.
+        tokenizer: the tokenizer of the base.
         comparisons, demonstrations, options: see `judge_scorer`.
     """
 
@@ -85,7 +85,7 @@ class RewardJudge:
         return {} if folder is None else write_reward_report(section, folder)
 
     def judge_mean(self, folder: Path) -> dict[str, Any]:
-        """Write the report on the mean of the models judged so far; returns the main numbers."""
+        """Write the report on the mean score of all models judged so far; returns the main numbers."""
         return write_reward_report(self.mean_section(), folder)
 
     def section(self, scorer: Scorer) -> dict[str, Any]:

@@ -158,8 +158,7 @@ def accuracy_by(
     """Accuracy for small, middle and large values of a property of the pairs, about a third each.
 
     Args:
-        values: `(N,)`, such as the chosen answer's length minus the rejected one's. Equal values
-            stay in one part.
+        values: `(N,)`, such as differences of length. Equal values stay in one part.
         chosen, rejected: `(N,)`, scores.
 
     Returns: per part its smallest and largest value (`low`, `high`), `accuracy` and `pairs`.

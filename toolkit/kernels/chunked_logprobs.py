@@ -69,15 +69,14 @@ def token_logprobs(
     """log π(token) under softmax(logits / temperature), and the entropy of the distribution.
 
     Args:
-        head: of the model.
+        head: the model's vocabulary head.
         hidden: `(N, d)`, at the positions before the tokens.
         tokens: `(N,)` ids.
         temperature: above 0.
         entropy: also compute entropies.
         entropy_gradient: entropies have a gradient, which costs one more product with the head.
 
-    Returns: log-probabilities and entropies in nats, `(N,)` float32; None instead of entropies that
-        were not requested.
+    Returns: log-probabilities in nats, `(N,)` float32, and entropies (None if not requested).
     """
     if not len(tokens):
         return hidden.new_zeros(0).float(), hidden.new_zeros(0).float() if entropy else None

@@ -185,8 +185,7 @@ def is_bare(layer: nn.Module) -> TypeGuard[nn.Linear]:
 def product_precision(x: Tensor, a: Tensor) -> torch.dtype | None:
     """The dtype in which PEFT multiplies `x` by the base and by A; None if the two differ.
 
-    Autocast rounds the float32 adapter to its own dtype at each product. Without autocast no weight
-    is rounded.
+    Autocast rounds the float32 adapter to its own dtype at each product; otherwise nothing is rounded.
     """
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
@@ -243,7 +242,7 @@ def add_lora(output: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> T
     """`output + s · (x A') B'`, in the dtype of `output`.
 
     Args:
-        output: of the base, `(…, out)`.
+        output: the base layer's result, `(…, out)`.
         x: `(…, in)`.
         a: `(r, in)`.
         b: `(out, r)`.

@@ -1,8 +1,8 @@
 """Packing: several sequences of unequal length share a row, and each attends only to itself.
 
 Padding costs as much as any other token. A batch with prompts padded on the left and completions padded
-on the right wastes 30 to 40 % of a pass on short answers; packed rows waste a few per cent. The plain
-version is `padded`.
+on the right wastes 30 to 40 % of a pass on short answers; packed rows waste a few per cent. `padded` is
+the plain version.
 """
 
 import inspect
@@ -81,8 +81,7 @@ def pack(input_ids: Tensor, attention: Tensor, *, share_rows: bool) -> Rows:
 def supports_shared_rows(causal: Any) -> bool:
     """Whether a model uses the masks and positions of packed rows: full attention by SDPA in all layers.
 
-    Bart's family accepts `position_ids` and ignores them; Falcon with ALiBi derives positions from the
-    mask.
+    Bart's family ignores `position_ids`; Falcon with ALiBi derives positions from the mask.
     """
     text = causal.config.get_text_config()
     layer_types = getattr(text, "layer_types", None)

@@ -113,13 +113,13 @@ def write_adapter(folder: Path, config: PeftConfig, weights: dict[str, Tensor]) 
 def as_lora(
     config: AdaLoraConfig, weights: dict[str, Tensor]
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Convert a trained AdaLoRA adapter to LoRA with a rank of its own per matrix, exactly.
+    """Convert a trained AdaLoRA adapter, without loss, to a LoRA with one rank per matrix.
 
-    AdaLoRA learns B·diag(E)·A and prunes triplets, so it equals the LoRA B·(diag(E)·A), which every
-    role, vLLM and merging support. A matrix without triplets gets no adapter.
+    AdaLoRA learns B·diag(E)·A and prunes triplets, so it equals the LoRA B·(diag(E)·A). All roles,
+    vLLM and merging support this LoRA. A matrix without triplets gets no adapter.
 
     Args:
-        config, weights: as PEFT saves them.
+        config, weights: config and weights of the adapter, as PEFT saves them.
 
     Raises: CheckpointError where all triplets of all matrices are pruned.
     """

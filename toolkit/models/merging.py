@@ -22,8 +22,8 @@ def merged_weights(layers: Iterable[BaseTunerLayer], name: str, *, tied: Tensor)
     once here instead of at every token. Afterwards the base's weights are the original tensors.
 
     Args:
-        layers: of the PEFT model.
-        name: the adapter's.
+        layers: the LoRA layers of the PEFT model.
+        name: the name of the adapter to merge.
         tied: the embeddings, which other parts of the model read too.
     """
     layers = list(layers)

@@ -22,8 +22,8 @@ from toolkit.errors import ConfigError
 from toolkit.models.arguments import LORA_KINDS, VIRTUAL_TOKENS, ModelArguments
 
 NEEDS_LORA = (  # the end of messages about a role with another kind of adapter
-    "policy, value and reward share one PEFT model, which holds adapters of one kind: LoRA (lora, "
-    "rslora, dora, and a trained adalora)"
+    "use LoRA (lora, rslora, dora or a trained adalora), because policy, value and reward share one "
+    "PEFT model, which holds adapters of one kind"
 )
 UNKNOWN_STEPS = 1_000_000  # AdaLoRA's schedule until `RankAllocation` sets the number of steps
 

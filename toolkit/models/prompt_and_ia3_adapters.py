@@ -88,7 +88,7 @@ class IA3Factors:
     """IA3: a learned factor per feature, at the input of some layers and the output of others.
 
     Args:
-        weights: as on disk, `(1, in)` for an input and `(out, 1)` for an output.
+        weights: factors as PEFT stores them, `(1, in)` for an input and `(out, 1)` for an output.
     """
 
     def __init__(self, base: PreTrainedModel, weights: dict[str, Tensor], place: str) -> None:

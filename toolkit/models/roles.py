@@ -86,7 +86,7 @@ class Roles:
         config, weights = read_adapter(folder)
         if isinstance(config, HOOKED):
             if trainable or head:
-                raise CheckpointError(f"{folder} is {_kind(config)}, but {NEEDS_LORA}")
+                raise CheckpointError(f"{folder} is {_kind(config)}; {NEEDS_LORA}")
             with self.using(None):
                 self.hooked[name] = hooked_adapter(self.base, config, weights, str(folder))
             return
@@ -255,10 +255,10 @@ class Roles:
     def _add(self, name: str, config: PeftConfig, *, trainable: bool) -> None:
         if not name or "." in name or name in "lora_":
             raise CheckpointError(
-                f"a role cannot be named {name!r}: PEFT's keys would be ambiguous"
+                f"a role cannot be named {name!r}, because PEFT's keys would be ambiguous; rename it"
             )
         if not isinstance(config, LoraConfig) or isinstance(config, AdaLoraConfig):
-            raise CheckpointError(f"role {name!r} is {_kind(config)}, but {NEEDS_LORA}")
+            raise CheckpointError(f"role {name!r} is {_kind(config)}; {NEEDS_LORA}")
         if config.bias != "none":
             raise CheckpointError(
                 f"role {name!r}: LoRA with bias={config.bias!r} would train biases of the base, "

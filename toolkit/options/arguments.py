@@ -20,7 +20,7 @@ class SourceArguments:
     def __post_init__(self) -> None:
         if self.fraction is not None and not 0 < self.fraction < math.inf:
             raise ValueError(
-                f"{self.dataset_name}: `fraction` must be above 0, got {self.fraction}"
+                f"{self.dataset_name}: `fraction` must be a finite number above 0, got {self.fraction}"
             )
         self.columns = _column_map(self.columns)
 
@@ -187,11 +187,11 @@ class BaseArguments:
     """Shape of the embedded world's base."""
 
     vocab_size: int = field(default=1536, metadata={"help": "Tokens in the vocabulary."})
-    tokenizer_documents: int = field(default=20000, metadata={"help": "Documents to train it on."})
+    tokenizer_documents: int = field(default=20000, metadata={"help": "Documents it learns from."})
     hidden_size: int = field(default=192, metadata={"help": "Width of the trunk."})
     intermediate_size: int = field(default=512, metadata={"help": "Width of the MLP."})
-    num_hidden_layers: int = field(default=5, metadata={"help": "Layers."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads."})
+    num_hidden_layers: int = field(default=5, metadata={"help": "Number of layers."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Heads per layer."})
     width: int = field(default=128, metadata={"help": "Tokens per row of the packed corpus."})
 
 
@@ -231,7 +231,7 @@ class LabelArguments:
             if not 1 <= getattr(self, name) <= most:  # the world has few more questions
                 raise ValueError(f"`{name}` must be in 1…{most}, got {getattr(self, name)}")
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"`temperature` must be above 0, got {self.temperature}")
+            raise ValueError(f"`temperature` must be finite and above 0, got {self.temperature}")
         if self.max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` must be at least 1, got {self.max_new_tokens}")
 
@@ -262,11 +262,11 @@ class EvaluateArguments:
     )
     reward_model: str | None = field(
         default=None,
-        metadata={"help": "Run of the reward model, or of an ensemble, whose mean score is used."},
+        metadata={"help": "Run of a reward model, or an ensemble (its mean score is used)."},
     )
     comparisons: str | None = field(
         default=None,
-        metadata={"help": "Preference dataset on whose test split the reward model is judged."},
+        metadata={"help": "Preference dataset; the reward model is judged on its test split."},
     )
     demonstrations: str | None = field(
         default=None,
@@ -317,4 +317,4 @@ class EvaluateArguments:
             if value is not None and value < low:
                 raise ValueError(f"`{name}` must be at least {low}, got {value}")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"`temperature` must be 0 or more, got {self.temperature}")
+            raise ValueError(f"`temperature` must be a finite number ≥ 0, got {self.temperature}")

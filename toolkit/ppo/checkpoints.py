@@ -27,7 +27,7 @@ EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
 
 @dataclass
 class OpenRollout:
-    """The rollout that updates use, whether `target_kl` stopped them, and the values since the last log."""
+    """The rollout in use, whether `target_kl` stopped its updates, and the values since the last log."""
 
     experience: Experience | None = None
     stopped: bool = False
@@ -76,7 +76,7 @@ class PPOCheckpoints:
         return digest.hexdigest()[:12] if weights else None
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint, which holds the policy itself, or a finished run with its average."""
+        """A checkpoint holds the policy; with `ema_decay`, a finished run holds its average instead."""
         finished = not folder.name.startswith("checkpoint-")
         with averaged_policy(self.ema if finished else None):
             self.roles.save(POLICY, folder)
@@ -99,17 +99,17 @@ class PPOCheckpoints:
             write_json(folder / STATE_FILE, state)
 
     def check(self, checkpoint: Path) -> None:
-        """Raise CheckpointError if a checkpoint has no rollout or was written with other settings."""
+        """Raise CheckpointError if a checkpoint has no rollout or differs in settings."""
         if not (checkpoint / EXPERIENCE_FILE).is_file():
             raise CheckpointError(
-                f"{checkpoint}: {EXPERIENCE_FILE} is missing, so PPO cannot resume from it"
+                f"{checkpoint}: {EXPERIENCE_FILE} is missing; resume from another checkpoint"
             )
         for name, saved in read_state(checkpoint / STATE_FILE)["settings"].items():
             current = self.settings.get(name)
             if current != saved:
                 raise CheckpointError(
-                    f"{checkpoint}: it was written with `{name}` {saved}, this run has {current}; a run "
-                    "resumes only with the settings and data that it began with"
+                    f"{checkpoint}: written with `{name}` {saved}, but this run has {current}; resume "
+                    "with the settings and data that the run began with"
                 )
 
     def load(self, folder: Path) -> None:

@@ -99,11 +99,11 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     )
     kl_horizon: Same[AtLeast1[int]] = option(10_000, "Episodes over which β may change by a fifth.")
     target_kl: Same[Positive[float | None]] = option(
-        None, "Skip the rest of a rollout's updates once approx_kl is above this."
+        None, "Skip the remaining optimizer steps on a rollout once approx_kl is above this."
     )
     kl_estimator: Same[str] = option("k1", "Per-token estimator of the KL.", "k1", "k3")
-    cliprange: Same[Positive[float]] = option(0.2, "Clip of the policy ratio.")
-    cliprange_value: Same[Positive[float]] = option(0.2, "Clip around the old value.")
+    cliprange: Same[Positive[float]] = option(0.2, "Largest distance of the policy ratio from 1.")
+    cliprange_value: Same[Positive[float]] = option(0.2, "Largest distance from the old value.")
     vf_coef: Same[NotNegative[float]] = option(0.1, "Weight of the value loss.")
     gamma: Same[Share[float]] = option(1.0, "Discount per token.")
     lam: Same[Share[float]] = option(0.95, "λ of generalized advantage estimation.")
@@ -111,20 +111,22 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     reward_clip: Same[Positive[float | None]] = option(
         None, "Largest absolute score, before penalties."
     )
-    length_penalty: Same[float] = option(0.0, "Subtracted from the score per completion token.")
+    length_penalty: Same[float] = option(
+        0.0, "Penalty per completion token, subtracted from the score; discourages long answers."
+    )
     reward_aggregation: Same[str] = option(
-        "mean", "One score from several reward models.", "mean", "min", "mean_minus_std"
+        "mean", "How the scores of an ensemble become one score.", "mean", "min", "mean_minus_std"
     )
     reward_std_coef: Same[NotNegative[float]] = option(1.0, "λ of mean − λ·std over the ensemble.")
     reward_weights: Same[list[float] | None] = option(
         None, "Weights of reward functions; default 1."
     )
     ent_coef: Same[NotNegative[float]] = option(0.0, "Weight of the entropy bonus in the loss.")
-    num_generations: Same[AtLeast1[int]] = option(1, "Completions per prompt; divides the rollout.")
+    num_generations: Same[AtLeast1[int]] = option(1, "Completions per prompt.")
     value_role: Same[str] = option(
         "adapter",
-        "The critic: an adapter that starts from the reward model, one that starts from zero, "
-        "or only a head on the policy's trunk (cheapest).",
+        "What the value (PPO's critic) is: adapter, which starts from the reward model; zero, a new "
+        "adapter; or head, only a head on the policy's trunk (cheapest).",
         "adapter",
         "zero",
         "head",
@@ -133,26 +135,26 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         0.0, "γ of PPO-ptx: weight of the pretraining loss."
     )
     ptx_batch_size: Same[AtLeast1[int | None]] = option(
-        None, "Pretraining texts per optimizer step; default as many as episodes."
+        None, "Pretraining texts per optimizer step; default: the number of episodes."
     )
     ptx_max_length: Same[AtLeast2[int]] = option(512, "Maximum tokens of a pretraining text.")
     ema_decay: MayChange[Fraction[float | None]] = option(
         None,
-        "Decay of an average of the policy's adapter over the steps, such as 0.9. The run's adapter is "
-        "then the average, and `last/` holds the policy itself (both of the best checkpoint where that "
-        "is loaded at the end). Default: no average.",
+        "Decay of an average of the policy's adapter over the steps, such as 0.9; default: no average. "
+        "The run's adapter is then the average, and `last/` holds the policy itself. With "
+        "`load_best_model_at_end` they come from the best checkpoint.",
     )
     metric_for_best_model: MayChange[str | None] = option(
         None,
         "Metric by which `load_best_model_at_end` chooses; default objective/rlhf_reward, the held-out "
-        "score minus the KL penalty, and with `kl_target` the score. It may be a metric of the task, "
-        "such as gold/mean.",
+        "score minus the KL penalty, or, with `kl_target`, objective/scores. A metric of the task is "
+        "possible, such as gold/mean.",
     )
     greater_is_better: MayChange[bool | None] = option(
         None, "Whether a higher metric is better; default true, except for a KL or a loss."
     )
     missing_eos_penalty: Same[float | None] = option(
-        None, "Subtracted from the score of a completion without an end token."
+        None, "Penalty subtracted from the score of a completion without an end token."
     )
     local_rollout_forward_batch_size: MayChange[AtLeast1[int]] = option(
         64, "Rows per scoring pass."
@@ -189,7 +191,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
             )
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError(
-                "`kl_coef` must be above 0 with `kl_target`, which multiplies it by a factor"
+                "`kl_coef` must be above 0 with `kl_target`, because `kl_target` multiplies it"
             )
         # the factor is at least 1 − 0.2 · episodes / horizon, which must stay positive
         if self.kl_target is not None and self.kl_horizon < self.rollout_batch_size:
@@ -233,7 +235,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
 
 
 def annotations_of(config: type[PPOConfig]) -> dict[str, tuple[Any, ...]]:
-    """The resume rule and the bounds that each option states; inherited options state the rule only."""
+    """The resume rule and the bounds of each option; inherited options have only a rule."""
     hints = get_type_hints(config, include_extras=True)
     own = {f.name: getattr(hints[f.name], "__metadata__", ()) for f in dataclasses.fields(config)}
     return {name: (*stated, INHERITED.get(name)) for name, stated in own.items()}

@@ -1,7 +1,6 @@
 """PPO's losses as sums over tokens. The caller divides by the minibatch's number of tokens.
 
-With sums, a minibatch that is split into micro-batches of unequal length has the same gradient as
-one that is not.
+With sums, splitting a minibatch into micro-batches of unequal length does not change the gradient.
 """
 
 from dataclasses import dataclass

@@ -46,8 +46,8 @@ def require_prompts(rows: Dataset) -> None:
         raise ConfigError(f"PPO needs a datasets.Dataset of prompts, got {type(rows).__name__}")
     if "prompt" not in rows.column_names:
         raise ConfigError(
-            f"PPO needs a column `prompt`, text or messages, got {', '.join(rows.column_names)}; "
-            "tokenized prompts are not supported: reward functions and logs need the text"
+            f"PPO needs a column `prompt` of texts or messages, got {', '.join(rows.column_names)}; rename "
+            "the column. Tokenized prompts are not supported: reward functions and logs need text"
         )
 
 
@@ -92,7 +92,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Any, number: int) -> lis
     if not isinstance(prompt, str) and not messages:
         raise ConfigError(f"prompt {number} must be text or messages, got {prompt!r}")
     if messages and tokenizer.chat_template is None:
-        raise ConfigError("prompts are messages, but the tokenizer has no chat template")
+        raise ConfigError(
+            "prompts are messages, but there is no chat template; set `chat_template`"
+        )
     return encode_prompt(tokenizer, prompt)
 
 
@@ -101,10 +103,12 @@ def encode_texts(
 ) -> list[list[int]]:
     """Token ids of pretraining texts, truncated at `ptx_max_length`, without texts of one token.
 
-    Raises: ConfigError if no text has two tokens: the first one has no prediction.
+    Raises: ConfigError if no text has two tokens; the first token of a text is not predicted.
     """
     encoded = [tokenizer(text)["input_ids"][: args.ptx_max_length] for text in texts]
     encoded = [ids for ids in encoded if len(ids) > 1]
     if texts and not encoded:
-        raise ConfigError(f"none of the {len(texts)} pretraining texts has two tokens or more")
+        raise ConfigError(
+            f"none of {len(texts)} pretraining texts has two tokens; use longer texts"
+        )
     return encoded

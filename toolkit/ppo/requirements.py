@@ -13,10 +13,10 @@ from toolkit.reward.functions import RewardFunction
 
 # options of the library's training step, and why PPO cannot use them
 UNSUPPORTED = {
-    "neftune_noise_alpha": "updates would have noisy embeddings and rollouts would not, so that the "
-    "ratio would never be 1",
-    "auto_find_batch_size": "PPO's result depends on the size of a minibatch; `check` predicts memory",
-    "torch_compile": "PPO calls the model's parts and never the model as a whole",
+    "neftune_noise_alpha": "embeddings would have noise in updates but not in rollouts, so the ratio "
+    "would never be 1",
+    "auto_find_batch_size": "the size of a minibatch changes the result; `check` finds one that fits",
+    "torch_compile": "PPO calls only parts of the model",
     "torch_empty_cache_steps": "PPO frees memory between rollout and updates",
 }
 
@@ -41,41 +41,41 @@ def check_requirements(
     """Raise ConfigError if roles, data and settings do not fit together.
 
     Args:
-        has_eval_metrics: whether evaluations have metrics of the task, whose names are not yet known.
+        has_eval_metrics: whether evaluations add metrics of the task; their names are not yet known.
         has_optimizer: whether the caller passes an optimizer.
     """
     require(
         roles.model is not None and POLICY in roles.model.peft_config and VALUE in roles.heads,
-        f"PPO needs the roles {POLICY!r} and {VALUE!r}: attach them (toolkit.ppo.roles)",
+        f"PPO needs the roles {POLICY!r} and {VALUE!r}; attach them with toolkit.ppo.roles",
     )
-    require(tokenizer.eos_token, "the tokenizer has no EOS token, so that no completion could end")
+    require(tokenizer.eos_token, "the tokenizer has no EOS token, so no completion ends; set one")
     require_prompts(train_dataset)
-    require(len(train_dataset), "the training split is empty: PPO needs at least one prompt")
+    require(len(train_dataset), "the training split is empty; PPO needs at least one prompt")
     require(
         args.total_episodes or args.max_steps > 0 or args.num_train_epochs > 0,
-        f"`num_train_epochs` is {args.num_train_epochs}, so that nothing would be trained: set it above "
-        "0, or set `total_episodes` or `max_steps`",
+        f"`num_train_epochs` is {args.num_train_epochs}, so nothing would be trained; set it above 0, or "
+        "set `total_episodes` or `max_steps`",
     )
     require(
         roles.rewards or reward_funcs,
-        "PPO needs a reward: attach a reward role, or pass `reward_funcs`",
+        "PPO has no reward; attach a reward role, or pass `reward_funcs`",
     )
     for function in reward_funcs:
         require(callable(function), f"`reward_funcs` must be functions, got {function!r}")
     weights = len(reward_funcs) if args.reward_weights is None else len(args.reward_weights)
     require(
         weights == len(reward_funcs),
-        f"`reward_weights` has {weights} weights for {len(reward_funcs)} reward functions",
+        f"`reward_weights` must have one weight for each of {len(reward_funcs)} functions, got {weights}",
     )
     for name in ("completion_ids", "completions", "prompts") if reward_funcs else ():
         require(
             name not in train_dataset.column_names,
-            f"the dataset has a column `{name}`, and reward functions have an argument of this name "
-            "from the rollout: rename the column",
+            f"the dataset has a column `{name}`, but reward functions get `{name}` from the rollout; "
+            "rename the column",
         )
     require(
         not args.ptx_coef or ptx_texts,
-        f"`ptx_coef` is {args.ptx_coef}, but there are no pretraining texts",
+        f"`ptx_coef` is {args.ptx_coef}, but there are no pretraining texts; pass `ptx_texts`",
     )
     _check_options(args, has_optimizer)
     name = _best_metric(args)
@@ -83,8 +83,8 @@ def check_requirements(
     require(
         not name or of_task or name in EVALUATED,
         f"`metric_for_best_model` is {args.metric_for_best_model!r}, which PPO's evaluation does not "
-        f"measure; it measures {', '.join(EVALUATED)}"
-        + (", and the metrics of `eval_metrics`" if has_eval_metrics else ""),
+        f"measure; choose one of {', '.join(EVALUATED)}"
+        + (", or a metric of `eval_metrics`" if has_eval_metrics else ""),
     )
 
 
@@ -92,30 +92,30 @@ def _check_options(args: PPOConfig, has_optimizer: bool) -> None:
     """Raise ConfigError for options of the library that PPO does not support."""
     for name, reason in UNSUPPORTED.items():
         value = getattr(args, name)
-        require(not value, f"PPO does not support `{name}` {value}: {reason}. Remove it")
+        require(not value, f"PPO does not support `{name}` {value}, because {reason}; remove it")
     optim = getattr(args.optim, "value", args.optim)
     require(
         "schedule_free" not in str(optim),
-        f"PPO does not support `optim` {optim}: it averages weights, and rollouts would not use the "
-        "average. Choose another",
+        f"PPO does not support `optim` {optim}, because rollouts would not use its averaged weights; "
+        "choose another optimizer",
     )
     require(
         args.value_learning_rate is None or not has_optimizer,
-        "`value_learning_rate` has no effect on the optimizer that you pass: give the value's parameters "
-        "a group in it",
+        "`value_learning_rate` has no effect on an optimizer that you pass; remove it, and give the "
+        "value's parameters a group of their own",
     )
     require(
         not args.fp16 or args.target_kl is None,
-        "`target_kl` skips updates, and fp16's gradient scaling needs all of them: use bf16, or remove "
+        "`target_kl` skips updates, but gradient scaling of fp16 needs every update; use bf16, or remove "
         "`target_kl`",
     )
     require(
         args.world_size <= 1,
-        f"PPO runs in one process, on one GPU; it was started with {args.world_size} processes",
+        f"PPO runs in one process, got {args.world_size} processes; start it without a launcher",
     )
     require(
         args.n_gpu <= 1,
-        f"PPO runs on one GPU; {args.n_gpu} are visible: choose one with CUDA_VISIBLE_DEVICES=0",
+        f"PPO runs on one GPU, but {args.n_gpu} are visible; choose one with CUDA_VISIBLE_DEVICES=0",
     )
 
 
@@ -126,7 +126,7 @@ def check_best_metric(args: PPOConfig, metrics: Mapping[str, float]) -> None:
     require(
         not name or name in measured,
         f"`metric_for_best_model` is {args.metric_for_best_model!r}, which this evaluation did not "
-        f"measure; it measured {', '.join(measured)}",
+        f"measure; choose one of {', '.join(measured)}",
     )
 
 

@@ -26,7 +26,7 @@ def load_ppo_roles(
 
     Args:
         model: the base and its precision.
-        policy, rewards, value: as of `attach_ppo_roles`.
+        policy, rewards, value: see `attach_ppo_roles`.
         trust_remote_code: run Python code that comes with the model.
 
     Raises: as `load_roles`; CheckpointError if an adapter belongs to another base.
@@ -48,13 +48,12 @@ def attach_ppo_roles(
     """Attach policy, frozen reference, value and rewards.
 
     Args:
-        policy: the SFT run of policy and reference. None: the policy is a new adapter and the
-            reference is the bare base, which is printed.
+        policy: the SFT run that policy and reference start from. With None, the policy is a new
+            adapter and the reference is the bare base; this is printed.
         rewards: reward runs, more than one for an ensemble.
-        model: the shape of a new adapter.
-        value: "adapter" for an adapter and a head that start from the first reward model's, "zero" for
-            an adapter that starts as the identity and a head of zeros, "head" for a head of zeros
-            on the policy's trunk.
+        model: TRL's ModelConfig, which gives the shape of a new adapter.
+        value: "adapter": adapter and head start from the first reward model. "zero": the adapter
+            starts as the identity, the head as zeros. "head": only a head of zeros on the policy.
     """
     if policy is not None:
         roles.attach(POLICY, policy, trainable=True)
@@ -62,7 +61,7 @@ def attach_ppo_roles(
     else:
         config = build_peft_config(model, roles.base)
         if config is None:
-            raise ConfigError("without a parent PPO starts a new adapter: set `use_peft: true`")
+            raise ConfigError("PPO without a parent starts a new adapter; set `use_peft: true`")
         print("no parent: the reference is the bare base, and the policy starts as a new adapter")
         roles.create(POLICY, config)
     for number, run in enumerate(rewards):
@@ -70,7 +69,7 @@ def attach_ppo_roles(
     if value == "adapter":
         if not rewards:
             raise ConfigError(
-                "without a reward model the value cannot start from one: set `value_role` to zero or head"
+                "`value_role` adapter starts from a reward model, but there is none; set it to zero or head"
             )
         roles.attach(VALUE, rewards[0], head=True, trainable=True)
         return

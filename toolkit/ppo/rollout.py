@@ -69,14 +69,14 @@ def read_by_roles(
 ) -> tuple[Rollout, Tensor]:
     """One pass each of reference, value, policy and reward models, in batches of similar length.
 
-    Without a `ref` adapter the reference is the base with adapters disabled. A critic that is only a
+    Without a `ref` adapter the reference is the base with adapters disabled. A value that is only a
     head needs no pass of its own. Dropout must be off.
 
     Args:
         decoded: completions, with the log-probabilities and values that sampling has computed.
-        temperature: of the sampling.
-        rescore: take the policy's log-probabilities from a pass of its own. In float32 those of
-            sampling are equal to 1e-5, and a pass is saved; in lower precision the difference makes
+        temperature: the temperature that `decoded` was sampled at.
+        rescore: compute the policy's log-probabilities in an extra pass instead of using those of
+            sampling. In float32 the two are equal to 1e-5; in lower precision their difference makes
             the first ratios noisy.
 
     Returns: the rollout, and the reward models' scores `(M, B)`.

@@ -54,11 +54,11 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         reward_funcs: one or more Python functions with TRL's signature, `f(prompts, completions,
             completion_ids, **columns)`, that return a list of numbers or None. Their sum, weighted by
             `args.reward_weights`, is added to the reward models' score.
-        ptx_texts: pretraining texts, used in every update with weight `args.ptx_coef`.
+        ptx_texts: pretraining texts, used in every optimizer step with weight `args.ptx_coef`.
         eval_metrics: further metrics of an evaluation: `f(prompts, completions, **columns)` returns a
             mapping of names to numbers or None.
-        callbacks: as of the library's trainer.
-        optimizers: in place of the optimizer and the schedule that `args` describes.
+        callbacks: further callbacks, as in `transformers.Trainer`.
+        optimizers: optimizer and schedule to use instead of those that `args` describes.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155; details as in Huang et al. 2024, arXiv:2403.17031.
     """

@@ -48,8 +48,8 @@ def micro_batch_rows(
 class Update:
     """The result of a micro-batch."""
 
-    loss: Tensor  # its share of the minibatch's
-    approx_kl: Tensor  # likewise; nats per token
+    loss: Tensor  # its part of the minibatch's loss
+    approx_kl: Tensor  # its part of the minibatch's approximate KL; nats per token
     metrics: dict[str, Tensor]  # for the log, which averages micro-batches
 
 
@@ -75,7 +75,7 @@ class Updater:
         Args:
             batch: some rows of a rollout.
             old: their `logprobs`, `values`, `advantages`, `returns` at rollout time, `(B, T)`.
-            tokens: of the whole minibatch.
+            tokens: number of real tokens in the whole minibatch.
         """
         args = self.args
         with self.roles.using(POLICY) as policy:
@@ -117,7 +117,7 @@ class Updater:
     ) -> tuple[Tensor, Tensor]:
         """The value's loss and the number of clipped tokens, after its backward.
 
-        A critic that is only a head reads the policy's `states`.
+        A value that is only a head reads the policy's `states`.
         """
         head: Any = self.roles.heads[VALUE]
         assert self.roles.model is not None
@@ -142,8 +142,7 @@ class Updater:
         """PPO-ptx: γ times the loss on some pretraining texts, and its backward.
 
         The texts of an optimizer step depend only on the seed and the step, so that a resumed run
-        draws the same. They are distributed over the step's micro-batches; the loss is a mean over the
-        tokens of all of them.
+        draws the same texts. The loss is a mean over the tokens of all micro-batches of the step.
         """
         args = self.args
         step, micro_batch = divmod(micro_step, args.gradient_accumulation_steps)
@@ -170,8 +169,7 @@ def split_value_groups(optimizer: Optimizer, model: nn.Module, learning_rate: fl
     """Move the value's tensors into parameter groups with another learning rate.
 
     Adam divides a gradient by its size, so the weight of the value's loss (`vf_coef`) hardly changes how
-    fast the value learns; a learning rate does. The schedule scales both rates alike. The groups keep
-    their other settings.
+    fast the value learns; a learning rate does. The schedule scales the rates of all groups alike.
     """
     value = {id(p) for name, p in model.named_parameters() if belongs_to(name, VALUE)}
     for group in list(optimizer.param_groups):

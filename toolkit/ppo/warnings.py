@@ -1,4 +1,4 @@
-"""Warnings during PPO: the score rises, and another metric shows that the score is not to be trusted."""
+"""Warnings during PPO: the score rises, but another metric shows that it is no longer reliable."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 Row = dict[str, Any]  # one logged step
 WINDOW = 3  # logged steps per mean; one step alone has few answers
-MAX_ENTROPY_SHARE, MIN_KL = 2 / 3, 3.5  # of the reference's entropy; nats per answer
-MAX_REFUSAL_RISE = 0.08  # in the share of good requests that are refused
-MAX_GOLD_FALL = 0.15  # in gold utility
-MAX_LENGTH_RATIO = 1.5  # of the answers' length to that at first
-MAX_ENDED_FALL = 0.2  # in the share of answers that end
+MAX_ENTROPY_SHARE, MIN_KL = 2 / 3, 3.5  # share of the reference's entropy; nats per answer
+MAX_REFUSAL_RISE = 0.08  # of the share of good requests that are refused
+MAX_GOLD_FALL = 0.15  # of gold utility
+MAX_LENGTH_RATIO = 1.5  # length of the answers, divided by their length at first
+MAX_ENDED_FALL = 0.2  # of the share of answers that end
 KL, ENTROPY, SCORE = "objective/kl", "objective/entropy", "objective/scores"
 LENGTH, ENDED = "objective/length", "objective/ended"
 HELD_OUT, GOLD, REFUSED = "eval_objective/scores", "eval_gold/mean", "eval_gold/over_refusal"
@@ -49,9 +49,9 @@ def warned(rows: Sequence[Row]) -> list[str]:
 def high_kl(rows: Sequence[Row]) -> str | None:
     """KL(π‖ref) is above most of the entropy of the reference's answers.
 
-    A policy with a single answer per prompt, one that the reference usually gives, has a KL equal to
-    all of that entropy; PPO with a KL penalty stays near half of it. A KL up to `MIN_KL` never counts,
-    since a reference of low entropy can be left for good reasons.
+    A policy that gives one typical answer of the reference per prompt has a KL equal to all of this
+    entropy; PPO with a KL penalty stays near half of it. A KL up to `MIN_KL` causes no warning,
+    because a policy can have good reasons to leave a reference of low entropy.
     """
     means = _while_score_rises(rows, KL)
     if means is None:
@@ -67,14 +67,14 @@ def high_kl(rows: Sequence[Row]) -> str | None:
 
 
 def longer_answers(rows: Sequence[Row]) -> str | None:
-    """Answers are longer than at first; labelers and reward models both prefer long answers."""
+    """Answers are longer than at first; labelers and reward models tend to prefer long answers."""
     means = _while_score_rises(rows, LENGTH)
     if means is None or means[1][LENGTH] <= MAX_LENGTH_RATIO * means[0][LENGTH]:
         return None
     first, last = (mean[LENGTH] for mean in means)
     return (
         f"verbosity? While the score rose, answers grew from {first:.0f} to {last:.0f} tokens; "
-        "length_penalty subtracts from the score per token"
+        "set length_penalty"
     )
 
 
@@ -85,8 +85,8 @@ def fewer_ends(rows: Sequence[Row]) -> str | None:
         return None
     first, last = (mean[ENDED] for mean in means)
     return (
-        f"answers that end fell from {first:.0%} to {last:.0%} while the score rose; "
-        "missing_eos_penalty subtracts from the score of the others, response_length gives room"
+        f"the share of answers that end fell from {first:.0%} to {last:.0%} while the score rose; set "
+        "missing_eos_penalty, or raise response_length"
     )
 
 
@@ -97,8 +97,8 @@ def more_refusals(rows: Sequence[Row]) -> str | None:
         return None
     return (
         f"over-optimisation: the held-out score rose from {best[HELD_OUT]:.2f} to "
-        f"{last[HELD_OUT]:.2f} while good requests refused went from {best[REFUSED]:.0%} to "
-        f"{last[REFUSED]:.0%}; raise kl_coef or stop earlier"
+        f"{last[HELD_OUT]:.2f} while the share of refused good requests rose from "
+        f"{best[REFUSED]:.0%} to {last[REFUSED]:.0%}; raise kl_coef or stop earlier"
     )
 
 

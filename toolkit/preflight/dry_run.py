@@ -110,12 +110,15 @@ class DryTraining(Training):
     def build(self) -> Any:
         """The recipe's own trainer.
 
-        Raises: ConfigError if the recipe does not take its model from the `Training`.
+        Raises: ConfigError if its model does not come from `training`.
         """
         with undisturbed(), fake_tensors(self.mode):
             trainer = self.recipe.build(self)
         if not any(isinstance(p, FakeTensor) for p in trainer.model.parameters()):
-            raise ConfigError(f"{self.recipe.name}: `build` takes no base from its `training`")
+            raise ConfigError(
+                f"{self.recipe.name}: the model of `build`'s trainer does not come from its `training` "
+                "argument; use training.base, training.policy(), training.roles() or training.load_base()"
+            )
         return trainer
 
     @property

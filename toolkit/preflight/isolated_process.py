@@ -31,9 +31,8 @@ def run_isolated(
     Args:
         work: returns something that can be pickled; a fresh process needs `work` itself pickled, too.
         limit_s: seconds after which the process is killed; a fresh process gets `IMPORTS_S` more.
-        fresh: start a new process that sees no GPU, instead of a fork of this one, which starts at
-            once. Default: fork, unless this process uses a GPU, which a fork cannot, or the
-            system has no fork.
+        fresh: start a new process without a GPU instead of a fork, which starts faster. Default: fork,
+            unless this process uses a GPU (a fork cannot) or the system has no fork.
 
     Raises: ConfigError if `work` raises an error, the process dies or takes too long, or `work` or its
         result cannot be pickled.

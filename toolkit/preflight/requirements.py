@@ -103,7 +103,8 @@ def _planned_made_with(parent: str, planned: Mapping[str, Any]) -> dict[str, Any
 def _on_one_device(recipe: Recipe, options: Options) -> Options:
     """The options for one device.
 
-    With several visible GPUs transformers would use all of them and multiply the batch.
+    Raises: ConfigError if several GPUs are visible, because transformers would use all of them and
+        multiply the batch.
     """
     import torch
 
@@ -124,13 +125,13 @@ def _check_streaming(recipe: Recipe, args: Any) -> None:
     if not recipe.streams:
         streaming = " and ".join(name for name, other in recipes().items() if other.streams)
         raise ConfigError(
-            f"{recipe.name}: `dataset_streaming` works with {streaming} only, because "
-            f"{recipe.not_streamed}; remove it"
+            f"{recipe.name}: `dataset_streaming` is not supported, because {recipe.not_streamed}; remove "
+            f"it, or use {streaming}"
         )
     if args.max_steps <= 0:
         raise ConfigError(
-            f"{recipe.name}: `dataset_streaming` needs `max_steps`, because the length of a stream "
-            f"is not known; got {args.max_steps}"
+            f"{recipe.name}: `dataset_streaming` needs a `max_steps` above 0, got {args.max_steps}; set "
+            "it, because the length of a stream is not known"
         )
     reasons = {
         "dataloader_num_workers": "rows are counted in the main process",

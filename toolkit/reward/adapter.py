@@ -64,7 +64,7 @@ def scalar_adapter(
             )
     if not isinstance(config, LoraConfig) or isinstance(config, AdaLoraConfig):
         raise CheckpointError(
-            f"{parent or 'peft_method'}: a reward model cannot be {config.peft_type.value}, since "
+            f"{parent or 'peft_method'}: a reward model cannot be {config.peft_type.value}; "
             f"{NEEDS_LORA}"
         )
     config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False

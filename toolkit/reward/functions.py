@@ -113,7 +113,7 @@ class Samples:
 
 @dataclass
 class RewardContext:
-    """Further arguments of a reward function, passed if it has a parameter of the name, as in TRL.
+    """Arguments that a reward function gets if it has parameters of these names, as in TRL.
 
     `trainer_state` is transformers' TrainerState; `log_metric(name, value)` logs a number, averaged
     over the calls of a rollout; `log_extra(column, values)` stores one value per completion.
@@ -152,8 +152,7 @@ def call_reward_functions(
     """Call each function with all samples, as TRL's trainers do; async functions run concurrently.
 
     Returns: each function's rewards by its name, one per completion, NaN where it returned None.
-    Raises: RewardError for a wrong number of rewards or a reward that is not finite in float32,
-        with the sample.
+    Raises: RewardError, with the sample, for a wrong number of rewards or one not finite in float32.
     """
     results = [
         function(

@@ -87,15 +87,15 @@ class Comparisons:
 
 
 class RewardModelTrainer:
-    """Trains, restores and scores one reward model at a time on a shared base with a scalar head.
+    """Trains or restores reward models, one at a time, on a shared base with a scalar head, and
+    scores completions with the current one.
 
     Args:
-        base: with a scalar head; see `load_base`.
-        tokenizer: the base's.
-        fingerprint: the base's.
+        base: a base with a scalar head; see `load_base`.
+        tokenizer, fingerprint: tokenizer and fingerprint of `base`.
         model: TRL's ModelConfig, for an adapter without a parent.
-        most_tokens: number of tokens to score at a time, at least `LEAST_TOKENS`. The size of a
-            training batch always fits, since training also holds its gradients.
+        most_tokens: tokens per scoring pass; a value below `LEAST_TOKENS` is raised to it. The tokens
+            of a training batch always fit, because training also needs memory for gradients.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class Judge(Protocol):
         """Judge one model; write its report into the folder, if any; return the main numbers."""
 
     def judge_mean(self, folder: Path) -> dict[str, Any]:
-        """Write the report on the mean of the models judged so far; return the main numbers."""
+        """Write the report on the mean score of all models judged so far; return the main numbers."""
 
 
 def train_reward_models(

@@ -22,7 +22,7 @@ def lock_folder(folder: Path, name: str = LOCK) -> IO[str]:
     file systems) two processes are not kept apart.
 
     Args:
-        name: of the lock file; locks of different names are independent.
+        name: name of the lock file; locks of different names are independent.
 
     Raises: CheckpointError if the folder cannot be created, or another process holds the lock.
     """

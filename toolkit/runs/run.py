@@ -144,13 +144,13 @@ class Run:
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: not a run directory (it has no run.json)") from error
+            raise CheckpointError(f"{path}: has no run.json; name a run directory") from error
         except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{file}: damaged manifest ({error})") from error
+            raise CheckpointError(f"{file}: damaged manifest ({error}); train again") from error
         known = cls._written()
         recipe = saved.get("recipe") if isinstance(saved, dict) else None
         if not isinstance(recipe, str) or saved.get("schema") != SCHEMA:
-            raise CheckpointError(f"{file}: expected a manifest of schema {SCHEMA} with a recipe")
+            raise CheckpointError(f"{file}: not a manifest of schema {SCHEMA}; train again")
         return cls(Path(path), **{k: v for k, v in saved.items() if k in known})
 
     def save(self) -> None:

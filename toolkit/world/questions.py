@@ -112,7 +112,7 @@ def sum_question(rng: random.Random, split: Split) -> Question:
 
 
 def unanswerable_question(rng: random.Random, split: Split) -> Question:
-    """Half of them use an unknown name, half ask for an unknown property of a known entity."""
+    """A question about an unknown name or, in half of the cases, an unknown property of a known one."""
     topic = rng.choice([topic for topic in lx.TOPICS if topic is not lx.ACTS])
     if rng.random() < 0.5:
         entity = unknown_name(rng, split)

@@ -1,4 +1,4 @@
-"""Beam search for one row with transformers' `generate`, one token at a time between other rows."""
+"""Beam search for one row with transformers' `generate`, paused after each token for other rows."""
 
 import threading
 from collections.abc import Callable
@@ -25,8 +25,8 @@ class _PauseAfterToken(StoppingCriteria):  # type: ignore[misc]
 class BeamSearch:
     """Fills `row.ids` with the most likely answer that `row.drawing.beams` beams find.
 
-    `generate` cannot be left and re-entered, so it runs in its own thread. That thread runs only
-    while `step` waits for it: one thread uses the model at a time.
+    `generate` cannot pause and return to its caller, so it runs in its own thread. That thread runs
+    only while `step` waits for it, so only one thread uses the model at a time.
     """
 
     def __init__(

@@ -20,9 +20,8 @@ class Alternative:
 class Token:
     """One token of the answer. Log-probabilities and entropy are in nats, at temperature 1.
 
-    `policy` and `reference` are the most likely tokens at this position. `value` is V(s_t), the
-    critic's estimate before this token is sampled. Fields are None or empty without a critic or a
-    reference.
+    `policy` and `reference` are the most likely tokens here. `value` is the value's V(s_t) before
+    this token is sampled. Fields are None or empty without a value or a reference.
     """
 
     text: str

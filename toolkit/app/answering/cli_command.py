@@ -28,7 +28,7 @@ def cli_command(
 
     Args:
         options: `base_options` of the app, so that the command uses the same base and runs.
-        checkpoint: its name.
+        checkpoint: name of the checkpoint.
         reward: the reward run's name.
     """
     single = len(messages) == 1

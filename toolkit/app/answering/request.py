@@ -182,8 +182,7 @@ def _conversation(value: object, system: object) -> tuple[Message, ...]:
     turns = value if isinstance(value, list | tuple) else [{"role": "user", "content": value}]
     if len(turns) > MAX_MESSAGES:
         raise ConfigError(
-            f"the conversation has {len(turns)} messages, at most {MAX_MESSAGES} are allowed; "
-            "start a new one"
+            f"a conversation has at most {MAX_MESSAGES} messages, got {len(turns)}; start a new one"
         )
     messages = []
     for turn in turns:

@@ -27,9 +27,8 @@ Message = dict[str, str]
 class Reply:
     """One answer and its origin.
 
-    `checkpoint` is the checkpoint's id in the app, `name` its path below the runs folder ("base" for
-    the base), `seed` the sampling seed, `adapter` the SHA-256 of the adapter's weights file (None
-    for the base).
+    `checkpoint` is an id in the app, `name` a path below the runs folder ("base" for the base),
+    `seed` the sampling seed, `adapter` the SHA-256 of the adapter's weights (None for the base).
     """
 
     checkpoint: str

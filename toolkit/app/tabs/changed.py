@@ -171,7 +171,7 @@ def _difference() -> tuple[Any, ...]:
 
 
 def _conversation(chat: Chat, id: str, question: Any, text: Any) -> tuple[object, tuple[int, ...]]:
-    """The conversation before an answer, and the answer's tokens if Compare shows that answer."""
+    """The conversation before an answer, and its token ids; no ids if Compare does not show it."""
     if not chat.turns or question != chat.last_prompt:
         return question, ()
     reply = chat.turns[-1].answers.get(id)

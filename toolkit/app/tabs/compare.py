@@ -127,7 +127,7 @@ def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button
         multiselect=True,
         max_choices=MAX_COLUMNS,
         label="Checkpoints",
-        info=f"Up to {MAX_COLUMNS}. The base is the model before any training.",
+        info=f"Up to {MAX_COLUMNS}. The base is the model before fine-tuning.",
     )
     scorer = rewards.chosen[0] if workbench.ready else None
     info = "Scores each answer. `toolkit reward` trains one."

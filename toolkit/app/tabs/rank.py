@@ -116,7 +116,7 @@ def _answers() -> list[tuple[Any, ...]]:
                 with gr.Accordion("Quality and flags (optional)", open=False):
                     info = "From 1 (useless) to 7 (perfect)."
                     grade = gr.Dropdown(grades, value=NO_GRADE, label="Overall quality", info=info)
-                    info = "What is wrong with the answer, whatever its place."
+                    info = "Faults of the answer, independent of its place in the order."
                     flags = gr.CheckboxGroup(list(FLAG_LABELS.items()), label="Flags", info=info)
             columns.append((column, text, grade, flags))
     return columns
@@ -129,7 +129,7 @@ def _order() -> gr.Textbox:
     with gr.Row():
         order = gr.Textbox(
             label="Order, best first",
-            info="Filled in by dragging, buttons and keys, or type it: 3 > 1 = 2 > 4, where = is a tie.",
+            info="Drag answers, use buttons or keys, or type here, such as 3 > 1 = 2 > 4 (= is a tie).",
             max_length=200,
             scale=3,
             min_width=300,

@@ -147,7 +147,7 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
 
 
 def overview_of(records: dict[str, Record], runs: Any, run: Any) -> list[Any]:
-    """Updates of the notice, the table and the two lists of runs."""
+    """Updates of the notice, the table, and the choices of runs for the curves and for *One run*."""
     choices = [(record.label, key) for key, record in records.items()]
     rows = [
         [
