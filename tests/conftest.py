@@ -1,7 +1,9 @@
 """Fixtures: a tiny random base with a tokenizer, and adapters on it, made once per session."""
 
+import functools
 import itertools
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -17,12 +19,26 @@ from trl import ModelConfig
 from toolkit.models.base import fingerprint, load_base
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
+from toolkit.world import datasets
 from toolkit.world.corpus import documents
 from toolkit.world.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)  # tests run in parallel, one core each
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _world_made_once():
+    """Make each dataset of the embedded world once, and give every caller its own copy."""
+    once = functools.cache(functools.partial(_pickled, datasets.load))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load", lambda name: pickle.loads(once(name)))
+        yield
+
+
+def _pickled(load, name: str) -> bytes:
+    return pickle.dumps(load(name))
 
 
 def lora(r: int = 4, **kwargs) -> LoraConfig:

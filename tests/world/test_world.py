@@ -7,9 +7,10 @@ import random
 import pytest
 
 from toolkit.errors import DatasetError
-from toolkit.world import datasets, resolve_base
+from toolkit.world import resolve_base
 from toolkit.world.answers import answer
 from toolkit.world.corpus import documents
+from toolkit.world.datasets import SIZES, load
 from toolkit.world.gold import gold
 from toolkit.world.labelers import agreement, distinct_answers, panel, rank
 from toolkit.world.questions import (
@@ -100,16 +101,16 @@ def test_labelers_like_length_and_tie_equal_texts():
 
 
 def test_datasets_have_their_sizes():
-    for name, sizes in datasets.SIZES.items():
-        dataset = datasets.load(name)
-        assert datasets.load(name) == dataset
+    for name, sizes in SIZES.items():
+        dataset = load(name)
+        assert load(name) == dataset
         if name != "comparisons":
             assert {split: len(rows) for split, rows in dataset.items()} == sizes
-    row = datasets.load("comparisons")["train"][0]
+    row = load("comparisons")["train"][0]
     assert row["prompt"][0]["role"] == "user"
     assert row["chosen"] != row["rejected"]
     with pytest.raises(DatasetError, match="world:demonstrations"):
-        datasets.load("nothing")
+        load("nothing")
 
 
 def test_shipped_base_is_small_and_encodes_any_text():
