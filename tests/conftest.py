@@ -1,6 +1,7 @@
 """Fixtures: a tiny random base with a tokenizer, and adapters on it, made once per session."""
 
 import functools
+import gc
 import itertools
 import os
 import pickle
@@ -26,6 +27,12 @@ from toolkit.world.tokenizer import train_tokenizer
 torch.set_num_threads(1)  # tests run in parallel, one core each
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """Every training collects garbage: leave out the modules, which stay, to save 0.3 s each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
