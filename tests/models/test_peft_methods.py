@@ -46,6 +46,20 @@ def sft_runs(tiny_base, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="module")
+def dpo_runs(sft_runs, tiny_base, tmp_path_factory):
+    """Exit code and folder of DPO after SFT with each method, trained on first use."""
+    runs = {}
+
+    def run(method: str):
+        if method not in runs:
+            folder = tmp_path_factory.mktemp("dpo") / method
+            runs[method] = call("dpo", folder, tiny_base, parent=sft_runs(method)), folder
+        return runs[method]
+
+    return run
+
+
 def table() -> dict[str, dict[str, str]]:
     """The first table of docs/adapters.md: method -> stage -> its cell."""
     text = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
@@ -80,13 +94,16 @@ def test_measured_table_counts_parameters_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_recipes_support_what_the_table_lists(method, sft_runs, tiny_base, tmp_path, capsys):
+def test_recipes_support_what_the_table_lists(
+    method, sft_runs, dpo_runs, tiny_base, tmp_path, capsys
+):
     sft, cells = sft_runs(method), table()[method]
     assert cells["SFT"] == "yes"
     start = load_file(sft / "adapter_model.safetensors")
     reward = tmp_path / "reward"
+    dpo_code, dpo = dpo_runs(method)
     codes = {
-        "DPO": call("dpo", tmp_path / "dpo", tiny_base, parent=sft),
+        "DPO": dpo_code,
         "reward": call("reward", reward, tiny_base, parent=sft),
     }
     if codes["reward"] != 0:  # a policy may have a reward model of another kind
@@ -97,7 +114,8 @@ def test_recipes_support_what_the_table_lists(method, sft_runs, tiny_base, tmp_p
         assert code == (0 if cells[stage] == "yes" else 2), stage
     if cells["PPO"] == "no":
         assert "share one PEFT model" in capsys.readouterr().err
-    trained = [tmp_path / s.lower() for s, code in codes.items() if code == 0]
+    folders = {"DPO": dpo, "reward": reward, "PPO": tmp_path / "ppo"}
+    trained = [folders[stage] for stage, code in codes.items() if code == 0]
     for folder in trained:
         end = load_file(folder / "adapter_model.safetensors")
         assert end.keys() == start.keys()
@@ -176,11 +194,11 @@ def test_roles_equal_plain_peft(kind, sft_runs, tiny_base, model_config, reward_
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_dpo_starts_at_its_reference(method, sft_runs, tiny_base, tmp_path):
+def test_dpo_starts_at_its_reference(method, dpo_runs):
     """Loss ln 2 and margin 0 at the first step: the reference is SFT, not the bare base."""
-    options = {"max_steps": 2, "lora_dropout": None, "parent": sft_runs(method)}
-    assert call("dpo", tmp_path / "dpo", tiny_base, **options) == 0
-    first, second, *_ = Run.load(tmp_path / "dpo").metrics()
+    code, folder = dpo_runs(method)
+    assert code == 0
+    first, second, *_ = Run.load(folder).metrics()
     if method not in ("lora", "rslora", "dora", "adalora"):  # without dropout
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
         assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
