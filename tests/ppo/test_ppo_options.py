@@ -322,7 +322,7 @@ def test_best_checkpoint_by_own_metric(make_choosing, tmp_path):
         return {"shortness": -len(str(completions))}
 
     make_choosing(metric_for_best_model="shortness", eval_metrics=shortness).train()
-    with pytest.raises(ConfigError, match=r"ended, and the metrics of `eval_metrics`"):
+    with pytest.raises(ConfigError, match=r"ended, or a metric of `eval_metrics`"):
         make_choosing(metric_for_best_model="objective/score", eval_metrics=shortness)
     choice = {"metric_for_best_model": "length", "eval_metrics": shortness}
     unknown = make_choosing(tmp_path / "other", **choice)
