@@ -106,7 +106,7 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line; unknown options are those of SFT."""
+    """The command line; unknown options are passed to SFT."""
     options = parser(__doc__)
     options.add_argument("--methods", nargs="+", default=list(METHODS), help=", ".join(METHODS))
     options.add_argument("--output_dir", type=Path, default=Path("runs/adapters"))

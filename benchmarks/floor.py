@@ -1,4 +1,4 @@
-"""The least possible time of a case: its matrix products and bytes over the rates of this machine.
+"""The least possible time of a case: its matrix products and bytes divided by the rates of this machine.
 
 The floor is not reachable, because it leaves out norms, activations, softmax and copies. It shows
 where time can be saved: `efficiency` is the floor over the measured time.

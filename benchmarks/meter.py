@@ -56,7 +56,7 @@ class Meter:
 
         Args:
             file: JSON output.
-            episodes: per rollout.
+            episodes: episodes per rollout.
             tokens: length of each completion of all rollouts.
         """
         timed = self.seconds[warm_up:]

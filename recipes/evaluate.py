@@ -3,7 +3,7 @@
     toolkit evaluate --config world/evaluate \\
         --runs runs/world/sft runs/world/ppo --output_dir runs/world/report
 
-Reads   the runs, the reward run (of an ensemble, the mean score), prompts, comparisons,
+Reads   the runs, the reward run (or an ensemble's mean score), prompts, comparisons,
         demonstrations.
 Writes  report.json, report.md, report.txt and the plots (PNG).
 """
@@ -30,7 +30,9 @@ def main(args, model) -> Run:
     sources = {Path(folder).name: Run.load(folder) for folder in args.runs}
     sft = next((name for name, source in sources.items() if is_supervised(source)), None)
     if sft is None or len(sources) < len(args.runs):
-        raise ConfigError("evaluate: `runs` must contain an SFT run, and no two runs of one name")
+        raise ConfigError(
+            "evaluate: `runs` must contain an SFT run, and runs must have different names"
+        )
     for name, source in sources.items():
         if name == "base":
             raise ConfigError(f"evaluate: a run cannot be named base, got {source.path}; rename it")
@@ -123,7 +125,7 @@ def main(args, model) -> Run:
 
 
 def _as_text(side):
-    """A prompt or a completion as text; of messages, the last one."""
+    """The text of a prompt or a completion; for messages, that of the last one."""
     return side if isinstance(side, str) else side[-1]["content"]
 
 

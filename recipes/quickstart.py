@@ -2,8 +2,8 @@
 
     toolkit quickstart
 
-The same as `toolkit pipeline --config world/pipeline`, with the other options of that command, such
-as --output_dir. It needs no download and takes about five minutes on two CPU cores. It writes to
+This equals `toolkit pipeline --config world/pipeline` and takes its other options, such as
+--output_dir. It needs no download and takes about five minutes on two CPU cores. It writes to
 runs/quickstart.
 """
 

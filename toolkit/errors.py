@@ -18,10 +18,10 @@ class CheckpointError(ToolkitError):
 
 
 class Interrupted(ToolkitError):
-    """A run was asked to stop, and did so after writing a checkpoint.
+    """A signal stopped a run, after the run wrote a checkpoint.
 
     Args:
-        signal: the number of the signal that asked.
+        signal: the number of the signal.
     """
 
     def __init__(self, message: str, signal: int) -> None:
@@ -34,8 +34,8 @@ class RewardError(ToolkitError):
 
 
 class DivergedError(ToolkitError):
-    """A model's own numbers are no longer finite."""
+    """A loss, weight or hidden state is no longer finite."""
 
 
 class BusyError(ToolkitError):
-    """The app has as much to do as it takes on; asking again later helps."""
+    """The app's queue is full; a later question can succeed."""

@@ -44,7 +44,7 @@ class Training:
         self.script, self.args, self.model, self.mixture, self.own = options
         self.parent, self.rewards = options.parent, options.rewards
         self.folder = None
-        self.fingerprint: dict[str, str] = {}  # of the base, once it is loaded
+        self.fingerprint: dict[str, str] = {}  # the base's fingerprint, once it is loaded
         if run is not None:
             self.run, self.folder = run, run.path
 
@@ -130,7 +130,7 @@ class Training:
         return self.load_base()
 
     def load_base(self, *, scalar: bool = False) -> PreTrainedModel:
-        """The frozen base; with `scalar`, with a linear head to one scalar instead."""
+        """The frozen base; if `scalar` is set, with a linear head to one scalar."""
         base, _ = load_base(
             self.model,
             scalar=scalar,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LoadingWorkbench:
-    """Stands in for a `Workbench`. Whatever needs the base waits until `load` has finished."""
+    """Replaces a `Workbench` while it loads; what needs the base waits until `load` has finished."""
 
     def __init__(self, base_name: str, runs: Path) -> None:
         self.runs = runs

@@ -44,7 +44,7 @@ class Workbench:
     ) -> None:
         self.tokenizer = tokenizer
         self.runs = runs
-        self.cli_options: list[str] = []  # of the app, for the commands that the page shows
+        self.cli_options: list[str] = []  # the app's options, for the commands that the page shows
         self.roles = Roles(base.eval(), base_fingerprint)
         self.stop = stop_ids(base, tokenizer)
         self.context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
@@ -169,12 +169,12 @@ class Workbench:
         """The metrics of each token of an answer, by the checkpoint and by its reference.
 
         Args:
-            checkpoint: its id.
+            checkpoint: id of the checkpoint.
             messages: the conversation before the answer.
-            answer: its text.
-            ids: its tokens, if known.
+            answer: text of the answer.
+            ids: token ids of the answer, if known.
 
-        Raises: as `compare`; also BusyError if the model is busy for too long.
+        Raises: the errors of `compare`, and BusyError if the model is busy for too long.
         """
         catalog = self.catalog
         request = checked_request(

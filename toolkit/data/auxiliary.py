@@ -36,7 +36,7 @@ def load_split(
         name: a dataset, in any form that `dataset_name` accepts.
         split: the split to read.
         option: the option that names the split, for error messages.
-        kind, seed: as for `load_splits`.
+        kind, seed: see `load_splits`.
 
     Raises: DatasetError as `load_splits`.
     """

@@ -141,7 +141,7 @@ def convert_rows(
         format: a name in `FORMATS` that can be converted to `kind` (see `check_conversion`).
         kind: what the recipe trains on.
         drop_bad_rows: list malformed rows in the result instead of raising an error.
-        pairs, turns: as for `convert_row`.
+        pairs, turns: see `convert_row`.
         numbers: the rows' numbers in the place, from 1, if they are not its first rows.
         total: the place's number of rows if `rows` are only some of them; 0 if unknown.
 

@@ -50,7 +50,7 @@ class Format:
             completion with a "label" (good or bad), or a "comparison" of two or more completions.
         read: returns the parts of a row (see the module's docstring); raises RowError.
         optional: further columns that `read` uses.
-        matches: for columns that other data may have too, whether the rows' values fit the format.
+        matches: whether the rows' values fit the format, if other data may have its columns, too.
     """
 
     columns: tuple[str, ...]

@@ -76,7 +76,7 @@ def _completion_list(row: Row) -> list[Any]:
 
 
 def _completion(item: Any, name: str, prompt: Any) -> Any:
-    """One completion; of a whole dialogue that starts with the prompt, the last message."""
+    """One completion; for a whole dialogue that starts with the prompt, its last message."""
     if isinstance(item, list) and len(item) > 1 and isinstance(prompt, list):
         dialogue = as_dialogue(item, name)
         if dialogue[:-1] != prompt:
@@ -209,7 +209,7 @@ def ranked_to_pairs(row: Row, *, pairs: Pairs = "all") -> list[Row]:
 
 
 def pairs_of(ranked: Row, *, pairs: Pairs) -> list[Row]:
-    """As `ranked_to_pairs`, for the result of `read_ranked`."""
+    """`ranked_to_pairs` for the result of `read_ranked`."""
     completions, best = ranked["completions"], min(ranked["ranks"])
     return [
         {"prompt": ranked["prompt"], "chosen": completions[i], "rejected": completions[j]}

@@ -92,7 +92,7 @@ def _read(source: Source, parts: Sequence[Part], max_rows: int | None) -> list[C
 
 
 def _rename(chunks: list[Chunk], columns: Mapping[str, str], *, place: str) -> list[Chunk]:
-    """The chunks with their columns renamed as `columns` says."""
+    """The chunks with their columns renamed by `columns`."""
     rows = [row for chunk in chunks for row in chunk.rows if isinstance(row, dict)]
     for old, new in columns.items():
         if rows and not any(old in row for row in rows):

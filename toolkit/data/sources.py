@@ -22,7 +22,7 @@ Columns = Mapping[str, str]  # DataArguments has parsed the JSON
 
 @dataclass(frozen=True)
 class Part:
-    """A file, or a split of another dataset. `read` returns its rows; of a stream, an iterator."""
+    """A file, or a split of another dataset. `read` returns its rows, or an iterator for a stream."""
 
     place: str
     read: Callable[[], Iterable[Any]]

@@ -25,7 +25,7 @@ Scores = dict[tuple[int, tuple[int, ...]], float]  # (prompt's row, token ids) -
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The role that holds it (None is the bare base), and the recipe that trained it."""
+    """A checkpoint: its role (None is the bare base), and the recipe that trained it."""
 
     role: str | None
     recipe: str

@@ -77,7 +77,7 @@ class RewardJudge:
     ) -> None:
         self.tokenizer, self.comparisons = tokenizer, comparisons
         self.options = options | {"demonstrations": demonstrations}
-        self.scores: list[dict[Key, float]] = []  # of each model judged so far
+        self.scores: list[dict[Key, float]] = []  # one entry per model judged so far
 
     def judge(self, scorer: Scorer, folder: Path | None) -> dict[str, Any]:
         """Judge one model and write its report into the folder, if any; returns the main numbers."""

@@ -11,8 +11,8 @@ from toolkit.world.gold import Features
 
 MAIN = "main"  # key of the main sampling, which fills a checkpoint's own columns in the report
 RESAMPLES = 2000
-BINS = 10  # of calibration, from 0.5 to 1
-PARTS = 3  # of margins and of length differences
+BINS = 10  # bins of the calibration, from 0.5 to 1
+PARTS = 3  # parts by margin and by length difference
 Interval = dict[str, Any]  # {"mean": x, "ci95": [low, high]}
 Floats = NDArray[np.float64]
 

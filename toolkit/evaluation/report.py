@@ -48,7 +48,7 @@ def build(
         timings_s: stage -> seconds.
 
     Returns: a dict of JSON values that `validate` accepts. All win rates are over `evaluation.sft`,
-        whose own are 0.5. Unknown values are None.
+        which has 0.5 itself. Unknown values are None.
     """
     groups = [json.dumps(p, sort_keys=True) for p in evaluation.prompts]
     reference = evaluation.checkpoints[evaluation.sft].answers

@@ -22,7 +22,7 @@ from toolkit.runs.run import WEIGHTS_FILE
 # These initializations subtract what they put into the adapter from the base's weights. PEFT does
 # so whenever such an adapter is attached, but all roles share the base.
 CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
-KEY_PREFIX = "base_model.model."  # of every weight's key in PEFT's files
+KEY_PREFIX = "base_model.model."  # start of every weight's key in PEFT's files
 
 
 def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Options of the base and of a new adapter: TRL's ModelConfig with ours."""
+"""Options of the base and of a new adapter: TRL's ModelConfig and our own."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _FOUR_BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_stor
 
 @dataclass
 class ModelArguments(ModelConfig):  # type: ignore[misc]
-    """TRL's ModelConfig with ours; an option without effect raises an error."""
+    """TRL's ModelConfig and our own options; an option without effect raises an error."""
 
     peft_method: str | None = field(
         default=None,
@@ -102,7 +102,7 @@ class ModelArguments(ModelConfig):  # type: ignore[misc]
 
     @classmethod
     def of(cls, model: ModelConfig) -> "ModelArguments":
-        """TRL's ModelConfig as ours."""
+        """Convert TRL's ModelConfig to ModelArguments."""
         return model if isinstance(model, cls) else cls(**vars(model))
 
 

@@ -1,4 +1,4 @@
-"""Bounds of numeric options, ours, TRL's and transformers'."""
+"""Bounds of the numeric options of this package, TRL and transformers."""
 
 import dataclasses
 import math
@@ -69,7 +69,7 @@ def check_numbers(recipe: str, config: Any) -> None:
 
 
 def _numbers(config: Any, name: str) -> list[float]:
-    """The numbers of an option: one, those of a list, or none where it is not set or a word."""
+    """The numbers in an option's value: one number, or those of a list; none for text or no value."""
     value = getattr(config, name, None)
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]

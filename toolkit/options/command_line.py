@@ -106,7 +106,7 @@ def run_cli(
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """The system's error, or the one that safetensors raises for it."""
+    """Whether an error of the system or of safetensors means that the disk is full."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return type(error).__name__ == "SafetensorError" and "os error 28" in str(error)

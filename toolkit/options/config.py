@@ -101,7 +101,7 @@ def _keys(value: Any) -> set[str]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader with an error for a repeated key, of which it would silently take the last."""
+    """YAML's safe loader, with an error for a repeated key, instead of silently using its last value."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]

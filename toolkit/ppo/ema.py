@@ -24,8 +24,8 @@ class PolicyEMA(TrainerCallback):  # type: ignore[misc]
     bias correction: without it, the average of a short run is mostly the initial adapter.
 
     Args:
-        roles: with the policy attached as trainable.
-        decay: d, between 0 and 1; about the last 1 / (1 − d) steps count.
+        roles: roles with a trainable policy.
+        decay: d, between 0 and 1; the average covers about the last 1 / (1 − d) steps.
     """
 
     def __init__(self, roles: Roles, decay: float) -> None:
@@ -89,7 +89,7 @@ class PolicyEMA(TrainerCallback):  # type: ignore[misc]
             ) from error
         shapes = [{n: t.shape for n, t in tensors.items()} for tensors in (saved, self.average)]
         if shapes[0] != shapes[1]:
-            raise CheckpointError(f"{file}: does not fit the policy's adapter")
+            raise CheckpointError(f"{file}: does not fit the policy's adapter; resume with its run")
         for name, tensor in self.average.items():
             tensor.copy_(saved[name])
 

@@ -40,7 +40,7 @@ def evaluation_metrics(
 
 
 def sample_rows(scores: RolloutScores) -> list[dict[str, Any]]:
-    """For samples.jsonl: prompt, completion, score, and the values that reward functions stored."""
+    """Rows of samples.jsonl: prompt, completion, score, and the values that reward functions stored."""
     columns = scores.columns | {
         "prompt": scores.samples.prompts,
         "completion": scores.samples.completions,

@@ -33,7 +33,7 @@ class Rollout:
     """Sampled completions and the roles' numbers for each token. T is the longest completion.
 
     `prompts` and `completions` are token ids per row. The tensors are `(B, T)`; `mask` is True on
-    completion tokens, and the others are zero elsewhere. Log-probabilities are in nats.
+    completion tokens; all other tensors are zero elsewhere. Log-probabilities are in nats.
     """
 
     prompts: list[list[int]]

@@ -44,9 +44,8 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     """Proximal policy optimization of one adapter against rewards, on one base.
 
     Args:
-        roles: with `default` (the policy) attached as trainable, a `value` role (an adapter with a
-            head, or a head alone), usually `ref` (without it the KL is to the bare base), and the
-            reward roles, frozen.
+        roles: a trainable policy (`default`); a value (`value`: adapter and head, or a head); usually
+            a reference (`ref`; without it the KL is to the bare base); frozen reward roles.
         args: settings.
         processing_class: the tokenizer.
         train_dataset: rows with a `prompt`, text or messages; `reward_funcs` get the other columns.
@@ -121,7 +120,9 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         )
         self.open_rollout = OpenRollout()
         self._micro_step: int | None = None  # passes since training began; None: not yet known
-        self._loss = self._approx_kl = torch.zeros(())  # of the minibatch so far; nats per token
+        self._loss = self._approx_kl = torch.zeros(
+            ()
+        )  # sums over the minibatch so far; nats per token
         self.rollouts = RolloutMaker(roles, args, processing_class, functions, lambda: self.state)
         self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         ptx = encode_texts(ptx_texts, processing_class, args)
@@ -283,7 +284,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         """Sample an answer to each held-out prompt, log means, and append the answers to samples.jsonl.
 
         The random numbers are the same each time, and the training's random state is not changed.
-        With `ema_decay` the average answers, since the finished run holds the average.
+        With `ema_decay` the averaged policy answers, since the finished run holds the average.
 
         Returns: `eval_objective/scores`, `…/kl`, `…/rlhf_reward`, `…/length`, `…/ended`, and the
             numbers of `eval_metrics`.

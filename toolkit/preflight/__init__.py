@@ -1,1 +1,1 @@
-"""Look before you train: what will be trained on, and whether it fits, before any GPU hour is spent."""
+"""Checks before training: the rows that a run will train on, and whether the run fits into memory."""

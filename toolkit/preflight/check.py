@@ -37,7 +37,7 @@ from toolkit.training import Training
 
 SAMPLES = 2
 NO_LIMIT_LENGTH = 512  # tokens of a row that an earlier stage writes, if no option limits them
-SHOWN_PARTS = 4  # of a peak, in one line
+SHOWN_PARTS = 4  # parts of a peak that one line shows
 PARTS = {"kv_cache": "KV cache", "merged_weights": "merged weights"}
 PHASES = {"update": "updating", "reading": "reading prompts"}
 # options that lower the memory of a batch of one
@@ -46,7 +46,7 @@ SMALLER += ["response_length"]
 
 
 def check_stage(stage: Stage, *, gpu_memory_gb: float | None = None) -> Findings:
-    """Print everything that is known of a run; nothing is trained, written, or loaded on a GPU.
+    """Print all findings about a run; nothing is trained, written, or loaded on a GPU.
 
     Returns: the findings; with `errors` the run would fail.
     Raises: ToolkitError for data, a model or options that cannot be read.

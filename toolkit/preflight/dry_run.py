@@ -71,8 +71,8 @@ class DryTraining(Training):
     Runs that the recipe starts from are replaced by folders with an adapter's config and no weights.
 
     Args:
-        rows: the train split; by default two short rows, without demonstrations.
-        layers: number of the base's layers; default all.
+        rows: the train split; default: two short rows, without demonstrations.
+        layers: number of layers of the base; default: all.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class DryTraining(Training):
         return roles
 
     def adapter_config(self, run: str) -> PeftConfig:
-        """The config of a run's adapter; if the run does not exist yet, of the policy's adapter."""
+        """The config of a run's adapter; if the run does not exist yet, that of the policy's adapter."""
         parent, model = self.stage.starting_adapter()
         for folder in (run, parent):
             if folder is not None and has_adapter_config(folder):

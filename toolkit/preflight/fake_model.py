@@ -133,7 +133,7 @@ class UntrainedRoles(Roles):
         head: bool = False,
         any_precision: bool = False,
     ) -> None:
-        """Create the adapter, and a head with `head`."""
+        """Create the adapter, and, if `head` is set, its head."""
         self._add(name, PeftConfig.from_pretrained(str(folder)), trainable=trainable)
         if head:
             size = self.base.config.get_text_config().hidden_size
@@ -199,7 +199,7 @@ class _Quantized(nn.Linear):
 
 
 def _new_linear4bit() -> Any:
-    """A layer that PEFT recognizes as bitsandbytes' 4-bit layer, and so wraps in its LoRA for it."""
+    """A layer that PEFT takes for bitsandbytes' 4-bit layer, so that PEFT uses its LoRA for 4 bit."""
     import bitsandbytes as bnb
 
     class Linear4bit(_Quantized, bnb.nn.Linear4bit):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Checks for what makes a run fail or learn the wrong thing: special tokens, lengths, adapters, disk."""
+"""Checks for causes of failed or wrong training: special tokens, lengths, adapters, disk."""
 
 import math
 import shutil
@@ -19,12 +19,12 @@ from toolkit.stages import Stage, is_planned
 
 CHECKED_ROWS = 200  # for special tokens
 DISK = "checkpoints need"
-SMALL_FILES = 20 << 20  # of a checkpoint: tokenizer, state, random generators
+SMALL_FILES = 20 << 20  # bytes of a checkpoint's other files: tokenizer, state, random generators
 
 
 @dataclass
 class Findings:
-    """Lines of the report; with errors the run would fail."""
+    """Lines of the report. A run with `errors` would fail."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

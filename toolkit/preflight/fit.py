@@ -60,7 +60,7 @@ def predict(
     Args:
         row: the trainer's row that needs the most memory.
         always_largest: find the largest batch also if the run's own batch fits; else it is 0 then.
-        fresh: as for `run_isolated`.
+        fresh: see `run_isolated`.
         limit_s: seconds; default five minutes, or one without the search.
 
     Raises: ConfigError if memory cannot be predicted.
@@ -135,7 +135,7 @@ class Planner:
         return [_at_depth(self.layers, *phase) for phase in zip(*peaks, strict=True)]
 
     def highest(self, batch: int) -> Peak:
-        """The highest of them."""
+        """The highest peak of all phases."""
         return max(self.peaks(batch), key=lambda peak: peak.total)
 
     def largest_batch(self, memory: int, batch: int, peaks: list[Peak]) -> int:
@@ -147,7 +147,7 @@ class Planner:
         Args:
             memory: bytes.
             batch: a batch that was predicted.
-            peaks: its peaks.
+            peaks: the peaks of that batch.
         """
         known = {batch: peaks}
 

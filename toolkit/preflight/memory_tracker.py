@@ -82,7 +82,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.total -= size
 
     def bytes_at_peak(self, tensors: list[Tensor]) -> int:
-        """Bytes of those of these tensors that existed at the peak; all of them exist still."""
+        """Bytes of these tensors, without those that did not exist at the peak."""
         sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
         return sum(
             size

@@ -36,7 +36,7 @@ def try_training_options(name: str, args: Any) -> None:
 
 
 def try_options(recipe: Recipe, options: Options) -> None:
-    """As `try_training_options`, and one step of the recipe's trainer if loss options are not defaults.
+    """`try_training_options`, and one step of the recipe's trainer if loss options are not defaults.
 
     Raises: ConfigError with the library's reason.
     """

@@ -137,7 +137,7 @@ def histogram(lengths: Sequence[int]) -> list[str]:
 def decoded_sample(
     row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, collator: Any
 ) -> list[tuple[str, str]]:
-    """Names and texts of a row's parts; tokens with a loss, stand between ⟦ and ⟧.
+    """Names and texts of a row's parts; tokens with a loss stand between ⟦ and ⟧.
 
     The trainer's collator decides which tokens have a loss.
     """

@@ -45,8 +45,8 @@ def scalar_adapter(
     The head's weights start with std 1/√(d+1), as in Ziegler et al. 2019, in float32 on any base.
 
     Args:
-        base: with a scalar head; see `load_base`.
-        parent: an SFT run.
+        base: a base with a scalar head; see `load_base`.
+        parent: an SFT run, or None.
         model: the options of a new adapter, without a parent.
 
     Raises: CheckpointError if the parent is of another base or not LoRA; ConfigError without both

@@ -30,7 +30,7 @@ def changed(folder: Path, recorded: Any) -> str | None:
 
     Args:
         folder: the run's directory.
-        recorded: `weights` of its manifest, file -> sha256; any other type counts as nothing recorded.
+        recorded: `weights` of its manifest, file -> sha256; a value of another type is ignored.
     """
     if not isinstance(recorded, Mapping):
         return None

@@ -67,9 +67,9 @@ def refuse_unfinished(folder: Path, *, inside: bool = True) -> None:
 
 
 def set_aside(folder: Path, *, roles: bool = False) -> None:
-    """Move what the next run must not inherit into a hidden folder; `remove_set_aside` removes it.
+    """Move files that the next run must not inherit to a hidden folder; `remove_set_aside` removes them.
 
-    That is checkpoints, `last/` of a run with `ema_decay`, members, and with `roles` the files that
+    These are checkpoints, `last/` of a run with `ema_decay`, members, and with `roles` the files that
     only some recipes write. Each move is atomic.
     """
     put_back(folder)

@@ -8,7 +8,7 @@ from toolkit.errors import CheckpointError
 from toolkit.runs.replacing import checkpoints, has_finished
 from toolkit.runs.run import ADAPTER_FILES, write_json
 
-CONTENTS = "contents.json"  # of a checkpoint: its files and their sizes, bytes
+CONTENTS = "contents.json"  # the files of a checkpoint and their sizes in bytes
 
 
 def is_requested(wanted: str | bool | None) -> bool:

@@ -19,7 +19,7 @@ from toolkit.runs.provenance import commit, plain, versions
 SCHEMA = 1
 ENSEMBLE, MANIFEST = replacing.ENSEMBLE, replacing.MANIFEST
 WEIGHTS_FILE = "adapter_model.safetensors"
-HEAD_FILE = "head.safetensors"  # of a reward model or a value
+HEAD_FILE = "head.safetensors"  # the head of a reward model or a value
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
 
 

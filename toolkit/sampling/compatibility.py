@@ -22,7 +22,7 @@ LONG, SHORT, NEXT = [1, 2, 3], [4, 5], [6, 7]  # two rows of tokens, and the nex
 def check_supported(causal: Any) -> None:
     """Test a causal language model's head and its sampling on a few tokens.
 
-    Raises: ConfigError naming the model and which of the two is not supported.
+    Raises: ConfigError that names the model, and whether its head or its sampling is not supported.
     """
     modes = {module: module.training for module in causal.modules()}
     causal.eval()

@@ -14,7 +14,7 @@ from toolkit.world.questions import fact_question, facts, sample_question, sum_q
 
 Messages = list[dict[str, str]]
 
-PROSE_SHARE, VERDICT_SHARE = 0.10, 0.25  # of all documents; the others are dialogues
+PROSE_SHARE, VERDICT_SHARE = 0.10, 0.25  # shares of all documents; the rest are dialogues
 # All speakers are equally often right, so that manners give no hint about the truth.
 RIGHT = 0.64
 # (share of good answers to questions without a true value, weights of plain, polite, rude, verbose)

@@ -60,7 +60,7 @@ def test_token_numbers_equal_a_plain_pass(
     assert sum(t.log_ratio or 0 for t in changes.tokens) == pytest.approx(answer.kl, abs=1e-3)
 
 
-def test_any_text_works_and_a_missing_critic_is_noted(workbench: Workbench) -> None:
+def test_any_text_works_and_a_missing_value_is_noted(workbench: Workbench) -> None:
     sft = ids_of(workbench)["sft"]
     changes = workbench.changes(sft, PROMPT, "I do not know it.")
     assert "".join(t.text for t in changes.tokens) == "I do not know it.<|end|>"

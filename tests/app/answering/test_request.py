@@ -63,7 +63,7 @@ def test_invalid_messages_are_rejected(value: object) -> None:
 
 def test_long_conversation_is_rejected() -> None:
     message = {"role": "user", "content": "Hi"}
-    with pytest.raises(ConfigError, match="65 messages, at most 64"):
+    with pytest.raises(ConfigError, match="at most 64 messages, got 65"):
         check(prompt=[message] * 65)
     with pytest.raises(ConfigError, match="36000 characters, at most 32000"):
         check(prompt=[message | {"content": "x" * 6000}] * 6)

@@ -100,7 +100,7 @@ class AnswerMetrics:
         return Changes(entry.name, reference_name, tuple(tokens), tuple(notes))
 
     def baseline(self, reward: Entry, catalog: Catalog) -> Baseline | None:
-        """The scores that z compares with: of the SFT run's answers, else of the demonstrations.
+        """The scores that z compares with: those of the SFT run's answers, else of the demonstrations.
 
         Returns: None if neither is known. Cached until the files of either run change.
         """
@@ -177,16 +177,16 @@ class AnswerMetrics:
         return list(map(Token, self.tokens.pieces(answer), *numbers))
 
     def _values(self, entry: Entry, batch: Batch, notes: list[str]) -> list[float] | None:
-        """V(s_t) of each token, or None with a note if the run has no critic."""
+        """V(s_t) of each token, or None with a note if the run has no value."""
         folder = None if entry.path is None else entry.path / "value"
         if folder is None or not (folder / HEAD_FILE).is_file():
-            notes.append("no values: only PPO runs store a critic (in value/)")
+            notes.append("no values: only PPO runs store a value role (in value/)")
             return None
         if (folder / WEIGHTS_FILE).is_file():
             role: str | None = self.adapters.load_folder(folder, head=True)
             head = self.roles.heads[role]  # type: ignore[index]
             assert isinstance(head, ScalarHead)
-        else:  # the critic shares the policy's adapter
+        else:  # the value shares the policy's adapter
             role = self.adapters.load(entry)
             head = ScalarHead.load(folder).to(self.roles.base.device)
         with self.roles.using(role) as model:
@@ -214,7 +214,7 @@ def _with_z(answer: Answer, baseline: Baseline | None) -> Answer:
 
 
 def _baseline_of_demonstrations(folder: Path) -> Baseline | None:
-    """From the run's results: demonstrations score 0 on average, with this standard deviation."""
+    """The baseline in a run's results: demonstrations score 0 on average, with `score_std`."""
     std = Run.load(folder).results.get("score_std")
     if not isinstance(std, int | float) or isinstance(std, bool):
         return None

@@ -59,7 +59,7 @@ class Answer:
     """The answer of one checkpoint, complete or (with `done` False) so far.
 
     Attributes:
-        checkpoint: its id; `name` is its name on the page.
+        checkpoint: id of the checkpoint; `name` is its name on the page.
         tokens: the number of tokens, the end token included; `ids` are these tokens.
         ended: whether the model ended the answer itself.
         score: the reward model's scalar at the last token.

@@ -18,7 +18,7 @@ class LockedTokenizer:
         self._lock = threading.Lock()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation with the generation prompt; without a template, of its texts.
+        """The ids of a conversation with the generation prompt; without a template, the ids of its texts.
 
         Raises: ConfigError if the chat template rejects the messages, as some do a system message.
         """

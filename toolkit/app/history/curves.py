@@ -64,7 +64,7 @@ def lines_of(key: str, logs: Mapping[str, Log]) -> list[Line]:
 
 
 def draw(key: str, lines: Sequence[Line]) -> "Figure":
-    """A figure of a metric over the optimiser steps. A value that is not finite leaves a gap."""
+    """A figure of a metric over the optimizer steps. A value that is not finite leaves a gap."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -16,7 +16,7 @@ from toolkit.runs.run import Run
 
 STALLED_AFTER_S = 30 * 60  # without a write to the run's folder
 SCAN_INTERVAL_S = 2.0  # visitors in between get the last scan
-MAX_GENERATIONS = 12  # of a lineage
+MAX_GENERATIONS = 12  # longest lineage that is shown
 RELATIONS = {"adapter": "starts from", "reward": "rewarded by"}
 
 

@@ -11,7 +11,7 @@ from toolkit.app.catalog import printable
 from toolkit.runs.integrity import open_inside
 
 MAX_BYTES_PER_READ = 16 << 20  # a longer log is read in several calls, so that none takes long
-MAX_POINTS = 4000  # of one metric; beyond it, every second point is dropped
+MAX_POINTS = 4000  # per metric; beyond it, every second point is dropped
 MAX_METRICS = 400
 LARGEST = 1e30  # a larger value cannot be drawn beside others
 SUMMARY = "train_runtime"  # in the last row that transformers logs, which describes the whole run

@@ -1,1 +1,1 @@
-"""What people say of answers: drawn blind, stored, rated, exported to train on."""
+"""Judgements of answers: drawn blind, stored, rated, and exported as training data."""

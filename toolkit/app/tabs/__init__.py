@@ -1,1 +1,1 @@
-"""The app's tabs: layout and events, one file for each; what they do is a level up."""
+"""The app's tabs: layout and events, one file for each tab; the logic is in the parent package."""

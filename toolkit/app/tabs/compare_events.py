@@ -162,7 +162,7 @@ class CompareEvents:
         return [Chat(), "", *_last_answers(Chat())]
 
     def stop(self, visitor: gr.Request) -> None:
-        """End all answers where they are."""
+        """Stop all answers and keep the text so far."""
         comparison = self._running.get(_session(visitor))
         if comparison is not None:
             comparison.stop()

@@ -94,7 +94,7 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
         return {record.name: history.log(record) for record in selected(runs)}
 
     def signature(records: dict[str, Record], runs: Any) -> str:
-        """Changes when a table row or a chosen run's log does."""
+        """A value that changes with any table row and with the log of a chosen run."""
         states = [(r.id, r.state, r.detail) for r in records.values()]
         return repr((states, [(log.rows, log.read_bytes) for log in logs_of(runs).values()]))
 
