@@ -14,8 +14,8 @@ from toolkit.runs.run import Run
 
 pytestmark = pytest.mark.slow
 SMALL = {
-    "sft": {"num_train_epochs": 1, "max_rows": 64},
-    "label": {"train_prompts": 40, "test_prompts": 20},
+    "sft": {"num_train_epochs": 1, "max_rows": 32},
+    "label": {"train_prompts": 16, "test_prompts": 8},
     "reward": {"num_train_epochs": 1},
     "ppo": {
         "total_episodes": 32,
@@ -25,8 +25,8 @@ SMALL = {
         "warmup_steps": 0,
         "logging_steps": 1,
     },
-    "dpo": {"max_rows": 32},
-    "evaluate": {"max_prompts": 40},
+    "dpo": {"max_rows": 16},
+    "evaluate": {"max_prompts": 12},
 }
 
 
