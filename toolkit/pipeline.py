@@ -94,7 +94,7 @@ class Pipeline:
             }
             stages.append(Stage(name, stage["recipe"], config_file, options))
         if not stages:
-            raise ConfigError(f"{file}: `stages` is empty")
+            raise ConfigError(f"{file}: `stages` is empty; add a stage")
         seed = content["seed"] if seed is None else seed
         return cls(directory, seed, tuple(stages), trust_remote_code)
 
@@ -268,7 +268,7 @@ def _filled(value: Any, known: dict[str, str], place: str) -> Any:
     for name in re.findall(r"\{(\w+)\}", value):
         if name not in known:
             raise ConfigError(
-                f"{place}: {value!r} names stage `{name}`, which is not an earlier stage"
+                f"{place}: {value!r} names stage `{name}`, which is not an earlier stage; use one"
             )
     return re.sub(r"\{(\w+)\}", lambda m: known[m[1]], value)
 

@@ -155,7 +155,7 @@ def files() -> dict[str, Path]:
     own = [Path(f).expanduser() for f in os.environ.get(FOLDERS, "").split(os.pathsep) if f]
     for folder in own:
         if not folder.is_dir():
-            raise ConfigError(f"{FOLDERS}: {folder} is not a folder")
+            raise ConfigError(f"{FOLDERS}: {folder} is not a folder; correct the variable")
     found = [file for folder in (SHIPPED / "recipes", *own) for file in sorted(folder.glob("*.py"))]
     by_name: dict[str, Path] = {}
     for file in (*found, SHIPPED / "app.py"):

@@ -261,7 +261,7 @@ def test_ensemble_section_uses_mean_score(roles, tokenizer, prompts, tmp_path):
     assert section["members_agreement"] == 0.333333
     report = build(evaluate_one(roles, tokenizer, prompts), reward_model=section)
     page = write(tmp_path / "r", report).read_text()
-    assert "two members of the ensemble order a pair alike | 0.333 |" in page
+    assert "two members of the ensemble prefer the same answer | 0.333 |" in page
     assert "| 2 | 0.167 |" in page
 
 

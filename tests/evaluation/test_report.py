@@ -134,7 +134,7 @@ def test_markdown_has_tables_and_plots(report):
     assert "(win_rates.png)" in page
     assert "(rates.png)" not in page
     assert "sft, greedy" in page
-    assert "| accuracy: the score orders a pair like its label | 0.670 [0.64, 0.70] |" in page
+    assert "| accuracy: the score prefers the chosen answer | 0.670 [0.64, 0.70] |" in page
     assert "| ppo | 101.5 |" in page
 
 

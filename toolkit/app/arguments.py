@@ -163,5 +163,5 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
     if arguments.load_in_4bit and arguments.load_in_8bit:
         raise ConfigError("choose one of --load_in_4bit and --load_in_8bit")
     if arguments.runs.exists() and not arguments.runs.is_dir():
-        raise ConfigError(f"--runs {arguments.runs} is not a folder")
+        raise ConfigError(f"--runs {arguments.runs} is not a folder; name the folder of runs")
     return arguments

@@ -109,7 +109,7 @@ def evaluate_all(
         known = ", ".join(checkpoints) or "none"
         raise ConfigError(f"the evaluation compares with {sft!r}, but the checkpoints are: {known}")
     if not prompts:
-        raise DatasetError("the evaluation got no prompts")
+        raise DatasetError("the evaluation got no prompts; pass at least one")
     main = sampling or Sampling(temperature=MAIN_TEMPERATURE)
     samplings = {MAIN: main, **(other_samplings(main) if others is None else others)}
     bench = _Bench(roles, tokenizer, prompts, few_shot, batch_size)

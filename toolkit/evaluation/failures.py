@@ -44,7 +44,7 @@ def _problems(entry: Entry, sft: Entry) -> Iterator[str]:
     if refused > MAX_OVER_REFUSAL:
         yield f"refuses {refused:.0%} of good requests, or answers that it does not know"
     if entry["length"] > MAX_LENGTH * sft["length"]:
-        yield f"verbose: answers of {entry['length']:.0f} tokens, against SFT's {sft['length']:.0f}"
+        yield f"verbose: answers of {entry['length']:.0f} tokens (SFT: {sft['length']:.0f})"
     if entry["ended"] < MIN_ENDED:
         yield f"{1 - entry['ended']:.0%} of the answers did not end; they were cut at max_new_tokens"
     loss, sft_loss = entry["lm_loss"], sft["lm_loss"]

@@ -33,12 +33,12 @@ RATE_NAMES = {  # key -> column of report.md, column of the terminal
     "over_refusal": ("over-refusal", "refuse"),
     "polite": ("polite", "polite"),
 }
-ACCURACY = "accuracy: the score orders a pair like its label"
+ACCURACY = "accuracy: the score prefers the chosen answer"
 REWARD_MODEL = {
     "pairwise_accuracy": ACCURACY,
-    "ceiling": "ceiling: gold orders a pair like its label",
-    "labeler_agreement": "two labelers order a pair alike",
-    "clear_gold_accuracy": "the score orders a pair like gold, where gold differs by 1 or more",
+    "ceiling": "ceiling: gold prefers the chosen answer",
+    "labeler_agreement": "two labelers prefer the same answer",
+    "clear_gold_accuracy": "score and gold prefer the same answer, where gold differs by 1 or more",
     "length_accuracy": "the longer answer is the chosen one",
     "length_correlation": "correlation of score and length within a prompt",
     "demonstration_mean": "mean score of the demonstrations",
@@ -192,7 +192,7 @@ def _reward_model_part(section: Entry) -> list[str]:
         values[ACCURACY] += f" [{low:.2f}, {high:.2f}]"
     if "members_agreement" in section:
         agreement = _number(section["members_agreement"], 3)
-        values["two members of the ensemble order a pair alike"] = agreement
+        values["two members of the ensemble prefer the same answer"] = agreement
     tables = [_table(["on held-out comparisons", ""], values.items())]
     members = section.get("members_accuracy")
     if members:

@@ -56,7 +56,7 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
     # a single adapter with NaN stops sampling for every row of a mixed batch
     bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
     if bad:
-        raise CheckpointError(f"{folder}: {bad[0]} contains numbers that are not finite")
+        raise CheckpointError(f"{folder}: {bad[0]} is not finite; use another run")
     return as_lora(config, weights) if isinstance(config, AdaLoraConfig) else (config, weights)
 
 

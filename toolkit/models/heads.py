@@ -52,7 +52,7 @@ class ScalarHead(nn.Module):
         if shapes != {"weight": (1, size), "bias": (1,)}:
             raise CheckpointError(f"{file}: expected weight (1, d) and bias (1,), got {shapes}")
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-            raise CheckpointError(f"{file}: contains values that are not finite")
+            raise CheckpointError(f"{file}: has values that are not finite; use another run")
         head = cls(size)
         head.load_state_dict(tensors)
         return head

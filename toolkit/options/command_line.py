@@ -133,7 +133,7 @@ def _config_path(words: list[str]) -> str:
     words.pop(at)
     path = words.pop(at)
     if "--config" in words:
-        raise ConfigError("command line: --config is given twice")
+        raise ConfigError("command line: --config is given twice; remove one")
     return path
 
 

@@ -72,11 +72,11 @@ def encode_prompts(
             dropped = len(encoded) - len(short)
             print(f"{dropped} of {len(encoded)} prompts have more than {limit} tokens: dropped")
         if len(short) == 0:
-            raise ConfigError(f"no prompt has at most `max_prompt_length` {limit} tokens")
+            raise ConfigError(f"no prompt has at most `max_prompt_length` {limit} tokens; raise it")
         encoded = short
     lengths = list(map(len, encoded["prompt_ids"]))
     if 0 in lengths:
-        raise ConfigError(f"prompt {lengths.index(0)} of {len(lengths)} is empty: it has no token")
+        raise ConfigError(f"prompt {lengths.index(0)} of {len(lengths)} is empty; remove it")
     require_room(
         lengths,
         roles.base,

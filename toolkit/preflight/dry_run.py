@@ -186,7 +186,7 @@ class DryTraining(Training):
         """
         config = build_peft_config(model, self.base)
         if config is None:
-            raise ConfigError("no adapter: `use_peft` is false, and there is no `parent`")
+            raise ConfigError("no adapter: set `use_peft: true`, or name a `parent`")
         if isinstance(config, AdaLoraConfig):
             return LoraConfig(
                 task_type=config.task_type,

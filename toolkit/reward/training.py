@@ -271,7 +271,7 @@ def _train_ensemble(
             if judge and JUDGING in member.results:
                 _judge(trainer, member, judge)
             elif judge:
-                judge.judge(trainer.score, None)  # its report exists; the mean needs its scores
+                judge.judge(trainer.score, None)  # scores for the mean; its report exists
         else:
             resume = last_checkpoint(own.output_dir, resuming)
             one = (script, own, model, mixture, dataclasses.replace(start, ensemble=1))

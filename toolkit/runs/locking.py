@@ -33,7 +33,7 @@ def lock_folder(folder: Path, name: str = LOCK) -> IO[str]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CheckpointError(
-            f"{folder}: cannot be the output folder ({error.strerror})"
+            f"{folder}: cannot be the output folder ({error.strerror}); choose another"
         ) from error
     try:
         if fcntl is not None:

@@ -32,7 +32,7 @@ def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> s
     if str(wanted).lower() != "true":
         reason = _incomplete(Path(str(wanted)))
         if reason:
-            raise CheckpointError(f"{wanted}: cannot resume from it ({reason})")
+            raise CheckpointError(f"{wanted}: cannot resume from it ({reason}); name another one")
         return str(wanted)
     existing = checkpoints(Path(run))
     complete = [f for f in existing if _incomplete(f) is None]

@@ -124,7 +124,7 @@ def parse_order(text: object, k: int) -> tuple[int, ...]:
                     "between answers that are equally good"
                 )
             if number in ranks:
-                raise ConfigError(f"answer {number} appears twice in the order")
+                raise ConfigError(f"answer {number} appears twice in the order; remove one")
             ranks[number] = rank
     missing = [str(n) for n in range(1, k + 1) if n not in ranks]
     if missing:
