@@ -195,6 +195,7 @@ def test_missing_reward_head_costs_only_the_score(workbench: Workbench, runs: Pa
     assert "no score" in answer.notes[0]
 
 
+@pytest.mark.slow
 def test_two_threads_get_the_answers_of_one(workbench: Workbench) -> None:
     names = [("sft", "dpo"), ("ppo", "base")]
     expected = [ask(workbench, *n, reward="reward", temperature=1.0) for n in names]

@@ -86,7 +86,7 @@ def test_trainer_does_not_change_its_config(make_ppo_roles, tokenizer, tmp_path)
         ({"torch_compile": True}, "PPO does not support `torch_compile` True"),
         (
             {"torch_empty_cache_steps": 3},
-            "PPO does not support `torch_empty_cache_steps` 3: PPO frees",
+            "PPO does not support `torch_empty_cache_steps` 3, because PPO frees",
         ),
     ],
 )

@@ -49,7 +49,7 @@ def test_resume_rejects_each_changed_setting(stopped, make_ppo_roles, tokenizer,
         other = kept + 1 if other is None else other
         setattr(trainer.args, name, other)
         vars(trainer.checkpoints).pop("settings", None)
-        was = re.escape(f"was written with `{name}` {getattr(kept, 'value', kept)}, this run has")
+        was = re.escape(f"written with `{name}` {getattr(kept, 'value', kept)}, but this run has")
         with pytest.raises(CheckpointError, match=was):
             trainer._check_fits(stopped)
         setattr(trainer.args, name, kept)
@@ -88,7 +88,7 @@ def praise(completions, **_):
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        ({"reward_funcs": [praise]}, r"`reward_funcs` \[\], this run has \['praise'\]"),
+        ({"reward_funcs": [praise]}, r"`reward_funcs` \[\], but this run has \['praise'\]"),
         ({"ptx_texts": ["Rain falls.", "Snow falls."]}, r"`pretraining texts` 0 \(.*has 2 \("),
     ],
 )

@@ -136,6 +136,7 @@ def test_checkpoints_without_space_are_an_error(
         assert findings.errors == []
 
 
+@pytest.mark.slow
 def test_check_exits_2_for_adapter_of_another_base(tiny_base, sft_run, capsys):
     main = load_check().check
     base = "toolkit/world/assets/base"
@@ -164,6 +165,7 @@ def test_check_names_largest_batch_that_fits(tiny_base, capsys):
     assert "do not fit into 20 MB; the largest `per_device_train_batch_size` that fits is" in output
 
 
+@pytest.mark.slow
 def test_pipeline_is_checked_before_its_first_stage_ran(tmp_path, capsys):
     file = tmp_path / "pipeline.yaml"
     text = Path(f"{WORLD}/pipeline.yaml").read_text(encoding="utf-8")
@@ -199,6 +201,7 @@ def test_recipe_of_yaml_comes_from_name_or_options(tmp_path):
     assert find_stages(str(file), recipe="sft")[0].recipe.name == "sft"
 
 
+@pytest.mark.slow
 def test_fresh_process_predicts_same_as_fork(tiny_base, sft_run, reward_run, tmp_path):
     """A process that uses a GPU cannot fork."""
     words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path, "--parent", sft_run]

@@ -139,6 +139,7 @@ def test_kept_activations_of_layer_equal_hand_count(base):
     assert kept[3] - kept[2] == pytest.approx(by_hand, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recorded", RECORDED, ids=[row["case"]["name"] for row in RECORDED])
 def test_recorded_peaks_are_predicted_within_15_percent(recorded, base):
     case = Case(**recorded["case"])
@@ -163,6 +164,7 @@ def test_training_uses_predicted_memory(base):
     assert measure(case) == pytest.approx(predicted_mb, rel=WITHIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["sft", "ppo"])
 def test_few_layers_predict_all_layers(recipe, base):
     """10 narrow layers and many tokens: activations are larger than the weights."""
@@ -175,6 +177,7 @@ def test_few_layers_predict_all_layers(recipe, base):
         assert peak.total == pytest.approx(whole_peak.total, rel=0.01)
 
 
+@pytest.mark.slow
 def test_largest_batch_fits_and_next_does_not(base):
     case = Case("largest", "sft", layers=2, batch=4, length=64)
     folder = base(case)
@@ -195,6 +198,7 @@ def test_isolated_process_may_die_or_hang():
     assert run_isolated(lambda: [1, "a"]) == [1, "a"]
 
 
+@pytest.mark.slow
 def test_fresh_process_sees_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert run_isolated(partial(os.getenv, "CUDA_VISIBLE_DEVICES"), fresh=True) == ""
@@ -267,6 +271,7 @@ def test_layers_of_several_kinds_are_recognized():
     assert not _layers_are_alike(AutoConfig.for_model("deepseek_v3", first_k_dense_replace=3))
 
 
+@pytest.mark.slow
 def test_sampling_peak_equals_peak_of_decoding(base):
     """Also while a layer's cache grows and the old one still exists."""
     case = Case("decoding", "ppo", 64, 2, 128, batch=8, length=256)

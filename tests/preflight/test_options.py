@@ -121,6 +121,7 @@ def test_library_errors_are_raised_before_loading_a_model(
     assert str(raised.value) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_loss_of_dpo_is_accepted(words_of):
     """TRL lists them only in an error message."""
     listed = re.search(

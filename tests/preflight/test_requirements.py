@@ -181,6 +181,7 @@ def ensemble_of(folder, reward_run, members=2):
     return folder
 
 
+@pytest.mark.slow
 def test_members_of_ensemble_are_checked(tiny_base, sft_run, reward_run, tmp_path):
     folder = ensemble_of(tmp_path / "several", reward_run)
     words = ["--model_name_or_path", tiny_base, "--parent", sft_run, "--reward_model", folder]
@@ -206,6 +207,7 @@ def pipeline_of(tmp_path, base, **stages):
     return str(file)
 
 
+@pytest.mark.slow
 def test_later_stages_predict_adapter_of_first_stage(tiny_base, tmp_path, capsys):
     shape = {"use_peft": True, "lora_r": 3}
     file = pipeline_of(

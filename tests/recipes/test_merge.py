@@ -55,6 +55,7 @@ def beside(base, run):
     return logits(PeftModel.from_pretrained(alone, run))
 
 
+@pytest.mark.slow
 def test_plain_transformers_loads_merged_model(tiny_base, sft_run, tmp_path):
     assert merge(sft_run, tmp_path / "merged", tiny_base) == 0
     words = [tmp_path / "merged", tiny_base, sft_run, json.dumps(IDS.tolist())]
@@ -180,6 +181,7 @@ def test_4_bit_adapter_merges_into_full_weights(tiny_base, model_config, tmp_pat
     assert torch.allclose(merged, beside(tiny_base, tmp_path / "sft"), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_documented_peft_lines_answer(tiny_base, sft_run, tmp_path):
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     section = text.split("## A run without the toolkit", 1)[1].split("\n## ", 1)[0]

@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("real")
 
 
+@pytest.mark.slow
 def test_real_data_trains_every_recipe(folder, capsys):
     sft = call("sft", "--dataset_name", ALPACA, "--output_dir", folder / "sft", *COMMON,
                "--num_train_epochs", 1)  # fmt: skip
@@ -73,6 +74,7 @@ def rows_of(file):
     return len(json.loads(file.read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", PREFERENCES, ids=lambda file: file.name.split(".")[0])
 @pytest.mark.parametrize("recipe", ["reward", "dpo"])
 def test_real_data_row_counts_add_up_in_training(
@@ -96,6 +98,7 @@ def test_real_data_row_counts_add_up_in_training(
 CHECKED = [(recipe, file) for file in PREFERENCES for recipe in ("sft", "reward", "dpo")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "file"),
     [("sft", ALPACA), *CHECKED],

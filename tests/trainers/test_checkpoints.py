@@ -287,8 +287,8 @@ def test_checkpoints_of_another_training_are_rejected(run, make_ppo_roles, token
     ("changes", "message"),
     [
         ({"per_device_train_batch_size": 8, "num_mini_batches": 1}, "per_device_train_batch_size"),
-        ({"kl_coef": 0.2}, "was written with `kl_coef` 0.05, this run has 0.2"),
-        ({"value_role": "head"}, "was written with `value_role` adapter, this run has head"),
+        ({"kl_coef": 0.2}, "written with `kl_coef` 0.05, but this run has 0.2"),
+        ({"value_role": "head"}, "written with `value_role` adapter, but this run has head"),
         ({"max_steps": 3}, "it was saved at step 8, but this training ends at step 3"),
         ({"max_steps": 8}, None),  # already finished
     ],
@@ -326,7 +326,7 @@ def test_resume_rejects_changed_prompts(run, make_ppo_roles, tokenizer):
     for others in (prompts().select(range(12)), prompts().select(range(15, -1, -1))):
         trainer = make(make_ppo_roles(), tokenizer, others, run)
         with pytest.raises(
-            CheckpointError, match=r"written with `prompts` 16 \(\w+\), this run has 1"
+            CheckpointError, match=r"written with `prompts` 16 \(\w+\), but this run has 1"
         ):
             trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
         assert (run / "checkpoint-8").is_dir()

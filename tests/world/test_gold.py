@@ -150,6 +150,7 @@ def test_good_answers_score_one_in_every_phrasing():
             assert result.utility == 1.0, (question, result)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_has_a_bounded_utility(text):

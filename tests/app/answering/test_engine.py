@@ -85,6 +85,7 @@ def test_32_simultaneous_visitors_get_their_own_answers(workbench: Workbench) ->
     assert len({a.text for a in expected}) > 16
 
 
+@pytest.mark.slow
 def test_answers_stream(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     slowly(monkeypatch)
     snapshots = list(endless(workbench, "sft", "base"))
@@ -153,6 +154,7 @@ def test_full_queue_raises_busy_error(
     assert ask(workbench, "What is it?", "ppo")[0].problem is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -252,6 +254,7 @@ def test_each_checkpoint_can_have_its_own_conversation(workbench: Workbench) -> 
         ask(workbench, {ids["sft"]: turns("x")}, "sft", "dpo")
 
 
+@pytest.mark.slow
 def test_z_uses_the_answers_of_sft(workbench: Workbench) -> None:
     ids = ids_of(workbench)
     reward = ids["reward"]
