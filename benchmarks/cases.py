@@ -170,9 +170,9 @@ def _world(folder: Path, sft: Path, reward: Path) -> list[dict[str, Any]]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    from toolkit.data.encoding import encode_prompt
     from toolkit.models.heads import ScalarHead
     from toolkit.models.tokenizer import load_tokenizer
-    from toolkit.sampling.generation import encode_prompt
     from toolkit.world import resolve_base
     from toolkit.world.datasets import load
 

@@ -16,13 +16,13 @@ from trl import ModelConfig, ScriptArguments
 from trl.scripts.utils import DatasetMixtureConfig
 
 from benchmarks.common import markdown_table, parser, run_main
+from toolkit.data.encoding import encode_completion, encode_prompt
 from toolkit.data.loading import load_splits
 from toolkit.errors import ConfigError
 from toolkit.evaluation.scoring import Pair, pad_id, score_ids
 from toolkit.models.roles import REWARD
 from toolkit.options.arguments import DataArguments
 from toolkit.runs.run import Run
-from toolkit.sampling.generation import encode_completion, encode_prompt
 from toolkit.trainers.load_policy import load_roles
 
 SIDES = ("chosen", "rejected")

@@ -5,6 +5,7 @@ import torch
 
 from tests.evaluation.conftest import corpus
 from tests.scores import score_rows
+from toolkit.data.encoding import encode_completion, encode_prompt
 from toolkit.errors import CheckpointError, ConfigError, DatasetError
 from toolkit.evaluation.evaluate import (
     MAIN,
@@ -20,7 +21,6 @@ from toolkit.evaluation.judge import judge_reward_model
 from toolkit.evaluation.render import write
 from toolkit.evaluation.report import build, examples
 from toolkit.models.heads import ScalarHead
-from toolkit.sampling.generation import encode_completion, encode_prompt
 from toolkit.sampling.settings import Sampling
 from toolkit.world.datasets import load, user
 

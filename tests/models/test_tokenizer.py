@@ -10,12 +10,12 @@ from trl import ModelConfig
 from tests.models.methods import call
 from toolkit.app.answering.tokens import LockedTokenizer
 from toolkit.app.workbench import Workbench
+from toolkit.data.encoding import encode_completion, encode_prompt
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.base import fingerprint, load_base
 from toolkit.models.tokenizer import load_tokenizer, saved_template
 from toolkit.runs.run import Run
-from toolkit.sampling.generation import encode_completion, encode_prompt
 
 USER = [{"role": "user", "content": "Where?"}]
 ANSWER = [{"role": "assistant", "content": "Here."}]

@@ -16,8 +16,8 @@ from tests.ppo.separate_models import (
     unended,
 )
 from tests.ppo.setup import make, prompts
+from toolkit.data.encoding import encode_prompt
 from toolkit.models.roles import POLICY, REWARD
-from toolkit.sampling.generation import encode_prompt
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, TrainerCallback, set_seed
 
 from tests.conftest import ROOT, fresh_roles, lora, randomise
 from tests.ppo.setup import make, prompts
+from toolkit.data.encoding import encode_prompt
 from toolkit.errors import ConfigError
 from toolkit.models.roles import POLICY, REWARD, VALUE
 from toolkit.ppo.config import EVALUATED, PPOConfig
 from toolkit.ppo.roles import attach_ppo_roles
-from toolkit.sampling.generation import encode_prompt
 
 pytestmark = pytest.mark.slow
 

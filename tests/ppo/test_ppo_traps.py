@@ -11,7 +11,8 @@ from trl import SFTConfig
 from tests.conftest import fresh_roles, randomise
 from tests.ppo.record import STOPS
 from tests.ppo.setup import make, prompts
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.data.encoding import encode_completion, encode_prompt
+from toolkit.errors import CheckpointError, ConfigError, DatasetError
 from toolkit.models.base import load_base
 from toolkit.models.passes import collate, completion_logprobs, state_values
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
@@ -24,7 +25,6 @@ from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.roles import attach_ppo_roles
 from toolkit.reward.adapter import tokenize_pairs
 from toolkit.sampling.decoding import Decoded, decode
-from toolkit.sampling.generation import encode_completion, encode_prompt
 from toolkit.trainers.callbacks import SAMPLES_FILE
 
 pytestmark = pytest.mark.slow
@@ -378,10 +378,10 @@ def test_template_without_prompt_prefix_is_rejected(tokenizer):
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>Well, {% endif %}"
     )
-    with pytest.raises(ValueError, match="prompt as a prefix"):
+    with pytest.raises(DatasetError, match="prompt as a prefix"):
         encode_completion(tokenizer, CHAT, ANSWER)
     pairs = Dataset.from_list([{"prompt": CHAT, "chosen": ANSWER, "rejected": CHAT[1:2]}])
-    with pytest.raises(ValueError, match="prompt as a prefix"):
+    with pytest.raises(DatasetError, match="prompt as a prefix"):
         tokenize_pairs(pairs, tokenizer, max_length=None, place="train")
 
 

@@ -11,6 +11,7 @@ from trl import RewardConfig
 
 from tests.conftest import fresh_roles
 from tests.scores import score_rows
+from toolkit.data.encoding import encode_prompt
 from toolkit.errors import ConfigError
 from toolkit.models.adapters import read_adapter
 from toolkit.models.base import fingerprint, load_base, save_fingerprint
@@ -29,7 +30,6 @@ from toolkit.reward.adapter import (
 )
 from toolkit.reward.ranking import RankingCollator, RankingTrainer, last_scores, score_layer
 from toolkit.reward.training import Comparisons, RewardModelTrainer
-from toolkit.sampling.generation import encode_prompt
 
 
 def answer(text):

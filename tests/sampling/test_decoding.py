@@ -6,12 +6,13 @@ from peft import LoraConfig
 from trl import ModelConfig
 
 from tests.conftest import fresh_roles, lora, randomise
+from toolkit.data.encoding import encode_completion
 from toolkit.errors import DivergedError
 from toolkit.models.passes import collate, policy_pass, spread
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
 from toolkit.models.tokenizer import load_tokenizer, stop_ids
 from toolkit.sampling.decoding import decode, draw
-from toolkit.sampling.generation import encode_completion, sample
+from toolkit.sampling.generation import sample
 from toolkit.sampling.settings import Sampling
 
 pytestmark = pytest.mark.slow

@@ -1,17 +1,24 @@
-"""Checks of well-formed rows: duplicates, contradictions, template marks and lengths."""
+"""Checks of well-formed rows: duplicates, contradictions, what the model reads, and lengths."""
 
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.data.convert import COLUMNS, ConvertedRow, Kind, is_plain
-from toolkit.data.messages import Row, assistant, user
+from toolkit.data.encoding import (
+    TEMPLATE_CHECK,
+    encode_completion,
+    encode_prompt,
+    encode_text,
+)
+from toolkit.data.messages import Row
+from toolkit.data.rendering import COMPLETIONS, RowCheck, texts_of
 from toolkit.data.row_errors import (
     FailedRow,
-    describe,
+    RowError,
     error_message,
     row_numbers,
     tally,
@@ -24,11 +31,8 @@ from toolkit.options.arguments import DataArguments
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COMPLETIONS = ("completion", "chosen", "rejected")
 MOST_MEASURED = 5000  # rows of a split whose tokens are counted; all rows could take minutes
 REPLACEMENT = "\ufffd"  # decoders write it in place of bytes that are not UTF-8
-NEVER = r"(?!)"  # a pattern that matches nothing
-SHORTEST_MARK = 4  # a blank line or "A:" is part of many texts
 
 
 def find_duplicates(rows: Sequence[ConvertedRow], kind: Kind) -> list[FailedRow]:
@@ -75,10 +79,9 @@ def check_texts(
     truncates: bool = True,
     folder: Path | None = None,
 ) -> Splits:
-    """The splits without rows whose messages contain marks of the chat template.
+    """The splits without rows that the model would read as something else; see `RowCheck`.
 
-    The model would read a special token inside a message as the end of the turn or as the start of
-    another speaker's turn. In plain text, which may contain it on purpose, it is only reported.
+    In plain text, which may contain special tokens on purpose, they are only reported.
 
     Args:
         splits: the result of `load_splits`.
@@ -89,21 +92,21 @@ def check_texts(
             leaves them out reports that itself.
         folder: the run's directory, for the file of dropped rows.
 
-    Raises: DatasetError for rows with marks unless `drop_bad_rows` is set; if no row is left; and
-        if no prompt leaves room for a completion.
+    Raises: DatasetError for rows that fail the check unless `drop_bad_rows` is set; if no row is
+        left; if the chat template does not suit most rows; and if no prompt leaves room for a
+        completion.
     """
-    marks = template_marks(tokenizer)
+    check = RowCheck(tokenizer)
     failed: list[FailedRow] = []
     tables, origins = dict(splits), dict(splits.origins)
     for split, table in splits.items():
-        marked = _find_marks(splits, split, marks)
-        if marked and is_plain(table[0]):
-            print(f"{split}: {tally(marked.values())}: the tokenizer reads them as special tokens")
-        elif marked:
-            failed += marked.values()
-            kept = [i for i in range(len(table)) if i not in marked]
+        bad = _find_failed(splits, split, check)
+        failed += bad.values()
+        if bad:
+            kept = [i for i in range(len(table)) if i not in bad]
             tables[split] = table.select(kept)
             origins[split] = [splits.origins[split][i] for i in kept]
+    _require_suitable_template(failed, total=sum(map(len, splits.values())))
     if failed and not data_args.drop_bad_rows:
         raise DatasetError(error_message(_of_first_place(failed)))
     if failed:
@@ -114,10 +117,35 @@ def check_texts(
             report = error_message(_of_first_place(failed))
             raise DatasetError(f"no row of the {split} split is left.\n{report}")
     checked = Splits(tables, kind=splits.kind, origins=origins)
+    _report_special_tokens(checked, check.marks)
     _report_lost_bytes(checked)
     if max_length is not None:
         _report_lengths(checked, tokenizer, max_length, truncates=truncates)
     return checked
+
+
+def _find_failed(splits: Splits, split: str, check: RowCheck) -> dict[int, FailedRow]:
+    """The rows of a split that fail the check, by index."""
+    failed = {}
+    for i, row in enumerate(splits[split]):
+        try:
+            check(row)
+        except RowError as error:
+            origin = splits.origins[split][i]
+            failed[i] = FailedRow(origin.place, origin.number, error.check, str(error), row)
+    return failed
+
+
+def _require_suitable_template(failed: Sequence[FailedRow], *, total: int) -> None:
+    """Raise DatasetError if the chat template fails for most rows: dropping them is no fix."""
+    unsuitable = [row for row in failed if row.check == TEMPLATE_CHECK]
+    if 2 * len(unsuitable) > total:
+        fix = (
+            f"{len(unsuitable)} of all {total} rows fail it, so the chat template does not suit "
+            "this dataset: choose another one with `chat_template` (chatml, plain, thinking or a "
+            "Jinja file), or change the rows."
+        )
+        raise DatasetError(error_message(_of_first_place(unsuitable), fix=fix))
 
 
 def _of_first_place(failed: list[FailedRow]) -> list[FailedRow]:
@@ -126,76 +154,29 @@ def _of_first_place(failed: list[FailedRow]) -> list[FailedRow]:
     return sorted(rows.values(), key=lambda f: f.number)
 
 
-def template_marks(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    """A pattern of the special tokens and of the words with which the template separates turns."""
-    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    special |= {str(token) for token in tokenizer.all_special_tokens}
-    marks = [mark for mark in special | _turn_marks(tokenizer) if mark]
-    longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
-    return re.compile("|".join(map(re.escape, longest_first)) or NEVER)
-
-
-def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
-    """The texts that the template writes between two turns."""
-    if tokenizer.chat_template is None:
-        return set()
-    from jinja2 import TemplateError
-
-    texts = ["first question", "first answer", "second question", "second answer"]
-    turns = [(assistant if i % 2 else user)(text) for i, text in enumerate(texts)]
-    try:
-        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except TemplateError:  # a template for a single turn
-        return set()
-    between = re.fullmatch(".*" + "(.*)".join(map(re.escape, texts)) + ".*", rendered, re.DOTALL)
-    if between is None:
-        return set()
-    return {mark for mark in between.groups() if len("".join(mark.split())) >= SHORTEST_MARK}
-
-
-def _find_marks(splits: Splits, split: str, marks: re.Pattern[str]) -> dict[int, FailedRow]:
-    """The rows of a split that contain a mark, by index."""
-    failed = {}
-    for i, row in enumerate(splits[split]):
-        message = template_mark(row, marks)
-        if message is not None:
-            origin = splits.origins[split][i]
-            failed[i] = FailedRow(origin.place, origin.number, "special token", message, row)
-    return failed
-
-
-def template_mark(row: Row, marks: re.Pattern[str]) -> str | None:
-    """An error message about the first mark in a row; None for a row without marks."""
-    for name, text in _texts(row):
-        mark = marks.search(text)
-        if mark is not None:
-            excerpt = text[max(0, mark.start() - 20) : mark.end() + 20]
-            problem = f"{name} must not contain the chat template's {describe(mark.group())}"
-            return f"{problem}, got {describe(excerpt)}"
-    return None
-
-
-def _texts(row: Row) -> Iterator[tuple[str, str]]:
-    """The texts of a row that the model reads, each after its name in error messages."""
-    for name in ("prompt", "text", *COMPLETIONS):
-        value = row.get(name)
-        if isinstance(value, str):
-            yield f'"{name}"', value
-        elif value is not None:
-            for i, message in enumerate(value, start=1):
-                yield f'"{name}" message {i}', message["content"]
+def _report_special_tokens(splits: Splits, marks: re.Pattern[str]) -> None:
+    for split, rows in _rows_with(splits, marks):
+        if is_plain(splits[split][0]):
+            count = f"{len(rows)} special token ({row_numbers(rows)})"
+            print(f"{split}: {count}: the tokenizer reads them as special tokens")
 
 
 def _report_lost_bytes(splits: Splits) -> None:
+    for split, rows in _rows_with(splits, re.compile(REPLACEMENT)):
+        count = f"{len(rows)} of {len(splits[split])} rows contain U+FFFD ({row_numbers(rows)})"
+        print(f"{split}: {count}: it replaces bytes that were not UTF-8")
+
+
+def _rows_with(splits: Splits, pattern: re.Pattern[str]) -> Iterator[tuple[str, list[FailedRow]]]:
+    """The rows of each split whose texts contain a pattern, for splits that have such rows."""
     for split, table in splits.items():
         rows = [
             FailedRow(origin.place, origin.number, "", "", None)
             for origin, row in zip(splits.origins[split], table, strict=True)
-            if any(REPLACEMENT in text for _, text in _texts(row))
+            if any(pattern.search(text) for _, text in texts_of(row))
         ]
         if rows:
-            count = f"{len(rows)} of {len(table)} rows contain U+FFFD ({row_numbers(rows)})"
-            print(f"{split}: {count}: it replaces bytes that were not UTF-8")
+            yield split, rows
 
 
 def _report_lengths(
@@ -227,21 +208,9 @@ def _report_lengths(
 def _lengths(tokenizer: "PreTrainedTokenizerBase", row: Row) -> tuple[int, int]:
     """Tokens of a row's prompt, and of the prompt with its longest completion."""
     if "text" in row:
-        return 0, _count(tokenizer, row["text"]) + 1
+        return 0, len(encode_text(tokenizer, row["text"]))
     prompt = row["prompt"]
     completions = [row[name] for name in COMPLETIONS if name in row]
-    if isinstance(prompt, str):
-        whole = (_count(tokenizer, prompt + completion) + 1 for completion in completions)
-        return _count(tokenizer, prompt), max(whole, default=0)
-    whole = (_count_messages(tokenizer, prompt + completion) for completion in completions)
-    prompt_length = _count_messages(tokenizer, prompt, add_generation_prompt=True)
-    return prompt_length, max(whole, default=0)
-
-
-def _count(tokenizer: "PreTrainedTokenizerBase", text: str) -> int:
-    return len(tokenizer(text)["input_ids"])
-
-
-def _count_messages(tokenizer: "PreTrainedTokenizerBase", messages: Any, **options: Any) -> int:
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    return len(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    lengths = (len(encode_completion(tokenizer, prompt, c)) for c in completions)
+    prompt_length = len(encode_prompt(tokenizer, prompt))
+    return prompt_length, prompt_length + max(lengths, default=0)

@@ -77,12 +77,15 @@ def as_json(value: Any) -> str:
     return json.dumps(shorten(value), ensure_ascii=False, default=lambda v: shorten(repr(v)))
 
 
-def error_message(failed: Sequence[FailedRow], *, total: int | None = None) -> str:
+def error_message(
+    failed: Sequence[FailedRow], *, total: int | None = None, fix: str | None = None
+) -> str:
     """An error message: the first failed row, how many rows fail each check, and the fix.
 
     Args:
         failed: failed rows of one place.
         total: number of rows of the place; None or 0 if unknown.
+        fix: the last sentence, what the user can do; by default to fix or to drop the rows.
     """
     first = failed[0]
     same = [f for f in failed if f.check == first.check]
@@ -95,7 +98,8 @@ def error_message(failed: Sequence[FailedRow], *, total: int | None = None) -> s
     ]
     if others:
         lines.append(f"  {_count(len(others))} other checks: {tally(others)}.")
-    lines[-1] += f" Fix {'it' if len(failed) == 1 else 'them'}, or set `drop_bad_rows: true`."
+    them = "it" if len(failed) == 1 else "them"
+    lines[-1] += " " + (fix or f"Fix {them}, or set `drop_bad_rows: true`.")
     return "\n".join(lines)
 
 

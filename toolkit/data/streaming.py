@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.data.checks import template_mark, template_marks
 from toolkit.data.convert import COLUMNS, Turns, convert_row, is_plain, style_error
 from toolkit.data.formats import detect_format
 from toolkit.data.messages import Row
 from toolkit.data.reading import STREAM_HEAD, read_sources, rename_columns
+from toolkit.data.rendering import RowCheck
 from toolkit.data.row_errors import (
     FailedRow,
     RowError,
@@ -47,7 +47,7 @@ def open_stream(
     Args:
         script, mixture, data_args: the arguments of `load_splits`.
         splits: the first rows, from `load_splits` and `check_texts`.
-        tokenizer: the base's tokenizer; messages must not contain its template's marks.
+        tokenizer: the base's tokenizer, for the checks of `RowCheck`.
         folder: the run's directory, for the file of dropped rows.
     """
     (source,) = find_sources(script, mixture, data_args)
@@ -78,7 +78,7 @@ class Stream:
         self.data_args, self.folder = data_args, folder
         self.turns: Turns = getattr(data_args, "turns", "last")  # only SFT has this option
         self.plain = is_plain(splits["train"][0])
-        self.marks = template_marks(tokenizer)
+        self.check = RowCheck(tokenizer)
         self.test_prompts = set(map(prompt_key, splits["test"])) if "test" in splits else set()
         self.read = self.held_out = 0
         self.dropped: list[FailedRow] = []
@@ -146,8 +146,7 @@ class Stream:
         for one in rows:
             if is_plain(one) != self.plain:
                 raise style_error(plain=self.plain)
-            if not self.plain and (mark := template_mark(one, self.marks)):
-                raise RowError("special token", mark)
+            self.check(one)
         return rows
 
     def _drop(self, failed: FailedRow, position: int) -> None:

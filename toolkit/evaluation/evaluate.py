@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.data.encoding import Prompt, encode_prompt
 from toolkit.errors import ConfigError, DatasetError
 from toolkit.evaluation.metrics import MAIN, behaviour_rates, rounded
 from toolkit.evaluation.scoring import evaluating, pad_id, score_ids, summed_logprobs
 from toolkit.models.roles import REWARD, Roles
 from toolkit.models.tokenizer import stop_ids
-from toolkit.sampling.generation import Completion, Prompt, complete, encode_prompt, require_room
+from toolkit.sampling.generation import Completion, complete, require_room
 from toolkit.sampling.settings import Sampling
 from toolkit.world.gold import Features, features
 from toolkit.world.questions import parse

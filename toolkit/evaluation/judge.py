@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.data.encoding import Prompt, encode_completion, encode_prompt
 from toolkit.data.ranking import ranking_id
 from toolkit.errors import DatasetError
 from toolkit.evaluation.failures import reward_model_warnings
@@ -27,7 +28,6 @@ from toolkit.evaluation.plots import draw_calibration
 from toolkit.evaluation.scoring import Pair, pad_id, score_ids
 from toolkit.models.roles import REWARD, Roles
 from toolkit.runs.run import write_json
-from toolkit.sampling.generation import Prompt, encode_completion, encode_prompt
 
 COLUMNS = ("prompt", "chosen", "rejected")
 SIDES = ("chosen", "rejected")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.data.encoding import special_tokens
 from toolkit.errors import CheckpointError, ConfigError
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -188,7 +189,7 @@ def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
     except Exception as error:  # Jinja raises many kinds
         reason = " ".join(str(error).split())
         raise ConfigError(f"chat_template: {option} cannot be rendered ({reason})") from error
-    if not any(rest.startswith(token) for token in _special_tokens(tokenizer)):
+    if not any(rest.startswith(token) for token in special_tokens(tokenizer)):
         raise ConfigError(
             f"chat_template: {option} writes {rest[:20]!r} after an answer, expected EOS "
             f"({tokenizer.eos_token}) or another special token, without which no completion would end"
@@ -222,11 +223,5 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if tokenizer.chat_template is None:
         return None
     rest = _after_answer(tokenizer).lstrip()
-    starts = [t for t in _special_tokens(tokenizer) if rest.startswith(t)]
+    starts = [t for t in special_tokens(tokenizer) if rest.startswith(t)]
     return max(starts, key=len, default=None)
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """All tokens that decoding skips."""
-    added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    return added | set(tokenizer.all_special_tokens)

@@ -8,10 +8,11 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.data.encoding import encode_prompt
 from toolkit.errors import ConfigError
 from toolkit.models.roles import Roles
 from toolkit.ppo.config import PPOConfig
-from toolkit.sampling.generation import encode_prompt, require_room
+from toolkit.sampling.generation import require_room
 
 
 class PromptSampler(Sampler[int]):

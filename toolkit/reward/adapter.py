@@ -17,6 +17,7 @@ from peft import (
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.data.encoding import Prompt, encode_completion, encode_prompt
 from toolkit.data.ranking import ranking_id
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.adapters import read_adapter, write_adapter
@@ -25,7 +26,6 @@ from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import by_tokens, collate, scores
 from toolkit.models.peft_methods import NEEDS_LORA, build_peft_config
 from toolkit.reward.ranking import score_layer
-from toolkit.sampling.generation import Prompt, encode_completion, encode_prompt
 
 if TYPE_CHECKING:
     from trl import ModelConfig

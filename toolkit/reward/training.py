@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig
 
+from toolkit.data.encoding import Prompt
 from toolkit.models.heads import ScalarHead
 from toolkit.options.arguments import RewardArguments
 from toolkit.reward.adapter import (
@@ -28,7 +29,6 @@ from toolkit.reward.ranking import RankingCollator, RankingTrainer, group_compar
 from toolkit.runs.parents import is_finished
 from toolkit.runs.resuming import is_requested, last_checkpoint
 from toolkit.runs.run import Run
-from toolkit.sampling.generation import Prompt
 from toolkit.trainers.callbacks import RunCallback, interruptible
 
 if TYPE_CHECKING:

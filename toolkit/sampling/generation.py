@@ -7,12 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.data.encoding import Prompt, encode_prompt
 from toolkit.errors import ConfigError
 from toolkit.models.heads import ScalarHead
 from toolkit.sampling.decoding import Decoded, decode
 from toolkit.sampling.settings import Sampling
-
-Prompt = str | list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -22,35 +21,6 @@ class Completion:
     ids: list[int]
     text: str
     ended: bool
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids of a text, or of messages rendered with the start of the assistant's turn."""
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-
-
-def encode_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt
-) -> list[int]:
-    """Token ids of a completion as they follow the prompt's ids, ending with EOS.
-
-    Raises: ValueError if the chat template does not render the prompt as a prefix.
-    """
-    if isinstance(completion, str):
-        ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-        return [*ids, tokenizer.eos_token_id]
-    assert isinstance(prompt, list)
-    whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
-    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    if not whole.startswith(start):
-        raise ValueError("the chat template does not render the prompt as a prefix of the whole")
-    # Tokenized separately, so that no token spans the border and the prompt's ids are a true prefix.
-    # Cut at EOS, where a sampled completion ends; templates such as Qwen's continue after it.
-    ids = list(tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"])
-    return cut_at_stop(ids, [tokenizer.eos_token_id])
 
 
 def require_room(

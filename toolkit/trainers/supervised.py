@@ -16,12 +16,13 @@ from toolkit.errors import ConfigError
 from toolkit.models.adapters import fill, read_adapter
 from toolkit.models.roles import POLICY, REFERENCE
 from toolkit.trainers.checkpoints import WholeCheckpoints
+from toolkit.trainers.row_tokenizer import SharedEncoding
 
 ADALORA_WARMUP, ADALORA_FINAL = 0.1, 0.3  # shares of the steps before and after pruning
 
 
-class _AnyAdapter(WholeCheckpoints):
-    """Resumes adapters with virtual tokens, which PEFT cannot load for training."""
+class _Supervised(SharedEncoding, WholeCheckpoints):
+    """Tokenizes rows as all recipes do; resumes virtual tokens, which PEFT cannot load for training."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         adapted: Any = self.model if model is None else model
@@ -33,7 +34,7 @@ class _AnyAdapter(WholeCheckpoints):
             fill(adapted, name, read_adapter(folder)[1], folder)
 
 
-class SFTTrainer(_AnyAdapter, TrlSFTTrainer):  # type: ignore[misc]
+class SFTTrainer(_Supervised, TrlSFTTrainer):  # type: ignore[misc]
     """TRL's SFTTrainer with whole checkpoints; trains AdaLoRA as its paper does."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -59,7 +60,7 @@ class SFTTrainer(_AnyAdapter, TrlSFTTrainer):  # type: ignore[misc]
         return (loss, result[1]) if return_outputs else loss
 
 
-class _WithReference(_AnyAdapter):
+class _WithReference(_Supervised):
     """Mixin for TRL trainers that add a reference adapter: makes it an exact copy of the policy's."""
 
     def __init__(self, model: PeftModel, **kwargs: Any) -> None:

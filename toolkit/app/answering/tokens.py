@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.app.answering.request import Message
+from toolkit.data.encoding import encode_completion, encode_prompt
 from toolkit.errors import ConfigError
-from toolkit.sampling.generation import encode_completion, encode_prompt
 
 
 class LockedTokenizer:

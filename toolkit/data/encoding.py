@@ -1,0 +1,172 @@
+"""Token ids of prompts, completions and texts: the one way from rows to tokens, for every recipe.
+
+Prompt and completion are tokenized separately, so that no token spans the border: the prompt's ids
+are what PPO samples from. A completion ends with exactly one EOS, where a sampled one ends.
+"""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from toolkit.data.messages import Message
+from toolkit.data.row_errors import RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Prompt = str | list[Message]
+TEMPLATE_CHECK = "chat template"  # the check's name in counts of failed rows
+THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
+SEPARATORS = ("\n", "~", "|")  # texts with which few words merge into one token
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
+    """Token ids of a text, or of messages rendered with the start of the assistant's turn.
+
+    A text starts with the tokens that the tokenizer adds (BOS), unless it begins with them. Tokens
+    that the tokenizer adds at the end (EOS) are left out: the completion follows.
+
+    Raises: RowError if the chat template cannot render the messages.
+    """
+    if isinstance(prompt, str):
+        return _with_start(tokenizer, token_ids(tokenizer, prompt))
+    return token_ids(tokenizer, render(tokenizer, prompt, add_generation_prompt=True))
+
+
+def encode_completion(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, completion: Prompt
+) -> list[int]:
+    """Token ids of a completion as they follow the prompt's ids, ending with one EOS.
+
+    Raises: RowError if the chat template cannot render the messages, or does not render the prompt
+        as a prefix.
+    """
+    text = completion_text(tokenizer, prompt, completion)
+    return [*_continuation(tokenizer, text), _eos_id(tokenizer)]
+
+
+def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of a whole text without a prompt: BOS if the tokenizer adds it, and one EOS."""
+    ids = token_ids(tokenizer, without_end(tokenizer, text))
+    return [*_with_start(tokenizer, ids), _eos_id(tokenizer)]
+
+
+def token_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """The ids of a text and nothing else."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **options: Any) -> str:
+    """The text that the chat template makes of messages.
+
+    Raises: RowError with the template's own message.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except Exception as error:  # a template is a program and may raise anything
+        reason = " ".join(str(error).split())
+        problem = f"the chat template cannot render the messages ({reason})"
+        raise RowError(TEMPLATE_CHECK, problem) from error
+
+
+def completion_text(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    completion: Prompt,
+    *,
+    rendered_prompt: str | None = None,
+) -> str:
+    """The text of a completion as it follows the prompt, without the token that ends it.
+
+    Of messages, the text that the template writes after the prompt, up to EOS: templates such as
+    Qwen's continue after it.
+
+    Args:
+        rendered_prompt: the prompt's text, to save the time of rendering it again.
+    """
+    if isinstance(completion, str):
+        return without_end(tokenizer, completion)
+    assert isinstance(prompt, list)
+    whole = render(tokenizer, prompt + completion)
+    start = rendered_prompt
+    if start is None:
+        start = render(tokenizer, prompt, add_generation_prompt=True)
+    if not whole.startswith(start):
+        raise RowError(
+            TEMPLATE_CHECK,
+            "the chat template does not render the prompt as a prefix of the prompt with its answer"
+            + thinking_hint(tokenizer, completion[-1]["content"]),
+        )
+    text, eos, _ = whole[len(start) :].partition(str(tokenizer.eos_token))
+    return text if eos else without_end(tokenizer, text).rstrip()
+
+
+def without_end(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """A text without the special tokens at its end, and without the whitespace after them."""
+    ends = tuple(special_tokens(tokenizer))
+    while (bare := text.rstrip()).endswith(ends):
+        text = bare.removesuffix(max((end for end in ends if bare.endswith(end)), key=len))
+    return text
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    """All tokens that decoding skips."""
+    tokens = _added_special_tokens(tokenizer, len(tokenizer)) | set(tokenizer.all_special_tokens)
+    return {str(token) for token in tokens if token}
+
+
+# Some tokenizers have thousands of added tokens. The size is a key, since tokens may be added.
+@lru_cache(maxsize=8)
+def _added_special_tokens(tokenizer: "PreTrainedTokenizerBase", _size: int) -> set[str]:
+    return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+
+
+def _with_start(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
+    """The ids after the tokens that the tokenizer adds to the start of a text, present once."""
+    start = _added_start(tokenizer)
+    return ids if ids[: len(start)] == start else start + ids
+
+
+def _added_start(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens that the tokenizer adds to the start of any text, such as BOS."""
+    if tokenizer.num_special_tokens_to_add() == 0:
+        return []
+    bare, whole = token_ids(tokenizer, "a"), list(tokenizer("a")["input_ids"])
+    starts = (n for n in range(len(whole)) if whole[n : n + len(bare)] == bare)
+    return whole[: next(starts, 0)]
+
+
+def _continuation(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """The ids of a text that continues another one.
+
+    SentencePiece puts a space before the first word of every text, which would be a second space, or
+    a space inside a word. Such a tokenizer reads the text after a separator, whose ids are cut off.
+    """
+    if not _adds_space(tokenizer, len(tokenizer)):
+        return token_ids(tokenizer, text)
+    for separator in SEPARATORS:
+        start = token_ids(tokenizer, separator)
+        ids = token_ids(tokenizer, separator + text)
+        if ids[: len(start)] == start:
+            return ids[len(start) :]
+    return token_ids(tokenizer, text)
+
+
+@lru_cache(maxsize=8)
+def _adds_space(tokenizer: "PreTrainedTokenizerBase", _size: int) -> bool:
+    both = token_ids(tokenizer, "a") + token_ids(tokenizer, "b")
+    return bool(tokenizer.decode(both) != "ab")
+
+
+def _eos_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    assert tokenizer.eos_token_id is not None
+    return int(tokenizer.eos_token_id)
+
+
+def thinking_hint(tokenizer: "PreTrainedTokenizerBase", answer: str) -> str:
+    """The fix for an answer with a thought under a template whose thinking is disabled."""
+    if END_OF_THOUGHT not in answer or "enable_thinking" not in str(tokenizer.chat_template):
+        return ""
+    return (
+        ": the answer contains a thought, but prompts of this template end with an empty thought. Set "
+        "`chat_template: thinking`, or remove the thoughts"
+    )

@@ -1,0 +1,155 @@
+"""Whether the model reads what a row says: marks inside texts, and what the chat template writes."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from toolkit.data.encoding import (
+    END_OF_THOUGHT,
+    TEMPLATE_CHECK,
+    THOUGHT,
+    completion_text,
+    render,
+    special_tokens,
+    thinking_hint,
+)
+from toolkit.data.messages import Message, Row, assistant, user
+from toolkit.data.row_errors import RowError, describe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COMPLETIONS = ("completion", "chosen", "rejected")
+NEVER = r"(?!)"  # a pattern that matches nothing
+SHORTEST_MARK = 4  # a blank line or "A:" is part of many texts
+
+
+class RowCheck:
+    """The check of a converted row against the tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer = tokenizer
+        self.marks = template_marks(tokenizer)
+
+    def __call__(self, row: Row) -> None:
+        """Check a row of any kind.
+
+        Raises: RowError for messages that contain a mark of the template; for messages that the
+            template cannot render, moves or changes; for text after EOS in a completion; and for
+            completions that differ in the row but not for the model.
+        """
+        prompt = row.get("prompt")
+        if isinstance(prompt, list):
+            self._check_marks(row)
+            texts = self._check_rendering(prompt, row)
+        else:
+            texts = self._check_ends(row)
+        if "rejected" in texts and texts["chosen"] == texts["rejected"]:
+            problem = '"chosen" and "rejected" are the same text for the model'
+            raise RowError(TEMPLATE_CHECK, f"{problem}: {describe(texts['chosen'])}")
+
+    def _check_marks(self, row: Row) -> None:
+        """A special token inside a message would end the turn or start another speaker's turn."""
+        for name, text in texts_of(row):
+            mark = self.marks.search(text)
+            if mark is not None:
+                problem = f"{name} must not contain the chat template's {describe(mark.group())}"
+                raise RowError("special token", f"{problem}, got {describe(_around(mark))}")
+
+    def _check_rendering(self, prompt: list[Message], row: Row) -> dict[str, str]:
+        """The texts of the completions, which contain the answers; the prompt contains its messages."""
+        start = render(self.tokenizer, prompt, add_generation_prompt=True)
+        rendered = _squeeze(start)
+        position = 0
+        for number, message in enumerate(prompt, start=1):
+            text = _squeeze(_without_thought(message))
+            is_system = message["role"] == "system"  # some templates move it to a user's turn
+            found = rendered.find(text, 0 if is_system else position)
+            if found < 0:
+                raise _changed(f'"prompt" message {number}', message["content"], start)
+            position = position if is_system else found + len(text)
+        texts = {}
+        for name in COMPLETIONS:
+            if name in row:
+                text = texts[name] = completion_text(
+                    self.tokenizer, prompt, row[name], rendered_prompt=start
+                )
+                answer = row[name][-1]["content"]
+                if not _contains(text, answer, prompt=rendered):
+                    raise _changed(f'"{name}"', answer, text, thinking_hint(self.tokenizer, answer))
+        return texts
+
+    def _check_ends(self, row: Row) -> dict[str, str]:
+        """The plain completions without their ends; none goes on after EOS, where samples end."""
+        eos = str(self.tokenizer.eos_token)
+        texts = {}
+        for name in COMPLETIONS:
+            if name in row:
+                texts[name] = completion_text(self.tokenizer, "", row[name])
+                end = re.search(re.escape(eos), texts[name])
+                if end is not None:
+                    problem = f'"{name}" must not go on after the end token {describe(eos)}'
+                    raise RowError("text after EOS", f"{problem}, got {describe(_around(end))}")
+        return texts
+
+
+def template_marks(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+    """A pattern of the special tokens and of the words with which the template separates turns."""
+    marks = special_tokens(tokenizer) | _turn_marks(tokenizer)
+    longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
+    return re.compile("|".join(map(re.escape, longest_first)) or NEVER)
+
+
+def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    """The texts that the template writes between two turns."""
+    if tokenizer.chat_template is None:
+        return set()
+    texts = ["first question", "first answer", "second question", "second answer"]
+    turns = [(assistant if i % 2 else user)(text) for i, text in enumerate(texts)]
+    try:
+        rendered = render(tokenizer, turns)
+    except RowError:  # a template for a single turn
+        return set()
+    between = re.fullmatch(".*" + "(.*)".join(map(re.escape, texts)) + ".*", rendered, re.DOTALL)
+    if between is None:
+        return set()
+    return {mark for mark in between.groups() if len("".join(mark.split())) >= SHORTEST_MARK}
+
+
+def texts_of(row: Row) -> Iterator[tuple[str, str]]:
+    """The texts of a row that the model reads, each after its name in error messages."""
+    for name in ("prompt", "text", *COMPLETIONS):
+        value: Any = row.get(name)
+        if isinstance(value, str):
+            yield f'"{name}"', value
+        elif value is not None:
+            for i, message in enumerate(value, start=1):
+                yield f'"{name}" message {i}', message["content"]
+
+
+def _contains(text: str, answer: str, *, prompt: str) -> bool:
+    """Whether the text after a prompt contains an answer; the prompt may end in its first tag."""
+    expected = _squeeze(answer)
+    if prompt.endswith(THOUGHT):
+        expected = expected.removeprefix(THOUGHT)
+    return expected in _squeeze(text)
+
+
+def _changed(name: str, text: str, rendered: str, hint: str = "") -> RowError:
+    problem = f"the chat template leaves out or changes a part of {name}, {describe(text)}"
+    return RowError(TEMPLATE_CHECK, f"{problem}; it writes {describe(rendered[-80:])}{hint}")
+
+
+def _without_thought(message: Message) -> str:
+    """The text of a message; templates leave out the thoughts of earlier answers."""
+    if message["role"] != "assistant":
+        return message["content"]
+    return message["content"].rpartition(END_OF_THOUGHT)[2]
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split())
+
+
+def _around(mark: re.Match[str]) -> str:
+    return mark.string[max(0, mark.start() - 20) : mark.end() + 20]
