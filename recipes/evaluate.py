@@ -51,6 +51,7 @@ def main(args, model) -> Run:
     from toolkit.evaluation.render import to_text, write
     from toolkit.evaluation.report import build, examples
     from toolkit.models.arguments import reject_adapter_options
+    from toolkit.models.base import base_tokenizer
     from toolkit.models.roles import REWARD
     from toolkit.sampling.settings import Sampling
     from toolkit.trainers.load_policy import load_roles
@@ -66,17 +67,20 @@ def main(args, model) -> Run:
         args.output_dir, recipe="evaluate", configs=(args, model), parents=parents
     ) as run:
         set_seed(args.seed)
-        options = {"drop_bad_rows": args.drop_bad_rows, "seed": args.seed}
+        trust = args.trust_remote_code
+        parent = sources[sft].path
+        tokenizer = base_tokenizer(model, parent=parent, trust_remote_code=trust)
+        options = {"drop_bad_rows": args.drop_bad_rows, "seed": args.seed, "tokenizer": tokenizer}
         rows = load_split(args.prompts, args.prompts_split, option="prompts_split", **options)
         prompts = [row["prompt"] for row in rows][: args.max_prompts] * args.samples_per_prompt
         data_args = DataArguments(drop_bad_rows=args.drop_bad_rows)
-        demonstrations = load_demonstrations(args.demonstrations, data_args, seed=args.seed)
+        demonstrations = load_demonstrations(
+            args.demonstrations, data_args, seed=args.seed, tokenizer=tokenizer
+        )
         comparisons = load_split(
             args.comparisons, "test", option="comparisons", kind="preference", **options
         )
-        roles, tokenizer = load_roles(
-            model, parent=sources[sft].path, trust_remote_code=args.trust_remote_code
-        )
+        roles, tokenizer = load_roles(model, parent=parent, trust_remote_code=trust)
         run.base = roles.fingerprint
         ids = role_ids(sources)
         checkpoints = {"base": Checkpoint(None, "base")}

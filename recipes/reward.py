@@ -31,7 +31,7 @@ def prepare(training):
     data = Comparisons.prepare(
         training.splits,
         tokenizer,
-        load_demonstrations(own.demonstrations, own, seed=args.seed),
+        load_demonstrations(own.demonstrations, own, seed=args.seed, tokenizer=tokenizer),
         max_length=args.max_length,
         shuffle_pairs=own.shuffle_pairs,
     )

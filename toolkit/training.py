@@ -10,14 +10,12 @@ from toolkit.data.checks import check_texts
 from toolkit.data.loading import load_splits
 from toolkit.data.splits import Splits
 from toolkit.data.streaming import Stream, open_stream
-from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.base import fingerprint, load_base
-from toolkit.models.tokenizer import load_tokenizer
+from toolkit.errors import ConfigError
+from toolkit.models.base import base_tokenizer, fingerprint, load_base
 from toolkit.recipe import Options, Recipe
 from toolkit.runs.run import Run
 from toolkit.trainers.callbacks import RunCallback
 from toolkit.trainers.load_policy import trainable_policy
-from toolkit.world import resolve_base
 
 
 class Training:
@@ -54,18 +52,11 @@ class Training:
 
         Raises: CheckpointError if it cannot be loaded.
         """
-        name = resolve_base(self.model.model_name_or_path)
-        try:
-            return load_tokenizer(
-                name,
-                revision=self.model.model_revision,
-                chat_template=self.model.chat_template,
-                parent=self.parent or next(iter(self.rewards), None),
-                trust_remote_code=self.args.trust_remote_code,
-            )
-        except (OSError, ValueError, ImportError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{name}: cannot load the base model ({reason})") from error
+        return base_tokenizer(
+            self.model,
+            parent=self.parent or next(iter(self.rewards), None),
+            trust_remote_code=self.args.trust_remote_code,
+        )
 
     @cached_property
     def splits(self) -> Splits:

@@ -90,7 +90,9 @@ PROBES = {
         config(b, peft_method="prompt", num_virtual_tokens=7).num_virtual_tokens == 7
     ),
     "device_map": lambda b: loaded(b, device_map="cpu").device.type == "cpu",
-    "chat_template": rejected(ConfigError, "must be chatml, plain", chat_template="no.jinja"),
+    "chat_template": rejected(
+        ConfigError, "must be chatml, plain, thinking", chat_template="no.jinja"
+    ),
 }
 
 

@@ -90,8 +90,8 @@ def test_completion_ends_with_eos_as_trl_trains(kind, request):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "must be chatml, plain or a Jinja file"),
-        ("{{ messages[0]['content'] }", "cannot be rendered"),
+        (None, "must be chatml, plain, thinking or a Jinja file"),
+        ("{{ messages[0]['content'] }", "cannot render the messages"),
         (
             "{% for m in messages %}{{ m['content'] }}\n{% endfor %}",
             r"writes '\\n' after an answer",

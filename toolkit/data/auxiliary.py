@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.data.checks import check_texts
 from toolkit.data.loading import load_splits
 from toolkit.data.messages import Message, Row
 from toolkit.errors import ConfigError, DatasetError
@@ -29,6 +30,7 @@ def load_split(
     kind: str = "prompt-only",
     drop_bad_rows: bool,
     seed: int,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[Row]:
     """The rows of one split of a dataset; no rows without a name. Other splits are not read.
 
@@ -37,21 +39,26 @@ def load_split(
         split: the split to read.
         option: the option that names the split, for error messages.
         kind, seed: see `load_splits`.
+        tokenizer: checks the texts of the rows, see `check_texts`; None for no check.
 
-    Raises: DatasetError as `load_splits`.
+    Raises: DatasetError as `load_splits` and `check_texts`.
     """
     if name is None:
         return []
     source = SourceArguments(dataset_name=name, split=split)
     data_args = DataArguments(drop_bad_rows=drop_bad_rows)
     try:
-        return _load_train(source, data_args, kind=kind, seed=seed)
+        return _load_train(source, data_args, tokenizer, kind=kind, seed=seed)
     except DatasetError as error:  # it names the option of a mixture's source
         raise DatasetError(str(error).replace("(`split`)", f"(`{option}`)")) from error
 
 
 def load_demonstrations(
-    name: str | None, data_args: DataArguments, *, seed: int
+    name: str | None,
+    data_args: DataArguments,
+    *,
+    seed: int,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[tuple[Text, Text]]:
     """(prompt, completion) of a dataset's train split: all rows, or a thousand random ones.
 
@@ -59,25 +66,34 @@ def load_demonstrations(
         name: a prompt-completion dataset; None gives an empty list.
         data_args: only `drop_bad_rows` and `max_rows`, from which the sample is drawn, are used.
         seed: another seed draws other rows.
+        tokenizer: as for `load_split`.
 
-    Raises: DatasetError as `load_splits`.
+    Raises: DatasetError as `load_splits` and `check_texts`.
     """
     if name is None:
         return []
     source = SourceArguments(dataset_name=name)
     only = DataArguments(drop_bad_rows=data_args.drop_bad_rows, max_rows=data_args.max_rows)
     options: dict[str, Any] = {"kind": "prompt-completion", "sample": MOST_DEMONSTRATIONS}
-    rows = _load_train(source, only, seed=seed, **options)
+    rows = _load_train(source, only, tokenizer, seed=seed, **options)
     return [(row["prompt"], row["completion"]) for row in rows]
 
 
-def _load_train(source: SourceArguments, data_args: DataArguments, **options: Any) -> list[Row]:
+def _load_train(
+    source: SourceArguments,
+    data_args: DataArguments,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    **options: Any,
+) -> list[Row]:
     """The rows of a single source: no other split is read, and no mixture applies."""
     from trl import DatasetMixtureConfig, ScriptArguments
 
     data_args = replace(data_args, sources=[source])
     script, mixture = ScriptArguments(dataset_name=None), DatasetMixtureConfig()
-    return list(load_splits(script, mixture, data_args, **options)["train"])
+    splits = load_splits(script, mixture, data_args, **options)
+    if tokenizer is not None:
+        splits = check_texts(splits, tokenizer, data_args)
+    return list(splits["train"])
 
 
 def held_out_texts(

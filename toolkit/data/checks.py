@@ -142,8 +142,8 @@ def _require_suitable_template(failed: Sequence[FailedRow], *, total: int) -> No
     if 2 * len(unsuitable) > total:
         fix = (
             f"{len(unsuitable)} of all {total} rows fail it, so the chat template does not suit "
-            "this dataset: choose another one with `chat_template` (chatml, plain, thinking or a "
-            "Jinja file), or change the rows."
+            "this dataset: choose another `chat_template` (chatml, plain or a Jinja file), or change "
+            "the rows."
         )
         raise DatasetError(error_message(_of_first_place(unsuitable), fix=fix))
 

@@ -5,17 +5,17 @@ are what PPO samples from. A completion ends with exactly one EOS, where a sampl
 """
 
 from functools import lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from toolkit.data.messages import Message
-from toolkit.data.row_errors import RowError
+from toolkit.data.messages import END_OF_THOUGHT, Message
+from toolkit.data.row_errors import RowError, describe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Prompt = str | list[Message]
 TEMPLATE_CHECK = "chat template"  # the check's name in counts of failed rows
-THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
 SEPARATORS = ("\n", "~", "|")  # texts with which few words merge into one token
 
 
@@ -91,11 +91,15 @@ def completion_text(
     if start is None:
         start = render(tokenizer, prompt, add_generation_prompt=True)
     if not whole.startswith(start):
-        raise RowError(
-            TEMPLATE_CHECK,
-            "the chat template does not render the prompt as a prefix of the prompt with its answer"
-            + thinking_hint(tokenizer, completion[-1]["content"]),
+        equal = takewhile(lambda pair: pair[0] == pair[1], zip(start, whole, strict=False))
+        border = len(list(equal))
+        problem = (
+            "the chat template does not render the prompt as a prefix of the prompt with its answer: "
+            f"the prompt ends with {describe(start[border:])}, the answer begins with "
+            f"{describe(whole[border:])}"
         )
+        hint = thinking_hint(tokenizer, completion[-1]["content"])
+        raise RowError(TEMPLATE_CHECK, problem + hint)
     text, eos, _ = whole[len(start) :].partition(str(tokenizer.eos_token))
     return text if eos else without_end(tokenizer, text).rstrip()
 
@@ -163,10 +167,10 @@ def _eos_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def thinking_hint(tokenizer: "PreTrainedTokenizerBase", answer: str) -> str:
-    """The fix for an answer with a thought under a template whose thinking is disabled."""
+    """The fix for an answer with a thought under a template with an option for thoughts."""
     if END_OF_THOUGHT not in answer or "enable_thinking" not in str(tokenizer.chat_template):
         return ""
     return (
-        ": the answer contains a thought, but prompts of this template end with an empty thought. Set "
-        "`chat_template: thinking`, or remove the thoughts"
+        ". The answer contains a thought: set `chat_template: thinking` if prompts end with an empty "
+        "thought, or remove the thoughts"
     )

@@ -15,6 +15,8 @@ SPEAKERS = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -58,8 +60,9 @@ def as_text(value: Any, name: str) -> str:
 def as_messages(value: Any, name: str) -> list[Message]:
     """A list of messages with the keys role/content or from/value, as role and content.
 
-    Other keys of a message are left out, except that a tool call raises an error: a dialogue
-    without its tool calls would teach something else.
+    A thought in a key of its own ("reasoning_content") goes before the content, in `<think>`. Other
+    keys of a message are left out, except that a tool call raises an error: a dialogue without its
+    tool calls would teach something else.
 
     Raises: RowError for another type, an unknown speaker, or a message without text.
     """
@@ -82,7 +85,17 @@ def _as_message(item: Any, name: str) -> Message:
     if item.get("tool_calls"):
         raise RowError("tool call", f"{name} contains a tool call; training supports only text")
     content = as_text(item.get(content_key), f'{name} "{content_key}"')
-    return {"role": SPEAKERS[speaker], "content": content}
+    return {"role": SPEAKERS[speaker], "content": _with_thought(item, content, name)}
+
+
+def _with_thought(item: Row, content: str, name: str) -> str:
+    """The content after the thought that a message has in a key of its own, if any."""
+    thoughts = [(key, item[key]) for key in THOUGHT_KEYS if item.get(key)]
+    if not thoughts or END_OF_THOUGHT in content:
+        return content
+    key, thought = thoughts[0]
+    thought = as_text(thought, f'{name} "{key}"').strip()
+    return f"{THOUGHT}\n{thought}\n{END_OF_THOUGHT}\n\n{content}"
 
 
 def as_dialogue(value: Any, name: str) -> list[Message]:

@@ -5,15 +5,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from toolkit.data.encoding import (
-    END_OF_THOUGHT,
     TEMPLATE_CHECK,
-    THOUGHT,
     completion_text,
     render,
     special_tokens,
     thinking_hint,
 )
-from toolkit.data.messages import Message, Row, assistant, user
+from toolkit.data.messages import END_OF_THOUGHT, THOUGHT, Message, Row, assistant, user
 from toolkit.data.row_errors import RowError, describe
 
 if TYPE_CHECKING:
@@ -128,11 +126,19 @@ def texts_of(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def _contains(text: str, answer: str, *, prompt: str) -> bool:
-    """Whether the text after a prompt contains an answer; the prompt may end in its first tag."""
-    expected = _squeeze(answer)
-    if prompt.endswith(THOUGHT):
-        expected = expected.removeprefix(THOUGHT)
-    return expected in _squeeze(text)
+    """Whether the text after a prompt contains an answer, and of its thoughts no other ones.
+
+    The prompt may end with the first tag of the answer's thought. If it ends with an empty thought,
+    or if the template writes one before the answer, the answer's own would be a second one.
+    """
+    expected, text = _squeeze(answer), _squeeze(text)
+    if END_OF_THOUGHT in expected:
+        if prompt.endswith(THOUGHT):
+            expected = expected.removeprefix(THOUGHT)
+        elif prompt.endswith(END_OF_THOUGHT):
+            return False
+        return expected in text and text.count(END_OF_THOUGHT) == answer.count(END_OF_THOUGHT)
+    return expected in text
 
 
 def _changed(name: str, text: str, rendered: str, hint: str = "") -> RowError:

@@ -161,7 +161,7 @@ def lm_loss(
     A document starts with the BOS token if the tokenizer has one, and is truncated to `max_tokens`.
     """
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    documents = [list(tokenizer(text)["input_ids"]) for text in texts]
+    documents = [encode_prompt(tokenizer, text) for text in texts]
     documents = [ids if ids[: len(bos)] == bos else bos + ids for ids in documents]
     pairs = [(ids[:1], ids[1:max_tokens]) for ids in documents if len(ids) > 1]
     if not pairs:

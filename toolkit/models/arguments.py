@@ -45,7 +45,8 @@ class ModelArguments(ModelConfig):  # type: ignore[misc]
     chat_template: str | None = field(
         default=None,
         metadata={
-            "help": "Chat template: chatml, plain, or a Jinja file; default the tokenizer's."
+            "help": "Chat template: chatml, plain, thinking (the tokenizer's own, thoughts enabled), "
+            "or a Jinja file; default the tokenizer's own."
         },
     )
 

@@ -102,6 +102,28 @@ def load_base(
     return base, tokenizer
 
 
+def base_tokenizer(
+    model: "ModelConfig", *, parent: str | Path | None, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """The base's tokenizer alone, with the parent's chat template. Arguments as for `load_base`.
+
+    Raises: CheckpointError if it cannot be loaded; ConfigError as `load_tokenizer`.
+    """
+    model = ModelArguments.of(model)
+    name = resolve_base(model.model_name_or_path)
+    try:
+        return load_tokenizer(
+            name,
+            revision=model.model_revision,
+            chat_template=model.chat_template,
+            parent=parent,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{name}: cannot load the base model ({reason})") from error
+
+
 def _loading_options(model: "ModelConfig") -> dict[str, Any]:
     """Precision, device and attention as keyword arguments of `from_pretrained`."""
     from trl import get_quantization_config

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.data.encoding import special_tokens
+from toolkit.data.encoding import render, special_tokens
+from toolkit.data.messages import assistant, user
+from toolkit.data.row_errors import RowError
 from toolkit.errors import CheckpointError, ConfigError
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -32,8 +34,10 @@ BUILT_IN = {
 }
 # Qwen's non-thinking mode as the default; a caller can still pass `enable_thinking`
 NOT_THINKING = "{%- set enable_thinking = enable_thinking | default(false) -%}"
-_ANSWER = "answer"
-_TURNS = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
+THINKING, THINKS = "thinking", NOT_THINKING.replace("false", "true")
+# texts that a template changes if it escapes characters or changes their case
+_QUESTION, _ANSWER = "Is 1 < 2 & 3?", "Yes, 1 < 2 & 3."
+_TURNS = [user(_QUESTION), assistant(_ANSWER)]
 
 
 def load_tokenizer(
@@ -52,7 +56,8 @@ def load_tokenizer(
     `ids != pad`, so that is safe.
 
     Args:
-        chat_template: `chatml`, `plain`, or a Jinja file; None for the tokenizer's own.
+        chat_template: `chatml`, `plain`, a Jinja file, or `thinking` for the tokenizer's own with
+            thinking enabled; None for the tokenizer's own, with thinking disabled.
         parent: a run whose adapter training or sampling starts from; its chat template is used.
 
     Raises: CheckpointError without an EOS token; ConfigError for a template that cannot be used or
@@ -113,9 +118,12 @@ def _parent_template(
 ) -> str | None:
     """The parent's template, unchanged; the option may only name the same one."""
     template = saved_template(parent)
+    if template is not None:
+        _require_texts(tokenizer, template, str(parent))
     if option is not None:
         chosen = _checked(tokenizer, option)
-        if template not in (chosen, _without_thinking(tokenizer, chosen)):
+        quiet = chosen if option == THINKING else _without_thinking(tokenizer, chosen)
+        if template not in (chosen, quiet):
             raise ConfigError(
                 f"chat_template: {option} is not the template that {parent} was trained with; remove "
                 "the option to use the parent's"
@@ -136,11 +144,14 @@ def _new_template(tokenizer: PreTrainedTokenizerBase, option: str | None) -> str
             flush=True,
         )
         template = BUILT_IN[name]
-    quiet = _without_thinking(tokenizer, template)
+    else:
+        _require_texts(tokenizer, template, tokenizer.name_or_path)
+    quiet = _without_thinking(tokenizer, template) if option != THINKING else template
     if quiet != template:
         print(
             f"{tokenizer.name_or_path}: its chat template enables thinking by default; it is disabled, "
-            "so that the empty <think> block is a part of the prompts and not of the completions",
+            "so that the empty <think> block is a part of the prompts and not of the completions "
+            f"(for answers with thoughts: --chat_template {THINKING})",
             flush=True,
         )
     return quiet
@@ -161,6 +172,20 @@ def _without_thinking(tokenizer: PreTrainedTokenizerBase, template: str | None) 
     return quiet if _prompt_is_prefix(tokenizer, quiet) else template
 
 
+def _thinking(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's own template with `enable_thinking` true; unchanged where that is its default."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or "enable_thinking" not in template:
+        raise ConfigError(
+            f"chat_template: {THINKING} is for a tokenizer whose own template has the option "
+            f"`enable_thinking`; {tokenizer.name_or_path} has none"
+        )
+    _require_texts(tokenizer, template, f"chat_template: {THINKING}")
+    thinks = THINKS + template
+    by_default, enabled = (_render(tokenizer, t, prompt=True) for t in (template, thinks))
+    return template if by_default == enabled else thinks
+
+
 def _prompt_is_prefix(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     """Whether a rendered chat is the rendered prompt directly followed by the answer."""
     prompt = _render(tokenizer, template, prompt=True)
@@ -169,6 +194,8 @@ def _prompt_is_prefix(tokenizer: PreTrainedTokenizerBase, template: str) -> bool
 
 def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
     """The text of the template that `chat_template` names, if it works with this tokenizer."""
+    if option == THINKING:
+        return _thinking(tokenizer)
     template = BUILT_IN.get(option)
     missing = set(CHATML_TOKENS) - set(tokenizer.get_vocab())
     if option == "chatml" and missing:
@@ -180,15 +207,13 @@ def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
         try:
             template = Path(option).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            names = ", ".join([*BUILT_IN, THINKING])
             raise ConfigError(
-                f"chat_template: must be {', '.join(BUILT_IN)} or a Jinja file, got {option!r}"
+                f"chat_template: must be {names} or a Jinja file, got {option!r}"
             ) from error
-    try:
-        rest = _after_answer(tokenizer, template)
-        chat, prompt = (_render(tokenizer, template, prompt=p) for p in (False, True))
-    except Exception as error:  # Jinja raises many kinds
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"chat_template: {option} cannot be rendered ({reason})") from error
+    _require_texts(tokenizer, template, f"chat_template: {option}")
+    rest = _after_answer(tokenizer, template)
+    chat, prompt = (_render(tokenizer, template, prompt=p) for p in (False, True))
     if not any(rest.startswith(token) for token in special_tokens(tokenizer)):
         raise ConfigError(
             f"chat_template: {option} writes {rest[:20]!r} after an answer, expected EOS "
@@ -204,12 +229,28 @@ def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
 def _render(
     tokenizer: PreTrainedTokenizerBase, template: str | None, *, prompt: bool = False
 ) -> str:
-    """A user's and an assistant's turn as text; or the user's, as a prompt for the answer."""
+    """A user's and an assistant's turn as text; or the user's, as a prompt for the answer.
+
+    Raises: RowError if the template cannot be rendered.
+    """
     turns = _TURNS[:1] if prompt else _TURNS
-    return str(
-        tokenizer.apply_chat_template(
-            turns, chat_template=template, tokenize=False, add_generation_prompt=prompt
-        )
+    return render(tokenizer, turns, chat_template=template, add_generation_prompt=prompt)
+
+
+def _require_texts(tokenizer: PreTrainedTokenizerBase, template: str, owner: str) -> None:
+    """Raise ConfigError unless a chat template renders a question and an answer as they are."""
+    try:
+        prompt, chat = (_render(tokenizer, template, prompt=p) for p in (True, False))
+    except RowError as error:
+        problem = str(error)
+    else:
+        if _QUESTION in prompt and _ANSWER in chat:
+            return
+        problem = "the chat template leaves out or changes the text of messages"
+        if "type" in template:
+            problem += "; perhaps it expects their content as a list of parts"
+    raise ConfigError(
+        f"{owner}: {problem}. Choose another `chat_template`: {', '.join(BUILT_IN)} or a Jinja file"
     )
 
 

@@ -106,7 +106,7 @@ def encode_texts(
 
     Raises: ConfigError if no text has two tokens; the first token of a text is not predicted.
     """
-    encoded = [tokenizer(text)["input_ids"][: args.ptx_max_length] for text in texts]
+    encoded = [encode_prompt(tokenizer, text)[: args.ptx_max_length] for text in texts]
     encoded = [ids for ids in encoded if len(ids) > 1]
     if texts and not encoded:
         raise ConfigError(
