@@ -7,15 +7,20 @@ import pytest
 import trl
 from trl import ModelConfig
 
+from tests.data.helpers import load, write_rows
 from tests.models.methods import call
+from tests.trainers.prepared import prepared
 from toolkit.app.answering.tokens import LockedTokenizer
 from toolkit.app.workbench import Workbench
+from toolkit.data import check_texts
 from toolkit.data.encoding import encode_completion, encode_prompt
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, DatasetError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.base import fingerprint, load_base
 from toolkit.models.tokenizer import load_tokenizer, saved_template
+from toolkit.options.arguments import DataArguments
 from toolkit.runs.run import Run
+from toolkit.trainers.supervised import DPOTrainer, SFTTrainer
 
 USER = [{"role": "user", "content": "Where?"}]
 ANSWER = [{"role": "assistant", "content": "Here."}]
@@ -168,37 +173,104 @@ def test_qwen3_empty_thought_is_in_the_prompt(qwen3, capsys, prompt):
     assert start == own
 
 
-def test_trl_trains_qwen3_without_empty_thought(qwen3, tmp_path):
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM
-
+@pytest.mark.parametrize("prompt", [USER, TWO_TURNS])
+def test_sft_and_dpo_train_qwen3_without_empty_thought(qwen3, tmp_path, prompt):
     tokenizer = load_tokenizer(str(qwen3))
-    starts = [encode_prompt(tokenizer, prompt) for prompt in (USER, TWO_TURNS)]
-    answers = [encode_completion(tokenizer, prompt, ANSWER) for prompt in (USER, TWO_TURNS)]
-    line_break = tokenizer("\n")["input_ids"]
-    prompts = {"prompt": [USER, TWO_TURNS]}
-    options = {"output_dir": str(tmp_path), "report_to": [], "use_cpu": True, "bf16": False}
-    sft = trl.SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(qwen3),
-        trl.SFTConfig(**options),
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_dict(prompts | {"completion": [ANSWER] * 2}),
-    )
-    for row, start, end in zip(sft.train_dataset, starts, answers, strict=True):
-        assert row["input_ids"] == [*start, *end, *line_break]
-        assert row["labels"] == [-100] * len(start) + end + line_break
+    start, answer = encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, ANSWER)
+    row = {"prompt": prompt, "completion": ANSWER}
+    sft = trained_row(SFTTrainer, trl.SFTConfig, row, tokenizer, completion_only_loss=True)
+    assert sft["input_ids"] == [*start, *answer]
+    assert sft["labels"] == [-100] * len(start) + answer
     worse = [{"role": "assistant", "content": "No."}]
-    dpo = trl.DPOTrainer(
-        AutoModelForCausalLM.from_pretrained(qwen3),
-        args=trl.DPOConfig(**options),
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_dict(
-            prompts | {"chosen": [ANSWER] * 2, "rejected": [worse] * 2}
-        ),
-    )
-    for row, start, end in zip(dpo.train_dataset, starts, answers, strict=True):
-        assert (row["prompt_ids"], row["chosen_ids"]) == (start, [*end, *line_break])
-        assert tokenizer.decode(row["rejected_ids"]) == "No.<|im_end|>\n"
+    row = {"prompt": prompt, "chosen": ANSWER, "rejected": worse}
+    dpo = trained_row(DPOTrainer, trl.DPOConfig, row, tokenizer)
+    assert (dpo["prompt_ids"], dpo["chosen_ids"]) == (start, answer)
+    assert tokenizer.decode(dpo["rejected_ids"]) == "No.<|im_end|>"
+
+
+def trained_row(trainer, config, row, tokenizer, **attributes):
+    from datasets import Dataset
+
+    return prepared(trainer, config, Dataset.from_list([row]), tokenizer, "unused", **attributes)
+
+
+THOUGHT = "<think>\nSix sevens.\n</think>\n\n"
+THOUGHTFUL = [{"role": "assistant", "content": f"{THOUGHT}42."}]
+
+
+def test_answers_with_thoughts_need_the_thinking_template(qwen3, tmp_path):
+    rows = [{"messages": [*USER, *THOUGHTFUL]}, {"messages": [*TWO_TURNS, *THOUGHTFUL]}]
+    rows[1]["messages"][1] = THOUGHTFUL[0]  # Qwen's template drops the thoughts of earlier answers
+    splits = load(write_rows(tmp_path / "d.jsonl", rows))
+    with pytest.raises(DatasetError, match="contains a thought: set `chat_template: thinking`"):
+        check_texts(splits, load_tokenizer(str(qwen3)), DataArguments())
+    tokenizer = load_tokenizer(str(qwen3), chat_template="thinking")
+    assert tokenizer.chat_template == QWEN3.read_text()
+    for row in check_texts(splits, tokenizer, DataArguments())["train"]:
+        start = encode_prompt(tokenizer, row["prompt"])
+        sft = trained_row(SFTTrainer, trl.SFTConfig, row, tokenizer, completion_only_loss=True)
+        assert sft["input_ids"][: len(start)] == start  # what PPO samples from
+        assert tokenizer.decode(start).endswith("<|im_start|>assistant\n")
+        trained = tokenizer.decode([token for token in sft["labels"] if token != -100])
+        assert trained == f"{THOUGHT}42.<|im_end|>"
+
+
+def test_thinking_template_is_kept_by_later_stages(qwen3, tmp_path):
+    own = QWEN3.read_text()
+    load_tokenizer(str(qwen3), chat_template="thinking").save_pretrained(tmp_path / "run")
+    for option in (None, "thinking"):
+        later = load_tokenizer(str(qwen3), chat_template=option, parent=tmp_path / "run")
+        assert later.chat_template == own
+    load_tokenizer(str(qwen3)).save_pretrained(tmp_path / "quiet")
+    with pytest.raises(ConfigError, match="thinking is not the template that"):
+        load_tokenizer(str(qwen3), chat_template="thinking", parent=tmp_path / "quiet")
+
+
+def test_thinking_enables_thoughts_that_are_off_by_default(qwen3):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(qwen3)
+    own = QWEN3.with_name("qwen3_5_nothink.jinja").read_text()
+    tokenizer.chat_template = own
+    tokenizer.save_pretrained(qwen3)
+    assert load_tokenizer(str(qwen3)).chat_template == own
+    thinks = load_tokenizer(str(qwen3), chat_template="thinking")
+    assert tokenizer.decode(encode_prompt(thinks, USER)).endswith("assistant\n<think>\n")
+    answer = encode_completion(thinks, USER, THOUGHTFUL)
+    assert tokenizer.decode(answer) == "Six sevens.\n</think>\n\n42.<|im_end|>"
+
+
+def test_thinking_needs_a_template_with_thoughts(tiny_base, bare):
+    for base in (tiny_base, bare):
+        with pytest.raises(ConfigError, match="whose own template has the option"):
+            load_tokenizer(str(base), chat_template="thinking")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (QWEN3.with_name("smolvlm.jinja").read_text(), "content as a list of parts"),
+        (QWEN3.with_name("idefics3.jinja").read_text(), "content as a list of parts"),
+        (QWEN3.with_name("llava_next.jinja").read_text(), "cannot render the messages"),
+        ("{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}", "or changes the"),
+        ("{% for m in messages %}{{ m.content | e }}<|im_end|>{% endfor %}", "or changes the text"),
+        ("{% for m in messages %}<|im_end|>{% endfor %}", "leaves out or changes the text"),
+        ("{% for m in messages %}{{ m.content", "cannot render the messages"),
+    ],
+)
+def test_template_that_changes_texts_is_rejected_at_load(chatml, tmp_path, template, message):
+    (chatml / "chat_template.jinja").write_text(template)
+    own = rf"chatml: the chat template .*{message}.* Choose another `chat_template`: chatml, plain"
+    with pytest.raises(ConfigError, match=own):
+        load_tokenizer(str(chatml))
+    with pytest.raises(ConfigError, match=message):
+        load_tokenizer(str(chatml), chat_template=str(chatml / "chat_template.jinja"))
+    assert load_tokenizer(str(chatml), chat_template="chatml").eos_token == "<|im_end|>"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "run" / "chat_template.jinja").write_text(template)
+    with pytest.raises(ConfigError, match=message):
+        load_tokenizer(str(chatml), parent=tmp_path / "run")
 
 
 def test_run_keeps_its_thinking_template(qwen3, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import get_dataset_column_names
 
@@ -10,7 +9,7 @@ from toolkit.data.encoding import Prompt, encode_completion, encode_prompt, enco
 from toolkit.data.messages import Message, assistant, user
 from toolkit.errors import ConfigError
 
-Table = Dataset | IterableDataset
+Table = Any  # a Dataset or an IterableDataset
 NOT_OURS = {"input_ids", "tools", "chat_template_kwargs"}  # columns that our encoders do not read
 SIDES = ("completion", "chosen", "rejected")
 
