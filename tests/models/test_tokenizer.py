@@ -240,6 +240,17 @@ def test_thinking_enables_thoughts_that_are_off_by_default(qwen3):
     assert tokenizer.decode(answer) == "Six sevens.\n</think>\n\n42.<|im_end|>"
 
 
+def test_first_of_several_named_templates_is_used(chatml):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chatml)
+    text = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer.chat_template = {"default": text, "tool_use": "{{ raise_exception('no tools') }}"}
+    tokenizer.save_pretrained(chatml)
+    loaded = load_tokenizer(str(chatml))
+    assert loaded.decode(encode_prompt(loaded, USER)) == "Where?<|im_end|>"
+
+
 def test_thinking_needs_a_template_with_thoughts(tiny_base, bare):
     for base in (tiny_base, bare):
         with pytest.raises(ConfigError, match="whose own template has the option"):

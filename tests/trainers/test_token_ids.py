@@ -97,6 +97,7 @@ CASES = {  # a tokenizer, a prompt and a completion -> tokens of the prompt and 
     "two end tokens": (characters(), "Sky?", f"Blue.{IM_END}\n{EOS}", "Sky?", "Blue.</s>"),
     "rendered row, adds nothing": (characters(), *INST, INST[0], INST[1]),
     "rendered row, adds BOS": (characters(start=[BOS], end=[EOS]), *INST, INST[0], INST[1]),
+    "rendered row, BOS twice": (characters(start=[BOS]), f"<s>{INST[0]}", INST[1], *INST),
     "rendered ChatML": (characters(eos=IM_END), *CHATML_TEXT, CHATML_TEXT[0], f"Blue.{IM_END}"),
     "rendered ChatML, another EOS": (characters(), *CHATML_TEXT, CHATML_TEXT[0], "Blue.</s>"),
     "template writes BOS": (
@@ -247,6 +248,14 @@ def test_texts_have_one_bos_and_end_with_one_eos(text, tokens, tmp_path):
         row = prepared(SFTTrainer, SFTConfig, rows, tokenizer, tmp_path, completion_only_loss=False)
         assert row["input_ids"] == row["labels"] == ids(tokenizer, tokens)
         assert _lengths(tokenizer, {"text": text}) == (0, len(row["input_ids"]))
+
+
+def test_pairs_without_a_prompt_column_have_the_same_ids(tmp_path):
+    tokenizer = characters(start=[BOS], end=[EOS])
+    pair = {"chosen": "Sky? Blue.", "rejected": "Sky? Red."}
+    dpo = prepared(DPOTrainer, DPOConfig, Dataset.from_list([pair]), tokenizer, tmp_path)
+    tokens = [dpo[f"{part}_ids"] for part in ("prompt", "chosen", "rejected")]
+    assert tokens == [ids(tokenizer, t) for t in ("<s>Sky?", " Blue.</s>", " Red.</s>")]
 
 
 def test_streamed_rows_have_the_same_ids(tmp_path):

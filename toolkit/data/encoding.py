@@ -126,6 +126,8 @@ def _added_special_tokens(tokenizer: "PreTrainedTokenizerBase", _size: int) -> s
 
 def _with_start(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
     """The ids after the tokens that the tokenizer adds to the start of a text, present once."""
+    while ids[:2] == [tokenizer.bos_token_id] * 2:  # a text that was rendered, encoded and decoded
+        ids = ids[1:]
     start = _added_start(tokenizer)
     return ids if ids[: len(start)] == start else start + ids
 

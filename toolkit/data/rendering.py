@@ -93,7 +93,8 @@ class RowCheck:
 
 def template_marks(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     """A pattern of the special tokens and of the words with which the template separates turns."""
-    marks = special_tokens(tokenizer) | _turn_marks(tokenizer)
+    # some tokenizers have the tags of thoughts as special tokens
+    marks = (special_tokens(tokenizer) | _turn_marks(tokenizer)) - {THOUGHT, END_OF_THOUGHT}
     longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
     return re.compile("|".join(map(re.escape, longest_first)) or NEVER)
 

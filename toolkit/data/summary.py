@@ -7,14 +7,14 @@ from pathlib import Path
 from toolkit.data.checks import count_contradictions
 from toolkit.data.convert import Conversion, Kind
 from toolkit.data.formats import FORMATS, common_columns
-from toolkit.data.messages import Row
+from toolkit.data.messages import THOUGHT_KEYS, Row
 from toolkit.data.reading import Chunk
 from toolkit.data.row_errors import FailedRow, row_numbers
 from toolkit.data.sources import Source
 from toolkit.data.splits import prompt_key
 
 READ_IN_EVERY_FORMAT = {"group_id", "margin"}
-MESSAGE_KEYS = {"role", "content", "from", "value"}
+MESSAGE_KEYS = {"role", "content", "from", "value", *THOUGHT_KEYS}
 MOST_NAMES = 6
 
 

@@ -145,7 +145,7 @@ def _new_template(tokenizer: PreTrainedTokenizerBase, option: str | None) -> str
         )
         template = BUILT_IN[name]
     else:
-        _require_texts(tokenizer, template, tokenizer.name_or_path)
+        _require_texts(tokenizer, None, tokenizer.name_or_path)
     quiet = _without_thinking(tokenizer, template) if option != THINKING else template
     if quiet != template:
         print(
@@ -237,8 +237,13 @@ def _render(
     return render(tokenizer, turns, chat_template=template, add_generation_prompt=prompt)
 
 
-def _require_texts(tokenizer: PreTrainedTokenizerBase, template: str, owner: str) -> None:
-    """Raise ConfigError unless a chat template renders a question and an answer as they are."""
+def _require_texts(tokenizer: PreTrainedTokenizerBase, template: str | None, owner: str) -> None:
+    """Raise ConfigError unless a template renders a question and an answer as they are.
+
+    Args:
+        template: None for the tokenizer's own, which may be several templates by name.
+        owner: the option, run or tokenizer that the template comes from.
+    """
     try:
         prompt, chat = (_render(tokenizer, template, prompt=p) for p in (True, False))
     except RowError as error:
@@ -247,7 +252,7 @@ def _require_texts(tokenizer: PreTrainedTokenizerBase, template: str, owner: str
         if _QUESTION in prompt and _ANSWER in chat:
             return
         problem = "the chat template leaves out or changes the text of messages"
-        if "type" in template:
+        if "type" in str(template or tokenizer.chat_template):
             problem += "; perhaps it expects their content as a list of parts"
     raise ConfigError(
         f"{owner}: {problem}. Choose another `chat_template`: {', '.join(BUILT_IN)} or a Jinja file"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import get_dataset_column_names
+from trl.data_utils import extract_prompt, get_dataset_column_names
 
 from toolkit.data.encoding import Prompt, encode_completion, encode_prompt, encode_text
 from toolkit.data.messages import Message, assistant, user
@@ -26,6 +26,8 @@ class SharedEncoding:
     ) -> Table:
         columns = set(get_dataset_column_names(dataset))
         tokenizer: Any = processing_class
+        if "chosen" in columns and "prompt" not in columns:
+            dataset, columns = dataset.map(extract_prompt), columns | {"prompt"}
         texts = {"prompt", getattr(args, "dataset_text_field", "prompt")}
         if columns & texts and not columns & NOT_OURS:
             plain = isinstance(next(iter(dataset)).get("prompt"), str)
