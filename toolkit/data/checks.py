@@ -141,9 +141,9 @@ def _require_suitable_template(failed: Sequence[FailedRow], *, total: int) -> No
     unsuitable = [row for row in failed if row.check == TEMPLATE_CHECK]
     if 2 * len(unsuitable) > total:
         fix = (
-            f"{len(unsuitable)} of all {total} rows fail it, so the chat template does not suit "
-            "this dataset: choose another `chat_template` (chatml, plain or a Jinja file), or change "
-            "the rows."
+            f"That is more than half of the {total} rows, so the chat template does not suit this "
+            "dataset: choose another `chat_template` (chatml, plain or a Jinja file), or change the "
+            "rows."
         )
         raise DatasetError(error_message(_of_first_place(unsuitable), fix=fix))
 
