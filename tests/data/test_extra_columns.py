@@ -91,7 +91,7 @@ def test_unread_keys_of_messages_are_reported(tmp_path, capsys):
         ),
     ):
         load(write_rows(tmp_path / "d.jsonl", [row]), kind=kind)
-        line = "; keys of messages not read: reasoning_content, weight\n"
+        line = "; keys of messages not read: weight\n"
         assert capsys.readouterr().out.endswith(line)
     plain = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     load(write_rows(tmp_path / "d.jsonl", [{"conversations": plain}]))
