@@ -145,17 +145,26 @@ def test_answers_that_render_alike_are_no_comparison(tmp_path: Path, tokenizer: 
         check_texts(splits, tokenizer, DataArguments())
 
 
-def test_plain_completions_end_at_eos(tmp_path: Path, tokenizer: Any) -> None:
+def test_plain_completions_contain_text_and_no_bos_or_eos(tmp_path: Path, tokenizer: Any) -> None:
+    good = {"prompt": "q1", "chosen": "a<|end|>", "rejected": "b"}
     rows = [
-        {"prompt": "q1", "chosen": "a<|end|>", "rejected": "b"},
-        {"prompt": "q2", "chosen": "a<|end|> and more", "rejected": "b"},
-        {"prompt": "q3", "chosen": "a<|end|>", "rejected": "a<|end|>\n<|pad|>"},
+        good,
+        good | {"chosen": "a<|end|> and more"},
+        good | {"rejected": "a<|end|>\n<|pad|>"},
+        good | {"rejected": "<|end|>"},
+        good | {"rejected": "<|start|>b"},
     ]
     splits = load(write_rows(tmp_path / "d.jsonl", rows), kind="preference")
-    with pytest.raises(DatasetError, match='row 2: "chosen" must not go on after the end token'):
+    message = r'row 2: "chosen" must not contain the end token "<\|end\|>" \(str\) before its end'
+    with pytest.raises(DatasetError, match=message):
         check_texts(splits, tokenizer, DataArguments())
-    assert check_texts(splits, tokenizer, DROP, folder=tmp_path)["train"]["prompt"][:] == ["q1"]
-    assert [row["check"] for row in dropped_rows(tmp_path)] == ["text after EOS", "chat template"]
+    assert check_texts(splits, tokenizer, DROP, folder=tmp_path)["train"].to_list() == [good]
+    assert [(row["number"], row["check"]) for row in dropped_rows(tmp_path)] == [
+        (2, "end token"),
+        (3, "chat template"),
+        (4, "empty text"),
+        (5, "start token"),
+    ]
 
 
 def test_streamed_row_that_the_template_rejects_is_dropped(tmp_path: Path, tokenizer: Any) -> None:

@@ -33,8 +33,8 @@ class RowCheck:
         """Check a row of any kind.
 
         Raises: RowError for messages that contain a mark of the template; for messages that the
-            template cannot render, moves or changes; for text after EOS in a completion; and for
-            completions that differ in the row but not for the model.
+            template cannot render, moves or changes; for EOS or BOS inside a plain completion; and
+            for completions that differ in the row but not for the model.
         """
         prompt = row.get("prompt")
         if isinstance(prompt, list):
@@ -78,16 +78,21 @@ class RowCheck:
         return texts
 
     def _check_ends(self, row: Row) -> dict[str, str]:
-        """The plain completions without their ends; none goes on after EOS, where samples end."""
-        eos = str(self.tokenizer.eos_token)
+        """The plain completions without their ends: text without EOS and BOS, as samples are."""
+        tokens = {"end": self.tokenizer.eos_token, "start": self.tokenizer.bos_token}
         texts = {}
         for name in COMPLETIONS:
             if name in row:
-                texts[name] = completion_text(self.tokenizer, "", row[name])
-                end = re.search(re.escape(eos), texts[name])
-                if end is not None:
-                    problem = f'"{name}" must not go on after the end token {describe(eos)}'
-                    raise RowError("text after EOS", f"{problem}, got {describe(_around(end))}")
+                text = texts[name] = completion_text(self.tokenizer, "", row[name])
+                if not text.strip():
+                    problem = f'"{name}" must contain more than special tokens'
+                    raise RowError("empty text", problem, row[name])
+                for kind, token in tokens.items():
+                    mark = re.search(re.escape(token), text) if token else None
+                    if mark is not None:
+                        problem = f'"{name}" must not contain the {kind} token {describe(token)}'
+                        problem += " before its end" if kind == "end" else ""
+                        raise RowError(f"{kind} token", f"{problem}, got {describe(_around(mark))}")
         return texts
 
 
