@@ -246,7 +246,7 @@ def test_csv_record_of_wrong_length_raises(tmp_path: Path) -> None:
         ("d.json", b'[{"prompt": "q"},\n{"prompt"]', "d.json line 2: not JSON"),
         ("d.json", b"3", "expected a list of rows, got int"),
         ("d.json", b"[" * 100_000, "not JSON"),
-        ("d.jsonl", b"\xff\xfe", "row 1: line 1 is not UTF-8 text at byte 1"),
+        ("d.jsonl", b"\xff\xfd", "row 1: line 1 is not UTF-8 text at byte 1"),
         ("d.json", b'["a",\n"\xff"]', "line 2: not UTF-8 text at byte 8 of the file"),
         (
             "d.csv",
@@ -264,7 +264,7 @@ def test_csv_record_of_wrong_length_raises(tmp_path: Path) -> None:
         ("d.jsonl", b"", "the dataset has no rows"),
         ("d.csv", b"prompt\n", "the dataset has no rows"),
         ("d.jsonl", b"[\n 1,\n]", "no row is an object with columns; row 1: line 1 is not JSON"),
-        ("d.txt", b"x", "must end in .jsonl, .json, .csv, .parquet or .gz"),
+        ("d.txt", b"x", "must end in .jsonl, .json, .csv, .tsv, .parquet or .gz"),
     ],
 )
 def test_broken_file_raises_one_error(
@@ -277,17 +277,22 @@ def test_broken_file_raises_one_error(
     assert str(tmp_path / name) in str(caught.value)
 
 
-def test_columns_of_mixed_types_raise(tmp_path: Path) -> None:
+def test_metadata_of_mixed_types_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     name = write_rows(tmp_path / "a.jsonl", [{"prompt": "q", "x": 1}, {"prompt": "r", "y": "b"}])
     assert load(name, kind="prompt-only")["train"].to_list() == [
         {"prompt": "q", "x": 1, "y": None},
         {"prompt": "r", "x": None, "y": "b"},
     ]
-    name = write_rows(
-        tmp_path / "b.jsonl", [{"prompt": "q", "x": 1}, {"prompt": "r", "x": {"y": [2]}}]
-    )
-    with pytest.raises(DatasetError, match=r'b\.jsonl: column "x" .* its values are dict, int'):
-        load(name, kind="prompt-only")
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b", "id": 1}
+    rows = [pair | {"x": 1}, pair | {"x": {"y": [2]}, "chosen": "c"}]
+    name = write_rows(tmp_path / "b.jsonl", rows)
+    for kind in ("prompt-completion", "preference", "unpaired", "prompt-only"):
+        assert "x" not in load(name, kind=kind)["train"].column_names
+    output = capsys.readouterr().out
+    assert f'{name}: column "x" does not fit into a table: its values are dict, int; ' in output
+    assert load(name, kind="preference")["train"].column_names == [*pair]
 
 
 def test_dataset_format_overrides_detection(tmp_path: Path) -> None:

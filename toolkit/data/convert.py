@@ -8,8 +8,9 @@
 
 Preference, unpaired and prompt-only rows keep other columns ("margin", a reference answer) for
 trainers and reward functions that read them. The rows made from one ranking, or from one dialogue,
-share a "group_id". Plain text stays plain text; alpaca, sharegpt, hh and ultrafeedback rows become
-messages. See docs/data.md and https://huggingface.co/docs/trl/dataset_formats.
+share a "group_id". Plain text stays plain text, unless the dataset has system messages; alpaca,
+sharegpt, hh and ultrafeedback rows become messages. See docs/data.md and
+https://huggingface.co/docs/trl/dataset_formats.
 """
 
 from collections import Counter
@@ -17,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from toolkit.data.columns import check_columns, extra_columns
 from toolkit.data.formats import FORMATS, Content
+from toolkit.data.layout import PLAIN, Layout
 from toolkit.data.messages import Message, Row
 from toolkit.data.ranking import (
     Pairs,
     best_completion,
-    finite_number,
     group_id,
     labels_of,
     pairs_of,
@@ -57,15 +59,12 @@ REQUIRES: Mapping[Kind, str] = {
     "text": "texts",
 }
 
-# TRL detects a dataset's type from these columns, so a kind's rows must not have others of them.
-TRL_COLUMNS = {"prompt", "completion", "chosen", "rejected", "messages", "label", "text"}
-TRL_COLUMNS |= {"input_ids", "prompt_ids", "completion_ids", "chosen_ids", "rejected_ids"}
-# TRL would render these, load them as images, or use them as the reference's log-probabilities.
-TRL_COLUMNS |= {"tools", "chat_template_kwargs", "image", "images"}
-TRL_COLUMNS |= {"ref_chosen_logps", "ref_rejected_logps", "reference_logps"}
-NUMBER_COLUMNS = ("margin", "chosen_gold", "rejected_gold")
-
-ONLY_TIES, LABELLED_BAD = "contain only ties", "are labelled bad"
+# Why a good row gives no row of the kind, by the content of its format.
+UNUSED: Mapping[Content, str] = {
+    "comparison": "contain only ties",
+    "label": "are labelled bad",
+    "completion": "have no answer to learn (weight 0)",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Conversion:
     """The converted rows of one place, or of several places together.
 
     `read` rows = `converted` + `dropped` + `unused`. Unused rows are good rows from which no row is
-    made: rankings that contain only ties, and for SFT completions that are labelled bad.
+    made: rankings that contain only ties, and for SFT answers that are labelled bad or not learned.
     """
 
     converted: list[ConvertedRow] = field(default_factory=list)
@@ -130,6 +129,7 @@ def convert_rows(
     drop_bad_rows: bool = False,
     pairs: Pairs = "all",
     turns: Turns = "last",
+    layout: Layout = PLAIN,
     numbers: Sequence[int] | None = None,
     total: int | None = None,
 ) -> Conversion:
@@ -153,7 +153,9 @@ def convert_rows(
         try:
             if isinstance(row, Unreadable):
                 raise RowError("unreadable", row.reason)
-            new_rows = convert_row(row, format=format, kind=kind, pairs=pairs, turns=turns)
+            new_rows = convert_row(
+                row, format=format, kind=kind, pairs=pairs, turns=turns, layout=layout
+            )
             good.append(ConvertedRow(place, number, row, new_rows))
         except RowError as error:
             failed.append(FailedRow(place, number, error.check, str(error), row))
@@ -163,7 +165,7 @@ def convert_rows(
     if failed and not drop_bad_rows:
         raise DatasetError(error_message(failed, total=total))
     result = Conversion([row for row in good if row.rows], len(rows), failed)
-    reason = LABELLED_BAD if FORMATS[format].content == "label" else ONLY_TIES
+    reason = UNUSED.get(FORMATS[format].content, "")
     result.unused += Counter({reason: sum(not row.rows for row in good)})
     if failed and not result.converted:
         report = error_message(failed, total=total)
@@ -172,7 +174,13 @@ def convert_rows(
 
 
 def convert_row(
-    row: Any, *, format: str, kind: Kind, pairs: Pairs = "all", turns: Turns = "last"
+    row: Any,
+    *,
+    format: str,
+    kind: Kind,
+    pairs: Pairs = "all",
+    turns: Turns = "last",
+    layout: Layout = PLAIN,
 ) -> list[Row]:
     """The rows of a kind that one row gives: one, several (from a ranking or a dialogue), or none.
 
@@ -186,21 +194,22 @@ def convert_row(
         kind: what the recipe trains on.
         pairs: "all" pairs of a ranking, or the "best" completion against each of the others.
         turns: prompt-completion rows of "all" assistant messages of a dialogue, each with the
-            messages before it as its prompt, or of the "last" one.
+            messages before it as its prompt, or of the "last" one. Messages that carry no loss do
+            not count.
+        layout: how the dataset's rows are written, from `find_layout`.
 
     Raises: RowError (a DatasetError) if the row is malformed.
     """
     if not isinstance(row, dict):
         problem = f"a row must be an object with columns, got {type(row).__name__}"
         raise RowError("not a row", problem)
+    row = layout.parse(row)
     parts = FORMATS[format].read(row)
-    is_completion = FORMATS[format].content == "completion"
-    if is_completion and kind != "prompt-only" and row.get("label") is False:
-        problem = "`label` is false: training would treat a bad completion as a good one"
-        raise RowError("a bad answer", problem)
+    check_columns(row, parts, format=format, kind=kind)
+    parts = layout.arrange(parts, row)
     if "messages" in parts:
         if kind == "prompt-completion":
-            return _split_dialogue(parts["messages"], turns)
+            return _split_dialogue(parts["messages"], parts["learned"], turns)
         parts = _dialogue_prompt(parts["messages"])
     if kind == "text":
         return [parts]
@@ -239,16 +248,16 @@ def _rows_of_kind(parts: Row, kind: Kind, pairs: Pairs) -> list[Row]:
     return [prompt | {"completion": parts["completion"]}]
 
 
-def _split_dialogue(messages: list[Message], turns: Turns) -> list[Row]:
-    """A row for each assistant message, with all messages before it as its prompt."""
-    places = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not places:
+def _split_dialogue(messages: list[Message], learned: list[bool], turns: Turns) -> list[Row]:
+    """A row for each answer that is learned, with all messages before it as its prompt."""
+    if all(message["role"] != "assistant" for message in messages):
         problem = "the dialogue must contain an assistant message, got none"
         raise RowError("no assistant message", problem)
+    places = [i for i, is_learned in enumerate(learned) if is_learned]
     if turns == "last":
         places = places[-1:]
     rows = [{"prompt": messages[:i], "completion": messages[i : i + 1]} for i in places]
-    if len(rows) == 1:
+    if len(rows) < 2:
         return rows
     group = group_id({"prompt": messages, "completions": []})
     return [row | {"group_id": group} for row in rows]
@@ -257,45 +266,6 @@ def _split_dialogue(messages: list[Message], turns: Turns) -> list[Row]:
 def _dialogue_prompt(messages: list[Message]) -> Row:
     """A dialogue without its final answer; an open question stays."""
     return {"prompt": messages[:-1] if messages[-1]["role"] == "assistant" else messages}
-
-
-def extra_columns(row: Row, *, format: str, kind: Kind) -> Row:
-    """The columns that the format does not use. `group_id` is checked, and so are preference numbers.
-
-    Raises: RowError for a `group_id` that is neither text nor a whole number, or for a `margin` or
-        gold utility that is not a finite number: a NaN would make the loss NaN.
-    """
-    left_out = {*FORMATS[format].columns, *FORMATS[format].optional} | TRL_COLUMNS
-    columns = {name: row[name] for name in row if name not in left_out}
-    if "group_id" in columns:
-        columns["group_id"] = _group(columns["group_id"])
-    if kind == "preference":
-        for name in NUMBER_COLUMNS:
-            if name in columns:
-                columns[name] = _number(columns[name], name)
-    return columns
-
-
-def _is_blank(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _group(value: Any) -> int | str | None:
-    if _is_blank(value):
-        return None
-    whole = isinstance(value, float) and value.is_integer()  # tables write whole numbers as floats
-    if isinstance(value, bool) or not (isinstance(value, int | str) or whole):
-        raise RowError("not a group", '"group_id" must be text or a whole number', value)
-    return int(value) if whole else value
-
-
-def _number(value: Any, name: str) -> float | None:
-    if _is_blank(value):
-        return None
-    number = finite_number(value)
-    if number is None:
-        raise RowError("not a number", f'"{name}" must be a finite number', value)
-    return number
 
 
 def is_plain(row: Row) -> bool:

@@ -1,4 +1,4 @@
-"""Local data files: found by split, and read as rows that keep their numbers."""
+"""Local data files, read as rows that keep their numbers."""
 
 import codecs
 import csv
@@ -9,54 +9,20 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO, cast
 
 from toolkit.data.row_errors import Unreadable, as_json
 from toolkit.errors import DatasetError
 
-EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
-# train.jsonl, train-00000-of-00002.parquet (a shard on the hub), test.json.gz
-NAME = re.compile(
-    r"(?P<split>.+?)(?P<shard>-\d+-of-\d+)?\.(jsonl|json|csv|parquet)(\.gz)?", re.IGNORECASE
-)
 NOT_UTF8 = "surrogateescape"  # decodes a byte that is not UTF-8 to one of these code points:
 LOST_BYTE = re.compile("[\udc80-\udcff]")
 FIELD_LIMIT = 2**31 - 1
+TABLES = (".csv", ".tsv")
+BLANK = codecs.BOM_UTF8 + b" \t\r\n"
+SPACE = re.compile(r"\s*")
+# The names under which an object in a .json file has its rows.
+WRAPPERS = {"data", "rows", "examples", "instances", "records", "samples"}
 BATCH = 256  # rows of a Parquet file in memory at a time
-
-
-def find_files(path: Path) -> dict[str, list[Path]]:
-    """The data files of each split.
-
-    A single file is the split "train". In a folder (and its subfolder `data`) a file's name, in
-    lower case, is its split; without a "train" and a "test" file, all files are "train".
-
-    Raises: DatasetError if the file or folder does not exist, or the folder has no data file.
-    """
-    if not path.exists():
-        raise DatasetError(f"{path}: no such file or folder")
-    if path.is_file():
-        if not NAME.fullmatch(path.name):
-            raise DatasetError(
-                f"{path}: must end in {', '.join(EXTENSIONS)} or .gz; rename the file"
-            )
-        return {"train": [path]}
-    splits: dict[str, list[Path]] = {}
-    for file in sorted([*path.glob("*"), *path.glob("data/*")]):
-        match = NAME.fullmatch(file.name)
-        if match and file.is_file() and not file.name.startswith("."):
-            split = match["split"].lower()
-            files = splits.setdefault(split, [])
-            if files and not match["shard"]:
-                raise DatasetError(
-                    f"{path}: {files[0].name} and {file.name} are both split {split!r}; remove one"
-                )
-            files.append(file)
-    if not splits:
-        raise DatasetError(f"{path}: no data file; add one ({', '.join(EXTENSIONS)}, also as .gz)")
-    if not splits.keys() & {"train", "test"}:
-        splits["train"] = [file for files in splits.values() for file in files]
-    return splits
 
 
 def read_rows(path: Path) -> list[Any]:
@@ -67,30 +33,128 @@ def read_rows(path: Path) -> list[Any]:
 def stream_rows(path: Path) -> Iterator[Any]:
     """The rows of a data file, by its extension, without the whole file in memory.
 
-    A JSON list and a Parquet file in `.gz` are read whole. A line or record that cannot be parsed
-    becomes an `Unreadable`, which the checks report. All values of a CSV file are texts.
+    A JSON list, UTF-16 text, and a Parquet file in `.gz` are read whole. A line or record that
+    cannot be parsed becomes an `Unreadable`, which the checks report. All values of a CSV file are
+    texts.
 
     Raises: DatasetError at the point where the file cannot be read.
     """
-    zipped = path.suffix.lower() == ".gz"
-    open_file: Any = gzip.open if zipped else open
-    extension = Path(path.stem).suffix.lower() if zipped else path.suffix.lower()
+    extension = _extension(path)
     try:
-        if extension == ".csv":
-            with open_file(path, "rt", encoding="utf-8-sig", errors=NOT_UTF8, newline="") as file:
-                yield from _csv(file, path)
-            return
-        with open_file(path, "rb") as file:
-            if extension == ".jsonl":
-                # bytes.splitlines() splits at \n and \r only. str.splitlines() also splits at
-                # U+2028, which JSON may contain.
-                yield from _json_lines(line for part in file for line in part.splitlines())
+        with _open(path) as file:
+            if extension in TABLES:
+                yield from _csv(_as_text(file), path)
+            elif extension == ".jsonl":
+                yield from _jsonl(file, path)
             elif extension == ".parquet":
-                yield from _parquet(io.BytesIO(file.read()) if zipped else file, path)
+                yield from _parquet(io.BytesIO(file.read()) if _is_zipped(path) else file, path)
             else:
                 yield from _json(file.read().removeprefix(codecs.BOM_UTF8), path)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
         raise DatasetError(f"{path}: cannot read the file ({error})") from error
+
+
+def separator(path: Path) -> str | None:
+    """What separates the fields of a CSV file, if it is no comma; None for other files."""
+    if _extension(path) != ".csv" or not path.is_file():
+        return None
+    with _open(path) as file:
+        delimiter = _delimiter(_as_text(file).readline(), path)
+    return {",": None, "\t": "tabs"}.get(delimiter, f"'{delimiter}'")
+
+
+def _is_zipped(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _extension(path: Path) -> str:
+    return Path(path.stem).suffix.lower() if _is_zipped(path) else path.suffix.lower()
+
+
+def _open(path: Path) -> IO[bytes]:
+    """A file's bytes, unzipped; UTF-16 text (Excel's "Unicode text") as UTF-8."""
+    zipped, is_table = _is_zipped(path), _extension(path) == ".parquet"
+    file = cast("IO[bytes]", gzip.open(path) if zipped else path.open("rb"))  # noqa: SIM115
+    start = file.read(2)
+    file.seek(0)
+    if is_table or start not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return file
+    with file:
+        return io.BytesIO(file.read().decode("utf-16").encode())
+
+
+def _as_text(file: IO[bytes]) -> TextIO:
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors=NOT_UTF8, newline="")
+
+
+def _jsonl(file: IO[bytes], path: Path) -> Iterator[Any]:
+    """One row per line. A list, or rows over several lines, as in many files of this name, too."""
+    first = next((line for line in file if line.strip(BLANK)), b"").strip(BLANK)
+    file.seek(0)
+    if first.startswith(b"[") or _continues(first):
+        rows = _whole(file.read(), path)
+        if rows is not None:
+            yield from rows
+            return
+        file.seek(0)
+    # bytes.splitlines() splits at \n and \r only. str.splitlines() also splits at
+    # U+2028, which JSON may contain.
+    yield from _json_lines(line for part in file for line in part.splitlines())
+
+
+def _continues(line: bytes) -> bool:
+    """Whether a line is the beginning of JSON, such as `{`."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(error.doc)
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _whole(data: bytes, path: Path) -> list[Any] | None:
+    """The rows of a JSON list or object, or of objects one after the other; None for anything else."""
+    decode = json.JSONDecoder(object_pairs_hook=_object).raw_decode
+    values: list[Any] = []
+    try:
+        text = data.decode("utf-8-sig").strip()
+        end = 0
+        while end < len(text):
+            value, end = decode(text, _skip_space(text, end))
+            values.append(value)
+            if isinstance(value, list) and end < len(text):
+                return None
+    except (ValueError, RecursionError):
+        return None
+    if len(values) == 1:
+        return _rows_of(values[0], path)
+    return values or None
+
+
+def _skip_space(text: str, start: int) -> int:
+    match = SPACE.match(text, start)
+    return start if match is None else match.end()
+
+
+def _rows_of(value: Any, path: Path) -> list[Any]:
+    """The rows in a JSON value: a list, one row, or an object such as `{"data": [rows]}`."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path}: expected a list of rows, got {type(value).__name__}")
+    lists = {name for name, rows in value.items() if _is_rows(rows)}
+    if lists & {"train", "test"}:
+        raise DatasetError(
+            f"{path}: holds the splits {', '.join(sorted(lists))}; write each into a file of its "
+            "own, in one folder (train.json, test.json)"
+        )
+    wrapped = sorted(lists & WRAPPERS)
+    return list(value[wrapped[0]]) if len(wrapped) == 1 else [value]
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 
 def _json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
@@ -109,24 +173,22 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
 
 def _json(data: bytes, path: Path) -> list[Any]:
     """A list of rows, or one row per line, as in many files with the ending .json."""
+    rows = _whole(data, path)
+    if rows is not None:
+        return rows
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         reason = f"line {line}: not UTF-8 text at byte {error.start + 1} of the file"
         raise DatasetError(f"{path} {reason}; save it as UTF-8") from error
+    if text.lstrip().startswith("{"):
+        return list(_json_lines(data.splitlines()))
     try:
-        loaded = json.loads(text, object_pairs_hook=_object)
+        return _rows_of(json.loads(text, object_pairs_hook=_object), path)
     except (ValueError, RecursionError) as error:
-        if text.lstrip().startswith("{"):
-            return list(_json_lines(data.splitlines()))
         place = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DatasetError(f"{path}{place}: not JSON ({_reason(error)})") from error
-    if isinstance(loaded, dict):
-        return [loaded]
-    if not isinstance(loaded, list):
-        raise DatasetError(f"{path}: expected a list of rows, got {type(loaded).__name__}")
-    return loaded
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -148,8 +210,13 @@ def _reason(error: Exception) -> str:
 def _csv(file: TextIO, path: Path) -> Iterator[Any]:
     limit = csv.field_size_limit(FIELD_LIMIT)  # the default is 128 KiB; some texts are longer
     try:
-        reader = csv.reader(file, strict=True)
-        header = next(reader, [])
+        start = file.readline()
+        delimiter = _delimiter(start, path)
+        # `a, b` as the header: the spaces are no part of the fields
+        spaced = f"{delimiter} " in start
+        file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=spaced, strict=True)
+        header = [name.strip() for name in next(reader, [])]
         if any(map(LOST_BYTE.search, header)):
             raise DatasetError(f"{path} line 1: not UTF-8 text; save the file as UTF-8")
         if len(set(header)) != len(header):
@@ -168,6 +235,20 @@ def _csv(file: TextIO, path: Path) -> Iterator[Any]:
         raise DatasetError(f"{path} line {reader.line_num}: not CSV ({error})") from error
     finally:
         csv.field_size_limit(limit)
+
+
+def _delimiter(header: str, path: Path) -> str:
+    """The separator that gives the header the most fields; a comma if there is only one field."""
+    if _extension(path) == ".tsv":
+        return "\t"
+    return max(",;\t|", key=lambda character: len(_fields(header, character)))
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
 
 
 def _parquet(file: Any, path: Path) -> Iterator[Any]:

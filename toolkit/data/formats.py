@@ -2,8 +2,11 @@
 
 A reader takes a row and returns its parts, with texts or messages as the row has them:
 
-    {"text"}, {"messages"}, {"prompt"}, {"prompt", "completion"}, {"prompt", "completion", "label"},
-    {"prompt", "chosen", "rejected"}, {"prompt", "completions", "ranks"}
+    {"text"}, {"messages", "learned"}, {"prompt"}, {"prompt", "completion"},
+    {"prompt", "completion", "label"}, {"prompt", "chosen", "rejected"},
+    {"prompt", "completions", "ranks"}
+
+`learned` tells for each message whether it is an answer to learn.
 
 Readers raise RowError for a malformed row. `toolkit.data.convert` turns the parts into a recipe's
 rows. To add a format, write a reader here, add its entry to `FORMATS`, and add its row to the
@@ -16,16 +19,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from toolkit.data.comparisons import (
+    comparison,
+    has_transcripts,
+    read_hh,
+    read_implicit,
+    read_preference,
+)
 from toolkit.data.messages import (
     Message,
     Row,
     as_completion,
     as_dialogue,
+    as_flag,
     as_prompt,
     as_text,
     assistant,
     get_column,
-    parse_transcript,
+    is_blank,
+    learned,
     user,
 )
 from toolkit.data.ranking import read_ranked, read_ultrafeedback
@@ -34,8 +46,11 @@ from toolkit.errors import DatasetError
 
 Content = Literal["text", "prompt", "completion", "label", "comparison"]
 
-WORD = re.compile(r"\s*\S+")
-LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+LABELS = {"good": True, "desirable": True, "chosen": True}
+LABELS |= {"bad": False, "undesirable": False, "rejected": False}
+EMPTY: tuple[Any, ...] = (None, [], {})
+CSV = re.compile(r"\.[ct]sv(\.gz)?\Z", re.IGNORECASE)
+TREE = {"message_id", "parent_id", "role"}  # OpenAssistant's rows
 # Next to texts with a shared beginning, a column with one of these names is probably the prompt.
 LIKELY_PROMPTS = ("question", "query", "input", "context", "instruction", "user", "problem", "post")
 
@@ -72,22 +87,40 @@ def read_prompt_completion(row: Row) -> Row:
     return {"prompt": prompt, "completion": completion}
 
 
-def read_unpaired(row: Row) -> Row:
-    """A prompt, one completion, and whether the completion is good."""
-    parts = read_prompt_completion(row)
-    label = get_column(row, "label")
-    if not _is_label(label):
-        raise RowError("not a label", '"label" must be true or false', label)
-    return parts | {"label": LABELS[str(label).strip().lower()]}
+def labelled(read: Callable[[Row], Row]) -> Callable[[Row], Row]:
+    """A reader of rows whose column `label` tells whether the (last) answer is good."""
+
+    def read_labelled(row: Row) -> Row:
+        parts = read(row)
+        if "messages" in parts:
+            parts = _last_answer(parts)
+        label = as_label(get_column(row, "label"))
+        if label is None:
+            raise RowError("not a label", '"label" must be true or false', row["label"])
+        return parts | {"label": label}
+
+    return read_labelled
 
 
-def _is_label(value: Any) -> bool:
-    """Whether a value is true or false, 1 or 0; also as text, the only type of CSV."""
-    return isinstance(value, bool | int | float | str) and str(value).strip().lower() in LABELS
+def _last_answer(parts: Row) -> Row:
+    messages = parts["messages"]
+    if messages[-1]["role"] != "assistant":
+        problem = "the dialogue must end with the assistant message that is labelled"
+        raise RowError("does not end with the assistant", problem)
+    if not parts["learned"][-1]:
+        problem = "the labelled message must carry a loss, but it has the weight 0"
+        raise RowError("an answer without loss", problem)
+    return {"prompt": messages[:-1], "completion": messages[-1:]}
+
+
+def as_label(value: Any) -> bool | None:
+    """True or false from a label: a boolean, 1 or 0, or a word such as "good"; otherwise None."""
+    flag = as_flag(value)
+    return LABELS.get(str(value).strip().lower()) if flag is None else flag
 
 
 def _has_labels(rows: Sequence[Row]) -> bool:
-    return 2 * sum(_is_label(row.get("label")) for row in rows) > len(rows)
+    return 2 * sum(as_label(row.get("label")) is not None for row in rows) > len(rows)
 
 
 def read_text(row: Row) -> Row:
@@ -97,94 +130,13 @@ def read_text(row: Row) -> Row:
 
 def read_messages(row: Row) -> Row:
     """A whole dialogue."""
-    return {"messages": as_dialogue(get_column(row, "messages"), '"messages"')}
+    return _dialogue(row, "messages")
 
 
-def read_preference(row: Row) -> Row:
-    """A prompt and two completions. As in UltraFeedback, two dialogues may repeat a text prompt."""
-    prompt, chosen, rejected = (get_column(row, name) for name in ("prompt", "chosen", "rejected"))
-    if isinstance(prompt, str) and _is_dialogue(chosen) and _is_dialogue(rejected):
-        parts = read_implicit(row)
-        if parts["prompt"][-1]["content"].strip() != as_text(prompt, '"prompt"').strip():
-            problem = '"prompt" must be the last user message of "chosen"; it differs'
-            raise RowError("no shared prompt", problem)
-        return parts
-    return _comparison(row, as_prompt(prompt, '"prompt"'))
-
-
-def _is_dialogue(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 1
-
-
-def _comparison(row: Row, prompt: str | list[Message], *, wrap: bool = False) -> Row:
-    chosen, rejected = (
-        as_completion(get_column(row, name), f'"{name}"', prompt=prompt, wrap=wrap)
-        for name in ("chosen", "rejected")
-    )
-    return {"prompt": prompt} | _pair(chosen, rejected)
-
-
-def _pair(chosen: Any, rejected: Any) -> Row:
-    expected = '"chosen" and "rejected" must differ'
-    if chosen == rejected:
-        raise RowError("chosen equals rejected", f"{expected}, got the same")
-    a, b = (side if isinstance(side, str) else side[0]["content"] for side in (chosen, rejected))
-    if a.strip() == b.strip():
-        problem = f"{expected}, got texts that differ only in blanks at their ends"
-        raise RowError("chosen equals rejected", problem)
-    return {"chosen": chosen, "rejected": rejected}
-
-
-def read_implicit(row: Row) -> Row:
-    """Two texts or two dialogues whose shared beginning is the prompt."""
-    chosen, rejected = get_column(row, "chosen"), get_column(row, "rejected")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        return _split_texts(as_text(chosen, '"chosen"'), as_text(rejected, '"rejected"'))
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        problem = '"chosen" and "rejected" must both be text or both be messages'
-        raise RowError("text and messages mixed", problem)
-    return _split_dialogues(as_dialogue(chosen, '"chosen"'), as_dialogue(rejected, '"rejected"'))
-
-
-def _split_texts(chosen: str, rejected: str) -> Row:
-    """The shared words at the beginning are the prompt; a word is never cut in two."""
-    chosen_words, rejected_words = WORD.findall(chosen), WORD.findall(rejected)
-    most = min(len(chosen_words), len(rejected_words)) - 1
-    shared = 0
-    while shared < most and chosen_words[shared] == rejected_words[shared]:
-        shared += 1
-    if not shared:
-        expected = '"chosen" and "rejected" must start with the same words (the prompt)'
-        raise RowError("no shared prompt", f'{expected}, or the row must have a "prompt" column')
-    end = len("".join(chosen_words[:shared]))
-    return {"prompt": chosen[:end]} | _pair(chosen[end:], rejected[end:])
-
-
-def _split_dialogues(chosen: list[Message], rejected: list[Message]) -> Row:
-    """The shared messages are the prompt; only the last one, an assistant message, may differ."""
-    for name, dialogue in (("chosen", chosen), ("rejected", rejected)):
-        if dialogue[-1]["role"] != "assistant":
-            problem = f'"{name}" must end with an assistant message'
-            raise RowError("does not end with the assistant", problem)
-    if chosen[:-1] != rejected[:-1]:
-        pairs = zip(chosen[:-1], rejected[:-1], strict=False)
-        first = next((i for i, (a, b) in enumerate(pairs, start=1) if a != b), None)
-        lengths = f"{len(chosen)} and {len(rejected)} messages"
-        problem = f"a difference at message {first}" if first else lengths
-        expected = '"chosen" and "rejected" must share every message but the last'
-        raise RowError("no shared prompt", f"{expected}, got {problem}")
-    return {"prompt": chosen[:-1]} | _pair(chosen[-1:], rejected[-1:])
-
-
-def read_hh(row: Row) -> Row:
-    """Two transcripts that share all but the last Assistant turn."""
-    chosen = parse_transcript(get_column(row, "chosen"), '"chosen"')
-    return _split_dialogues(chosen, parse_transcript(get_column(row, "rejected"), '"rejected"'))
-
-
-def _has_transcripts(rows: Sequence[Row]) -> bool:
-    texts: list[str] = [row["chosen"] for row in rows if isinstance(row.get("chosen"), str)]
-    return 2 * sum(text.lstrip().startswith("Human:") for text in texts) > len(texts)
+def _dialogue(row: Row, name: str) -> Row:
+    value = get_column(row, name)
+    messages = as_dialogue(value, f'"{name}"')
+    return {"messages": messages, "learned": learned(value, f'"{name}"')}
 
 
 def read_alpaca(row: Row) -> Row:
@@ -196,16 +148,16 @@ def read_alpaca(row: Row) -> Row:
 
 def read_alpaca_preference(row: Row) -> Row:
     """An instruction as in `read_alpaca`, and two completions."""
-    return _comparison(row, _instruction(row), wrap=True)
+    return comparison(row, _instruction(row), wrap=True)
 
 
 def _instruction(row: Row) -> list[Message]:
-    """The prompt's messages: system, the turns of `history`, instruction and input."""
+    """The prompt's messages: the turns of `history`, then instruction and input."""
     instruction = as_text(get_column(row, "instruction"), '"instruction"')
     extra = row.get("input")
     if extra is not None and (not isinstance(extra, str) or extra.strip()):
         instruction += "\n\n" + as_text(extra, '"input"')
-    messages = _system(row)
+    messages: list[Message] = []
     for i, turn in enumerate(_history(row), start=1):
         question, answer = (as_text(value, f'"history" {i}') for value in turn)
         messages += [user(question), assistant(answer)]
@@ -222,59 +174,52 @@ def _history(row: Row) -> list[Any]:
     return turns
 
 
-def _system(row: Row) -> list[Message]:
-    """LLaMA-Factory has the system message in a column of its own, which is often empty."""
-    if row.get("system") in (None, ""):
-        return []
-    return [{"role": "system", "content": as_text(row["system"], '"system"')}]
-
-
 def read_sharegpt(row: Row) -> Row:
     """A whole dialogue of "human" and "gpt"."""
-    return {"messages": _conversations(row)}
+    return _dialogue(row, "conversations")
 
 
 def read_sharegpt_preference(row: Row) -> Row:
     """A dialogue that ends with a human message, and two completions."""
-    return _comparison(row, as_prompt(_conversations(row), '"conversations"'), wrap=True)
+    prompt = as_dialogue(get_column(row, "conversations"), '"conversations"')
+    return comparison(row, as_prompt(prompt, '"conversations"'), wrap=True)
 
 
-def _conversations(row: Row) -> list[Message]:
-    messages = as_dialogue(get_column(row, "conversations"), '"conversations"')
-    return messages if messages[0]["role"] == "system" else _system(row) + messages
+def _has_no_roles(rows: Sequence[Row]) -> bool:
+    """Whether rows of `text` are more than single messages of dialogues."""
+    return not any("role" in row for row in rows)
 
 
-LLAMA_FACTORY = ("input", "system", "history")
+def _labelled_format(
+    columns: tuple[str, ...], read: Callable[[Row], Row], optional: tuple[str, ...] = ()
+) -> Format:
+    return Format((*columns, "label"), "label", labelled(read), optional, _has_labels)
+
+
+LLAMA_FACTORY = ("input", "history")
 # `detect_format` tries them in this order: a format comes before those that need fewer columns.
 FORMATS: Mapping[str, Format] = {
     "sharegpt_preference": Format(
-        columns=("conversations", "chosen", "rejected"),
-        content="comparison",
-        read=read_sharegpt_preference,
-        optional=("system",),
+        ("conversations", "chosen", "rejected"), "comparison", read_sharegpt_preference
     ),
     "alpaca_preference": Format(
-        columns=("instruction", "chosen", "rejected"),
-        content="comparison",
-        read=read_alpaca_preference,
-        optional=LLAMA_FACTORY,
+        ("instruction", "chosen", "rejected"), "comparison", read_alpaca_preference, LLAMA_FACTORY
     ),
+    "hh": Format(("chosen", "rejected"), "comparison", read_hh, ("prompt",), has_transcripts),
     "preference": Format(("prompt", "chosen", "rejected"), "comparison", read_preference),
-    "hh": Format(("chosen", "rejected"), "comparison", read_hh, matches=_has_transcripts),
     "implicit-preference": Format(("chosen", "rejected"), "comparison", read_implicit),
-    "ranked": Format(
-        ("prompt", "completions"), "comparison", read_ranked, optional=("ranks", "scores")
-    ),
+    "ranked": Format(("prompt", "completions"), "comparison", read_ranked, ("ranks", "scores")),
     "ultrafeedback": Format(("instruction", "completions"), "comparison", read_ultrafeedback),
-    "unpaired": Format(
-        ("prompt", "completion", "label"), "label", read_unpaired, matches=_has_labels
-    ),
+    "unpaired": _labelled_format(("prompt", "completion"), read_prompt_completion),
+    "messages_unpaired": _labelled_format(("messages",), read_messages),
+    "sharegpt_unpaired": _labelled_format(("conversations",), read_sharegpt),
+    "alpaca_unpaired": _labelled_format(("instruction", "output"), read_alpaca, LLAMA_FACTORY),
     "prompt-completion": Format(("prompt", "completion"), "completion", read_prompt_completion),
     "messages": Format(("messages",), "completion", read_messages),
-    "sharegpt": Format(("conversations",), "completion", read_sharegpt, optional=("system",)),
-    "alpaca": Format(("instruction", "output"), "completion", read_alpaca, optional=LLAMA_FACTORY),
+    "sharegpt": Format(("conversations",), "completion", read_sharegpt),
+    "alpaca": Format(("instruction", "output"), "completion", read_alpaca, LLAMA_FACTORY),
     "prompt-only": Format(("prompt",), "prompt", read_prompt),
-    "text": Format(("text",), "text", read_text),
+    "text": Format(("text",), "text", read_text, matches=_has_no_roles),
 }
 
 
@@ -295,16 +240,28 @@ def detect_format(rows: Sequence[Any], *, place: str) -> str:
         first = rows[0].reason if isinstance(rows[0], Unreadable) else f"got {describe(rows[0])}"
         raise DatasetError(f"{place}: no row is an object with columns; row 1: {first}")
     columns = common_columns(objects)
-    for name, format in FORMATS.items():
-        if columns.issuperset(format.columns) and format.matches(objects):
-            if name == "implicit-preference":
-                _check_no_prompt(objects, columns, place=place)
-            return name
+    if columns >= TREE:
+        raise DatasetError(
+            f"{place}: each row is one message of a tree (columns {', '.join(sorted(TREE))}). Write "
+            "each path from a root to an answer as a row of `messages`, or the answers to one "
+            "message as `prompt`, `completions`, `ranks` (docs/data.md, Trees of messages)."
+        )
+    # a column without a value in any row decides only if nothing else does
+    for names in (columns, _names(objects)):
+        for name, format in FORMATS.items():
+            if names.issuperset(format.columns) and format.matches(objects):
+                if name == "implicit-preference":
+                    _check_no_prompt(objects, columns, place=place)
+                return name
     problem = f"no known format has the columns {', '.join(sorted(columns))}"
     if not columns:
-        names = sorted({name for row in objects for name in row})
+        names = _names(objects)
         problem = "no column is in half of the rows"
-        problem += f"; the columns are {', '.join(names)}" if names else ""
+        problem += f"; the columns are {', '.join(sorted(names))}" if names else ""
+    if "role" in columns:
+        problem += "; if each row is one message, write each dialogue as one row of `messages`"
+    if CSV.search(place):
+        problem += "; the first line of a CSV file must have the names of its columns"
     known = "; ".join(f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items())
     raise DatasetError(
         f"{place}: {problem}. "
@@ -313,7 +270,14 @@ def detect_format(rows: Sequence[Any], *, place: str) -> str:
 
 
 def common_columns(rows: Sequence[Row]) -> set[str]:
-    """The columns that at least half of the rows have."""
+    """The columns in which at least half of the rows have a value, and one of them more than blanks."""
+    counts = Counter(name for row in rows for name, value in row.items() if value not in EMPTY)
+    common = {name for name, n in counts.items() if 2 * n >= len(rows)}
+    return {name for name in common if not all(is_blank(row.get(name)) for row in rows)}
+
+
+def _names(rows: Sequence[Row]) -> set[str]:
+    """The columns that at least half of the rows have, with or without a value."""
     counts = Counter(name for row in rows for name in row)
     return {name for name, n in counts.items() if 2 * n >= len(rows)}
 
@@ -325,6 +289,7 @@ def _check_no_prompt(rows: Sequence[Row], columns: set[str], *, place: str) -> N
         if name in columns:
             raise DatasetError(
                 f'{place}: there is a column "{name}" next to "chosen" and "rejected". If it is '
-                f"the prompt, set `columns: {{{name}: prompt}}`; if both texts start with the "
+                f"the prompt, set `columns: {{{name}: prompt}}`, and a column `system` will be its "
+                "system message; if both texts start with the "
                 "prompt, set `dataset_format: implicit-preference`."
             )

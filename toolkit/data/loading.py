@@ -15,7 +15,7 @@ from toolkit.data.convert import (
     convert_rows,
     is_plain,
 )
-from toolkit.data.formats import detect_format
+from toolkit.data.layout import Layout, find_layout
 from toolkit.data.messages import Row
 from toolkit.data.ranking import hash_id
 from toolkit.data.reading import STREAM_HEAD, Chunk, read_sources
@@ -74,16 +74,21 @@ def load_splits(
     if script.dataset_streaming:
         max_rows = min(max_rows or STREAM_HEAD, STREAM_HEAD)
     read = read_sources(sources, max_rows=max_rows, seed=seed, sample=sample)
-    formats = []
-    for source, chunks in zip(sources, read, strict=True):
-        rows = [row for chunk in chunks["train"] for row in chunk.rows]
-        formats.append(source.format or detect_format(rows, place=source.place))
+    layouts = [
+        find_layout(
+            [row for chunk in chunks["train"] for row in chunk.rows],
+            place=source.place,
+            format=source.format,
+        )
+        for source, chunks in zip(sources, read, strict=True)
+    ]
+    formats = [format for format, _ in layouts]
     result: Kind = "text" if texts and set(formats) == {"text"} else kind
     for source, format in zip(sources, formats, strict=True):
         check_conversion(format=format, kind=result, place=source.place)
     loaded = [
-        LoadedSource(source, format, chunks, _convert(chunks, format, result, data_args, turns))
-        for source, format, chunks in zip(sources, formats, read, strict=True)
+        LoadedSource(source, *layout, chunks, _convert(chunks, *layout, result, data_args, turns))
+        for source, layout, chunks in zip(sources, layouts, read, strict=True)
     ]
     place = ", ".join(source.place for source in sources)
     splits = _combine(loaded)
@@ -97,13 +102,14 @@ def load_splits(
     if result == "prompt-completion":  # only the split uses a dialogue's `group_id`
         names = COLUMNS[result]
         rows_of = {s: [{n: r[n] for n in names} for r in rows] for s, rows in rows_of.items()}
-    tables = {split: make_table(rows, place=place) for split, rows in rows_of.items()}
+    tables = {split: make_table(rows, kind=result, place=place) for split, rows in rows_of.items()}
     return Splits(tables, kind=result, origins=origins)
 
 
 def _convert(
     splits: Mapping[str, Sequence[Chunk]],
     format: str,
+    layout: Layout,
     kind: Kind,
     data_args: DataArguments,
     turns: Turns,
@@ -121,6 +127,7 @@ def _convert(
                 drop_bad_rows=data_args.drop_bad_rows,
                 pairs=data_args.pairs,
                 turns=turns,
+                layout=layout,
                 numbers=chunk.numbers,
                 total=chunk.total or 0,
             )

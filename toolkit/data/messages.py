@@ -17,6 +17,14 @@ SPEAKERS = {
 }
 THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+# Keys of a message that say whether its answer is learned. With the second kind, true means that
+# it is not.
+LOSS_KEYS = {"weight", "train", "training", "trainable", "train_on_turn", "learn"}
+LOSS_KEYS |= {"loss", "loss_mask", "loss_weight"}
+MASK_KEYS = {"mask", "masked", "ignore"}
+# Keys of a message that change it, and that training on text cannot read.
+UNREADABLE_KEYS = {"tool_calls", "function_call", "tools", "functions", "images", "image"}
+UNREADABLE_KEYS |= {"videos", "video", "audios", "audio", "train_detail", "training_detail"}
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -60,17 +68,70 @@ def as_text(value: Any, name: str) -> str:
 def as_messages(value: Any, name: str) -> list[Message]:
     """A list of messages with the keys role/content or from/value, as role and content.
 
-    A thought in a key of its own ("reasoning_content") goes before the content, in `<think>`. Other
-    keys of a message are left out, except that a tool call raises an error: a dialogue without its
-    tool calls would teach something else.
+    A blank system message is left out. A thought in a key of its own ("reasoning_content") goes
+    before the content, in `<think>`. Other keys of a message are left out, except that a tool call
+    or an image raises an error: a dialogue without it would teach something else.
 
     Raises: RowError for another type, an unknown speaker, or a message without text.
     """
     if not isinstance(value, list):
         raise RowError("not messages", f"{name} must be a list of messages", value)
-    if not value:
-        raise RowError("not messages", f"{name} must contain at least one message, got []")
-    return [_as_message(item, f"{name} message {i}") for i, item in enumerate(value, start=1)]
+    items = _spoken(value)
+    if not items:
+        raise RowError("not messages", f"{name} must contain at least one message", value)
+    return [_as_message(item, f"{name} message {i}") for i, item in enumerate(items, start=1)]
+
+
+def learned(value: list[Any], name: str) -> list[bool]:
+    """For each message that `as_messages` returns, whether it is an answer to learn.
+
+    An answer with `weight: 0`, `train: false` or `mask: true` is only context for later ones.
+
+    Raises: RowError for another weight.
+    """
+    return [
+        SPEAKERS[item.get("from", item.get("role"))] == "assistant"
+        and _has_loss(item, f"{name} message {i}")
+        for i, item in enumerate(_spoken(value), start=1)
+    ]
+
+
+def _has_loss(message: Row, name: str) -> bool:
+    """Whether no key of a message says that it carries no loss."""
+    found = True
+    for key, value in message.items():
+        if value is None or key not in LOSS_KEYS | MASK_KEYS:
+            continue
+        flag = as_flag(value)
+        if flag is None or (key in MASK_KEYS and not isinstance(value, bool)):
+            allowed = "true or false" if key in MASK_KEYS else "0 or 1"
+            raise RowError("not a weight", f'{name} "{key}" must be {allowed}', value)
+        found = found and flag == (key in LOSS_KEYS)
+    return found
+
+
+def as_flag(value: Any) -> bool | None:
+    """True or false from a boolean, 1 or 0, or the same as text; None for anything else."""
+    if not isinstance(value, bool | int | float | str):
+        return None
+    return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(
+        str(value).strip().lower()
+    )
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a value says nothing: null, blank text, or an empty list or object."""
+    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
+
+
+def _spoken(value: list[Any]) -> list[Any]:
+    """The messages without a blank system message."""
+    return [item for item in value if not (isinstance(item, dict) and _is_blank_system(item))]
+
+
+def _is_blank_system(item: Row) -> bool:
+    speaker, content = ("from", "value") if "from" in item else ("role", "content")
+    return item.get(speaker) == "system" and is_blank(item.get(content))
 
 
 def _as_message(item: Any, name: str) -> Message:
@@ -82,9 +143,11 @@ def _as_message(item: Any, name: str) -> Message:
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
         expected = f'"{speaker_key}" must be one of {", ".join(SPEAKERS)}'
         raise RowError("unknown speaker", f"{name} {expected}", speaker)
-    if item.get("tool_calls"):
-        raise RowError("tool call", f"{name} contains a tool call; training supports only text")
-    content = as_text(item.get(content_key), f'{name} "{content_key}"')
+    for key, value in item.items():
+        if key in UNREADABLE_KEYS and not is_blank(value):
+            what = "a tool call" if key in ("tool_calls", "function_call") else f'"{key}"'
+            raise RowError("tool call", f"{name} contains {what}; training supports only text")
+    content = as_text(_join_parts(item.get(content_key)), f'{name} "{content_key}"')
     return {"role": SPEAKERS[speaker], "content": _with_thought(item, content, name)}
 
 
@@ -96,6 +159,16 @@ def _with_thought(item: Row, content: str, name: str) -> str:
     key, thought = thoughts[0]
     thought = as_text(thought, f'{name} "{key}"').strip()
     return f"{THOUGHT}\n{thought}\n{END_OF_THOUGHT}\n\n{content}"
+
+
+def _join_parts(content: Any) -> Any:
+    """The text of `[{"type": "text", "text": …}, …]`; other content stays as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    if any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
+        return content
+    texts = [part.get("text") for part in content]
+    return content if None in texts else "".join(map(str, texts))
 
 
 def as_dialogue(value: Any, name: str) -> list[Message]:
@@ -141,7 +214,7 @@ def as_completion(
     """A completion of the same type as its prompt: a text, or one assistant message in a list.
 
     Args:
-        value: a text, a message, or a list of one message.
+        value: a text, a message, a list of one message, or of the prompt's messages and one more.
         name: the completion's name in error messages.
         prompt: the row's prompt; text needs text, messages need a message.
         wrap: turn a text that follows messages into an assistant message.
@@ -156,7 +229,13 @@ def as_completion(
         if not wrap:
             raise RowError("text and messages mixed", f"{name} must be messages, like the prompt")
         return [assistant(as_text(value, name))]
-    messages = as_messages([value] if isinstance(value, dict) else value, name)
+    value = [value] if isinstance(value, dict) else value
+    messages = as_messages(value, name)
+    if len(messages) > 1 and messages[:-1] == prompt:  # a whole dialogue
+        messages = messages[-1:]
+    if not learned(value, name)[-1] and messages[-1]["role"] == "assistant":
+        problem = f"{name} must carry a loss, but its message has the weight 0"
+        raise RowError("an answer without loss", problem)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         speakers = ", ".join(m["role"] for m in messages[:6])
         problem = f"{name} must be one assistant message, got: {speakers}"

@@ -76,14 +76,13 @@ def _completion_list(row: Row) -> list[Any]:
 
 
 def _completion(item: Any, name: str, prompt: Any) -> Any:
-    """One completion; for a whole dialogue that starts with the prompt, its last message."""
+    """One completion; of a whole dialogue that starts with the prompt, the last message."""
     if isinstance(item, list) and len(item) > 1 and isinstance(prompt, list):
         dialogue = as_dialogue(item, name)
         if dialogue[:-1] != prompt:
             expected = f"{name} must be the prompt's {len(prompt)} messages and one more"
             problem = f"{expected}, got {len(dialogue)} messages that differ"
             raise RowError("prompt is not the prefix", problem)
-        item = dialogue[-1:]
     return as_completion(item, name, prompt=prompt, wrap=True)
 
 

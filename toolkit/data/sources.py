@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.data.files import find_files, read_rows, stream_rows
+from toolkit.data.files import read_rows, stream_rows
+from toolkit.data.folders import find_files, find_saved
 from toolkit.errors import DatasetError
 from toolkit.options.arguments import DataArguments, SourceArguments
 from toolkit.options.config import is_local_path
@@ -102,7 +103,7 @@ def _check_name(name: str, config: str | None) -> None:
         raise DatasetError(
             f"{name}: the run that writes these rows has not finished; start it again (recipes/label.py)"
         )
-    find_files(folder)
+    find_saved(folder) or find_files(folder)
 
 
 def _local_names(entry: Any) -> list[str]:
@@ -180,6 +181,14 @@ def _check_split(name: str, splits: Mapping[str, Any], split: str, option: str) 
 def _splits_of(name: str, config: str | None, *, streaming: bool = False) -> dict[str, list[Part]]:
     if is_local_path(name) and not name.startswith(WORLD):
         read = stream_rows if streaming else read_rows
+        saved = find_saved(Path(name).expanduser())
+        if saved:
+            return {
+                split: [
+                    Part(f"{name} ({split})", partial(_read_saved, folder, streaming=streaming))
+                ]
+                for split, folder in saved.items()
+            }
         return {
             split: [Part(str(file), partial(read, file)) for file in files]
             for split, files in find_files(Path(name).expanduser()).items()
@@ -197,6 +206,19 @@ def _splits_of(name: str, config: str | None, *, streaming: bool = False) -> dic
             s: partial(iter, table) if streaming else table.to_list for s, table in hub.items()
         }
     return {split: [Part(f"{name} ({split})", read)] for split, read in readers.items()}
+
+
+def _read_saved(folder: Path, *, streaming: bool) -> Iterable[Any]:
+    """The rows of a table that `save_to_disk` of `datasets` wrote."""
+    import datasets
+
+    try:
+        table = datasets.load_from_disk(str(folder))
+        return iter(table) if streaming else list(table)
+    except Exception as error:  # as in `_load_hub`
+        raise DatasetError(
+            f"{folder}: cannot read the saved dataset ({one_line(error)})"
+        ) from error
 
 
 def _load_hub(name: str, config: str | None, *, streaming: bool) -> "dict[str, Any]":

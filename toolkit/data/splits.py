@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toolkit.data.convert import Kind
+from toolkit.data.convert import COLUMNS, Kind
 from toolkit.data.messages import Row
 from toolkit.data.sources import one_line
 from toolkit.errors import DatasetError
@@ -40,10 +40,13 @@ class Splits(dict[str, "Dataset"]):
         self.origins = origins
 
 
-def make_table(rows: Sequence[Row], *, place: str) -> "Dataset":
+def make_table(rows: Sequence[Row], *, kind: Kind, place: str) -> "Dataset":
     """Rows as a table with every column that any row has.
 
-    Raises: DatasetError for a column whose values do not fit into one column of a table.
+    A column whose values do not fit into one column of a table is left out, unless it is one of the
+    kind's; its name is printed.
+
+    Raises: DatasetError if it is one of the kind's.
     """
     from datasets import Dataset
 
@@ -52,17 +55,20 @@ def make_table(rows: Sequence[Row], *, place: str) -> "Dataset":
     errors = (ValueError, TypeError, OverflowError, NotImplementedError)  # Arrow's are subclasses
     try:
         return Dataset.from_dict(columns)
-    except errors as error:
-        for name, values in columns.items():
+    except errors:
+        for name, values in list(columns.items()):
             try:
                 Dataset.from_dict({name: values})
             except errors as reason:
                 types = ", ".join(sorted({type(v).__name__ for v in values}))
-                raise DatasetError(
-                    f'{place}: column "{name}" does not fit into a table ({one_line(reason)}); '
-                    f"its values are {types}. Give it one type, or remove it."
-                ) from error
-        raise
+                problem = (
+                    f'{place}: column "{name}" does not fit into a table: its values are {types}'
+                )
+                if name in COLUMNS[kind]:
+                    raise DatasetError(f"{problem} ({one_line(reason)})") from reason
+                print(f"{problem}; it is left out")
+                del columns[name]
+        return Dataset.from_dict(columns)
 
 
 def prompt_key(row: Row) -> str:

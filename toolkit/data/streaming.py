@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.data.convert import COLUMNS, Turns, convert_row, is_plain, style_error
-from toolkit.data.formats import detect_format
+from toolkit.data.layout import Layout, find_layout
 from toolkit.data.messages import Row
 from toolkit.data.reading import STREAM_HEAD, read_sources, rename_columns
 from toolkit.data.rendering import RowCheck
@@ -53,8 +53,8 @@ def open_stream(
     (source,) = find_sources(script, mixture, data_args)
     (head,) = read_sources([source], max_rows=STREAM_HEAD, seed=0)
     rows = [row for chunk in head["train"] for row in chunk.rows]
-    format = source.format or detect_format(rows, place=source.place)
-    return Stream(source, format, splits, data_args, tokenizer, folder)
+    layout = find_layout(rows, place=source.place, format=source.format)
+    return Stream(source, layout, splits, data_args, tokenizer, folder)
 
 
 class Stream:
@@ -68,13 +68,14 @@ class Stream:
     def __init__(
         self,
         source: Source,
-        format: str,
+        layout: tuple[str, Layout],
         splits: Splits,
         data_args: DataArguments,
         tokenizer: "PreTrainedTokenizerBase",
         folder: Path | None,
     ) -> None:
-        self.source, self.format, self.kind = source, format, splits.kind
+        self.source, self.kind = source, splits.kind
+        self.format, self.layout = layout
         self.data_args, self.folder = data_args, folder
         self.turns: Turns = getattr(data_args, "turns", "last")  # only SFT has this option
         self.plain = is_plain(splits["train"][0])
@@ -141,6 +142,7 @@ class Stream:
             kind=self.kind,
             pairs=self.data_args.pairs,
             turns=self.turns,
+            layout=self.layout,
         )
         rows = [{name: one[name] for name in COLUMNS[self.kind]} for one in converted]
         for one in rows:

@@ -6,15 +6,17 @@ from pathlib import Path
 
 from toolkit.data.checks import count_contradictions
 from toolkit.data.convert import Conversion, Kind
+from toolkit.data.files import separator
 from toolkit.data.formats import FORMATS, common_columns
-from toolkit.data.messages import THOUGHT_KEYS, Row
+from toolkit.data.layout import LABEL_COLUMNS, SYSTEM_COLUMNS, Layout
+from toolkit.data.messages import LOSS_KEYS, MASK_KEYS, THOUGHT_KEYS, Row
 from toolkit.data.reading import Chunk
 from toolkit.data.row_errors import FailedRow, row_numbers
 from toolkit.data.sources import Source
 from toolkit.data.splits import prompt_key
 
-READ_IN_EVERY_FORMAT = {"group_id", "margin"}
-MESSAGE_KEYS = {"role", "content", "from", "value", *THOUGHT_KEYS}
+READ_IN_EVERY_FORMAT = {"group_id", "margin", *SYSTEM_COLUMNS}
+MESSAGE_KEYS = {"role", "content", "from", "value", *THOUGHT_KEYS, *LOSS_KEYS, *MASK_KEYS}
 MOST_NAMES = 6
 
 
@@ -24,6 +26,7 @@ class LoadedSource:
 
     source: Source
     format: str
+    layout: Layout
     chunks: Mapping[str, Sequence[Chunk]]
     conversions: Mapping[str, Conversion]
 
@@ -71,9 +74,13 @@ def _source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> 
     if source.format is None:
         reason = f"by its columns {', '.join(FORMATS[format].columns)}"
     line = f"{source.place}: {format} ({reason}), {count} -> {kind} ({_list_sizes(sizes)})"
-    files = [Path(chunk.place).name for chunk in loaded.chunks["train"]]
-    if Path(source.place).is_dir() and not all(n.lower().startswith("train") for n in files):
+    paths = [Path(chunk.place) for chunk in loaded.chunks["train"]]
+    files = [path.name for path in paths if path.is_file() and not _is_train(path)]
+    if Path(source.place).is_dir() and files:
         line += f"; train files: {_list_names(files)}"
+    line += "".join(f"; {note}" for note in loaded.layout.notes)
+    separators = {separator(Path(chunk.place)) for chunk in chunks} - {None}
+    line += "".join(f"; {name} separate the fields" for name in sorted(map(str, separators)))
     dropped = sum(len(result.dropped) for result in loaded.conversions.values())
     line += f"; {dropped} malformed rows dropped" if dropped else ""
     for result in loaded.conversions.values():
@@ -84,6 +91,10 @@ def _source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> 
     keys = _unread_keys(chunks, format)
     line += f"; keys of messages not read: {_list_names(keys)}" if keys else ""
     return line + (f"; unused splits: {', '.join(source.unused)}" if source.unused else "")
+
+
+def _is_train(path: Path) -> bool:
+    return any(name.lower().startswith("train") for name in (path.name, path.parent.name))
 
 
 def _list_sizes(sizes: Mapping[str, int]) -> str:
@@ -102,6 +113,7 @@ def _unread_columns(chunks: Sequence[Chunk], format: str) -> list[str]:
     """The columns that the model does not see."""
     rows = [row for chunk in chunks for row in chunk.rows if isinstance(row, dict)]
     known = {*FORMATS[format].columns, *FORMATS[format].optional} | READ_IN_EVERY_FORMAT
+    known |= set(LABEL_COLUMNS) if "label" in known else set()
     return sorted(map(str, common_columns(rows) - known))
 
 

@@ -18,7 +18,7 @@ from toolkit.app.judgements.judgement import BATTLE, RANKING, Judgement, Reply, 
 from toolkit.app.judgements.store import Store
 from toolkit.data.convert import Kind, check_conversion, convert_rows
 from toolkit.data.files import read_rows
-from toolkit.data.formats import detect_format
+from toolkit.data.layout import find_layout
 from toolkit.errors import CheckpointError, ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -246,9 +246,11 @@ def read_prompts(path: Path) -> list[str]:
 def _prompts_of_rows(path: Path) -> list[str]:
     rows, place = read_rows(path), str(path)
     kind: Kind = "prompt-only"
-    format = detect_format(rows, place=place)
+    format, layout = find_layout(rows, place=place)
     check_conversion(format=format, kind=kind, place=place)
-    converted = convert_rows(rows, place=place, format=format, kind=kind, drop_bad_rows=True)
+    converted = convert_rows(
+        rows, place=place, format=format, kind=kind, layout=layout, drop_bad_rows=True
+    )
     prompts = [row["prompt"] for row in converted.rows]
     return [p if isinstance(p, str) else p[0]["content"] if len(p) == 1 else "" for p in prompts]
 

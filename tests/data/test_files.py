@@ -1,0 +1,184 @@
+"""Files and folders as people have them: saved datasets, subfolders, shards, odd CSV and JSON."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.helpers import load, pairs, write_rows
+from toolkit.data import check_source
+from toolkit.errors import DatasetError
+
+SKY = [{"prompt": "Sky?", "completion": "Blue."}, {"prompt": "Snow?", "completion": "White."}]
+
+
+def test_saved_datasets_are_read(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    train, test = Dataset.from_list(pairs(3)), Dataset.from_list(pairs(1, start=9))
+    train.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": train, "test": test}).save_to_disk(tmp_path / "two")
+    assert load(str(tmp_path / "one"))["train"].to_list() == pairs(3)
+    splits = load(str(tmp_path / "two"))
+    assert splits["train"].to_list() == pairs(3)
+    assert splits["test"].to_list() == pairs(1, start=9)
+    train_only = load(str(tmp_path / "two" / "train"), script={"dataset_streaming": True})
+    assert train_only["train"].to_list() == pairs(3)
+    next((tmp_path / "one").glob("*.arrow")).unlink()
+    with pytest.raises(DatasetError, match="cannot read the saved dataset"):
+        load(str(tmp_path / "one"))
+    for file in (tmp_path / "two" / "test").iterdir():
+        file.unlink()
+    with pytest.raises(DatasetError, match=r"names the splits train, test, but the folder of test"):
+        load(str(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("parent", [".", "data"])
+def test_subfolders_are_splits(tmp_path: Path, parent: str) -> None:
+    for name in ("train", "test", ".cache", "raw"):
+        (tmp_path / parent / name).mkdir(parents=True)
+    folder = tmp_path / parent
+    write_rows(folder / "train" / "0000.jsonl", pairs(2))
+    write_rows(folder / "train" / "0001.jsonl", pairs(2, start=2))
+    write_rows(folder / "train" / "._0001.jsonl", pairs(1, start=5))
+    write_rows(folder / "test" / "0000.jsonl", pairs(1, start=9))
+    write_rows(folder / "raw" / "train.jsonl", pairs(1, start=7))
+    write_rows(tmp_path / "dataset_infos.json", [{}])
+    splits = load(str(tmp_path))
+    assert splits["train"].to_list() == pairs(4)
+    assert splits["test"].to_list() == pairs(1, start=9)
+    write_rows(folder / "train" / "0001.json", pairs(2, start=2))
+    with pytest.raises(DatasetError, match=r"0001.json and 0001.jsonl are both split 'train'"):
+        load(str(tmp_path))
+
+
+def test_split_in_a_file_and_a_folder_raises(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    write_rows(tmp_path / "train" / "a.jsonl", pairs(1))
+    write_rows(tmp_path / "train.jsonl", pairs(1))
+    with pytest.raises(DatasetError, match=r"train.jsonl and train are both split 'train'"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-00000-of-00003", "train-00002-of-00003"], "lacks 1 of its 3 shards (00001-of-0"),
+        (["data-00001-of-00002"], "lacks 1 of its 2 shards (00000-of-00002)"),
+        (["train-00000-of-00002", "train-00000-of-00001"], "mixes sets of 1 and 2 shards"),
+        (["train-1-of-3", "train-3-of-3"], "lacks 1 of its 3 shards (00002-of-00003)"),
+    ],
+)
+def test_incomplete_shards_raise(tmp_path: Path, names: list[str], message: str) -> None:
+    for i, name in enumerate(names):
+        write_rows(tmp_path / f"{name}.jsonl", pairs(1, start=i))
+    with pytest.raises(DatasetError) as caught:
+        load(str(tmp_path))
+    assert message in str(caught.value)
+
+
+def test_shard_in_two_formats_raises(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00001.jsonl", "train-00000-of-00001.json"):
+        write_rows(tmp_path / name, pairs(1))
+    with pytest.raises(DatasetError, match="are both split 'train'"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.jsonl.gz"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[\n" + ",\n".join(map(json.dumps, SKY)) + "\n]\n",
+        json.dumps(SKY),
+        "\ufeff" + json.dumps(SKY, indent=2),
+        "\n\n".join(json.dumps(row, indent=2) for row in SKY),
+        json.dumps({"version": 1, "data": SKY}, indent=1),
+    ],
+    ids=["list", "one line", "indented", "objects", "data"],
+)
+def test_json_over_several_lines_is_read(tmp_path: Path, text: str, name: str, drop: bool) -> None:
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert load(str(tmp_path / name), drop_bad_rows=drop)["train"].to_list() == SKY
+
+
+def test_single_indented_object_is_one_row(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps(SKY[0], indent=2))
+    assert load(str(file))["train"].to_list() == SKY[:1]
+
+
+def test_splits_in_one_json_file_raise(tmp_path: Path) -> None:
+    file = tmp_path / "d.json"
+    file.write_text(json.dumps({"train": SKY, "test": SKY}))
+    with pytest.raises(DatasetError, match=r"holds the splits test, train; write each into a file"):
+        load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("prompt;completion\nSky?;Blue.\nSnow?;White.\n", "';' separate the fields"),
+        ("prompt|completion\nSky?|Blue.\nSnow?|White.\n", "'|' separate the fields"),
+        ("prompt\tcompletion\nSky?\tBlue.\nSnow?\tWhite.\n", "tabs separate the fields"),
+        ('"prompt";"completion"\n"Sky?";"Blue."\n"Snow?";"White."\n', "';' separate the fields"),
+        ("prompt, completion\nSky?, Blue.\nSnow?, White.\n", ""),
+        ('"prompt", "completion"\r\n"Sky?", "Blue."\r\n"Snow?", "White."\r\n', ""),
+        (" prompt ,completion \nSky?,Blue.\nSnow?,White.\n", ""),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_csv_of_other_separators_is_read(
+    tmp_path: Path, text: str, note: str, encoding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "d.csv"
+    file.write_bytes(text.encode(encoding))
+    assert load(str(file))["train"].to_list() == SKY
+    output = capsys.readouterr().out
+    assert note in output
+    assert ("separate" in output) == bool(note)
+
+
+def test_tsv_and_utf16_lines_are_read(tmp_path: Path) -> None:
+    (tmp_path / "d.tsv").write_text("prompt\tcompletion\nSky?\tBlue.\nSnow?\tWhite.\n")
+    (tmp_path / "d.jsonl").write_bytes("\n".join(map(json.dumps, SKY)).encode("utf-16"))
+    for name in ("d.tsv", "d.jsonl"):
+        assert load(str(tmp_path / name))["train"].to_list() == SKY
+
+
+def test_csv_keeps_spaces_and_separators_in_texts(tmp_path: Path) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text("prompt,completion\nSky; or sea?, Blue.\n")
+    expected: list[Any] = [{"prompt": "Sky; or sea?", "completion": " Blue."}]
+    assert load(str(file))["train"].to_list() == expected
+
+
+def test_csv_without_header_raises(tmp_path: Path) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text("Sky?,Blue.\nSnow?,White.\n")
+    with pytest.raises(DatasetError, match="the first line of a CSV file must have the names of"):
+        load(str(file))
+
+
+def test_saved_dataset_passes_the_early_check(tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
+
+    Dataset.from_list(pairs(1)).save_to_disk(tmp_path / "one")
+    check_source(ScriptArguments(dataset_name=str(tmp_path / "one")), DatasetMixtureConfig())
+
+
+def test_parquet_with_nested_messages_is_read(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    messages = [
+        {"role": "user", "content": "Sky?", "weight": None},
+        {"role": "assistant", "content": "Blue.", "weight": 1},
+    ]
+    rows = [{"messages": messages, "source": {"page": 3}, "tools": None}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
+    (row,) = load(str(tmp_path / "d.parquet"))["train"].to_list()
+    assert row["completion"] == [{"role": "assistant", "content": "Blue."}]

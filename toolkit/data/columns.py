@@ -1,0 +1,141 @@
+"""Columns that a row's format does not read: passed on, or an error if they change the row's meaning.
+
+A column that says that an answer is bad, that a row weighs more, or what the model sees besides the
+texts, must not be ignored. Other columns are metadata, and whatever they hold is accepted.
+"""
+
+from typing import Any
+
+from toolkit.data.formats import FORMATS, as_label
+from toolkit.data.layout import LABEL_COLUMNS, SYSTEM_COLUMNS
+from toolkit.data.messages import UNREADABLE_KEYS, Row, as_flag, is_blank
+from toolkit.data.ranking import finite_number
+from toolkit.data.row_errors import RowError, describe
+
+# TRL detects a dataset's type from these columns, so a kind's rows must not have others of them.
+TRL_COLUMNS = {"prompt", "completion", "chosen", "rejected", "messages", "label", "text"}
+TRL_COLUMNS |= {"input_ids", "prompt_ids", "completion_ids", "chosen_ids", "rejected_ids"}
+# TRL would render these, load them as images, or use them as the reference's log-probabilities.
+TRL_COLUMNS |= {"tools", "chat_template_kwargs", "image", "images"}
+TRL_COLUMNS |= {"ref_chosen_logps", "ref_rejected_logps", "reference_logps"}
+NUMBER_COLUMNS = ("margin", "chosen_gold", "rejected_gold")
+
+BESIDE_TEXT = {*UNREADABLE_KEYS, "chat_template_kwargs"}
+WEIGHTS = {"weight", "sample_weight", "loss_weight", "loss_mask", "train", "mask"}
+# Flags of an answer; one of the first kind is false, or one of the second true, if it is bad.
+GOOD = {*LABEL_COLUMNS, "good", "is_good", "desirable", "is_desirable", "accepted", "preferred"}
+GOOD |= {"safe", "is_safe", "correct", "is_correct", "thumbs_up"}
+BAD = {"rejected", "is_rejected", "bad", "is_bad", "undesirable", "toxic", "is_toxic", "unsafe"}
+BAD |= {"harmful", "is_harmful", "incorrect", "thumbs_down", "flagged"}
+WINNERS = {"winner", "preference", "preferred", "better"}
+CONTEXT = {"input", "context", "history"}
+SCORE = ("score", "rating", "reward", "rank")
+
+
+def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
+    """Raise RowError for a column that changes the row's meaning and that its format does not read.
+
+    Args:
+        row: the row, with the columns of `format`.
+        parts: the parts that the format's reader returned.
+        format: a name in `FORMATS`.
+        kind: what the recipe trains on; prompts alone may come from bad answers.
+    """
+    content = FORMATS[format].content
+    read = {*FORMATS[format].columns, *FORMATS[format].optional}
+    for name, value in row.items():
+        if name in read or is_blank(value):
+            continue
+        if name in BESIDE_TEXT:
+            raise _unread(name, value, "training supports only text")
+        if name in WEIGHTS and _is_weight(name, value):
+            raise _unread(name, value, "rows cannot have weights; repeat or remove the row")
+        if content == "completion" and kind != "prompt-only" and _says_bad(name, value):
+            fix = f"if it labels the answer, set `columns: {{{name}: label}}`"
+            raise _unread(name, value, f"a bad answer would be learned as a good one; {fix}")
+        if content == "comparison" and name in WINNERS and value in ("rejected", "tie"):
+            raise _unread(name, value, '"chosen" would be learned as the better one')
+        if name in CONTEXT and "prompt" in read and content != "prompt":
+            _check_context(name, value, parts["prompt"])
+    if "chosen" in read:
+        _check_scores(row)
+
+
+def _unread(name: str, value: Any, problem: str) -> RowError:
+    ignore = f"To ignore it, rename it: `columns: {{{name}: {name}_unused}}`"
+    return RowError(f'unread "{name}"', f'"{name}" is {describe(value)}: {problem}. {ignore}')
+
+
+def _is_weight(name: str, value: Any) -> bool:
+    """Whether a value is a weight other than 1, or one for each token. Text is metadata."""
+    if isinstance(value, str):
+        value = finite_number(value) if as_flag(value) is None else as_flag(value)
+    neutral = value is False if name == "mask" else value == 1
+    return isinstance(value, bool | int | float | list) and not neutral
+
+
+def _says_bad(name: str, value: Any) -> bool:
+    """Whether a column says that the row's answer is bad."""
+    if name in LABEL_COLUMNS and isinstance(value, str) and as_flag(value) is None:
+        return as_label(value) is False
+    if not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
+        return False  # a category or a probability
+    return (name in GOOD and as_flag(value) is False) or (name in BAD and as_flag(value) is True)
+
+
+def _check_context(name: str, value: Any, prompt: Any) -> None:
+    """Raise RowError for a text that belongs to the prompt, but is not in it."""
+    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    if isinstance(value, str) and any(value.strip() in text for text in texts):
+        return
+    if isinstance(value, str | list):
+        raise _unread(name, value, "it is not in the prompt, so the model would not see it")
+
+
+def _check_scores(row: Row) -> None:
+    """Raise RowError if the scores of the two completions contradict "chosen" and "rejected"."""
+    for name, value in row.items():
+        other = name.replace("chosen", "rejected")
+        if other == name or other not in row or not any(word in name.lower() for word in SCORE):
+            continue
+        chosen, rejected = finite_number(value), finite_number(row[other])
+        if "rank" in name.lower():  # 1 is best
+            chosen, rejected = rejected, chosen
+        if chosen is not None and rejected is not None and chosen < rejected:
+            expected = f'"{name}" must not be worse than "{other}"; swap the answers, or rename it'
+            raise RowError("contradictory scores", expected, value, row[other])
+
+
+def extra_columns(row: Row, *, format: str, kind: str) -> Row:
+    """The columns that the format does not use. `group_id` is checked, and so are preference numbers.
+
+    Raises: RowError for a `group_id` that is neither text nor a whole number, or for a `margin` or
+        gold utility that is not a finite number: a NaN would make the loss NaN.
+    """
+    left_out = {*FORMATS[format].columns, *FORMATS[format].optional, *SYSTEM_COLUMNS} | TRL_COLUMNS
+    columns = {name: row[name] for name in row if name not in left_out}
+    if "group_id" in columns:
+        columns["group_id"] = read_group(columns["group_id"])
+    if kind == "preference":
+        for name in NUMBER_COLUMNS:
+            if name in columns:
+                columns[name] = _number(columns[name], name)
+    return columns
+
+
+def read_group(value: Any) -> int | str | None:
+    if is_blank(value):
+        return None
+    whole = isinstance(value, float) and value.is_integer()  # tables write whole numbers as floats
+    if isinstance(value, bool) or not (isinstance(value, int | str) or whole):
+        raise RowError("not a group", '"group_id" must be text or a whole number', value)
+    return int(value) if whole else value
+
+
+def _number(value: Any, name: str) -> float | None:
+    if is_blank(value):
+        return None
+    number = finite_number(value)
+    if number is None:
+        raise RowError("not a number", f'"{name}" must be a finite number', value)
+    return number

@@ -1,0 +1,276 @@
+"""How the rows of a dataset are written, beyond their format, and how they are put in order.
+
+Lists may be stored as text (CSV), answers may repeat their prompt, and a column may have the system
+message. Only all rows together, or the first ones of a stream, tell which of these applies.
+"""
+
+import ast
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.data.formats import FORMATS, detect_format
+from toolkit.data.messages import Message, Row, as_text, assistant, is_blank, user
+from toolkit.data.row_errors import RowError
+from toolkit.errors import DatasetError
+
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+LABEL_COLUMNS = ("label", "kto_tag")
+LIST_COLUMNS = ("messages", "conversations", "completions", "ranks", "scores", "history")
+TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected")  # these may also be messages
+LIST = re.compile(r"\s*(\[|\(|\w*\.?array\()")
+MESSAGE = re.compile(r"""\s*(\w*\.?array\(|\[|\()*\s*\{.*?["'](role|from)["']\s*:""", re.DOTALL)
+MOST_CHARACTERS, MOST_DEPTH = 1_000_000, 50
+SAMPLE = 1000  # rows from which a layout is found
+NEARLY_ALL, MOST = 0.9, 0.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What all rows of a dataset have in common.
+
+    Args:
+        stored: columns whose lists are stored as text.
+        is_chat: texts become messages, because some rows have a system message.
+        repeats: the answers start with their prompt, which is cut.
+    """
+
+    stored: tuple[str, ...] = ()
+    is_chat: bool = False
+    repeats: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """What differs from the rows as they are, for the printed line."""
+        notes = []
+        if self.stored:
+            notes.append(f"lists stored as text in {', '.join(self.stored)} were read")
+        if self.is_chat:
+            notes.append("texts became messages, because rows have a system message")
+        if self.repeats:
+            notes.append("the prompt was cut from the beginning of the answers")
+        return notes
+
+    def parse(self, row: Row) -> Row:
+        """The row with its stored lists, and with `label` in place of LLaMA-Factory's `kto_tag`.
+
+        Raises: RowError for text that is not a list.
+        """
+        new = {name: parse_list(row[name], name) for name in self.stored if name in row}
+        row = row | new if new else row
+        if "kto_tag" in row and is_blank(row.get("label")):
+            row = {("label" if name == "kto_tag" else name): v for name, v in row.items()}
+        return row
+
+    def arrange(self, parts: Row, row: Row) -> Row:
+        """The parts of a row with its system message, and with answers that are only answers.
+
+        Raises: RowError for a second system message, or an answer that is only the prompt.
+        """
+        if self.repeats and "prompt" in parts:
+            prompt = _content(parts["prompt"])
+            parts = _map_answers(parts, lambda answer: _cut(answer, prompt))
+        system = system_message(row)
+        if system is not None and _mentions(parts, system):
+            system = None
+        if "prompt" in parts and isinstance(parts["prompt"], str) and (system or self.is_chat):
+            parts = _map_answers(parts, lambda answer: [assistant(answer)])
+            parts |= {"prompt": [user(parts["prompt"])]}
+        if system is None:
+            return parts
+        if "text" in parts:
+            raise RowError("unread system message", '"system" is not in "text"', system)
+        name = "messages" if "messages" in parts else "prompt"
+        if parts[name][0]["role"] == "system":
+            expected = "a row must have one system message"
+            raise RowError("two system messages", expected, system, parts[name][0]["content"])
+        more: Row = {"learned": [False, *parts["learned"]]} if "learned" in parts else {}
+        return parts | {name: [{"role": "system", "content": system}, *parts[name]]} | more
+
+
+PLAIN = Layout()
+
+
+def find_layout(
+    rows: Sequence[Any], *, place: str, format: str | None = None
+) -> tuple[str, Layout]:
+    """The format and the layout of a dataset's rows.
+
+    Args:
+        rows: all rows, or the first ones of a stream.
+        place: the file or dataset, for error messages.
+        format: the format that the user set.
+
+    Raises: DatasetError as `detect_format`; or if only some answers start with their prompt.
+    """
+    objects = [row for row in rows if isinstance(row, dict)]
+    layout = Layout(
+        tuple(name for name in (*LIST_COLUMNS, *TEXT_COLUMNS) if _is_stored(objects, name))
+    )
+    step = max(1, len(rows) // SAMPLE)
+    if layout.stored or any("kto_tag" in row for row in objects):
+        rows = [_try(layout.parse, row) or row for row in rows[::step] if isinstance(row, dict)]
+    format = format or detect_format(rows, place=place)
+    if format not in FORMATS:
+        return format, layout
+
+    def read(row: Row) -> Row:
+        return FORMATS[format].read(layout.parse(row))
+
+    with_system = [row for row in objects if any(not is_blank(row.get(n)) for n in SYSTEM_COLUMNS)]
+    is_chat = any(_needs_chat(_try(read, row) or {}, row) for row in with_system[:SAMPLE])
+    repeats = _repeats_prompt([_try(read, row) or {} for row in objects[::step]], place)
+    return format, Layout(layout.stored, is_chat, repeats)
+
+
+def _needs_chat(parts: Row, row: Row) -> bool:
+    """Whether a row of plain text has a system message that its prompt does not contain."""
+    system = _try(system_message, row)
+    return isinstance(parts.get("prompt"), str) and bool(system) and not _mentions(parts, system)
+
+
+def system_message(row: Row) -> str | None:
+    """The system message that a row has in a column of its own, which is often empty.
+
+    Raises: RowError if it is not text, or two columns differ.
+    """
+    found = {name: row[name] for name in SYSTEM_COLUMNS if not is_blank(row.get(name))}
+    texts = [as_text(value, f'"{name}"') for name, value in found.items()]
+    if len(set(texts)) > 1:
+        raise RowError("two system messages", f"{' and '.join(found)} must be the same", *texts)
+    return texts[0] if texts else None
+
+
+def _mentions(parts: Row, system: str) -> bool:
+    """Whether a row's prompt contains its system message already."""
+    value = parts.get("messages") or parts.get("prompt") or parts.get("text")
+    if isinstance(value, str):
+        return system.strip() in value
+    return any(
+        m["role"] == "system" and m["content"].strip() == system.strip() for m in value or []
+    )
+
+
+def _try(function: Any, row: Row) -> Any:
+    """The function's value; None for a malformed row, which is reported later."""
+    try:
+        return function(row)
+    except RowError:
+        return None
+
+
+def _is_stored(rows: Sequence[Row], name: str) -> bool:
+    """Whether most values of a column are text that looks like a list, or like messages."""
+    values = [value for row in rows if not is_blank(value := row.get(name))]
+    pattern = LIST if name in LIST_COLUMNS else MESSAGE
+    texts = (value if isinstance(value, str) else _first(value) for value in values)
+    return 2 * sum(bool(pattern.match(text) or MESSAGE.match(text)) for text in texts) > len(values)
+
+
+def _first(value: Any) -> str:
+    """The first text in a list: a message may be stored as text, too."""
+    first = value[0] if isinstance(value, list) and value else None
+    return first if isinstance(first, str) and MESSAGE.match(first) else ""
+
+
+def parse_list(value: Any, name: str) -> Any:
+    """A list or message stored as text, written as JSON or in Python's notation.
+
+    Blank text and other values stay as they are. Nothing is executed: only literals are read.
+
+    Raises: RowError for other text, and for text that is too long or nested too deeply.
+    """
+    if isinstance(value, list):
+        return [parse_list(item, name) if _first([item]) else item for item in value]
+    if not isinstance(value, str) or is_blank(value):
+        return value
+    parsed = _literal(value)
+    if not isinstance(parsed, list | dict):
+        expected = f'"{name}" must be a list, as in most rows, or one as JSON text'
+        raise RowError("not a list", expected, value)
+    return parse_list(parsed, name) if isinstance(parsed, list) else parsed
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "[({") - (character in "])}")
+        deepest = max(deepest, depth)
+    if len(text) > MOST_CHARACTERS or deepest > MOST_DEPTH:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unknown escape such as "\\d"
+            value = ast.literal_eval(text.strip())
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _repeats_prompt(parts: Sequence[Row], place: str) -> bool:
+    """Whether (nearly) all answers start with their prompt.
+
+    Raises: DatasetError if most answers do, but not nearly all: cutting would be a guess.
+    """
+    starts = [
+        _is_repeat(_content(answer), _content(one["prompt"]))
+        for one in parts
+        if "prompt" in one
+        for answer in _answers(one)
+    ]
+    share = sum(starts) / len(starts) if starts else 0.0
+    if MOST <= share < NEARLY_ALL:
+        raise DatasetError(
+            f"{place}: {sum(starts)} of {len(starts)} answers start with their prompt, the others "
+            "do not; cut the prompt from these answers, since the model would learn to repeat it"
+        )
+    return share >= NEARLY_ALL
+
+
+def _is_repeat(answer: str, prompt: str) -> bool:
+    """Whether an answer starts with its prompt and goes on. Where it ends, it is a copy."""
+    end = _cut_at(answer, prompt)
+    return end is not None and not is_blank(answer[end:])
+
+
+def _answers(parts: Row) -> list[Any]:
+    single = [parts[name] for name in ("completion", "chosen", "rejected") if name in parts]
+    return [*single, *parts.get("completions", [])]
+
+
+def _map_answers(parts: Row, function: Any) -> Row:
+    names = ("completion", "chosen", "rejected")
+    new = {name: function(parts[name]) for name in names if name in parts}
+    if "completions" in parts:
+        new["completions"] = [function(answer) for answer in parts["completions"]]
+    return parts | new
+
+
+def _content(value: str | list[Message]) -> str:
+    return value if isinstance(value, str) else value[-1]["content"]
+
+
+def _cut_at(answer: str, prompt: str) -> int | None:
+    """Where the text after the prompt begins; None if the answer does not start with it."""
+    if answer.startswith(prompt):
+        return len(prompt)
+    blanks = len(answer) - len(answer.lstrip())
+    if answer.lstrip().startswith(prompt.strip()):
+        return blanks + len(prompt.strip())
+    return None
+
+
+def _cut(answer: Any, prompt: str) -> Any:
+    """The answer without the prompt at its beginning, if it is there."""
+    end = _cut_at(_content(answer), prompt)
+    if end is None:
+        return answer
+    rest = as_text(_content(answer)[end:], "the answer after its prompt")
+    return rest if isinstance(answer, str) else [assistant(rest.lstrip())]
