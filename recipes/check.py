@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from toolkit.cli import run as run_command
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, exit_is_error
 from toolkit.recipe import Command, recipes
 
 
@@ -43,7 +43,8 @@ def check(config: str, options: list[str], recipe: str | None, gpu_memory_gb: fl
     for stage in find_stages(config, options, recipe=recipe):
         print(f"=== {stage.name or stage.recipe.name} ({stage.recipe.name})", flush=True)
         try:
-            findings = check_stage(stage, gpu_memory_gb=gpu_memory_gb)
+            with exit_is_error(stage.recipe.name):
+                findings = check_stage(stage, gpu_memory_gb=gpu_memory_gb)
         except Exception as error:  # of any kind, so that the other stages are checked
             failed += 1
             known = isinstance(error, ToolkitError)

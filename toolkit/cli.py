@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from toolkit import __version__
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, exit_is_error
 from toolkit.options.command_line import run_cli
 from toolkit.recipe import AnyCommand, Recipe, commands, find
 
@@ -57,7 +57,8 @@ def run(command: AnyCommand, words: Sequence[str] | None = None) -> int:
         def train(*configs: object) -> object:
             from toolkit.runner import train  # heavy: not for --help
 
-            return train(command, *configs)
+            with exit_is_error(f"toolkit {command.name}"):
+                return train(command, *configs)
 
         classes, function = command.argument_classes(), train
     elif command.arguments is not None:

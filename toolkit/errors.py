@@ -1,5 +1,8 @@
 """The errors a user can cause; each message names place, expected, got and fix."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ToolkitError(Exception):
     """Base of all errors that are the input's fault and not a bug."""
@@ -39,3 +42,17 @@ class DivergedError(ToolkitError):
 
 class BusyError(ToolkitError):
     """The app's queue is full; a later question can succeed."""
+
+
+@contextmanager
+def exit_is_error(place: str, kind: type[ToolkitError] = ConfigError) -> Iterator[None]:
+    """Inside the block, `sys.exit` of a user's code is an error, whatever its exit code.
+
+    Otherwise a run that stops half-way would end with exit code 0.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise kind(
+            f"{place} called exit: {error.code}; raise an exception where it cannot continue"
+        ) from error

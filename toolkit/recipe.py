@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from toolkit.data.convert import Kind
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, exit_is_error
 from toolkit.options.config import SHIPPED
 from toolkit.runs.run import ENSEMBLE, Run
 
@@ -133,7 +133,8 @@ class Recipe(_Named):
 
         from toolkit.models.arguments import ModelArguments
 
-        config, own = self.arguments()
+        with exit_is_error(f"recipe {self.name}"):
+            config, own = self.arguments()
         return ScriptArguments, config, ModelArguments, DatasetMixtureConfig, own
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,9 +1,11 @@
 """Command lines: every shipped YAML, `--help`, and errors before anything is loaded."""
 
+import dataclasses
 import errno
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -11,7 +13,7 @@ from safetensors import SafetensorError
 from trl import ScriptArguments, SFTConfig
 
 from tests.conftest import ROOT
-from toolkit.cli import main
+from toolkit.cli import main, run
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import MergeArguments
 from toolkit.options.command_line import parse, run_cli
@@ -76,7 +78,7 @@ def test_shipped_yaml_has_no_repeated_key(config):
 def test_help_prints_no_warning():
     names = [*RECIPES, "pipeline", "check"]
     code = f"""
-from toolkit.cli import main
+from toolkit.cli import main, run
 for name in {names}:
     try:
         main([name, "--help"])
@@ -139,6 +141,21 @@ def test_traceback_is_printed_on_request(monkeypatch, capsys):
         error = capsys.readouterr().err
         assert error.endswith("ConfigError: no such thing\n")
         assert ("Traceback" in error) is has_traceback
+
+
+@pytest.mark.parametrize("place", ["arguments", "requirements"])
+def test_recipe_that_calls_exit_ends_with_exit_code_2(place, capsys):
+    def ends(*_):
+        raise SystemExit(0)
+
+    recipe = dataclasses.replace(find("sft"), **{place: ends})
+    with (
+        pytest.raises(ConfigError, match="called exit: 0")
+        if place == "arguments"
+        else nullcontext()
+    ):
+        assert run(recipe, ["--config", "world/sft", "--use_cpu", "true"]) == 2
+        assert "ConfigError: toolkit sft called exit: 0; raise an" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -212,6 +212,7 @@ def test_ppo_trains_on_python_rewards_alone(tiny_base, sft_run, tmp_path, capsys
     code, folder = tmp_path / "mine.py", tmp_path / "run"
     code.write_text(
         "def brief(completions, **_):\n    return [-len(c[0]['content']) for c in completions]\n"
+        "def ends(**_):\n    raise SystemExit(0)\n"
     )
     shipped = Path(f"{WORLD}/ppo.yaml").read_text().splitlines()
     config = tmp_path / "ppo.yaml"
@@ -228,6 +229,10 @@ def test_ppo_trains_on_python_rewards_alone(tiny_base, sft_run, tmp_path, capsys
     assert "reward_model` is missing" in capsys.readouterr().err
     assert ppo("--reward_funcs", f"{code}:brief") == 2
     assert "--value_role zero" in capsys.readouterr().err
+    assert ppo("--reward_funcs", f"{code}:ends", "--value_role", "zero") == 2
+    error = "RewardError: reward function ends called exit: 0"
+    assert error in capsys.readouterr().err
+    assert (Run.load(folder).state, Run.load(folder).error.startswith(error)) == ("failed", True)
     assert ppo("--reward_funcs", f"{code}:brief", "--value_role", "zero") == 0
     rows = Run.load(folder).metrics()
     assert any(row.get("rewards/brief/mean", 0) < 0 for row in rows)

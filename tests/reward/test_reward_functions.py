@@ -1,6 +1,7 @@
 """Reward functions: loading by name, calling as TRL calls them, and errors that show the sample."""
 
 import asyncio
+import dataclasses
 import math
 
 import numpy as np
@@ -193,7 +194,7 @@ def test_failing_async_function_cancels_the_others():
             cancelled.append(True)
             raise
 
-    with pytest.raises(RuntimeError, match="called exit: no API key"):
+    with pytest.raises(RewardError, match="reward function exits called exit: no API key"):
         call(waits, exits)
     with pytest.raises(ConnectionError, match="no judge"):  # the event loop still runs
         call(fails)
@@ -232,6 +233,116 @@ def test_completion_without_any_reward_is_shown():
     message = r"1 of 2 completions.*f, g returned None.*completion 'bad'"
     with pytest.raises(RewardError, match=message):
         require_rewards(rewards, SAMPLES)
+
+
+class Messages:
+    """Two rows of messages, and functions that change whatever they get or returned."""
+
+    def __init__(self):
+        turns = [[{"role": "user", "content": text}] for text in ("p0", "p1")]
+        answers = [[{"role": "assistant", "content": text}] for text in ("good", "bad")]
+        shared = ["a", "tag"]  # one object in two rows, as equal prompts of a dataset may have
+        self.samples = Samples(turns, answers, [[5, 2], [6, 7, 2]], {"tags": [shared, shared]})
+        self.kept = {}
+
+    def spoils(self, prompts, completions, completion_ids, tags, **_):
+        self.kept = {"lists": (prompts, completions, completion_ids, tags)}
+        for prompt, completion, ids, tag in zip(
+            prompts, completions, completion_ids, tags, strict=True
+        ):
+            assert tag == ["a", "tag"]
+            prompt[0]["content"] = completion[0]["content"] = "spoiled"
+            ids.append(9)
+            tag.clear()
+        for values in self.kept["lists"]:
+            values.clear()
+        return [0.0, 0.0]
+
+    async def spoils_later(self, prompts, completions, completion_ids, tags, **_):
+        await asyncio.sleep(0)
+        return self.spoils(prompts, completions, completion_ids, tags)
+
+    def judge(self, prompts, completions, completion_ids, tags, **_):
+        texts = [turn[0]["content"] for turn in (*prompts, *completions)]
+        assert texts == ["p0", "p1", "good", "bad"]
+        assert (completion_ids, tags) == ([[5, 2], [6, 7, 2]], [["a", "tag"]] * 2)
+        return [1.0, 2.0]
+
+
+@pytest.mark.parametrize("spoils", ["spoils", "spoils_later"])
+def test_functions_cannot_change_samples_of_others(spoils):
+    given, expected = Messages(), Messages().samples
+    call_reward_functions([getattr(given, spoils), given.judge], given.samples, RewardContext())
+    rewards = call_reward_functions([given.judge], given.samples, RewardContext())
+    assert rewards == {"judge": [1.0, 2.0]}
+    assert given.samples == expected
+
+
+def test_functions_cannot_change_trainer_state_and_stored_values():
+    context, values = RewardContext(trainer_state={"log": [1]}), [["x"], ["y"]]
+
+    def stores(trainer_state, log_extra, **_):
+        trainer_state["log"].clear()
+        log_extra("letters", values)
+        values[0].append("later")
+        return [1.0, 1.0]
+
+    call(stores, context=context)
+    assert context.trainer_state == {"log": [1]}
+    assert context.columns == {"letters": [["x"], ["y"]]}
+
+
+@pytest.mark.parametrize("buffer", [[0.0, 0.0], np.zeros(2), torch.zeros(2)], ids=type)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_rewards_are_read_before_another_function_runs(buffer, asynchronous):
+    """Two functions return the same object, filled anew by each."""
+
+    def fill(value):
+        for row in range(2):
+            buffer[row] = value
+        return buffer
+
+    async def fill_later(value):
+        return fill(value)
+
+    f = fill_later if asynchronous else fill
+    assert call(lambda **_: f(1.0), lambda **_: f(2.0)) == [[1.0, 1.0], [2.0, 2.0]]
+
+
+def test_function_may_return_a_column_that_it_got():
+    samples = dataclasses.replace(SAMPLES, columns={"score": [1.0, 2.0]})
+    functions = [lambda score, **_: score, lambda score, **_: score.clear() or [0.0, 0.0]]
+    rewards = call_reward_functions(functions, samples, RewardContext())
+    assert list(rewards.values()) == [[1.0, 2.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("code", [0, None, 1, "no API key"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_exit_in_a_function_is_an_error(code, asynchronous):
+    def ends(**_):
+        raise SystemExit(code)
+
+    async def ends_later(**_):
+        ends()
+
+    f = ends_later if asynchronous else ends
+    with pytest.raises(RewardError, match=f"reward function {f.__name__} called exit: {code}"):
+        call(f)
+
+
+def test_keyboard_interrupt_in_async_function_is_an_error():
+    async def ends(**_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(RewardError, match="reward function ends raised KeyboardInterrupt"):
+        call(ends)
+    assert call(lambda **_: [1, 2]) == [[1.0, 2.0]]
+
+
+def test_file_that_calls_exit_is_rejected(tmp_path):
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(0)")
+    with pytest.raises(ConfigError, match=r"cannot be imported \(SystemExit: 0, .*line 2\)"):
+        load_reward_functions([f"{tmp_path / 'ends.py'}:f"])
 
 
 def test_functions_of_the_same_name_are_both_kept():

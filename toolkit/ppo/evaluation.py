@@ -32,9 +32,9 @@ def evaluation_metrics(
     }
     metrics = {name: float(values.mean()) for name, values in means.items()}
     if eval_metrics is not None:
-        task_metrics = eval_metrics(
-            prompts=samples.prompts, completions=samples.completions, **samples.columns
-        )
+        arguments = samples.copies()
+        del arguments["completion_ids"]
+        task_metrics = eval_metrics(**arguments)
         metrics |= {name: float(x) for name, x in task_metrics.items() if x is not None}
     return metrics
 

@@ -1,6 +1,7 @@
 """Reward functions: a user's Python functions, loaded by name and called with TRL's signature."""
 
 import asyncio
+import copy
 import functools
 import importlib
 import importlib.util
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from toolkit.errors import ConfigError, RewardError
+from toolkit.errors import ConfigError, RewardError, exit_is_error
 
 # f(prompts=…, completions=…, completion_ids=…, **columns) returns a number or None per completion
 RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
@@ -63,7 +64,7 @@ def _load(name: str) -> RewardFunction:
     path, attribute = _split(name)
     try:
         module = _import_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
-    except Exception as error:  # a module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # whatever a module raises while it is imported
         reason = f"{type(error).__name__}: {error}{_line_of(error)}"
         raise ConfigError(f"reward_funcs: {path} cannot be imported ({reason})") from error
     function = getattr(module, attribute, None)
@@ -104,6 +105,12 @@ class Samples:
     completion_ids: list[list[int]]
     columns: dict[str, list[Any]]
 
+    def copies(self) -> dict[str, list[Any]]:
+        """Keyword arguments of one function, which may change them: rows share no object."""
+        arguments = {"prompts": self.prompts, "completions": self.completions}
+        arguments |= {"completion_ids": self.completion_ids} | self.columns
+        return {name: [copy.deepcopy(x) for x in values] for name, values in arguments.items()}
+
     def describe(self, row: int) -> str:
         """One sample as text for an error message."""
         if not self.completions:
@@ -129,7 +136,7 @@ class RewardContext:
 
     def log_extra(self, column: str, values: Sequence[Any]) -> None:
         """Store one value per completion."""
-        self.columns[column] = list(values)
+        self.columns[column] = [copy.deepcopy(value) for value in values]
 
     def arguments_for(self, function: RewardFunction) -> dict[str, Any]:
         """The arguments that a function names among its parameters."""
@@ -138,7 +145,10 @@ class RewardContext:
         except (TypeError, ValueError):  # some built-in callables have no signature
             return {}
         names = ("trainer_state", "log_metric", "log_extra")
-        return {name: getattr(self, name) for name in names if name in parameters}
+        arguments = {name: getattr(self, name) for name in names if name in parameters}
+        if "trainer_state" in arguments:
+            arguments["trainer_state"] = copy.deepcopy(self.trainer_state)
+        return arguments
 
 
 def name_of(function: RewardFunction) -> str:
@@ -151,24 +161,25 @@ def call_reward_functions(
 ) -> dict[str, list[float]]:
     """Call each function with all samples, as TRL's trainers do; async functions run concurrently.
 
+    Each function gets copies, and its result is read at once: what a function changes reaches
+    neither the trainer nor another function.
+
     Returns: each function's rewards by its name, one per completion, NaN where it returned None.
-    Raises: RewardError, with the sample, for a wrong number of rewards or one not finite in float32.
+    Raises: RewardError for a wrong number of rewards, a reward that is not finite in float32 (with
+        the sample), or a function that calls `sys.exit`.
     """
-    results = [
-        function(
-            prompts=samples.prompts,
-            completions=samples.completions,
-            completion_ids=samples.completion_ids,
-            **samples.columns | context.arguments_for(function),
-        )
-        for function in functions
-    ]
-    rewards: dict[str, list[float]] = {}
-    for function, result in zip(functions, _await_all(results), strict=True):
+    rewards: dict[str, Any] = {}
+    for function in functions:
         name = name_of(function)
         if name in rewards:  # two lambdas, or one function twice
             name = f"{name}_{len(rewards)}"
-        rewards[name] = _checked(result, name, samples)
+        with exit_is_error(f"reward function {name}", RewardError):
+            result = function(**samples.copies() | context.arguments_for(function))
+            if inspect.isawaitable(result):
+                rewards[name] = _checked_later(result, name, samples)
+            else:
+                rewards[name] = _checked(result, name, samples)
+    rewards |= _await_all({name: r for name, r in rewards.items() if inspect.isawaitable(r)})
     for column, values in context.columns.items():
         if len(values) != len(samples.completions):
             raise RewardError(
@@ -192,20 +203,21 @@ def require_rewards(rewards: Mapping[str, Sequence[float]], samples: Samples) ->
         )
 
 
-def _await_all(results: list[Any]) -> list[Any]:
-    """Results of the functions, with those of async functions awaited together."""
-    pending = [row for row, result in enumerate(results) if inspect.isawaitable(result)]
+async def _checked_later(awaitable: Awaitable[Any], name: str, samples: Samples) -> list[float]:
+    try:
+        with exit_is_error(f"reward function {name}", RewardError):
+            return _checked(await awaitable, name, samples)
+    except KeyboardInterrupt as error:  # not Ctrl-C, which reaches the main thread only
+        raise RewardError(f"reward function {name} raised KeyboardInterrupt") from error
+
+
+def _await_all(pending: dict[str, Awaitable[list[float]]]) -> dict[str, list[float]]:
+    """Results of async functions, awaited together, by name."""
     if not pending:
-        return results
+        return {}
 
-    async def result_of(awaitable: Awaitable[Any]) -> Any:
-        try:
-            return await awaitable
-        except SystemExit as error:  # would end the event loop, and the wait below would never end
-            raise RuntimeError(f"a reward function called exit: {error}") from error
-
-    async def gather() -> list[Any]:
-        tasks = [asyncio.ensure_future(result_of(results[row])) for row in pending]
+    async def gather() -> list[list[float]]:
+        tasks = [asyncio.ensure_future(awaitable) for awaitable in pending.values()]
         try:
             return await asyncio.gather(*tasks)
         finally:  # one failed: cancel the others
@@ -215,11 +227,10 @@ def _await_all(results: list[Any]) -> list[Any]:
     # in another thread: a notebook's own thread already runs an event loop
     future = asyncio.run_coroutine_threadsafe(gather(), _event_loop())
     try:
-        awaited = dict(zip(pending, future.result(), strict=True))
+        return dict(zip(pending, future.result(), strict=True))
     except BaseException:  # KeyboardInterrupt too
         future.cancel()
         raise
-    return [awaited.get(row, result) for row, result in enumerate(results)]
 
 
 @functools.cache
