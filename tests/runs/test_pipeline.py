@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.pipeline import Pipeline, run_pipeline
-from toolkit.runs.resuming import last_checkpoint
+from toolkit.runs.resuming import last_checkpoint, list_contents
 from toolkit.runs.run import ADAPTER_FILES, Run
 
 GOOD = """
@@ -151,6 +151,7 @@ class Stages:
             for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt"):
                 (place / name).write_bytes(b"x")
             (place / "trainer_state.json").write_text("{}")
+            list_contents(place)
             self.die("training")
             run.finish()
             return 0, 1

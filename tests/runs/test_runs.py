@@ -6,25 +6,28 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.conftest import ROOT
 from toolkit.errors import CheckpointError
 from toolkit.runs.listing import BrokenRun, list_runs
 from toolkit.runs.parents import require_adapter
 from toolkit.runs.provenance import commit
-from toolkit.runs.resuming import CONTENTS, last_checkpoint, list_contents
+from toolkit.runs.resuming import CONTENTS, LOSS_FILE, last_checkpoint, list_contents
 from toolkit.runs.run import Run
 
 COMPLETE = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
 
 
-def checkpoint(folder, step, *, missing=None, state="{}"):
+def checkpoint(folder, step, *, missing=None):
     place = folder / f"checkpoint-{step}"
     place.mkdir(parents=True)
     for name in COMPLETE:
         if name != missing:
             (place / name).write_bytes(b"x")
-    (place / "trainer_state.json").write_text(state)
+    (place / "trainer_state.json").write_text("{}")
+    list_contents(place)
     return place
 
 
@@ -103,7 +106,7 @@ def test_the_last_complete_checkpoint_is_chosen(tmp_path):
     checkpoint(tmp_path, 9)
     checkpoint(tmp_path, 10)
     checkpoint(tmp_path, 11, missing="optimizer.pt")
-    checkpoint(tmp_path, 12, state='{"cut')
+    (checkpoint(tmp_path, 12) / "trainer_state.json").write_text('{"cut')
     assert last_checkpoint(tmp_path, True).endswith("checkpoint-10")
     assert last_checkpoint(tmp_path, "true").endswith("checkpoint-10")
     assert last_checkpoint(tmp_path / "none", True) is None
@@ -130,8 +133,93 @@ def test_a_checkpoint_half_copied_or_half_removed_is_not_chosen(tmp_path):
     with pytest.raises(CheckpointError, match=r"value/head\.safetensors is missing"):
         last_checkpoint(tmp_path, str(place))
     (place / CONTENTS).write_text('{"cut')
-    with pytest.raises(CheckpointError, match=rf"{CONTENTS} is truncated"):
+    with pytest.raises(CheckpointError, match=rf"{CONTENTS} is damaged"):
         last_checkpoint(tmp_path, str(place))
+
+
+def zero(file):
+    """Same size, other content, as after a power failure."""
+    file.write_bytes(b"\0" * file.stat().st_size)
+
+
+@pytest.mark.parametrize("name", [*COMPLETE, "trainer_state.json", "value/head.safetensors"])
+def test_zeroed_file_falls_back_to_older_checkpoint(tmp_path, capsys, name):
+    older, newest = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    (newest / "value").mkdir()
+    (newest / "value" / "head.safetensors").write_bytes(b"four")
+    list_contents(newest)
+    zero(newest / name)
+    assert last_checkpoint(tmp_path, True) == str(older)
+    reason = f"{name} was changed after it was written"
+    assert f"{newest}: cannot resume from it ({reason}" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=f"{reason}.*name another checkpoint"):
+        last_checkpoint(tmp_path, str(newest))
+    zero(older / "optimizer.pt")
+    with pytest.raises(CheckpointError, match=f"checkpoint-10: .*{reason}.* no older undamaged"):
+        last_checkpoint(tmp_path, True)
+
+
+def test_swapped_files_of_two_checkpoints_are_detected(tmp_path):
+    places = [checkpoint(tmp_path, step) for step in (8, 9, 10)]
+    for step, place in enumerate(places):
+        (place / "optimizer.pt").write_bytes(bytes([step]))
+        list_contents(place)
+    for name in ("optimizer.pt", CONTENTS):  # then of the lists themselves
+        files = [place / name for place in places[1:]]
+        first, second = (file.read_bytes() for file in files)
+        files[0].write_bytes(second), files[1].write_bytes(first)
+        expected = places[0] if name == "optimizer.pt" else places[2]
+        assert last_checkpoint(tmp_path, True) == str(expected)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "3", "null", '{"optimizer.pt": "x"}', None])
+def test_damaged_list_of_contents_is_detected(tmp_path, content):
+    older, newest = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    if content is None:  # only a checkpoint of another program has no list
+        (newest / LOSS_FILE).write_text("{}")
+        (newest / CONTENTS).unlink()
+    else:
+        (newest / CONTENTS).write_text(content)
+    assert last_checkpoint(tmp_path, True) == str(older)
+
+
+@pytest.mark.parametrize("lists", [True, False])
+@pytest.mark.parametrize("name", [None, *COMPLETE, "trainer_state.json", "rng_state.pth"])
+def test_checkpoints_without_hashes_are_read(tmp_path, lists, name):
+    """Of another program, or of an earlier version, which listed sizes only."""
+    older, newest = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    for file in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"step": torch.arange(9)}, newest / file)
+    save_file({"w": torch.ones(3)}, newest / "adapter_model.safetensors")
+    for file in ("adapter_config.json", "trainer_state.json"):
+        (newest / file).write_text("{}")
+    (newest / CONTENTS).unlink()
+    if lists:
+        sizes = {file.name: file.stat().st_size for file in newest.iterdir()}
+        (newest / CONTENTS).write_text(json.dumps(sizes))
+    if name is not None:
+        zero(newest / name)
+    assert last_checkpoint(tmp_path, True) == str(newest if name is None else older)
+
+
+def test_parent_with_changed_files_is_rejected(tmp_path):
+    """A finished run, a role's folder in it, and a checkpoint."""
+    run = Run.start(tmp_path / "run", recipe="ppo")
+    run.begin()
+    files = [folder / name for folder in (run.path, run.path / "value") for name in COMPLETE[:2]]
+    (run.path / "value").mkdir()
+    for file in files:
+        file.write_bytes(b"x")
+    place = checkpoint(run.path, 3)
+    run.finish()
+    for name in COMPLETE[2:]:
+        (place / name).unlink()  # only its adapter is read
+    for folder in (run.path, run.path / "value", place):
+        require_adapter(str(folder), "parent")
+        zero(folder / "adapter_model.safetensors")
+        with pytest.raises(CheckpointError, match="safetensors was changed after"):
+            require_adapter(str(folder), "parent")
+        (folder / "adapter_model.safetensors").write_bytes(b"x")
 
 
 def test_a_missing_parent_is_said_at_once(tmp_path):

@@ -10,13 +10,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests.ppo.setup import make, prompts
 from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from toolkit.models import adapters
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.runs.resuming import CONTENTS, last_checkpoint
+from toolkit.runs.resuming import CONTENTS, last_checkpoint, list_contents
 from toolkit.runs.run import Run
 from toolkit.trainers.callbacks import interruptible
 from toolkit.trainers.checkpoints import INCOMING
@@ -347,10 +348,44 @@ def test_failed_resume_keeps_later_checkpoints(
     if damaged is not None:
         file = run / "checkpoint-4" / damaged
         file.write_bytes(b"{" * file.stat().st_size)
+        list_contents(run / "checkpoint-4")  # as if it had been written so
     trainer = make(make_ppo_roles(), tokenizer, prompts(), run, **options)
     with pytest.raises(CheckpointError, match=message):
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
     assert (run / "checkpoint-8").is_dir()
+
+
+@pytest.mark.parametrize("name", ["value/adapter_model.safetensors", "rng_state.pth"])
+def test_damaged_checkpoint_falls_back_to_older_one(run, make_ppo_roles, tokenizer, capsys, name):
+    roles, file = make_ppo_roles(), run / "checkpoint-8" / name
+    expected = load_file(run / "checkpoint-8" / "adapter_model.safetensors")
+    file.write_bytes(b"\0" * file.stat().st_size)
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    make(roles, tokenizer, prompts(), run, **saving).train(resume_from_checkpoint=True)
+    output = capsys.readouterr().out
+    assert f"checkpoint-8: cannot resume from it ({name} was changed" in output
+    assert "checkpoint-8: removed, since training resumes from step 4" in output
+    resumed = load_file(run / "checkpoint-8" / "adapter_model.safetensors")
+    assert all(torch.equal(resumed[key], expected[key]) for key in expected)
+
+
+def test_damaged_best_checkpoint_is_not_loaded(make_ppo_roles, tokenizer, tmp_path, capsys):
+    options = SAVING | {
+        "save_total_limit": 3,
+        "held_out": prompts().select(range(2)),
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "objective/length",
+        "learning_rate": 0.0,  # all evaluations are equal, so the first stays the best
+    }
+    make(make_ppo_roles(), tokenizer, prompts(), tmp_path, total_episodes=8, **options).train()
+    file = tmp_path / "checkpoint-2" / "adapter_model.safetensors"
+    file.write_bytes(b"\0" * file.stat().st_size)
+    trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, total_episodes=16, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert "checkpoint-2: was the best checkpoint, but cannot be used" in capsys.readouterr().out
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-6")
 
 
 def test_full_disk_does_not_hide_the_error(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from toolkit.errors import CheckpointError
 from toolkit.models.base import save_fingerprint
+from toolkit.runs.parents import require_unchanged
 from toolkit.runs.run import WEIGHTS_FILE
 
 # These initializations subtract what they put into the adapter from the base's weights. PEFT does
@@ -30,12 +31,13 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
 
     Only safetensors are read; a pickle is never opened.
 
-    Raises: CheckpointError where a file is missing or damaged, a weight is not finite, or attaching
-        the adapter would change the base or import code.
+    Raises: CheckpointError where a file is missing, damaged or changed, a weight is not finite, or
+        attaching the adapter would change the base or import code.
     """
     for file in ("adapter_config.json", WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: {file} is missing; expected a run with an adapter")
+    require_unchanged(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS_FILE)

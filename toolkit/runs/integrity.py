@@ -12,12 +12,13 @@ HASHED = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "head.safetensors",
+    "last/adapter_config.json",
+    "last/adapter_model.safetensors",
     "value/adapter_config.json",
     "value/adapter_model.safetensors",
     "value/head.safetensors",
 )
 WITHIN_A_RUN = ("value", "ref", "last")  # folders of roles that are saved inside their run
-_CHUNK = 1 << 20
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -46,11 +47,8 @@ def changed(folder: Path, recorded: Any) -> str | None:
 
 def sha256(file: Path) -> str:
     """A file's sha256 in hex."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def stray(folder: Path, root: Path) -> str | None:

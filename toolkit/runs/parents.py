@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError
+from toolkit.runs.integrity import WITHIN_A_RUN, changed
+from toolkit.runs.resuming import adapter_damage
 from toolkit.runs.run import ENSEMBLE, HEAD_FILE, MANIFEST, Run
 
 
@@ -23,7 +25,7 @@ def require_adapter(run: str, option: str) -> None:
     A checkpoint folder or an adapter made elsewhere is accepted. An unfinished run is not, because
     its adapter may be older than its manifest.
 
-    Raises: CheckpointError that names what is missing.
+    Raises: CheckpointError that names what is missing or was changed.
     """
     reason = Run(Path(run), "").adapter_problem() if Path(run).is_dir() else "no such directory"
     if reason and (Path(run) / MANIFEST).is_file() and Run.load(run).recipe == ENSEMBLE:
@@ -35,6 +37,21 @@ def require_adapter(run: str, option: str) -> None:
             f"{option}: {run} is {state}, not finished; continue it with "
             "--resume_from_checkpoint true, or name one of its checkpoints"
         )
+    require_unchanged(Path(run))
+
+
+def require_unchanged(folder: Path) -> None:
+    """Check the adapter of a finished run, of a role's folder in it, or of a checkpoint by its hashes.
+
+    Raises: CheckpointError that names the changed file.
+    """
+    reason, run = adapter_damage(folder), folder
+    if folder.name in WITHIN_A_RUN and not (folder / MANIFEST).is_file():
+        run = folder.parent
+    if reason is None and (run / MANIFEST).is_file():
+        reason = changed(run, Run.load(run).weights)
+    if reason is not None:
+        raise CheckpointError(f"{run}: {reason}")
 
 
 def require_reward_models(path: str) -> list[str]:

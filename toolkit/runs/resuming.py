@@ -1,14 +1,21 @@
-"""The checkpoint to resume from: the newest complete one, or the one that the user names."""
+"""The checkpoint to resume from: the newest undamaged one, or the one that the user names."""
 
 import json
 import os
+import zipfile
 from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
 
 from toolkit.errors import CheckpointError
+from toolkit.runs.integrity import HASHED, sha256
 from toolkit.runs.replacing import checkpoints, has_finished
 from toolkit.runs.run import ADAPTER_FILES, write_json
 
-CONTENTS = "contents.json"  # the files of a checkpoint and their sizes in bytes
+CONTENTS = "contents.json"  # of a checkpoint: its files with their bytes and sha256
+LOSS_FILE = "loss_since_log.json"
+REQUIRED = (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 def is_requested(wanted: str | bool | None) -> bool:
@@ -17,59 +24,114 @@ def is_requested(wanted: str | bool | None) -> bool:
 
 
 def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> str | None:
-    """The checkpoint to resume from.
+    """The checkpoint to resume from; a damaged newer one is reported and skipped.
 
     Args:
         run: the run's directory.
-        wanted: `resume_from_checkpoint` as the user wrote it: a path, true for the newest complete
+        wanted: `resume_from_checkpoint` as the user wrote it: a path, true for the newest undamaged
             checkpoint (without one the run starts from the beginning), or nothing.
 
-    Raises: CheckpointError if the named checkpoint is missing or incomplete, or an unfinished run
-        has only incomplete ones.
+    Raises: CheckpointError if the named checkpoint is missing or damaged, or an unfinished run has
+        only damaged ones.
     """
     if not is_requested(wanted):
         return None
     if str(wanted).lower() != "true":
-        reason = _incomplete(Path(str(wanted)))
-        if reason:
-            raise CheckpointError(f"{wanted}: cannot resume from it ({reason}); name another one")
+        if reason := damage(Path(str(wanted))):
+            raise CheckpointError(
+                f"{wanted}: cannot resume from it ({reason}); name another checkpoint, or let "
+                "--resume_from_checkpoint true choose the newest undamaged one"
+            )
         return str(wanted)
     existing = checkpoints(Path(run))
-    complete = [f for f in existing if _incomplete(f) is None]
-    if existing and not complete and not has_finished(Path(run)):
+    for checkpoint in reversed(existing):
+        reason = damage(checkpoint)
+        if reason is None:
+            return str(checkpoint)
+        print(f"{checkpoint}: cannot resume from it ({reason})", flush=True)
+    if existing and not has_finished(Path(run)):
         raise CheckpointError(
-            f"{existing[-1]}: cannot resume from it ({_incomplete(existing[-1])}); remove it, or choose "
-            "another output_dir"
+            f"{existing[-1]}: cannot resume from it ({damage(existing[-1])}), and there is no older "
+            "undamaged checkpoint; remove it, or choose another output_dir"
         )
-    return str(complete[-1]) if complete else None
+    return None
 
 
 def list_contents(checkpoint: Path) -> None:
-    """Write the names and sizes of a checkpoint's files, so that a partial copy is detected."""
+    """Write size and hash of a checkpoint's files, so that partial copies and damage are detected."""
     files = sorted(f for f in checkpoint.rglob("*") if f.is_file() and f.name != CONTENTS)
-    sizes = {f.relative_to(checkpoint).as_posix(): f.stat().st_size for f in files}
-    write_json(checkpoint / CONTENTS, sizes)
+    contents = {
+        f.relative_to(checkpoint).as_posix(): {"bytes": f.stat().st_size, "sha256": sha256(f)}
+        for f in files
+    }
+    write_json(checkpoint / CONTENTS, contents)
 
 
-def _incomplete(checkpoint: Path) -> str | None:
-    """Why a checkpoint is incomplete, or None; checkpoints of other programs list no contents."""
-    for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt", "trainer_state.json"):
+def damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint is incomplete or damaged, or None."""
+    for name in REQUIRED:
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
+    contents = _contents(checkpoint)
+    if contents is None:
+        if (checkpoint / LOSS_FILE).is_file():
+            return f"{CONTENTS} is missing"
+        files = (f for f in checkpoint.rglob("*") if f.is_file())  # of another program
+        contents = {f.relative_to(checkpoint).as_posix(): {} for f in files}
+    if unlisted := [name for name in REQUIRED if name not in contents]:
+        return f"{CONTENTS} is damaged: it does not list {unlisted[0]}"
+    problems = (_file_damage(checkpoint, name, entry) for name, entry in contents.items())
+    return next((problem for problem in problems if problem), None)
+
+
+def adapter_damage(checkpoint: Path) -> str | None:
+    """Why the adapter of a checkpoint was changed, or None; its other files may be missing."""
+    contents = _contents(checkpoint) or {}
+    problems = (_file_damage(checkpoint, n, contents[n]) for n in HASHED if n in contents)
+    return next((problem for problem in problems if problem), None)
+
+
+def _contents(checkpoint: Path) -> dict[str, Any] | None:
+    """The entries of `contents.json`: empty where the file is damaged, None without the file."""
+    file = checkpoint / CONTENTS
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except ValueError:
-        return "trainer_state.json is truncated"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def _file_damage(checkpoint: Path, name: str, recorded: Any) -> str | None:
+    """Why a file is not the recorded one; without a hash, why it cannot be read.
+
+    Args:
+        recorded: an entry of `contents.json`; in an earlier version only the number of bytes.
+    """
+    file, entry = checkpoint / name, {"bytes": recorded} if isinstance(recorded, int) else recorded
+    if not isinstance(entry, dict):
+        return f"{CONTENTS} is damaged: its entry of {name} is not a mapping"
+    if entry and not file.is_file():
+        return f"{name} is missing"
     try:
-        sizes = dict(json.loads((checkpoint / CONTENTS).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError):
-        return f"{CONTENTS} is truncated"
-    for name, size in sizes.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes, expected {size}"
+        size = file.stat().st_size
+        if entry.get("bytes", size) != size:
+            return f"{name} has {size} bytes, expected {entry['bytes']}"
+        if "sha256" not in entry:
+            _read(file)
+        elif sha256(file) != entry["sha256"]:
+            return f"{name} was changed after it was written: its sha256 differs"
+    except Exception as error:  # each reader raises its own errors
+        return f"{name} is damaged: {type(error).__name__}: {error}"
     return None
+
+
+def _read(file: Path) -> None:
+    """Raise an error for a JSON, torch or safetensors file that cannot be read; unpickle nothing."""
+    if file.suffix == ".json":
+        json.loads(file.read_text(encoding="utf-8"))
+    elif file.suffix in (".pt", ".pth"):
+        with zipfile.ZipFile(file) as archive:
+            if bad := archive.testzip():  # compares the checksum of each record
+                raise ValueError(f"wrong checksum of {bad}")
+    elif file.suffix == ".safetensors":
+        with safe_open(file, framework="numpy"):
+            pass

@@ -15,12 +15,11 @@ from toolkit.errors import CheckpointError, ConfigError, DivergedError
 from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.peft_methods import library_reason
 from toolkit.runs.replacing import checkpoints, step_of
-from toolkit.runs.resuming import last_checkpoint, list_contents
+from toolkit.runs.resuming import LOSS_FILE, damage, last_checkpoint, list_contents
 from toolkit.runs.run import write_json
 from toolkit.trainers.callbacks import AFTER_FULL_DISK, RunCallback
 
 INCOMING = ".incoming"  # folder in which a checkpoint is written before it gets its name
-LOSS_FILE = "loss_since_log.json"
 
 
 class WholeCheckpoints:
@@ -118,6 +117,13 @@ class WholeCheckpoints:
             best = Path(self.args.output_dir) / f"checkpoint-{state.best_global_step}"
             if best.is_dir():  # the library stores its old path, which is wrong in a moved run
                 state.best_model_checkpoint = str(best)
+        if state.best_model_checkpoint and (reason := damage(Path(state.best_model_checkpoint))):
+            print(
+                f"{state.best_model_checkpoint}: was the best checkpoint, but cannot be used "
+                f"({reason}); the best of the following steps is chosen",
+                flush=True,
+            )
+            state.best_model_checkpoint = state.best_metric = state.best_global_step = None
         if (self._resumed / LOSS_FILE).is_file():  # the next log then equals an uninterrupted run's
             saved = read_state(self._resumed / LOSS_FILE)
             self._tr_loss += float(saved["loss"])
@@ -226,7 +232,11 @@ class _BeginCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _global_step(checkpoint: Path) -> int:
-    return int(read_state(checkpoint / "trainer_state.json")["global_step"])
+    file = checkpoint / "trainer_state.json"
+    step = read_state(file).get("global_step")
+    if not isinstance(step, int):
+        raise CheckpointError(f"{file}: `global_step` must be an integer, got {step!r}")
+    return step
 
 
 def _sync(path: Path) -> None:

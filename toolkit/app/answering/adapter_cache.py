@@ -9,8 +9,8 @@ import torch
 from toolkit.app.catalog import Entry, Stamp, file_stamp
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.models.roles import Roles
-from toolkit.runs.integrity import changed, sha256, stray
-from toolkit.runs.run import MANIFEST, WEIGHTS_FILE, Run
+from toolkit.runs.integrity import sha256, stray
+from toolkit.runs.run import MANIFEST, WEIGHTS_FILE
 
 MAX_ADAPTERS = 12  # kept in memory; the least recently used one is dropped first
 
@@ -89,10 +89,6 @@ class AdapterCache:
             if reason is not None:
                 raise CheckpointError(f"{run_folder}: {reason}")
             self.roles.attach(role, folder, head=head)
-            if (run_folder / MANIFEST).is_file():
-                reason = changed(run_folder, Run.load(run_folder).weights)
-            if reason is not None:
-                raise CheckpointError(f"{run_folder}: {reason}")
             digest = sha256(folder / WEIGHTS_FILE)
             if file_stamp(run_folder) != stamp:  # the hash may not be that of the loaded weights
                 raise CheckpointError(
