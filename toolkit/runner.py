@@ -8,6 +8,7 @@ from toolkit.data.streaming import first_rows
 from toolkit.models.adapters import save_adapter
 from toolkit.preflight.report import print_report
 from toolkit.preflight.requirements import check_requirements
+from toolkit.preflight.rows import check_rows_of
 from toolkit.recipe import Options, Recipe
 from toolkit.runs.resuming import is_requested
 from toolkit.runs.run import ENSEMBLE, Run
@@ -59,6 +60,7 @@ def fit(training: Training) -> dict[str, Any]:
         first_rows(trainer.train_dataset),
         trainer.data_collator,
     )
+    check_rows_of(trainer, training.options)
     with interruptible(trainer):
         trainer.train(resume_from_checkpoint=training.resume)
     if training.stream is not None:

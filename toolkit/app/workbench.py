@@ -21,6 +21,7 @@ from toolkit.app.catalog import Catalog, Inspector, scan
 from toolkit.app.choices import baseline_prompts, example_prompts
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.models.base import fingerprint, load_base
+from toolkit.models.independence import context_of
 from toolkit.models.roles import Roles
 from toolkit.models.tokenizer import saved_template, stop_ids
 from toolkit.recipe import is_supervised
@@ -47,7 +48,7 @@ class Workbench:
         self.cli_options: list[str] = []  # the app's options, for the commands that the page shows
         self.roles = Roles(base.eval(), base_fingerprint)
         self.stop = stop_ids(base, tokenizer)
-        self.context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        self.context = context_of(base.config.get_text_config())
         self.tokens = LockedTokenizer(tokenizer)
         self.adapters = AdapterCache(self.roles, runs)
         self.metrics = AnswerMetrics(

@@ -1,13 +1,13 @@
 """Scores and log-probabilities of many (prompt, completion) ids, batched by length, no gradients."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
+from toolkit.models import independence
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import Batch, by_length, collate, completion_logprobs, scores
 from toolkit.models.roles import REWARD, Roles
@@ -21,18 +21,9 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id
 
 
-@contextmanager
-def evaluating(roles: Roles) -> Iterator[None]:
+def evaluating(roles: Roles) -> AbstractContextManager[None]:
     """No gradients and no dropout inside; restores every module's mode, also after an error."""
-    module: nn.Module = roles.model or roles.base
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m, training in modes:
-            m.training = training
+    return independence.evaluating(roles.model or roles.base)
 
 
 def score_ids(

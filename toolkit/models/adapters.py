@@ -37,7 +37,6 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
     for file in ("adapter_config.json", WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: {file} is missing; expected a run with an adapter")
-    require_unchanged(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS_FILE)
@@ -59,6 +58,7 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
     bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
     if bad:
         raise CheckpointError(f"{folder}: {bad[0]} is not finite; use another run")
+    require_unchanged(folder)
     return as_lora(config, weights) if isinstance(config, AdaLoraConfig) else (config, weights)
 
 

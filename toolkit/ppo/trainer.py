@@ -36,6 +36,7 @@ from toolkit.ppo.requirements import check_best_metric, check_requirements
 from toolkit.ppo.rollout import RolloutMaker
 from toolkit.ppo.updates import Updater, micro_batch_rows, split_value_groups
 from toolkit.reward.functions import RewardFunction
+from toolkit.sampling.compatibility import check_supported
 from toolkit.trainers.callbacks import SAMPLES_FILE, append_rows
 from toolkit.trainers.checkpoints import WholeCheckpoints
 
@@ -143,6 +144,19 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             functions,
         )
 
+    def _check_base(self) -> None:
+        """Check the base at the lengths of this training. Raises: ConfigError if it is not supported."""
+        splits = [s for s in (self.train_dataset, self.eval_dataset) if s is not None]
+        lengths = [len(ids) for split in splits for ids in split["prompt_ids"]]
+        longest = max(lengths) + self.args.response_length
+        with self.sampling_mode(), self.roles.using(None):
+            check_supported(
+                self.roles.base,
+                shortest=min(lengths) + 1,
+                longest=max([longest, *map(len, self.checkpoints.ptx)]),
+                shorten="`max_prompt_length` and `response_length`",
+            )
+
     @property
     def experience(self) -> Experience | None:
         """The rollout that updates use."""
@@ -155,6 +169,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train as the library's trainer does; a trainer may train again."""
+        self._check_base()
         args, rollout = self.args, self.open_rollout
         rollout.experience, rollout.stopped, self._micro_step = None, False, None
         rollout.metrics.clear()

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.errors import CheckpointError
 from toolkit.models.adapters import read_adapter
 from toolkit.models.base import check_fingerprint, fingerprint
+from toolkit.models.independence import independent_length
 from toolkit.preflight.rows import IGNORED, first_ids, layout_of
 from toolkit.runs.run import WEIGHTS_FILE
 from toolkit.stages import Stage, is_planned
@@ -75,6 +76,12 @@ def check_tokens(
         findings.warnings.append(
             f"rows begin with two {tokenizer.bos_token}: the chat template writes one and the tokenizer "
             "adds another; remove it from the template"
+        )
+    limit = independent_length(config)
+    if limit is not None and layout != "prompt" and min(lengths) <= limit < max(lengths):
+        findings.warnings.append(
+            f"rows of more than {limit} tokens change what the base computes for the other rows of their "
+            f"batch: set `max_length: {limit}`"
         )
     context = getattr(config, "max_position_embeddings", None)
     if context is not None and layout != "prompt":  # PPO's trainer checks the length of prompts

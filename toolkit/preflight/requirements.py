@@ -56,6 +56,7 @@ def check_requirements(
         )
     if script.dataset_streaming:
         _check_streaming(recipe, args)
+    _check_packing(recipe, args)
     if not is_planned(script.dataset_name, planned_runs):
         check_source(script, mixture, own)
     demonstrations = getattr(own, "demonstrations", None)
@@ -119,6 +120,21 @@ def _on_one_device(recipe: Recipe, options: Options) -> Options:
         model = copy.copy(model)
         model.device_map = "cpu"
     return options._replace(model=model)
+
+
+def _check_packing(recipe: Recipe, args: Any) -> None:
+    """Reject TRL's packing in which a row's tokens attend to the rows before it."""
+    packs, packs_held_out = getattr(args, "packing", False), getattr(args, "eval_packing", None)
+    if (packs or packs_held_out) and args.packing_strategy == "wrapped":
+        raise ConfigError(
+            f"{recipe.name}: `packing_strategy` wrapped cuts rows and lets each attend to the rows "
+            "before it; set `packing_strategy: bfd`, which keeps them apart"
+        )
+    if packs_held_out and not packs:
+        raise ConfigError(
+            f"{recipe.name}: `eval_packing` without `packing` lets held-out rows attend to the rows "
+            "before them; set `packing: true` as well, or remove `eval_packing`"
+        )
 
 
 def _check_streaming(recipe: Recipe, args: Any) -> None:

@@ -9,7 +9,10 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.data.streaming import first_rows
 from toolkit.errors import ConfigError
+from toolkit.recipe import Options
+from toolkit.trainers.row_checks import check_rows
 
 Layout = Literal["ranking", "sequence", "pair", "answer", "prompt"]
 # the first of these columns that a dataset has identifies its layout
@@ -61,6 +64,30 @@ def row_tokens(rows: Dataset, limit: int | None = None) -> list[int]:
         lengths = lengths + np.maximum.reduce(answers)
         lengths = lengths if limit is None else np.minimum(lengths, limit)
     return [int(n) for n in lengths]
+
+
+def check_rows_of(trainer: Any, options: Options) -> None:
+    """Check that the trainer's rows do not change each other's numbers; PPO's trainer checks its own.
+
+    Raises: ConfigError for a model that computes a row otherwise beside other rows.
+    """
+    args, tables = trainer.args, [trainer.train_dataset]
+    if isinstance(trainer.eval_dataset, Dataset):
+        tables.append(trainer.eval_dataset)
+    lengths: list[int] = []
+    for rows in map(first_rows, tables):
+        if not {"ids", "input_ids", *ANSWERS} & set(rows.column_names):
+            return
+        if "seq_lengths" in rows.column_names:  # packed
+            lengths += [n for packed in rows["seq_lengths"] for n in packed]
+        else:
+            lengths += row_tokens(rows, options.max_length)
+    if not isinstance(trainer.train_dataset, Dataset) and args.max_length is not None:
+        lengths.append(args.max_length)  # a stream's other rows may be longer than its first ones
+    sizes = (args.per_device_train_batch_size, args.per_device_eval_batch_size)[: len(tables)]
+    has_one_row = layout_of(rows.column_names) == "sequence" and max(sizes) == 1
+    is_packed = getattr(trainer, "padding_free", False)
+    check_rows(trainer, lengths, one_per_batch=has_one_row and not is_packed)
 
 
 def _answer_lengths(rankings: Dataset) -> list[Any]:

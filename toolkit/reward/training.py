@@ -30,6 +30,7 @@ from toolkit.runs.parents import is_finished
 from toolkit.runs.resuming import is_requested, last_checkpoint
 from toolkit.runs.run import Run
 from toolkit.trainers.callbacks import RunCallback, interruptible
+from toolkit.trainers.row_checks import check_rows
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -79,11 +80,16 @@ class Comparisons:
         )
         return cls(grouped["train"], grouped.get("test"), list(test_rows), demonstrations)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each completion of the training split with its prompt."""
+        completions = self.train.with_format("arrow")[:]["ids"]
+        lengths: list[int] = pc.list_value_length(pc.list_flatten(completions)).to_pylist()
+        return lengths
+
     def step_tokens(self, prompts: int) -> int:
         """Average number of tokens in a training batch of so many prompts."""
-        completions = self.train.with_format("arrow")[:]["ids"]
-        tokens: int = pc.sum(pc.list_value_length(pc.list_flatten(completions))).as_py()
-        return prompts * tokens // len(completions)
+        return prompts * sum(self.lengths) // len(self.train)
 
 
 class RewardModelTrainer:
@@ -130,6 +136,7 @@ class RewardModelTrainer:
         Returns: results for `run.json`: the number of steps, and the calibration.
         """
         trainer = self.build(comparisons, training, start, run=run)
+        check_rows(trainer, comparisons.lengths)
         with interruptible(trainer):
             trainer.train(resume_from_checkpoint=resume)
         folder = Path(str(training.output_dir))

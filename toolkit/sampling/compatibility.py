@@ -10,94 +10,128 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError
+from toolkit.kernels import kernels_enabled
 from toolkit.kernels.chunked_logprobs import VocabularyHead
+from toolkit.kernels.packing import supports_shared_rows
+from toolkit.models.independence import (
+    as_ids,
+    check_padded_rows,
+    evaluating,
+    example,
+    has_low_precision,
+    name_of,
+)
+from toolkit.models.passes import collate, policy_pass
 from toolkit.sampling.decoding import growing_cache, keep_rows, pad_left, read
 
 LIMIT = 1e-2  # largest difference of log-probabilities in nats, in float32
 LIMIT_LOW_PRECISION = 0.25  # with half-precision states or a quantized base
-LONG, SHORT, NEXT = [1, 2, 3], [4, 5], [6, 7]  # two rows of tokens, and the next token of each
+LEAST = 4  # tokens of the longest row of a test
 
 
-@torch.no_grad()
-def check_supported(causal: Any) -> None:
-    """Test a causal language model's head and its sampling on a few tokens.
+def check_supported(
+    causal: Any, *, shortest: int = 3, longest: int = LEAST, shorten: str = ""
+) -> None:
+    """Test a causal language model's head, its sampling and its scoring on a few rows.
 
-    Raises: ConfigError that names the model, and whether its head or its sampling is not supported.
+    Args:
+        shortest, longest: tokens of a run's rows, prompt and completion together.
+        shorten: the options that limit the length of rows, for the message.
+
+    Raises: ConfigError naming the model and what is not supported.
     """
-    modes = {module: module.training for module in causal.modules()}
-    causal.eval()
-    try:
-        _check_head(causal)
-        _check_sampling(causal)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200] or "no reason given"
-        raise ConfigError(
-            f"{_name(causal)} fails when completions are scored or sampled token by token "
-            f"({type(error).__name__}: {reason}); use another base"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    longest = max(longest, LEAST)
+    lengths = [longest, max(2, min(shortest, longest - 1))]
+    with evaluating(causal):
+        try:
+            check_padded_rows(causal, lengths[1], longest, shorten=shorten)
+            _check_head(causal)
+            rows = [example(causal, length, number) for number, length in enumerate(lengths)]
+            alone = torch.stack([_last_states(causal, row) for row in rows])  # (2, 2, d)
+            _check_sampling(causal, rows, alone[:, 1])
+            _check_scoring(causal, rows, alone[:, 0])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200] or "no reason given"
+            raise ConfigError(
+                f"{name_of(causal)} fails when completions are scored or sampled token by token "
+                f"({type(error).__name__}: {reason}); use another base"
+            ) from error
+
+
+def _last_states(causal: Any, row: list[int]) -> Tensor:
+    """The states of a row's last two tokens, `(2, d)`, computed alone."""
+    ids = as_ids(causal, [row])
+    states: Tensor = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return states[0, -2:]
 
 
 def _check_head(causal: Any) -> None:
     """Compare `VocabularyHead` with the model's own logits."""
-    ids = _ids(causal, [LONG])
+    ids = as_ids(causal, [example(causal, LEAST)])
     states = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     expected = causal(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
     logprobs = VocabularyHead.of(causal).logits(states).log_softmax(-1)
     difference = float((logprobs - expected).abs().max())
     if not difference <= _limit(causal, states):
         raise ConfigError(
-            f"{_name(causal)} computes its logits in an unsupported way: log-probabilities differ by "
+            f"{name_of(causal)} computes its logits in an unsupported way: log-probabilities differ by "
             f"{difference:.2g} nats; use another base, or add the computation to "
             "toolkit.kernels.chunked_logprobs.VocabularyHead"
         )
 
 
-def _check_sampling(causal: Any) -> None:
+def _check_sampling(causal: Any, rows: list[list[int]], alone: Tensor) -> None:
     """Compare rows of unequal length, after one has left and one token was added, with each row alone."""
-    head = VocabularyHead.of(causal)
-    outputs = [
-        causal.base_model(input_ids=_ids(causal, [[*row, token]]), use_cache=False)
-        for row, token in zip((LONG, SHORT), NEXT, strict=True)
-    ]
-    alone = torch.cat([output.last_hidden_state[:, -1] for output in outputs])
-    expected, logprobs = (head.logits(h).log_softmax(-1) for h in (alone, _sampled_states(causal)))
-    # Weighted by probability: in half precision, two passes differ much in the tail of a large vocabulary.
-    difference = float((expected.exp() * (logprobs - expected).abs()).sum(-1).max())
+    difference = _difference(causal, _sampled_states(causal, rows), alone)
     if not difference <= _limit(causal, alone):
         raise ConfigError(
-            f"{_name(causal)} gives other log-probabilities when rows of unequal length are sampled "
+            f"{name_of(causal)} gives other log-probabilities when rows of unequal length are sampled "
             f"token by token: they differ by {difference:.2g} nats; use another base"
         )
 
 
-def _sampled_states(causal: Any) -> Tensor:
-    """The last states of both rows, `(2, d)`, computed as `decode` does."""
+def _sampled_states(causal: Any, rows: list[list[int]]) -> Tensor:
+    """The last states of the rows, `(2, d)`, computed as `decode` does."""
     cache = growing_cache(causal)
-    tokens, attention = pad_left([LONG, SHORT, LONG], 0)
-    ids = _ids(causal, tokens)
+    prompts = [row[:-1] for row in rows]
+    tokens, attention = pad_left([*prompts, prompts[1]], 0)
+    ids = as_ids(causal, tokens)
     attention = attention.to(ids.device)
     read(causal, ids, attention, cache)
-    kept = torch.tensor([0, 1], device=ids.device)
+    kept = torch.arange(len(rows), device=ids.device)
     keep_rows(cache, kept)
-    attention = torch.cat([attention[kept], attention.new_ones(2, 1)], dim=1)
-    return read(causal, _ids(causal, [[token] for token in NEXT]), attention, cache)
+    attention = torch.cat([attention[kept], attention.new_ones(len(rows), 1)], dim=1)
+    return read(causal, as_ids(causal, [row[-1:] for row in rows]), attention, cache)
 
 
-def _ids(causal: Any, rows: list[list[int]] | Tensor) -> Tensor:
-    weight = causal.get_input_embeddings().weight
-    ids: Tensor = torch.as_tensor(rows, device=weight.device)
-    return ids % int(weight.shape[0])  # for very small vocabularies
+def _check_scoring(causal: Any, rows: list[list[int]], alone: Tensor) -> None:
+    """Compare rows that are scored in one batch, packed where the kernels pack, with each row alone."""
+    long, short = rows
+    scored = [long, example(causal, len(short), 2), short]
+    prompts, last = [row[:-1] for row in scored], [row[-1:] for row in scored]
+    batch = collate(prompts, last, 0, alone.device)
+    states = policy_pass(causal, batch, temperature=1.0).states[[0, 2]]  # before the last token
+    difference = _difference(causal, states, alone)
+    if not difference <= _limit(causal, alone):
+        is_packed = kernels_enabled() and supports_shared_rows(causal)
+        fix = "set `attn_implementation: eager`, which packs no rows" if is_packed else ""
+        raise ConfigError(
+            f"{name_of(causal)} gives a row other log-probabilities when it is scored together with "
+            f"other rows: they differ by {difference:.2g} nats; {fix or 'use another base'}"
+        )
+
+
+def _difference(causal: Any, states: Tensor, alone: Tensor) -> float:
+    """The largest mean difference of a row's log-probabilities, in nats.
+
+    Weighted by probability: in half precision, two passes differ much in the tail of a large vocabulary.
+    """
+    head = VocabularyHead.of(causal)
+    logprobs, expected = (head.logits(h).log_softmax(-1) for h in (states, alone))
+    return float((expected.exp() * (logprobs - expected).abs()).sum(-1).max())
 
 
 def _limit(causal: Any, states: Tensor) -> float:
-    low = states.dtype != torch.float32 or getattr(causal, "is_quantized", False)
-    return LIMIT_LOW_PRECISION if low else LIMIT
-
-
-def _name(causal: Any) -> str:
-    return f"{causal.config.name_or_path or 'the base'}: {type(causal).__name__}"
+    return LIMIT_LOW_PRECISION if has_low_precision(causal, states) else LIMIT
