@@ -17,6 +17,7 @@ from toolkit.preflight.fit import Planner
 from toolkit.preflight.requirements import check_requirements
 from toolkit.recipe import find_recipe
 from toolkit.runner import train
+from toolkit.runs.resuming import list_contents
 from toolkit.runs.run import ADAPTER_FILES, ENSEMBLE, Run
 from toolkit.stages import find_stages
 
@@ -144,6 +145,7 @@ def test_interrupted_run_is_resumed_or_rejected(tmp_path, tiny_base, sft_run):
     resumed = stage_of("dpo", *words, "--resume_from_checkpoint", "true").options
     for name in (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt", "trainer_state.json"):
         (died / "checkpoint-5" / name).write_text("{}", encoding="utf-8")
+    list_contents(died / "checkpoint-5")
     _, checkpoint = check_requirements(find_recipe("dpo"), resumed)
     assert checkpoint == str(died / "checkpoint-5")
     Run(died, "dpo", state="finished").save()
