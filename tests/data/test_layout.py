@@ -148,8 +148,24 @@ def test_prompt_that_only_most_answers_repeat_raises(tmp_path: Path) -> None:
     assert load(write_rows(tmp_path / "d.jsonl", data))["train"].to_list() == data
 
 
-@pytest.mark.parametrize("prompt", ["\n\nHuman: Sky?\n\nAssistant:", "Sky?"])
-def test_transcripts_may_repeat_their_prompt(tmp_path: Path, prompt: str) -> None:
+def test_dialogues_that_repeat_each_question_are_cut(tmp_path: Path) -> None:
+    answers = [assistant("Sky? Blue."), assistant("And snow?\nWhite.")]
+    data = [{"messages": [user("Sky?"), answers[0], user("And snow?"), answers[1]]}]
+    assert load(write_rows(tmp_path / "d.jsonl", data), turns="all")["train"].to_list() == [
+        {"prompt": SKY[:1], "completion": SKY[1:]},
+        {"prompt": [*SKY, user("And snow?")], "completion": SNOW[1:]},
+    ]
+
+
+def test_messages_in_a_column_of_text_raise(tmp_path: Path) -> None:
+    stored = json.dumps(SKY)
+    for row in ({"instruction": "Sky?", "output": stored}, {"text": stored}):
+        with pytest.raises(DatasetError, match=r'" must be non-empty text, got \[\{"role"'):
+            load(write_rows(tmp_path / "d.jsonl", [row]), texts=True)
+
+
+@pytest.mark.parametrize("prompt", ["\n\nHuman: Sky?\n\nAssistant:", "Sky?", SKY[:1]], ids=str)
+def test_transcripts_may_repeat_their_prompt(tmp_path: Path, prompt: Any) -> None:
     start = "\n\nHuman: Sky?\n\nAssistant:"
     row = {"prompt": prompt, "chosen": f"{start} Blue.", "rejected": f"{start} It's red."}
     file = write_rows(tmp_path / "d.jsonl", [row])

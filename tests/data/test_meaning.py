@@ -92,6 +92,16 @@ def test_dialogue_without_an_answer_to_learn_is_counted(
         (PAIR | {"sample_weight": 2.0}, "preference", "rows cannot have weights"),
         (ANSWER | {"is_safe": False}, None, "set `columns: {is_safe: label}`"),
         (ANSWER | {"rejected": True}, None, "a bad answer would be learned as a good one"),
+        (ANSWER | {"label": "thumbs_down"}, None, "a bad answer would be learned"),
+        (ANSWER | {"label": -1}, None, "a bad answer would be learned as a good one"),
+        (
+            {"messages": [DIALOGUE[0], DIALOGUE[1] | {"rejected": True}]},
+            None,
+            "marks the answer as",
+        ),
+        ({"messages": [DIALOGUE[0], DIALOGUE[1] | {"label": False}]}, None, "marks the answer as"),
+        ({"messages": DIALOGUE, "prompt": "Sea?"}, None, "it is not in the prompt"),
+        (PAIR | {"scores": {"chosen": 1, "rejected": 3}}, "preference", "must not be worse"),
         (ANSWER | {"context": "The sea is blue."}, None, "it is not in the prompt"),
         (PAIR | {"chosen_score": 1.0, "rejected_score": 4.0}, "preference", "must not be worse"),
         (PAIR | {"score_chosen": "1", "score_rejected": "4"}, "unpaired", "must not be worse"),
@@ -108,7 +118,7 @@ def test_column_that_changes_the_meaning_raises_or_is_dropped(
         good = PAIR
     if isinstance(row.get("prompt"), list):
         good = {"prompt": DIALOGUE[:1], "completion": DIALOGUE[1:]}
-    if "label" in row:
+    if row.get("label") is True:
         good = {"messages": DIALOGUE, "label": True}
     kind = kind or "prompt-completion"
     with pytest.raises(DatasetError) as caught:
@@ -217,7 +227,7 @@ def test_orca_hint_keeps_the_system_message(tmp_path: Path) -> None:
 def test_two_system_messages_raise(tmp_path: Path) -> None:
     bot = {"role": "system", "content": "You are a bot."}
     data = [{"messages": [bot, *DIALOGUE], "system": FRENCH["content"]}]
-    with pytest.raises(DatasetError, match=r"must have one system message, got .* and "):
+    with pytest.raises(DatasetError, match=r"must have one system message; .* got .* and "):
         rows(tmp_path, data)
     data = [ANSWER | {"system": "One.", "system_prompt": "Two."}]
     with pytest.raises(DatasetError, match="system and system_prompt must be the same"):

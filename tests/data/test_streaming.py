@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
-from tests.data.helpers import chat, pairs, write_rows
+from tests.data.helpers import assistant, chat, pairs, user, write_rows
 from toolkit.data import check_source, check_texts, load_splits
 from toolkit.data.row_errors import DROPPED_FILE
 from toolkit.data.streaming import Stream, first_rows, open_stream
@@ -162,3 +162,23 @@ def test_option_that_needs_all_rows_raises(option: str) -> None:
         match=f"`dataset_streaming` does not work with `{option}`, which needs all rows at once",
     ):
         check_source(script, mixture, DataArguments(**options))
+
+
+def test_later_rows_of_a_stream_are_read_like_the_first(tmp_path: Path, stream_of: Any) -> None:
+    rows = [
+        {
+            "system": "Be brief." if i % 2 else None,
+            "prompt": f"Question {i}?",
+            "completion": f"Question {i}? Answer {i}.",
+        }
+        for i in range(1003)
+    ]
+    name = write_rows(tmp_path / "d.jsonl", rows)
+    stream = list(stream_of(name)[0].rows())
+    assert len(stream) == 1003
+    for i in (0, 1001):
+        system = [{"role": "system", "content": "Be brief."}] if i % 2 else []
+        assert stream[i] == {
+            "prompt": [*system, user(f"Question {i}?")],
+            "completion": [assistant(f"Answer {i}.")],
+        }

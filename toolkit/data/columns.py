@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.data.formats import FORMATS, as_label
 from toolkit.data.layout import LABEL_COLUMNS, SYSTEM_COLUMNS
-from toolkit.data.messages import UNREADABLE_KEYS, Row, as_flag, is_blank
+from toolkit.data.messages import UNREADABLE_KEYS, Row, as_flag, is_blank, says_bad
 from toolkit.data.ranking import finite_number
 from toolkit.data.row_errors import RowError, describe
 
@@ -22,13 +22,8 @@ NUMBER_COLUMNS = ("margin", "chosen_gold", "rejected_gold")
 
 BESIDE_TEXT = {*UNREADABLE_KEYS, "chat_template_kwargs"}
 WEIGHTS = {"weight", "sample_weight", "loss_weight", "loss_mask", "train", "mask"}
-# Flags of an answer; one of the first kind is false, or one of the second true, if it is bad.
-GOOD = {*LABEL_COLUMNS, "good", "is_good", "desirable", "is_desirable", "accepted", "preferred"}
-GOOD |= {"safe", "is_safe", "correct", "is_correct", "thumbs_up"}
-BAD = {"rejected", "is_rejected", "bad", "is_bad", "undesirable", "toxic", "is_toxic", "unsafe"}
-BAD |= {"harmful", "is_harmful", "incorrect", "thumbs_down", "flagged"}
 WINNERS = {"winner", "preference", "preferred", "better"}
-CONTEXT = {"input", "context", "history"}
+NO_WINNER = ("tie", "both", "neither", "rejected")
 SCORE = ("score", "rating", "reward", "rank")
 
 
@@ -50,13 +45,13 @@ def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
             raise _unread(name, value, "training supports only text")
         if name in WEIGHTS and _is_weight(name, value):
             raise _unread(name, value, "rows cannot have weights; repeat or remove the row")
-        if content == "completion" and kind != "prompt-only" and _says_bad(name, value):
+        if content == "completion" and kind != "prompt-only" and _is_bad(name, value):
             fix = f"if it labels the answer, set `columns: {{{name}: label}}`"
             raise _unread(name, value, f"a bad answer would be learned as a good one; {fix}")
-        if content == "comparison" and name in WINNERS and value in ("rejected", "tie"):
+        if content == "comparison" and name in WINNERS and str(value).lower().startswith(NO_WINNER):
             raise _unread(name, value, '"chosen" would be learned as the better one')
-        if name in CONTEXT and "prompt" in read and content != "prompt":
-            _check_context(name, value, parts["prompt"])
+        if name in _context(format):
+            _check_context(name, value, parts.get("messages") or parts["prompt"])
     if "chosen" in read:
         _check_scores(row)
 
@@ -74,13 +69,22 @@ def _is_weight(name: str, value: Any) -> bool:
     return isinstance(value, bool | int | float | list) and not neutral
 
 
-def _says_bad(name: str, value: Any) -> bool:
+def _is_bad(name: str, value: Any) -> bool:
     """Whether a column says that the row's answer is bad."""
-    if name in LABEL_COLUMNS and isinstance(value, str) and as_flag(value) is None:
-        return as_label(value) is False
-    if not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
-        return False  # a category or a probability
-    return (name in GOOD and as_flag(value) is False) or (name in BAD and as_flag(value) is True)
+    if name in LABEL_COLUMNS and not isinstance(value, bool):
+        # 1 and 0 may be a topic, but not 1 and -1
+        return as_flag(value) is None and (as_label(value) is False or finite_number(value) == -1)
+    return says_bad(name, value)
+
+
+def _context(format: str) -> set[str]:
+    """Columns that hold a part of the prompt, next to those of a format."""
+    if FORMATS[format].content in ("prompt", "text"):
+        return set()
+    read = {*FORMATS[format].columns, *FORMATS[format].optional}
+    if read & {"messages", "conversations"}:
+        return {"context", "history", "prompt"}
+    return {"context", "history", "input"} if read & {"prompt", "instruction"} else set()
 
 
 def _check_context(name: str, value: Any, prompt: Any) -> None:
@@ -96,14 +100,18 @@ def _check_scores(row: Row) -> None:
     """Raise RowError if the scores of the two completions contradict "chosen" and "rejected"."""
     for name, value in row.items():
         other = name.replace("chosen", "rejected")
-        if other == name or other not in row or not any(word in name.lower() for word in SCORE):
+        if not any(word in name.lower() for word in SCORE):
             continue
-        chosen, rejected = finite_number(value), finite_number(row[other])
+        pair = (value.get("chosen"), value.get("rejected")) if isinstance(value, dict) else None
+        if pair is None and (other == name or other not in row):
+            continue
+        chosen, rejected = map(finite_number, pair or (value, row[other]))
         if "rank" in name.lower():  # 1 is best
             chosen, rejected = rejected, chosen
         if chosen is not None and rejected is not None and chosen < rejected:
-            expected = f'"{name}" must not be worse than "{other}"; swap the answers, or rename it'
-            raise RowError("contradictory scores", expected, value, row[other])
+            better = f'the score of "chosen" in "{name}" must not be worse than that of "rejected"'
+            expected = f"{better}; swap the answers, or rename the column"
+            raise RowError("contradictory scores", expected, chosen, rejected)
 
 
 def extra_columns(row: Row, *, format: str, kind: str) -> Row:

@@ -14,6 +14,7 @@ from toolkit.data.messages import (
     as_text,
     check_order,
     get_column,
+    is_blank,
     parse_transcript,
 )
 from toolkit.data.row_errors import RowError
@@ -125,10 +126,15 @@ def read_hh(row: Row) -> Row:
     rejected = parse_transcript(get_column(row, "rejected"), '"rejected"')
     parts = _split_dialogues(chosen, rejected)
     prompt = row.get("prompt")
-    if isinstance(prompt, str) and not row["chosen"].strip().startswith(prompt.strip()):
+    if is_blank(prompt):
+        return parts
+    prompt = as_prompt(prompt, '"prompt"')
+    if isinstance(prompt, list):
+        if parts["prompt"][: len(prompt)] != prompt:
+            problem = '"prompt" must be the beginning of "chosen"; it differs'
+            raise RowError("no shared prompt", problem)
+    elif not row["chosen"].strip().startswith(prompt.strip()):
         _check_prompt(prompt, parts["prompt"])
-    elif not isinstance(prompt, str | None):
-        raise RowError("not text", '"prompt" must be text, as the transcripts are', prompt)
     return parts
 
 

@@ -46,8 +46,8 @@ from toolkit.errors import DatasetError
 
 Content = Literal["text", "prompt", "completion", "label", "comparison"]
 
-LABELS = {"good": True, "desirable": True, "chosen": True}
-LABELS |= {"bad": False, "undesirable": False, "rejected": False}
+LABELS = dict.fromkeys(("good", "desirable", "chosen", "accepted", "thumbs_up"), True)
+LABELS |= dict.fromkeys(("bad", "undesirable", "rejected", "thumbs_down"), False)
 EMPTY: tuple[Any, ...] = (None, [], {})
 CSV = re.compile(r"\.[ct]sv(\.gz)?\Z", re.IGNORECASE)
 TREE = {"message_id", "parent_id", "role"}  # OpenAssistant's rows

@@ -5,6 +5,7 @@ message. Only all rows together, or the first ones of a stream, tell which of th
 """
 
 import ast
+import itertools
 import json
 import re
 import warnings
@@ -20,7 +21,8 @@ from toolkit.errors import DatasetError
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 LABEL_COLUMNS = ("label", "kto_tag")
 LIST_COLUMNS = ("messages", "conversations", "completions", "ranks", "scores", "history")
-TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected")  # these may also be messages
+# The first four may also be messages; in the others, messages are malformed.
+TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected", "output", "text")
 LIST = re.compile(r"\s*(\[|\(|\w*\.?array\()")
 MESSAGE = re.compile(r"""\s*(\w*\.?array\(|\[|\()*\s*\{.*?["'](role|from)["']\s*:""", re.DOTALL)
 MOST_CHARACTERS, MOST_DEPTH = 1_000_000, 50
@@ -70,22 +72,25 @@ class Layout:
 
         Raises: RowError for a second system message, or an answer that is only the prompt.
         """
-        if self.repeats and "prompt" in parts:
-            prompt = _content(parts["prompt"])
-            parts = _map_answers(parts, lambda answer: _cut(answer, prompt))
         system = system_message(row)
         if system is not None and _mentions(parts, system):
             system = None
         if "prompt" in parts and isinstance(parts["prompt"], str) and (system or self.is_chat):
             parts = _map_answers(parts, lambda answer: [assistant(answer)])
             parts |= {"prompt": [user(parts["prompt"])]}
+        if self.repeats and "prompt" in parts:
+            prompt = _content(parts["prompt"])
+            parts = _map_answers(parts, lambda answer: _cut(answer, prompt))
+        if self.repeats and "messages" in parts:
+            parts = parts | {"messages": _cut_dialogue(parts["messages"])}
         if system is None:
             return parts
         if "text" in parts:
-            raise RowError("unread system message", '"system" is not in "text"', system)
+            problem = 'the system message is not in "text"; add it, or rename its column'
+            raise RowError("unread system message", problem, system)
         name = "messages" if "messages" in parts else "prompt"
         if parts[name][0]["role"] == "system":
-            expected = "a row must have one system message"
+            expected = "a row must have one system message; remove one, or rename its column"
             raise RowError("two system messages", expected, system, parts[name][0]["content"])
         more: Row = {"learned": [False, *parts["learned"]]} if "learned" in parts else {}
         return parts | {name: [{"role": "system", "content": system}, *parts[name]]} | more
@@ -219,12 +224,7 @@ def _repeats_prompt(parts: Sequence[Row], place: str) -> bool:
 
     Raises: DatasetError if most answers do, but not nearly all: cutting would be a guess.
     """
-    starts = [
-        _is_repeat(_content(answer), _content(one["prompt"]))
-        for one in parts
-        if "prompt" in one
-        for answer in _answers(one)
-    ]
+    starts = [_is_repeat(answer, prompt) for one in parts for prompt, answer in _exchanges(one)]
     share = sum(starts) / len(starts) if starts else 0.0
     if MOST <= share < NEARLY_ALL:
         raise DatasetError(
@@ -240,9 +240,21 @@ def _is_repeat(answer: str, prompt: str) -> bool:
     return end is not None and not is_blank(answer[end:])
 
 
-def _answers(parts: Row) -> list[Any]:
+def _exchanges(parts: Row) -> list[tuple[str, str]]:
+    """Each answer of a row, after its prompt or the message before it."""
+    if "messages" in parts:
+        texts = [message["content"] for message in parts["messages"]]
+        roles = [message["role"] for message in parts["messages"]]
+        return [
+            (texts[i - 1], texts[i])
+            for i in range(1, len(texts))
+            if roles[i - 1 : i + 1] == ["user", "assistant"]
+        ]
+    if "prompt" not in parts:
+        return []
     single = [parts[name] for name in ("completion", "chosen", "rejected") if name in parts]
-    return [*single, *parts.get("completions", [])]
+    answers = [*single, *parts.get("completions", [])]
+    return [(_content(parts["prompt"]), _content(answer)) for answer in answers]
 
 
 def _map_answers(parts: Row, function: Any) -> Row:
@@ -274,3 +286,12 @@ def _cut(answer: Any, prompt: str) -> Any:
         return answer
     rest = as_text(_content(answer)[end:], "the answer after its prompt")
     return rest if isinstance(answer, str) else [assistant(rest.lstrip())]
+
+
+def _cut_dialogue(messages: list[Message]) -> list[Message]:
+    """The messages, with each answer without the question before it."""
+    cut = messages[:1]
+    for before, message in itertools.pairwise(messages):
+        is_answer = message["role"] == "assistant" and before["role"] == "user"
+        cut += _cut([message], before["content"]) if is_answer else [message]
+    return cut

@@ -22,6 +22,11 @@ THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 LOSS_KEYS = {"weight", "train", "training", "trainable", "train_on_turn", "learn"}
 LOSS_KEYS |= {"loss", "loss_mask", "loss_weight"}
 MASK_KEYS = {"mask", "masked", "ignore"}
+# Flags of an answer; one of the first kind is false, or one of the second true, if it is bad.
+GOOD = {"label", "kto_tag", "good", "is_good", "desirable", "is_desirable", "accepted", "preferred"}
+GOOD |= {"safe", "is_safe", "correct", "is_correct", "thumbs_up"}
+BAD = {"rejected", "is_rejected", "bad", "is_bad", "undesirable", "toxic", "is_toxic", "unsafe"}
+BAD |= {"harmful", "is_harmful", "incorrect", "thumbs_down", "flagged"}
 # Keys of a message that change it, and that training on text cannot read.
 UNREADABLE_KEYS = {"tool_calls", "function_call", "tools", "functions", "images", "image"}
 UNREADABLE_KEYS |= {"videos", "video", "audios", "audio", "train_detail", "training_detail"}
@@ -97,9 +102,12 @@ def learned(value: list[Any], name: str) -> list[bool]:
 
 
 def _has_loss(message: Row, name: str) -> bool:
-    """Whether no key of a message says that it carries no loss."""
+    """Whether no key of an answer says that it carries no loss."""
     found = True
     for key, value in message.items():
+        if says_bad(key, value):
+            problem = f'{name} "{key}" marks the answer as bad; give it the weight 0 or remove it'
+            raise RowError("a bad answer", problem, value)
         if value is None or key not in LOSS_KEYS | MASK_KEYS:
             continue
         flag = as_flag(value)
@@ -117,6 +125,13 @@ def as_flag(value: Any) -> bool | None:
     return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(
         str(value).strip().lower()
     )
+
+
+def says_bad(name: str, value: Any) -> bool:
+    """Whether a column or key is a flag that marks an answer as bad."""
+    if not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
+        return False  # a category or a probability
+    return (name in GOOD and as_flag(value) is False) or (name in BAD and as_flag(value) is True)
 
 
 def is_blank(value: Any) -> bool:
