@@ -139,8 +139,13 @@ def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
     Raises: ToolkitError if a stage fails, with the end of its log; CheckpointError if another
         process runs a pipeline in the directory.
     """
-    with lock_folder(pipeline.output_dir, ".pipeline.lock"):  # a stage may write to the same folder
+    lock = lock_folder(
+        pipeline.output_dir, ".pipeline.lock"
+    )  # a stage may write to the same folder
+    try:
         return _run_stages(pipeline)
+    finally:
+        lock.release()
 
 
 def _run_stages(pipeline: Pipeline) -> dict[str, float]:

@@ -2,47 +2,53 @@
 
 import errno
 from pathlib import Path
-from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from toolkit.errors import CheckpointError
 
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 LOCK = ".lock"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems
 
 
-def lock_folder(folder: Path, name: str = LOCK) -> IO[str]:
-    """Create a folder and lock it for as long as the returned file is open.
+def lock_folder(folder: Path, name: str = LOCK) -> FileLock:
+    """Create a folder and lock it until `release` is called on the result.
 
-    The system releases the lock however the process ends. Without such locks (Windows, some network
-    file systems) two processes are not kept apart.
+    The system releases the lock however the process ends. On a file system without locks two
+    processes are not kept apart.
 
     Args:
         name: name of the lock file; locks of different names are independent.
 
-    Raises: CheckpointError if the folder cannot be created, or another process holds the lock.
+    Raises: CheckpointError if the folder cannot be created or written to safely, or another process
+        holds the lock.
     """
+    # not thread-local: a run may be finished by another thread than the one that started it
+    lock = FileLock(folder / name, blocking=False, thread_local=False, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / name).open("w", encoding="utf-8")
-    except OSError as error:  # not a folder, no permission, read-only, name too long
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise CheckpointError(
-            f"{folder}: cannot be the output folder ({error.strerror}); choose another"
-        ) from error
-    try:
-        if fcntl is not None:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        lock.close()
+        _refuse_links(folder)
+        lock.acquire()
+    except Timeout as error:
         raise CheckpointError(
             f"{folder}: another process writes to it; wait for it, or choose another output_dir"
         ) from error
-    except OSError:  # the file system has no locks
-        pass
+    except OSError as error:  # not a folder, no permission, read-only, name too long
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if error.errno not in _NO_LOCKS:
+            place = f"{name}: " if (folder / name).is_dir() else ""
+            raise CheckpointError(
+                f"{folder}: cannot be the output folder ({place}{error.strerror}); choose another"
+            ) from error
     return lock
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raises: CheckpointError for a link to a file, because writing would change the link's target."""
+    for file in folder.iterdir():
+        if file.is_symlink() and not file.is_dir():
+            raise CheckpointError(
+                f"{folder}: {file.name} is a symbolic link, and writing would change the file that it "
+                "points to; remove the link, or choose another output_dir"
+            )

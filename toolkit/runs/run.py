@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock
 
 from toolkit.errors import CheckpointError
 from toolkit.runs import replacing
@@ -46,7 +48,7 @@ class Run:
     results: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     error: str | None = None
-    _lock: IO[str] | None = field(default=None, repr=False, compare=False)
+    _lock: FileLock | None = field(default=None, repr=False, compare=False)
     # the run in the directory that this one replaces, until `begin`
     _replaced: "Run | None" = field(default=None, repr=False, compare=False)
     _fresh: bool = field(default=False, repr=False, compare=False)  # not resumed, until `begin`
@@ -73,11 +75,28 @@ class Run:
         Raises: CheckpointError if the directory holds checkpoints of an unfinished run, another
             process writes to it, or it cannot be created.
         """
-        lock, found = lock_folder(Path(path)), None
+        lock = lock_folder(Path(path))
+        try:
+            return cls._start(Path(path), lock, recipe, configs, parents or {}, resume)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def _start(
+        cls,
+        path: Path,
+        lock: FileLock,
+        recipe: str,
+        configs: Iterable[Any],
+        parents: dict[str, str | None],
+        resume: str | None,
+    ) -> "Run":
+        found = None
         with contextlib.suppress(CheckpointError):
             found = cls.load(path)
-        if resume is None or not _within(Path(path), Path(resume)):
-            replacing.refuse_unfinished(Path(path))
+        if resume is None or not _within(path, Path(resume)):
+            replacing.refuse_unfinished(path)
         elif found is not None and found.recipe != recipe:
             raise CheckpointError(
                 f"{path}: holds a run of {found.recipe}, which {recipe} cannot continue; choose "
@@ -87,11 +106,11 @@ class Run:
         for config in configs:
             merged |= plain(config)
         run = cls(
-            Path(path),
+            path,
             recipe,
             config=merged,
             seed=merged.get("seed"),
-            parents={k: str(v) for k, v in (parents or {}).items() if v is not None},
+            parents={k: str(v) for k, v in parents.items() if v is not None},
             versions=versions(),
             git_commit=commit(),
             started=time.time(),
@@ -213,7 +232,7 @@ class Run:
     def _release(self) -> None:
         """Unlock the directory."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     def __enter__(self) -> "Run":
         self._in_block = True
