@@ -8,7 +8,6 @@ Reads   the runs, the reward run (or an ensemble's mean score), prompts, compari
 Writes  report.json, report.md, report.txt and the plots (PNG).
 """
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import DataArguments, EvaluateArguments
+from toolkit.reading import parse_json
 from toolkit.recipe import Command, holds, is_supervised
 from toolkit.runs.parents import made_with, require_adapter
 from toolkit.runs.run import Run
@@ -141,7 +141,7 @@ def _agreement(comparisons):
 
 def _timings(text):
     try:
-        return dict(json.loads(text)) if text else {}
+        return dict(parse_json(text)) if text else {}
     except (ValueError, TypeError) as error:
         message = f"evaluate: `timings` must be JSON of stage to seconds, got {text!r} ({error})"
         raise ConfigError(message) from error

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 LAYERS = {  # a module imports its own package and lower layers
     "toolkit": 0,
     "toolkit.errors": 1,
+    "toolkit.reading": 1,
     "toolkit.options": 2,
     "toolkit.runs": 2,
     "toolkit.world": 3,

@@ -6,15 +6,16 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
-
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
-from toolkit.options.config import find_config, load_yaml
+from toolkit.options.config import find_config, load_yaml, options_of
+from toolkit.options.stage_options import check_word, require_keys, stage_options
+from toolkit.reading import parse_yaml, read_json, read_text
 from toolkit.recipe import AnyCommand, Recipe, commands, files, find, with_words
 from toolkit.runs.locking import lock_folder
 from toolkit.runs.replacing import REPLACES, has_finished
@@ -41,6 +42,7 @@ class Pipeline:
     seed: int
     stages: tuple[Stage, ...]
     trust_remote_code: bool = False
+    reward_funcs: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -50,26 +52,27 @@ class Pipeline:
         output_dir: str | None = None,
         seed: int | None = None,
         trust_remote_code: bool = False,
+        reward_funcs: Sequence[str] = (),
     ) -> "Pipeline":
         """Read and check a pipeline's YAML, including that every stage's config file exists.
 
         Args:
             trust_remote_code: for every stage; only the command line may set it.
+            reward_funcs: for every stage that has this option; only the command line may set them.
 
         Raises: ConfigError that names file, key, expected and got.
         """
         file = find_config(file)
         content = load_yaml(file)
-        _require_keys(content, {"output_dir": str, "seed": int, "stages": dict}, file)
+        require_keys(content, {"output_dir": str, "seed": int, "stages": dict}, file)
+        check_word(content["output_dir"], f"{file}: `output_dir`")
         directory = Path(output_dir or content["output_dir"])
         stages: list[Stage] = []
         for name, stage in content["stages"].items():
             place = f"{file}: stage `{name}`"
             if not re.fullmatch(r"\w[\w-]*", str(name)) or not isinstance(name, str):
                 raise ConfigError(f"{place}: a stage's name has letters, digits, _ and - only")
-            _require_keys(
-                stage, {"recipe": str, "config": str, "options": dict}, place, {"options"}
-            )
+            require_keys(stage, {"recipe": str, "config": str, "options": dict}, place, {"options"})
             if not _is_stage(find(stage["recipe"])):
                 names = ", ".join(
                     name for name, command in commands().items() if _is_stage(command)
@@ -81,22 +84,20 @@ class Pipeline:
                 config_file = find_config(stage["config"])
             except ConfigError as error:
                 raise ConfigError(f"{place}: `config` {error}") from error
-            # as a key or inside a value, because all of them become words of a command line
-            if "trust_remote_code" in str(stage.get("options", {})).replace("-", "_"):
-                raise ConfigError(
-                    f"{place}: `trust_remote_code` cannot be set in a file; if you trust the model's "
-                    "code, run the pipeline with --trust_remote_code"
-                )
+            check_word(config_file, f"{place}: `config`")
             known = {s.name: str(directory / s.name) for s in stages}
             known["output_dir"] = str(directory)
-            options = {
-                key: _filled(value, known, place) for key, value in stage.get("options", {}).items()
-            }
+            options = stage_options(stage.get("options", {}), known, place)
             stages.append(Stage(name, stage["recipe"], config_file, options))
         if not stages:
             raise ConfigError(f"{file}: `stages` is empty; add a stage")
         seed = content["seed"] if seed is None else seed
-        return cls(directory, seed, tuple(stages), trust_remote_code)
+        pipeline = cls(directory, seed, tuple(stages), trust_remote_code, tuple(reward_funcs))
+        if reward_funcs and not any(map(pipeline._takes_reward_functions, stages)):
+            raise ConfigError(
+                f"{file}: no stage has the option `reward_funcs`; remove --reward_funcs"
+            )
+        return pipeline
 
     def directory(self, stage: Stage) -> Path:
         """Where a stage writes: `output_dir` in its options, by default a folder of its name."""
@@ -115,16 +116,26 @@ class Pipeline:
         for key, value in options.items():
             words.append(f"--{key}")
             words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+        if self.reward_funcs and self._takes_reward_functions(stage):
+            words += ["--reward_funcs", *self.reward_funcs]
         return words + (["--trust_remote_code", "true"] if self.trust_remote_code else [])
+
+    def _takes_reward_functions(self, stage: Stage) -> bool:
+        command = self.command_of(stage)
+        if isinstance(command, Recipe):
+            return "reward_funcs" in options_of(command.argument_classes())
+        return command.arguments is not None and "reward_funcs" in options_of(command.arguments())
 
     def fingerprint(self, at: int) -> str:
         """A hash that changes with any stage up to `at`: its options, its config, the files that the
         config names, and the code and base of this package."""
         parts, home = [_code()], str(self.output_dir)
         for stage in self.stages[: at + 1]:
-            config = Path(stage.config).read_text(encoding="utf-8")
+            config = read_text(Path(stage.config))
             words = [word.replace(home, "{output_dir}") for word in self.words(stage)[2:]]
             parts += [stage.recipe, *words, config, *_named_files(config)]
+            if "--reward_funcs" in words:
+                parts += [_content(name.rpartition(":")[0]) for name in self.reward_funcs]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -227,7 +238,7 @@ def _timings(done: dict[str, Any]) -> dict[str, float]:
 
 def _read_state(file: Path) -> dict[str, Any]:
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = read_json(file)
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
@@ -249,35 +260,6 @@ def _has_begun(directory: Path, began: float) -> bool:
         return False
 
 
-def _require_keys(
-    content: Any, types: dict[str, type], place: str, optional: set[str] | None = None
-) -> None:
-    if not isinstance(content, dict):
-        raise ConfigError(f"{place}: expected a mapping, got {type(content).__name__}")
-    for key in content:
-        if key not in types:
-            raise ConfigError(f"{place}: unknown key `{key}`; known keys are {', '.join(types)}")
-    for key, kind in types.items():
-        if key not in content and key in (optional or set()):
-            continue
-        if not isinstance(content.get(key), kind):
-            raise ConfigError(f"{place}: `{key}` must be {kind.__name__}, got {content.get(key)!r}")
-
-
-def _filled(value: Any, known: dict[str, str], place: str) -> Any:
-    """Replace `{stage}` by the directory of that earlier stage."""
-    if isinstance(value, list):
-        return [_filled(v, known, place) for v in value]
-    if not isinstance(value, str):
-        return value
-    for name in re.findall(r"\{(\w+)\}", value):
-        if name not in known:
-            raise ConfigError(
-                f"{place}: {value!r} names stage `{name}`, which is not an earlier stage; use one"
-            )
-    return re.sub(r"\{(\w+)\}", lambda m: known[m[1]], value)
-
-
 def _is_stage(command: AnyCommand | None) -> bool:
     return isinstance(command, Recipe) or (command is not None and command.is_stage)
 
@@ -294,9 +276,17 @@ def _code() -> str:
     return digest.hexdigest()
 
 
+def _content(file: str) -> str:
+    """A hash of a file, or "" for the name of a module."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else ""
+
+
 def _named_files(config: str) -> list[str]:
     """Size and modification time of every local file that a config names, such as its dataset."""
-    content = yaml.safe_load(config)
+    try:
+        content = parse_yaml(config)
+    except ValueError:  # the stage itself reports it
+        content = None
     values = content.values() if isinstance(content, dict) else ()
     names = sorted(v for v in values if isinstance(v, str) and "\n" not in v and Path(v).is_file())
     return [f"{n}:{Path(n).stat().st_size}:{Path(n).stat().st_mtime_ns}" for n in names]

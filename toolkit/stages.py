@@ -1,8 +1,8 @@
 """The training runs of a YAML: one recipe, or the stages of a pipeline."""
 
+import argparse
 import copy
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any
 from toolkit.errors import ConfigError
 from toolkit.options.command_line import parse
 from toolkit.options.config import find_config, is_local_path, load_yaml, options_of
+from toolkit.options.stage_options import code_arguments
 from toolkit.pipeline import Pipeline
+from toolkit.reading import read_json
 from toolkit.recipe import Options, Recipe, find_recipe, recipes
 from toolkit.reward.functions import load_reward_functions
 from toolkit.runs.parents import is_finished, require_reward_models
@@ -65,7 +67,7 @@ def find_stages(
 
     Args:
         config: the YAML of a recipe or of a pipeline.
-        words: further options of the command line, for a recipe's YAML only.
+        words: further options of the command line; for a pipeline only those that run code.
         recipe: a recipe's name; default: that in the file's name, or the only one with these options.
 
     Raises: ConfigError for a YAML that fits no recipe, or several.
@@ -73,12 +75,15 @@ def find_stages(
     config = find_config(config)
     content = load_yaml(config)
     if recipe is None and "stages" in content:
-        if words:
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        code_arguments(parser)
+        code, others = parser.parse_known_args(words)
+        if others:
             raise ConfigError(
-                f"{words[0]}: the options of a pipeline's stages are in its YAML; to try others, check "
+                f"{others[0]}: the options of a pipeline's stages are in its YAML; to try others, check "
                 "the config of one stage"
             )
-        return _pipeline(Pipeline.read(config))
+        return _pipeline(Pipeline.read(config, **vars(code)))
     chosen = find_recipe(recipe or _recipe_of(config, content))
     options = parse(chosen.argument_classes(), ["--config", config, *words])
     return [Stage(chosen, Options(*options))]
@@ -123,7 +128,7 @@ def _recipe_of(config: str, content: Mapping[str, Any]) -> str:
 def has_adapter_config(run: str) -> bool:
     """Whether a run's directory has a readable adapter config."""
     try:
-        json.loads((Path(run) / "adapter_config.json").read_text(encoding="utf-8"))
+        read_json(Path(run) / "adapter_config.json")
     except (OSError, ValueError):
         return False
     return True

@@ -151,11 +151,19 @@ def test_resume_may_be_a_switch(read):
         'trust_remote_code: "yes"',
         "model_init_kwargs: {trust_remote_code: true}",
         "model_init_kwargs: {more: [{trust_remote_code: true}]}",
+        """model_init_kwargs: '{"trust_remote_code": true}'""",
+        """model_init_kwargs: '[{"trust\\u005fremote_code": true}]'""",
     ],
 )
 def test_no_file_switches_on_code_that_comes_with_a_model(read, text):
     with pytest.raises(ConfigError, match=r"cannot be set in a file.*--trust_remote_code true"):
         read(text)
+
+
+def test_no_file_names_a_kernel_of_the_hub(read):
+    with pytest.raises(ConfigError, match=r"`attn_implementation` cannot be set in a file"):
+        read("attn_implementation: somebody/kernel")
+    assert read("attn_implementation: sdpa")[2].attn_implementation == "sdpa"
 
 
 def test_the_command_line_does(read):

@@ -101,6 +101,9 @@ def test_changed_data_changes_the_stage_that_names_it(write, tmp_path):
         '"trust-remote-code": true',
         '"trust_remote_code=true": []',
         "runs: [x, --trust_remote_code, true]",
+        "runs: [x, --trust-remote-code=true]",
+        "model_init_kwargs: {{trust_remote_code: true}}",
+        """model_init_kwargs: '{{"trust\\u005fremote_code": true}}'""",
     ],
 )
 def test_code_that_comes_with_a_model_is_asked_for_on_the_command_line_alone(write, option):
@@ -114,6 +117,69 @@ def test_code_that_comes_with_a_model_is_asked_for_on_the_command_line_alone(wri
     for stage in pipeline.stages:
         assert pipeline.words(stage)[-2:] == ["--trust_remote_code", "true"]
     assert "--trust_remote_code" not in Pipeline.read(str(write(GOOD))).words(pipeline.stages[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ('reward_funcs: "evil.py:f"', "reward_funcs"),
+        ('reward_funcs: ["evil.py:f"]', "reward_funcs"),
+        ('"reward-funcs": "evil.py:f"', "reward_funcs"),
+        ('"--reward_funcs": "evil.py:f"', "reward_funcs"),
+        ('runs: [x, --reward_funcs, "evil.py:f"]', "reward_funcs"),
+        ('"dtype=float32 --reward_funcs": x', "an option's name has"),
+        ('runs: "--reward_funcs={{sft}}"', "reward_funcs"),
+        ("attn_implementation: evil/kernel", "attn_implementation"),
+        ("runs: ['--parent', y]", "would be read as another option, got '--parent'"),
+        ("parent: -x", "would be read as another option, got '-x'"),
+        ('"-c": x', "an option's name has letters"),
+        ('"parent=x": y', "an option's name has letters"),
+        ('"parent y": y', "an option's name has letters"),
+        ("1: y", "an option's name has letters"),
+        ("parent: {{a: 1}}", "must be text, a number, a boolean or a list"),
+        ("parent: null", "must be text, a number, a boolean or a list"),
+        ("parent: [[a]]", "must be text, a number, a boolean or a list"),
+    ],
+)
+def test_stage_options_cannot_name_code_or_other_options(write, options, option):
+    text = GOOD.replace('runs: ["{{sft}}", x]', options)
+    text = text.replace('parent: "{{sft}}", ', "") if "parent" in options else text
+    with pytest.raises(ConfigError) as error:
+        Pipeline.read(str(write(text)))
+    assert "stage `ppo`" in str(error.value) and option in str(error.value)
+
+
+def test_options_are_checked_after_stages_are_filled_in(write, tmp_path):
+    text = GOOD.replace("output_dir: {out}", 'output_dir: "--reward_funcs"')
+    with pytest.raises(ConfigError, match="`output_dir` would be read as another option"):
+        Pipeline.read(str(write(text)))
+    text = GOOD.replace('runs: ["{{sft}}", x]', 'runs: ["{{output_dir}}"]')
+    with pytest.raises(ConfigError, match="would be read as another option, got '-x"):
+        Pipeline.read(str(write(text)), output_dir="-x")
+
+
+def test_negative_numbers_are_values(write):
+    text = GOOD.replace("runs: [", "max_steps: -1, cliprange: [-0.5, '-2'], runs: [")
+    assert "--max_steps -1 --cliprange -0.5 -2" in " ".join(
+        (pipeline := Pipeline.read(str(write(text)))).words(pipeline.stages[1])
+    )
+
+
+def test_command_line_gives_reward_functions_to_stages_that_have_them(write, tmp_path):
+    functions = tmp_path / "rewards.py"
+    functions.write_text("def f(**_): return [0.0]\n")
+    file = str(write(GOOD))
+    name = f"{functions}:f"
+    pipeline = Pipeline.read(file, reward_funcs=[name])
+    sft, ppo = map(pipeline.words, pipeline.stages)
+    assert ppo[-2:] == ["--reward_funcs", name]
+    assert "--reward_funcs" not in sft
+    before = pipeline.fingerprint(1)
+    functions.write_text("def f(**_): return [1.0]\n")
+    assert Pipeline.read(file, reward_funcs=[name]).fingerprint(1) != before
+    assert Pipeline.read(file).fingerprint(0) == pipeline.fingerprint(0)
+    with pytest.raises(ConfigError, match="no stage has the option `reward_funcs`"):
+        Pipeline.read(str(write(ONE)), reward_funcs=[name])
 
 
 ONE = """

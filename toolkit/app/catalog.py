@@ -200,7 +200,8 @@ def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
     check_fingerprint(run.path, fingerprint)
     if holds(run) == "reward model":
         ScalarHead.load(run.path)
-    if (run.path / WEIGHTS_FILE).stat().st_size <= MAX_BYTES_HASHED_IN_SCAN:
+    files = (run.path / name for name in HASHED)
+    if sum(f.stat().st_size for f in files if f.is_file()) <= MAX_BYTES_HASHED_IN_SCAN:
         return changed(run.path, run.weights)
     return None
 

@@ -19,6 +19,7 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.tokenizer import load_tokenizer, stop_ids
 from toolkit.options.config import is_local_path
+from toolkit.reading import read_json
 from toolkit.runs.run import write_json
 from toolkit.world import resolve_base
 
@@ -212,8 +213,8 @@ def saved_fingerprint(folder: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return dict(read_json(file))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file}: damaged ({error})") from error
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from toolkit.errors import CheckpointError
 from toolkit.runs.run import HEAD_FILE as HEAD_FILE
 
+MAX_HEAD_BYTES = 16 << 20
+
 
 class ScalarHead(nn.Module):
     """`(…, d)` hidden states to `(…)` scalars, in float32 whatever the trunk's precision is."""
@@ -42,6 +44,10 @@ class ScalarHead(nn.Module):
             raise CheckpointError(
                 f"{folder}: {HEAD_FILE} is missing; a reward or value role needs a head beside its "
                 "adapter (the recipes `reward` and `ppo` write one)"
+            )
+        if file.stat().st_size > MAX_HEAD_BYTES:
+            raise CheckpointError(
+                f"{file}: has {file.stat().st_size} bytes, expected one linear head"
             )
         try:
             tensors = load_file(file)

@@ -1,6 +1,5 @@
 """The base's tokenizer: chat template, end of turn, padding, and the tokens that end a completion."""
 
-import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -9,6 +8,7 @@ from toolkit.data.encoding import render, special_tokens
 from toolkit.data.messages import assistant, user
 from toolkit.data.row_errors import RowError
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.reading import read_json, read_text
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 # `generation` marks the tokens that TRL's `assistant_only_loss` trains on
@@ -105,10 +105,10 @@ def saved_template(run: Path) -> str | None:
     file = run / "chat_template.jinja"
     try:
         if file.is_file():
-            return file.read_text(encoding="utf-8")
-        settings = json.loads((run / "tokenizer_config.json").read_text(encoding="utf-8"))
+            return read_text(file)
+        settings = read_json(run / "tokenizer_config.json", at_most=16 << 20)
         template = settings.get("chat_template")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{run}: damaged tokenizer files ({error})") from error
     return template if isinstance(template, str) else None
 
@@ -205,8 +205,8 @@ def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
         )
     if template is None:
         try:
-            template = Path(option).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            template = read_text(Path(option).expanduser())
+        except (OSError, ValueError) as error:
             names = ", ".join([*BUILT_IN, THINKING])
             raise ConfigError(
                 f"chat_template: must be {names} or a Jinja file, got {option!r}"

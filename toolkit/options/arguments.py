@@ -1,9 +1,10 @@
 """Argument dataclasses of the recipes, beside TRL's own."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from toolkit.reading import parse_json
 
 
 @dataclass
@@ -82,7 +83,7 @@ def _column_map(columns: dict[str, str] | str | None) -> dict[str, str] | None:
     """
     if isinstance(columns, str):
         try:
-            columns = json.loads(columns)
+            columns = parse_json(columns)
         except ValueError as error:
             raise ValueError(f"`columns` must be a JSON object, got {columns!r}") from error
     if columns is None:

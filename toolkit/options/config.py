@@ -7,13 +7,12 @@ import math
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from toolkit.errors import ConfigError
+from toolkit.reading import MAX_YAML_BYTES, parse_json, parse_yaml, read_text
 
 # recipes, configs and app.py: inside the installed package, or at the top of a clone
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -23,6 +22,7 @@ SHIPPED = _PACKAGE / "_shipped" if (_PACKAGE / "_shipped").is_dir() else _PACKAG
 RUNS_PYTHON = {
     "trust_remote_code": ("Python that comes with a model", "true"),
     "reward_funcs": ("the Python that it names", "FILE.py:FUNCTION"),
+    "attn_implementation": ("a kernel of the hub", "OWNER/NAME"),  # only with a slash
 }
 
 
@@ -49,11 +49,10 @@ def load_yaml(path: str) -> dict[str, Any]:
     Raises: ConfigError for a file that cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        loaded = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
+        loaded = parse_yaml(read_text(Path(path), at_most=MAX_YAML_BYTES))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config file ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not a YAML file ({one_line(error)})") from error
     if not isinstance(loaded, dict):
         got = type(loaded).__name__
@@ -69,7 +68,8 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
     for key, value in loaded.items():
         if key == "trust_remote_code" and value is False:
             continue
-        for option in RUNS_PYTHON.keys() & _keys({key: value}):
+        option = code_option(key, value)
+        if option is not None:
             code, example = RUNS_PYTHON[option]
             raise ConfigError(
                 f"{path}: `{option}` cannot be set in a file, because it runs {code}. If you trust that "
@@ -78,7 +78,9 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
         if key == "env":
             raise ConfigError(f"{path}: `env` is not supported; set the variables in your shell")
         if key not in known:
-            raise ConfigError(f"{path}: unknown option `{key}`{_did_you_mean(key, known)}")
+            raise ConfigError(
+                f"{path}: unknown option `{str(key)[:80]}`{_did_you_mean(key, known)}"
+            )
         hint, choices = known[key]
         if key == "resume_from_checkpoint" and isinstance(value, bool):  # documented as a boolean
             loaded[key] = value
@@ -91,24 +93,24 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
     return loaded
 
 
-def _keys(value: Any) -> set[str]:
-    """All keys of nested mappings and lists."""
-    if isinstance(value, list):
-        return set().union(*map(_keys, value))
-    if not isinstance(value, dict):
-        return set()
-    return {str(key) for key in value}.union(*map(_keys, value.values()))
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, with an error for a repeated key, instead of silently using its last value."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        repeated = [key for key in keys if keys.count(key) > 1]
-        if repeated:
-            raise yaml.YAMLError(f"`{repeated[0]}` is given twice")
-        return super().construct_mapping(node, deep)
+def code_option(key: Any, value: Any) -> str | None:
+    """The option of `RUNS_PYTHON` that an option sets: itself, or within mappings, lists and JSON text."""
+    if key in RUNS_PYTHON and (key != "attn_implementation" or "/" in str(value)):
+        return str(key)
+    if isinstance(value, str) and value.lstrip()[:1] in (
+        "{",
+        "[",
+    ):  # options of mappings accept JSON
+        try:
+            value = parse_json(value)
+        except ValueError:
+            return None
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list):
+        inner = [(None, part) for part in value]
+    return next(filter(None, (code_option(*pair) for pair in inner)), None)
 
 
 def options_of(dataclass_types: Sequence[type]) -> dict[str, tuple[Any, tuple[Any, ...]]]:

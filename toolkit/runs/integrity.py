@@ -37,12 +37,24 @@ def changed(folder: Path, recorded: Any) -> str | None:
         return None
     for name in HASHED:
         expected, file = recorded.get(name), folder / name
-        if isinstance(expected, str) and file.is_file() and (actual := sha256(file)) != expected:
+        if not isinstance(expected, str) or not file.is_file():
+            continue
+        if (size := too_large(file)) is not None:
+            return size
+        if (actual := sha256(file)) != expected:
             return (
                 f"{name} was changed after the run finished: its sha256 is {actual[:12]}…, run.json "
                 f"has {expected[:12]}…; put the file back or train the run again"
             )
     return None
+
+
+def too_large(file: Path) -> str | None:
+    """Why a file must not be read whole, or None. A sparse file of terabytes takes no room on disk."""
+    size, memory = file.stat().st_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size <= memory // 2:
+        return None
+    return f"{file.name} has {size >> 30} GiB, more than half of this machine's memory"
 
 
 def sha256(file: Path) -> str:

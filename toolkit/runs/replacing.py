@@ -1,12 +1,12 @@
 """What a new run in a directory replaces: checkpoints, an ensemble's members, and files of other roles."""
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError
+from toolkit.reading import read_json
 
 MANIFEST = "run.json"
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs in its subfolders
@@ -133,6 +133,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
     """The content of run.json; empty if it is missing or damaged."""
     file = folder / MANIFEST
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    except (OSError, ValueError, TypeError, RecursionError):
+        return dict(read_json(file)) if file.is_file() else {}
+    except (OSError, ValueError, TypeError):
         return {}

@@ -1,6 +1,5 @@
 """The checkpoint to resume from: the newest undamaged one, or the one that the user names."""
 
-import json
 import os
 import zipfile
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from toolkit.errors import CheckpointError
+from toolkit.reading import read_json
 from toolkit.runs.integrity import HASHED, sha256
 from toolkit.runs.replacing import checkpoints, has_finished
 from toolkit.runs.run import ADAPTER_FILES, write_json
@@ -16,6 +16,8 @@ from toolkit.runs.run import ADAPTER_FILES, write_json
 CONTENTS = "contents.json"  # of a checkpoint: its files with their bytes and sha256
 LOSS_FILE = "loss_since_log.json"
 REQUIRED = (*ADAPTER_FILES, "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+MAX_STATE_BYTES = 256 << 20  # of trainer_state.json, which holds all logged rows
 
 
 def is_requested(wanted: str | bool | None) -> bool:
@@ -95,8 +97,8 @@ def _contents(checkpoint: Path) -> dict[str, Any] | None:
     """The entries of `contents.json`: empty where the file is damaged, None without the file."""
     file = checkpoint / CONTENTS
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
-    except (OSError, ValueError, TypeError, RecursionError):
+        return dict(read_json(file)) if file.is_file() else None
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -127,7 +129,7 @@ def _file_damage(checkpoint: Path, name: str, recorded: Any) -> str | None:
 def _read(file: Path) -> None:
     """Raise an error for a JSON, torch or safetensors file that cannot be read; unpickle nothing."""
     if file.suffix == ".json":
-        json.loads(file.read_text(encoding="utf-8"))
+        read_json(file, at_most=MAX_STATE_BYTES)
     elif file.suffix in (".pt", ".pth"):
         with zipfile.ZipFile(file) as archive:
             if bad := archive.testzip():  # compares the checksum of each record

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from toolkit.errors import CheckpointError
+from toolkit.reading import parse_json, read_bytes, read_json
 from toolkit.runs import replacing
 from toolkit.runs.integrity import hashes
 from toolkit.runs.locking import LOCK, lock_folder
@@ -22,6 +23,7 @@ SCHEMA = 1
 ENSEMBLE, MANIFEST = replacing.ENSEMBLE, replacing.MANIFEST
 WEIGHTS_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"  # the head of a reward model or a value
+MAX_METRICS_BYTES = 256 << 20
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
 
 
@@ -158,13 +160,13 @@ class Run:
         Raises: CheckpointError if it is missing or damaged.
         """
         file = Path(path) / "run.json"
-        if file.exists() and not file.is_file():  # reading a pipe would block
+        if file.exists() and not file.is_file():
             raise CheckpointError(f"{file}: expected a file, found a folder, a pipe or a device")
         try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
+            saved = read_json(file)
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: has no run.json; name a run directory") from error
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{file}: damaged manifest ({error}); train again") from error
         known = cls._written()
         recipe = saved.get("recipe") if isinstance(saved, dict) else None
@@ -261,14 +263,19 @@ class Run:
         return None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`, without a last line that a crash cut short."""
+        """The rows of `metrics.jsonl`, without a last line that a crash cut short.
+
+        Raises: CheckpointError for a file that is too large.
+        """
         file = self.path / "metrics.jsonl"
+        try:
+            content = read_bytes(file, at_most=MAX_METRICS_BYTES) if file.is_file() else b""
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
         rows = []
-        for line in file.read_bytes().splitlines() if file.is_file() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
+        for line in content.splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(parse_json(line))
         return rows
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from toolkit.errors import CheckpointError, Interrupted
+from toolkit.reading import parse_json
 from toolkit.runs.resuming import last_checkpoint
 from toolkit.runs.run import Run
 
@@ -74,7 +75,7 @@ def _keep_until(step: int, file: Path) -> None:
     # as bytes: str.splitlines also splits at U+2028, and a crash may have cut a character in two
     for line in file.read_bytes().splitlines() if file.is_file() else ():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue  # cut short by a crash
         if row.get("step", 0) <= step and "train_runtime" not in row:  # drop the final summary

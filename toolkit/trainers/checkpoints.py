@@ -1,6 +1,5 @@
 """Checkpoints that are complete or absent, exact resuming, and no saving of diverged weights."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,8 +13,15 @@ from transformers.trainer_utils import rotate_checkpoints
 from toolkit.errors import CheckpointError, ConfigError, DivergedError
 from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.peft_methods import library_reason
+from toolkit.reading import read_json
 from toolkit.runs.replacing import checkpoints, step_of
-from toolkit.runs.resuming import LOSS_FILE, damage, last_checkpoint, list_contents
+from toolkit.runs.resuming import (
+    LOSS_FILE,
+    MAX_STATE_BYTES,
+    damage,
+    last_checkpoint,
+    list_contents,
+)
 from toolkit.runs.run import write_json
 from toolkit.trainers.callbacks import AFTER_FULL_DISK, RunCallback
 
@@ -254,6 +260,6 @@ def read_state(file: Path) -> dict[str, Any]:
     Raises: CheckpointError where it is missing or damaged.
     """
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(read_json(file, at_most=MAX_STATE_BYTES))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error

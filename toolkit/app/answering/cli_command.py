@@ -10,6 +10,7 @@ from toolkit.app.arguments import AppArguments
 from toolkit.app.catalog import BASE_ID, Catalog
 from toolkit.app.texts import answer_numbers
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.reading import parse_json
 from toolkit.sampling.settings import Drawing
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _prompt(arguments: AppArguments) -> object:
     if arguments.conversation is None:
         return arguments.ask
     try:
-        messages = json.loads(arguments.conversation)
+        messages = parse_json(arguments.conversation)
     except ValueError as error:
         raise ConfigError(f"--conversation is not valid JSON: {error}") from error
     if not isinstance(messages, list):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.render import PLOTS, to_text
 from toolkit.evaluation.report import validate
+from toolkit.reading import parse_json
 from toolkit.runs.integrity import read_inside
 
 if TYPE_CHECKING:
@@ -49,12 +50,12 @@ def _summary(folder: Path, root: Path) -> str:
         if not text:
             continue
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             if name == "reward_report.json":
                 return json.dumps(content, indent=2, ensure_ascii=False)
             validate(content)
             return to_text(content)
-        except (ToolkitError, ValueError, RecursionError, TypeError, KeyError) as error:
+        except (ToolkitError, ValueError, TypeError, KeyError) as error:
             return f"{name} is damaged: {str(error)[:300]}"
     return ""
 

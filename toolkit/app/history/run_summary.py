@@ -9,6 +9,7 @@ from toolkit.app.history.history import History, Record, base_name, duration, mo
 
 MAX_REASON = 110  # characters in the table; the full reason is below it
 MAX_VALUE = 200  # characters of a setting
+MAX_SETTINGS = 500  # of one run; a recipe has about 250
 MAIN, DIFFERENT, ALL = "The main ones", "Those that differ", "All"
 # The main settings, in the order of the table; a run has those of its recipe.
 MAIN_SETTINGS = """
@@ -58,9 +59,11 @@ def run_results(record: Record) -> str:
         return ""
     lines = []
     if isinstance(run.results, dict):
-        lines += [f"{key}: {_result(value)}" for key, value in run.results.items()]
+        results = list(run.results.items())[:MAX_SETTINGS]
+        lines += [f"{printable(key)}: {_result(value)}" for key, value in results]
     if isinstance(run.versions, dict) and run.versions:
-        versions = [f"  {key}: {_result(value)}" for key, value in run.versions.items()]
+        known = list(run.versions.items())[:MAX_SETTINGS]
+        versions = [f"  {printable(key)}: {_result(value)}" for key, value in known]
         lines += ["versions", *versions]
     return "\n".join(lines) or "nothing was recorded"
 
@@ -96,8 +99,8 @@ def _settings(record: Record) -> dict[str, str]:
     if run is None:
         return {}
     config = run.config if isinstance(run.config, dict) else {}
-    values = {printable(k): _setting(v) for k, v in config.items() if v not in (None, [], {}, "")}
-    return {"base": base_name(run)} | values
+    shown = [(k, v) for k, v in config.items() if v not in (None, [], {}, "")][:MAX_SETTINGS]
+    return {"base": base_name(run)} | {printable(k): _setting(v) for k, v in shown}
 
 
 def _setting(value: Any) -> str:

@@ -20,12 +20,14 @@ from toolkit.data.convert import Kind, check_conversion, convert_rows
 from toolkit.data.files import read_rows
 from toolkit.data.layout import find_layout
 from toolkit.errors import CheckpointError, ConfigError, DatasetError
+from toolkit.reading import read_text
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Answer, AnswersInOrder, Workbench
 
 MIN_ANSWERS, MAX_ANSWERS = 4, 9  # per ranking, as in InstructGPT
 MAX_PENDING = 1000
+MAX_PROMPT_FILE_BYTES = 64 << 20
 MAX_AGE_S = 3600.0
 HEARTBEAT_S = 0.5  # Gradio can end the event of a closed page only when it yields
 
@@ -228,8 +230,8 @@ def read_prompts(path: Path) -> list[str]:
     """
     if path.suffix == ".txt":
         try:
-            texts = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+            texts = read_text(path, at_most=MAX_PROMPT_FILE_BYTES).split("\n")
+        except (OSError, ValueError) as error:
             raise DatasetError(f"{path}: cannot read the prompts ({error})") from error
     else:
         texts = _prompts_of_rows(path)

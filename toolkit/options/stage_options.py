@@ -1,0 +1,126 @@
+"""Checks of what a pipeline's YAML says before it becomes command lines."""
+
+import argparse
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.errors import ConfigError
+from toolkit.options.config import code_option
+
+# how a pipeline's user gives an option that runs code
+_ADVICE = {
+    "trust_remote_code": "run the pipeline with --trust_remote_code",
+    "reward_funcs": "run the pipeline with --reward_funcs FILE.py:FUNCTION",
+    "attn_implementation": "run the stage by itself with --attn_implementation OWNER/NAME",
+}
+
+
+def stage_options(
+    options: Mapping[Any, Any], known: Mapping[str, str], place: str
+) -> dict[str, Any]:
+    """The options of a stage with `{stage}` replaced by the directory of that earlier stage.
+
+    Args:
+        known: the directories by name.
+        place: the stage, for messages.
+
+    Raises: ConfigError for an unknown stage, an option that runs code, or a name or value that the
+        command line would read as another option.
+    """
+    filled = {}
+    for name, value in options.items():
+        value = _filled(value, known, place)
+        _refuse_code(name, value, place)
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ConfigError(
+                f"{place}: an option's name has letters, digits and _ only, got {name!r}"
+            )
+        for word in value if isinstance(value, list) else [value]:
+            check_word(word, f"{place}: `{name}`")
+        filled[name] = value
+    return filled
+
+
+def require_keys(
+    content: Any, types: dict[str, type], place: str, optional: set[str] | None = None
+) -> None:
+    """Check the keys of a mapping in a YAML and the types of their values.
+
+    Raises: ConfigError for an unknown or missing key, or a value of another type.
+    """
+    if not isinstance(content, dict):
+        raise ConfigError(f"{place}: expected a mapping, got {type(content).__name__}")
+    for key in content:
+        if key not in types:
+            raise ConfigError(f"{place}: unknown key `{key}`; known keys are {', '.join(types)}")
+    for key, kind in types.items():
+        if key not in content and key in (optional or set()):
+            continue
+        if not isinstance(content.get(key), kind):
+            raise ConfigError(f"{place}: `{key}` must be {kind.__name__}, got {content.get(key)!r}")
+
+
+def code_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that run code; a pipeline's YAML must not set them."""
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run Python that comes with the model"
+    )
+    parser.add_argument(
+        "--reward_funcs",
+        nargs="+",
+        default=(),
+        metavar="FILE.py:FUNCTION",
+        help="reward functions of every stage that has this option",
+    )
+
+
+def check_word(word: Any, place: str) -> None:
+    """Check a value that becomes one word of a command line.
+
+    Raises: ConfigError for a value that is no text, number or boolean, or starts like an option.
+    """
+    if not isinstance(word, str | int | float):
+        raise ConfigError(
+            f"{place} must be text, a number, a boolean or a list of these, got {word!r}; set it in the "
+            "stage's config"
+        )
+    if isinstance(word, str) and word.startswith("-") and not _is_number(word):
+        raise ConfigError(f"{place} would be read as another option, got {word!r}; remove the dash")
+
+
+def _refuse_code(name: Any, value: Any, place: str) -> None:
+    """Raises: ConfigError for an option that runs code, also written as a word of a value."""
+    words = value if isinstance(value, list) else [value]
+    as_options = [w for w in (name, *words) if isinstance(w, str) and (w is name or w[:1] == "-")]
+    option = code_option(name, value)
+    for word in as_options:
+        key, _, rest = word.lstrip("-").partition("=")
+        option = option or code_option(key.strip().replace("-", "_"), rest or value)
+    if option is not None:
+        raise ConfigError(
+            f"{place}: `{option}` cannot be set in a file, because it runs code; if you trust that "
+            f"code, {_ADVICE[option]}"
+        )
+
+
+def _filled(value: Any, known: Mapping[str, str], place: str) -> Any:
+    """Replace `{stage}` by the directory of that earlier stage."""
+    if isinstance(value, list):
+        return [_filled(v, known, place) for v in value]
+    if not isinstance(value, str):
+        return value
+    for name in re.findall(r"\{(\w+)\}", value):
+        if name not in known:
+            raise ConfigError(
+                f"{place}: {value!r} names stage `{name}`, which is not an earlier stage; use one"
+            )
+    return re.sub(r"\{(\w+)\}", lambda m: known[m[1]], value)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""Read JSON and YAML that somebody else wrote, within bounds of size, depth and numbers.
+
+A few bytes can stand for gigabytes: a sparse file, an alias of an alias, or a number that takes minutes
+to print. Everything here reads regular files only, so that a pipe does not block.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 1 << 20  # of a manifest, a fingerprint or an adapter's config
+MAX_YAML_BYTES = 256 << 10  # PyYAML parses about 100 KiB per second
+MAX_DEPTH = 40  # levels of lists and mappings
+MAX_VALUES = 100_000  # in a YAML, after aliases are expanded
+MAX_DIGITS = 40  # a tokenizer's `model_max_length` has 31
+
+
+def read_bytes(file: Path, *, at_most: int = MAX_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Raises: OSError if it cannot be read, ValueError if it is larger than `at_most` bytes or no file.
+    """
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"{file.name} is not a regular file")
+        content = stream.read(at_most + 1)
+    if len(content) > at_most:
+        limit = f"{at_most >> 20} MiB" if at_most >> 20 else f"{at_most >> 10} KiB"
+        raise ValueError(f"{file.name} is larger than {limit}")
+    return content
+
+
+def read_text(file: Path, *, at_most: int = MAX_BYTES) -> str:
+    """The text of a UTF-8 file. Raises: as `read_bytes`; ValueError if it is not UTF-8."""
+    return read_bytes(file, at_most=at_most).decode("utf-8")
+
+
+def read_json(file: Path, *, at_most: int = MAX_BYTES) -> Any:
+    """The value in a JSON file. Raises: OSError if it cannot be read, otherwise ValueError."""
+    return parse_json(read_text(file, at_most=at_most))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value in a JSON text. Raises: ValueError for invalid JSON, or beyond the bounds."""
+    try:
+        value = json.loads(text, parse_int=_whole_number)
+    except RecursionError as error:
+        raise ValueError(_too_deep()) from error
+    _check_bounds(value, _json_children, most=len(text))
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """The value in a YAML text; tags that create Python objects are errors, and so are repeated keys.
+
+    Raises: ValueError for invalid YAML, or beyond the bounds.
+    """
+    if len(text) > MAX_YAML_BYTES:
+        raise ValueError(f"it is larger than {MAX_YAML_BYTES >> 10} KiB")
+    try:
+        loader = _UniqueKeys(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_bounds(node, _yaml_children, most=MAX_VALUES)
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise ValueError(_too_deep()) from error
+    except (yaml.YAMLError, OverflowError, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader with an error for a repeated key, of which it would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        known: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in known:
+                raise yaml.YAMLError(f"`{key.value[:80]}` is given twice")
+            known |= {key.value} if isinstance(key.value, str) else set()
+        return super().construct_mapping(node, deep)
+
+
+def _check_bounds(root: Any, children: Callable[[Any], Iterable[Any]], *, most: int) -> None:
+    """Raises: ValueError for a tree that is too deep, or has more than `most` values.
+
+    A part that several aliases share counts once for each.
+    """
+    level, count = [root], 0
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            below.extend(children(value))
+            if count + len(below) > most:
+                raise ValueError(f"it holds more than {most} values")
+        count += len(below)
+        if not below:
+            return
+        level = below
+    raise ValueError(_too_deep())
+
+
+def _too_deep() -> str:
+    return f"its lists and mappings are nested more than {MAX_DEPTH} levels deep"
+
+
+def _json_children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _yaml_children(node: Any) -> Iterable[Any]:
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+            _check_digits(node.value)
+        return ()
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value)
+
+
+def _whole_number(digits: str) -> int:
+    _check_digits(digits)
+    return int(digits)
+
+
+def _check_digits(digits: str) -> None:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits, at most {MAX_DIGITS} are read")
