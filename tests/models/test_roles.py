@@ -299,17 +299,16 @@ def test_bare_base_is_pristine_with_modules_to_save(model_config, batch, pristin
     assert torch.equal(logits(roles, None, batch), expected)
 
 
-def test_trained_tokens_beside_plain_lora_are_rejected(model_config, reward_run, tmp_path):
+def test_trained_tokens_are_rejected(model_config, reward_run, tmp_path):
+    """PEFT cannot add an adapter without them to the same base."""
     start = fresh_roles(model_config)
     start.create(POLICY, lora(trainable_token_indices=[3, 4]))
     start.save(POLICY, tmp_path / "sft")
     roles = fresh_roles(model_config)
-    roles.attach(POLICY, tmp_path / "sft")
-    with pytest.raises(
-        CheckpointError, match="an adapter with `trainable_token_indices` beside one"
-    ):
-        roles.attach(REWARD, reward_run, head=True)
-    assert list(roles.model.peft_config) == [POLICY]
+    with pytest.raises(CheckpointError, match="`trainable_token_indices` is not supported"):
+        roles.attach(POLICY, tmp_path / "sft")
+    roles.attach(REWARD, reward_run, head=True)
+    assert list(roles.model.peft_config) == [REWARD]
 
 
 def test_heads_start_with_published_scale():

@@ -1,6 +1,5 @@
 """The checkpoints and reward models below the runs folder, and the runs that cannot be used."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from toolkit.runs.run import MANIFEST, WEIGHTS_FILE, Run
 BASE_ID = "base"
 # Larger weights are hashed only when they are loaded, so that a scan of many runs stays quick.
 MAX_BYTES_HASHED_IN_SCAN = 32 << 20
-STAMPED = (MANIFEST, "base.json", *HASHED)
+STAMPED = (MANIFEST, "base.json", "chat_template.jinja", "tokenizer_config.json", *HASHED)
 Stamp = tuple[tuple[int, ...], ...]
 
 
@@ -183,6 +182,7 @@ def file_stamp(folder: Path) -> Stamp:
 def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
     from safetensors import safe_open  # these import torch, and the page is served before that
 
+    from toolkit.models.adapter_config import read_config
     from toolkit.models.base import check_fingerprint
     from toolkit.models.heads import ScalarHead
 
@@ -193,7 +193,7 @@ def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
         return f"it has not finished ({missing})"
     if missing:
         return missing
-    json.loads((run.path / "adapter_config.json").read_text(encoding="utf-8"))
+    read_config(run.path)
     with safe_open(run.path / WEIGHTS_FILE, framework="pt") as file:  # checks header and length
         if not file.keys():
             return f"{WEIGHTS_FILE} holds no weights"

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -18,14 +18,13 @@ from toolkit.app.answering.request import Answer, Message, Request, Settings, ch
 from toolkit.app.answering.tokens import LockedTokenizer
 from toolkit.app.answering.work_queue import Column, Comparison, Job
 from toolkit.app.catalog import Catalog, Inspector, scan
+from toolkit.app.chat_template import choose_template
 from toolkit.app.choices import baseline_prompts, example_prompts
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.models.base import fingerprint, load_base
 from toolkit.models.independence import context_of
 from toolkit.models.roles import Roles
-from toolkit.models.tokenizer import saved_template, stop_ids
-from toolkit.recipe import is_supervised
-from toolkit.runs.listing import list_runs
+from toolkit.models.tokenizer import stop_ids
 from toolkit.sampling.compatibility import check_supported
 
 __all__ = ["Answer", "Comparison", "Workbench"]
@@ -42,7 +41,9 @@ class Workbench:
         tokenizer: PreTrainedTokenizerBase,
         base_fingerprint: dict[str, str],
         runs: Path,
+        unusable: Mapping[Path, str] | None = None,
     ) -> None:
+        """`unusable` holds the reason for each run that is known not to work."""
         self.tokenizer = tokenizer
         self.runs = runs
         self.cli_options: list[str] = []  # the app's options, for the commands that the page shows
@@ -51,6 +52,8 @@ class Workbench:
         self.context = context_of(base.config.get_text_config())
         self.tokens = LockedTokenizer(tokenizer)
         self.adapters = AdapterCache(self.roles, runs)
+        for folder, reason in (unusable or {}).items():
+            self.adapters.remember_error(folder, reason)
         self.metrics = AnswerMetrics(
             self.adapters,
             self.tokens,
@@ -92,9 +95,10 @@ class Workbench:
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
         )
-        base, tokenizer = load_base(model, parent=_first_sft(runs, model_name))
+        run, unusable = choose_template(runs, model_name, revision=revision)
+        base, tokenizer = load_base(model, parent=run)
         check_supported(base)
-        return cls(base, tokenizer, fingerprint(model, tokenizer), runs)
+        return cls(base, tokenizer, fingerprint(model, tokenizer), runs, unusable)
 
     def refresh(self, *, max_age_s: float = 0.0) -> Catalog:
         """Scan the runs folder. The ids of known runs stay the same.
@@ -257,15 +261,3 @@ def _answer_text(value: object) -> str:
         prompt=[message], checkpoints=["any"], known_checkpoints=["any"], known_rewards=[]
     )
     return checked.conversations[0][0]["content"]
-
-
-def _first_sft(folder: Path, base_name: str) -> Path | None:
-    """An SFT run on this base. The other runs have the same chat template."""
-    for run in list_runs(folder)[0]:
-        if is_supervised(run) and isinstance(run.base, dict) and run.base.get("id") == base_name:
-            try:
-                saved_template(run.path)
-            except ToolkitError:  # the page lists this run as broken
-                continue
-            return run.path
-    return None

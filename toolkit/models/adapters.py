@@ -16,14 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from toolkit.errors import CheckpointError
+from toolkit.models.adapter_config import KEY_PREFIX, read_config
 from toolkit.models.base import save_fingerprint
+from toolkit.runs.integrity import too_large
 from toolkit.runs.parents import require_unchanged
 from toolkit.runs.run import WEIGHTS_FILE
-
-# These initializations subtract what they put into the adapter from the base's weights. PEFT does
-# so whenever such an adapter is attached, but all roles share the base.
-CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
-KEY_PREFIX = "base_model.model."  # start of every weight's key in PEFT's files
 
 
 def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
@@ -31,29 +28,20 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
 
     Only safetensors are read; a pickle is never opened.
 
-    Raises: CheckpointError where a file is missing, damaged or changed, a weight is not finite, or
-        attaching the adapter would change the base or import code.
+    Raises: CheckpointError where a file is missing, damaged or changed, a weight is not finite, or the config
+        has a field that `read_config` refuses.
     """
     for file in ("adapter_config.json", WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: {file} is missing; expected a run with an adapter")
+    reason = too_large(folder / WEIGHTS_FILE)
+    if reason is not None:
+        raise CheckpointError(f"{folder}: {reason}")
+    config = read_config(folder)
     try:
-        config = PeftConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS_FILE)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: damaged adapter ({error})") from error
-    init = getattr(config, "init_lora_weights", None)
-    if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
-        raise CheckpointError(
-            f"{folder}: its init_lora_weights is {init[:40]!r}, which would change the base's weights, "
-            "and all checkpoints share them; convert it to plain LoRA with PEFT's "
-            "`path_initial_model_for_weight_conversion`"
-        )
-    if getattr(config, "megatron_config", None):
-        raise CheckpointError(
-            f"{folder}: it has a `megatron_config`, for which PEFT imports a module that the adapter "
-            "names; expected a plain LoRA"
-        )
     # a single adapter with NaN stops sampling for every row of a mixed batch
     bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
     if bad:

@@ -17,7 +17,7 @@ from transformers import (
 
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
-from toolkit.models.tokenizer import load_tokenizer, stop_ids
+from toolkit.models.tokenizer import has_tokenizer, load_tokenizer, saved_template, stop_ids
 from toolkit.options.config import is_local_path
 from toolkit.reading import read_json
 from toolkit.runs.run import write_json
@@ -58,6 +58,8 @@ def load_base(
             "remove the option"
         )
     kwargs = _loading_options(model) | {"trust_remote_code": trust_remote_code}
+    if parent is not None:
+        check_template(Path(parent))
     try:
         tokenizer = load_tokenizer(
             name,
@@ -218,6 +220,24 @@ def saved_fingerprint(folder: Path) -> dict[str, str]:
         raise CheckpointError(f"{file}: damaged ({error})") from error
 
 
+def check_template(folder: Path) -> None:
+    """Check that the chat template saved beside an adapter is the one that it was trained with.
+
+    Raises: CheckpointError where it is missing, damaged or changed.
+    """
+    trained = saved_fingerprint(folder).get("chat_template")
+    several = (folder / "additional_chat_templates").is_dir()
+    if trained is None or several or not has_tokenizer(folder):
+        return
+    template = saved_template(folder)
+    if _digest(str(template).encode()) != trained:
+        state = "is empty" if template == "" else "was changed after the run was trained"
+        raise CheckpointError(
+            f"{folder}: its chat template {'is missing' if template is None else state}; put "
+            "chat_template.jinja back, or train the run again"
+        )
+
+
 def check_fingerprint(folder: Path, base: dict[str, str], *, any_precision: bool = False) -> None:
     """Reject an adapter that was trained on another base; one without `base.json` is accepted.
 
@@ -231,6 +251,7 @@ def check_fingerprint(folder: Path, base: dict[str, str], *, any_precision: bool
     stored = saved_fingerprint(folder)
     if not stored:
         return
+    check_template(folder)
     for key in base:
         skipped = key in _NOTES or (any_precision and key == "quantization")
         if not skipped and stored.get(key) != base[key]:

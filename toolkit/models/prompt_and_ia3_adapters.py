@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from toolkit.errors import CheckpointError
-from toolkit.models.adapters import KEY_PREFIX
+from toolkit.models.adapter_config import KEY_PREFIX
 
 HOOKED = (PrefixTuningConfig, PromptTuningConfig, IA3Config)
 

@@ -22,6 +22,7 @@ from toolkit.errors import CheckpointError
 from toolkit.kernels.fused_lora import FusedLoraLinear, use_fused_layers
 from toolkit.models.adapters import fill, read_adapter, save_adapter
 from toolkit.models.base import BASE_FILE, check_fingerprint
+from toolkit.models.base_state import BaseState, remove_adapter_layers
 from toolkit.models.heads import ScalarHead
 from toolkit.models.merging import merged_weights
 from toolkit.models.peft_methods import NEEDS_LORA, library_reason, reject_dora_on_8bit_cpu
@@ -47,6 +48,7 @@ class Roles:
         self._active: str | None = None  # the hooked adapter whose hooks are registered
         self._handles: list[RemovableHandle] = []
         self._bare = False  # True while the adapters of `model` are disabled
+        self._damage: str | None = None  # why the base cannot be used any more
         self._index()
 
     @property
@@ -79,9 +81,23 @@ class Roles:
             any_precision: accept an adapter trained on the same weights in another quantization.
 
         Raises: CheckpointError where files are missing or damaged, weights are not finite, keys
-            do not fit, or the adapter belongs to another base. Nothing stays attached then.
+            do not fit, or the adapter belongs to another base. Nothing stays attached then, and the
+            base is what it was.
         """
         folder = Path(folder)
+        state = BaseState(self.base, self._names())
+        try:
+            self._attach(name, folder, trainable, head, any_precision)
+        except BaseException:
+            self.detach(name)
+            difference = state.difference(self.base, self._names())
+            if difference is not None:
+                self._damage = f"{folder} changed the base ({difference}); load the base again"
+            raise
+
+    def _attach(
+        self, name: str, folder: Path, trainable: bool, head: bool, any_precision: bool
+    ) -> None:
         check_fingerprint(folder, self.fingerprint, any_precision=any_precision)
         config, weights = read_adapter(folder)
         if isinstance(config, HOOKED):
@@ -93,11 +109,7 @@ class Roles:
         loaded_head = ScalarHead.load(folder) if head else None
         self._add(name, config, trainable=trainable)
         assert self.model is not None
-        try:
-            fill(self.model, name, weights, folder)
-        except BaseException:
-            self.detach(name)
-            raise
+        fill(self.model, name, weights, folder)
         if loaded_head is not None:
             self._add_head(name, loaded_head, trainable=trainable)
 
@@ -160,7 +172,9 @@ class Roles:
         *and* backward of a role belong inside its block: gradient checkpointing recomputes with the
         adapter that is active during the backward pass.
         """
-        attached = [*self.hooked, *([] if self.model is None else self.model.peft_config)]
+        if self._damage is not None:
+            raise CheckpointError(self._damage)
+        attached = [*self.hooked, *self._names()]
         if name is not None and name not in attached:
             names = ", ".join(attached) or "none"
             raise CheckpointError(f"no role {name!r} is attached; attached roles: {names}")
@@ -216,6 +230,10 @@ class Roles:
             tied = self.base.get_input_embeddings().weight
             with merged_weights(self._layers, name, tied=tied):
                 yield model
+
+    def _names(self) -> list[str]:
+        """The adapters of `model`."""
+        return [] if self.model is None else list(self.model.peft_config)
 
     def _index(self) -> None:
         """Collect the adapter layers again after an adapter was added or removed.
@@ -277,8 +295,15 @@ class Roles:
                 with _same_trainable(self.model):
                     self.model.add_adapter(name, config)
                     self.model.set_adapter(active)
-        except ValueError as error:
-            beside = f" beside {', '.join(self.model.peft_config)}" if self.model else ""
+        except BaseException as error:
+            if self.model is not None:  # PEFT has forgotten the name, but left some layers
+                self.model.peft_config.setdefault(name, config)
+            self.detach(name)
+            if self.model is None:
+                remove_adapter_layers(self.base)
+            if not isinstance(error, ValueError):
+                raise
+            beside = f" beside {', '.join(self._names())}" if self.model else ""
             raise CheckpointError(
                 f"role {name!r}: PEFT cannot add this adapter{beside} ({library_reason(error)})"
             ) from error

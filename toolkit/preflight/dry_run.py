@@ -27,6 +27,7 @@ from toolkit.data.convert import COLUMNS
 from toolkit.data.splits import Splits
 from toolkit.errors import ConfigError
 from toolkit.kernels import chunked_logprobs
+from toolkit.models.adapter_config import read_config
 from toolkit.models.peft_methods import build_peft_config
 from toolkit.models.prompt_and_ia3_adapters import HOOKED
 from toolkit.models.roles import POLICY
@@ -151,7 +152,7 @@ class DryTraining(Training):
 
     def policy(self) -> Any:
         """A new adapter of the parent's shape, trainable, on the base."""
-        config = PeftConfig.from_pretrained(str(self.parent))
+        config = read_config(Path(str(self.parent)))
         if isinstance(config, HOOKED):
             config.inference_mode = False
             return get_peft_model(self.base, config)
@@ -176,7 +177,7 @@ class DryTraining(Training):
         parent, model = self.stage.starting_adapter()
         for folder in (run, parent):
             if folder is not None and has_adapter_config(folder):
-                return PeftConfig.from_pretrained(folder)
+                return read_config(Path(folder))
         return self.new_adapter_config(model)
 
     def new_adapter_config(self, model: Any) -> PeftConfig:

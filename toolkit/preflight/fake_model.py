@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
-from peft import PeftConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import (
@@ -18,6 +17,7 @@ from transformers import (
     Trainer,
 )
 
+from toolkit.models.adapter_config import read_config
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import Roles
@@ -134,7 +134,7 @@ class UntrainedRoles(Roles):
         any_precision: bool = False,
     ) -> None:
         """Create the adapter, and, if `head` is set, its head."""
-        self._add(name, PeftConfig.from_pretrained(str(folder)), trainable=trainable)
+        self._add(name, read_config(Path(folder)), trainable=trainable)
         if head:
             size = self.base.config.get_text_config().hidden_size
             self._add_head(name, ScalarHead(size), trainable=trainable)

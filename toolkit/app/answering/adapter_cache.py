@@ -75,6 +75,10 @@ class AdapterCache:
         """The hash of the weights file that a role was loaded from; None for the base."""
         return next((a.sha256 for a in self._adapters.values() if a.role == role), None)
 
+    def remember_error(self, folder: Path, reason: str) -> None:
+        """Refuse a run until its files change."""
+        self._errors[folder] = (file_stamp(folder), reason)
+
     def load_error(self, folder: Path) -> str | None:
         """Why a run could not be loaded, as long as its files have not changed since."""
         stamp, reason = self._errors.get(folder, (None, None))

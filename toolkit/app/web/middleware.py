@@ -89,7 +89,7 @@ class BodyLimit:
             return
         too_large = f"the body may have at most {self.max_bytes} bytes"
         if _content_length(scope) > self.max_bytes:
-            await _reject(send, 413, too_large)
+            await reject(send, 413, too_large)
             return
         size, started = 0, False
 
@@ -110,7 +110,7 @@ class BodyLimit:
             await self.app(scope, receive_counted, send_noted)
         except BodyTooLarge:
             if not started:
-                await _reject(send, 413, too_large)
+                await reject(send, 413, too_large)
 
 
 class LoginThrottle:
@@ -128,7 +128,7 @@ class LoginThrottle:
             return
         address = (scope.get("client") or ("unknown",))[0]
         if self._too_many(address):
-            await _reject(send, 429, "too many wrong logins; wait a minute")
+            await reject(send, 429, "too many wrong logins; wait a minute")
             return
 
         # counted before the response, so that simultaneous guesses cannot exceed the limit
@@ -170,7 +170,7 @@ def _content_length(scope: Message) -> int:
     return 0
 
 
-async def _reject(send: Send, status: int, detail: str) -> None:
+async def reject(send: Send, status: int, detail: str) -> None:
     """Send an error in the format of Gradio's own errors."""
     body = f'{{"detail": "{detail}"}}'.encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]

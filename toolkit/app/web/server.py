@@ -31,7 +31,8 @@ def serve(
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from toolkit.app.tabs.parts import theme
-    from toolkit.app.web.middleware import BodyLimit, LoginThrottle, SecurityHeaders
+    from toolkit.app.web.middleware import BodyLimit, LoginThrottle
+    from toolkit.app.web.same_origin import outermost
     from toolkit.app.web.scripts import CSS, HEAD
 
     _, url, _ = page.launch(
@@ -39,12 +40,12 @@ def serve(
         server_port=port,
         auth=login,
         app_kwargs={
+            "lifespan": outermost,
             "middleware": [
-                Middleware(SecurityHeaders),
                 Middleware(TrustedHostMiddleware, allowed_hosts=host_names),
                 Middleware(BodyLimit),
                 Middleware(LoginThrottle),
-            ]
+            ],
         },
         prevent_thread_lock=True,
         quiet=True,
@@ -54,7 +55,6 @@ def serve(
         mcp_server=False,
         ssr_mode=False,
         pwa=False,
-        max_file_size="1mb",  # the app has no uploads, but Gradio's route is open
         footer_links=[],
         theme=theme(),
         css=CSS,

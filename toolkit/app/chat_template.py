@@ -1,0 +1,57 @@
+"""The run whose chat template the app uses, since all checkpoints in it get the same prompts."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.errors import ToolkitError
+from toolkit.models.base import check_template
+from toolkit.models.template_check import check_rendering
+from toolkit.models.tokenizer import BUILT_IN, load_tokenizer, saved_template
+from toolkit.recipe import is_supervised
+from toolkit.runs.listing import list_runs
+from toolkit.runs.run import Run
+from toolkit.world import resolve_base
+
+
+def choose_template(
+    folder: Path, base_name: str, *, revision: str = "main"
+) -> tuple[Path | None, dict[Path, str]]:
+    """The first SFT run on this base with a chat template that works.
+
+    A run with the template that most runs were trained with comes first. Each template is checked by
+    itself, so that a damaged one costs only its own run.
+
+    Returns: the run, or None; and the reason for each run whose template does not work.
+    """
+    runs = [run for run in list_runs(folder)[0] if _base(run).get("id") == base_name]
+    uses = Counter(str(_base(run).get("chat_template")) for run in runs)
+    candidates = [run for run in runs if is_supervised(run)]
+    candidates.sort(key=lambda run: -uses[str(_base(run).get("chat_template"))])
+    refused: dict[Path, str] = {}
+    for run in candidates:
+        try:
+            _check(run.path, base_name, revision)
+        except ToolkitError as error:
+            refused[run.path] = str(error)
+        except Exception as error:  # a tokenizer's libraries raise many kinds
+            refused[run.path] = f"its chat template cannot be used ({error})"
+        else:
+            return run.path, refused
+    return None, refused
+
+
+def _check(run: Path, base_name: str, revision: str) -> None:
+    """Raises: ToolkitError or another error for a template that cannot be used."""
+    check_template(run)
+    template = saved_template(run)
+    base = Path(resolve_base(base_name))
+    trusted = {*BUILT_IN.values(), saved_template(base) if base.is_dir() else None}
+    if template is not None and template not in trusted:
+        check_rendering(template, run)
+    load_tokenizer(str(resolve_base(base_name)), revision=revision, parent=run)
+
+
+def _base(run: Run) -> Mapping[str, object]:
+    """The fingerprint in a manifest; empty if the manifest is damaged there."""
+    return run.base if isinstance(run.base, dict) else {}
