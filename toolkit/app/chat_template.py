@@ -7,7 +7,7 @@ from pathlib import Path
 from toolkit.errors import ToolkitError
 from toolkit.models.base import check_template
 from toolkit.models.template_check import check_rendering
-from toolkit.models.tokenizer import BUILT_IN, load_tokenizer, saved_template
+from toolkit.models.tokenizer import BUILT_IN, has_tokenizer, load_tokenizer, saved_template
 from toolkit.recipe import is_supervised
 from toolkit.runs.listing import list_runs
 from toolkit.runs.run import Run
@@ -26,7 +26,7 @@ def choose_template(
     """
     runs = [run for run in list_runs(folder)[0] if _base(run).get("id") == base_name]
     uses = Counter(str(_base(run).get("chat_template")) for run in runs)
-    candidates = [run for run in runs if is_supervised(run)]
+    candidates = [run for run in runs if is_supervised(run) and has_tokenizer(run.path)]
     candidates.sort(key=lambda run: -uses[str(_base(run).get("chat_template"))])
     refused: dict[Path, str] = {}
     for run in candidates:
