@@ -10,7 +10,7 @@ from toolkit.models.base import saved_fingerprint
 from toolkit.models.tokenizer import saved_template
 from toolkit.options.config import load_yaml
 from toolkit.reading import parse_json, parse_yaml, read_bytes, read_json
-from toolkit.runs.resuming import last_checkpoint
+from toolkit.runs.resuming import REQUIRED, last_checkpoint, list_contents
 from toolkit.runs.run import Run
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -115,17 +115,13 @@ def test_sparse_files_of_a_run_are_refused(tmp_path):
         saved_template(tmp_path)
 
 
-def test_damaged_state_of_a_checkpoint_is_named(tmp_path):
+def test_hostile_state_of_a_checkpoint_is_named(tmp_path):
     place = tmp_path / "checkpoint-1"
     place.mkdir()
-    for name in (
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "optimizer.pt",
-        "scheduler.pt",
-    ):
+    for name in REQUIRED:
         (place / name).write_bytes(b"x")
+    list_contents(place)
     for content in ("[" * 100_000, "1" * 100_000):
-        (place / "trainer_state.json").write_text(content)
-        with pytest.raises(CheckpointError, match=r"trainer_state\.json is damaged"):
+        (place / "contents.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"contents\.json is damaged"):
             last_checkpoint(tmp_path, True)

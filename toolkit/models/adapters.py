@@ -28,8 +28,8 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
 
     Only safetensors are read; a pickle is never opened.
 
-    Raises: CheckpointError where a file is missing, damaged or changed, a weight is not finite, or the config
-        has a field that `read_config` refuses.
+    Raises: CheckpointError where a file is missing, damaged or changed, a weight is not finite, or
+        the config has a field that `read_config` refuses.
     """
     for file in ("adapter_config.json", WEIGHTS_FILE):
         if not (folder / file).is_file():
