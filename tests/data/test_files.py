@@ -96,8 +96,9 @@ def test_shard_in_two_formats_raises(tmp_path: Path) -> None:
         "\ufeff" + json.dumps(SKY, indent=2),
         "\n\n".join(json.dumps(row, indent=2) for row in SKY),
         json.dumps({"version": 1, "data": SKY}, indent=1),
+        ",\n".join(map(json.dumps, SKY)) + ",\n",
     ],
-    ids=["list", "one line", "indented", "objects", "data"],
+    ids=["list", "one line", "indented", "objects", "data", "commas"],
 )
 def test_json_over_several_lines_is_read(tmp_path: Path, text: str, name: str, drop: bool) -> None:
     data = text.encode()

@@ -263,7 +263,8 @@ def test_csv_record_of_wrong_length_raises(tmp_path: Path) -> None:
         ("d.csv", b'prompt\n"a', "not CSV"),
         ("d.jsonl", b"", "the dataset has no rows"),
         ("d.csv", b"prompt\n", "the dataset has no rows"),
-        ("d.jsonl", b"[\n 1,\n]", "no row is an object with columns; row 1: line 1 is not JSON"),
+        ("d.jsonl", b"[\n 1,\n]", ": not JSON ("),
+        ("d.jsonl", b'[\n{,\n{"prompt": "q"}\n]', "d.jsonl line 2: not JSON"),
         ("d.txt", b"x", "must end in .jsonl, .json, .csv, .tsv, .parquet or .gz"),
     ],
 )

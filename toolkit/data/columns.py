@@ -4,6 +4,7 @@ A column that says that an answer is bad, that a row weighs more, or what the mo
 texts, must not be ignored. Other columns are metadata, and whatever they hold is accepted.
 """
 
+from functools import cache
 from typing import Any
 
 from toolkit.data.formats import FORMATS, as_label
@@ -37,7 +38,7 @@ def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
         kind: what the recipe trains on; prompts alone may come from bad answers.
     """
     content = FORMATS[format].content
-    read = {*FORMATS[format].columns, *FORMATS[format].optional}
+    read, context = _columns_read(format), _context(format)
     for name, value in row.items():
         if name in read or is_blank(value):
             continue
@@ -50,7 +51,7 @@ def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
             raise _unread(name, value, f"a bad answer would be learned as a good one; {fix}")
         if content == "comparison" and name in WINNERS and str(value).lower().startswith(NO_WINNER):
             raise _unread(name, value, '"chosen" would be learned as the better one')
-        if name in _context(format):
+        if name in context:
             _check_context(name, value, parts.get("messages") or parts["prompt"])
     if "chosen" in read:
         _check_scores(row)
@@ -77,11 +78,17 @@ def _is_bad(name: str, value: Any) -> bool:
     return says_bad(name, value)
 
 
+@cache
+def _columns_read(format: str) -> set[str]:
+    return {*FORMATS[format].columns, *FORMATS[format].optional}
+
+
+@cache
 def _context(format: str) -> set[str]:
     """Columns that hold a part of the prompt, next to those of a format."""
     if FORMATS[format].content in ("prompt", "text"):
         return set()
-    read = {*FORMATS[format].columns, *FORMATS[format].optional}
+    read = _columns_read(format)
     if read & {"messages", "conversations"}:
         return {"context", "history", "prompt"}
     return {"context", "history", "input"} if read & {"prompt", "instruction"} else set()
@@ -120,7 +127,7 @@ def extra_columns(row: Row, *, format: str, kind: str) -> Row:
     Raises: RowError for a `group_id` that is neither text nor a whole number, or for a `margin` or
         gold utility that is not a finite number: a NaN would make the loss NaN.
     """
-    left_out = {*FORMATS[format].columns, *FORMATS[format].optional, *SYSTEM_COLUMNS} | TRL_COLUMNS
+    left_out = _columns_read(format) | TRL_COLUMNS | {*SYSTEM_COLUMNS}
     columns = {name: row[name] for name in row if name not in left_out}
     if "group_id" in columns:
         columns["group_id"] = read_group(columns["group_id"])

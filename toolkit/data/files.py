@@ -97,6 +97,9 @@ def _jsonl(file: IO[bytes], path: Path) -> Iterator[Any]:
             yield from rows
             return
         file.seek(0)
+        if first.startswith(b"[") and _continues(first):  # its lines are no rows
+            yield from _json(file.read().removeprefix(codecs.BOM_UTF8), path)
+            return
     # bytes.splitlines() splits at \n and \r only. str.splitlines() also splits at
     # U+2028, which JSON may contain.
     yield from _json_lines(line for part in file for line in part.splitlines())
@@ -162,7 +165,10 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
         line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if line.strip():
             try:
-                yield json.loads(line.decode(), object_pairs_hook=_object)
+                text = (
+                    line.decode().rstrip().removesuffix(",")
+                )  # the rows of a list without brackets
+                yield json.loads(text, object_pairs_hook=_object)
             except UnicodeDecodeError as error:
                 reason = f"line {number} is not UTF-8 text at byte {error.start + 1}"
                 yield Unreadable(reason, line.decode(errors="backslashreplace").strip())

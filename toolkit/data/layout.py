@@ -23,8 +23,10 @@ LABEL_COLUMNS = ("label", "kto_tag")
 LIST_COLUMNS = ("messages", "conversations", "completions", "ranks", "scores", "history")
 # The first four may also be messages; in the others, messages are malformed.
 TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected", "output", "text")
-LIST = re.compile(r"\s*(\[|\(|\w*\.?array\()")
-MESSAGE = re.compile(r"""\s*(\w*\.?array\(|\[|\()*\s*\{.*?["'](role|from)["']\s*:""", re.DOTALL)
+LIST = re.compile(r"\[|\(|(np\.|numpy\.)?array\(")
+MESSAGE = re.compile(
+    r"""((np\.|numpy\.)?array\(|\[|\()*\s*\{.*?["'](role|from)["']\s*:""", re.DOTALL
+)
 MOST_CHARACTERS, MOST_DEPTH = 1_000_000, 50
 SAMPLE = 1000  # rows from which a layout is found
 NEARLY_ALL, MOST = 0.9, 0.5
@@ -171,14 +173,14 @@ def _is_stored(rows: Sequence[Row], name: str) -> bool:
     """Whether most values of a column are text that looks like a list, or like messages."""
     values = [value for row in rows if not is_blank(value := row.get(name))]
     pattern = LIST if name in LIST_COLUMNS else MESSAGE
-    texts = (value if isinstance(value, str) else _first(value) for value in values)
+    texts = (value.lstrip() if isinstance(value, str) else _first(value) for value in values)
     return 2 * sum(bool(pattern.match(text) or MESSAGE.match(text)) for text in texts) > len(values)
 
 
 def _first(value: Any) -> str:
     """The first text in a list: a message may be stored as text, too."""
     first = value[0] if isinstance(value, list) and value else None
-    return first if isinstance(first, str) and MESSAGE.match(first) else ""
+    return first if isinstance(first, str) and MESSAGE.match(first.lstrip()) else ""
 
 
 def parse_list(value: Any, name: str) -> Any:

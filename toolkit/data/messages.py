@@ -136,7 +136,9 @@ def says_bad(name: str, value: Any) -> bool:
 
 def is_blank(value: Any) -> bool:
     """Whether a value says nothing: null, blank text, or an empty list or object."""
-    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return value is None or value in ([], {})
 
 
 def _spoken(value: list[Any]) -> list[Any]:
