@@ -100,9 +100,10 @@ def open_workbench(arguments: AppArguments) -> "Workbench":
 
 
 def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr.Blocks":
-    """The page, tab by tab."""
+    """The page, tab by tab. Conversations are stored beside the judgements."""
     import gradio as gr
 
+    from toolkit.app.conversations.store import FILE, Conversations
     from toolkit.app.tabs.arena import arena_tab
     from toolkit.app.tabs.changed import changed_tab
     from toolkit.app.tabs.compare import compare_tab
@@ -112,6 +113,9 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
     from toolkit.app.tabs.runs import runs_tab
 
     store = battles.store
+    conversations = Conversations(store.path.with_name(FILE))
+    if conversations.problem is not None:
+        print(f"warning: {conversations.problem}", file=sys.stderr, flush=True)
     blocks = gr.Blocks(
         title="toolkit: compare checkpoints",
         analytics_enabled=False,
@@ -120,7 +124,7 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
     )
     with blocks as page:
         with gr.Tab("Compare"):
-            chat = compare_tab(page, workbench)
+            chat = compare_tab(page, workbench, conversations, store)
         with gr.Tab("What changed") as tab:
             changed_tab(tab, workbench, chat)
         with gr.Tab("Arena"):

@@ -35,6 +35,20 @@ def colour_scale(changes: "Changes", kind: str, largest: float) -> str:
     return "\n".join([*lines, *map(_capitalized, changes.notes)])
 
 
+def answer_line(answer: "Answer") -> str:
+    """The numbers of an answer in one short line."""
+    numbers = []
+    if answer.score is not None:
+        z = "" if answer.z is None else f" (z {answer.z:+.2f})"
+        numbers.append(f"score {two_decimals(answer.score)}{z}")
+    if answer.kl is not None:
+        numbers.append(f"KL {two_decimals(answer.kl)}")
+    numbers.append(f"{answer.tokens} token{'s' if answer.tokens != 1 else ''}")
+    if not answer.ended:
+        numbers.append("stopped" if _stopped(answer) else "cut off")
+    return " · ".join(numbers)
+
+
 def answer_numbers(answer: "Answer") -> str:
     """The numbers of an answer as lines of plain text, or why there is no answer."""
     if answer.problem is not None:
@@ -47,10 +61,13 @@ def answer_numbers(answer: "Answer") -> str:
         lines.append(f"KL {two_decimals(answer.kl)} nats against {answer.reference}")
     speed = "" if answer.speed is None else f", {answer.speed:.0f} per second"
     lines.append(f"Length {answer.tokens} token{'s' if answer.tokens != 1 else ''}{speed}")
-    stopped = any(note.startswith("stopped") for note in answer.notes)
-    cut = "stopped" if stopped else "cut off at the limit"
+    cut = "stopped" if _stopped(answer) else "cut off at the limit"
     lines.append("Ended: yes" if answer.ended else f"Ended: no, {cut}")
     return "\n".join([*lines, *map(_capitalized, answer.notes)])
+
+
+def _stopped(answer: "Answer") -> bool:
+    return any(note.startswith("stopped") for note in answer.notes)
 
 
 def _capitalized(text: str) -> str:

@@ -206,6 +206,30 @@ class Workbench:
         except Exception as error:  # out of memory, or an adapter that cannot be loaded
             raise CheckpointError(self.metrics.explain(error)) from error
 
+    def context_use(self, conversations: Mapping[str, object], max_new_tokens: object) -> str:
+        """The tokens of the longest conversation, and what the context leaves for the answer.
+
+        Args:
+            conversations: messages that end with a user message, by checkpoint id.
+
+        Raises: ConfigError if a conversation is not valid or too long.
+        """
+        ids = list(conversations)
+        request = checked_request(
+            prompt=conversations,
+            checkpoints=ids,
+            max_new_tokens=max_new_tokens,
+            known_checkpoints=ids,
+            known_rewards=[],
+        )
+        different = {str(messages): messages for messages in request.conversations}
+        longest = max(len(self.tokens.prompt(messages)) for messages in different.values())
+        if self.context is None:
+            return f"{longest:,} tokens"
+        use = f"{longest:,} of {self.context:,} tokens"
+        wanted, room = request.sampling.max_new_tokens, _room(self.context, longest)
+        return use if room >= wanted else f"{use}; room for {room} of {wanted} new tokens"
+
     def _within_context(self, request: Request, prompts: list[list[int]]) -> Request:
         """The request with `max_new_tokens` reduced to the room that the longest prompt leaves.
 
@@ -213,12 +237,7 @@ class Workbench:
         """
         if self.context is None:
             return request
-        longest = max(map(len, prompts))
-        room = self.context - longest
-        if room < 1:
-            raise ConfigError(
-                f"the prompt has {longest} tokens; the context of the base is {self.context}"
-            )
+        room = _room(self.context, max(map(len, prompts)))
         tokens = min(request.sampling.max_new_tokens, room)
         return replace(request, sampling=replace(request.sampling, max_new_tokens=tokens))
 
@@ -251,6 +270,19 @@ class AnswersInOrder(Iterator[Answer]):
     def close(self) -> None:
         """Cancel the answers that are not complete."""
         self._comparison.close()
+
+
+def _room(context: int, length: int) -> int:
+    """The tokens that the context leaves after a prompt of this length.
+
+    Raises: ConfigError if there are none.
+    """
+    if length >= context:
+        raise ConfigError(
+            f"the conversation has {length} tokens; the context of the base is {context}: shorten "
+            "the prompt or start a new chat"
+        )
+    return context - length
 
 
 def _answer_text(value: object) -> str:

@@ -1,6 +1,5 @@
 """The running page: headers, requests, simultaneous clients, and visits with a browser."""
 
-import html
 import json
 import re
 import time
@@ -25,7 +24,9 @@ from toolkit.app.workbench import Workbench
 
 pytestmark = pytest.mark.slow
 
-ENDED = "[...document.querySelectorAll('textarea')].filter(t => /^Ended/m.test(t.value))"
+NUMBERS = (
+    "[...document.querySelectorAll('.answers .numbers')].filter(e => e.getClientRects().length)"
+)
 ATTACK = "<img src=x onerror=document.title='attacked'>"
 
 
@@ -131,7 +132,7 @@ def streamed(url: str, prompt: str, *, tokens: int, heat: float = 0.0, leave: bo
     with get(url + "config") as response:
         events = json.load(response)["dependencies"]
     number = next(e["id"] for e in events if e["api_name"] == "compare")
-    data = [None, prompt, ["base"], "no_reward_run", *settings]
+    data = [None, None, prompt, ["base"], "no_reward_run", *settings]
     body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
     head = {"content-type": "application/json"}
     request = urllib.request.Request(url + "gradio_api/queue/join", body, head)
@@ -143,8 +144,8 @@ def streamed(url: str, prompt: str, *, tokens: int, heat: float = 0.0, leave: bo
             if leave and event["msg"] == "process_generating":
                 break
             if event["msg"] == "process_completed":
-                messages = event["output"]["data"][3]["value"]  # after chat, prompt and column
-                return html.unescape(messages[-1]["content"][0]["text"])
+                ((_, text, _),) = answers_shown(event["output"]["data"])
+                return text
     return ""
 
 
@@ -168,16 +169,20 @@ def test_checkpoints_are_compared(
     allowed = (address, "data:", "blob:")
     page.on("request", lambda a: None if a.url.startswith(allowed) else problems.append(a.url))
     page.goto(address)
+    settings = page.get_by_role("button", name="Settings", exact=True)
+    settings.click()
     for name in ("dpo (dpo)", "ppo (ppo)"):  # the base and SFT stay
         page.locator(".token", has_text=name).locator(".token-remove").click()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Sampling").click()
     set_number(page, "Max new tokens", "8")
     set_number(page, "Temperature", "0")
+    settings.click()
     assert columns(page, prompt="What is it?", n=2) == expected(
         tiny_base, page_runs, ["base", "sft"]
     )
 
+    settings.click()
     page.get_by_role("button", name="Runs that cannot be used").click()
     assert f"{ATTACK}: " in page.get_by_label("Broken runs").input_value()
     assert page.title() == "toolkit: compare checkpoints"
@@ -188,26 +193,20 @@ def test_checkpoints_are_compared(
     page.get_by_label("Checkpoints").click()
     page.get_by_role("option", name=f"{later} (dpo)").click()
     page.keyboard.press("Escape")
+    page.get_by_role("button", name="New chat").click()  # closes the settings on a narrow page
     answers = columns(page, prompt="What is it?", n=3)
     assert answers == expected(tiny_base, page_runs, ["base", "sft", later])
 
-    page.get_by_label("Prompt").fill(ATTACK)  # shown as text, not as HTML
-    page.get_by_role("button", name="Follow up").click()
-    page.wait_for_function(
-        "n => document.querySelectorAll('.answers .user.message').length >= n", arg=6
-    )
-    page.wait_for_function(f"n => {ENDED}.length == n", arg=3)
-    messages = [
-        b.inner_text() for b in page.locator(".answers .user.message").all() if b.is_visible()
-    ]
-    assert [m.strip() for m in messages] == ["What is it?", ATTACK] * 3
+    box = page.get_by_label("Prompt").first
+    box.fill(ATTACK)  # shown as text, not as HTML
+    box.press("Enter")
+    page.wait_for_function(f"n => {NUMBERS}.length == n", arg=6)
+    prompts = page.locator(".answers .user.message")
+    assert [m.inner_text() for m in prompts.all()] == ["What is it?", ATTACK] * 3
     page.get_by_role("button", name="Edit last").click()
-    field = page.get_by_placeholder("Ask something…")
-    page.wait_for_function("([e, text]) => e.value == text", arg=[field.element_handle(), ATTACK])
-    messages = [
-        b.inner_text() for b in page.locator(".answers .user.message").all() if b.is_visible()
-    ]
-    assert [m.strip() for m in messages] == ["What is it?"] * 3
+    page.wait_for_function("([e, text]) => e.value == text", arg=[box.element_handle(), ATTACK])
+    page.wait_for_function(f"n => {NUMBERS}.length == n", arg=3)
+    assert [m.inner_text() for m in prompts.all()] == ["What is it?"] * 3
     for width in (400, 1400):
         page.set_viewport_size({"width": width, "height": 900})
         overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
@@ -256,16 +255,17 @@ def set_number(page: Any, name: str, value: str) -> None:
 
 def columns(page: Any, *, prompt: str, n: int) -> list[tuple[str, str]]:
     """Ask, wait for n columns, and return each answer with its numbers, without the speed."""
-    page.get_by_label("Prompt").fill(prompt)
-    page.get_by_role("button", name="Ask", exact=True).click()
-    page.wait_for_function(f"n => {ENDED}.length == n", arg=n, timeout=30000)
-    numbers = [t for t in page.get_by_label("Numbers").all() if t.is_visible()]
-    answers = [b for b in page.locator(".answers .bot.message").all() if b.is_visible()]
-    assert len(answers) == len(numbers) == n
-    return [
-        (answer.inner_text().strip(), without_speed(field.input_value()))
-        for answer, field in zip(answers, numbers, strict=True)
-    ]
+    page.get_by_label("Prompt").first.fill(prompt)
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"n => {NUMBERS}.length == n", arg=n, timeout=30000)
+    shown = []
+    for column in page.locator(".answer-column").all():
+        if column.is_visible():
+            _, text, numbers = column.locator(".message .md").all()
+            numbers.locator("summary").click()
+            details = numbers.inner_text().partition("\n")[2]
+            shown.append((text.inner_text().strip(), without_speed(details.strip())))
+    return shown
 
 
 def without_speed(numbers: str) -> str:

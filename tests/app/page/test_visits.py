@@ -124,10 +124,16 @@ def soon(
         time.sleep(0.005)
 
 
+STOP = "Stop all answers"
+
+
 def ask(page: Any, tab: str) -> None:
     page.get_by_role("tab", name=tab, exact=True).click()
     page.get_by_label("Prompt").locator("visible=true").first.fill("Hello")
-    names = {"Compare": "Ask", "Arena": "Start a battle (Ctrl+Enter)", "Rank": "Get answers"}
+    if tab == "Compare":
+        page.keyboard.press("Enter")
+        return
+    names = {"Arena": "Start a battle (Ctrl+Enter)", "Rank": "Get answers"}
     page.get_by_role("button", name=names[tab], exact=True).click()
 
 
@@ -136,7 +142,7 @@ def test_closed_tab_and_stop_end_answers_within_two_seconds(
     workbench: Workbench, received: list[float], address: str, browser: Any
 ) -> None:
     page = opened(browser, address)
-    for tab, stop in (("Compare", "Stop all"), ("Arena", "Stop (Esc)"), ("Rank", "Stop")):
+    for tab, stop in (("Compare", STOP), ("Arena", "Stop (Esc)"), ("Rank", "Stop")):
         other = opened(browser, address)
         ask(page, tab)
         until(lambda: rows(workbench) > 1, page, within=10)
@@ -160,32 +166,35 @@ def test_stop_regenerate_edit_and_copy(
     page = opened(browser, address)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="What is it?", exact=True).click()  # and at once:
-    page.get_by_role("button", name="Ask", exact=True).click()
+    page.keyboard.press("Enter")
     until(lambda: rows(workbench) == 4, page, within=10)
+    page.get_by_label("Prompt").first.fill("And?")
+    page.keyboard.press("Enter")
+    page.locator(".toast-body", has_text="Wait for the answers").wait_for()
+    assert rows(workbench) == 4 and page.get_by_label("Prompt").first.input_value() == "And?"
     stop_one = page.get_by_role("button", name="Stop this one").locator("visible=true").first
     soon(lambda: rows(workbench) == 3, received, stop_one.click, within=2)
-    stop_all = page.get_by_role("button", name="Stop all")
+    stop_all = page.get_by_role("button", name=STOP)
     soon(lambda: idle(workbench), received, stop_all.click, within=2)
-    stopped = (
-        "() => [...document.querySelectorAll('textarea')].filter(t => /no, stopped/.test(t.value))"
-    )
-    page.wait_for_function(f"{stopped}.length == 4", timeout=10000)
+    stopped = """() => [...document.querySelectorAll('.answers summary')]
+        .filter(e => e.getClientRects().length && /stopped/.test(e.innerText))"""
+    page.wait_for_function(f"() => ({stopped})().length == 4", timeout=10000)
     first = answers(page)
     page.get_by_role("button", name="Regenerate").click()
     until(lambda: rows(workbench) == 4, page, within=5)
     page.wait_for_timeout(1000)
     stop_all.click()
-    page.wait_for_function(f"{stopped}.length == 4", timeout=10000)
+    page.wait_for_function(f"() => ({stopped})().length == 4", timeout=10000)
     assert answers(page) != first  # another seed
-    fields = page.locator("label", has_text="Prints the same answer").filter(visible=True)
-    commands = [field.locator("textarea").input_value() for field in fields.all()]
-    assert len(commands) == 4 and all("--seed 1 " in command for command in commands)
-    fields.nth(2).get_by_label("Copy").click()
+    commands = page.locator(".command").filter(visible=True)
+    texts = [field.locator("input").input_value() for field in commands.all()]
+    assert len(texts) == 4 and all("--seed 1 " in text for text in texts)
+    commands.nth(2).get_by_label("Copy").click()
     page.wait_for_timeout(300)
-    assert page.evaluate("navigator.clipboard.readText()") == commands[2]
+    assert page.evaluate("navigator.clipboard.readText()") == texts[2]
 
     page.get_by_label("Prompt").first.fill("a < b & <i>c</i>")
-    page.get_by_role("button", name="Follow up").click()
+    page.keyboard.press("Enter")
     until(lambda: rows(workbench) == 4, page, within=5)
     bubble = page.locator(".answers .user.message", has_text="a < b").first
     bubble.wait_for()
@@ -194,14 +203,14 @@ def test_stop_regenerate_edit_and_copy(
     page.wait_for_timeout(500)
     assert page.get_by_label("Prompt").first.input_value() == "a < b & <i>c</i>"
     assert page.locator(".answers .user.message", has_text="a < b").count() == 0
-    page.get_by_role("button", name="Ask", exact=True).click()
+    page.get_by_label("Prompt").first.press("Enter")
     until(lambda: rows(workbench) == 4, page, within=5)
     page.wait_for_timeout(500)
     stop_all.click()
-    page.wait_for_function(f"{stopped}.length == 4", timeout=10000)
+    page.wait_for_function(f"() => ({stopped})().length == 8", timeout=10000)
     bubble.hover()
     column = page.locator(".answers").locator("visible=true").first
-    column.get_by_label("Copy message").first.click()
+    column.get_by_label("Copy message").nth(3).click()
     assert page.evaluate("navigator.clipboard.readText()") == "a < b & <i>c</i>"
 
 
@@ -245,7 +254,7 @@ def test_every_control_has_label_and_explanation(
     page = opened(browser, address)
     ask(page, "Compare")
     until(lambda: rows(workbench) > 1, page, within=10)
-    page.get_by_role("button", name="Stop all").click()
+    page.get_by_role("button", name=STOP).click()
     until(lambda: idle(workbench), page, within=10)
     tabs = [tab.inner_text() for tab in page.get_by_role("tab").all() if tab.is_visible()]
     assert len(tabs) == 7
@@ -280,7 +289,7 @@ def test_page_shows_that_the_queue_is_full(
         events = json.load(answer)["dependencies"]
     number = next(e["id"] for e in events if e["api_name"] == "compare")
     session = uuid.uuid4().hex
-    data = [None, "Hello", ids, "no_score", 0, 4, 0, 1, 1, "", 0]
+    data = [None, None, "Hello", ids, "no_score", 0, 4, 0, 1, 1, "", 0]
     body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
     head = {"content-type": "application/json"}
     join = urllib.request.Request(address + "gradio_api/queue/join", body, head)

@@ -4,26 +4,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from toolkit.app.answering.request import Answer, Message
+from toolkit.sampling.settings import Drawing
+
+MAX_UNDO = 10
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt and the answers to it, by checkpoint id."""
+    """A prompt and the answers to it, by checkpoint id.
+
+    `sampling` and `reward` (the reward run's name) are those of the answers.
+    """
 
     prompt: str
     answers: dict[str, Answer] = field(default_factory=dict)
+    sampling: Drawing | None = None
+    reward: str | None = None
 
 
 @dataclass(frozen=True)
 class Chat:
     """The turns so far. Each checkpoint sees only its own prompts and answers.
 
-    `columns` is the number of columns on the page.
+    `columns` is the number of columns on the page. `earlier` are the chats that `undone` returns,
+    the newest last. `id` and `revision` belong to the stored conversation; see `Conversations`.
     """
 
     turns: tuple[Turn, ...] = ()
     system: str = ""
     columns: int = 0
+    earlier: tuple["Chat", ...] = ()
+    id: str = ""
+    revision: int = 0
 
     def with_prompt(self, prompt: str) -> "Chat":
         """A copy with one more turn that has no answers."""
@@ -31,22 +43,49 @@ class Chat:
 
     def with_answers(self, answers: Sequence[Answer]) -> "Chat":
         """A copy with these answers to the last turn."""
-        last = replace(self.turns[-1], answers={a.checkpoint: a for a in answers})
-        return replace(self, turns=(*self.turns[:-1], last))
+        return self._with_last(answers={a.checkpoint: a for a in answers})
+
+    def with_sampling(self, sampling: Drawing, reward: str | None) -> "Chat":
+        """A copy whose last turn has these settings."""
+        return self._with_last(sampling=sampling, reward=reward)
 
     def without_answers(self) -> "Chat":
-        """A copy without the answers to the last turn."""
-        return self.with_answers([]) if self.turns else self
+        """A copy without the answers to the last turn; `undone` brings them back."""
+        return self._undoable().with_answers([]) if self.turns else self
 
     def without_last(self) -> "Chat":
-        """A copy without the last turn."""
+        """A copy without the last turn; `undone` brings it back."""
         turns = self.turns[:-1]
-        return replace(self, turns=turns, columns=len(turns[-1].answers) if turns else 0)
+        columns = len(turns[-1].answers) if turns else 0
+        return replace(self._undoable(), turns=turns, columns=columns)
+
+    def deleted(self) -> "Chat":
+        """An empty chat; `undone` brings this one back as a new conversation."""
+        chat = self._undoable()
+        return Chat(columns=self.columns, earlier=chat.earlier)
+
+    def undone(self) -> "Chat":
+        """The chat before the last change that removed answers."""
+        *rest, last = self.earlier
+        return replace(last, id=self.id, revision=self.revision, earlier=tuple(rest))
 
     @property
     def last_prompt(self) -> str:
         """The last prompt, or "" at the start."""
         return self.turns[-1].prompt if self.turns else ""
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """The answers to the last turn."""
+        return self.turns[-1].answers if self.turns else {}
+
+    @property
+    def votable(self) -> bool:
+        """Whether the answers to the last turn can be judged: they have the same prompt."""
+        answers = self.answers.values()
+        conversations = [self.conversation(answer.checkpoint) for answer in answers]
+        complete = all(answer.done and answer.problem is None for answer in answers)
+        return complete and len(answers) > 1 and all(c == conversations[0] for c in conversations)
 
     def conversation(self, checkpoint: str) -> list[Message]:
         """The messages that a checkpoint gets to answer the last turn."""
@@ -57,14 +96,14 @@ class Chat:
                 messages += [_message("user", turn.prompt), _message("assistant", answer.text)]
         return [*messages, _message("user", self.last_prompt)]
 
-    def shown(self, answer: Answer) -> list[Message]:
-        """The messages in a column: earlier turns, the prompt, and the answer so far."""
-        before = [m for m in self.conversation(answer.checkpoint) if m["role"] != "system"]
-        if answer.problem is not None:
-            text = "(no answer)"
-        else:
-            text = answer.text or ("(an empty answer)" if answer.done else "…")
-        return [*before, _message("assistant", text)]
+    def _with_last(self, **changes: object) -> "Chat":
+        last = replace(self.turns[-1], **changes)  # type: ignore[arg-type]
+        return replace(self, turns=(*self.turns[:-1], last))
+
+    def _undoable(self) -> "Chat":
+        """A copy that `undone` turns into this chat."""
+        before = replace(self, earlier=())
+        return replace(self, earlier=(*self.earlier, before)[-MAX_UNDO:])
 
 
 def _message(role: str, text: str) -> Message:

@@ -209,7 +209,8 @@ def _text(value: object) -> str:
     text = value if isinstance(value, str) else ""
     if len(text) > MAX_PROMPT_CHARACTERS:
         raise ConfigError(
-            f"the prompt has {len(text)} characters, at most {MAX_PROMPT_CHARACTERS} are allowed"
+            f"the text has {len(text)} characters, at most {MAX_PROMPT_CHARACTERS} are allowed; "
+            "shorten it"
         )
     # half of a surrogate pair is valid JSON, but no tokenizer can encode it; NUL ends a C string
     return (

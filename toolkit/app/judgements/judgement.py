@@ -17,6 +17,7 @@ VERDICT_LABELS: Mapping[str, str] = {
 }
 FLAGS = ("harmful", "untruthful", "off_task")
 LIKERT = range(1, 8)  # InstructGPT's overall quality, 1 to 7
+NAMED = "named"  # in a judgement's `sampling`: the labeler saw the checkpoints' names
 MAX_REASON = 2000  # characters
 MAX_LABELER = 80  # characters
 

@@ -9,7 +9,7 @@ from itertools import chain, combinations
 import numpy as np
 
 from toolkit.app.judgements import ratings
-from toolkit.app.judgements.judgement import BOTH_BAD, SKIP, TIE, A, B, Judgement
+from toolkit.app.judgements.judgement import BOTH_BAD, NAMED, SKIP, TIE, A, B, Judgement
 from toolkit.app.judgements.ratings import Floats, Ints, Order, points
 
 MIN_VOTES, MIN_PROMPTS = 20, 10
@@ -66,9 +66,10 @@ def leaderboard(judgements: Sequence[Judgement]) -> Board:
     """Rate every checkpoint that was compared with another.
 
     A checkpoint is identified by its name and its weights: after a new training under the old name
-    it is another checkpoint. Skipped battles do not count; "both bad" counts as a tie.
+    it is another checkpoint. Skipped battles do not count; "both bad" counts as a tie. Votes on
+    Compare do not count, because the labeler saw the names.
     """
-    counted = [j for j in judgements if j.verdict != SKIP]
+    counted = [j for j in judgements if j.verdict != SKIP and NAMED not in j.sampling]
     prompts: dict[Hashable, int] = {}
     index: dict[Key, int] = {}
     orders = []

@@ -1,4 +1,4 @@
-"""The tab Compare: several checkpoints answer the same prompt side by side."""
+"""The tab Compare: a chat with several checkpoints side by side."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -7,61 +7,105 @@ import gradio as gr
 
 from toolkit.app.answering import request as limits
 from toolkit.app.answering.chat import Chat
-from toolkit.app.answering.request import MAX_COLUMNS, MAX_PROMPT_CHARACTERS
+from toolkit.app.answering.request import MAX_COLUMNS
 from toolkit.app.catalog import Catalog
 from toolkit.app.choices import SHARED_SCAN_S, checkpoint_choices, reward_choices
-from toolkit.app.tabs.compare_events import CompareEvents, new_chat, next_turn, repeat_turn
+from toolkit.app.conversations.store import Conversations
+from toolkit.app.judgements.store import Store
+from toolkit.app.tabs.compare_columns import build_columns
+from toolkit.app.tabs.compare_events import (
+    CompareEvents,
+    Visit,
+    new_chat,
+    next_turn,
+    repeat_turn,
+)
+from toolkit.app.tabs.compare_history import HistoryEvents
 from toolkit.app.tabs.parts import temperature_and_length
 from toolkit.app.texts import LOADING, NO_RUNS, markdown
-from toolkit.app.web.scripts import PROMPT, QUESTION
+from toolkit.app.web.scripts import PANEL, PANEL_BUTTON, PROMPT, QUESTION
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
 
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
-def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
+
+def compare_tab(
+    page: gr.Blocks, workbench: "Workbench", conversations: Conversations, judgements: Store
+) -> gr.State:
     """Build the tab. Text from the disk or from a model is escaped or shown as plain text.
 
     Returns: the visitor's `Chat`, for other tabs.
     """
-    chat, events = gr.State(Chat()), CompareEvents(workbench)
-    gr.Markdown(markdown("compare"))
-    no_runs = gr.Markdown(NO_RUNS, visible=workbench.ready and workbench.catalog.empty)
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=320):
-            prompt, ask, follow_up, stop, repeat, edit, clear = _prompt(workbench.examples())
-        with gr.Column(scale=2, min_width=320):
+    chat, visit = gr.State(Chat()), gr.State(Visit())
+    # the key only hides the content from a glance: the browser's storage belongs to the visitor
+    browser = gr.BrowserState(None, storage_key="toolkit-compare", secret="toolkit")
+    events = CompareEvents(workbench, conversations)
+    history = HistoryEvents(events, judgements)
+
+    with gr.Row(equal_height=False, elem_classes="compare"):
+        with gr.Column(elem_id=PANEL, scale=0, min_width=0):
+            new, titles, delete = _conversations()
             checkpoints, reward, reload = _models(workbench)
             settings = _sampling()
-    columns, stops = _answers()
-    with gr.Accordion("What the numbers mean", open=False):
-        gr.Markdown(markdown("compare_numbers"))
-    with gr.Accordion(visible=False, open=False) as broken_box:
-        info = "The reason for each. The other runs are not affected."
-        broken = gr.Textbox(
-            label="Broken runs", info=info, lines=1, max_lines=30, interactive=False
-        )
+            rendered = gr.Checkbox(
+                False, label="Show Markdown", info="Links, images and HTML stay text."
+            )
+            broken_box, broken = _explanations()
+        with gr.Column(elem_classes="chat", scale=1, min_width=0):
+            no_runs = gr.Markdown(NO_RUNS, visible=workbench.ready and workbench.catalog.empty)
+            welcome = _welcome(workbench.examples())
+            columns, stops, votes = build_columns()
+            with gr.Row(elem_classes="chat-actions"):
+                gr.Button("Settings", size="sm", min_width=0, elem_id=PANEL_BUTTON)
+                with gr.Row(visible=False, elem_classes="chat-actions") as actions:
+                    repeat = gr.Button("Regenerate", size="sm", min_width=0)
+                    edit = gr.Button("Edit last", size="sm", min_width=0)
+                equal = gr.Button("All equal", size="sm", min_width=0, visible=False)
+                undo = gr.Button("Undo change", size="sm", min_width=0, visible=False)
+            prompt = _prompt()
+            use = gr.Markdown("", elem_id="compare-use", elem_classes="note")
+            ask_new = gr.Button(visible=False)  # for API clients
 
-    inputs = [chat, prompt, checkpoints, reward, *settings]
-    outputs = [chat, prompt, *columns]
+    inputs = [chat, visit, prompt, checkpoints, reward, *settings]
+    outputs = [chat, prompt, titles, welcome, actions, equal, undo, *columns]
     stream: dict[str, Any] = {
         "concurrency_limit": None,  # the engine has a shorter queue with an error message
-        "show_progress": "minimal",
+        "show_progress": "hidden",
     }
-    private: dict[str, Any] = {"api_visibility": "private"}
-    ask_first, ask_next = events.answering(new_chat), events.answering(next_turn)
-    gr.on([ask.click, prompt.submit], ask_first, inputs, outputs, api_name="compare", **stream)
-    follow_up.click(ask_next, inputs, outputs, api_name="follow_up", **stream)
-    seed, ask_again = settings[-1], events.answering(repeat_turn, keep_prompt=True)
-    repeat.click(events.new_seed, [chat, seed], seed, show_progress="hidden", **private).success(
+    ask_first, ask_next = events.answering(new_chat), events.answering(next_turn, wait=True)
+    ask_new.click(ask_first, inputs, outputs, api_name="compare", **stream)
+    prompt.submit(ask_next, inputs, outputs, api_name="follow_up", **stream)
+    _, tokens, *_, system, seed = settings
+    ask_again = events.answering(repeat_turn, keep_prompt=True)
+    repeat.click(events.new_seed, [chat, seed], seed, **PRIVATE).success(
         ask_again, inputs, outputs, api_name="regenerate", **stream
     )
     at_once: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "queue": False}
-    stop.click(events.stop, None, None, api_name="stop", **at_once)
-    for number, button in enumerate(stops):
-        button.click(events.stop_column(number), None, None, **private, **at_once)
-    edit.click(events.edit, chat, outputs, **private)
-    clear.click(events.clear, None, outputs, **private)
+    prompt.stop(events.stop, None, None, api_name="stop", **at_once)
+    for number, (stop, vote) in enumerate(zip(stops, votes, strict=True)):
+        stop.click(events.stop_column(number), None, None, api_visibility="private", **at_once)
+        vote.click(lambda chat, n=number: history.vote(chat, n), chat, None, **PRIVATE)
+    equal.click(lambda chat: history.vote(chat, None), chat, None, **PRIVATE)
+    for button, change in ((edit, history.edit), (undo, history.undo), (delete, history.delete)):
+        button.click(change, [chat, visit], outputs, **PRIVATE)
+    new.click(history.new, [chat, visit], outputs, **PRIVATE)
+    titles.input(history.open, [visit, titles], [*outputs, checkpoints], **PRIVATE)
+    rendered.input(
+        history.show_markdown,
+        [chat, visit, browser, rendered],
+        [browser, visit, *outputs],
+        **PRIVATE,
+    )
+    gr.on(
+        [prompt.change, checkpoints.change, system.change, tokens.change],
+        events.context_use,
+        [chat, prompt, checkpoints, system, tokens],
+        use,
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
 
     def load_lists(chosen: list[str] | None, scorer: str | None) -> Iterator[list[Any]]:
         if not workbench.ready:
@@ -86,37 +130,27 @@ def compare_tab(page: gr.Blocks, workbench: "Workbench") -> gr.State:
     lists = [no_runs, checkpoints, reward, broken_box, broken]
     chosen = [checkpoints, reward]
     reload.click(reload_lists, chosen, lists, api_name="refresh")
-    page.load(load_lists, chosen, lists, concurrency_limit=None, **private)
+    page.load(history.identify, browser, [browser, visit, rendered], queue=False, **PRIVATE)
+    page.load(load_lists, chosen, lists, concurrency_limit=None, api_visibility="private").then(
+        history.restore, [chat, visit], [*outputs, checkpoints], **PRIVATE
+    )
     page.unload(events.leave)
     return chat
 
 
-def _prompt(examples: list[str]) -> tuple[Any, ...]:
-    prompt = gr.Textbox(
-        label="Prompt",
-        info="All chosen models answer it. Shift+Enter asks, too.",
-        lines=3,
-        max_lines=12,
-        max_length=MAX_PROMPT_CHARACTERS,
-        placeholder="Ask something…",
-        elem_id=PROMPT,
-    )
-    with gr.Row():
-        ask = gr.Button("Ask", variant="primary", min_width=120)
-        follow_up = gr.Button("Follow up", min_width=120)
-        stop = gr.Button("Stop all", min_width=120)
-    with gr.Row():
-        small = [
-            gr.Button(label, size="sm", min_width=90)
-            for label in ("Regenerate", "Edit last", "Clear")
-        ]
-    gr.Markdown(markdown("compare_buttons"), elem_classes="note")
-    if examples:
-        gr.Markdown("Questions to try:", elem_classes="note")
-        with gr.Row(elem_classes="questions"):  # a script of the page fills in the prompt
-            for example in examples:
-                gr.Button(example, size="sm", min_width=0, scale=0, elem_classes=QUESTION)
-    return prompt, ask, follow_up, stop, *small
+def _conversations() -> tuple[gr.Button, gr.Radio, gr.Button]:
+    new = gr.Button("New chat", variant="primary", size="md", elem_id="compare-new")
+    with gr.Accordion("Conversations", open=True):
+        titles = gr.Radio(
+            [],
+            label="Conversations",
+            show_label=False,
+            container=False,
+            visible=False,
+            elem_classes="conversations",
+        )
+        delete = gr.Button("Delete this conversation", size="sm")
+    return new, titles, delete
 
 
 def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button]:
@@ -158,33 +192,42 @@ def _sampling() -> list[Any]:
             "were trained without one.",
             lines=1,
             max_lines=6,
-            max_length=MAX_PROMPT_CHARACTERS,
         )
     return [temperature, tokens, top_k, top_p, beams, system, seed]
 
 
-def _answers() -> tuple[list[Any], list[gr.Button]]:
-    """The parts of each column, one column after the other, and their stop buttons."""
-    parts: list[Any] = []
-    stops: list[gr.Button] = []
-    with gr.Row(equal_height=False, elem_classes="answers"):
-        for _ in range(MAX_COLUMNS):
-            with gr.Column(min_width=280, visible=False) as column:
-                answer = gr.Chatbot(
-                    label="Answer",
-                    height=None,
-                    max_height=420,
-                    render_markdown=False,  # an answer is plain text, whatever it contains
-                    allow_tags=False,
-                    buttons=["copy"],
-                    feedback_options=None,
-                )
-                stop = gr.Button("Stop this one", size="sm", visible=False)
-                numbers = gr.Textbox(lines=4, max_lines=12, interactive=False)
-                info = "Prints the same answer without this page."
-                command = gr.Textbox(
-                    label="Command", info=info, max_lines=8, interactive=False, buttons=["copy"]
-                )
-                parts += [column, answer, stop, numbers, command]
-                stops.append(stop)
-    return parts, stops
+def _explanations() -> tuple[gr.Accordion, gr.Textbox]:
+    """The meaning of the numbers, and the list of broken runs."""
+    with gr.Accordion("What the numbers mean", open=False):
+        gr.Markdown(markdown("compare_numbers"))
+    with gr.Accordion(visible=False, open=False) as broken_box:
+        info = "The reason for each. The other runs are not affected."
+        broken = gr.Textbox(
+            label="Broken runs", info=info, lines=1, max_lines=30, interactive=False
+        )
+    return broken_box, broken
+
+
+def _welcome(examples: list[str]) -> gr.Column:
+    """What an empty chat shows."""
+    with gr.Column(elem_classes="welcome") as welcome:
+        gr.Markdown(markdown("compare"))
+        with gr.Row(elem_classes="questions"):  # a script of the page fills in the prompt
+            for example in examples:
+                gr.Button(example, size="sm", min_width=0, scale=0, elem_classes=QUESTION)
+    return welcome
+
+
+def _prompt() -> gr.Textbox:
+    """One line that grows: so Enter sends and Shift+Enter breaks the line."""
+    return gr.Textbox(
+        label="Prompt",
+        show_label=False,
+        container=False,
+        lines=1,
+        max_lines=8,
+        placeholder="Ask the checkpoints… (Enter sends, Shift+Enter breaks the line)",
+        submit_btn=True,
+        elem_id=PROMPT,
+        autofocus=True,
+    )

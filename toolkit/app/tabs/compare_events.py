@@ -2,45 +2,70 @@
 
 import html
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from toolkit.app.answering.chat import Chat
-from toolkit.app.answering.cli_command import cli_command
-from toolkit.app.answering.request import MAX_COLUMNS, MAX_SEED, Answer, Message, clamp
+from toolkit.app.answering.request import MAX_COLUMNS, MAX_SEED, Answer, clamp
 from toolkit.app.choices import checkpoint_choices, reward_choices, reward_id
+from toolkit.app.conversations.store import Conversations
+from toolkit.app.tabs.compare_columns import PARTS, column_updates, skip
 from toolkit.app.tabs.parts import errors_as_toast
-from toolkit.app.texts import answer_numbers
+from toolkit.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Comparison, Workbench
 
 HEARTBEAT_S = 1.0  # Gradio can end the event of a closed page only when it yields
-PARTS = 5  # per column: itself, answer, stop button, numbers, command
+FRONT = 7  # outputs before the columns: chat, prompt, history, welcome, actions, equal, undo
+
+
+@dataclass(frozen=True)
+class Visit:
+    """An open page: the owner of its conversations, and whether it shows answers as Markdown."""
+
+    owner: str | None = None
+    markdown: bool = False
+
+
+@dataclass
+class _Running:
+    """A comparison that streams to a page."""
+
+    comparison: "Comparison"
+    chat: Chat
+    visit: Visit
 
 
 class CompareEvents:
     """Event handlers. Each visitor, identified by the session, has at most one running comparison."""
 
-    def __init__(self, workbench: "Workbench") -> None:
+    def __init__(self, workbench: "Workbench", conversations: Conversations) -> None:
         self.workbench = workbench
-        self._running: dict[str, Comparison] = {}
+        self.conversations = conversations
+        self._running: dict[str, _Running] = {}
 
     def answering(
-        self, begin: Callable[[Chat, str, str], Chat], *, keep_prompt: bool = False
+        self,
+        begin: Callable[[Chat, str, str], Chat],
+        *,
+        keep_prompt: bool = False,
+        wait: bool = False,
     ) -> Callable[..., Iterator[list[Any]]]:
         """An event handler that has the checkpoints answer.
 
         Args:
             begin: (chat, prompt, system message) -> the chat to answer.
             keep_prompt: do not clear the prompt field.
+            wait: raise an error while answers stream; otherwise they are stopped.
         """
 
         def answer(
             chat: Chat,
+            visit: Visit,
             prompt: Any,
             checkpoints: Any,
             reward: Any,
@@ -53,136 +78,183 @@ class CompareEvents:
             seed: Any,
             visitor: gr.Request,
         ) -> Iterator[list[Any]]:
+            if wait and self.streams(visitor):
+                raise gr.Error("Wait for the answers, or stop them first.", print_exception=False)
+            chat = self.leave(visitor) or chat
             open_chat = begin(chat, prompt or "", system or "")
             drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "beams": beams}
             settings = drawing | {"max_new_tokens": tokens, "seed": seed}
-            for update in self._answer(open_chat, checkpoints, reward, settings, visitor):
-                yield [update[0], gr.skip(), *update[2:]] if keep_prompt else update
+            typed: dict[str, Any] = {} if keep_prompt else {"value": ""}
+            yield from self._answer(open_chat, visit, checkpoints, reward, settings, typed, visitor)
 
         return answer
 
     def _answer(
         self,
         chat: Chat,
+        visit: Visit,
         checkpoints: Any,
         reward: Any,
         settings: dict[str, Any],
+        typed: dict[str, Any],
         visitor: gr.Request,
     ) -> Iterator[list[Any]]:
-        """Updates of chat, prompt and columns: first of all parts, then only of those that changed."""
+        """Updates of the page: first of all parts, then only of those that changed."""
         if not checkpoints and reward is None:  # the page has not loaded its lists yet
             catalog = self.workbench.refresh()
             checkpoints = checkpoint_choices(catalog).chosen
             reward = reward_choices(catalog).chosen[0]
         key = _session(visitor)
-        self.leave(visitor)
         conversations = {c: chat.conversation(c) for c in checkpoints or () if isinstance(c, str)}
         with errors_as_toast():
             comparison = self.workbench.stream(
                 conversations, checkpoints, reward=reward_id(reward), **settings
             )
-        self._running[key] = comparison
+        request, rewards = comparison.request, comparison.catalog.rewards
+        scorer = None if request.reward is None else rewards[request.reward].name
+        shown, chat = chat.columns, replace(chat, columns=len(request.checkpoints))
+        chat = self.saved(visit.owner, chat.with_sampling(request.sampling, scorer))
+        running = self._running[key] = _Running(comparison, chat, visit)
         before: list[Answer] = []
         last_yield = time.monotonic()
         try:
             for answers in comparison:
-                if self._running.get(key) is not comparison:
+                if self._running.get(key) is not running:
                     # another event has changed the page; Gradio shows the last yield once more
-                    yield _skip(2 + PARTS * MAX_COLUMNS)
+                    yield skip(FRONT + PARTS * MAX_COLUMNS)
                     return
                 done = all(answer.done for answer in answers)
-                if done:
-                    chat = chat.with_answers(answers)
                 if list(answers) == before and not done:
                     if time.monotonic() - last_yield > HEARTBEAT_S:
                         last_yield = time.monotonic()
-                        yield _skip(2 + PARTS * MAX_COLUMNS)
+                        yield skip(FRONT + PARTS * MAX_COLUMNS)
                     continue
                 last_yield = time.monotonic()
-                shown, chat = chat.columns, replace(chat, columns=len(answers))
-                parts = self._columns(chat, answers, [] if done else before, comparison, shown)
-                chat_update = chat if done or not before else gr.skip()
-                yield [chat_update, gr.skip() if before else "", *parts]
+                if done:
+                    visit, chat = running.visit, chat.with_answers(answers)
+                    chat = running.chat = self.saved(visit.owner, chat, warn=True)
+                    front = self._front(chat, visit, {})
+                elif not before:
+                    front = self._front(chat, visit, typed, busy=True)
+                else:
+                    front = skip(FRONT)
+                parts = column_updates(
+                    chat,
+                    answers,
+                    [] if done else before,
+                    shown=shown,
+                    markdown=running.visit.markdown,
+                    options=self.workbench.cli_options,
+                )
+                yield [*front, *parts]
                 before = list(answers)
+                if done:
+                    self._running.pop(key, None)
         finally:
+            if self._running.get(key) is running:
+                self.leave(visitor)
             comparison.close()
-            if self._running.get(key) is comparison:
-                del self._running[key]
 
-    def _columns(
-        self,
-        chat: Chat,
-        answers: Sequence[Answer],
-        before: Sequence[Answer],
-        comparison: "Comparison",
-        shown: int,
-    ) -> list[Any]:
-        """Updates of all columns, where the page shows the first `shown`.
+    def settled(self, chat: Chat, visit: Visit, prompt: str | None = None) -> list[Any]:
+        """Updates of the whole page for a chat whose answers do not stream.
 
-        Everything that did not change is skipped, because Gradio builds a component per update.
+        Args:
+            prompt: the text of the prompt field; None keeps it.
         """
-        updates: list[Any] = []
-        for number in range(MAX_COLUMNS):
-            answer = answers[number] if number < len(answers) else None
-            if answer is None:
-                updates += _skip(PARTS) if before or number >= shown else _column(chat, None, "")
-            elif before and answer == before[number]:
-                updates += _skip(PARTS)
-            elif before and not answer.done:
-                updates += [gr.skip(), gr.update(value=_bubbles(chat, answer)), *_skip(3)]
-            else:
-                updates += _column(chat, answer, self._command(chat, answer, comparison))
-        return updates
-
-    def _command(self, chat: Chat, answer: Answer, comparison: "Comparison") -> str:
-        request, catalog = comparison.request, comparison.catalog
-        return cli_command(
-            self.workbench.cli_options,
-            checkpoint=answer.name,
-            messages=chat.conversation(answer.checkpoint),
-            drawing=request.sampling,
-            reward=None if request.reward is None else catalog.rewards[request.reward].name,
+        chat = replace(chat, columns=len(chat.answers))
+        typed = {} if prompt is None else {"value": prompt}
+        parts = column_updates(
+            chat,
+            list(chat.answers.values()),
+            [],
+            shown=MAX_COLUMNS,
+            markdown=visit.markdown,
+            options=self.workbench.cli_options if chat.turns else [],
         )
+        return [*self._front(chat, visit, typed), *parts]
+
+    def _front(
+        self, chat: Chat, visit: Visit, typed: dict[str, Any], *, busy: bool = False
+    ) -> list[Any]:
+        """Updates of everything before the columns; while `busy`, the prompt has a stop button."""
+        titles = self.conversations.titles(visit.owner)
+        current = chat.id if any(id == chat.id for _, id in titles) else None
+        return [
+            chat,
+            gr.update(submit_btn=not busy, stop_btn=busy, **typed),
+            gr.update(choices=titles, value=current, visible=bool(titles)),
+            gr.update(visible=not chat.turns),
+            gr.update(visible=bool(chat.turns)),
+            gr.update(visible=chat.votable),
+            gr.update(visible=bool(chat.earlier)),
+        ]
+
+    def streams(self, visitor: gr.Request) -> bool:
+        """Whether answers stream to the visitor."""
+        return _session(visitor) in self._running
+
+    def identify(self, visitor: gr.Request, visit: Visit) -> None:
+        """Change the owner of the streaming answers and how they are shown."""
+        running = self._running.get(_session(visitor))
+        if running is not None:
+            running.visit = visit
 
     def new_seed(self, chat: Chat, seed: Any) -> int:
         """The next seed, so that a repeated answer can differ."""
-        _require_turns(chat)
+        require_turns(chat)
         return (round(clamp(seed, 0, MAX_SEED, 0)) + 1) % MAX_SEED
 
-    def edit(self, chat: Chat, visitor: gr.Request) -> list[Any]:
-        """Move the last prompt back into its field and remove its answers."""
-        self.leave(visitor)
-        _require_turns(chat)
-        earlier = chat.without_last()
-        return [earlier, chat.last_prompt, *_last_answers(earlier)]
-
-    def clear(self, visitor: gr.Request) -> list[Any]:
-        """Empty the chat and the page."""
-        self.leave(visitor)
-        return [Chat(), "", *_last_answers(Chat())]
+    def context_use(
+        self, chat: Chat, prompt: Any, checkpoints: Any, system: Any, new_tokens: Any
+    ) -> str:
+        """The length of the next question in tokens, beside the limits that it must keep."""
+        if not self.workbench.ready or not isinstance(prompt, str) or not prompt.strip():
+            return ""
+        turn = replace(chat, system=system or "").with_prompt(prompt)
+        ids = [c for c in checkpoints or ["base"] if isinstance(c, str)]
+        conversations = {c: turn.conversation(c) for c in ids}
+        try:
+            return self.workbench.context_use(conversations, new_tokens)
+        except ConfigError as error:
+            return f"**{html.escape(str(error))}**"
 
     def stop(self, visitor: gr.Request) -> None:
         """Stop all answers and keep the text so far."""
-        comparison = self._running.get(_session(visitor))
-        if comparison is not None:
-            comparison.stop()
+        running = self._running.get(_session(visitor))
+        if running is not None:
+            running.comparison.stop()
 
     def stop_column(self, number: int) -> Callable[[gr.Request], None]:
         """An event handler that ends one column's answer."""
 
         def stop(visitor: gr.Request) -> None:
-            comparison = self._running.get(_session(visitor))
-            answers = () if comparison is None else comparison.now()
-            if comparison is not None and number < len(answers):
-                comparison.stop(answers[number].checkpoint)
+            running = self._running.get(_session(visitor))
+            answers = () if running is None else running.comparison.now()
+            if running is not None and number < len(answers):
+                running.comparison.stop(answers[number].checkpoint)
 
         return stop
 
-    def leave(self, visitor: gr.Request) -> None:
-        """Cancel the visitor's comparison: the page was closed, or another event follows."""
-        comparison = self._running.pop(_session(visitor), None)
-        if comparison is not None:
-            comparison.close()
+    def leave(self, visitor: gr.Request) -> Chat | None:
+        """Cancel the visitor's comparison: the page was closed, or another event follows.
+
+        Returns: the chat with the answers so far, which are stored; None if nothing was running.
+        """
+        running = self._running.pop(_session(visitor), None)
+        if running is None:
+            return None
+        answers = [_interrupted(answer) for answer in running.comparison.now()]
+        running.comparison.close()
+        return self.saved(running.visit.owner, running.chat.with_answers(answers))
+
+    def saved(self, owner: str | None, chat: Chat, *, warn: bool = False) -> Chat:
+        """The chat after storing it. The page works without the store, too, with a warning."""
+        try:
+            return self.conversations.save(owner, chat)
+        except DatasetError as error:
+            if warn:
+                gr.Warning(f"This conversation is not stored: {html.escape(str(error))}")
+            return chat
 
 
 def new_chat(chat: Chat, prompt: str, system: str) -> Chat:
@@ -200,44 +272,15 @@ def repeat_turn(chat: Chat, prompt: str, system: str) -> Chat:
     return chat.without_answers()
 
 
-def _column(chat: Chat, answer: Answer | None, command_line: str) -> list[Any]:
-    """Updates of all parts of one column; None hides it."""
-    if answer is None:
-        values = [gr.update(value="") for _ in range(2)]
-        return [gr.update(visible=False), gr.update(value=[]), gr.update(visible=False), *values]
-    return [
-        gr.update(visible=True),
-        gr.update(value=_bubbles(chat, answer), label=answer.name),
-        gr.update(visible=not answer.done),
-        gr.update(
-            value=answer_numbers(answer) if answer.done else "",
-            label="Numbers" if answer.problem is None else "Error",
-            placeholder="…",
-        ),
-        gr.update(value=command_line),
-    ]
-
-
-def _last_answers(chat: Chat) -> list[Any]:
-    """Updates of all columns with the answers of a chat's last turn."""
-    answers = list(chat.turns[-1].answers.values()) if chat.turns else []
-    columns = [*answers, *[None] * (MAX_COLUMNS - len(answers))]
-    return [update for answer in columns for update in _column(chat, answer, "")]
-
-
-def _require_turns(chat: Chat) -> None:
+def require_turns(chat: Chat) -> None:
+    """Raise the page's error if nothing was asked yet."""
     if not chat.turns:
         raise gr.Error("Ask something first.", print_exception=False)
 
 
-def _bubbles(chat: Chat, answer: Answer) -> list[Message]:
-    """The messages of a column's Chatbot, which parses them as HTML even without markdown."""
-    return [m | {"content": html.escape(m["content"], quote=False)} for m in chat.shown(answer)]
-
-
-def _skip(count: int) -> list[Any]:
-    """New objects each time, because Gradio empties the updates that it receives."""
-    return [gr.skip() for _ in range(count)]
+def _interrupted(answer: Answer) -> Answer:
+    """An answer as it is when the visitor leaves."""
+    return answer if answer.done else replace(answer, done=True, notes=("stopped",))
 
 
 def _session(visitor: gr.Request) -> str:

@@ -1,5 +1,5 @@
-// The page's own script: keyboard shortcuts, the buttons and the board of Rank, questions to try,
-// copying, and tooltips. scripts.py defines TOOLKIT before it. Gradio's own way, `js=`, compiles a
+// The page's own script: keyboard shortcuts, the buttons and the board of Rank, and tooltips.
+// scripts.py defines TOOLKIT before it. Gradio's own way, `js=`, compiles a
 // string, which the page's Content-Security-Policy forbids.
 (() => {
   const find = (selector) => document.querySelector(selector);
@@ -154,32 +154,6 @@
   document.addEventListener("pointercancel", () => drag && drop(null));
   document.addEventListener("input", redraw);
   setInterval(redraw, 200); // Gradio sets a field without an event
-
-  // ---- Compare: a question to try fills the prompt without the server, so that Ask can follow at once.
-  document.addEventListener("click", (event) => {
-    const question = event.target.closest(`button.${TOOLKIT.question}`);
-    const box = find(`#${TOOLKIT.prompt} textarea`);
-    if (!question || !box) return;
-    box.value = question.textContent.trim();
-    box.dispatchEvent(new Event("input", { bubbles: true }));
-    box.focus();
-  });
-
-  // ---- Compare: the copy button of a message. Gradio's own would copy the escaped text.
-  document.addEventListener("click", (event) => {
-    const button = event.target.closest(".answers button");
-    // a button labelled "Copy" alone belongs to a text field, such as the command's
-    if (!button || !/copy message/i.test(button.getAttribute("aria-label") || "")) return;
-    let around = button.parentElement;
-    while (around && !around.querySelector(".message")) around = around.parentElement;
-    if (!around || around.matches(".answers")) return;
-    const before = (m) => m.compareDocumentPosition(button) & Node.DOCUMENT_POSITION_FOLLOWING;
-    const message = [...around.querySelectorAll(".message")].filter(before).pop();
-    if (!message) return;
-    event.stopPropagation();
-    event.preventDefault();
-    navigator.clipboard.writeText(message.innerText.trim());
-  }, true);
 
   // ---- Tooltips on buttons and tabs. See `hint_key` in scripts.py.
   const hintKey = (label) =>

@@ -12,6 +12,7 @@ def _file(name: str) -> str:
 
 # elem_ids on the tabs Compare and Rank; QUESTION is a class of buttons
 PROMPT, QUESTION = "compare-prompt", "question"
+PANEL, PANEL_BUTTON = "compare-panel", "compare-panel-button"
 BOARD, ORDER, ANSWER, PLACE_BUTTON = "rank-board", "rank-order", "rank-answer-", "rank-place-"
 
 # key -> elem_id of the button that it clicks
@@ -44,6 +45,8 @@ def hint_key(label: str) -> str:
 _SETTINGS = {
     "prompt": PROMPT,
     "question": QUESTION,
+    "panel": PANEL,
+    "panelButton": PANEL_BUTTON,
     "questionHint": "Put this question into the box.",
     "board": BOARD,
     "order": ORDER,
@@ -53,8 +56,8 @@ _SETTINGS = {
     "hints": dict(HINTS),
 }
 # for launch(css=…, head=…)
-CSS = _file("page.css")
+CSS = _file("page.css") + _file("compare.css")
 HEAD = (
     f"<script>const TOOLKIT = {json.dumps(_SETTINGS, ensure_ascii=False)};\n"
-    f"{_file('page.js')}</script>"
+    f"{_file('page.js')}{_file('compare.js')}</script>"
 )

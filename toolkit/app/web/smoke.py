@@ -1,6 +1,7 @@
 """One question through the running page, as a test of the whole app."""
 
 import html
+import re
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -41,13 +42,20 @@ def smoke(url: str, workbench: Workbench, login: tuple[str, str] | None) -> int:
 def answers_shown(output: Sequence[Any]) -> list[tuple[str, str, str]]:
     """Name, answer and numbers of each column of the output of `/compare`.
 
-    The output is the prompt's box, then answer, numbers and command of each column.
+    The last messages of a column are the answer and its numbers.
     """
     columns = []
-    for start in range(1, len(output), 3):
-        answer, numbers, _ = output[start : start + 3]
-        if answer.get("value"):
-            content = answer["value"][-1]["content"]
-            text = content if isinstance(content, str) else "".join(p["text"] for p in content)
-            columns.append((answer["label"], html.unescape(text), numbers["value"]))
+    for part in output:
+        messages = part.get("value") if isinstance(part, dict) else None
+        if isinstance(messages, list) and messages and "role" in messages[-1]:
+            *_, text, numbers = ["", *map(_content, messages)]
+            if not numbers.startswith("<details"):  # no answer
+                text, numbers = numbers, ""
+            numbers = re.sub(r"<summary>.*?</summary>|<[^>]*>", "", numbers)
+            columns.append((part["label"], html.unescape(text), html.unescape(numbers)))
     return columns
+
+
+def _content(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)

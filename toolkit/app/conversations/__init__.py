@@ -1,0 +1,1 @@
+"""The conversations of Compare, stored for each browser or user."""

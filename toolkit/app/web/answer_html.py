@@ -1,0 +1,26 @@
+"""An answer as HTML for a Chatbot: plain text, or Markdown without links, images and HTML."""
+
+import html
+
+from markdown_it import MarkdownIt
+
+# What could load or open something stays as it was written, and so does HTML.
+_MARKDOWN = MarkdownIt("js-default", {"html": False, "linkify": False, "breaks": True}).disable(
+    ["image", "link", "autolink", "reference"]
+)
+
+
+def plain_html(text: str) -> str:
+    """Text that HTML shows unchanged; the style of the page keeps its white space."""
+    return html.escape(text, quote=False)
+
+
+def markdown_html(text: str) -> str:
+    """Markdown as HTML, with code blocks, lists and tables; nothing in it loads, links or runs."""
+    return f'<div class="markdown">{_MARKDOWN.render(text).strip()}</div>'
+
+
+def numbers_html(line: str, details: str) -> str:
+    """A line that a click opens to show the details."""
+    summary = f"<summary>{plain_html(line)}</summary>"
+    return f'<details class="numbers">{summary}{plain_html(details)}</details>'

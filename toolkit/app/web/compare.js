@@ -1,0 +1,74 @@
+
+// Compare and the tabs' addresses. Everything else of Compare is Gradio's own.
+(() => {
+  const find = (selector) => document.querySelector(selector);
+
+  // ---- A tab has an address such as #arena, so that reload, Back and links lead to it.
+  const slug = (tab) => tab.textContent.trim().toLowerCase().replace(/\s+/g, "-");
+  const tabs = () => [...document.querySelectorAll("button[role=tab]")];
+  const wanted = () => decodeURIComponent(location.hash.slice(1));
+  const openWanted = () => {
+    const all = tabs();
+    const name = wanted() || (all[0] && slug(all[0]));
+    const tab = all.find((one) => slug(one) === name);
+    if (tab && tab.getAttribute("aria-selected") !== "true") tab.click();
+    return Boolean(tab);
+  };
+  addEventListener("hashchange", openWanted);
+  document.addEventListener("click", (event) => {
+    const tab = event.target.closest("button[role=tab]");
+    if (!tab || !event.isTrusted || slug(tab) === wanted()) return;
+    history.pushState(null, "", "#" + encodeURIComponent(slug(tab)));
+  });
+  const whenBuilt = setInterval(() => openWanted() && clearInterval(whenBuilt), 50);
+  setTimeout(() => clearInterval(whenBuilt), 20000);
+
+  // ---- The side panel: open on a wide page, closed on a narrow one, until the button changes it.
+  // On a narrow page it covers the chat, so a new or chosen conversation closes it.
+  document.addEventListener("click", (event) => {
+    const panel = find("#" + TOOLKIT.panel);
+    if (event.target.closest("#" + TOOLKIT.panelButton)) panel.classList.toggle("toggled");
+    else if (innerWidth <= 700 && event.target.closest("#compare-new, .conversations label"))
+      panel.classList.remove("toggled");
+  });
+
+  // ---- Enter that ends the input of a Chinese, Japanese or Korean word does not send the prompt.
+  document.addEventListener("keydown", (event) => {
+    if (event.isComposing && event.target.closest("#" + TOOLKIT.prompt)) event.stopPropagation();
+  }, true);
+
+  // ---- Gradio gives the prompt's buttons no name.
+  const nameButtons = () => {
+    for (const [kind, name] of [["submit", "Send"], ["stop", "Stop all answers"]]) {
+      const button = find(`#${TOOLKIT.prompt} .${kind}-button`);
+      if (button && !button.title) button.title = button.ariaLabel = name;
+    }
+  };
+  new MutationObserver(nameButtons).observe(document, { childList: true, subtree: true });
+
+  // ---- A question to try fills the prompt without the server, so that Enter can follow at once.
+  document.addEventListener("click", (event) => {
+    const question = event.target.closest(`button.${TOOLKIT.question}`);
+    const box = find(`#${TOOLKIT.prompt} textarea`);
+    if (!question || !box) return;
+    box.value = question.textContent.trim();
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    box.focus();
+  });
+
+  // ---- The copy button of a message. Gradio's own would copy the escaped text.
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest(".answers button");
+    // a button labelled "Copy" alone belongs to a text field, such as the command's
+    if (!button || !/copy message/i.test(button.getAttribute("aria-label") || "")) return;
+    let around = button.parentElement;
+    while (around && !around.querySelector(".message")) around = around.parentElement;
+    if (!around || around.matches(".answers")) return;
+    const before = (m) => m.compareDocumentPosition(button) & Node.DOCUMENT_POSITION_FOLLOWING;
+    const message = [...around.querySelectorAll(".message")].filter(before).pop();
+    if (!message) return;
+    event.stopPropagation();
+    event.preventDefault();
+    navigator.clipboard.writeText(message.innerText.trim());
+  }, true);
+})();
