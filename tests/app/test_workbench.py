@@ -250,5 +250,20 @@ def test_answer_stays_within_the_context(workbench: Workbench) -> None:
         workbench.compare("it " * 200, ["base"])
 
 
+def test_context_use_counts_the_longest_conversation(workbench: Workbench) -> None:
+    def use(*prompts: str) -> str:
+        messages = {str(n): [{"role": "user", "content": p}] for n, p in enumerate(prompts)}
+        return workbench.context_use(messages, 64)
+
+    length = len(workbench.tokens.prompt([{"role": "user", "content": "it " * 9}]))
+    assert use("it", "it " * 9) == f"{length} of 128 tokens"
+    length = len(workbench.tokens.prompt([{"role": "user", "content": "it " * 90}]))
+    assert use("it " * 90) == f"{length} of 128 tokens; room for {128 - length} of 64 new tokens"
+    with pytest.raises(ConfigError, match=r"the context of the base is 128: shorten the prompt"):
+        use("it " * 200)
+    with pytest.raises(ConfigError, match=r"9000 characters, at most 8000 are allowed; shorten it"):
+        use("x" * 9000)
+
+
 def test_text_that_cannot_be_encoded_is_replaced(workbench: Workbench) -> None:
     assert next(workbench.compare("half a pair: \ud800", ["base"])).problem is None

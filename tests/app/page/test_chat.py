@@ -22,7 +22,7 @@ from toolkit.sampling.settings import Drawing
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-SECRETS = [f"secret of browser {n} {'x' * 20}" for n in range(9)]
+SECRET = "the secret of a browser with a conversation"
 CODE = (
     "Look:\n\n```python\ndef f(x):\n    return x < 1\n```\n\n"
     "![a](http://attacker.invalid/a.png) [b](http://attacker.invalid) <img src=x onerror=alert(1)>"
@@ -52,15 +52,14 @@ class Server:
 def server(
     tiny_base: str, runs_template: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A server whose first browser has a stored conversation with code in it."""
+    """A server that has stored a conversation with code in it for the browser with `SECRET`."""
     runs = copied_runs(runs_template, tmp_path_factory.mktemp("chat"))
     chat = Chat().with_prompt("Show me\n  code")
     chat = chat.with_answers([Answer("", "base", CODE, 40, True)]).with_sampling(Drawing(), None)
-    Conversations(runs / FILE).save(owner(SECRETS[0], None), chat)
-    server, secrets = Server(Workbench.open(tiny_base, runs)), iter(SECRETS)
+    Conversations(runs / FILE).save(owner(SECRET, None), chat)
+    server = Server(Workbench.open(tiny_base, runs))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(request, "DEFAULT_NEW_TOKENS", 8)  # several turns fit into the context
-        patch.setattr(compare_history, "new_browser", lambda: next(secrets))
         server.start()
         yield server
         server.stop()
@@ -101,8 +100,9 @@ def choose(page: Any, *names: str) -> None:
 
 
 def test_code_keeps_its_indentation_and_markdown_loads_nothing(
-    server: Server, browser: Any
+    server: Server, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compare_history, "new_browser", lambda: SECRET)
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     leaks: list[str] = []
     own = (server.url, "data:", "blob:")

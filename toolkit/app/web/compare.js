@@ -37,14 +37,21 @@
     if (event.isComposing && event.target.closest("#" + TOOLKIT.prompt)) event.stopPropagation();
   }, true);
 
-  // ---- Gradio gives the prompt's buttons no name.
-  const nameButtons = () => {
-    for (const [kind, name] of [["submit", "Send"], ["stop", "Stop all answers"]]) {
-      const button = find(`#${TOOLKIT.prompt} .${kind}-button`);
-      if (button && !button.title) button.title = button.ariaLabel = name;
+  // ---- Gradio gives the prompt's buttons no name, and the prompt no tooltip.
+  const NAMES = {
+    ".submit-button": "Send",
+    ".stop-button": "Stop all answers",
+    "textarea": "The prompt. Enter sends it, Shift+Enter breaks the line.",
+  };
+  const addNames = () => {
+    for (const [selector, name] of Object.entries(NAMES)) {
+      const element = find(`#${TOOLKIT.prompt} ${selector}`);
+      if (!element || element.title) continue;
+      element.title = name;
+      if (element.tagName === "BUTTON") element.ariaLabel = name;
     }
   };
-  new MutationObserver(nameButtons).observe(document, { childList: true, subtree: true });
+  new MutationObserver(addNames).observe(document, { childList: true, subtree: true });
 
   // ---- A question to try fills the prompt without the server, so that Enter can follow at once.
   document.addEventListener("click", (event) => {
