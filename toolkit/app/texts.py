@@ -14,6 +14,7 @@ def markdown(name: str) -> str:
 
 
 NO_RUNS, ONLY_THE_BASE, LOADING = map(markdown, ("no_runs", "only_the_base", "loading"))
+PROMPT_KEYS = "Enter sends, Shift+Enter breaks the line."
 NO_ANSWER_YET = "There is no answer yet: ask on *Compare* first, or fill in the fields below."
 
 COLOURS = {
@@ -39,8 +40,7 @@ def answer_line(answer: "Answer") -> str:
     """The numbers of an answer in one short line."""
     numbers = []
     if answer.score is not None:
-        z = "" if answer.z is None else f" (z {answer.z:+.2f})"
-        numbers.append(f"score {two_decimals(answer.score)}{z}")
+        numbers.append(f"score {two_decimals(answer.score)}")
     if answer.kl is not None:
         numbers.append(f"KL {two_decimals(answer.kl)}")
     numbers.append(f"{answer.tokens} token{'s' if answer.tokens != 1 else ''}")

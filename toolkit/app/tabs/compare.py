@@ -22,7 +22,7 @@ from toolkit.app.tabs.compare_events import (
 )
 from toolkit.app.tabs.compare_history import HistoryEvents
 from toolkit.app.tabs.parts import temperature_and_length
-from toolkit.app.texts import LOADING, NO_RUNS, markdown
+from toolkit.app.texts import LOADING, NO_RUNS, PROMPT_KEYS, markdown
 from toolkit.app.web.scripts import PANEL, PANEL_BUTTON, PROMPT, QUESTION
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def compare_tab(
                 equal = gr.Button("All equal", size="sm", min_width=0, visible=False)
                 undo = gr.Button("Undo change", size="sm", min_width=0, visible=False)
             prompt = _prompt()
-            use = gr.Markdown("", elem_id="compare-use", elem_classes="note")
+            use = gr.Markdown(PROMPT_KEYS, elem_id="compare-use", elem_classes="note")
             ask_new = gr.Button(visible=False)  # for API clients
 
     inputs = [chat, visit, prompt, checkpoints, reward, *settings]
@@ -226,7 +226,7 @@ def _prompt() -> gr.Textbox:
         container=False,
         lines=1,
         max_lines=8,
-        placeholder="Ask the checkpoints… (Enter sends, Shift+Enter breaks the line)",
+        placeholder="Ask the checkpoints…",
         submit_btn=True,
         elem_id=PROMPT,
         autofocus=True,

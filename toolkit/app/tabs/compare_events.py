@@ -14,6 +14,7 @@ from toolkit.app.choices import checkpoint_choices, reward_choices, reward_id
 from toolkit.app.conversations.store import Conversations
 from toolkit.app.tabs.compare_columns import PARTS, column_updates, skip
 from toolkit.app.tabs.parts import errors_as_toast
+from toolkit.app.texts import PROMPT_KEYS
 from toolkit.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class CompareEvents:
     ) -> str:
         """The length of the next question in tokens, beside the limits that it must keep."""
         if not self.workbench.ready or not isinstance(prompt, str) or not prompt.strip():
-            return ""
+            return PROMPT_KEYS
         turn = replace(chat, system=system or "").with_prompt(prompt)
         ids = [c for c in checkpoints or ["base"] if isinstance(c, str)]
         conversations = {c: turn.conversation(c) for c in ids}
