@@ -153,7 +153,7 @@ def test_hold_out_keeps_prompts_apart_and_uses_seed(tmp_path: Path) -> None:
     options = {"test_split_size": 0.1}
     first, again, other = (load(name, mixture=options, seed=s) for s in (0, 0, 1))
     train, test = (first[split].to_list() for split in ("train", "test"))
-    assert (len(train), len(test)) == (54, 6)
+    assert (len(train), len(test)) == (54, 6)  # 2 of 20 prompts, with three rows each
     assert not {r["prompt"] for r in train} & {r["prompt"] for r in test}
     assert sorted(map(str, train + test)) == sorted(map(str, rows))
     assert train == [r for r in rows if r in train]  # the order is kept
@@ -318,7 +318,7 @@ def test_dataset_format_overrides_detection(tmp_path: Path) -> None:
         ({"script": {"dataset_test_split": "x"}}, "it has train"),
         ({"script": {"dataset_test_split": "train"}}, "no data is left to train on"),
         ({"kind": "preference"}, "its format is prompt-completion"),
-        ({"mixture": {"test_split_size": 3.0}}, "less than the 3 rows, got 3"),
+        ({"mixture": {"test_split_size": 3.0}}, "less than the 3 prompts, got 3"),
     ],
 )
 def test_unusable_option_raises(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -346,8 +346,9 @@ def test_trl_mixture_is_held_out_by_prompt(tmp_path: Path) -> None:
     entries = [DatasetConfig(path="json", data_files=f) for f in (a, b)]
     splits = load(mixture={"datasets": entries, "test_split_size": 0.25})
     train, test = (splits[split].to_list() for split in ("train", "test"))
-    assert (len(train), len(test)) == (15, 5)
-    assert not {r["prompt"] for r in train} & {r["prompt"] for r in test}
+    assert len({r["prompt"] for r in test}) == 4  # a quarter of 14 prompts, rounded
+    assert len({r["prompt"] for r in train} - {r["prompt"] for r in test}) == 10
+    assert len(train) + len(test) == 20
 
 
 def test_broken_trl_mixture_raises_one_line(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ sharegpt, hh and ultrafeedback rows become messages. See docs/data.md and
 https://huggingface.co/docs/trl/dataset_formats.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from toolkit.data.columns import check_columns, extra_columns
+from toolkit.data.columns import check_columns, extra_columns, read_group
 from toolkit.data.formats import FORMATS, Content
 from toolkit.data.layout import PLAIN, Layout
 from toolkit.data.messages import Message, Row
@@ -83,12 +84,14 @@ class Conversion:
 
     `read` rows = `converted` + `dropped` + `unused`. Unused rows are good rows from which no row is
     made: rankings that contain only ties, and for SFT answers that are labelled bad or not learned.
+    Their prompts are kept, since other recipes use them.
     """
 
     converted: list[ConvertedRow] = field(default_factory=list)
     read: int = 0
     dropped: list[FailedRow] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
+    unused_prompts: list[Row] = field(default_factory=list)
 
     @property
     def rows(self) -> list[Row]:
@@ -101,6 +104,7 @@ class Conversion:
         self.read += other.read
         self.dropped += other.dropped
         self.unused += other.unused
+        self.unused_prompts += other.unused_prompts
 
 
 def check_conversion(*, format: str, kind: Kind, place: str) -> None:
@@ -165,8 +169,13 @@ def convert_rows(
     if failed and not drop_bad_rows:
         raise DatasetError(error_message(failed, total=total))
     result = Conversion([row for row in good if row.rows], len(rows), failed)
-    reason = UNUSED.get(FORMATS[format].content, "")
-    result.unused += Counter({reason: sum(not row.rows for row in good)})
+    unused = [row.original for row in good if not row.rows]
+    result.unused += Counter({UNUSED.get(FORMATS[format].content, ""): len(unused)})
+    for row in unused:
+        with contextlib.suppress(RowError):
+            result.unused_prompts += convert_row(
+                row, format=format, kind="prompt-only", layout=layout
+            )
     if failed and not result.converted:
         report = error_message(failed, total=total)
         raise DatasetError(f"no row is left after dropping the malformed ones.\n{report}")
@@ -207,15 +216,18 @@ def convert_row(
     parts = FORMATS[format].read(row)
     check_columns(row, parts, format=format, kind=kind)
     parts = layout.arrange(parts, row)
-    if "messages" in parts:
-        if kind == "prompt-completion":
-            return _split_dialogue(parts["messages"], parts["learned"], turns)
-        parts = _dialogue_prompt(parts["messages"])
     if kind == "text":
         return [parts]
-    rows = _rows_of_kind(parts, kind, pairs)
     if kind == "prompt-completion":
-        return rows
+        if "messages" in parts:
+            rows = _split_dialogue(parts["messages"], parts["learned"], turns)
+        else:
+            rows = _rows_of_kind(parts, kind, pairs)
+        group = read_group(row.get("group_id"))
+        return rows if group is None else [new_row | {"group_id": group} for new_row in rows]
+    if "messages" in parts:
+        parts = _dialogue_prompt(parts["messages"])
+    rows = _rows_of_kind(parts, kind, pairs)
     extra = extra_columns(row, format=format, kind=kind)
     if "completions" in parts and kind != "prompt-only" and extra.get("group_id") is None:
         extra["group_id"] = group_id(parts)

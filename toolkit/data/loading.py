@@ -99,7 +99,7 @@ def load_splits(
     write_dropped([failed for rows in splits.values() for failed in rows.dropped], folder)
     rows_of, origins = _split(splits, mixture.test_split_size, seed=seed, place=place)
     print_summary(loaded, rows_of, duplicates, kind=result, dropped=data_args.drop_duplicates)
-    if result == "prompt-completion":  # only the split uses a dialogue's `group_id`
+    if result == "prompt-completion":  # only the split uses `group_id`
         names = COLUMNS[result]
         rows_of = {s: [{n: r[n] for n in names} for r in rows] for s, rows in rows_of.items()}
     tables = {split: make_table(rows, kind=result, place=place) for split, rows in rows_of.items()}
@@ -149,10 +149,10 @@ def _combine(loaded: Sequence[LoadedSource]) -> dict[str, Conversion]:
         for split, conversion in source.conversions.items():
             for row in conversion.converted:
                 styles.setdefault(is_plain(row.rows[0]), row.place)
-                if len(loaded) > 1:  # two sources may both count their groups from 0
-                    for new_row in row.rows:
-                        if new_row.get("group_id") is not None:
-                            new_row["group_id"] = hash_id([number, new_row["group_id"]])
+            if len(loaded) > 1:  # two sources may both count their groups from 0
+                for new_row in (*conversion.rows, *conversion.unused_prompts):
+                    if new_row.get("group_id") is not None:
+                        new_row["group_id"] = hash_id([number, new_row["group_id"]])
             splits.setdefault(split, Conversion()).add(conversion)
     if len(styles) > 1:
         raise DatasetError(
@@ -189,7 +189,8 @@ def _split(
         for split, conversion in splits.items()
     }
     if "test" not in rows and size is not None:
-        sides = hold_out(rows["train"], size, seed=seed, place=place)
+        others = splits["train"].unused_prompts
+        sides = hold_out(rows["train"], size, seed=seed, place=place, others=others)
         indices = dict(zip(("train", "test"), sides, strict=True))
         all_rows, all_origins = rows["train"], origins["train"]
         rows = {split: [all_rows[i] for i in numbers] for split, numbers in indices.items()}

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -76,47 +75,68 @@ def prompt_key(row: Row) -> str:
     return json.dumps(row["prompt"] if "prompt" in row else row["text"], sort_keys=True)
 
 
+def question_key(row: Row) -> str:
+    """The unit of a test split: a prompt up to its first answer, or the text of a row without a prompt.
+
+    Every turn of a dialogue has the same key, and so has a question as text or as a user message.
+    """
+    prompt = row.get("prompt", row.get("text"))
+    if isinstance(prompt, list):
+        roles = [message["role"] for message in prompt]
+        start = roles.index("user") if "user" in roles else len(roles)  # a greeting may come first
+        end = roles.index("assistant", start) if "assistant" in roles[start:] else len(roles)
+        prompt = prompt[0]["content"] if roles[:end] == ["user"] else prompt[:end]
+    return json.dumps(prompt, sort_keys=True)
+
+
 def hold_out(
-    rows: Sequence[Row], size: float, *, seed: int, place: str
+    rows: Sequence[Row], size: float, *, seed: int, place: str, others: Sequence[Row] = ()
 ) -> tuple[list[int], list[int]]:
     """Split rows into training and test rows that share no prompt and no group.
 
-    A hash of the seed and the prompt decides which prompts are for testing. So the order of the
-    rows does not matter, and a dataset that grows keeps most of its test prompts.
+    A hash of the seed and the prompt decides which prompts are for testing. So neither the order of
+    the rows nor their number per prompt matters, every recipe holds out the same prompts of a file,
+    and a dataset that grows keeps most of its test prompts. Prompts are equal by `question_key`.
 
     Args:
         rows: rows with a "prompt" and perhaps a "group_id".
-        size: a share of the rows if below 1, otherwise a number of rows. Because a prompt's rows stay
+        size: a share of the prompts if below 1, otherwise a number of prompts. Because a group stays
             together, the test split may be somewhat smaller; it is never empty.
         seed: another seed chooses other prompts.
         place: the dataset, for error messages.
+        others: rows of the same dataset that this recipe does not use, but other recipes do.
 
     Returns: indices of the training rows and of the test rows, in order.
-    Raises: DatasetError if the size leaves no training row or there is only one prompt.
+    Raises: DatasetError if the size leaves no prompt to train on or there is only one prompt.
     """
-    valid = 0 < size < 1 or (1 <= size < len(rows) and size == int(size))
-    target = round(size * len(rows)) if size < 1 else size
-    if not valid or target >= len(rows):
-        raise DatasetError(
-            f"{place}: `test_split_size` must be a share between 0 and 1 or a whole number less than "
-            f"the {len(rows)} rows, got {size:g}"
-        )
-    families = _families(rows)
-    sizes = Counter(families)
-    if len(sizes) < 2:
+    everything = [*rows, *others]
+    families = _families(everything)
+    prompts = {family: set[str]() for family in families}
+    for family, row in zip(families, everything, strict=True):
+        prompts[family].add(question_key(row))
+    count = sum(map(len, prompts.values()))
+    usable = set(families[: len(rows)])
+    if len(usable) < 2:
         raise DatasetError(
             f"{place}: all rows have the same prompt or group; a test split needs another one"
         )
-    order = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
-    test: set[str] = set()
-    count = 0
-    for key in order:
-        if count + sizes[key] <= max(target, 1):
-            test.add(key)
-            count += sizes[key]
-    test = test or {min(order, key=lambda key: sizes[key])}
+    valid = 0 < size < 1 or (1 <= size < count and size == int(size))
+    target = round(size * count) if size < 1 else size
+    if not valid or target >= count:
+        raise DatasetError(
+            f"{place}: `test_split_size` must be a share between 0 and 1 or a whole number less than "
+            f"the {count} prompts, got {size:g}"
+        )
+    order = sorted(prompts, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
+    test, held = set[str](), 0
+    for family in order:
+        if held + len(prompts[family]) <= max(target, 1):
+            test.add(family)
+            held += len(prompts[family])
+    if not test & usable or usable <= test:  # only in a few prompts, or with large groups
+        test = {min((f for f in order if f in usable), key=lambda family: len(prompts[family]))}
     sides: tuple[list[int], list[int]] = ([], [])
-    for number, family in enumerate(families):
+    for number, family in enumerate(families[: len(rows)]):
         sides[family in test].append(number)
     return sides
 
@@ -134,7 +154,7 @@ def _families(rows: Sequence[Row]) -> list[str]:
             key = parents[key]
         return key
 
-    keys = [prompt_key(row) for row in rows]
+    keys = [question_key(row) for row in rows]
     for key, row in zip(keys, rows, strict=True):
         if row.get("group_id") is not None:
             # "group" sorts after every prompt, because those start with a quotation mark or a bracket

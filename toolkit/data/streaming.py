@@ -23,7 +23,7 @@ from toolkit.data.row_errors import (
     write_dropped,
 )
 from toolkit.data.sources import Source, find_sources
-from toolkit.data.splits import Splits, prompt_key
+from toolkit.data.splits import Splits, question_key
 from toolkit.errors import DatasetError
 from toolkit.options.arguments import DataArguments
 
@@ -80,7 +80,7 @@ class Stream:
         self.turns: Turns = getattr(data_args, "turns", "last")  # only SFT has this option
         self.plain = is_plain(splits["train"][0])
         self.check = RowCheck(tokenizer)
-        self.test_prompts = set(map(prompt_key, splits["test"])) if "test" in splits else set()
+        self.test_prompts = set(map(question_key, splits["test"])) if "test" in splits else set()
         self.read = self.held_out = 0
         self.dropped: list[FailedRow] = []
 
@@ -104,7 +104,7 @@ class Stream:
                 if is_new:
                     self._drop(FailedRow(place, number, error.check, str(error), row), position)
                 continue
-            kept = [one for one in rows if prompt_key(one) not in self.test_prompts]
+            kept = [one for one in rows if question_key(one) not in self.test_prompts]
             self.held_out += is_new and len(kept) < len(rows)
             yield from kept
 
