@@ -104,7 +104,7 @@ def test_prompts_without_a_row_for_sft_count_too(tmp_path: Path, unused: str) ->
         ]
         kinds = ("preference", "prompt-only")
     file = write_rows(tmp_path / "rows.jsonl", rows)
-    few, all_prompts = (held_out(file, kind) for kind in kinds)
+    few, all_prompts = (held_out(file, kind, seed=4) for kind in kinds)
     assert len(all_prompts) == 10
     odd = {json.dumps(f"q{n}") for n in range(1, 40, 2)}
     assert few == all_prompts & odd
