@@ -87,7 +87,7 @@ def test_contributing_names_files_and_functions_that_exist():
         "toolkit/data/formats.py": ("def read_text", "FORMATS", "as_prompt", "get_column"),
         "tests/data/test_formats.py": ("CASES",),
         "toolkit/ppo/losses.py": ("def policy_loss", "loss = (torch.maximum(plain, clipped)"),
-        "toolkit/ppo/config.py": ("class PPOConfig", "Same = ", "MayChange = ", "cliprange_value"),
+        "toolkit/ppo/config.py": ("class PPOConfig", "AtLeast1 = ", "cliprange_value"),
         "toolkit/ppo/updates.py": ("def policy_and_value_step", "policy_loss("),
         "app.py": ("def build", "data_tab("),
     }.items():

@@ -49,7 +49,7 @@ def fit(training: Training) -> dict[str, Any]:
     Returns: results for run.json.
     """
     recipe = training.recipe
-    _ = training.splits  # read and check the data before the base is loaded
+    rows = training.splits["train"]  # read and check the data before the base is loaded
     trainer = recipe.build(training)
     trainer.base_fingerprint = training.fingerprint
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -57,7 +57,7 @@ def fit(training: Training) -> dict[str, Any]:
         recipe,
         training.options,
         training.tokenizer,
-        first_rows(trainer.train_dataset),
+        first_rows(trainer.train_dataset, len(rows)),
         trainer.data_collator,
     )
     check_rows_of(trainer, training.options)

@@ -8,12 +8,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from toolkit.data.checks import check_texts
 from toolkit.data.loading import load_splits
-from toolkit.data.splits import Splits
+from toolkit.data.splits import Splits, hash_rows
 from toolkit.data.streaming import Stream, open_stream
 from toolkit.errors import ConfigError
 from toolkit.models.base import base_tokenizer, fingerprint, load_base
 from toolkit.recipe import Options, Recipe
 from toolkit.runs.run import Run
+from toolkit.runs.settings import ROWS
 from toolkit.trainers.callbacks import RunCallback
 from toolkit.trainers.load_policy import trainable_policy
 
@@ -79,7 +80,7 @@ class Training:
                 f"`eval_strategy` is {self._eval_strategy}, but there is no test split: set "
                 "`test_split_size`, or `eval_strategy: no`"
             )
-        return check_texts(
+        checked = check_texts(
             splits,
             self.tokenizer,
             self.own,
@@ -87,6 +88,9 @@ class Training:
             truncates=not self.recipe.drops_long_rows,
             folder=self.folder,
         )
+        if self.folder is not None:
+            self.run.inputs |= {ROWS[name]: hash_rows(rows) for name, rows in checked.items()}
+        return checked
 
     @cached_property
     def stream(self) -> Stream | None:

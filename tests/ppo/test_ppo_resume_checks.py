@@ -1,6 +1,5 @@
 """What a resumed run must have in common with the stopped run."""
 
-import dataclasses
 import json
 import re
 
@@ -10,11 +9,13 @@ import torch
 from tests.ppo.test_ppo_options import make, prompts
 from toolkit.errors import CheckpointError
 from toolkit.models.roles import REFERENCE, REWARD
-from toolkit.ppo.config import MAY_CHANGE, SAME, PPOConfig, annotations_of, same_on_resume
+from toolkit.ppo.config import PPOConfig
+from toolkit.runs.settings import DATA, FREE, LENGTH, SETTINGS_FILE
 
 pytestmark = pytest.mark.slow
 
 SAVING = {"save_strategy": "steps", "save_steps": 4, "total_episodes": 16}
+SAVING |= {"lr_scheduler_type": "constant"}
 OTHER = {"per_device_train_batch_size": 8, "value_role": "zero", "kl_estimator": "k3"} | {
     "reward_aggregation": "min",
     "reward_weights": [0.5],
@@ -22,13 +23,6 @@ OTHER = {"per_device_train_batch_size": 8, "value_role": "zero", "kl_estimator":
     "lr_scheduler_kwargs": {"num_cycles": 2},
     "optim": "sgd",
 }
-
-
-def test_every_option_states_whether_it_may_change_on_resume():
-    stated = annotations_of(PPOConfig)
-    assert len(stated) > 140
-    assert [name for name, rules in stated.items() if not {SAME, MAY_CHANGE} & set(rules)] == []
-    assert [name for name, rules in stated.items() if {SAME, MAY_CHANGE} <= set(rules)] == []
 
 
 @pytest.fixture
@@ -39,21 +33,21 @@ def stopped(make_ppo_roles, tokenizer, tmp_path):
 
 
 def test_resume_rejects_each_changed_setting(stopped, make_ppo_roles, tokenizer, tmp_path):
-    """Each option of the list, changed alone."""
+    """Each option of PPO and of the optimizer that may not change, changed alone."""
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING)
-    names = {f.name for f in dataclasses.fields(PPOConfig)}
-    for name in same_on_resume():
-        assert name in names
+    free = {*" ".join(FREE.values()).split(), *DATA, *LENGTH}
+    names = {name for name in PPOConfig.__annotations__ if name not in free}
+    names |= {"per_device_train_batch_size", "lr_scheduler_type", "optim", "weight_decay", "seed"}
+    assert len(names) > 35
+    for name in sorted(names):
         kept = getattr(trainer.args, name)
         other = OTHER.get(name, 1.5 if kept is None else not kept if kept is True else None)
         other = kept + 1 if other is None else other
         setattr(trainer.args, name, other)
-        vars(trainer.checkpoints).pop("settings", None)
         was = re.escape(f"written with `{name}` {getattr(kept, 'value', kept)}, but this run has")
         with pytest.raises(CheckpointError, match=was):
             trainer._check_fits(stopped)
         setattr(trainer.args, name, kept)
-    vars(trainer.checkpoints).pop("settings", None)
     trainer._check_fits(stopped)
 
 
@@ -73,12 +67,17 @@ def test_resume_rejects_changed_reference_or_reward_model(
 
 
 def test_resume_compares_only_recorded_settings(stopped, make_ppo_roles, tokenizer, tmp_path):
-    file = stopped / "ppo_state.json"
-    state = json.loads(file.read_text(encoding="utf-8"))
-    state["settings"] = {"seed": state["settings"]["seed"]}
+    """An earlier version recorded fewer settings, in another file."""
+    settings, file = stopped / SETTINGS_FILE, stopped / "ppo_state.json"
+    recorded = {"seed": json.loads(settings.read_text(encoding="utf-8"))["seed"]}
+    settings.unlink()
+    state = json.loads(file.read_text(encoding="utf-8")) | {"settings": recorded}
     file.write_text(json.dumps(state), encoding="utf-8")
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING, gamma=0.9)
     trainer._check_fits(stopped)
+    trainer.args.seed += 1
+    with pytest.raises(CheckpointError, match="written with `seed` "):
+        trainer._check_fits(stopped)
 
 
 def praise(completions, **_):

@@ -290,7 +290,8 @@ def test_checkpoints_of_another_training_are_rejected(run, make_ppo_roles, token
         ({"per_device_train_batch_size": 8, "num_mini_batches": 1}, "per_device_train_batch_size"),
         ({"kl_coef": 0.2}, "written with `kl_coef` 0.05, but this run has 0.2"),
         ({"value_role": "head"}, "written with `value_role` adapter, but this run has head"),
-        ({"max_steps": 3}, "it was saved at step 8, but this training ends at step 3"),
+        ({"max_steps": 3}, "written with `max_steps` 8, but this run has 3"),
+        ({"max_steps": 9}, "can only become longer, and only with a learning rate that does not"),
         ({"max_steps": 8}, None),  # already finished
     ],
 )
@@ -310,6 +311,7 @@ def test_moved_run_finds_its_best_checkpoint(make_ppo_roles, tokenizer, tmp_path
         "eval_steps": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "objective/length",
+        "lr_scheduler_type": "constant",
         "learning_rate": 0.0,  # all evaluations are equal, so the first stays the best
     }
     run, moved = tmp_path / "run", tmp_path / "moved"
@@ -339,7 +341,7 @@ def test_resume_rejects_changed_prompts(run, make_ppo_roles, tokenizer):
         ("adapter_model.safetensors", {}, "damaged adapter"),
         ("experience.safetensors", {}, "experience.safetensors: cannot be read"),
         ("value/adapter_config.json", {}, "value: damaged adapter"),
-        (None, {"ema_decay": 0.9}, "ema.safetensors: cannot be read"),
+        (None, {"ema_decay": 0.9}, "written with `ema_decay` None, but this run has 0.9"),
     ],
 )
 def test_failed_resume_keeps_later_checkpoints(

@@ -70,6 +70,14 @@ def make_table(rows: Sequence[Row], *, kind: Kind, place: str) -> "Dataset":
         return Dataset.from_dict(columns)
 
 
+def hash_rows(rows: "Dataset") -> str:
+    """The number of rows, and a short hash of their content."""
+    digest = hashlib.sha256()
+    for batch in rows.iter(1000):
+        digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
+    return f"{len(rows)} ({digest.hexdigest()[:12]})"
+
+
 def prompt_key(row: Row) -> str:
     """A key that rows with the same prompt share; rows without a prompt are keyed by their text."""
     return json.dumps(row["prompt"] if "prompt" in row else row["text"], sort_keys=True)

@@ -85,11 +85,21 @@ class Stream:
         self.dropped: list[FailedRow] = []
 
     def table(self, *, seed: int) -> "IterableDataset":
-        """The rows as a dataset for trainers, shuffled within a window of 1000."""
+        """The rows as a dataset for trainers, shuffled within a window of 1000, again and again.
+
+        A trainer cannot know at which row of which pass over a stream to resume. It can skip the rows
+        of a dataset that does not end.
+        """
         from datasets import IterableDataset
 
-        table: IterableDataset = IterableDataset.from_generator(self.rows)
-        return table.shuffle(seed=seed, buffer_size=STREAM_HEAD)
+        def passes() -> Iterator[Row]:
+            for number in itertools.count():
+                one: IterableDataset = IterableDataset.from_generator(self.rows)
+                shuffled = one.shuffle(seed=seed, buffer_size=STREAM_HEAD)
+                shuffled.set_epoch(number)
+                yield from shuffled
+
+        return IterableDataset.from_generator(passes)
 
     def rows(self) -> Iterator[Row]:
         """The converted rows, with only the kind's columns.
@@ -159,10 +169,10 @@ class Stream:
             write_dropped([failed], self.folder, append=True, report=False)
 
 
-def first_rows(table: "Dataset | IterableDataset") -> "Dataset":
-    """A trainer's rows; the first ones of a stream."""
+def first_rows(table: "Dataset | IterableDataset", most: int = STREAM_HEAD) -> "Dataset":
+    """A trainer's rows; the first ones of a stream, which does not end."""
     from datasets import Dataset
 
     if isinstance(table, Dataset):
         return table
-    return Dataset.from_list(list(table.take(STREAM_HEAD)))
+    return Dataset.from_list(list(table.take(most)))

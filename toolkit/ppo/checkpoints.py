@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import CheckpointError
 from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles, belongs_to
-from toolkit.ppo.config import PPOConfig, same_on_resume
+from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.ema import LAST, PolicyEMA, averaged_policy
 from toolkit.ppo.experience import Experience, KLController
 from toolkit.reward.functions import RewardFunction, name_of
 from toolkit.runs.run import write_json
-from toolkit.trainers.checkpoints import read_state
+from toolkit.trainers.totals import read_state
 
 EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
 
@@ -53,14 +53,12 @@ class PPOCheckpoints:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run that wrote the checkpoint.
+        """What a resumed run must have in common with the run that wrote the checkpoint, beside options.
 
-        Options, names of reward functions, and hashes of prompts, pretraining texts and frozen weights.
+        Names of reward functions, and hashes of prompts, pretraining texts and frozen weights.
         """
-        values = {name: getattr(self.args, name) for name in same_on_resume(type(self.args))}
         return (
-            {name: getattr(value, "value", value) for name, value in values.items()}
-            | {"reward_funcs": [name_of(f) for f in self.functions]}
+            {"reward_funcs": [name_of(f) for f in self.functions]}
             | {"prompts": _hash_rows(self.prompts), "pretraining texts": _hash_rows(self.ptx)}
             | {f"weights of {n}": self._hash_role(n) for n in (REFERENCE, *self.roles.rewards)}
         )
@@ -94,23 +92,19 @@ class PPOCheckpoints:
                 "kl_coef": self.kl_control.coef,
                 "stopped": rollout.stopped,
                 "metrics": {n: list(map(float, xs)) for n, xs in rollout.metrics.items()},
-                "settings": self.settings,
             }
             write_json(folder / STATE_FILE, state)
 
     def check(self, checkpoint: Path) -> None:
-        """Raise CheckpointError if a checkpoint has no rollout or differs in settings."""
+        """Raise CheckpointError if a checkpoint has no rollout."""
         if not (checkpoint / EXPERIENCE_FILE).is_file():
             raise CheckpointError(
                 f"{checkpoint}: {EXPERIENCE_FILE} is missing; resume from another checkpoint"
             )
-        for name, saved in read_state(checkpoint / STATE_FILE)["settings"].items():
-            current = self.settings.get(name)
-            if current != saved:
-                raise CheckpointError(
-                    f"{checkpoint}: written with `{name}` {saved}, but this run has {current}; resume "
-                    "with the settings and data that the run began with"
-                )
+
+    def old_settings(self, checkpoint: Path) -> dict[str, Any] | None:
+        """The settings in a checkpoint of an earlier version, or None."""
+        return read_state(checkpoint / STATE_FILE).get("settings")
 
     def load(self, folder: Path) -> None:
         """Replace weights, open rollout, β and average by those of a checkpoint."""

@@ -345,6 +345,15 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         self.checkpoints.save(Path(output_dir or self.args.output_dir))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Also reward functions, data and frozen weights."""
+        return super().settings | self.checkpoints.settings
+
+    def saved_settings(self, checkpoint: Path) -> dict[str, Any] | None:
+        """Also those of a checkpoint of an earlier version."""
+        return super().saved_settings(checkpoint) or self.checkpoints.old_settings(checkpoint)
+
     def _check_fits(self, checkpoint: Path) -> None:
         self.checkpoints.check(checkpoint)
         super()._check_fits(checkpoint)

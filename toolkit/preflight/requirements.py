@@ -14,6 +14,7 @@ from toolkit.recipe import Options, Recipe, recipes
 from toolkit.runs.parents import made_with, require_adapter
 from toolkit.runs.replacing import refuse_unfinished
 from toolkit.runs.resuming import is_requested, last_checkpoint
+from toolkit.runs.settings import read_settings, require_same, settings_of
 from toolkit.stages import is_planned
 
 
@@ -31,6 +32,7 @@ def check_requirements(
     Raises: ConfigError, DatasetError or CheckpointError that names the option and the fix.
     """
     from toolkit.preflight.options import try_options  # heavy: imports the trainers
+    from toolkit.trainers.checkpoints import reject_jit_checkpoint
 
     name, planned_runs = recipe.name, planned or {}
     options = _on_one_device(recipe, options)
@@ -54,6 +56,7 @@ def check_requirements(
             f"{name}: `num_train_epochs` must be above 0, got {args.num_train_epochs}: nothing "
             "would be trained"
         )
+    reject_jit_checkpoint(args)
     if script.dataset_streaming:
         _check_streaming(recipe, args)
     _check_packing(recipe, args)
@@ -74,7 +77,8 @@ def check_requirements(
 def _checkpoint(recipe: Recipe, options: Options) -> str | None:
     """The checkpoint to resume from.
 
-    Raises: CheckpointError if nothing is resumed and `output_dir` holds an unfinished run.
+    Raises: CheckpointError if nothing is resumed and `output_dir` holds an unfinished run, or if the
+        checkpoint was written with other options.
     """
     args, own = options.args, options.own
     resume = last_checkpoint(args.output_dir, args.resume_from_checkpoint)
@@ -83,6 +87,9 @@ def _checkpoint(recipe: Recipe, options: Options) -> str | None:
             f"{recipe.name}: adalora cannot be resumed, because a checkpoint does not hold the "
             "importance of the ranks; start again with --resume_from_checkpoint false"
         )
+    if resume is not None:
+        saved = read_settings(Path(resume)) or {}
+        require_same(Path(resume), saved, settings_of(options), inputs=False)
     if resume is None:
         is_ensemble = getattr(own, "ensemble", 1) > 1
         keeps_members = is_ensemble and is_requested(args.resume_from_checkpoint)
@@ -149,6 +156,12 @@ def _check_streaming(recipe: Recipe, args: Any) -> None:
             f"{recipe.name}: `dataset_streaming` needs a `max_steps` above 0, got {args.max_steps}; set "
             "it, because the length of a stream is not known"
         )
+    for option in ("logging_strategy", "eval_strategy", "save_strategy"):
+        if getattr(args, option) == "epoch":
+            raise ConfigError(
+                f"{recipe.name}: `dataset_streaming` works with `{option}` steps, because a stream has "
+                "no known end; got epoch"
+            )
     reasons = {
         "dataloader_num_workers": "rows are counted in the main process",
         "precompute_ref_log_probs": "TRL computes them for all rows before training",

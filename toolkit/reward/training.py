@@ -29,6 +29,7 @@ from toolkit.reward.ranking import RankingCollator, RankingTrainer, group_compar
 from toolkit.runs.parents import is_finished
 from toolkit.runs.resuming import is_requested, last_checkpoint
 from toolkit.runs.run import Run
+from toolkit.runs.settings import read_settings, require_same, settings_of
 from toolkit.trainers.callbacks import RunCallback, interruptible
 from toolkit.trainers.row_checks import check_rows
 
@@ -266,12 +267,13 @@ def _train_ensemble(
     A resumed ensemble keeps its finished members. Member 0 equals the reward model that the recipe
     trains without an ensemble.
     """
-    script, training, model, mixture, start = configs
-    resuming = is_requested(training.resume_from_checkpoint)
+    resuming = is_requested(configs[1].resume_from_checkpoint)
+    members = [_member(configs, run, number) for number in range(configs[-1].ensemble)]
+    for one in members if resuming else ():
+        _require_same(one, run)
     run.begin()
-    for number in range(start.ensemble):
-        own = copy.copy(training)
-        own.output_dir, own.seed = str(run.path / f"member-{number}"), training.seed + number
+    for number, one in enumerate(members):
+        own = one[1]
         if resuming and is_finished(own.output_dir):
             trainer.restore(Path(own.output_dir))
             member = Run.load(own.output_dir)
@@ -281,16 +283,35 @@ def _train_ensemble(
                 judge.judge(trainer.score, None)  # scores for the mean; its report exists
         else:
             resume = last_checkpoint(own.output_dir, resuming)
-            one = (script, own, model, mixture, dataclasses.replace(start, ensemble=1))
             with Run.start(
                 own.output_dir, recipe="reward", configs=one, parents={**run.parents}, resume=resume
             ) as member:
-                member.base = run.base
+                member.base, member.inputs = run.base, run.inputs
                 if number:
                     set_seed(own.seed)
                 train_reward_models(trainer, comparisons, one, member, resume=resume, judge=judge)
         trainer.release()
-    return run.finish(**(judge.judge_mean(run.path) if judge else {"members": start.ensemble}))
+    return run.finish(**(judge.judge_mean(run.path) if judge else {"members": len(members)}))
+
+
+def _member(configs: Sequence[Any], run: Run, number: int) -> tuple[Any, ...]:
+    """The arguments of one reward model of an ensemble."""
+    script, training, model, mixture, start = configs
+    own = copy.copy(training)
+    own.output_dir, own.seed = str(run.path / f"member-{number}"), training.seed + number
+    return script, own, model, mixture, dataclasses.replace(start, ensemble=1)
+
+
+def _require_same(one: Sequence[Any], run: Run) -> None:
+    """Check that a reward model of an ensemble, finished or not, was trained with these settings.
+
+    Raises: CheckpointError that names the difference.
+    """
+    place, current = Path(one[1].output_dir), settings_of(one) | run.inputs
+    if is_finished(place):
+        require_same(place, Run.load(place).settings, current, longer=False)
+    elif checkpoint := last_checkpoint(place, True):
+        require_same(Path(checkpoint), read_settings(Path(checkpoint)) or {}, current)
 
 
 def _judge(trainer: RewardModelTrainer, run: Run, judge: Judge) -> Run:

@@ -9,12 +9,14 @@ from typing import Any
 from toolkit import __version__
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+TEXT_TOKENS = ("eos_token", "pad_token")  # of the vocabulary
 
 
 def plain(config: Any) -> dict[str, Any]:
     """A config as JSON values, without tokens and keys."""
     values = config.to_dict() if hasattr(config, "to_dict") else dataclasses.asdict(config)
-    return {k: v for k, v in values.items() if not k.endswith(("_token", "_key"))}
+    tokens = {k: getattr(config, k) for k in TEXT_TOKENS if k in values}  # `to_dict` hides them
+    return {k: v for k, v in values.items() if not k.endswith(("_token", "_key"))} | tokens
 
 
 def versions() -> dict[str, str]:

@@ -15,9 +15,11 @@ from filelock import FileLock
 from toolkit.errors import CheckpointError
 from toolkit.reading import parse_json, read_bytes, read_json
 from toolkit.runs import replacing
+from toolkit.runs.card import model_card
 from toolkit.runs.integrity import hashes
 from toolkit.runs.locking import LOCK, lock_folder
 from toolkit.runs.provenance import commit, plain, versions
+from toolkit.runs.settings import changed_options, hash_adapter, kept
 
 SCHEMA = 1
 ENSEMBLE, MANIFEST = replacing.ENSEMBLE, replacing.MANIFEST
@@ -33,7 +35,8 @@ class Run:
 
     `state` is "running", "finished" or "failed"; `parents` maps a purpose ("adapter", "reward") to
     the parent's directory; `base` is the fingerprint of the base model; `weights` maps the files
-    that answers depend on to their sha256 when the run finished.
+    that answers depend on to their sha256 when the run finished; `inputs` identifies the training
+    data and the parents by their content; `resumed` lists each resume with the options that changed.
     """
 
     path: Path
@@ -49,11 +52,15 @@ class Run:
     seconds: float | None = None
     results: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    resumed: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
     _lock: FileLock | None = field(default=None, repr=False, compare=False)
     # the run in the directory that this one replaces, until `begin`
     _replaced: "Run | None" = field(default=None, repr=False, compare=False)
-    _fresh: bool = field(default=False, repr=False, compare=False)  # not resumed, until `begin`
+    # the checkpoint to resume from, or the ensemble's folder, until `begin`
+    _resume: str | None = field(default=None, repr=False, compare=False)
+    _begun: bool = field(default=False, repr=False, compare=False)
     _in_block: bool = field(default=False, repr=False, compare=False)  # `__exit__` will unlock
 
     @classmethod
@@ -68,8 +75,8 @@ class Run:
     ) -> "Run":
         """Create the directory and write a manifest in state "running".
 
-        A finished run in the directory, or one with checkpoints that may be replaced, stays
-        unchanged until `begin`, because most errors occur while models and data are loaded.
+        A run in the directory that is finished, is resumed, or has checkpoints that may be replaced,
+        stays unchanged until `begin`, because most errors occur while models and data are loaded.
 
         Args:
             resume: the checkpoint to continue from, or the ensemble's folder whose members stay.
@@ -107,21 +114,22 @@ class Run:
         merged: dict[str, Any] = {}
         for config in configs:
             merged |= plain(config)
+        existing = {k: str(v) for k, v in parents.items() if v is not None}
         run = cls(
             path,
             recipe,
             config=merged,
             seed=merged.get("seed"),
-            parents={k: str(v) for k, v in parents.items() if v is not None},
+            parents=existing,
+            inputs={k.replace("adapter", "parent"): hash_adapter(v) for k, v in existing.items()},
             versions=versions(),
             git_commit=commit(),
             started=time.time(),
             _lock=lock,
         )
-        run._fresh = resume is None
+        run._resume = resume
         work = replacing.checkpoints(run.path) or replacing.members(run.path)
-        unfinished = resume is None and bool(work)
-        if found is not None and (found.state == "finished" or unfinished):
+        if found is not None and (found.state == "finished" or resume is not None or work):
             run._replaced = found
             replacing.put_back(run.path)  # set aside by a run that died in `begin`
             replacing.hold_dropped(run.path)
@@ -135,8 +143,10 @@ class Run:
         The manifest of a run in it is replaced. Unless this run resumes from it, files that could
         be mistaken for this run's are removed.
         """
-        old, fresh = self._replaced, self._fresh
-        if fresh:
+        old, resume = self._replaced, self._resume
+        if self._begun:
+            return
+        if resume is None:
             if old is not None:
                 started = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.started))
                 print(f"{self.path}: replaces {old._description()} of {started}", flush=True)
@@ -147,9 +157,12 @@ class Run:
             except BaseException:  # such as a full disk: the finished run stays finished
                 replacing.put_back(self.path)
                 raise
-        elif old is not None:
+        else:
+            changed = {} if old is None else changed_options(old.config, self.config)
+            self.resumed = [] if old is None else list(old.resumed)
+            self.resumed.append({"from": Path(resume).name, "changed": changed})
             self.save()
-        self._replaced, self._fresh = None, False
+        self._replaced, self._begun = None, True
         replacing.remove_set_aside(self.path)
         replacing.remove_held_dropped(self.path)
 
@@ -194,34 +207,30 @@ class Run:
         self.results |= results
         self.weights = weights
         self.save()
-        self._write_card()
+        base = self.base.get("id", "unknown")
+        card = model_card(self.name, self.recipe, base, self.seed, self.parents, self.results)
+        (self.path / "README.md").write_text(card, encoding="utf-8")
         if not self._in_block:
             self._release()
         return self
 
-    def _write_card(self) -> None:
-        """Write README.md: which recipe, base and parents made this directory."""
-        parents = "".join(f"- {what}: `{path}`\n" for what, path in self.parents.items())
-        base = self.base.get("id", "unknown")
-        text = (
-            f"# {self.name}\n\nMade by `toolkit {self.recipe}` on the base `{base}`, "
-            f"seed {self.seed}.\n\n{parents}\n"
-            f"```json\n{json.dumps(self.results, indent=2, default=str)}\n```\n\n"
-            "`run.json` holds the whole configuration and all versions.\n"
-        )
-        (self.path / "README.md").write_text(text, encoding="utf-8")
-
     def fail(self, error: BaseException) -> None:
         """Mark the run failed with the reason; its checkpoints stay.
 
-        Before `begin`, a finished run in the directory stays unchanged.
+        Before `begin`, a run in the directory keeps its manifest, but one that failed to resume is
+        not "running".
         """
-        if self._replaced is not None:
+        old, reason = self._replaced, f"{type(error).__name__}: {error}"
+        if old is not None:
             replacing.restore_dropped(self.path)
-            print(f"{self.path}: {self._replaced._description()} is unchanged", flush=True)
+            if self._resume is not None and old.state == "running":  # killed earlier
+                old.state, old.error = "failed", reason
+                with contextlib.suppress(OSError):
+                    old.save()
+            print(f"{self.path}: {old._description()} is unchanged", flush=True)
             self._release()
             return
-        self.state, self.error = "failed", f"{type(error).__name__}: {error}"
+        self.state, self.error = "failed", reason
         self.seconds = round(time.time() - self.started, 2)
         with contextlib.suppress(OSError):  # a full disk must not hide the reason
             self.save()
@@ -244,6 +253,11 @@ class Run:
         if error is not None and self.state != "finished":
             self.fail(error)
         self._release()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with this one: options, and the content of inputs."""
+        return kept(self.config) | self.inputs
 
     @property
     def name(self) -> str:

@@ -7,28 +7,23 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from toolkit.errors import CheckpointError, ConfigError, DivergedError
 from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.peft_methods import library_reason
-from toolkit.reading import read_json
 from toolkit.runs.replacing import checkpoints, step_of
-from toolkit.runs.resuming import (
-    LOSS_FILE,
-    MAX_STATE_BYTES,
-    damage,
-    last_checkpoint,
-    list_contents,
-)
-from toolkit.runs.run import write_json
+from toolkit.runs.resuming import damage, last_checkpoint, list_contents
+from toolkit.runs.run import Run, write_json
+from toolkit.runs.settings import SETTINGS_FILE, read_settings, require_same, settings_of
 from toolkit.trainers.callbacks import AFTER_FULL_DISK, RunCallback
+from toolkit.trainers.totals import LoggedTotals, read_state
 
 INCOMING = ".incoming"  # folder in which a checkpoint is written before it gets its name
 
 
-class WholeCheckpoints:
+class WholeCheckpoints(LoggedTotals):
     """Mixin before a `transformers.Trainer`: a folder named `checkpoint-<step>` is always complete.
 
     The library writes into `checkpoint-<step>` file by file, and later resumes from the largest
@@ -41,14 +36,15 @@ class WholeCheckpoints:
     model: Any
     state: Any
     callback_handler: Any
-    _tr_loss: Any
-    _globalstep_last_logged: int
     base_fingerprint: dict[str, str] | None = None  # saved with each checkpoint, if set
     _incoming: Path | None = None  # while a checkpoint is being written
     _resumed: Path | None = None  # the checkpoint that this training resumes from
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Raises: ConfigError for options that the library rejects."""
+        for config in (*args, *kwargs.values()):
+            if isinstance(config, TrainingArguments):
+                reject_jit_checkpoint(config)
         try:
             super().__init__(*args, **kwargs)
         except (ValueError, ImportError, NotImplementedError, RuntimeError) as error:
@@ -83,6 +79,15 @@ class WholeCheckpoints:
 
     def _check_fits(self, checkpoint: Path) -> None:
         """Raises: CheckpointError where this training cannot resume from it; changes nothing."""
+        saved = self.saved_settings(checkpoint)
+        if saved is None:
+            print(
+                f"warning: {checkpoint} was written by an earlier version, without {SETTINGS_FILE}: "
+                "whether this run has the same settings and data is not checked",
+                flush=True,
+            )
+        else:
+            require_same(checkpoint, saved, self.settings)
         step, end = _global_step(checkpoint), self.args.max_steps
         if 0 < end < step:  # the library would train one more step
             raise CheckpointError(
@@ -92,16 +97,29 @@ class WholeCheckpoints:
         if self.base_fingerprint:
             check_fingerprint(checkpoint, self.base_fingerprint)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a resumed training must have in common with the one that wrote the checkpoint."""
+        return settings_of([self.args]) if self._run is None else self._run.settings
+
+    def saved_settings(self, checkpoint: Path) -> dict[str, Any] | None:
+        """The settings that a checkpoint was written with; None for one of an earlier version."""
+        return read_settings(checkpoint)
+
+    @property
+    def _run(self) -> Run | None:
+        """The run that this training belongs to; None outside of a recipe."""
+        callbacks = self.callback_handler.callbacks
+        runs = [c.run for c in callbacks if isinstance(c, RunCallback) and c.run is not None]
+        return runs[0] if runs else None
+
     def _require_no_checkpoints(self) -> None:
         """Raises: CheckpointError where checkpoints of another training would be mixed with these.
 
         With a `Run`, `Run.start` has already checked the directory.
         """
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, RunCallback) and callback.run is not None:
-                return
         existing = checkpoints(Path(self.args.output_dir))
-        if existing:
+        if existing and self._run is None:
             raise CheckpointError(
                 f"{self.args.output_dir} holds {existing[-1].name} of another training: resume it, "
                 "choose another output_dir, or remove it"
@@ -130,10 +148,7 @@ class WholeCheckpoints:
                 flush=True,
             )
             state.best_model_checkpoint = state.best_metric = state.best_global_step = None
-        if (self._resumed / LOSS_FILE).is_file():  # the next log then equals an uninterrupted run's
-            saved = read_state(self._resumed / LOSS_FILE)
-            self._tr_loss += float(saved["loss"])
-            self._globalstep_last_logged = int(saved["logged"])
+        self.restore_totals(self._resumed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write `checkpoint-<step>`, then remove older ones beyond `save_total_limit`.
@@ -151,9 +166,8 @@ class WholeCheckpoints:
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             written = self._incoming / final.name
-            # the library saves neither the loss since the last log nor that log's step
-            loss = {"loss": self._tr_loss.item(), "logged": self._globalstep_last_logged}
-            write_json(written / LOSS_FILE, loss)
+            self.save_totals(written)
+            write_json(written / SETTINGS_FILE, self.settings)
             if self.base_fingerprint is not None:
                 save_fingerprint(written, self.base_fingerprint)
             if self.state.best_model_checkpoint == str(written):
@@ -237,6 +251,15 @@ class _BeginCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer.begin(state)
 
 
+def reject_jit_checkpoint(args: TrainingArguments) -> None:
+    """Raises: ConfigError for `enable_jit_checkpoint`, which makes an empty folder before it saves."""
+    if args.enable_jit_checkpoint:
+        raise ConfigError(
+            "`enable_jit_checkpoint` is not supported, because its checkpoints can be incomplete; "
+            "remove it: SIGTERM ends a run after the current step with a checkpoint"
+        )
+
+
 def _global_step(checkpoint: Path) -> int:
     file = checkpoint / "trainer_state.json"
     step = read_state(file).get("global_step")
@@ -252,14 +275,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def read_state(file: Path) -> dict[str, Any]:
-    """Read one of a checkpoint's small JSON files.
-
-    Raises: CheckpointError where it is missing or damaged.
-    """
-    try:
-        return dict(read_json(file, at_most=MAX_STATE_BYTES))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error

@@ -1,0 +1,65 @@
+"""Sums and means between two logs, saved with a checkpoint, so that a resumed run logs the same."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import CheckpointError
+from toolkit.reading import read_json
+from toolkit.runs.resuming import LOSS_FILE, MAX_STATE_BYTES
+from toolkit.runs.run import write_json
+
+
+class LoggedTotals:
+    """Mixin before a `transformers.Trainer`: saves what the libraries count but do not save.
+
+    That is transformers' loss since the last log and since training began, and TRL's metrics since
+    the last log and its number of tokens.
+    """
+
+    state: Any
+    _tr_loss: Any
+    _total_loss_scalar: float
+    _globalstep_last_logged: int
+    _metrics: Any = None  # TRL's: "train" -> metric -> values
+    _total_train_tokens = 0
+
+    def save_totals(self, checkpoint: Path) -> None:
+        """Write the file of a checkpoint."""
+        totals = {
+            "loss": self._tr_loss.item(),
+            "total": self._total_loss_scalar,
+            "logged": self._globalstep_last_logged,
+            "tokens": self._total_train_tokens,
+            "metrics": {} if self._metrics is None else self._metrics["train"],
+        }
+        write_json(checkpoint / LOSS_FILE, totals)
+
+    def restore_totals(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint's sums. In one of an earlier version some or all are missing."""
+        if not (checkpoint / LOSS_FILE).is_file():
+            return
+        saved = read_state(checkpoint / LOSS_FILE)
+        self._tr_loss += float(saved["loss"])
+        self._total_loss_scalar = float(saved.get("total", math.nan))  # unknown: null in the log
+        self._globalstep_last_logged = int(saved["logged"])
+        self._total_train_tokens = int(saved.get("tokens", 0))
+        if self._metrics is not None:
+            self._metrics["train"].update(saved.get("metrics", {}))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; the final `train_loss` is the mean over all steps, also over those before a resume."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, start_time)  # type: ignore[misc]
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """Read one of a checkpoint's small JSON files.
+
+    Raises: CheckpointError where it is missing or damaged.
+    """
+    try:
+        return dict(read_json(file, at_most=MAX_STATE_BYTES))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
