@@ -262,7 +262,7 @@ def test_resumed_ensemble_rejects_changed_options(
     words = {"resume_from_checkpoint": True, "learning_rate": 0.5}
     with pytest.raises(AssertionError):
         call("reward", folder, **(options | words))
-    assert "member-0: it was written with `learning_rate`" in capsys.readouterr().err
+    assert "member-0: written with `learning_rate`" in capsys.readouterr().err
     assert (folder / "run.json").read_bytes() == manifest
 
 
