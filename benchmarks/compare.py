@@ -79,7 +79,7 @@ def require_peer(python: Path) -> Path:
     Raises: ConfigError with the command that creates it.
     """
     if not python.is_file():
-        raise ConfigError(f"{python}: no such Python; `make benchmark` creates the environment")
+        raise ConfigError(f"{python}: this interpreter does not exist; run `make benchmark`")
     return python
 
 

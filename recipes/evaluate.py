@@ -58,7 +58,7 @@ def main(args, model) -> Run:
 
     reject_adapter_options(
         model,
-        because="the adapters are those of the runs",
+        because="the adapters come from the runs",
         made_with=[made_with(run.path) for run in sources.values()],
     )
     began = time.monotonic()

@@ -42,7 +42,7 @@ def main(labels, model) -> Run:
 
     reject_adapter_options(
         model,
-        because=f"the adapter is that of the parent {labels.parent}",
+        because=f"the adapter comes from the parent {labels.parent}",
         made_with=[made_with(labels.parent)],
     )
     parents = {"adapter": labels.parent}

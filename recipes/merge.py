@@ -39,7 +39,7 @@ def main(merge, model) -> Run:
 
     reject_adapter_options(
         model,
-        because=f"the adapter is that of the parent {merge.parent}",
+        because=f"the adapter comes from the parent {merge.parent}",
         made_with=[made_with(merge.parent)],
     )
     require_full_precision(model)

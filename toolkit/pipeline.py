@@ -1,4 +1,4 @@
-"""Pipelines: the stages of one YAML, each run as a command of its own, continued where they stopped."""
+"""Pipelines run the stages of a YAML file, each as its own command, and resume after an interruption."""
 
 import hashlib
 import json
@@ -253,7 +253,7 @@ def _last_entry(entry: dict[str, Any], directory: Path, fingerprint: str) -> dic
 
 
 def _has_begun(directory: Path, began: float) -> bool:
-    """Whether the run in a directory started at or after `began`, so that it is not an earlier one."""
+    """Whether the run in a directory started at or after `began`; an earlier run does not count."""
     try:
         return Run.load(directory).started >= began
     except CheckpointError:

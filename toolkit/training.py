@@ -1,4 +1,4 @@
-"""What a recipe builds its trainer from: rows, tokenizer, base and adapters of one training run."""
+"""The rows, tokenizer, base and adapters of one training run; a recipe builds its trainer from them."""
 
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from toolkit.trainers.load_policy import trainable_policy
 
 
 class Training:
-    """What a recipe builds its trainer from; each part is loaded when it is first read.
+    """The rows, tokenizer, base and adapters of a training run, each loaded when it is first read.
 
     Args:
         recipe: the recipe.

@@ -59,7 +59,7 @@ def test_special_tokens_in_plain_text_are_reported_and_kept(
 ) -> None:
     name = write_rows(tmp_path / "d.jsonl", [{"text": "a"}, {"text": "<|user|>q<|end|>"}])
     assert len(check_texts(load(name, texts=True), tokenizer, DataArguments())["train"]) == 2
-    line = "train: 1 special token (2): the tokenizer reads them as special tokens\n"
+    line = "train: 1 of 2 rows contain special tokens (2): not tokenized as text\n"
     assert capsys.readouterr().out.endswith(line)
 
 

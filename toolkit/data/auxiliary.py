@@ -41,7 +41,7 @@ def load_split(
         kind, seed: see `load_splits`.
         tokenizer: checks the texts of the rows, see `check_texts`; None for no check.
 
-    Raises: DatasetError as `load_splits` and `check_texts`.
+    Raises: DatasetError if `load_splits` or `check_texts` raises it.
     """
     if name is None:
         return []
@@ -68,7 +68,7 @@ def load_demonstrations(
         seed: another seed draws other rows.
         tokenizer: as for `load_split`.
 
-    Raises: DatasetError as `load_splits` and `check_texts`.
+    Raises: DatasetError if `load_splits` or `check_texts` raises it.
     """
     if name is None:
         return []

@@ -157,8 +157,8 @@ def _of_first_place(failed: list[FailedRow]) -> list[FailedRow]:
 def _report_special_tokens(splits: Splits, marks: re.Pattern[str]) -> None:
     for split, rows in _rows_with(splits, marks):
         if is_plain(splits[split][0]):
-            count = f"{len(rows)} special token ({row_numbers(rows)})"
-            print(f"{split}: {count}: the tokenizer reads them as special tokens")
+            count = f"{len(rows)} of {len(splits[split])} rows contain special tokens"
+            print(f"{split}: {count} ({row_numbers(rows)}): not tokenized as text")
 
 
 def _report_lost_bytes(splits: Splits) -> None:

@@ -111,7 +111,7 @@ def find_layout(
         place: the file or dataset, for error messages.
         format: the format that the user set.
 
-    Raises: DatasetError as `detect_format`; or if only some answers start with their prompt.
+    Raises: DatasetError if `detect_format` raises it, or if only some answers start with their prompt.
     """
     objects = [row for row in rows if isinstance(row, dict)]
     layout = Layout(

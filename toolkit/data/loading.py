@@ -1,4 +1,4 @@
-"""From a recipe's arguments to its train and test splits, checked and in TRL's columns."""
+"""Loads the train and test splits of a recipe, checks them, and converts them to TRL's columns."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

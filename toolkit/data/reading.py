@@ -1,4 +1,4 @@
-"""A source's rows as the options request them: the first ones, with renamed columns, or a share."""
+"""Reads the rows of the sources: all rows, the first ones, or a random share; renames columns."""
 
 import itertools
 import random

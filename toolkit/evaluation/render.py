@@ -45,7 +45,7 @@ REWARD_MODEL = {
 }
 ACCURACY_BY = {
     "accuracy_by_margin": "accuracy by the margin of the label (or of gold)",
-    "accuracy_by_length": "accuracy by the tokens of the chosen minus the rejected answer",
+    "accuracy_by_length": "accuracy by tokens of the chosen answer minus tokens of the rejected answer",
 }
 
 

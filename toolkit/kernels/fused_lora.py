@@ -1,7 +1,7 @@
-"""LoRA layers that compute the base and the adapter in one autograd node, also beside quantized layers.
+"""LoRA layers that compute the base and the adapter in one autograd node; the base may be quantized.
 
-PEFT computes `base(x) + lora_B(lora_A(x)) * scaling`. Beyond the matrix products that takes two passes
-over the output and two more in the backward pass; beside a quantized layer it also copies the output
+PEFT computes `base(x) + lora_B(lora_A(x)) * scaling`. Besides the matrix products, PEFT passes over
+the output twice, and twice more in the backward pass. On a quantized layer, PEFT also copies the output
 and casts `x`. The layers here add the low-rank product to the base's output in place. The result is
 PEFT's up to rounding. They subclass PEFT's layers and call them (the plain version) in all other cases,
 such as dropout, DoRA, several active adapters or mixed precision without autocast.
@@ -53,7 +53,7 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
     _row_weights: tuple[list[str], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`(…, out)` for `x` `(…, in)`."""
+        """The layer's output `(…, out)` for an input `x` `(…, in)`."""
         base = self.get_base_layer()
         output: Tensor
         if not args and not kwargs:
@@ -130,7 +130,7 @@ class _FusedQuantized:
     """Mixin before PEFT's quantized layers: adds the adapter's product in one autograd node."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`(…, out)` for `x` `(…, in)`."""
+        """The layer's output `(…, out)` for an input `x` `(…, in)`."""
         name = plain_adapter(self) if not args and not kwargs else None
         if name is not None:
             a, b = self.lora_A[name].weight, self.lora_B[name].weight

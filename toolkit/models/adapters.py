@@ -59,8 +59,8 @@ def fill(model: PeftModel, name: str, weights: dict[str, Tensor], folder: Path) 
         expected = set(get_peft_model_state_dict(model, adapter_name=name))
     except KeyError as error:
         raise CheckpointError(
-            f"{folder}: PEFT cannot hold an adapter with `trainable_token_indices` beside one without; "
-            "train the tokens in the base, or in every adapter on it"
+            f"{folder}: PEFT cannot attach adapters with and without `trainable_token_indices` to one "
+            "base; train these tokens in the base, or in each of its adapters"
         ) from error
     if expected != set(weights):
         missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)

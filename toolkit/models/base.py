@@ -110,7 +110,7 @@ def base_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The base's tokenizer alone, with the parent's chat template. Arguments as for `load_base`.
 
-    Raises: CheckpointError if it cannot be loaded; ConfigError as `load_tokenizer`.
+    Raises: CheckpointError if it cannot be loaded; ConfigError if `load_tokenizer` raises it.
     """
     model = ModelArguments.of(model)
     name = resolve_base(model.model_name_or_path)

@@ -26,9 +26,9 @@ def require_full_precision(model: ModelArguments) -> None:
     for name in ("load_in_4bit", "load_in_8bit"):
         if getattr(model, name):
             raise ConfigError(
-                f"{name}: an adapter is merged in full precision only, since rounding to so few bits "
-                "loses most of its change; remove the option (an adapter trained on a quantized base "
-                "is merged into the same weights unquantized)"
+                f"{name}: an adapter is merged in full precision only, because rounding to 4 or 8 "
+                "bits loses most of the adapter's change; remove the option (an adapter trained on a "
+                "quantized base is merged into the unquantized weights of that base)"
             )
     if model.dtype not in PRECISIONS:
         raise ConfigError(

@@ -28,7 +28,7 @@ class Batch:
 
     @property
     def completion_ids(self) -> Tensor:
-        """`(B, T)`"""
+        """Token ids of the completions, `(B, T)`."""
         return self.input_ids[:, -self.mask.shape[1] :]
 
 

@@ -271,7 +271,7 @@ class EvaluateArguments:
     )
     demonstrations: str | None = field(
         default=None,
-        metadata={"help": "Prompt-completion dataset for few-shot examples and the reward mean."},
+        metadata={"help": "Dataset of few-shot examples; the report has its mean score."},
     )
     drop_bad_rows: bool = field(
         default=False,

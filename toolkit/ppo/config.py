@@ -48,7 +48,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
 
     learning_rate: float = option(3e-6, "Peak learning rate.")
     value_learning_rate: NotNegative[float | None] = option(
-        None, "Peak learning rate of the value; default learning_rate."
+        None, "Peak learning rate of the value; default: the same as learning_rate."
     )
     adam_epsilon: float = option(1e-5, "Adam's epsilon, as usual in RLHF (arXiv:2403.17031).")
     total_episodes: AtLeast1[int | None] = option(

@@ -117,8 +117,8 @@ class DryTraining(Training):
             trainer = self.recipe.build(self)
         if not any(isinstance(p, FakeTensor) for p in trainer.model.parameters()):
             raise ConfigError(
-                f"{self.recipe.name}: the model of `build`'s trainer does not come from its `training` "
-                "argument; use training.base, training.policy(), training.roles() or training.load_base()"
+                f"{self.recipe.name}: `build` did not take the trainer's model from its argument "
+                "`training`; use training.base, training.policy(), training.roles() or training.load_base()"
             )
         return trainer
 

@@ -191,7 +191,7 @@ class _Quantized(nn.Linear):
     compute_dtype: torch.dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(…, in)` to `(…, out)`."""
+        """The layer's output `(…, out)` for an input `(…, in)`."""
         rows = x.to(self.compute_dtype)
         shape = (self.out_features, self.in_features)
         out: Tensor = _UnpackedProduct.apply(rows, self.weight, shape)  # type: ignore[no-untyped-call]

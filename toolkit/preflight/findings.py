@@ -110,7 +110,7 @@ def _check_end(
     if ended == 0:
         findings.warnings.append(
             f"EOS {tokenizer.eos_token!r} has a loss in none of the first {len(rows)} rows, so answers "
-            "may not stop; raise `max_length`, or include the end of the turn in the template's loss"
+            "may not stop; raise `max_length`, or put the end of the turn into {% generation %}"
         )
     else:
         findings.notes.append(f"EOS has a loss in {ended} of the first {len(rows)} rows")
@@ -121,9 +121,9 @@ def _check_end(
 
 
 def stored_parts(stage: Stage) -> dict[str, int] | None:
-    """Bytes of a checkpoint without a prediction: from the adapters that the run starts from.
+    """Bytes of a checkpoint if there is no prediction: the size of the adapters that the run starts from.
 
-    Adam's two states are counted. None for a new adapter, whose size is not known.
+    Includes Adam's two states. None for a new adapter, whose size is not known.
     """
     names = [
         stage.parent,

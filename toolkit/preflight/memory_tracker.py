@@ -92,7 +92,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _positions(index: Tensor | None) -> list[Tensor | None]:
-    """A real mask as the positions that it selects, so that the result has a known shape."""
+    """Convert a boolean mask that is not fake to indices, so that the shape of the result is known."""
     if index is None or index.dtype != torch.bool or isinstance(index, FakeTensor):
         return [index]
     return list(index.nonzero(as_tuple=True))

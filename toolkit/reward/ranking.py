@@ -82,7 +82,7 @@ class RankingCollator:
     pad_token_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Collate."""
+        """The batch's tensors by name."""
         sequences = [torch.tensor(ids) for row in rows for ids in row["ids"]]
         attended = [torch.ones_like(ids) for ids in sequences]
         better, worse, margins, weights, first = [], [], [], [], 0

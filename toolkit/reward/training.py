@@ -239,13 +239,13 @@ def train_reward_models(
     resume: str | None,
     judge: Judge | None,
 ) -> Run:
-    """Train one reward model, or an ensemble of them, finish the run, and judge what it trained.
+    """Train one reward model or an ensemble, finish the run, and judge the trained models.
 
     Args:
         configs: the recipe's arguments: script, RewardConfig, model, mixture, RewardArguments.
-        judge: None without held-out comparisons.
+        judge: judges the trained models; None if there are no held-out comparisons.
 
-    Returns: the run, finished even where judging raises an error.
+    Returns: the finished run. If judging raises an error, the run is finished all the same.
     """
     _, training, _, _, start = configs
     if start.ensemble > 1:

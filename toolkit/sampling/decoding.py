@@ -228,7 +228,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def _padded(states: Tensor, length: int) -> Tensor:
-    """`(B, heads, n, d)` to `(B, heads, length, d)`, zeros first."""
+    """States `(B, heads, n, d)` padded with zeros on the left to `(B, heads, length, d)`."""
     return nn.functional.pad(states, (0, 0, length - states.shape[-2], 0))
 
 

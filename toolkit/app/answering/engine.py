@@ -174,7 +174,7 @@ class Engine:
         return len(self._unread) + len(self._searches) + in_batches
 
     def _join_batches(self) -> None:
-        """Read the prompts of new rows whose batch accepts rows."""
+        """Add new rows to their batches and read their prompts; a row waits while its batch is closed."""
         for key in dict.fromkeys(self._key(c) for _, c in self._unread):
             if key not in self._batches:
                 stop, pad_id = self.metrics.stop, self.metrics.pad_id

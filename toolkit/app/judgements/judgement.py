@@ -140,7 +140,7 @@ def _verdict(value: object) -> str:
 
 
 def _ranks(value: object, k: int) -> tuple[int, ...]:
-    expected = f"a ranking needs {k} whole numbers, the smallest 1 (the best)"
+    expected = f"a ranking needs {k} whole numbers from 1 (the best; required) to {k}"
     ranks = _per_reply(value, k, lambda rank: type(rank) is int and 1 <= rank <= k, expected)
     if min(ranks) != 1:
         raise ConfigError(f"{expected}, not {value!r:.60}")
