@@ -141,7 +141,7 @@ def test_conversation_survives_reload_back_and_restart(server: Server, browser: 
     settle(page, 1)
     send(page, "And now?")
     settle(page, 2)
-    first = page.locator(".answers").inner_text()
+    first = page.locator(".answers .message").all_inner_texts()
     assert prompts(page) == ["What is it?\nTell me.", "And now?"]
 
     page.get_by_role("tab", name="Arena").click()
@@ -155,7 +155,7 @@ def test_conversation_survives_reload_back_and_restart(server: Server, browser: 
     server.start()
     opened(page, server)
     settle(page, 2)
-    assert page.locator(".answers").inner_text() == first
+    assert page.locator(".answers .message").all_inner_texts() == first
     send(page, "Once more")  # the restored conversation continues
     settle(page, 3)
     page.get_by_role("button", name="New chat").click()
