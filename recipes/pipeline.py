@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> int:
         run_pipeline(pipeline)
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     report = pipeline.directory(pipeline.stages[-1]) / "report.txt"
     if report.is_file():
         print("\n" + report.read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
 """The command `toolkit`: every recipe and tool by its name."""
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -9,7 +8,9 @@ from collections.abc import Sequence
 from toolkit import __version__
 from toolkit.errors import ToolkitError, exit_is_error
 from toolkit.options.command_line import run_cli
+from toolkit.options.output import keep_going
 from toolkit.recipe import AnyCommand, Recipe, commands, find
+from toolkit.runs.signals import stop_with_parent
 
 HELP = ("-h", "--help", "help")
 
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns: the exit code.
     """
+    keep_going()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not words or words[0] in HELP:
@@ -37,10 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(command, words[1:])
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `toolkit --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return error.exit_code
 
 
 def run(command: AnyCommand, words: Sequence[str] | None = None) -> int:
@@ -50,6 +49,8 @@ def run(command: AnyCommand, words: Sequence[str] | None = None) -> int:
         command: a file's `COMMAND` or `RECIPE`.
         words: default `sys.argv[1:]`.
     """
+    keep_going()
+    stop_with_parent()
     _quiet_libraries()
     words = list(sys.argv[1:] if words is None else words)
     if isinstance(command, Recipe):

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 class ToolkitError(Exception):
     """Base of all errors that are the input's fault and not a bug."""
 
+    exit_code = 2  # of a command that ends with this error
+
 
 class ConfigError(ToolkitError):
     """A YAML file or a command line cannot be used as it is."""
@@ -21,7 +23,7 @@ class CheckpointError(ToolkitError):
 
 
 class Interrupted(ToolkitError):
-    """A signal stopped a run, after the run wrote a checkpoint.
+    """A signal stopped a run or a pipeline.
 
     Args:
         signal: the number of the signal.
@@ -30,6 +32,7 @@ class Interrupted(ToolkitError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+        self.exit_code = 128 + signal
 
 
 class RewardError(ToolkitError):

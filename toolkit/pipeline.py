@@ -2,24 +2,24 @@
 
 import hashlib
 import json
-import os
 import re
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from toolkit.errors import CheckpointError, ConfigError, ToolkitError
+from toolkit.errors import ConfigError, Interrupted, ToolkitError
 from toolkit.options.config import find_config, load_yaml, options_of
 from toolkit.options.stage_options import check_word, require_keys, stage_options
-from toolkit.reading import parse_yaml, read_json, read_text
+from toolkit.reading import read_bytes, read_json, read_text
 from toolkit.recipe import AnyCommand, Recipe, commands, files, find, with_words
+from toolkit.runs.integrity import content_of
 from toolkit.runs.locking import lock_folder
-from toolkit.runs.replacing import REPLACES, has_finished
-from toolkit.runs.run import Run, write_json
+from toolkit.runs.replacing import REPLACES, has_finished, remove_leftovers
+from toolkit.runs.run import MANIFEST, write_json
+from toolkit.runs.signals import run_child as _call
 
 STATE_FILE = "pipeline.json"
 
@@ -127,15 +127,17 @@ class Pipeline:
         return command.arguments is not None and "reward_funcs" in options_of(command.arguments())
 
     def fingerprint(self, at: int) -> str:
-        """A hash that changes with any stage up to `at`: its options, its config, the files that the
-        config names, and the code and base of this package."""
+        """A hash that changes with any stage up to `at`: its options, its config, the content of the
+        files and folders that its options name, and the code and base of this package."""
         parts, home = [_code()], str(self.output_dir)
         for stage in self.stages[: at + 1]:
             config = read_text(Path(stage.config))
             words = [word.replace(home, "{output_dir}") for word in self.words(stage)[2:]]
-            parts += [stage.recipe, *words, config, *_named_files(config)]
+            named = _texts(load_yaml(stage.config) | stage.options | {"output_dir": None})
             if "--reward_funcs" in words:
-                parts += [_content(name.rpartition(":")[0]) for name in self.reward_funcs]
+                named += [name.rpartition(":")[0] for name in self.reward_funcs]
+            inputs = content_of(named, written=self.output_dir)
+            parts += [stage.recipe, *words, config, *inputs]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -154,6 +156,7 @@ def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
         pipeline.output_dir, ".pipeline.lock"
     )  # a stage may write to the same folder
     try:
+        remove_leftovers(pipeline.output_dir)
         return _run_stages(pipeline)
     finally:
         lock.release()
@@ -173,14 +176,15 @@ def _run_stages(pipeline: Pipeline) -> dict[str, float]:
             done[stage.name] = entry
             continue
         run_again = True
-        began = entry.get("began", 0.0) if same else time.time()
-        done[stage.name] = {"fingerprint": fingerprint, "finished": False, "began": began}
+        directory = pipeline.directory(stage)
+        replaces = entry.get("replaces") if same else _manifest_hash(directory)
+        done[stage.name] = {"fingerprint": fingerprint, "finished": False, "replaces": replaces}
         before = entry.get("before") if same else {k: v for k, v in entry.items() if k != "before"}
         if before:
             done[stage.name]["before"] = before
         write_json(state_file, done)
         print(f"{label} running …", end="", flush=True)
-        resume = same and _has_begun(pipeline.directory(stage), began)
+        resume = same and _has_begun(directory, replaces)
         seconds, peak_mb = _run_stage(pipeline, stage, resume=resume, timings=_timings(done))
         seconds = round(seconds, 1)
         done[stage.name] |= {"finished": True, "seconds": seconds, "peak_mb": peak_mb}
@@ -202,7 +206,12 @@ def _run_stage(
     began = time.monotonic()
     with log.open("a" if resume else "w", encoding="utf-8") as output:
         # without resume, unfinished work of an earlier config is replaced when this run begins
-        code, peak_mb = _call(with_words(command, words), output, {} if resume else {REPLACES: "1"})
+        try:
+            variables = {} if resume else {REPLACES: "1"}
+            code, peak_mb = _call(with_words(command, words), output, variables)
+        except Interrupted:
+            print(flush=True)
+            raise
     if code != 0:
         print(flush=True)
         tail = "\n  ".join(_last_lines(log, 5))
@@ -211,20 +220,6 @@ def _run_stage(
             f"  {tail}\n  Run the same command again to continue."
         )
     return time.monotonic() - began, peak_mb
-
-
-def _call(words: list[str], output: TextIO, variables: dict[str, str]) -> tuple[int, int]:
-    """Run a command with further environment variables; returns its exit code and peak memory in MB."""
-    with subprocess.Popen(
-        words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | variables
-    ) as process:
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:  # Ctrl-C also reaches the stage: wait for it to end
-            process.wait()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss // 1024
 
 
 def _last_lines(log: Path, count: int) -> list[str]:
@@ -249,15 +244,23 @@ def _last_entry(entry: dict[str, Any], directory: Path, fingerprint: str) -> dic
     before = entry.get("before")
     if not before or entry.get("finished") or entry.get("fingerprint") == fingerprint:
         return entry
-    return entry if _has_begun(directory, entry["began"]) else dict(before)
+    return entry if _has_begun(directory, entry.get("replaces")) else dict(before)
 
 
-def _has_begun(directory: Path, began: float) -> bool:
-    """Whether the run in a directory started at or after `began`; an earlier run does not count."""
+def _has_begun(directory: Path, replaces: str | None) -> bool:
+    """Whether a directory holds another manifest than `replaces`, the hash of an earlier run's.
+
+    The content decides, since a clock can be set back between two runs.
+    """
+    return _manifest_hash(directory) not in (None, replaces)
+
+
+def _manifest_hash(directory: Path) -> str | None:
+    """The sha256 of a run's manifest; None without one that can be read."""
     try:
-        return Run.load(directory).started >= began
-    except CheckpointError:
-        return False
+        return hashlib.sha256(read_bytes(directory / MANIFEST)).hexdigest()
+    except (OSError, ValueError):
+        return None
 
 
 def _is_stage(command: AnyCommand | None) -> bool:
@@ -276,17 +279,9 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _content(file: str) -> str:
-    """A hash of a file, or "" for the name of a module."""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else ""
-
-
-def _named_files(config: str) -> list[str]:
-    """Size and modification time of every local file that a config names, such as its dataset."""
-    try:
-        content = parse_yaml(config)
-    except ValueError:  # the stage itself reports it
-        content = None
-    values = content.values() if isinstance(content, dict) else ()
-    names = sorted(v for v in values if isinstance(v, str) and "\n" not in v and Path(v).is_file())
-    return [f"{n}:{Path(n).stat().st_size}:{Path(n).stat().st_mtime_ns}" for n in names]
+def _texts(value: Any) -> list[str]:
+    """Every text in nested mappings and lists of options."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [text for v in inner for text in _texts(v)]
+    return [value] if isinstance(value, str) else []

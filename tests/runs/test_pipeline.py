@@ -353,3 +353,61 @@ def test_a_stage_that_died_while_it_trained_goes_on_unless_it_has_changed(write,
     assert stages.asked == [False, True, False]
     run_pipeline(Pipeline.read(file))
     assert len(stages.asked) == 3
+
+
+def test_clock_set_back_does_not_restart_stage(write, stages, monkeypatch):
+    """A stage is killed while it trains; its clock is an hour behind the pipeline's."""
+    clock = iter(range(10**6, 0, -3600))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    file = str(write(ONE))
+    stages.dies = "training"
+    for _ in range(2):
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+    stages.dies = None
+    run_pipeline(Pipeline.read(file))
+    assert stages.asked == [False, True, True]
+    assert 0 <= Run.load(stages.folder).seconds < 100
+
+
+def test_clock_set_back_does_not_resume_from_replaced_run(write, tmp_path, stages, monkeypatch):
+    """A changed stage dies while it loads; the old run's clock was ahead."""
+    file = str(write(ONE))
+    with monkeypatch.context() as ahead:
+        ahead.setattr("time.time", lambda: 4e9)
+        run_pipeline(Pipeline.read(file))
+    (tmp_path / "stage.yaml").write_text("seed: 2\n")
+    stages.dies = "loading"
+    for _ in range(2):
+        with pytest.raises(ToolkitError, match="stage reward failed"):
+            run_pipeline(Pipeline.read(file))
+    assert stages.asked == [False] * 3
+
+
+@pytest.mark.parametrize("place", ["config", "list", "folder"])
+def test_replaced_data_of_equal_size_and_time_changes_stage(write, tmp_path, place):
+    rows = tmp_path / "data" / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text('{"a": 1}\n')
+    os.utime(rows, (1, 1))
+    value = {"config": rows, "list": f"[x, {rows}]", "folder": rows.parent}[place]
+    file = write(GOOD)
+    (tmp_path / "stage.yaml").write_text(f"dataset_name: {value}\n")
+    before = Pipeline.read(str(file)).fingerprint(0)
+    assert Pipeline.read(str(file)).fingerprint(0) == before
+    os.utime(rows, (2, 2))
+    assert Pipeline.read(str(file)).fingerprint(0) == before
+    (tmp_path / "new").write_text('{"a": 2}\n')
+    (tmp_path / "new").rename(rows)
+    os.utime(rows, (2, 2))
+    assert Pipeline.read(str(file)).fingerprint(0) != before
+
+
+def test_data_named_in_stage_options_changes_stage(write, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    file = str(write(GOOD.replace("runs: [", f"dataset_name: {rows}, runs: [")))
+    before = [Pipeline.read(file).fingerprint(i) for i in range(2)]
+    rows.write_text("{}\n{}\n")
+    after = [Pipeline.read(file).fingerprint(i) for i in range(2)]
+    assert (after[0], after[1] != before[1]) == (before[0], True)

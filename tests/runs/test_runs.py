@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from toolkit.errors import CheckpointError
 from toolkit.runs.listing import BrokenRun, list_runs
 from toolkit.runs.parents import require_adapter
 from toolkit.runs.provenance import commit
+from toolkit.runs.replacing import remove_leftovers
 from toolkit.runs.resuming import CONTENTS, LOSS_FILE, last_checkpoint, list_contents
 from toolkit.runs.run import Run
 
@@ -436,3 +438,22 @@ def test_metrics_survive_a_cut_line(tmp_path):
     run = Run.start(tmp_path, recipe="sft")
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
     assert run.metrics() == [{"step": 1}]
+
+
+def test_leftovers_of_killed_process_are_removed_at_the_next_start(tmp_path):
+    folder = tmp_path / "run"
+    (folder / ".incoming" / "checkpoint-3").mkdir(parents=True)
+    names = (".run.json.4194304999", f".metrics.jsonl.{os.getpid()}", ".pipeline.json.1")
+    for name in (*names, ".notes.txt", "data.1"):
+        (folder / name).write_text("{")
+    Run.start(folder, recipe="sft").finish()
+    left = {f.name for f in folder.iterdir()}
+    assert left == {".lock", ".notes.txt", "README.md", "data.1", "run.json"}
+
+
+def test_unlocked_cleaning_keeps_files_of_running_processes(tmp_path):
+    mine, dead = tmp_path / f".rows.jsonl.{os.getpid()}", tmp_path / ".rows.jsonl.4194304999"
+    for file in (mine, dead):
+        file.write_text("")
+    remove_leftovers(tmp_path, locked=False)
+    assert [f.name for f in tmp_path.iterdir()] == [mine.name]

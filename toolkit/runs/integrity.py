@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,7 @@ HASHED = (
     "value/adapter_model.safetensors",
     "value/head.safetensors",
 )
+HASHED_WHOLE = 256 << 20  # bytes; of larger weight files only the size, head and tail are hashed
 WITHIN_A_RUN = ("value", "ref", "last")  # folders of roles that are saved inside their run
 
 
@@ -61,6 +63,54 @@ def sha256(file: Path) -> str:
     """A file's sha256 in hex."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_of(names: Iterable[str], *, written: Path) -> list[str]:
+    """Name and hash of each local file among `names`, and of the files of each local folder.
+
+    Modification times are not used: a copy has a later one, and a file can be replaced twice within
+    one tick of the clock. Hidden files and checkpoints are left out.
+
+    Args:
+        names: texts, of which those that are no file or folder are ignored.
+        written: a folder that is left out, because its files change while a pipeline runs.
+    """
+    files: set[Path] = set()
+    for path in (Path(n).expanduser() for n in names if n and "\n" not in n and len(n) < 4096):
+        if path.resolve().is_relative_to(written.resolve()):
+            continue
+        if path.is_file():
+            files.add(path)
+        elif path.is_dir():
+            files.update(f for f in path.rglob("*") if f.is_file() and _is_input(f, path))
+    return [f"{file}:{_content_hash(file, _stamp(file))}" for file in sorted(files)]
+
+
+def _is_input(file: Path, folder: Path) -> bool:
+    parts = file.relative_to(folder).parts
+    return not any(part.startswith((".", "checkpoint-")) for part in parts)
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@cache
+def _content_hash(file: Path, stamp: tuple[int, ...]) -> str:
+    """The sha256 of a file; of large weights only the size, head and tail are hashed.
+
+    Args:
+        stamp: a value that changes with the file, so that one process hashes it once.
+    """
+    size = stamp[1]
+    if size <= HASHED_WHOLE or file.suffix != ".safetensors":
+        return sha256(file)
+    with file.open("rb") as stream:
+        digest = hashlib.sha256(f"{size}".encode() + stream.read(1 << 20))
+        stream.seek(-(1 << 20), 2)
+        digest.update(stream.read())
+    return digest.hexdigest()
 
 
 def stray(folder: Path, root: Path) -> str | None:

@@ -11,6 +11,7 @@ from toolkit.reading import read_json
 MANIFEST = "run.json"
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs in its subfolders
 SET_ASIDE, DISCARDED = ".replaced", ".replaced-for-good"
+INCOMING = ".incoming"  # folder in which a checkpoint is written before it gets its name
 REPLACES = "TOOLKIT_REPLACES_UNFINISHED"
 DROPPED_FILE = "dropped_rows.jsonl"  # written while data is read, before a run begins
 # written by some recipes only, so that a later run of another recipe does not overwrite them
@@ -99,6 +100,31 @@ def remove_set_aside(folder: Path) -> None:
     """Remove what was set aside."""
     for name in (SET_ASIDE, DISCARDED):
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, *, locked: bool = True) -> None:
+    """Remove temporary files of processes that were killed while they wrote them.
+
+    Args:
+        locked: no other process writes to the folder, and this one has not begun to.
+    """
+    if locked:
+        shutil.rmtree(folder / INCOMING, ignore_errors=True)
+    for file in folder.glob(".*.[0-9]*"):  # a temporary file's name ends with the process id
+        id = file.suffix[1:]
+        if id.isdigit() and file.is_file() and (locked or not _is_running(int(id))):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process has this id."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def hold_dropped(folder: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, Interrupted
 from toolkit.reading import parse_json, read_bytes, read_json
 from toolkit.runs import replacing
 from toolkit.runs.card import model_card
@@ -20,6 +21,7 @@ from toolkit.runs.integrity import hashes
 from toolkit.runs.locking import LOCK, lock_folder
 from toolkit.runs.provenance import commit, plain, versions
 from toolkit.runs.settings import changed_options, hash_adapter, kept
+from toolkit.runs.signals import raise_interrupt, receive_signals, restore_handlers, signal_of
 
 SCHEMA = 1
 ENSEMBLE, MANIFEST = replacing.ENSEMBLE, replacing.MANIFEST
@@ -55,6 +57,8 @@ class Run:
     inputs: dict[str, str] = field(default_factory=dict)
     resumed: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
+    # time.monotonic() when this process started the run
+    _clock: float | None = field(default=None, repr=False, compare=False)
     _lock: FileLock | None = field(default=None, repr=False, compare=False)
     # the run in the directory that this one replaces, until `begin`
     _replaced: "Run | None" = field(default=None, repr=False, compare=False)
@@ -62,6 +66,8 @@ class Run:
     _resume: str | None = field(default=None, repr=False, compare=False)
     _begun: bool = field(default=False, repr=False, compare=False)
     _in_block: bool = field(default=False, repr=False, compare=False)  # `__exit__` will unlock
+    # the signal handlers before the block
+    _handlers: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def start(
@@ -102,6 +108,7 @@ class Run:
         resume: str | None,
     ) -> "Run":
         found = None
+        replacing.remove_leftovers(path)
         with contextlib.suppress(CheckpointError):
             found = cls.load(path)
         if resume is None or not _within(path, Path(resume)):
@@ -126,6 +133,7 @@ class Run:
             git_commit=commit(),
             started=time.time(),
             _lock=lock,
+            _clock=time.monotonic(),
         )
         run._resume = resume
         work = replacing.checkpoints(run.path) or replacing.members(run.path)
@@ -203,7 +211,7 @@ class Run:
         self.begin()
         weights = hashes(self.path)
         self.state, self.error = "finished", None
-        self.seconds = round(time.time() - self.started, 2)
+        self._take_time()
         self.results |= results
         self.weights = weights
         self.save()
@@ -213,6 +221,11 @@ class Run:
         if not self._in_block:
             self._release()
         return self
+
+    def _take_time(self) -> None:
+        """Record the run's duration, unless the manifest was loaded and holds it."""
+        if self._clock is not None:
+            self.seconds = round(time.monotonic() - self._clock, 2)
 
     def fail(self, error: BaseException) -> None:
         """Mark the run failed with the reason; its checkpoints stay.
@@ -231,7 +244,7 @@ class Run:
             self._release()
             return
         self.state, self.error = "failed", reason
-        self.seconds = round(time.time() - self.started, 2)
+        self._take_time()
         with contextlib.suppress(OSError):  # a full disk must not hide the reason
             self.save()
         self._release()
@@ -246,13 +259,37 @@ class Run:
             self._lock.release()
 
     def __enter__(self) -> "Run":
+        """A signal that stops the process marks the run failed, also while models are loaded."""
+        self._handlers = receive_signals(raise_interrupt)
         self._in_block = True
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None and self.state != "finished":
-            self.fail(error)
-        self._release()
+        """Raises: Interrupted if a signal ended the block."""
+        for number in self._handlers:
+            signal.signal(number, signal.SIG_IGN)  # a further signal must not prevent `fail`
+        stopped = self._interrupted(error) if isinstance(error, KeyboardInterrupt) else None
+        try:
+            if error is not None and self.state != "finished":
+                self.fail(stopped or error)
+        finally:
+            self._release()
+            restore_handlers(self._handlers)
+        if stopped is not None:
+            raise stopped from None
+
+    def _interrupted(self, error: KeyboardInterrupt) -> Interrupted:
+        """The error for a signal outside of training steps, where no checkpoint can be written."""
+        number, written = signal_of(error), replacing.checkpoints(self.path)
+        what, advice = (
+            f"{number.name}: {self.path} was stopped before it finished",
+            "start it again",
+        )
+        if self.state == "finished":
+            what, advice = f"{number.name}: stopped", f"{self.path} is finished"
+        elif self._replaced is None and written:
+            advice = f"{written[-1].name} is complete, continue with --resume_from_checkpoint true"
+        return Interrupted(f"{what}; {advice}", number)
 
     @property
     def settings(self) -> dict[str, Any]:

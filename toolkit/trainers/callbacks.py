@@ -2,10 +2,10 @@
 
 import json
 import math
+import os
 import signal
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ from toolkit.errors import CheckpointError, Interrupted
 from toolkit.reading import parse_json
 from toolkit.runs.resuming import last_checkpoint
 from toolkit.runs.run import Run
+from toolkit.runs.signals import receive_signals, restore_handlers
 
 AFTER_FULL_DISK = (
     "earlier checkpoints are intact. If the disk is full, free space and continue with "
@@ -80,7 +81,7 @@ def _keep_until(step: int, file: Path) -> None:
             continue  # cut short by a crash
         if row.get("step", 0) <= step and "train_runtime" not in row:  # drop the final summary
             kept.append(line)
-    shorter = file.with_suffix(".incoming")
+    shorter = file.with_name(f".{file.name}.{os.getpid()}")
     shorter.write_bytes(b"".join(line + b"\n" for line in kept if step))
     shorter.replace(file)  # atomic, so that no crash loses what was logged
 
@@ -111,10 +112,9 @@ class _StopCallback(TrainerCallback):  # type: ignore[misc]
 
 @contextmanager
 def interruptible(trainer: Trainer) -> Iterator[None]:
-    """Inside the block, Ctrl-C and SIGTERM end training after the current step, with a checkpoint.
+    """Inside the block, a stop signal ends training after the current step, with a checkpoint.
 
-    A second signal ends it at once. Outside the main thread, Python cannot handle signals, so
-    nothing changes there.
+    A second signal ends it at once. See `receive_signals` for the signals.
 
     Raises: Interrupted at the end of the block if a signal came and steps are left.
     """
@@ -125,20 +125,18 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
         second, stop.signal = stop.signal is not None, number
         if second:
             raise KeyboardInterrupt
-        print("stopping after this step, with a checkpoint; repeat to stop at once", flush=True)
+        with suppress(RuntimeError):  # the signal came while the main program was printing
+            print("stopping after this step, with a checkpoint; repeat to stop at once", flush=True)
 
     trainer.add_callback(stop)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
-    handlers = {n: signal.signal(n, receive) for n in numbers}
+    handlers = receive_signals(receive)
     try:
         yield
     except KeyboardInterrupt:
         if not second:
             raise
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        restore_handlers(handlers)
     finished = trainer.state.global_step >= trainer.state.max_steps
     if stop.signal is None or (finished and not second):
         return
