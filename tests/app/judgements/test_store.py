@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -288,3 +289,92 @@ def test_labeler_text_is_truncated_and_printable() -> None:
     assert len(judgement.reason) == 2000
     assert "\0" not in judgement.reason and "x?\nx" in judgement.reason
     assert judgement.likert is None
+
+
+def _with_full_disk(folder: Path, work: Callable[[Path], list[object]]) -> list[object]:
+    """What `work` returns in a process that can make no file longer than 20 kB."""
+    with multiprocessing.get_context("fork").Pool(1, _limit_files) as pool:
+        return pool.apply(work, (folder,))
+
+
+def _limit_files() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing raises an error instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def _read_and_vote(folder: Path) -> list[object]:
+    """Read and vote with a full disk, then vote again once there is space."""
+    store = Store(folder / "j.sqlite")
+    before = [j.id for j in store.all()], store.count(), store.tally().judgements
+    with pytest.raises(DatasetError) as error:
+        store.add(battle("new", "sft", "dpo", "a"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return [*before, store.problem, str(error.value), store.add(battle("new", "sft", "dpo", "a"))]
+
+
+@pytest.mark.parametrize("existing", ["none", "empty file", "closed", "killed writer"])
+def test_full_disk_allows_reading_and_names_what_to_do(tmp_path: Path, existing: str) -> None:
+    file, ids = tmp_path / "j.sqlite", []
+    if existing == "empty file":
+        file.touch()
+    elif existing != "none":
+        Store(file).add(battle("old", "sft", "dpo", "b"))
+        ids = ["old"]
+    if existing == "killed writer":
+        _kill_writer(file)
+        assert file.with_name("j.sqlite-wal").stat().st_size
+        file.with_name("j.sqlite-shm").unlink()
+        ids.append("in WAL")
+    *read, problem, error, stored = _with_full_disk(tmp_path, _read_and_vote)
+    assert read == [ids, len(ids), len(ids)]
+    assert problem is None
+    assert "nothing was stored, because the disk is full or faulty; free some space" in str(error)
+    assert stored
+    assert [j.id for j in Store(file).all()] == [*ids, "new"]
+
+
+def _kill_writer(file: Path) -> None:
+    """Store a judgement in a process that is killed before SQLite moves it from the WAL."""
+    child = os.fork()
+    if child == 0:
+        db = sqlite3.connect(file, isolation_level=None)
+        db.execute(INSERT, as_row(battle("in WAL", "sft", "dpo", "a")))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_read_only_folder_with_rows_in_wal_can_be_read() -> None:
+    with tempfile.TemporaryDirectory() as name:  # other users cannot enter tmp_path
+        folder = Path(name)
+        file = folder / "j.sqlite"
+        Store(file).add(battle("old", "sft", "dpo", "b"))
+        _kill_writer(file)
+        (folder / "j.sqlite-shm").unlink()
+        for path in (*folder.iterdir(), folder):
+            path.chmod(0o555)
+        try:
+            _, ids, _, error = _as_nobody(partial(_try, file))
+        finally:
+            folder.chmod(0o755)
+        assert ids == ["old", "in WAL"]
+        assert error == READ_ONLY.format(path=file)
+
+
+def test_locked_file_names_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.app.judgements.store.LOCK_TIMEOUT_S", 0.05)
+    store = Store(tmp_path / "j.sqlite")
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert store.count() == 0
+    with pytest.raises(DatasetError, match="another program has locked it; close that program"):
+        store.add(battle("new", "sft", "dpo", "a"))
+    other.execute("ROLLBACK")
+    assert store.add(battle("new", "sft", "dpo", "a"))
+
+
+def test_deleted_file_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.sqlite")
+    store.path.unlink()
+    assert store.all() == []
+    assert store.add(battle("new", "sft", "dpo", "a"))
+    assert store.count() == 1

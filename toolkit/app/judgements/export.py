@@ -16,6 +16,7 @@ from toolkit.data.ranking import group_id, labels_of, pairs_of, read_ranked
 from toolkit.data.row_errors import RowError
 from toolkit.options.config import shipped_configs
 from toolkit.recipe import recipes
+from toolkit.runs.replacing import remove_leftovers
 from toolkit.world import BASE_NAME
 
 PREFERENCE, RANKED, UNPAIRED = "preference.jsonl", "ranked.jsonl", "unpaired.jsonl"
@@ -44,6 +45,7 @@ class Export:
         Raises: OSError if the folder cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder, locked=False)
         written = []
         for name, lines in self.lines.items():
             file = folder / name
@@ -51,9 +53,12 @@ class Export:
                 file.unlink(missing_ok=True)  # from an earlier export
                 continue
             temporary = folder / f".{name}.{os.getpid()}"
-            with temporary.open("w", encoding="utf-8") as out:
-                out.writelines(lines)
-            os.replace(temporary, file)
+            try:
+                with temporary.open("w", encoding="utf-8") as out:
+                    out.writelines(lines)
+                os.replace(temporary, file)
+            finally:
+                temporary.unlink(missing_ok=True)
             written.append(file)
         return written
 

@@ -1,14 +1,17 @@
 """The judgements on disk: one SQLite file that several processes can write at the same time."""
 
+import errno
 import functools
 import json
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from toolkit.app.judgements.judgement import Judgement, Reply
@@ -22,6 +25,14 @@ READ_ONLY = (
     "{path}: not writable, so judgements cannot be stored; start the app with --judgements FILE "
     "in a writable folder"
 )
+FULL = "nothing was stored, because the disk is full or faulty; free some space and try again"
+REASONS = {  # SQLite's primary error codes
+    sqlite3.SQLITE_FULL: FULL,
+    sqlite3.SQLITE_IOERR: FULL,
+    sqlite3.SQLITE_BUSY: "another program has locked it; close that program and try again",
+    sqlite3.SQLITE_READONLY: READ_ONLY.removeprefix("{path}: "),
+}
+DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 COLUMNS = (
     *("id", "kind", "prompt", "replies", "sampling", "base", "verdict", "ranks", "likert"),
     *("flags", "reason", "labeler", "time"),
@@ -55,26 +66,28 @@ class Tally:
         return sum(self.verdicts.values()) + self.rankings
 
 
+class DiskFullError(DatasetError):
+    """A judgement cannot be stored because there is no space for it."""
+
+
 class Store:
     """Judgements in one file. Safe to use from several threads and processes."""
 
     def __init__(self, path: Path) -> None:
         """Open the file, or create it if it does not exist.
 
-        If the file is not writable, `problem` contains the reason: reading works, `add` raises.
+        If the file is not writable, `problem` contains the reason: reading works, `add` raises. The
+        same holds while the disk is full; `add` works again once there is space.
 
         Raises: DatasetError if the file is damaged, belongs to another program or to a later
             version. The file is not modified then.
         """
         self.path = path
         self.problem = None if _writable(path) else READ_ONLY.format(path=path)
-        if path.exists() and (not path.is_file() or path.stat().st_size):
-            self._inspect()
-        if self.problem is not None:
-            return
-        with self._errors():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._create_table()
+        self._created = not self._is_missing() and self._inspect() > 0
+        if not self._created and self.problem is None:
+            with suppress(DiskFullError):  # `add` tries again
+                self._create_table()
 
     def add(self, judgement: Judgement) -> bool:
         """Store a judgement; it is on the disk when this returns.
@@ -85,7 +98,9 @@ class Store:
         """
         if self.problem is not None:
             raise DatasetError(self.problem)
-        with self._connection() as db:
+        if self._is_missing() or not self._created:
+            self._create_table()
+        with self._connection(write=True) as db:
             db.execute("BEGIN IMMEDIATE")  # no other process writes between SELECT and INSERT
             stored = _find(db, judgement.id)
             if stored is None:
@@ -128,8 +143,8 @@ class Store:
         ranked = sum(len(json.loads(row[0])) for row in ranks)
         return Tally({v: n for v, n in verdicts}, len(ranks), ranked, prompts, labelers)
 
-    def _inspect(self) -> None:
-        """Check an existing file before anything is written to it."""
+    def _inspect(self) -> int:
+        """Check an existing file before anything is written to it; returns its schema version."""
         with self._connection() as db:
             application = db.execute("PRAGMA application_id").fetchone()[0]
             version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -146,10 +161,13 @@ class Store:
                 f"{self.path}: schema version {version} is newer than {VERSION}, the version of "
                 "this program; update the program or choose another file"
             )
+        return int(version)
 
     def _create_table(self) -> None:
         """Create the table unless another process has created it."""
-        with self._connection() as db:
+        with self._errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._connection(write=True) as db:
             _enable_wal(db)
             db.execute("BEGIN IMMEDIATE")
             if db.execute("PRAGMA user_version").fetchone()[0] == 0:
@@ -157,22 +175,43 @@ class Store:
                 db.execute(f"PRAGMA application_id = {APPLICATION}")
                 db.execute(f"PRAGMA user_version = {VERSION}")
             db.execute("COMMIT")
+        self._created = True
+
+    def _is_missing(self) -> bool:
+        return not self.path.exists() or (self.path.is_file() and not self.path.stat().st_size)
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
         """A connection for one call: SQLite ties a connection to the thread that opened it."""
-        missing = self.problem is not None and not self.path.exists()
-        uri = "file::memory:" if missing else self._uri()
-        with self._errors():
-            db = sqlite3.connect(uri, timeout=LOCK_TIMEOUT_S, isolation_level=None, uri=True)
+        with self._errors(), ExitStack() as stack:
+            db = self._connect() if write else self._reader(stack)
             try:
                 db.row_factory = sqlite3.Row
                 db.execute("PRAGMA synchronous = FULL")  # a commit waits for the disk
-                if missing:
-                    db.execute(TABLE)  # reading gives no judgements
                 yield db
             finally:
                 db.close()  # rolls back what was not committed
+
+    def _reader(self, stack: ExitStack) -> sqlite3.Connection:
+        """A connection that reads, also where SQLite cannot write its files beside the database."""
+        db = sqlite3.connect(":memory:") if self._is_missing() else self._connect()
+        try:
+            return _with_table(db)
+        except sqlite3.OperationalError as error:
+            db.close()
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+                raise
+        if self.problem is None:  # a full disk: one process alone keeps the index in memory
+            db = self._connect()
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            return _with_table(db)
+        folder = Path(stack.enter_context(TemporaryDirectory()))  # read-only, with rows in the WAL
+        for name in (self.path.name, f"{self.path.name}-wal"):
+            shutil.copyfile(self.path.with_name(name), folder / name)
+        return _with_table(sqlite3.connect(folder / self.path.name))
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._uri(), timeout=LOCK_TIMEOUT_S, isolation_level=None, uri=True)
 
     def _uri(self) -> str:
         """The file as a URI; `immutable` stops a WAL-mode reader from writing files beside it."""
@@ -185,11 +224,17 @@ class Store:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise DatasetError(f"{self.path}: cannot be used ({error})") from error
+            code = error.sqlite_errorcode & 0xFF
+            kind = DiskFullError if code in DISK_FULL else DatasetError
+            reason = REASONS.get(
+                code, "see whether the file and its folder can be read and written"
+            )
+            raise kind(f"{self.path}: cannot be used ({error}): {reason}") from error
         except (sqlite3.DatabaseError, ValueError, TypeError, KeyError) as error:
             raise self._damaged(str(error)) from error
         except OSError as error:
-            raise DatasetError(f"{self.path}: cannot be used ({error.strerror})") from error
+            kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DatasetError
+            raise kind(f"{self.path}: cannot be used ({error.strerror})") from error
 
     def _damaged(self, reason: str) -> DatasetError:
         return DatasetError(
@@ -202,6 +247,13 @@ def _writable(path: Path) -> bool:
     """Whether the file, and the files that SQLite puts beside it, can be created and written."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     return os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+
+
+def _with_table(db: sqlite3.Connection) -> sqlite3.Connection:
+    """The connection, with an empty table in memory if the file has none yet."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'judgements'").fetchone():
+        db.execute(TABLE.replace("CREATE", "CREATE TEMP", 1))
+    return db
 
 
 def _enable_wal(db: sqlite3.Connection) -> None:
