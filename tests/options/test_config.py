@@ -8,6 +8,9 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import ParentArguments
 from toolkit.options.command_line import parse
+from toolkit.options.config import options_of
+from toolkit.options.old_names import INSTEAD, RENAMED
+from toolkit.recipe import recipes
 
 CLASSES = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, ParentArguments)
 
@@ -46,6 +49,17 @@ def test_yaml_then_command_line(read):
         ("use_peft: 5", "`use_peft` must be bool, got 5 (int)"),
         ("dtype: floatt16", "`dtype` must be one of auto, bfloat16"),
         ("lora_rr: 3", "unknown option `lora_rr`; did you mean `lora_r`?"),
+        ("evaluation_strategy: steps", "`evaluation_strategy`; its name is `eval_strategy`"),
+        ("max_seq_length: 128", "unknown option `max_seq_length`; its name is `max_length`"),
+        ("torch_dtype: float16", "unknown option `torch_dtype`; its name is `dtype`"),
+        ("per_gpu_train_batch_size: 2", "its name is `per_device_train_batch_size`"),
+        ("no_cuda: true", "unknown option `no_cuda`; its name is `use_cpu`"),
+        ("lora_modules: [q]", "unknown option `lora_modules`; its name is `lora_target_modules`"),
+        ("bnb_4bit_dtype: bfloat16", "its name is `dtype` (`dtype` is also the compute type"),
+        ("warmup_ratio: 0.1", "its name is `warmup_steps` (a value below 1 is a share of all"),
+        ("tokenizer: x", "unknown option `tokenizer`; remove it: the tokenizer is the base's"),
+        ("overwrite_output_dir: true", "remove it: a new run replaces a finished run"),
+        ("ppo_epochs: 4", "unknown option `ppo_epochs`"),  # not an option of this command
         ("learning_rate: fast", "`learning_rate` must be float"),
         ("lora_target_modules: [q_proj, 3]", "`lora_target_modules`[1] must be str"),
         ("datasets: [{path: x, nam: y}]", "unknown option `nam`; did you mean `name`?"),
@@ -70,7 +84,13 @@ def test_wrong_yaml_is_one_clear_line(read, text, message):
     ("words", "message"),
     [
         (["--lora_r", "x"], "invalid int value: 'x'"),
-        (["--nothing", "1"], "--nothing"),
+        (["--nothing", "1"], "unknown option `--nothing`; --help lists the options"),
+        (
+            ["--evaluation_strategy", "steps"],
+            "`--evaluation_strategy`; its name is `eval_strategy`",
+        ),
+        (["--max-seq-length=9"], "unknown option `--max-seq-length`; its name is `max_length`"),
+        (["--learning_rat", "1"], "`--learning_rat`; did you mean `learning_rate`?"),
         (["--learning_rate", "nan"], "--learning_rate must be a finite number, got nan"),
         (["--max_grad_norm", "inf"], "--max_grad_norm must be a finite number, got inf"),
         (["--config"], "needs the path"),
@@ -171,3 +191,13 @@ def test_the_command_line_does(read):
     assert training.trust_remote_code is True
     _, training, *_ = read("lora_r: 8")
     assert training.trust_remote_code is False
+
+
+def test_old_names_lead_to_options_that_exist():
+    """Every current name is an option of a recipe, and no old name is one of SFT's."""
+    known = {
+        recipe: options_of(command.argument_classes()) for recipe, command in recipes().items()
+    }
+    every = set().union(*known.values())
+    assert set(RENAMED.values()) <= every
+    assert not (RENAMED.keys() | INSTEAD.keys()) & known["sft"].keys()

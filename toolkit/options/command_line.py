@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from toolkit.errors import ConfigError, Interrupted, ToolkitError
-from toolkit.options.config import is_local_path, one_line, options_of, read_config
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.options.config import better_name, is_local_path, one_line, options_of, read_config
 
 
 def parse(
@@ -40,9 +40,15 @@ def parse(
             raise ConfigError(f"command line: {message}; --help lists the options")
 
     words = _split_config_flag(list(sys.argv[1:] if argv is None else argv))
+    known = options_of(dataclass_types)
     parser = StrictParser(dataclass_types, description=description, allow_abbrev=False, prog=prog)
     parser.formatter_class = _PlainHelp(parser.formatter_class)
     parser.add_argument("--config", help="YAML file with any of the options below")
+    for word in words:
+        name = word.split("=", 1)[0]
+        if name.startswith("--") and name not in parser._option_string_actions:
+            hint = better_name(name[2:], known) or "; --help lists the options"
+            raise ConfigError(f"command line: unknown option `{name}`{hint}")
     values: dict[str, Any] = {}
     if "--config" in words:
         values = read_config(_config_path(words), dataclass_types)
@@ -90,7 +96,7 @@ def run_cli(
         if os.environ.get("TOOLKIT_TRACEBACK", "0") != "0":
             traceback.print_exc()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 128 + error.signal if isinstance(error, Interrupted) else 2
+        return error.exit_code
     except Exception as error:
         if not _disk_is_full(error):
             raise

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ConfigError
+from toolkit.options.old_names import current_name
 from toolkit.reading import MAX_YAML_BYTES, parse_json, parse_yaml, read_text
 
 # recipes, configs and app.py: inside the installed package, or at the top of a clone
@@ -79,7 +80,7 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
             raise ConfigError(f"{path}: `env` is not supported; set the variables in your shell")
         if key not in known:
             raise ConfigError(
-                f"{path}: unknown option `{str(key)[:80]}`{_did_you_mean(key, known)}"
+                f"{path}: unknown option `{str(key)[:80]}`{better_name(key, known)}"
             )
         hint, choices = known[key]
         if key == "resume_from_checkpoint" and isinstance(value, bool):  # documented as a boolean
@@ -210,6 +211,12 @@ def _name(option: Any) -> str:
 def _did_you_mean(key: Any, known: typing.Iterable[str]) -> str:
     close = difflib.get_close_matches(str(key), known, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def better_name(key: Any, known: typing.Collection[str]) -> str:
+    """A hint for the end of a message: the current name of an old option, or a similar name."""
+    current = current_name(str(key), known)
+    return _did_you_mean(key, known) if current is None else f"; {current}"
 
 
 def one_line(error: BaseException) -> str:
