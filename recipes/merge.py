@@ -30,6 +30,7 @@ def main(merge, model) -> Run:
     from toolkit.models.arguments import reject_adapter_options
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.export_merged import (
+        dequantized,
         merge_into_base,
         probe_logits,
         require_full_precision,
@@ -51,6 +52,7 @@ def main(merge, model) -> Run:
             model, parent=merge.parent, trust_remote_code=merge.trust_remote_code
         )
         run.base = fingerprint(model, tokenizer)
+        base = dequantized(base, dtype=torch.float32)
         adapted = adapted_base(base, run.base, merge.parent)
         before = probe_logits(adapted, tokenizer)
         merged = merge_into_base(adapted, dtype=getattr(torch, model.dtype))

@@ -57,6 +57,7 @@ class Training:
             self.model,
             parent=self.parent or next(iter(self.rewards), None),
             trust_remote_code=self.args.trust_remote_code,
+            resume=self.resume,
         )
 
     @cached_property

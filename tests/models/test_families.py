@@ -1,5 +1,7 @@
 """Model families with special logits, caches or randomness, compared with the models themselves."""
 
+import shutil
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -14,6 +16,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GraniteConfig,
+    GraniteMoeHybridConfig,
     HyperCLOVAXConfig,
     Lfm2Config,
     LlamaConfig,
@@ -27,6 +30,7 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
+from tests.models.methods import call
 from toolkit.app.workbench import Workbench
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
@@ -34,6 +38,7 @@ from toolkit.models.passes import collate, completion_logprobs
 from toolkit.models.roles import POLICY, Roles
 from toolkit.models.runtime import disable_dropout
 from toolkit.ppo.roles import load_ppo_roles
+from toolkit.runs.run import Run
 from toolkit.sampling.compatibility import check_supported
 from toolkit.sampling.decoding import decode
 from toolkit.sampling.row_batch import Row, RowBatch
@@ -238,3 +243,22 @@ def test_adapter_on_experts_cannot_mix():
     roles.create("attention", LoraConfig(r=2, target_modules=["q_proj"]))
     assert not roles.can_mix(POLICY)
     assert roles.can_mix("attention") and roles.can_mix(None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", [0, 2])
+def test_granite_hybrid_trains_with_and_without_experts(experts, tiny_base, tmp_path):
+    """TRL's load-balancing loss reads `num_experts`, which this family does not have."""
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = GraniteMoeHybridConfig(
+        **SHAPE | {"vocab_size": 512, "num_local_experts": experts},
+        layer_types=["mamba", "attention"],
+        shared_intermediate_size=32,
+        mamba_n_heads=4,
+        mamba_d_state=8,
+        mamba_n_groups=1,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    options = {"lora_target_modules": "all-linear", "max_steps": 1, "max_rows": 8}
+    assert call("sft", tmp_path / "run", base, **options) == 0
+    assert Run.load(tmp_path / "run").results["steps"] == 1

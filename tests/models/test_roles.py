@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -340,3 +341,22 @@ def test_mixed_rows_equal_separate_passes(ppo_roles, batch):
 def test_lora_with_bias_is_rejected(model_config):
     with pytest.raises(CheckpointError, match="biases of the base"):
         fresh_roles(model_config).create(POLICY, lora(bias="all"))
+
+
+@pytest.mark.filterwarnings("ignore:.*lora_bias")
+@pytest.mark.parametrize("option", [{"alora_invocation_tokens": [5]}, {"lora_bias": True}, {}])
+def test_only_kinds_that_peft_merges_are_merged_for_sampling(model_config, option):
+    roles = fresh_roles(model_config)
+    roles.create(POLICY, lora(**option))
+    with roles.merged(POLICY):
+        layers = [m for m in roles.model.modules() if isinstance(m, LoraLayer)]
+        assert any(layer.merged for layer in layers) == (not option)
+
+
+def test_saved_adapter_config_has_sorted_layers(model_config, tmp_path):
+    roles = fresh_roles(model_config)
+    roles.create(POLICY, lora(modules_to_save=None))
+    roles.save(POLICY, tmp_path)
+    names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(names) == 14
+    assert names == sorted(names)

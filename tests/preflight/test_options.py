@@ -165,3 +165,19 @@ def test_pretrain_rejects_empty_layers(capsys, tmp_path):
     words = ["--output_dir", str(tmp_path / "base"), "--max_steps", "1", "--hidden_size", "0"]
     with pytest.raises(ConfigError, match="pretrain: `hidden_size` must be at least 1, got 0"):
         pretrain.main(*parse(pretrain.arguments(), words))
+
+
+@pytest.mark.parametrize("recipe", ["sft", "ppo"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("use_liger_kernel", "`use_liger_kernel` needs the package liger-kernel, which is not"),
+        ("push_to_hub", "`push_to_hub` needs the hub and a token that may write to it"),
+    ],
+)
+def test_option_that_fails_after_training_stops_at_the_start(recipe, option, message, tmp_path):
+    config = f"recipes/configs/world/{recipe}.yaml"
+    words = ["--config", config, f"--{option}", "true", "--output_dir", str(tmp_path)]
+    args = parse(find_recipe(recipe).argument_classes(), words)[1]
+    with pytest.raises(ConfigError, match=message):
+        try_training_options(recipe, args)

@@ -9,11 +9,14 @@ import sys
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from trl import ModelConfig
 
 from tests.conftest import ROOT, fresh_roles, lora, randomise
 from tests.models.methods import call
 from toolkit.cli import run
+from toolkit.errors import CheckpointError
+from toolkit.models.export_merged import dequantized
 from toolkit.models.roles import POLICY
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.recipe import find
@@ -201,3 +204,60 @@ def test_documented_peft_lines_answer(tiny_base, sft_run, tmp_path):
     )
     assert "Who are you?" in process.stdout
     assert "'role': 'assistant'" in process.stdout
+
+
+@pytest.mark.slow
+def test_adapter_on_stored_4_bit_base_merges_into_dequantized_weights(tiny_base, tmp_path):
+    """The merged logits are those of PEFT on the dequantized base."""
+    stored = tmp_path / "stored"
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    quantized = AutoModelForCausalLM.from_pretrained(
+        tiny_base, quantization_config=settings, device_map="cpu", dtype=torch.float32
+    )
+    quantized.save_pretrained(stored)
+    load_tokenizer(str(tiny_base)).save_pretrained(stored)
+    roles = fresh_roles(ModelConfig(model_name_or_path=str(stored), dtype="float32"))
+    roles.create(POLICY, lora())
+    randomise(roles, POLICY, seed=1)
+    roles.save(POLICY, tmp_path / "sft")
+    assert merge(tmp_path / "sft", tmp_path / "merged", stored) == 0
+    plain = quantized.dequantize(dtype=torch.float32)
+    expected = logits(PeftModel.from_pretrained(plain, tmp_path / "sft"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits(merged), expected, rtol=0, atol=2e-5)
+    assert getattr(merged.config, "quantization_config", None) is None
+
+
+def test_base_whose_quantization_cannot_be_undone_names_a_way_out(pristine, monkeypatch):
+    def dequantize(self, dtype=None):
+        raise NotImplementedError("no implementation")
+
+    monkeypatch.setattr(type(pristine), "dequantize", dequantize)
+    pristine.config.quantization_config = {"quant_method": "gptq"}
+    with pytest.raises(
+        CheckpointError, match=r"stored quantized with gptq, .* use base and adapter"
+    ):
+        dequantized(pristine, dtype=torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:.*lora_bias")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),
+        (
+            {"lora_bias": True},
+            "the adapter cannot be merged (Impossible to merge LoRA with `lora_bias",
+        ),
+    ],
+)
+def test_merge_rejects_kinds_that_cannot_be_merged(
+    option, message, tiny_base, model_config, tmp_path, capsys
+):
+    roles = fresh_roles(model_config)
+    roles.create(POLICY, lora(**option))
+    roles.save(POLICY, tmp_path / "sft")
+    assert merge(tmp_path / "sft", tmp_path / "merged", tiny_base) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error

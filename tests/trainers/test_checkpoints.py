@@ -1,6 +1,7 @@
 """Checkpoints are complete or absent; a signal ends a run without loss."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -415,3 +416,30 @@ def test_save_model_elsewhere_writes_finished_run(make_ppo_roles, tokenizer, tmp
     run, elsewhere = (files(tmp_path / name) for name in ("run", "elsewhere"))
     assert set(elsewhere) <= set(run)
     assert {"adapter_model.safetensors", "last", "value"} <= set(elsewhere)
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_pickle_that_cannot_be_loaded_is_one_line(run, ppo_roles, tokenizer, tmp_path, file):
+    """A pickle that would run code, as another program may have written it."""
+    checkpoint, proof = run / "checkpoint-4", tmp_path / "code-ran"
+    torch.save({"state": Payload(proof)}, checkpoint / file)
+    list_contents(checkpoint)
+    trainer = make(ppo_roles, tokenizer, prompts(), run, save_strategy="no")
+    with pytest.raises(CheckpointError, match=f"checkpoint-4: .*{file}.* is damaged"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert not proof.exists()
+
+
+class Payload:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_checkpoint_lists_layers_in_order(run):
+    config = json.loads((run / "checkpoint-8" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])

@@ -94,10 +94,18 @@ def write_adapter(folder: Path, config: PeftConfig, weights: dict[str, Tensor]) 
     """Write an adapter's weights and config in PEFT's format."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+    sort_sets(config)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     inference, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(folder))
     config.inference_mode = inference
+
+
+def sort_sets(config: PeftConfig) -> None:
+    """Make sets, such as `target_modules`, sorted lists: a set's order changes from run to run."""
+    for name, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
 
 
 def as_lora(

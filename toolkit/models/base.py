@@ -17,9 +17,13 @@ from transformers import (
 
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.arguments import ModelArguments
+from toolkit.models.fixed_date import without_date
 from toolkit.models.tokenizer import has_tokenizer, load_tokenizer, saved_template, stop_ids
+from toolkit.models.vocabulary import check_vocabulary
+from toolkit.models.weight_files import CONVERT, weight_files
 from toolkit.options.config import is_local_path
 from toolkit.reading import read_json
+from toolkit.runs.integrity import HASHED_WHOLE
 from toolkit.runs.run import write_json
 from toolkit.world import resolve_base
 
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 BASE_FILE = "base.json"
-HASHED_WHOLE = 256 << 20  # bytes; of larger weight files only the size, head and tail are hashed
 _NOTES = ("id", "dtype")  # recorded for the reader, not compared
 
 
@@ -57,6 +60,8 @@ def load_base(
             f"model_revision: {model.model_revision} is for models of the hub, but {name} is a folder; "
             "remove the option"
         )
+    if Path(name).is_dir():
+        weight_files(Path(name))
     kwargs = _loading_options(model) | {"trust_remote_code": trust_remote_code}
     if parent is not None:
         check_template(Path(parent))
@@ -82,7 +87,11 @@ def load_base(
             "; if you trust its code, add --trust_remote_code true to a recipe (not to the app)"
         )
         advice = advice if "trust_remote_code" in str(error) else ""
+        if "safetensors" in str(error):
+            convert = CONVERT.format(old=name, new=f"{Path(name).name}-safetensors")
+            advice = f". Pickles (.bin) are never opened, because they can run code; {convert}"
         raise CheckpointError(f"{name}: cannot load the base model ({reason}){advice}") from error
+    check_vocabulary(tokenizer, int(base.get_input_embeddings().weight.shape[0]), name)
     devices = {str(device) for device in getattr(base, "hf_device_map", {}).values()}
     if len(devices) > 1:
         raise ConfigError(
@@ -93,6 +102,7 @@ def load_base(
         base.to("cuda")
     base.requires_grad_(False)
     _keep_backward_on_cpu(base)
+    _name_experts(base)
     base.config.pad_token_id = tokenizer.pad_token_id
     if not scalar:
         # with a hub model's own defaults (a repetition penalty, top-k) the sampled distribution
@@ -106,9 +116,13 @@ def load_base(
 
 
 def base_tokenizer(
-    model: "ModelConfig", *, parent: str | Path | None, trust_remote_code: bool
+    model: "ModelConfig",
+    *,
+    parent: str | Path | None,
+    trust_remote_code: bool,
+    resume: str | None = None,
 ) -> PreTrainedTokenizerBase:
-    """The base's tokenizer alone, with the parent's chat template. Arguments as for `load_base`.
+    """The base's tokenizer alone, with the parent's chat template. Arguments as for `load_tokenizer`.
 
     Raises: CheckpointError if it cannot be loaded; ConfigError if `load_tokenizer` raises it.
     """
@@ -121,6 +135,7 @@ def base_tokenizer(
             chat_template=model.chat_template,
             parent=parent,
             trust_remote_code=trust_remote_code,
+            resume=resume,
         )
     except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -179,6 +194,20 @@ def _keep_backward_on_cpu(base: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def _name_experts(base: PreTrainedModel) -> None:
+    """Give the number of experts the name that TRL's load-balancing loss reads: `num_experts`.
+
+    Some families (Granite, PhiMoE) have `num_local_experts` only. Without experts there is no such loss.
+    """
+    config = base.config.get_text_config()
+    experts = getattr(config, "num_local_experts", None)
+    if experts is None or hasattr(config, "num_experts"):
+        return
+    config.num_experts = experts
+    if experts == 0 and hasattr(config, "router_aux_loss_coef"):
+        config.router_aux_loss_coef = 0.0
+
+
 def fingerprint(model: "ModelConfig", tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The properties of a base that an adapter depends on.
 
@@ -197,7 +226,7 @@ def fingerprint(model: "ModelConfig", tokenizer: PreTrainedTokenizerBase) -> dic
         "weights": _weights_hash(name, model.model_revision),
         "quantization": quantization,
         "tokenizer": _digest(vocabulary.encode()),
-        "chat_template": _digest(str(tokenizer.chat_template).encode()),
+        "chat_template": _digest(without_date(str(tokenizer.chat_template)).encode()),
     }
 
 
@@ -230,7 +259,7 @@ def check_template(folder: Path) -> None:
     if trained is None or several or not has_tokenizer(folder):
         return
     template = saved_template(folder)
-    if _digest(str(template).encode()) != trained:
+    if _digest(without_date(str(template)).encode()) != trained:
         state = "is empty" if template == "" else "was changed after the run was trained"
         raise CheckpointError(
             f"{folder}: its chat template {'is missing' if template is None else state}; put "
@@ -279,10 +308,7 @@ def _weights_hash(name: str, revision: str | None) -> str:
         commit = Path(cached).parent.name if isinstance(cached, str) else "unknown"
         return f"{name}@{commit}"
     digest = hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{name}: no weight files (*.safetensors) in this folder")
-    for file in files:
+    for file in weight_files(folder):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:

@@ -16,6 +16,11 @@ from toolkit.models.arguments import ModelArguments
 from toolkit.models.heads import HEAD_FILE
 
 PRECISIONS = ("float32", "bfloat16")
+NOT_MERGED = {  # options of LoRA
+    "alora_invocation_tokens": "an activated LoRA, which acts on some tokens only",
+    "arrow_config": "an Arrow router of several LoRAs",
+    "use_qalora": "a QALoRA",
+}
 PROBE = (
     "What does the merged model answer, token by token, that base and adapter do not?"  # any text
 )
@@ -53,6 +58,38 @@ def require_mergeable(run: str | Path) -> None:
             f"{folder} is a {config.peft_type.value} adapter, whose virtual tokens cannot be merged into "
             "a weight; use it with PEFT"
         )
+    for option, name in NOT_MERGED.items():
+        if getattr(config, option, None):
+            raise CheckpointError(
+                f"{folder} is {name} (`{option}`), which PEFT cannot merge into a weight; use it with PEFT"
+            )
+
+
+def dequantized(base: PreTrainedModel, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The base with its weights in `dtype`, if they are stored quantized.
+
+    These are the weights that an adapter on the base was trained on, so nothing is lost.
+
+    Raises: CheckpointError for a quantization that the library cannot undo.
+    """
+    settings = getattr(base.config, "quantization_config", None)
+    if settings is None:
+        return base
+    try:
+        base = base.dequantize(dtype=dtype)
+        base._weight_conversions = (
+            None  # else the library tries to save the weights quantized again
+        )
+        return base
+    except (NotImplementedError, ValueError, ImportError) as error:
+        details = settings if isinstance(settings, dict) else settings.to_dict()
+        method = details.get("quant_method", "an unknown method")
+        raise CheckpointError(
+            f"{base.config.name_or_path}: its weights are stored quantized with "
+            f"{getattr(method, 'value', method)}, which transformers cannot undo, so no adapter can be "
+            "merged into them; use base and adapter together with PEFT, or train the adapter again on "
+            "the unquantized model"
+        ) from error
 
 
 def merge_into_base(model: PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
@@ -60,15 +97,10 @@ def merge_into_base(model: PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
 
     Sums are computed in float32 and rounded once to `dtype`.
 
-    Raises: CheckpointError where a sum is not finite, the base's weights are stored quantized, or the
+    Raises: CheckpointError where a sum is not finite, PEFT cannot merge this kind of adapter, or the
         adapter changes one of two tied weights, since a checkpoint stores them once.
     """
     base: PreTrainedModel = model.get_base_model()
-    if getattr(base.config, "quantization_config", None) is not None:
-        raise CheckpointError(
-            "the base's own weights are stored quantized, and adapters are not merged into rounded "
-            "weights; use the model from which they were quantized"
-        )
     changed = [
         m for m in base.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)
     ]
@@ -86,8 +118,11 @@ def merge_into_base(model: PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
         inner.float()
         try:
             layer.merge(safe_merge=True)
-        except ValueError as error:
-            raise CheckpointError(f"the adapter cannot be merged ({error})") from error
+        except (ValueError, RuntimeError) as error:  # NotImplementedError too
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"the adapter cannot be merged ({reason}); use base and adapter together with PEFT"
+            ) from error
         inner.to(dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All adapters are already merged")

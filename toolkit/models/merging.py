@@ -57,4 +57,6 @@ def _is_mergeable(layer: BaseTunerLayer, name: str, tied: Tensor) -> bool:
     if not isinstance(layer, LoraLinear) or name not in layer.lora_A:
         return False
     weight = layer.get_base_layer().weight
-    return weight.dtype == torch.float32 and weight is not tied and not layer.lora_bias[name]
+    # of the variants, PEFT merges DoRA only
+    plain = not layer.lora_bias[name] and (name not in layer.lora_variant or layer.use_dora[name])
+    return weight.dtype == torch.float32 and weight is not tied and plain

@@ -8,6 +8,7 @@ from toolkit.data.encoding import render, special_tokens
 from toolkit.data.messages import assistant, user
 from toolkit.data.row_errors import RowError
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.fixed_date import fix_date, without_date
 from toolkit.reading import read_json, read_text
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -47,6 +48,7 @@ def load_tokenizer(
     chat_template: str | None = None,
     parent: str | Path | None = None,
     trust_remote_code: bool = False,
+    resume: str | Path | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load a base's tokenizer: left padding, and as EOS the token that ends a turn of its template.
 
@@ -59,6 +61,7 @@ def load_tokenizer(
         chat_template: `chatml`, `plain`, a Jinja file, or `thinking` for the tokenizer's own with
             thinking enabled; None for the tokenizer's own, with thinking disabled.
         parent: a run whose adapter training or sampling starts from; its chat template is used.
+        resume: the checkpoint that a run resumes from; the date in its chat template is used.
 
     Raises: CheckpointError without an EOS token; ConfigError for a template that cannot be used or
         differs from the parent's.
@@ -72,6 +75,10 @@ def load_tokenizer(
         tokenizer.chat_template = _parent_template(tokenizer, Path(parent), chat_template)
     else:
         tokenizer.chat_template = _new_template(tokenizer, chat_template)
+    if isinstance(tokenizer.chat_template, str):
+        has_saved = resume is not None and has_tokenizer(Path(resume))
+        saved = saved_template(Path(str(resume))) if has_saved else None
+        tokenizer.chat_template = fix_date(tokenizer.chat_template, saved=saved)
     end = _end_of_turn(tokenizer)
     pad_by_eos(tokenizer)
     if end is not None:
@@ -123,7 +130,7 @@ def _parent_template(
     if option is not None:
         chosen = _checked(tokenizer, option)
         quiet = chosen if option == THINKING else _without_thinking(tokenizer, chosen)
-        if template not in (chosen, quiet):
+        if template is None or without_date(template) not in (chosen, quiet):
             raise ConfigError(
                 f"chat_template: {option} is not the template that {parent} was trained with; remove "
                 "the option to use the parent's"

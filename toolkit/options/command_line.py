@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import math
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -97,6 +98,9 @@ def run_cli(
             traceback.print_exc()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
         if not _disk_is_full(error):
             raise

@@ -79,9 +79,7 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
         if key == "env":
             raise ConfigError(f"{path}: `env` is not supported; set the variables in your shell")
         if key not in known:
-            raise ConfigError(
-                f"{path}: unknown option `{str(key)[:80]}`{better_name(key, known)}"
-            )
+            raise ConfigError(f"{path}: unknown option `{str(key)[:80]}`{better_name(key, known)}")
         hint, choices = known[key]
         if key == "resume_from_checkpoint" and isinstance(value, bool):  # documented as a boolean
             loaded[key] = value

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from typing import Any
 
 
 def keep_going() -> None:
@@ -30,7 +31,7 @@ def _lossy(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 class _LossyFile(io.FileIO):
     """A file that drops what the system refuses: a closed pipe or terminal, a full disk."""
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:

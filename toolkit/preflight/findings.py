@@ -14,6 +14,7 @@ from toolkit.errors import CheckpointError
 from toolkit.models.adapters import read_adapter
 from toolkit.models.base import check_fingerprint, fingerprint
 from toolkit.models.independence import independent_length
+from toolkit.models.vocabulary import check_vocabulary
 from toolkit.preflight.rows import IGNORED, first_ids, layout_of
 from toolkit.runs.run import WEIGHTS_FILE
 from toolkit.stages import Stage, is_planned
@@ -64,12 +65,10 @@ def check_tokens(
     pad, eos, layout = tokenizer.pad_token, tokenizer.eos_token, layout_of(rows.column_names)
     same = " (the same token; masks come from lengths, so EOS has a loss)" if pad == eos else ""
     findings.notes.append(f"EOS {eos!r}, pad {pad!r}{same}")
-    if len(tokenizer) > config.vocab_size:
-        findings.errors.append(
-            f"the tokenizer has {len(tokenizer)} tokens, but the base has {config.vocab_size} "
-            "embeddings: a text with one of the other tokens would stop the run; use the base's own "
-            "tokenizer"
-        )
+    try:
+        check_vocabulary(tokenizer, config.vocab_size, tokenizer.name_or_path)
+    except CheckpointError as error:
+        findings.errors.append(str(error))
     checked = [rows[i] for i in range(min(len(rows), CHECKED_ROWS))]
     bos = tokenizer.bos_token_id
     if bos is not None and any(first_ids(row)[:2] == [bos, bos] for row in checked):

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from huggingface_hub import HfApi
 from peft import PeftConfig
+from transformers.utils import is_liger_kernel_available
 
 from toolkit.errors import ConfigError
 from toolkit.models.arguments import ModelArguments
@@ -33,6 +35,13 @@ def try_training_options(name: str, args: Any) -> None:
         _try_optimizer(args)
     with _library_errors(name, {"report_to": args.report_to}):
         _try_reporting(args)
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ConfigError(
+            f"{name}: `use_liger_kernel` needs the package liger-kernel, which is not installed; "
+            "pip install liger-kernel, or remove the option"
+        )
+    if args.push_to_hub:
+        _try_hub(name, args.hub_token)
 
 
 def try_options(recipe: Recipe, options: Options) -> None:
@@ -84,6 +93,18 @@ def _try_reporting(args: Any) -> None:
             callback()
         except RuntimeError as error:
             raise ImportError(str(error)) from error
+
+
+def _try_hub(name: str, token: str | None) -> None:
+    """Ask the hub whose token this is, as it would be too late to learn that after the training."""
+    try:
+        HfApi().whoami(token)
+    except Exception as error:  # of the hub's client and of its HTTP library
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(
+            f"{name}: `push_to_hub` needs the hub and a token that may write to it ({reason}); log in "
+            "with `hf auth login`, or remove the option and upload the run later with `hf upload`"
+        ) from error
 
 
 def _changed_loss_options(args: Any) -> dict[str, Any]:

@@ -120,9 +120,9 @@ def _is_running(process: int) -> bool:
     """Whether a process has this id."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except (PermissionError, OverflowError):
+    except PermissionError:
         pass
     return True
 

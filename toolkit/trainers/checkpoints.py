@@ -2,7 +2,10 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -11,16 +14,15 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from toolkit.errors import CheckpointError, ConfigError, DivergedError
+from toolkit.models.adapters import sort_sets
 from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.peft_methods import library_reason
-from toolkit.runs.replacing import checkpoints, step_of
+from toolkit.runs.replacing import INCOMING, checkpoints, step_of
 from toolkit.runs.resuming import damage, last_checkpoint, list_contents
 from toolkit.runs.run import Run, write_json
 from toolkit.runs.settings import SETTINGS_FILE, read_settings, require_same, settings_of
 from toolkit.trainers.callbacks import AFTER_FULL_DISK, RunCallback
 from toolkit.trainers.totals import LoggedTotals, read_state
-
-INCOMING = ".incoming"  # folder in which a checkpoint is written before it gets its name
 
 
 class WholeCheckpoints(LoggedTotals):
@@ -161,6 +163,8 @@ class WholeCheckpoints(LoggedTotals):
         if final.exists():  # saved or resumed from at this step, and complete
             return
         self._require_finite()
+        for config in getattr(self.model, "peft_config", {}).values():
+            sort_sets(config)
         shutil.rmtree(run_dir / INCOMING, ignore_errors=True)
         self._incoming = run_dir / INCOMING
         try:
@@ -191,6 +195,14 @@ class WholeCheckpoints(LoggedTotals):
             save_total_limit=self.args.save_total_limit,
             best_model_checkpoint=self.state.best_model_checkpoint,
         )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint, "optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint, "rng_state.pth"):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
         if self._incoming is not None:
@@ -258,6 +270,21 @@ def reject_jit_checkpoint(args: TrainingArguments) -> None:
             "`enable_jit_checkpoint` is not supported, because its checkpoints can be incomplete; "
             "remove it: SIGTERM ends a run after the current step with a checkpoint"
         )
+
+
+@contextmanager
+def _readable(checkpoint: str | None, file: str) -> Iterator[None]:
+    """Turn the errors of a damaged pickle into one line; torch loads tensors only, and no code."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"{checkpoint}: {file} is damaged or of another training ({reason}); resume from an "
+            "earlier checkpoint: --resume_from_checkpoint FOLDER"
+        ) from error
 
 
 def _global_step(checkpoint: Path) -> int:

@@ -1,0 +1,62 @@
+"""A base's weights are safetensors, and its embeddings cover the tokenizer."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig
+
+from toolkit.errors import CheckpointError
+from toolkit.models.base import fingerprint, load_base
+
+
+def loaded(folder):
+    return load_base(ModelConfig(model_name_or_path=str(folder), dtype="float32"))
+
+
+@pytest.fixture
+def base(tiny_base, tmp_path):
+    return shutil.copytree(tiny_base, tmp_path / "base")
+
+
+def test_pickled_weights_are_refused_with_conversion(base, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    (base / "model.safetensors").unlink()
+    torch.save(model.state_dict(), base / "pytorch_model.bin")
+    config = ModelConfig(model_name_or_path=str(base))
+    for act in (lambda: loaded(base), lambda: fingerprint(config, tokenizer)):
+        with pytest.raises(
+            CheckpointError, match=r"pytorch_model\.bin\), which are never"
+        ) as error:
+            act()
+        assert f"from_pretrained('{base}', use_safetensors=False)" in str(error.value)
+    line = str(error.value).split("in Python: ")[1].split(", the same")[0]
+    eval(line, {"AutoModelForCausalLM": AutoModelForCausalLM})  # the advice works
+    AutoTokenizer.from_pretrained(base).save_pretrained(f"{base}-safetensors")
+    converted, _ = loaded(f"{base}-safetensors")
+    assert torch.equal(converted.lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("added", ["token", "pad", "template"])
+def test_tokenizer_larger_than_embeddings_is_refused(base, added):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if added == "token":
+        tokenizer.add_tokens(["<new>"])
+    elif added == "pad":
+        tokenizer.add_special_tokens({"pad_token": "<new>"})
+    else:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
+        tokenizer.chat_template = "<new>" + (tokenizer.chat_template or "{{ messages }}")
+    tokenizer.save_pretrained(base)
+    message = "tokenizer has 513 tokens, but the base has only 512 embeddings, none for '<new>'"
+    with pytest.raises(CheckpointError, match=message):
+        loaded(base)
+
+
+def test_unused_special_token_without_embedding_is_accepted(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(base)
+    _, tokenizer = loaded(base)
+    assert len(tokenizer) == 513

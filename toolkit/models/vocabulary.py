@@ -1,0 +1,33 @@
+"""Whether a base has an embedding for every token that its tokenizer can write."""
+
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.errors import CheckpointError
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int, name: str) -> None:
+    """Check that no text or chat has a token without an embedding.
+
+    Special tokens that are not used by the chat template or as EOS, BOS, pad or unknown token are
+    accepted without an embedding: Gemma 3 has one for images, and its text models cannot read it.
+
+    Args:
+        embeddings: rows of the base's input embeddings.
+        name: the base.
+
+    Raises: CheckpointError naming both sizes and a token.
+    """
+    beyond = {token: id for token, id in tokenizer.get_vocab().items() if id >= embeddings}
+    used = {
+        tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token
+    }  # fmt: skip
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    template = str(tokenizer.chat_template)
+    bad = [t for t in beyond if t in used or t not in special or t in template]
+    if bad:
+        first = min(bad, key=beyond.__getitem__)
+        raise CheckpointError(
+            f"{name}: the tokenizer has {max(beyond.values()) + 1} tokens, but the base has only "
+            f"{embeddings} embeddings, none for {first!r} ({beyond[first]}); use the base's own "
+            "tokenizer, or resize the base's embeddings and train them"
+        )

@@ -1,0 +1,35 @@
+"""The weight files of a model's folder: safetensors only, since opening a pickle can run any code."""
+
+from pathlib import Path
+
+from toolkit.errors import CheckpointError, ConfigError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+CONVERT = (
+    "if you trust where it comes from, convert it once in Python: "
+    "AutoModelForCausalLM.from_pretrained({old!r}, use_safetensors=False).save_pretrained({new!r}), "
+    "the same with AutoTokenizer, and name the new folder"
+)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's folder, in order.
+
+    Raises: CheckpointError for a folder with pickles only, ConfigError for one without weights.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES and is_weights(f))
+    if pickles:
+        advice = CONVERT.format(old=str(folder), new=f"{folder}-safetensors")
+        raise CheckpointError(
+            f"{folder}: its weights are pickles ({pickles[0]}), which are never opened, because they "
+            f"can run code; {advice}"
+        )
+    raise ConfigError(f"{folder}: no weight files (*.safetensors) in this folder")
+
+
+def is_weights(file: Path) -> bool:
+    """Whether a pickle holds a model's weights, and not options or an optimizer's state."""
+    return file.stem not in ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
