@@ -4,7 +4,8 @@
     toolkit app --ask "What is it?" --checkpoint quickstart/sft
 
 Reads   the runs below --runs and the base that they were trained on.
-Writes  judgements.sqlite in that folder (or the file of --judgements); Export writes judgements/ there.
+Writes  judgements.sqlite in that folder (or the file of --judgements) and conversations.sqlite beside it;
+        Export writes judgements/ there.
 The parts of the page are in toolkit/app/.
 """
 
