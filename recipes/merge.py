@@ -15,8 +15,8 @@ from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import MergeArguments
 from toolkit.recipe import Command
-from toolkit.runs.parents import made_with, require_adapter
-from toolkit.runs.run import Run, require_new
+from toolkit.runs.parents import made_with, require_adapter, require_new
+from toolkit.runs.run import Run
 
 
 def main(merge, model) -> Run:

@@ -6,6 +6,7 @@ from typing import Any
 
 from toolkit.errors import CheckpointError
 from toolkit.runs.integrity import WITHIN_A_RUN, changed
+from toolkit.runs.locking import LOCK
 from toolkit.runs.resuming import adapter_damage
 from toolkit.runs.run import ENSEMBLE, HEAD_FILE, MANIFEST, Run
 
@@ -96,3 +97,20 @@ def made_with(path: str | os.PathLike[str]) -> dict[str, Any]:
             return run.config
         path = run.parents["adapter"]
     return {}
+
+
+def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
+    """Check that a directory is missing or empty, or holds an unfinished run of this recipe.
+
+    Raises: CheckpointError if anything would be overwritten.
+    """
+    folder = Path(path)
+    if not folder.exists() or (folder.is_dir() and all(f.name == LOCK for f in folder.iterdir())):
+        return
+    if (folder / MANIFEST).is_file():
+        run = Run.load(folder)
+        if run.recipe == recipe and run.state != "finished":
+            return
+    raise CheckpointError(
+        f"output_dir: {folder} is not empty, and its content would be overwritten; choose another"
+    )

@@ -18,7 +18,7 @@ from toolkit.reading import parse_json, read_bytes, read_json
 from toolkit.runs import replacing
 from toolkit.runs.card import model_card
 from toolkit.runs.integrity import hashes
-from toolkit.runs.locking import LOCK, lock_folder
+from toolkit.runs.locking import lock_folder
 from toolkit.runs.provenance import commit, plain, versions
 from toolkit.runs.settings import changed_options, hash_adapter, kept
 from toolkit.runs.signals import raise_interrupt, receive_signals, restore_handlers, signal_of
@@ -28,6 +28,10 @@ ENSEMBLE, MANIFEST = replacing.ENSEMBLE, replacing.MANIFEST
 WEIGHTS_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"  # the head of a reward model or a value
 MAX_METRICS_BYTES = 256 << 20
+CONVERT_ADAPTER = (
+    "convert it in Python: safetensors.torch.save_file(torch.load('adapter_model.bin', "
+    "weights_only=True), 'adapter_model.safetensors')"
+)
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
 
 
@@ -307,7 +311,7 @@ class Run:
             file = self.path / name
             if not file.is_file():
                 pickled = name.endswith(".safetensors") and file.with_suffix(".bin").exists()
-                note = "; adapter_model.bin is a pickle, which is never opened"
+                note = f"; adapter_model.bin is a pickle, which is never opened; {CONVERT_ADAPTER}"
                 return f"{name} is missing{note if pickled else ''}"
             if file.stat().st_size == 0:
                 return f"{name} is empty"
@@ -333,23 +337,6 @@ class Run:
 def _within(folder: Path, resume: Path) -> bool:
     """Whether `resume` is a checkpoint in the folder, or the folder itself."""
     return folder.resolve() in (resume.resolve(), resume.parent.resolve())
-
-
-def require_new(path: str | os.PathLike[str], *, recipe: str) -> None:
-    """Check that a directory is missing or empty, or holds an unfinished run of this recipe.
-
-    Raises: CheckpointError if anything would be overwritten.
-    """
-    folder = Path(path)
-    if not folder.exists() or (folder.is_dir() and all(f.name == LOCK for f in folder.iterdir())):
-        return
-    if (folder / MANIFEST).is_file():
-        run = Run.load(folder)
-        if run.recipe == recipe and run.state != "finished":
-            return
-    raise CheckpointError(
-        f"output_dir: {folder} is not empty, and its content would be overwritten; choose another"
-    )
 
 
 def write_json(path: Path, content: Any) -> None:
