@@ -49,7 +49,7 @@ def test_tokenizer_larger_than_embeddings_is_refused(base, added):
         tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
         tokenizer.chat_template = "<new>" + (tokenizer.chat_template or "{{ messages }}")
     tokenizer.save_pretrained(base)
-    message = "tokenizer has 513 tokens, but the base has only 512 embeddings, none for '<new>'"
+    message = "tokenizer has 513 tokens, but the base has 512 embeddings, none for '<new>'"
     with pytest.raises(CheckpointError, match=message):
         loaded(base)
 

@@ -27,7 +27,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int, name: 
     if bad:
         first = min(bad, key=beyond.__getitem__)
         raise CheckpointError(
-            f"{name}: the tokenizer has {max(beyond.values()) + 1} tokens, but the base has only "
+            f"{name}: the tokenizer has {max(beyond.values()) + 1} tokens, but the base has "
             f"{embeddings} embeddings, none for {first!r} ({beyond[first]}); use the base's own "
             "tokenizer, or resize the base's embeddings and train them"
         )
