@@ -64,6 +64,7 @@ def test_check_describes_first_rows_of_stream(tiny_base, tmp_path, capsys):
     row = '{"prompt": "Is it %d?", "completion": "Yes."}\n'
     file.write_text("".join(row % i for i in range(1500)) + "{\n", encoding="utf-8")
     words = ["--dataset_name", file, "--dataset_streaming", "true", "--max_steps", 7]
+    words += ["--save_strategy", "steps"]
     words += ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
     findings = check_stage(stage_of("sft", *words))
     assert findings.errors == []
@@ -102,7 +103,7 @@ def test_rows_without_end_or_beyond_context_are_reported(tiny_base):
 
     check_tokens(tokenizer, rows, [2] * 300 + [3], collator, Config, findings)
     assert any("has a loss in none of the first 3 rows" in line for line in findings.warnings)
-    assert any("the base has 100 embeddings" in line for line in findings.errors)
+    assert any("100 embeddings" in line for line in findings.errors)
     long = "1 of 301 rows are longer than the base's context of 2 tokens"
     assert any(long in line for line in findings.errors)
 

@@ -81,7 +81,15 @@ def bad_options(tmp_path, sft_run, reward_run):
         ),
         "a stream for workers": (
             "sft",
-            ["--max_steps", "2", "--dataloader_num_workers", "1", *STREAM],
+            [
+                "--max_steps",
+                "2",
+                "--save_strategy",
+                "steps",
+                "--dataloader_num_workers",
+                "1",
+                *STREAM,
+            ],
             "rows are counted in the main process",
         ),
         "a batch of one": (

@@ -33,7 +33,8 @@ def test_documented_command_parses(line, monkeypatch):
     if isinstance(command, Recipe):
         parse(command.argument_classes(), words)
     elif name == "pipeline":
-        assert Pipeline.read(words[1]).stages
+        own = words[1] == "mine.yaml"  # a file of the reader
+        assert own or Pipeline.read(words[1]).stages
     elif name == "app":
         parse_arguments(words, description="")
     elif command.arguments is not None:
