@@ -1,11 +1,11 @@
-"""The errors a user can cause; each message names place, expected, got and fix."""
+"""The errors that a user can cause; each message has the place, expected, actual and fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class ToolkitError(Exception):
-    """Base of all errors that are the input's fault and not a bug."""
+    """Base class of all errors that the input causes, not a bug."""
 
     exit_code = 2  # of a command that ends with this error
 
@@ -36,7 +36,7 @@ class Interrupted(ToolkitError):
 
 
 class RewardError(ToolkitError):
-    """A reward function or reward model returned something that cannot be trained on."""
+    """A reward function or reward model returned a value that training cannot use."""
 
 
 class DivergedError(ToolkitError):
@@ -49,13 +49,11 @@ class BusyError(ToolkitError):
 
 @contextmanager
 def exit_is_error(place: str, kind: type[ToolkitError] = ConfigError) -> Iterator[None]:
-    """Inside the block, `sys.exit` of a user's code is an error, whatever its exit code.
+    """Turn `sys.exit` in a user's code into an error inside the block, whatever the exit code.
 
-    Otherwise a run that stops half-way would end with exit code 0.
+    Otherwise a run that a user's code stops could end with exit code 0.
     """
     try:
         yield
     except SystemExit as error:
-        raise kind(
-            f"{place} called exit: {error.code}; raise an exception where it cannot continue"
-        ) from error
+        raise kind(f"{place} called sys.exit: {error.code}; raise an exception instead") from error

@@ -59,7 +59,7 @@ def test_special_tokens_in_plain_text_are_reported_and_kept(
 ) -> None:
     name = write_rows(tmp_path / "d.jsonl", [{"text": "a"}, {"text": "<|user|>q<|end|>"}])
     assert len(check_texts(load(name, texts=True), tokenizer, DataArguments())["train"]) == 2
-    line = "train: 1 of 2 rows contain special tokens (2): not tokenized as text\n"
+    line = "train: 1 of 2 rows contain special tokens (2), which are not tokenized as text\n"
     assert capsys.readouterr().out.endswith(line)
 
 
@@ -116,11 +116,13 @@ def test_rows_longer_than_max_length_are_counted(
     check_texts(load(name), tokenizer, DataArguments(), max_length=14)
     assert capsys.readouterr().out.splitlines()[-1] == (
         "train: 4 of 5 rows, 80.0%, are longer than `max_length` 14 tokens and will be truncated; "
-        "2 of them are left out, because the prompt fills it"
+        "2 of them are left out: the prompt alone fills it"
     )
     check_texts(load(name), tokenizer, DataArguments(), max_length=44)
     assert "max_length" not in capsys.readouterr().out
-    with pytest.raises(DatasetError, match="the shortest has 8 tokens and `max_length` is 8"):
+    with pytest.raises(
+        DatasetError, match="the shortest prompt has 8 tokens and `max_length` is 8"
+    ):
         check_texts(load(name), tokenizer, DataArguments(), max_length=8)
 
 
@@ -214,7 +216,11 @@ def test_duplicates_are_reported_or_dropped(
         {"prompt": "q", "completion": "b"},
     ]
     (entry,) = dropped_rows(tmp_path)
-    assert (entry["number"], entry["reason"], entry["row"]) == (3, "it duplicates row 1", rows[2])
+    assert (entry["number"], entry["reason"], entry["row"]) == (
+        3,
+        "this row duplicates row 1",
+        rows[2],
+    )
 
 
 def test_duplicate_rankings_are_whole_rows(tmp_path: Path) -> None:

@@ -115,7 +115,9 @@ def test_single_indented_object_is_one_row(tmp_path: Path) -> None:
 def test_splits_in_one_json_file_raise(tmp_path: Path) -> None:
     file = tmp_path / "d.json"
     file.write_text(json.dumps({"train": SKY, "test": SKY}))
-    with pytest.raises(DatasetError, match=r"holds the splits test, train; write each into a file"):
+    with pytest.raises(
+        DatasetError, match=r"holds the splits test, train; write each split into its own"
+    ):
         load(str(file))
 
 

@@ -214,7 +214,7 @@ def test_comparison_gives_two_labelled_completions(
         assert convert_row(row, format=name, kind="unpaired") == [row]
     elif preference is None:
         with pytest.raises(
-            DatasetError, match="which has no completions that are known to be good or bad"
+            DatasetError, match="which contains no completions that are known to be good or bad"
         ):
             check_conversion(format=name, kind="unpaired", place="x")
     else:
@@ -265,7 +265,7 @@ def test_text_rows_convert_only_to_text() -> None:
     assert detect_format([row], place="x") == "text"
     assert convert_row(row, format="text", kind="text") == [{"text": " A story.\n"}]
     with pytest.raises(
-        DatasetError, match=r"its format is text .* which has no prompts; prompt-on"
+        DatasetError, match=r"its format is text .* which contains no prompts; prompt-on"
     ):
         check_conversion(format="text", kind="prompt-only", place="x")
     with pytest.raises(DatasetError, match=r"text needs the columns text\.$"):
@@ -284,7 +284,7 @@ def test_impossible_conversion_names_suitable_formats() -> None:
     with pytest.raises(DatasetError) as caught:
         check_conversion(format="alpaca", kind="preference", place="data/a.json")
     assert str(caught.value) == (
-        "data/a.json: its format is alpaca (columns instruction, output), which has no better and "
+        "data/a.json: its format is alpaca (columns instruction, output), which contains no better and "
         "worse completions of one prompt; preference needs the columns prompt, chosen, rejected, or one "
         "of the formats sharegpt_preference, alpaca_preference, hh, implicit-preference, ranked, "
         "ultrafeedback."
@@ -380,7 +380,7 @@ BAD: list[tuple[str, Any, str]] = [
             "chosen": [user("Sky?"), assistant("Blue.")],
             "rejected": [user("Sky?"), assistant("Green.")],
         },
-        '"prompt" must be the last user message',
+        '"prompt" must be the first or last user message',
     ),
     (
         "preference",
@@ -416,7 +416,11 @@ BAD: list[tuple[str, Any, str]] = [
         {**SHAREGPT_PREFERENCE, **SHAREGPT},
         '"conversations" must end with a user message',
     ),
-    ("hh", {**HH, "rejected": "Hello"}, '"rejected" must be turns that start with "Human:"'),
+    (
+        "hh",
+        {**HH, "rejected": "Hello"},
+        '"rejected" must consist of turns that start with "Human:"',
+    ),
     (
         "hh",
         {**HH, "chosen": HH["chosen"] + "\n\nHuman: Thanks"},

@@ -115,7 +115,7 @@ def test_dataset_that_is_not_cached_raises_one_line(script: dict[str, Any]) -> N
     with pytest.raises(DatasetError) as caught:
         load("no-owner/no-set", script=script)
     output = str(caught.value)
-    assert output.startswith("no-owner/no-set: cannot load it from the hub (")
+    assert output.startswith("no-owner/no-set: cannot load from the hub (")
     assert "\n" not in output
 
 

@@ -170,5 +170,7 @@ def test_transcripts_may_repeat_their_prompt(tmp_path: Path, prompt: Any) -> Non
     row = {"prompt": prompt, "chosen": f"{start} Blue.", "rejected": f"{start} It's red."}
     file = write_rows(tmp_path / "d.jsonl", [row])
     assert load(file, kind="preference")["train"].to_list() == CHAT_PAIRS[:1]
-    with pytest.raises(DatasetError, match='"prompt" must be the last user message of "chosen"'):
+    with pytest.raises(
+        DatasetError, match='"prompt" must be the first or last user message of "chosen"'
+    ):
         load(write_rows(tmp_path / "d.jsonl", [row | {"prompt": "Sea?"}]), kind="preference")

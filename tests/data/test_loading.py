@@ -313,7 +313,7 @@ def test_dataset_format_overrides_detection(tmp_path: Path) -> None:
     [
         ({"name": None}, "no dataset: set `dataset_name`"),
         ({"mixture": {"streaming": True}}, "`streaming` is not supported; set `dataset_streaming`"),
-        ({"script": {"dataset_config": "main"}}, "`dataset_config` is for datasets of the hub"),
+        ({"script": {"dataset_config": "main"}}, "is only for hub datasets; remove it"),
         ({"script": {"dataset_train_split": "x"}}, "no split 'x' (`dataset_train_split`)"),
         ({"script": {"dataset_test_split": "x"}}, "it has train"),
         ({"script": {"dataset_test_split": "train"}}, "no data is left to train on"),
@@ -356,7 +356,7 @@ def test_broken_trl_mixture_raises_one_line(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(DatasetError) as caught:
         load(mixture={"datasets": [DatasetConfig(path="json", data_files=str(file))]})
-    assert str(caught.value).startswith("mixture of json: cannot load it")
+    assert str(caught.value).startswith("mixture of json: cannot load this dataset")
     assert "\n" not in str(caught.value)
 
 

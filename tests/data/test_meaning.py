@@ -57,7 +57,7 @@ def test_dialogue_without_an_answer_to_learn_is_counted(
 ) -> None:
     off = [user("Sky?"), assistant("Red.") | {"weight": 0}]
     assert len(rows(tmp_path, [{"messages": off}, {"messages": DIALOGUE}])) == 1
-    assert "; 1 rows have no answer to learn (weight 0)" in capsys.readouterr().out
+    assert "; 1 rows have only answers of weight 0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_dialogue_without_an_answer_to_learn_is_counted(
             "marks the answer as",
         ),
         ({"messages": [DIALOGUE[0], DIALOGUE[1] | {"label": False}]}, None, "marks the answer as"),
-        ({"messages": DIALOGUE, "prompt": "Sea?"}, None, "it is not in the prompt"),
+        ({"messages": DIALOGUE, "prompt": "Sea?"}, None, "the prompt does not contain it"),
         (PAIR | {"scores": {"chosen": 1, "rejected": 3}}, "preference", "must not be worse"),
-        (ANSWER | {"context": "The sea is blue."}, None, "it is not in the prompt"),
+        (ANSWER | {"context": "The sea is blue."}, None, "the prompt does not contain it"),
         (PAIR | {"chosen_score": 1.0, "rejected_score": 4.0}, "preference", "must not be worse"),
         (PAIR | {"score_chosen": "1", "score_rejected": "4"}, "unpaired", "must not be worse"),
         (PAIR | {"chosen-rating": 1, "rejected-rating": 4}, None, "must not be worse"),

@@ -181,7 +181,7 @@ def test_column_that_only_some_rows_have_raises(tmp_path: Path) -> None:
         ([{"fraction": 1}, {"fraction": 1e-9}], "`fraction` 1e-09 gives no row"),
         ([{"split": "val"}], "no split 'val' (`split`); it has train"),
         ([{"dataset_name": "gone.jsonl"}], "gone.jsonl: no such file or folder"),
-        ([{"dataset_config": "main"}], "`dataset_config` is for datasets of the hub"),
+        ([{"dataset_config": "main"}], "is only for hub datasets; remove it"),
     ],
 )
 def test_impossible_mixture_raises(

@@ -150,12 +150,12 @@ def test_recipe_that_calls_exit_ends_with_exit_code_2(place, capsys):
 
     recipe = dataclasses.replace(find("sft"), **{place: ends})
     with (
-        pytest.raises(ConfigError, match="called exit: 0")
+        pytest.raises(ConfigError, match=r"called sys\.exit: 0")
         if place == "arguments"
         else nullcontext()
     ):
         assert run(recipe, ["--config", "world/sft", "--use_cpu", "true"]) == 2
-        assert "ConfigError: toolkit sft called exit: 0; raise an" in capsys.readouterr().err
+        assert "ConfigError: toolkit sft called sys.exit: 0; raise an" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_full_disk_is_one_line_with_place_and_fix(tmp_path, capsys, named):
     assert run_cli(main, (ScriptArguments, SFTConfig), words) == 2
     error = capsys.readouterr().err
     place = "some/file" if named else tmp_path / "run"
-    assert error.startswith(f"{place}: no space left on the device; make room and start again")
+    assert error.startswith(f"{place}: no space left on the device; free space and start again")
     assert "--resume_from_checkpoint true" in error
     assert len(error.splitlines()) == 1
 

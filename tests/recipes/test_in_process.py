@@ -231,7 +231,7 @@ def test_ppo_trains_on_python_rewards_alone(tiny_base, sft_run, tmp_path, capsys
     assert ppo("--reward_funcs", f"{code}:brief") == 2
     assert "--value_role zero" in capsys.readouterr().err
     assert ppo("--reward_funcs", f"{code}:ends", "--value_role", "zero") == 2
-    error = "RewardError: reward function ends called exit: 0"
+    error = "RewardError: reward function ends called sys.exit: 0"
     assert error in capsys.readouterr().err
     assert (Run.load(folder).state, Run.load(folder).error.startswith(error)) == ("failed", True)
     assert ppo("--reward_funcs", f"{code}:brief", "--value_role", "zero") == 0

@@ -194,7 +194,7 @@ def test_failing_async_function_cancels_the_others():
             cancelled.append(True)
             raise
 
-    with pytest.raises(RewardError, match="reward function exits called exit: no API key"):
+    with pytest.raises(RewardError, match=r"reward function exits called sys\.exit: no API key"):
         call(waits, exits)
     with pytest.raises(ConnectionError, match="no judge"):  # the event loop still runs
         call(fails)
@@ -326,7 +326,9 @@ def test_exit_in_a_function_is_an_error(code, asynchronous):
         ends()
 
     f = ends_later if asynchronous else ends
-    with pytest.raises(RewardError, match=f"reward function {f.__name__} called exit: {code}"):
+    with pytest.raises(
+        RewardError, match=rf"reward function {f.__name__} called sys\.exit: {code}"
+    ):
         call(f)
 
 

@@ -1,4 +1,4 @@
-"""Datasets: row formats, and loading them in the form that TRL's trainers need."""
+"""Datasets: the row formats, and loading rows in the form that TRL's trainers need."""
 
 from toolkit.data.checks import check_texts
 from toolkit.data.convert import KINDS, Conversion, convert_row, convert_rows

@@ -32,14 +32,14 @@ def load_split(
     seed: int,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[Row]:
-    """The rows of one split of a dataset; no rows without a name. Other splits are not read.
+    """Load one split of a dataset, and no other split; without a name, the result has no rows.
 
     Args:
         name: a dataset, in any form that `dataset_name` accepts.
         split: the split to read.
-        option: the option that names the split, for error messages.
+        option: the option that names the split, used in error messages.
         kind, seed: see `load_splits`.
-        tokenizer: checks the texts of the rows, see `check_texts`; None for no check.
+        tokenizer: used to check the rows' texts (see `check_texts`); None skips the check.
 
     Raises: DatasetError if `load_splits` or `check_texts` raises it.
     """
@@ -60,11 +60,11 @@ def load_demonstrations(
     seed: int,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[tuple[Text, Text]]:
-    """(prompt, completion) of a dataset's train split: all rows, or a thousand random ones.
+    """(prompt, completion) pairs of a dataset's train split: all rows, or a thousand random ones.
 
     Args:
         name: a prompt-completion dataset; None gives an empty list.
-        data_args: only `drop_bad_rows` and `max_rows`, from which the sample is drawn, are used.
+        data_args: only `drop_bad_rows` and `max_rows` are used; the sample comes from the first `max_rows`.
         seed: another seed draws other rows.
         tokenizer: as for `load_split`.
 
@@ -85,7 +85,7 @@ def _load_train(
     tokenizer: "PreTrainedTokenizerBase | None",
     **options: Any,
 ) -> list[Row]:
-    """The rows of a single source: no other split is read, and no mixture applies."""
+    """The train rows of one source, without its other splits and without a mixture."""
     from trl import DatasetMixtureConfig, ScriptArguments
 
     data_args = replace(data_args, sources=[source])
@@ -99,7 +99,7 @@ def _load_train(
 def held_out_texts(
     source: str | None, tokenizer: "PreTrainedTokenizerBase", *, count: int = 200
 ) -> list[str]:
-    """Documents that no training has used. Arguments and errors as for `pretraining_texts`."""
+    """Documents that no training has used; arguments and errors as for `pretraining_texts`."""
     return _read_texts(source, tokenizer, count=count, seed=HELD_OUT_SEED)
 
 

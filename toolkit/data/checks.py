@@ -1,4 +1,4 @@
-"""Checks of well-formed rows: duplicates, contradictions, what the model reads, and lengths."""
+"""Checks of well-formed rows: duplicates, contradictions, the text for the model, lengths."""
 
 import hashlib
 import json
@@ -36,13 +36,13 @@ REPLACEMENT = "\ufffd"  # decoders write it in place of bytes that are not UTF-8
 
 
 def find_duplicates(rows: Sequence[ConvertedRow], kind: Kind) -> list[FailedRow]:
-    """Rows with the prompt and completions of an earlier row, whatever their other columns are."""
+    """Rows that repeat the prompt and completions of an earlier row; other columns may differ."""
     first: dict[bytes, ConvertedRow] = {}
     duplicates = []
     for row in rows:
         original = first.setdefault(_digest(row.rows, kind), row)
         if original is not row:
-            reason = f"it duplicates row {original.number}"
+            reason = f"this row duplicates row {original.number}"
             reason += f" of {original.place}" if original.place != row.place else ""
             duplicates.append(
                 FailedRow(row.place, row.number, "duplicate row", reason, row.original)
@@ -51,7 +51,7 @@ def find_duplicates(rows: Sequence[ConvertedRow], kind: Kind) -> list[FailedRow]
 
 
 def count_contradictions(rows: Sequence[Row], kind: Kind) -> int:
-    """How many pairs occur in both orders, or completions with both labels."""
+    """Number of pairs that occur in both orders, or of completions that occur with both labels."""
     if kind not in ("preference", "unpaired"):
         return 0
     digests = {_digest([row], kind) for row in rows}
@@ -79,17 +79,17 @@ def check_texts(
     truncates: bool = True,
     folder: Path | None = None,
 ) -> Splits:
-    """The splits without rows that the model would read as something else; see `RowCheck`.
+    """The splits without rows whose text the model would read differently; see `RowCheck`.
 
-    In plain text, which may contain special tokens on purpose, they are only reported.
+    Plain text may contain special tokens on purpose, so special tokens in it are only reported.
 
     Args:
         splits: the result of `load_splits`.
         tokenizer: the base's tokenizer.
         data_args: `drop_bad_rows` is used.
         max_length: the trainer's limit in tokens.
-        truncates: whether the trainer truncates longer rows, which is reported here. A trainer that
-            leaves them out reports that itself.
+        truncates: whether the trainer truncates longer rows; if so, this function reports their
+            number. A trainer that leaves longer rows out reports their number itself.
         folder: the run's directory, for the file of dropped rows.
 
     Raises: DatasetError for rows that fail the check unless `drop_bad_rows` is set; if no row is
@@ -137,7 +137,7 @@ def _find_failed(splits: Splits, split: str, check: RowCheck) -> dict[int, Faile
 
 
 def _require_suitable_template(failed: Sequence[FailedRow], *, total: int) -> None:
-    """Raise DatasetError if the chat template fails for most rows: dropping them is no fix."""
+    """Raise DatasetError if the chat template fails for most rows: dropping most rows is no fix."""
     unsuitable = [row for row in failed if row.check == TEMPLATE_CHECK]
     if 2 * len(unsuitable) > total:
         fix = (
@@ -149,7 +149,7 @@ def _require_suitable_template(failed: Sequence[FailedRow], *, total: int) -> No
 
 
 def _of_first_place(failed: list[FailedRow]) -> list[FailedRow]:
-    """The failed rows of the first row's file, each once: the pairs of a ranking share their row."""
+    """The failed rows in the first one's file, each once: a ranked row gives several pairs."""
     rows = {(f.place, f.number): f for f in reversed(failed) if f.place == failed[0].place}
     return sorted(rows.values(), key=lambda f: f.number)
 
@@ -158,17 +158,17 @@ def _report_special_tokens(splits: Splits, marks: re.Pattern[str]) -> None:
     for split, rows in _rows_with(splits, marks):
         if is_plain(splits[split][0]):
             count = f"{len(rows)} of {len(splits[split])} rows contain special tokens"
-            print(f"{split}: {count} ({row_numbers(rows)}): not tokenized as text")
+            print(f"{split}: {count} ({row_numbers(rows)}), which are not tokenized as text")
 
 
 def _report_lost_bytes(splits: Splits) -> None:
     for split, rows in _rows_with(splits, re.compile(REPLACEMENT)):
         count = f"{len(rows)} of {len(splits[split])} rows contain U+FFFD ({row_numbers(rows)})"
-        print(f"{split}: {count}: it replaces bytes that were not UTF-8")
+        print(f"{split}: {count}, which replaces bytes that were not UTF-8")
 
 
 def _rows_with(splits: Splits, pattern: re.Pattern[str]) -> Iterator[tuple[str, list[FailedRow]]]:
-    """The rows of each split whose texts contain a pattern, for splits that have such rows."""
+    """The rows whose texts contain a pattern, for each split that has such rows."""
     for split, table in splits.items():
         rows = [
             FailedRow(origin.place, origin.number, "", "", None)
@@ -194,14 +194,14 @@ def _report_lengths(
         if full == len(lengths):
             shortest = min(prompt for prompt, _ in lengths)
             raise DatasetError(
-                f"{split}: no prompt leaves room for a completion: the shortest has {shortest} "
-                f"tokens and `max_length` is {limit}; raise it"
+                f"{split}: no prompt leaves room for a completion: the shortest prompt has "
+                f"{shortest} tokens and `max_length` is {limit}; raise `max_length`"
             )
         if long and truncates:
             every = f" (every {step}th row was measured)" if step > 1 else ""
             line = f"{split}: {long} of {len(lengths)} rows{every}, {long / len(lengths):.1%}, "
             line += f"are longer than `max_length` {limit} tokens and will be truncated"
-            line += f"; {full} of them are left out, because the prompt fills it" if full else ""
+            line += f"; {full} of them are left out: the prompt alone fills it" if full else ""
             print(line)
 
 

@@ -1,7 +1,7 @@
 """Columns that a row's format does not read: passed on, or an error if they change the row's meaning.
 
-A column that says that an answer is bad, that a row weighs more, or what the model sees besides the
-texts, must not be ignored. Other columns are metadata, and whatever they hold is accepted.
+A column must not be ignored if it marks an answer as bad, gives a row a weight, or holds a part of
+the prompt. Other columns are metadata and may hold any value.
 """
 
 from functools import cache
@@ -29,13 +29,13 @@ SCORE = ("score", "rating", "reward", "rank")
 
 
 def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
-    """Raise RowError for a column that changes the row's meaning and that its format does not read.
+    """Raise RowError for a column that changes the row's meaning but is not a part of the format.
 
     Args:
         row: the row, with the columns of `format`.
         parts: the parts that the format's reader returned.
         format: a name in `FORMATS`.
-        kind: what the recipe trains on; prompts alone may come from bad answers.
+        kind: what the recipe trains on; "prompt-only" also accepts the prompts of bad answers.
     """
     content = FORMATS[format].content
     read, context = _columns_read(format), _context(format)
@@ -85,7 +85,7 @@ def _columns_read(format: str) -> set[str]:
 
 @cache
 def _context(format: str) -> set[str]:
-    """Columns that hold a part of the prompt, next to those of a format."""
+    """Columns outside a format that would hold a part of its prompt."""
     if FORMATS[format].content in ("prompt", "text"):
         return set()
     read = _columns_read(format)
@@ -95,12 +95,12 @@ def _context(format: str) -> set[str]:
 
 
 def _check_context(name: str, value: Any, prompt: Any) -> None:
-    """Raise RowError for a text that belongs to the prompt, but is not in it."""
+    """Raise RowError if a column's text belongs to the prompt, but is missing there."""
     texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     if isinstance(value, str) and any(value.strip() in text for text in texts):
         return
     if isinstance(value, str | list):
-        raise _unread(name, value, "it is not in the prompt, so the model would not see it")
+        raise _unread(name, value, "the prompt does not contain it, so the model would not see it")
 
 
 def _check_scores(row: Row) -> None:
@@ -122,7 +122,7 @@ def _check_scores(row: Row) -> None:
 
 
 def extra_columns(row: Row, *, format: str, kind: str) -> Row:
-    """The columns that the format does not use. `group_id` is checked, and so are preference numbers.
+    """The columns that the format does not use; checks `group_id` and preference numbers.
 
     Raises: RowError for a `group_id` that is neither text nor a whole number, or for a `margin` or
         gold utility that is not a finite number: a NaN would make the loss NaN.

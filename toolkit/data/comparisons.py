@@ -23,7 +23,7 @@ WORD = re.compile(r"\s*\S+")
 
 
 def read_preference(row: Row) -> Row:
-    """A prompt and two completions, which may repeat the prompt as the beginning of a dialogue."""
+    """A prompt and two completions; each may be a dialogue that starts with the prompt."""
     prompt, chosen, rejected = (get_column(row, name) for name in ("prompt", "chosen", "rejected"))
     prompt = as_prompt(prompt, '"prompt"')
     if not (_is_dialogue(chosen) and _is_dialogue(rejected)):
@@ -42,7 +42,7 @@ def _is_dialogue(value: Any) -> bool:
 
 
 def _continue(prompt: list[Message], value: Any, name: str) -> list[Message]:
-    """The prompt and the messages after it, of which the first may repeat the prompt."""
+    """The prompt and the messages after it; a repeated prompt at their beginning is left out."""
     messages = as_messages(value, name)
     for start in (prompt, prompt[prompt[0]["role"] == "system" :]):
         if messages[: len(start)] == start:
@@ -56,7 +56,7 @@ def _check_prompt(prompt: str, messages: list[Message]) -> None:
     """Raise RowError unless a text prompt is the first or the last question of a dialogue."""
     questions = [message["content"].strip() for message in messages if message["role"] == "user"]
     if prompt.strip() not in (questions[0], questions[-1]):
-        problem = '"prompt" must be the last user message of "chosen", or the first; it differs'
+        problem = '"prompt" must be the first or last user message of "chosen"; it differs'
         raise RowError("no shared prompt", problem)
 
 
@@ -91,7 +91,7 @@ def read_implicit(row: Row) -> Row:
 
 
 def _split_texts(chosen: str, rejected: str) -> Row:
-    """The shared words at the beginning are the prompt; a word is never cut in two."""
+    """Split off the shared first words as the prompt; a word is never cut in two."""
     chosen_words, rejected_words = WORD.findall(chosen), WORD.findall(rejected)
     most = min(len(chosen_words), len(rejected_words)) - 1
     shared = 0
@@ -105,7 +105,7 @@ def _split_texts(chosen: str, rejected: str) -> Row:
 
 
 def _split_dialogues(chosen: list[Message], rejected: list[Message]) -> Row:
-    """The shared messages are the prompt; only the last one, an assistant message, may differ."""
+    """Split off the shared messages as the prompt; only the last ones, the answers, may differ."""
     for name, dialogue in (("chosen", chosen), ("rejected", rejected)):
         if dialogue[-1]["role"] != "assistant":
             problem = f'"{name}" must end with an assistant message'
@@ -121,7 +121,7 @@ def _split_dialogues(chosen: list[Message], rejected: list[Message]) -> Row:
 
 
 def read_hh(row: Row) -> Row:
-    """Two transcripts that share all but the last Assistant turn, and perhaps their prompt again."""
+    """Two transcripts that differ only in the last Assistant turn; `prompt` is optional."""
     chosen = parse_transcript(get_column(row, "chosen"), '"chosen"')
     rejected = parse_transcript(get_column(row, "rejected"), '"rejected"')
     parts = _split_dialogues(chosen, rejected)
@@ -131,7 +131,7 @@ def read_hh(row: Row) -> Row:
     prompt = as_prompt(prompt, '"prompt"')
     if isinstance(prompt, list):
         if parts["prompt"][: len(prompt)] != prompt:
-            problem = '"prompt" must be the beginning of "chosen"; it differs'
+            problem = '"prompt" must be the beginning of "chosen", but it differs'
             raise RowError("no shared prompt", problem)
     elif not row["chosen"].strip().startswith(prompt.strip()):
         _check_prompt(prompt, parts["prompt"])

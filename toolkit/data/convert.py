@@ -6,8 +6,8 @@
     prompt-only         {"prompt"}                          PPO
     text                {"text"}                            SFT on text without prompts
 
-Preference, unpaired and prompt-only rows keep other columns ("margin", a reference answer) for
-trainers and reward functions that read them. The rows made from one ranking, or from one dialogue,
+Preference, unpaired and prompt-only rows keep their other columns, such as "margin" or a reference
+answer, for trainers and reward functions. The rows made from one ranking, or from one dialogue,
 share a "group_id". Plain text stays plain text, unless the dataset has system messages; alpaca,
 sharegpt, hh and ultrafeedback rows become messages. See docs/data.md and
 https://huggingface.co/docs/trl/dataset_formats.
@@ -64,13 +64,13 @@ REQUIRES: Mapping[Kind, str] = {
 UNUSED: Mapping[Content, str] = {
     "comparison": "contain only ties",
     "label": "are labelled bad",
-    "completion": "have no answer to learn (weight 0)",
+    "completion": "have only answers of weight 0",
 }
 
 
 @dataclass(frozen=True)
 class ConvertedRow:
-    """A row as it was read, its place and number, and the rows made from it."""
+    """A row as it was read, its file or dataset, its number there, and the rows made from it."""
 
     place: str
     number: int
@@ -80,11 +80,11 @@ class ConvertedRow:
 
 @dataclass
 class Conversion:
-    """The converted rows of one place, or of several places together.
+    """The converted rows of one file or dataset, or of several together.
 
-    `read` rows = `converted` + `dropped` + `unused`. Unused rows are good rows from which no row is
-    made: rankings that contain only ties, and for SFT answers that are labelled bad or not learned.
-    Their prompts are kept, since other recipes use them.
+    `read` rows = `converted` + `dropped` + `unused`. Unused rows are well-formed, but give no row
+    of the kind: rankings with only ties, and for SFT answers that are labelled bad or carry no
+    loss. Their prompts are kept, because other recipes use them.
     """
 
     converted: list[ConvertedRow] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Conversion:
         return [row for source in self.converted for row in source.rows]
 
     def add(self, other: "Conversion") -> None:
-        """Add the rows of another place."""
+        """Add the rows of another conversion."""
         self.converted += other.converted
         self.read += other.read
         self.dropped += other.dropped
@@ -108,7 +108,7 @@ class Conversion:
 
 
 def check_conversion(*, format: str, kind: Kind, place: str) -> None:
-    """Raise DatasetError if `format` is unknown or its rows do not hold what a kind needs."""
+    """Raise DatasetError if `format` is unknown or lacks a part that the kind needs."""
     if format not in FORMATS:
         raise DatasetError(
             f"{place}: unknown dataset_format {format!r}; known: {', '.join(FORMATS)}"
@@ -118,8 +118,8 @@ def check_conversion(*, format: str, kind: Kind, place: str) -> None:
     others = [n for n, f in FORMATS.items() if f.content in SOURCES[kind] and n != kind]
     needs = f"{kind} needs the columns {', '.join(COLUMNS[kind])}"
     raise DatasetError(
-        f"{place}: its format is {format} (columns {', '.join(FORMATS[format].columns)}), "
-        f"which has no {REQUIRES[kind]}; {needs}"
+        f"{place}: its format is {format} (columns {', '.join(FORMATS[format].columns)}), which "
+        f"contains no {REQUIRES[kind]}; {needs}"
         + (f", or one of the formats {', '.join(others)}." if others else ".")
     )
 
@@ -137,7 +137,7 @@ def convert_rows(
     numbers: Sequence[int] | None = None,
     total: int | None = None,
 ) -> Conversion:
-    """Convert the rows of one place to a kind.
+    """Convert the rows of one file or dataset to a kind.
 
     Args:
         rows: dictionaries with the columns of `format`.
@@ -146,10 +146,10 @@ def convert_rows(
         kind: what the recipe trains on.
         drop_bad_rows: list malformed rows in the result instead of raising an error.
         pairs, turns: see `convert_row`.
-        numbers: the rows' numbers in the place, from 1, if they are not its first rows.
-        total: the place's number of rows if `rows` are only some of them; 0 if unknown.
+        numbers: the rows' numbers in the file, from 1; None if `rows` are its first rows.
+        total: the file's number of rows if `rows` are only some of them; 0 if unknown.
 
-    Raises: DatasetError for the first malformed row, with counts of all, or if no row is left.
+    Raises: DatasetError that describes the first malformed row and counts all, or if no row is left.
     """
     good: list[ConvertedRow] = []
     failed: list[FailedRow] = []
@@ -191,7 +191,7 @@ def convert_row(
     turns: Turns = "last",
     layout: Layout = PLAIN,
 ) -> list[Row]:
-    """The rows of a kind that one row gives: one, several (from a ranking or a dialogue), or none.
+    """Convert one row to rows of a kind: one, several (from a ranking or a dialogue), or none.
 
     A comparison gives SFT its chosen completion, and KTO both completions with labels. A completion
     that is labelled bad gives SFT nothing. For prompt-only, the prompt of a dialogue is everything
@@ -202,9 +202,9 @@ def convert_row(
         format: a name in `FORMATS` that can be converted to `kind` (see `check_conversion`).
         kind: what the recipe trains on.
         pairs: "all" pairs of a ranking, or the "best" completion against each of the others.
-        turns: prompt-completion rows of "all" assistant messages of a dialogue, each with the
-            messages before it as its prompt, or of the "last" one. Messages that carry no loss do
-            not count.
+        turns: which assistant messages of a dialogue become prompt-completion rows, each with the
+            messages before it as its prompt: "all" or the "last". Messages without loss do not
+            count.
         layout: how the dataset's rows are written, from `find_layout`.
 
     Raises: RowError (a DatasetError) if the row is malformed.
@@ -235,7 +235,7 @@ def convert_row(
 
 
 def _rows_of_kind(parts: Row, kind: Kind, pairs: Pairs) -> list[Row]:
-    """The rows of a kind that a row's parts give, without extra columns."""
+    """Rows of a kind made from a row's parts, without extra columns."""
     prompt = {"prompt": parts["prompt"]}
     if kind == "prompt-only":
         return [prompt]
@@ -261,7 +261,7 @@ def _rows_of_kind(parts: Row, kind: Kind, pairs: Pairs) -> list[Row]:
 
 
 def _split_dialogue(messages: list[Message], learned: list[bool], turns: Turns) -> list[Row]:
-    """A row for each answer that is learned, with all messages before it as its prompt."""
+    """One row for each answer that carries a loss; all messages before it are its prompt."""
     if all(message["role"] != "assistant" for message in messages):
         problem = "the dialogue must contain an assistant message, got none"
         raise RowError("no assistant message", problem)
@@ -276,7 +276,7 @@ def _split_dialogue(messages: list[Message], learned: list[bool], turns: Turns) 
 
 
 def _dialogue_prompt(messages: list[Message]) -> Row:
-    """A dialogue without its final answer; an open question stays."""
+    """A dialogue without its final answer, or the whole dialogue if it ends with a question."""
     return {"prompt": messages[:-1] if messages[-1]["role"] == "assistant" else messages}
 
 
@@ -286,14 +286,14 @@ def is_plain(row: Row) -> bool:
 
 
 def style_error(*, plain: bool) -> RowError:
-    """The error for a row whose style differs from most rows, which are plain text or messages."""
+    """The error for a row with messages where most rows are plain text, or the reverse."""
     most, odd = ("text", "messages") if plain else ("messages", "text")
     problem = f"the prompt must be {most}, as in most rows, got {odd}"
     return RowError("text among messages", problem)
 
 
 def _keep_one_style(good: list[ConvertedRow]) -> tuple[list[ConvertedRow], list[FailedRow]]:
-    """The rows of the more common style: TRL tells text from messages by a single row."""
+    """Keep the more common style: TRL looks at a single row to tell text from messages."""
     used = [row for row in good if row.rows]
     few = {row.number for row in used if is_plain(row.rows[0])}
     if not few or len(few) == len(used):

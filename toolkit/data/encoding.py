@@ -1,7 +1,7 @@
-"""Token ids of prompts, completions and texts: the one way from rows to tokens, for every recipe.
+"""Token ids of prompts, completions and texts; every recipe tokenizes its rows here.
 
-Prompt and completion are tokenized separately, so that no token spans the border: the prompt's ids
-are what PPO samples from. A completion ends with exactly one EOS, where a sampled one ends.
+Prompt and completion are tokenized separately, so that no token spans the border: PPO samples from
+the prompt's ids alone. A completion ends with exactly one EOS, as a sampled completion does.
 """
 
 from functools import lru_cache
@@ -22,8 +22,8 @@ SEPARATORS = ("\n", "~", "|")  # texts with which few words merge into one token
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
     """Token ids of a text, or of messages rendered with the start of the assistant's turn.
 
-    A text starts with the tokens that the tokenizer adds (BOS), unless it begins with them. Tokens
-    that the tokenizer adds at the end (EOS) are left out: the completion follows.
+    A text starts with the tokens that the tokenizer adds (BOS), once even if the text contains them. Tokens
+    that the tokenizer adds at the end (EOS) are left out, because the completion follows.
 
     Raises: RowError if the chat template cannot render the messages.
     """
@@ -51,12 +51,12 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 
 def token_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The ids of a text and nothing else."""
+    """The ids of a text, without the tokens that the tokenizer adds."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **options: Any) -> str:
-    """The text that the chat template makes of messages.
+    """Render messages with the chat template.
 
     Raises: RowError with the template's own message.
     """
@@ -77,8 +77,8 @@ def completion_text(
 ) -> str:
     """The text of a completion as it follows the prompt, without the token that ends it.
 
-    Of messages, the text that the template writes after the prompt, up to EOS: templates such as
-    Qwen's continue after it.
+    Of messages, this is the text that the template writes after the prompt, up to EOS. Templates
+    such as Qwen's write more text after EOS.
 
     Args:
         rendered_prompt: the prompt's text, to save the time of rendering it again.
@@ -125,7 +125,7 @@ def _added_special_tokens(tokenizer: "PreTrainedTokenizerBase", _size: int) -> s
 
 
 def _with_start(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
-    """The ids after the tokens that the tokenizer adds to the start of a text, present once."""
+    """The ids with the tokens that the tokenizer adds at the start of a text, exactly once."""
     while ids[:2] == [tokenizer.bos_token_id] * 2:  # a text that was rendered, encoded and decoded
         ids = ids[1:]
     start = _added_start(tokenizer)
@@ -144,8 +144,8 @@ def _added_start(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 def _continuation(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The ids of a text that continues another one.
 
-    SentencePiece puts a space before the first word of every text, which would be a second space, or
-    a space inside a word. Such a tokenizer reads the text after a separator, whose ids are cut off.
+    SentencePiece puts a space before the first word of every text. Here that would be a second space or one
+    inside a word. So the text is tokenized after a separator, whose ids are cut off.
     """
     if not _adds_space(tokenizer, len(tokenizer)):
         return token_ids(tokenizer, text)
@@ -169,7 +169,7 @@ def _eos_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def thinking_hint(tokenizer: "PreTrainedTokenizerBase", answer: str) -> str:
-    """The fix for an answer with a thought under a template with an option for thoughts."""
+    """The fix for an answer that contains a thought, if the template has an option for thoughts."""
     if END_OF_THOUGHT not in answer or "enable_thinking" not in str(tokenizer.chat_template):
         return ""
     return (

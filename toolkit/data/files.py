@@ -1,4 +1,4 @@
-"""Local data files, read as rows that keep their numbers."""
+"""Reads local data files as rows with their row numbers."""
 
 import codecs
 import csv
@@ -31,7 +31,7 @@ def read_rows(path: Path) -> list[Any]:
 
 
 def stream_rows(path: Path) -> Iterator[Any]:
-    """The rows of a data file, by its extension, without the whole file in memory.
+    """Read the rows of a data file one by one; the extension determines how.
 
     A JSON list, UTF-16 text, and a Parquet file in `.gz` are read whole. A line or record that
     cannot be parsed becomes an `Unreadable`, which the checks report. All values of a CSV file are
@@ -55,7 +55,7 @@ def stream_rows(path: Path) -> Iterator[Any]:
 
 
 def separator(path: Path) -> str | None:
-    """What separates the fields of a CSV file, if it is no comma; None for other files."""
+    """The separator of a CSV file's fields if it is not a comma; otherwise None."""
     if _extension(path) != ".csv" or not path.is_file():
         return None
     with _open(path) as file:
@@ -88,7 +88,7 @@ def _as_text(file: IO[bytes]) -> TextIO:
 
 
 def _jsonl(file: IO[bytes], path: Path) -> Iterator[Any]:
-    """One row per line. A list, or rows over several lines, as in many files of this name, too."""
+    """Read one row per line; also a JSON list, or rows that span several lines."""
     first = next((line for line in file if line.strip(BLANK)), b"").strip(BLANK)
     file.seek(0)
     if first.startswith(b"[") or _continues(first):
@@ -106,7 +106,7 @@ def _jsonl(file: IO[bytes], path: Path) -> Iterator[Any]:
 
 
 def _continues(line: bytes) -> bool:
-    """Whether a line is the beginning of JSON, such as `{`."""
+    """Whether a line is the beginning of a longer JSON value, such as `{`."""
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
@@ -117,7 +117,7 @@ def _continues(line: bytes) -> bool:
 
 
 def _whole(data: bytes, path: Path) -> list[Any] | None:
-    """The rows of a JSON list or object, or of objects one after the other; None for anything else."""
+    """The rows of a JSON list, of an object, or of consecutive objects; None for anything else."""
     decode = json.JSONDecoder(object_pairs_hook=_object).raw_decode
     values: list[Any] = []
     try:
@@ -149,8 +149,8 @@ def _rows_of(value: Any, path: Path) -> list[Any]:
     lists = {name for name, rows in value.items() if _is_rows(rows)}
     if lists & {"train", "test"}:
         raise DatasetError(
-            f"{path}: holds the splits {', '.join(sorted(lists))}; write each into a file of its "
-            "own, in one folder (train.json, test.json)"
+            f"{path}: holds the splits {', '.join(sorted(lists))}; write each split into its own "
+            "file (train.json, test.json) in one folder"
         )
     wrapped = sorted(lists & WRAPPERS)
     return list(value[wrapped[0]]) if len(wrapped) == 1 else [value]
@@ -178,7 +178,7 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
 
 
 def _json(data: bytes, path: Path) -> list[Any]:
-    """A list of rows, or one row per line, as in many files with the ending .json."""
+    """Read a list of rows, or one row per line, which many .json files contain."""
     rows = _whole(data, path)
     if rows is not None:
         return rows
@@ -187,7 +187,7 @@ def _json(data: bytes, path: Path) -> list[Any]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         reason = f"line {line}: not UTF-8 text at byte {error.start + 1} of the file"
-        raise DatasetError(f"{path} {reason}; save it as UTF-8") from error
+        raise DatasetError(f"{path} {reason}; save the file as UTF-8") from error
     if text.lstrip().startswith("{"):
         return list(_json_lines(data.splitlines()))
     try:
@@ -198,7 +198,7 @@ def _json(data: bytes, path: Path) -> list[Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. If a key occurs twice, Python would silently keep the last value."""
+    """A JSON object; a repeated key raises an error, where Python would keep the last value."""
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]

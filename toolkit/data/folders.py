@@ -22,12 +22,12 @@ SAVED, SAVED_DICT, ABOUT = "state.json", "dataset_dict.json", "dataset_infos.jso
 def find_files(path: Path) -> dict[str, list[Path]]:
     """The data files of each split.
 
-    A single file is the split "train". In a folder (and its subfolder `data`) a file's name, in
-    lower case, is its split; the files of a subfolder `train` or `test` are that split. Without a
-    "train" and a "test", all files are "train".
+    A single file is the split "train". In a folder (and its subfolder `data`) a file's name in
+    lower case is the name of its split; all files of a subfolder `train` or `test` belong to that
+    split. Without a split "train" or "test", all files are "train".
 
-    Raises: DatasetError if the file or folder does not exist, the folder has no data file, a split
-        is there twice, or a shard is missing.
+    Raises: DatasetError if the file or folder does not exist, the folder has no data file, two
+        files are the same split, or a shard is missing.
     """
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
@@ -64,7 +64,7 @@ def find_files(path: Path) -> dict[str, list[Path]]:
 
 
 def find_saved(path: Path) -> dict[str, Path]:
-    """The folder of each split that `save_to_disk` of `datasets` wrote; a single table is "train".
+    """The folders that `save_to_disk` of `datasets` wrote, by split; a single table is "train".
 
     Raises: DatasetError if a split is missing.
     """
@@ -76,7 +76,7 @@ def find_saved(path: Path) -> dict[str, Path]:
         if (path / SAVED_DICT).is_file():
             listed = list(json.loads((path / SAVED_DICT).read_bytes())["splits"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DatasetError(f"{path / SAVED_DICT}: cannot read the list of splits") from error
+        raise DatasetError(f"{path / SAVED_DICT}: damaged; save the dataset again") from error
     missing = [split for split in listed if split not in saved]
     if missing:
         raise DatasetError(
@@ -108,7 +108,7 @@ def _twice(path: Path, split: str, first: Path, second: Path) -> DatasetError:
 
 
 def _check_shards(path: Path, split: str, files: Sequence[Path]) -> None:
-    """Raise DatasetError unless the shards of a split are complete and each is there once."""
+    """Raise DatasetError unless each shard of a split exists exactly once."""
     seen: dict[tuple[str, ...], Path] = {}
     sets: dict[int, set[int]] = {}
     for file in files:

@@ -1,12 +1,12 @@
-"""The formats that a dataset's rows may have: one entry of `FORMATS` and one reader for each.
+"""The formats of a dataset's rows; each has an entry in `FORMATS` and a reader.
 
-A reader takes a row and returns its parts, with texts or messages as the row has them:
+A reader takes a row and returns one of these parts; texts stay texts, messages stay messages:
 
     {"text"}, {"messages", "learned"}, {"prompt"}, {"prompt", "completion"},
     {"prompt", "completion", "label"}, {"prompt", "chosen", "rejected"},
     {"prompt", "completions", "ranks"}
 
-`learned` tells for each message whether it is an answer to learn.
+`learned` has one bool per message: whether the message is an answer that carries a loss.
 
 Readers raise RowError for a malformed row. `toolkit.data.convert` turns the parts into a recipe's
 rows. To add a format, write a reader here, add its entry to `FORMATS`, and add its row to the
@@ -57,7 +57,7 @@ LIKELY_PROMPTS = ("question", "query", "input", "context", "instruction", "user"
 
 @dataclass(frozen=True)
 class Format:
-    """A row contract.
+    """A format: the columns of its rows and the function that reads them.
 
     Args:
         columns: the columns that identify the format; every row must have them.
@@ -65,7 +65,7 @@ class Format:
             completion with a "label" (good or bad), or a "comparison" of two or more completions.
         read: returns the parts of a row (see the module's docstring); raises RowError.
         optional: further columns that `read` uses.
-        matches: whether the rows' values fit the format, if other data may have its columns, too.
+        matches: checks the rows' values, if other datasets can have the same columns.
     """
 
     columns: tuple[str, ...]
@@ -76,7 +76,7 @@ class Format:
 
 
 def read_prompt(row: Row) -> Row:
-    """A prompt alone."""
+    """A prompt without a completion."""
     return {"prompt": as_prompt(get_column(row, "prompt"), '"prompt"')}
 
 
@@ -88,7 +88,7 @@ def read_prompt_completion(row: Row) -> Row:
 
 
 def labelled(read: Callable[[Row], Row]) -> Callable[[Row], Row]:
-    """A reader of rows whose column `label` tells whether the (last) answer is good."""
+    """Extend a reader: the column `label` tells whether the (last) answer is good."""
 
     def read_labelled(row: Row) -> Row:
         parts = read(row)
@@ -114,7 +114,7 @@ def _last_answer(parts: Row) -> Row:
 
 
 def as_label(value: Any) -> bool | None:
-    """True or false from a label: a boolean, 1 or 0, or a word such as "good"; otherwise None."""
+    """The bool of a label (a boolean, 1 or 0, or a word such as "good"); None for other values."""
     flag = as_flag(value)
     return LABELS.get(str(value).strip().lower()) if flag is None else flag
 
@@ -186,7 +186,7 @@ def read_sharegpt_preference(row: Row) -> Row:
 
 
 def _has_no_roles(rows: Sequence[Row]) -> bool:
-    """Whether rows of `text` are more than single messages of dialogues."""
+    """Whether rows of `text` are whole texts, not single messages of dialogues."""
     return not any("role" in row for row in rows)
 
 
@@ -270,7 +270,7 @@ def detect_format(rows: Sequence[Any], *, place: str) -> str:
 
 
 def common_columns(rows: Sequence[Row]) -> set[str]:
-    """The columns in which at least half of the rows have a value, and one of them more than blanks."""
+    """The columns in which half of the rows have a value, and at least one value is not blank."""
     counts = Counter(name for row in rows for name, value in row.items() if value not in EMPTY)
     common = {name for name, n in counts.items() if 2 * n >= len(rows)}
     return {name for name in common if not all(is_blank(row.get(name)) for row in rows)}

@@ -1,7 +1,7 @@
-"""How the rows of a dataset are written, beyond their format, and how they are put in order.
+"""How a dataset writes its rows, besides their format, and how the rows are brought into one form.
 
-Lists may be stored as text (CSV), answers may repeat their prompt, and a column may have the system
-message. Only all rows together, or the first ones of a stream, tell which of these applies.
+Lists may be stored as text (CSV), answers may repeat their prompt, and a column may contain the system
+message. This can only be detected from all rows together, or from the first rows of a stream.
 """
 
 import ast
@@ -38,8 +38,8 @@ class Layout:
 
     Args:
         stored: columns whose lists are stored as text.
-        is_chat: texts become messages, because some rows have a system message.
-        repeats: the answers start with their prompt, which is cut.
+        is_chat: whether texts become messages, because some rows have a system message.
+        repeats: whether the answers start with their prompt, which is then cut.
     """
 
     stored: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Layout:
 
     @property
     def notes(self) -> list[str]:
-        """What differs from the rows as they are, for the printed line."""
+        """What was changed in the rows, for the printed line."""
         notes = []
         if self.stored:
             notes.append(f"lists stored as text in {', '.join(self.stored)} were read")
@@ -70,9 +70,9 @@ class Layout:
         return row
 
     def arrange(self, parts: Row, row: Row) -> Row:
-        """The parts of a row with its system message, and with answers that are only answers.
+        """Add the row's system message to its parts, and cut the prompt from its answers.
 
-        Raises: RowError for a second system message, or an answer that is only the prompt.
+        Raises: RowError for a second system message, or for an answer that consists of the prompt.
         """
         system = system_message(row)
         if system is not None and _mentions(parts, system):
@@ -140,9 +140,9 @@ def _needs_chat(parts: Row, row: Row) -> bool:
 
 
 def system_message(row: Row) -> str | None:
-    """The system message that a row has in a column of its own, which is often empty.
+    """A row's system message from its own column; None if the column is blank or missing.
 
-    Raises: RowError if it is not text, or two columns differ.
+    Raises: RowError if it is not text, or if two such columns differ.
     """
     found = {name: row[name] for name in SYSTEM_COLUMNS if not is_blank(row.get(name))}
     texts = [as_text(value, f'"{name}"') for name, value in found.items()]
@@ -162,7 +162,7 @@ def _mentions(parts: Row, system: str) -> bool:
 
 
 def _try(function: Any, row: Row) -> Any:
-    """The function's value; None for a malformed row, which is reported later."""
+    """The function's result; None for a malformed row, which is reported later."""
     try:
         return function(row)
     except RowError:
@@ -178,7 +178,7 @@ def _is_stored(rows: Sequence[Row], name: str) -> bool:
 
 
 def _first(value: Any) -> str:
-    """The first text in a list: a message may be stored as text, too."""
+    """The first text in a list, because a message may also be stored as text."""
     first = value[0] if isinstance(value, list) and value else None
     return first if isinstance(first, str) and MESSAGE.match(first.lstrip()) else ""
 
@@ -196,7 +196,7 @@ def parse_list(value: Any, name: str) -> Any:
         return value
     parsed = _literal(value)
     if not isinstance(parsed, list | dict):
-        expected = f'"{name}" must be a list, as in most rows, or one as JSON text'
+        expected = f'"{name}" must be a list, as in most rows, or a list as JSON text'
         raise RowError("not a list", expected, value)
     return parse_list(parsed, name) if isinstance(parsed, list) else parsed
 
@@ -224,7 +224,7 @@ def _literal(text: str) -> Any:
 def _repeats_prompt(parts: Sequence[Row], place: str) -> bool:
     """Whether (nearly) all answers start with their prompt.
 
-    Raises: DatasetError if most answers do, but not nearly all: cutting would be a guess.
+    Raises: DatasetError if most answers start with it, but not nearly all: cutting would be a guess.
     """
     starts = [_is_repeat(answer, prompt) for one in parts for prompt, answer in _exchanges(one)]
     share = sum(starts) / len(starts) if starts else 0.0
@@ -237,13 +237,13 @@ def _repeats_prompt(parts: Sequence[Row], place: str) -> bool:
 
 
 def _is_repeat(answer: str, prompt: str) -> bool:
-    """Whether an answer starts with its prompt and goes on. Where it ends, it is a copy."""
+    """Whether an answer starts with its prompt and continues; a copy of it does not count."""
     end = _cut_at(answer, prompt)
     return end is not None and not is_blank(answer[end:])
 
 
 def _exchanges(parts: Row) -> list[tuple[str, str]]:
-    """Each answer of a row, after its prompt or the message before it."""
+    """Each answer of a row, with the prompt or message before it."""
     if "messages" in parts:
         texts = [message["content"] for message in parts["messages"]]
         roles = [message["role"] for message in parts["messages"]]
@@ -291,7 +291,7 @@ def _cut(answer: Any, prompt: str) -> Any:
 
 
 def _cut_dialogue(messages: list[Message]) -> list[Message]:
-    """The messages, with each answer without the question before it."""
+    """The messages, with the preceding question cut from each answer."""
     cut = messages[:1]
     for before, message in itertools.pairwise(messages):
         is_answer = message["role"] == "assistant" and before["role"] == "user"

@@ -49,15 +49,15 @@ def load_splits(
     Prints a line for each source, and one for each file with dropped rows.
 
     Args:
-        script: names the dataset and its splits: a local file (.jsonl, .json, .csv, .parquet, also
+        script: names the splits and the dataset: a local file (.jsonl, .json, .csv, .parquet, also
             .gz), a folder of them, a hub name, or `world:<name>` for the embedded world.
         mixture: TRL's `datasets`, which replace `dataset_name` if set; and `test_split_size`, used
             if the dataset has no test split.
-        data_args: how rows are read; its `sources` are our mixture.
+        data_args: how rows are read; its `sources` are this project's mixture.
         kind: what the recipe trains on (see `toolkit.data.convert`).
         seed: determines which prompts are held out and which rows a mixture draws.
         texts: accept rows of text without a prompt, and return them as kind "text".
-        turns: prompt-completion rows of "all" assistant messages of a dialogue, or of the "last".
+        turns: which assistant messages of a dialogue become prompt-completion rows: "all" or "last".
         folder: the run's directory, for the file of dropped rows.
         sample: read only this many rows of a larger split, drawn by the seed.
 
@@ -114,7 +114,7 @@ def _convert(
     data_args: DataArguments,
     turns: Turns,
 ) -> dict[str, Conversion]:
-    """A source's splits, converted; prints which rows of each file are dropped."""
+    """Convert a source's splits, and print which rows of each file are dropped."""
     conversions = {}
     for split, chunks in splits.items():
         conversions[split] = Conversion()
@@ -141,7 +141,7 @@ def _convert(
 def _combine(loaded: Sequence[LoadedSource]) -> dict[str, Conversion]:
     """The splits of all sources together.
 
-    Raises: DatasetError if some hold text and others messages: TRL tells them apart by one row.
+    Raises: DatasetError if some hold text and others hold messages: TRL looks at one row to tell which.
     """
     splits: dict[str, Conversion] = {}
     styles: dict[bool, str] = {}
@@ -182,7 +182,7 @@ def _check_not_empty(splits: Mapping[str, Conversion], *, place: str) -> None:
 def _split(
     splits: Mapping[str, Conversion], size: float | None, *, seed: int, place: str
 ) -> tuple[dict[str, list[Row]], dict[str, list[Origin]]]:
-    """The rows of each split and their origins; without a test split, one is held out."""
+    """The rows of each split and their origins; holds out a test split if there is none."""
     rows = {split: conversion.rows for split, conversion in splits.items()}
     origins = {
         split: [Origin(row.place, row.number) for row in conversion.converted for _ in row.rows]

@@ -71,11 +71,11 @@ def as_text(value: Any, name: str) -> str:
 
 
 def as_messages(value: Any, name: str) -> list[Message]:
-    """A list of messages with the keys role/content or from/value, as role and content.
+    """Messages with the keys role and content, from a list with role/content or from/value.
 
-    A blank system message is left out. A thought in a key of its own ("reasoning_content") goes
-    before the content, in `<think>`. Other keys of a message are left out, except that a tool call
-    or an image raises an error: a dialogue without it would teach something else.
+    A blank system message is left out. A thought in its own key ("reasoning_content") is put before
+    the content, in `<think>`. Other keys are left out. A tool call or an image raises an error,
+    because the dialogue would have another meaning without it.
 
     Raises: RowError for another type, an unknown speaker, or a message without text.
     """
@@ -88,7 +88,7 @@ def as_messages(value: Any, name: str) -> list[Message]:
 
 
 def learned(value: list[Any], name: str) -> list[bool]:
-    """For each message that `as_messages` returns, whether it is an answer to learn.
+    """For each message that `as_messages` returns, whether it is an answer that carries a loss.
 
     An answer with `weight: 0`, `train: false` or `mask: true` is only context for later ones.
 
@@ -102,11 +102,11 @@ def learned(value: list[Any], name: str) -> list[bool]:
 
 
 def _has_loss(message: Row, name: str) -> bool:
-    """Whether no key of an answer says that it carries no loss."""
+    """Whether an answer carries a loss: no key of the message excludes it."""
     found = True
     for key, value in message.items():
         if says_bad(key, value):
-            problem = f'{name} "{key}" marks the answer as bad; give it the weight 0 or remove it'
+            problem = f'{name} "{key}" marks the answer as bad; set its weight to 0 or remove it'
             raise RowError("a bad answer", problem, value)
         if value is None or key not in LOSS_KEYS | MASK_KEYS:
             continue
@@ -119,7 +119,7 @@ def _has_loss(message: Row, name: str) -> bool:
 
 
 def as_flag(value: Any) -> bool | None:
-    """True or false from a boolean, 1 or 0, or the same as text; None for anything else."""
+    """A bool from a boolean, from 1 or 0, or from their text; None for anything else."""
     if not isinstance(value, bool | int | float | str):
         return None
     return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(
@@ -135,7 +135,7 @@ def says_bad(name: str, value: Any) -> bool:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a value says nothing: null, blank text, or an empty list or object."""
+    """Whether a value is empty: null, blank text, or an empty list or object."""
     if isinstance(value, str):
         return not value or value.isspace()
     return value is None or value in ([], {})
@@ -169,7 +169,7 @@ def _as_message(item: Any, name: str) -> Message:
 
 
 def _with_thought(item: Row, content: str, name: str) -> str:
-    """The content after the thought that a message has in a key of its own, if any."""
+    """The content, with the thought from the message's own key, if any, before it."""
     thoughts = [(key, item[key]) for key in THOUGHT_KEYS if item.get(key)]
     if not thoughts or END_OF_THOUGHT in content:
         return content
@@ -191,7 +191,7 @@ def _join_parts(content: Any) -> Any:
 def as_dialogue(value: Any, name: str) -> list[Message]:
     """Messages in order: an optional system message, then user and assistant in turn.
 
-    Raises: RowError as `as_messages`, and for any other order.
+    Raises: RowError for the reasons of `as_messages`, and for any other order.
     """
     messages = as_messages(value, name)
     check_order(messages, name)
@@ -231,10 +231,10 @@ def as_completion(
     """A completion of the same type as its prompt: a text, or one assistant message in a list.
 
     Args:
-        value: a text, a message, a list of one message, or of the prompt's messages and one more.
+        value: a text, a message, or a list: one message, or the prompt's messages and one more.
         name: the completion's name in error messages.
-        prompt: the row's prompt; text needs text, messages need a message.
-        wrap: turn a text that follows messages into an assistant message.
+        prompt: the row's prompt; a text needs a text, messages need a message.
+        wrap: turn a text after a prompt of messages into an assistant message.
 
     Raises: RowError for another type, another speaker or several messages.
     """
@@ -268,7 +268,7 @@ def parse_transcript(value: Any, name: str) -> list[Message]:
     """
     head, *parts = TURN.split(as_text(value, name))
     if not parts or head.strip():
-        expected = f'{name} must be turns that start with "Human:" and "Assistant:"'
+        expected = f'{name} must consist of turns that start with "Human:" and "Assistant:"'
         raise RowError("not a transcript", expected, value)
     messages = []
     for i, (speaker, turn) in enumerate(zip(parts[::2], parts[1::2], strict=True), start=1):

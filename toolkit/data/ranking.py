@@ -27,11 +27,11 @@ Pairs = Literal["all", "best"]
 
 
 def read_ranked(row: Row) -> Row:
-    """`{"prompt", "completions", "ranks"}` of a row with ranks, or with scores instead.
+    """Read `{"prompt", "completions", "ranks"}` from a row with ranks or, instead, scores.
 
-    Ranks are whole numbers, 1 is best, ties are allowed; the highest score is best. Completions may
-    be plain texts after a prompt of messages; a text prompt becomes a user message if completions
-    are messages. A completion of several messages must start with the prompt's messages.
+    Ranks are whole numbers; 1 is best and ties are allowed. The highest score is best. After a
+    prompt of messages, completions may be plain texts. If completions are messages, a text prompt
+    becomes a user message. A completion of several messages must start with the prompt's messages.
 
     Raises: RowError if the columns do not fit together or contradict each other.
     """
@@ -49,9 +49,9 @@ def read_ultrafeedback(row: Row) -> Row:
     """An instruction, and completions as objects with a `response` and the judges' scores.
 
     The score is the mean of the aspects' ratings, from `fine-grained_score` or `annotations`.
-    `overall_score` is used only without them: in the first published version, of which many copies
-    exist, it is 10 for some completions that the judge rated 1.
-    See https://github.com/OpenBMB/UltraFeedback (Update).
+    `overall_score` is used only without these columns: in the first published version, and its many
+    copies, it is 10 for some completions that the judge rated 1. See
+    https://github.com/OpenBMB/UltraFeedback (Update).
 
     Raises: RowError for a missing response or score.
     """
@@ -76,7 +76,7 @@ def _completion_list(row: Row) -> list[Any]:
 
 
 def _completion(item: Any, name: str, prompt: Any) -> Any:
-    """One completion; of a whole dialogue that starts with the prompt, the last message."""
+    """One completion; for a dialogue that starts with the prompt, its last message."""
     if isinstance(item, list) and len(item) > 1 and isinstance(prompt, list):
         dialogue = as_dialogue(item, name)
         if dialogue[:-1] != prompt:
@@ -87,7 +87,7 @@ def _completion(item: Any, name: str, prompt: Any) -> Any:
 
 
 def _ranks(row: Row, k: int) -> list[int]:
-    """Ranks of K completions, from `ranks`, or from `scores` if the row has no ranks."""
+    """The ranks of K completions, from the row's `ranks` or else from its `scores`."""
     name = "scores" if row.get("ranks") is None and "scores" in row else "ranks"
     values = get_column(row, name)
     if not isinstance(values, list) or len(values) != k:
@@ -108,7 +108,7 @@ def _ranks(row: Row, k: int) -> list[int]:
 
 
 def _check_agreement(ranks: list[int], scores: Any) -> None:
-    """Raise RowError if the scores next to the ranks put two completions in the opposite order."""
+    """Raise RowError if ranks and scores order two completions differently."""
     if not isinstance(scores, list) or len(scores) != len(ranks):
         return
     pairs = itertools.permutations(zip(ranks, map(finite_number, scores), strict=True), 2)
@@ -139,7 +139,7 @@ def _judged_scores(completions: list[dict[str, Any]]) -> list[float]:
 
 
 def _mean_ratings(annotations: list[Any]) -> list[float | None]:
-    """The mean rating of each completion over the aspects that all completions have ratings for."""
+    """The mean rating of each completion, over the aspects that are rated for all completions."""
     ratings = [
         {
             aspect: rating
@@ -157,7 +157,7 @@ def _mean_ratings(annotations: list[Any]) -> list[float | None]:
 
 
 def finite_number(value: Any) -> float | None:
-    """A finite number, also from text ("4"); None for anything else, such as "N/A"."""
+    """The value as a finite number, also from text ("4"); None for anything else, such as "N/A"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -178,13 +178,13 @@ def _ranked(prompt: Any, completions: list[Any], ranks: list[int]) -> Row:
 
 
 def _text(completion: Any) -> str:
-    """A completion's text without blanks at its ends; equal texts count as tied."""
+    """A completion's text without blanks at its ends; completions of equal text are tied."""
     text = completion if isinstance(completion, str) else completion[0]["content"]
     return str(text).strip()
 
 
 def _wins(ranked: Row) -> Iterator[tuple[int, int]]:
-    """The indices (better, worse) of every two completions that are not tied."""
+    """The indices (better, worse) of each pair of completions that is not tied."""
     ranks, texts = ranked["ranks"], [_text(completion) for completion in ranked["completions"]]
     for i, j in itertools.combinations(range(len(texts)), 2):
         if ranks[i] != ranks[j] and texts[i] != texts[j]:
@@ -194,7 +194,7 @@ def _wins(ranked: Row) -> Iterator[tuple[int, int]]:
 def ranked_to_pairs(row: Row, *, pairs: Pairs = "all") -> list[Row]:
     """The pairs of a ranked row that are not tied, as `{"prompt", "chosen", "rejected"}`.
 
-    Two equal completions count as tied whatever their ranks are: no model can tell them apart.
+    Two equal completions count as tied whatever their ranks: no model can prefer one of them.
 
     Args:
         row: `{"prompt", "completions": [K], "ranks": [K]}`, or "scores" instead of "ranks".
@@ -208,7 +208,7 @@ def ranked_to_pairs(row: Row, *, pairs: Pairs = "all") -> list[Row]:
 
 
 def pairs_of(ranked: Row, *, pairs: Pairs) -> list[Row]:
-    """`ranked_to_pairs` for the result of `read_ranked`."""
+    """Like `ranked_to_pairs`, for a result of `read_ranked`."""
     completions, best = ranked["completions"], min(ranked["ranks"])
     return [
         {"prompt": ranked["prompt"], "chosen": completions[i], "rejected": completions[j]}
@@ -250,14 +250,14 @@ def group_id(ranked: Row) -> int:
 
 
 def ranking_id(row: Mapping[str, Any]) -> int:
-    """A number that the pairs of one ranking share, from their prompt and `group_id`, if any.
+    """A number that the pairs of one ranking share; depends on their prompt and any `group_id`.
 
-    A dataset's own `group_id` may occur with several prompts, which cannot be ranked together.
+    A dataset's own `group_id` may cover several prompts, but one ranking has only one prompt.
     """
     return hash_id([row["prompt"], row.get("group_id")])
 
 
 def hash_id(value: Any) -> int:
-    """63 bits of a hash of the value's JSON, so that two values do not get the same number."""
+    """63 bits of a hash of the value's JSON: enough that different values get different numbers."""
     text = json.dumps(value, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1

@@ -1,4 +1,4 @@
-"""Reads the rows of the sources: all rows, the first ones, or a random share; renames columns."""
+"""Reads the sources: all rows, the first rows, or a random share; renames columns."""
 
 import itertools
 import random
@@ -66,7 +66,7 @@ def read_sources(
 
 
 def mixture_sizes(sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
-    """How many rows of each source make the largest mixture of these shares without repeated rows.
+    """The number of rows of each source in the largest mixture of these shares that repeats no row.
 
     `fraction` has the same meaning in TRL (`trl.scripts.utils.DatasetConfig`).
 

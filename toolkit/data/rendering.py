@@ -1,4 +1,4 @@
-"""Whether the model reads what a row says: marks inside texts, and what the chat template writes."""
+"""Checks that the model reads a row's texts unchanged: template marks, rendered messages."""
 
 import re
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class RowCheck:
 
         Raises: RowError for messages that contain a mark of the template; for messages that the
             template cannot render, moves or changes; for EOS or BOS inside a plain completion; and
-            for completions that differ in the row but not for the model.
+            for a pair of completions that are different in the row but equal for the model.
         """
         prompt = row.get("prompt")
         if isinstance(prompt, list):
@@ -47,7 +47,7 @@ class RowCheck:
             raise RowError(TEMPLATE_CHECK, f"{problem}: {describe(texts['chosen'])}")
 
     def _check_marks(self, row: Row) -> None:
-        """A special token inside a message would end the turn or start another speaker's turn."""
+        """Reject special tokens in messages: they would end the turn or start another one."""
         for name, text in texts_of(row):
             mark = self.marks.search(text)
             if mark is not None:
@@ -55,7 +55,7 @@ class RowCheck:
                 raise RowError("special token", f"{problem}, got {describe(_around(mark))}")
 
     def _check_rendering(self, prompt: list[Message], row: Row) -> dict[str, str]:
-        """The texts of the completions, which contain the answers; the prompt contains its messages."""
+        """Render prompt and completions; check that no message changes; return the completions."""
         start = render(self.tokenizer, prompt, add_generation_prompt=True)
         rendered = _squeeze(start)
         position = 0
@@ -78,7 +78,7 @@ class RowCheck:
         return texts
 
     def _check_ends(self, row: Row) -> dict[str, str]:
-        """The plain completions without their ends: text without EOS and BOS, as samples are."""
+        """The plain completions without their end tokens; any other EOS or BOS raises RowError."""
         tokens = {"end": self.tokenizer.eos_token, "start": self.tokenizer.bos_token}
         texts = {}
         for name in COMPLETIONS:
@@ -97,7 +97,7 @@ class RowCheck:
 
 
 def template_marks(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    """A pattern of the special tokens and of the words with which the template separates turns."""
+    """A pattern of the special tokens and of the words that the template writes between turns."""
     # some tokenizers have the tags of thoughts as special tokens
     marks = (special_tokens(tokenizer) | _turn_marks(tokenizer)) - {THOUGHT, END_OF_THOUGHT}
     longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
@@ -121,7 +121,7 @@ def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
 
 
 def texts_of(row: Row) -> Iterator[tuple[str, str]]:
-    """The texts of a row that the model reads, each after its name in error messages."""
+    """The texts of a row that the model reads, as (name for error messages, text)."""
     for name in ("prompt", "text", *COMPLETIONS):
         value: Any = row.get(name)
         if isinstance(value, str):
@@ -132,10 +132,10 @@ def texts_of(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def _contains(text: str, answer: str, *, prompt: str) -> bool:
-    """Whether the text after a prompt contains an answer, and of its thoughts no other ones.
+    """Whether the text after a prompt contains an answer, and no thoughts except the answer's.
 
-    The prompt may end with the first tag of the answer's thought. If it ends with an empty thought,
-    or if the template writes one before the answer, the answer's own would be a second one.
+    The prompt may end with the opening tag of the answer's thought. If the prompt ends with an empty
+    thought, or the template writes one before the answer, the answer's thought would be the second.
     """
     expected, text = _squeeze(answer), _squeeze(text)
     if END_OF_THOUGHT in expected:

@@ -1,4 +1,4 @@
-"""Errors of single rows: the exception, the error message of a file, the file of dropped rows."""
+"""Errors of single rows: the exception, the message for a file, the file of dropped rows."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ class RowError(DatasetError):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Takes the place of a row that the file's parser cannot read, so that row numbers stay right."""
+    """Stands for a row that the parser cannot read, so that later rows keep their numbers."""
 
     reason: str
     text: str
@@ -34,7 +34,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class FailedRow:
-    """A row that fails a check: its place, its number there (from 1), and its content."""
+    """A row that fails a check: its file or dataset, its number there (from 1), and its content."""
 
     place: str
     number: int
@@ -49,7 +49,7 @@ class FailedRow:
 
 
 def shorten(value: Any, *, chars: int = 24, items: int = 4, depth: int = 4) -> Any:
-    """`value` with an ellipsis in place of the rest of long texts, long lists and deep nesting."""
+    """`value` with long texts, long lists and deep nesting cut; an ellipsis marks each cut."""
     if isinstance(value, str):
         # JSON allows a lone surrogate, which cannot be printed.
         text = value.encode("utf-8", "backslashreplace").decode()
@@ -68,7 +68,7 @@ def shorten(value: Any, *, chars: int = 24, items: int = 4, depth: int = 4) -> A
 
 
 def describe(value: Any) -> str:
-    """`value` for an error message: shortened JSON and its type."""
+    """Describe `value` in an error message: as shortened JSON with its type."""
     return f"{as_json(value)} ({type(value).__name__})"
 
 
@@ -85,7 +85,7 @@ def error_message(
     Args:
         failed: failed rows of one place.
         total: number of rows of the place; None or 0 if unknown.
-        fix: the last sentence, what the user can do; by default to fix or to drop the rows.
+        fix: the last sentence, which tells the user what to do; by default, fix or drop the rows.
     """
     first = failed[0]
     same = [f for f in failed if f.check == first.check]
@@ -130,7 +130,7 @@ def write_dropped(
         dropped: rows that are not trained on.
         folder: the run's directory; None writes nothing.
         append: add to the file. Without it the file is replaced, or removed if no row was dropped.
-        report: print the file's name; a stream drops one row at a time.
+        report: print the file's name; False for a stream, which drops one row at a time.
     """
     if folder is None or (append and not dropped):
         return

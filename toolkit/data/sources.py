@@ -31,7 +31,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset named by the arguments: the parts of its splits "train" and "test", and options."""
+    """A dataset named by the arguments: its options, and the parts of "train" and "test"."""
 
     place: str
     splits: dict[str, list[Part]]
@@ -46,14 +46,14 @@ def check_source(
     mixture: "DatasetMixtureConfig",
     data_args: DataArguments | None = None,
 ) -> None:
-    """Check, without importing a library, that a dataset is named and that local files exist.
+    """Check that the options name a dataset and that local files exist; imports no library.
 
     Args:
         script: TRL's ScriptArguments.
         mixture: TRL's DatasetMixtureConfig; its datasets, if any, replace `script.dataset_name`.
-        data_args: our arguments; their `sources`, if any, replace both.
+        data_args: this project's arguments; their `sources`, if any, replace the other two.
 
-    Raises: DatasetError if no option or two options name a dataset, or a local file is missing.
+    Raises: DatasetError if no option names a dataset, if two options do, or if a local file is missing.
     """
     if mixture.streaming:
         raise DatasetError(
@@ -97,7 +97,9 @@ def _check_name(name: str, config: str | None) -> None:
     if name.startswith(WORLD) or not is_local_path(name):
         return
     if config:
-        raise DatasetError(f"{name}: `dataset_config` is for datasets of the hub, got {config!r}")
+        raise DatasetError(
+            f"{name}: `dataset_config` {config!r} is only for hub datasets; remove it"
+        )
     folder = Path(name).expanduser()
     if (folder / MANIFEST).is_file() and not has_finished(folder):
         raise DatasetError(
@@ -165,7 +167,7 @@ def _mixture_source(source: SourceArguments, data_args: DataArguments) -> Source
 
 
 def _unused(splits: Mapping[str, Sequence[Part]], used: Mapping[str, Sequence[Part]]) -> list[str]:
-    """The splits without a part that is read."""
+    """The splits of which no part is read."""
     places = {part.place for parts in used.values() for part in parts}
     return sorted(
         split for split, parts in splits.items() if not places & {part.place for part in parts}
@@ -227,21 +229,21 @@ def _load_hub(name: str, config: str | None, *, streaming: bool) -> "dict[str, A
     try:
         return dict(datasets.load_dataset(name, config, streaming=streaming))
     except Exception as error:  # the back ends raise many types of exceptions
-        raise DatasetError(f"{name}: cannot load it from the hub ({one_line(error)})") from error
+        raise DatasetError(f"{name}: cannot load from the hub ({one_line(error)})") from error
 
 
 def _load_mixture(mixture: "DatasetMixtureConfig") -> tuple[str, Any]:
-    """TRL's mixture without its test split: TRL splits by row, which puts prompts on both sides."""
+    """TRL's mixture without its split by row, which can put a prompt into both train and test."""
     from trl.scripts.utils import get_dataset
 
     place = "mixture of " + ", ".join(entry.path for entry in mixture.datasets)
     try:
         return place, get_dataset(dataclasses.replace(mixture, test_split_size=None))["train"]
     except Exception as error:  # as in `_load_hub`
-        raise DatasetError(f"{place}: cannot load it ({one_line(error)})") from error
+        raise DatasetError(f"{place}: cannot load this dataset ({one_line(error)})") from error
 
 
 def one_line(error: BaseException) -> str:
-    """A library's error as one short line, for use in an error of ours."""
+    """A library's error as one short line, for use in an error message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else text[:239] + "…"

@@ -1,4 +1,4 @@
-"""The train and test tables of a dataset, and the test split that is held out by prompt."""
+"""The train and test tables of a dataset, and a test split held out by prompt."""
 
 import hashlib
 import itertools
@@ -42,10 +42,10 @@ class Splits(dict[str, "Dataset"]):
 def make_table(rows: Sequence[Row], *, kind: Kind, place: str) -> "Dataset":
     """Rows as a table with every column that any row has.
 
-    A column whose values do not fit into one column of a table is left out, unless it is one of the
-    kind's; its name is printed.
+    A column with values of several types does not fit into a table: its name is printed and it is
+    left out.
 
-    Raises: DatasetError if it is one of the kind's.
+    Raises: DatasetError if such a column is one of the kind's.
     """
     from datasets import Dataset
 
@@ -84,9 +84,9 @@ def prompt_key(row: Row) -> str:
 
 
 def question_key(row: Row) -> str:
-    """The unit of a test split: a prompt up to its first answer, or the text of a row without a prompt.
+    """The key for holding out a test split: the prompt up to its first answer, or the text.
 
-    Every turn of a dialogue has the same key, and so has a question as text or as a user message.
+    All turns of a dialogue have the same key. A question has the same key as text and as a message.
     """
     prompt = row.get("prompt", row.get("text"))
     if isinstance(prompt, list):
@@ -150,7 +150,7 @@ def hold_out(
 
 
 def _families(rows: Sequence[Row]) -> list[str]:
-    """A key for each row, equal for rows that a chain of equal prompts or groups connects.
+    """One key per row; rows that are connected by equal prompts or groups have the same key.
 
     The key is the smallest of the family's prompts, so it does not depend on the rows' order.
     """

@@ -60,9 +60,9 @@ def open_stream(
 class Stream:
     """A source's train split, row by row, without the prompts of the test split.
 
-    It can be read several times, as trainers do, but counts each row and writes each malformed row
-    to `dropped_rows.jsonl` only once. `read`, `held_out` (rows with a prompt of the test split) and
-    `dropped` describe the rows so far.
+    Trainers read a stream several times; each row is counted, and written to `dropped_rows.jsonl`
+    if malformed, only once. `read`, `held_out` (rows with a prompt of the test split) and `dropped`
+    describe the rows read so far.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class Stream:
         self.dropped: list[FailedRow] = []
 
     def table(self, *, seed: int) -> "IterableDataset":
-        """The rows as a dataset for trainers, shuffled within a window of 1000, again and again.
+        """The rows as an endless dataset for trainers, shuffled within a window of 1000 rows.
 
-        A trainer cannot know at which row of which pass over a stream to resume. It can skip the rows
-        of a dataset that does not end.
+        A trainer that resumes does not know its pass over the stream or the row in it. In an
+        endless dataset, it only skips the rows that it has read.
         """
         from datasets import IterableDataset
 
@@ -119,7 +119,7 @@ class Stream:
             yield from kept
 
     def summary(self) -> str:
-        """How many rows were read, held out and dropped so far, in one line."""
+        """One line with the numbers of rows that were read, held out and dropped so far."""
         line = f"{self.source.place}: {self.read} rows of the stream were read"
         if self.held_out:
             line += f", {self.held_out} left out because the test split has their prompts"
@@ -129,7 +129,7 @@ class Stream:
         return line
 
     def _numbered_rows(self) -> Iterator[tuple[str, int, Any]]:
-        """At most `max_rows` rows, each after its place and its number there, from 1."""
+        """At most `max_rows` rows as (file or dataset, number there from 1, row)."""
         rows = (
             (part.place, number, row)
             for part in self.source.splits["train"]
@@ -138,13 +138,13 @@ class Stream:
         return itertools.islice(rows, self.data_args.max_rows)
 
     def _convert(self, row: Any) -> list[Row]:
-        """The kind's rows from one row. Raises RowError where `load_splits` and `check_texts` would."""
+        """Convert one row; raises RowError for the reasons of `load_splits` and `check_texts`."""
         if isinstance(row, Unreadable):
             raise RowError("unreadable", row.reason)
         columns = self.source.columns
         for old, new in columns.items() if isinstance(row, dict) else ():
             if old in row and new in row and new not in columns:
-                problem = f'`columns` renames "{old}" to "{new}", which the row already has'
+                problem = f'`columns` renames "{old}" to "{new}", but the row already has "{new}"'
                 raise RowError("duplicate column", problem)
         converted = convert_row(
             rename_columns(row, columns),
@@ -170,7 +170,7 @@ class Stream:
 
 
 def first_rows(table: "Dataset | IterableDataset", most: int = STREAM_HEAD) -> "Dataset":
-    """A trainer's rows; the first ones of a stream, which does not end."""
+    """A trainer's rows; of an endless stream only the first ones."""
     from datasets import Dataset
 
     if isinstance(table, Dataset):

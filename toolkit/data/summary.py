@@ -1,4 +1,4 @@
-"""The lines that loading prints: the rows of each source, and what became of them."""
+"""The lines printed at loading: each source's rows, and how many were used or dropped."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ MOST_NAMES = 6
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """A source with its rows as they were read and as they were converted, by split."""
+    """A source with the rows of each split, before and after conversion."""
 
     source: Source
     format: str
@@ -102,7 +102,7 @@ def _list_sizes(sizes: Mapping[str, int]) -> str:
 
 
 def _dialogues(conversions: Iterable[Conversion], kind: Kind) -> str:
-    """How many dialogues became how many rows, if the numbers differ."""
+    """The number of dialogues and the number of rows made from them, if the two differ."""
     counts = [len(row.rows) for conversion in conversions for row in conversion.converted]
     if kind != "prompt-completion" or sum(counts) == len(counts):
         return ""
@@ -145,7 +145,7 @@ def _notes(
     *,
     dropped: bool,
 ) -> str:
-    """Duplicates, contradictions and shared prompts of all rows together, each after a semicolon."""
+    """Duplicates, contradictions and shared prompts of all rows; each note starts with "; "."""
     line = ""
     for split, copies in duplicates.items():
         if copies:
