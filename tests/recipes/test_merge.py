@@ -121,13 +121,13 @@ def test_weight_adapters_merge_exactly(method, tiny_base, tmp_path):
 def test_merge_rejects_virtual_tokens(method, tiny_base, tmp_path, capsys):
     assert call("sft", tmp_path / "sft", tiny_base, peft_method=method) == 0
     assert merge(tmp_path / "sft", tmp_path / "merged", tiny_base) == 2
-    assert "virtual tokens cannot be merged into a weight" in capsys.readouterr().err
+    assert "virtual tokens cannot be merged into weights" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
 
 
 def test_merge_rejects_reward_model(tiny_base, reward_run, tmp_path, capsys):
     assert merge(reward_run, tmp_path / "merged", tiny_base) == 2
-    assert "cannot hold its head" in capsys.readouterr().err
+    assert "whose head a language model" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
 
 
@@ -140,8 +140,8 @@ def test_merge_rejects_other_base(sft_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"load_in_4bit": "true"}, "load_in_4bit: an adapter is merged in full precision only"),
-        ({"load_in_8bit": "true"}, "load_in_8bit: an adapter is merged in full precision only"),
+        ({"load_in_4bit": "true"}, "load_in_4bit: an adapter can only be merged in full precision"),
+        ({"load_in_8bit": "true"}, "load_in_8bit: an adapter can only be merged in full precision"),
         ({"dtype": "float16"}, "dtype: the merged model is written in float32 or bfloat16"),
         ({"lora_r": 8}, "`lora_r` would have no effect"),
     ],

@@ -1,1 +1,1 @@
-"""Evaluation: samples, scores and compares checkpoints, and writes reports with plots."""
+"""Evaluation: sample, score and compare checkpoints; write reports with plots."""

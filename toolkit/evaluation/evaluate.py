@@ -27,7 +27,7 @@ Scores = dict[tuple[int, tuple[int, ...]], float]  # (prompt's row, token ids) -
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint: its role (None is the bare base), and the recipe that trained it."""
+    """A checkpoint: its role's name (None for the bare base), and the recipe that trained it."""
 
     role: str | None
     recipe: str
@@ -35,10 +35,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Answers:
-    """One checkpoint's answers under one sampling, a row per prompt.
+    """One checkpoint's answers under one sampling setting, one row per prompt.
 
-    `proxy` is the reward model's score (an ensemble's mean), None without a reward model; `features`
-    is None outside of the embedded world.
+    `proxy` is the reward model's score (the mean score of an ensemble), or None without a reward
+    model. `features` is None for prompts outside the embedded world.
     """
 
     completions: list[Completion]
@@ -53,7 +53,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Measured:
-    """One checkpoint: answers by sampling, kl in nats per completion, lm_loss in nats per token."""
+    """A checkpoint's answers by sampling, kl in nats per completion, lm_loss in nats per token."""
 
     recipe: str
     answers: dict[str, Answers]
@@ -94,16 +94,16 @@ def evaluate_all(
     Args:
         checkpoints: display name -> checkpoint; `sft` names the one that the others are compared with.
         prompts: texts or messages.
-        sampling: the main sampling of both sides, T = 0.7 by default.
+        sampling: the main sampling, used for all checkpoints; T = 0.7 by default.
         others: further samplings by name; by default T = 1 and greedy.
         rewards: the roles whose mean score is the proxy, each with a head; empty without a reward model.
-        few_shot: (question, answer) turns before each prompt of the bare base, which was never
-            trained to answer. Its answers are scored as answers to the plain prompt.
+        few_shot: (question, answer) turns before each prompt of the bare base, which was never trained to
+            answer. The base's answers are scored as answers to the prompt without these turns.
         texts: held-out pretraining documents for lm_loss.
         seed: set before each checkpoint and sampling, so that all of them draw the same numbers.
         progress: called with one line per step.
 
-    Returns: the rows; the global random state, modes and active adapters are restored.
+    Returns: the measurements. The global random state, modes and active adapters are restored.
     Raises: ConfigError for an unknown `sft` or prompts that leave no room for an answer,
         DatasetError without prompts.
     """
@@ -138,13 +138,13 @@ def evaluate_all(
 
 
 def other_samplings(main: Sampling) -> dict[str, Sampling]:
-    """T = 1 and greedy, without the main sampling."""
+    """The samplings T = 1 and greedy, except the one that equals the main sampling."""
     samplings = {"1.0": replace(main, temperature=1.0), "0": replace(main, temperature=0.0)}
     return {key: s for key, s in samplings.items() if s != main}
 
 
 def role_ids(names: Iterable[str]) -> dict[str, str]:
-    """Display name -> an adapter name that PEFT accepts; a display name may hold any characters."""
+    """Display name -> a valid PEFT adapter name; a display name may contain any characters."""
     return {name: f"checkpoint_{number}" for number, name in enumerate(names)}
 
 
@@ -157,7 +157,7 @@ def lm_loss(
     batch_size: int = 32,
     max_tokens: int = 1024,
 ) -> float | None:
-    """Mean −log p per token of documents, in nats; None without a document of two tokens.
+    """Mean −log p per token of documents, in nats; None if no document has two tokens.
 
     A document starts with the BOS token if the tokenizer has one, and is truncated to `max_tokens`.
     """
@@ -174,7 +174,7 @@ def lm_loss(
 
 
 def with_demonstrations(prompt: Prompt, few_shot: Sequence[tuple[str, str]]) -> Prompt:
-    """The prompt after answered questions: chat turns behind any system message, or paragraphs."""
+    """Put answered questions before a prompt: as turns after any system message, or as text."""
     if isinstance(prompt, str):
         return "".join(f"{question}{answer}\n\n" for question, answer in few_shot) + prompt
     start = 1 if prompt and prompt[0]["role"] == "system" else 0
@@ -208,11 +208,11 @@ def gold_monitor(prompts: Sequence[Prompt]) -> Callable[..., Mapping[str, float 
 def gold_metrics(
     prompts: Sequence[Prompt], completions: Sequence[Prompt], **_: Any
 ) -> dict[str, float | None]:
-    """Mean gold utility and `GOLD_RATES`, with names that start with `gold/`.
+    """Mean gold utility and the rates `GOLD_RATES`; all names start with `gold/`.
 
     Args:
         prompts: questions of the world, texts or messages.
-        completions: one answer to each, in the same format.
+        completions: one answer to each prompt, in the same format.
 
     Raises: DatasetError for a prompt that is not a question of the world.
     """
@@ -227,7 +227,7 @@ def gold_metrics(
 
 
 class _Bench:
-    """The prompts, encoded once, and the measurements of each checkpoint's answers."""
+    """Encodes the prompts once, and measures each checkpoint's answers to them."""
 
     def __init__(
         self,
@@ -246,7 +246,7 @@ class _Bench:
         self.pad = pad_id(tokenizer)
 
     def require_room(self, tokens: int, *, bare: bool) -> None:
-        """Check that answers of `tokens` tokens fit; with `bare`, also after the demonstrations.
+        """Check that answers of `tokens` tokens fit; if `bare`, also after the demonstrations.
 
         Raises: ConfigError if they do not fit.
         """
@@ -302,7 +302,7 @@ class _Bench:
     def kl(
         self, completions: list[Completion], own: Checkpoint, sft: Checkpoint, temperature: float
     ) -> list[float] | None:
-        """log π − log π_sft summed over each completion, at the temperature it was sampled with."""
+        """log π − log π_sft, summed over each completion, at the sampling temperature."""
         if temperature == 0:  # greedy decoding has no distribution
             return None
         own_prompts = self.shown_ids if own.role is None else self.ids

@@ -14,7 +14,7 @@ Entry = dict[str, Any]
 
 
 def warnings(report: Report) -> list[str]:
-    """One line per problem: those of each checkpoint, then those of the reward model.
+    """One line per problem: first the checkpoints' problems, then the reward model's.
 
     The bare base is not checked, because it is prompted and not trained.
     """
@@ -42,7 +42,7 @@ def _problems(entry: Entry, sft: Entry) -> Iterator[str]:
         )
     refused = (entry.get("rates") or {}).get("over_refusal") or 0.0
     if refused > MAX_OVER_REFUSAL:
-        yield f"refuses {refused:.0%} of good requests, or answers that it does not know"
+        yield f"refuses {refused:.0%} of good requests, or claims not to know the answer"
     if entry["length"] > MAX_LENGTH * sft["length"]:
         yield f"verbose: answers of {entry['length']:.0f} tokens (SFT: {sft['length']:.0f})"
     if entry["ended"] < MIN_ENDED:
@@ -56,14 +56,14 @@ def _problems(entry: Entry, sft: Entry) -> Iterator[str]:
 
 
 def reward_model_warnings(section: Entry) -> list[str]:
-    """One line per sign that the scores measure length."""
+    """One warning for each sign that the scores measure length instead of quality."""
     accuracy, by_length = (section.get(k) for k in ("pairwise_accuracy", "length_accuracy"))
     correlation = section.get("length_correlation")
     lines = []
     if accuracy is not None and by_length is not None and accuracy <= by_length:
         lines.append(
-            f"reward model: length alone predicts the labels as well ({by_length:.2f}) as the "
-            f"score does ({accuracy:.2f})"
+            f"reward model: length alone predicts the labels as well as the score does (accuracy "
+            f"{by_length:.2f} and {accuracy:.2f})"
         )
     if correlation is not None and abs(correlation) >= MAX_LENGTH_CORRELATION:
         lines.append(

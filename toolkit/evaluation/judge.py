@@ -52,7 +52,7 @@ def judge_reward_model(
     Args:
         options: `demonstrations`, `labeler_agreement` and `seed` of `judge_scorer`.
 
-    Returns: see `judge_scorer`, and for several `rewards` `RewardJudge.mean_section`.
+    Returns: see `judge_scorer`; for several `rewards`, see `RewardJudge.mean_section`.
     """
     judge = RewardJudge(tokenizer, comparisons, **options)
     score = partial(score_ids, roles, pad_id=pad_id(tokenizer), batch_size=batch_size)
@@ -61,7 +61,7 @@ def judge_reward_model(
 
 
 class RewardJudge:
-    """Judges reward models on the same comparisons, one model in memory at a time; writes reports.
+    """Judges reward models on the same comparisons, with one model in memory at a time.
 
     Args:
         tokenizer: the tokenizer of the base.
@@ -80,16 +80,16 @@ class RewardJudge:
         self.scores: list[dict[Key, float]] = []  # one entry per model judged so far
 
     def judge(self, scorer: Scorer, folder: Path | None) -> dict[str, Any]:
-        """Judge one model and write its report into the folder, if any; returns the main numbers."""
+        """Judge one model, and write its report into any `folder`; return the main numbers."""
         section = self.section(scorer)
         return {} if folder is None else write_reward_report(section, folder)
 
     def judge_mean(self, folder: Path) -> dict[str, Any]:
-        """Write the report on the mean score of all models judged so far; returns the main numbers."""
+        """Write the report on the mean score of all judged models; return the main numbers."""
         return write_reward_report(self.mean_section(), folder)
 
     def section(self, scorer: Scorer) -> dict[str, Any]:
-        """`judge_scorer` of one model; its scores are kept for `mean_section`."""
+        """`judge_scorer` for one model; keeps the scores for `mean_section`."""
         scores: dict[Key, float] = {}
 
         def keeping(pairs: list[Pair]) -> list[float]:
@@ -102,10 +102,10 @@ class RewardJudge:
         return section
 
     def mean_section(self) -> dict[str, Any]:
-        """`judge_scorer` of the mean score of the models judged so far.
+        """`judge_scorer` for the mean score of the models judged so far.
 
-        Returns: also `members`, their number; `members_accuracy`, each one's `pairwise_accuracy`;
-            and `members_agreement`, how often two of them order a pair alike.
+        Returns: also `members`, the number of models; `members_accuracy`, the `pairwise_accuracy`
+        of each; and `members_agreement`, how often two models order a pair in the same way.
         """
 
         def mean(pairs: list[Pair]) -> list[float]:
@@ -138,13 +138,13 @@ def judge_scorer(
     """Compare scores with labels, gold, demonstrations and length.
 
     Args:
-        scorer: token ids of prompts and completions to scores, in order.
+        scorer: a function from token ids of prompts and completions to scores, in the same order.
         comparisons: preference rows with prompt, chosen and rejected. If all of them have
             `chosen_gold` and `rejected_gold`, the scores and the labels are compared with gold. The
             prompt and an optional `group_id` define which pairs belong together. A `margin`, or
-            else gold, measures how clear a pair is.
+            else the gold gap, measures how clear a pair is.
         demonstrations: (prompt, completion); their mean score should be about 0.
-        labeler_agreement: how often two labelers agreed when they labelled.
+        labeler_agreement: the share of pairs on which two labelers agreed.
 
     Returns: `pairwise_accuracy` and its `pairwise_accuracy_ci95` against the labels; `kendall_tau`
         per prompt; `calibration`; `accuracy_by_margin` and `accuracy_by_length` (the chosen answer's
@@ -186,7 +186,7 @@ def judge_scorer(
 
 
 def write_reward_report(section: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Write a section of `RewardJudge` into a reward run; print the main numbers.
+    """Write a section of `RewardJudge` into a reward run, and print the main numbers.
 
     Returns: the numbers for run.json.
     """

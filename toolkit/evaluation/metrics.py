@@ -1,4 +1,4 @@
-"""The numbers of an evaluation as pure functions: means, win rates, rates, accuracies, calibration."""
+"""The metrics of an evaluation as pure functions: means, win rates, accuracies, calibration."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -56,7 +56,7 @@ def mean_interval(
 
 
 def preferred(ours: ArrayLike, theirs: ArrayLike) -> Floats:
-    """1 where ours is larger, 0 where theirs is larger, 0.5 where they are equal; `(N,)`."""
+    """For each of N rows: 1 if ours is larger, 0 if theirs is larger, 0.5 if they are equal."""
     a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"both sides must have the same shape, got {a.shape} and {b.shape}")
@@ -66,21 +66,21 @@ def preferred(ours: ArrayLike, theirs: ArrayLike) -> Floats:
 def win_rate(
     ours: ArrayLike, theirs: ArrayLike, *, seed: int, groups: Sequence[object] | None = None
 ) -> Interval:
-    """The share of rows where ours is larger, ties counting half. See `mean_interval`."""
+    """The share of rows in which ours is larger; ties count half. See `mean_interval`."""
     return mean_interval(preferred(ours, theirs), seed=seed, groups=groups)
 
 
 def clear_accuracy(
     score_gap: ArrayLike, gold_gap: ArrayLike, *, clear: float = 1.0
 ) -> float | None:
-    """How often scores and gold agree on the order of a pair, over pairs with a clear gold gap.
+    """The share of pairs with a clear gold gap that scores and gold order in the same way.
 
     Args:
         score_gap: `(N,)`, score of one side minus score of the other.
         gold_gap: `(N,)`, the same difference of gold.
         clear: the smallest |gold gap| that counts.
 
-    Returns: a share, equal scores counting half; None if no pair is clear.
+    Returns: the share, in which equal scores count half; None if no pair is clear.
     """
     score, gold = (np.asarray(g, dtype=np.float64) for g in (score_gap, gold_gap))
     agreement = preferred(score * np.sign(gold), np.zeros_like(score))[np.abs(gold) >= clear]
@@ -90,7 +90,7 @@ def clear_accuracy(
 def correlation_within(a: ArrayLike, b: ArrayLike, groups: Sequence[object]) -> float | None:
     """Pearson's correlation of two columns after subtracting each group's mean.
 
-    Groups are prompts, because the prompt alone influences both score and length.
+    Groups are usually prompts, because the prompt influences both score and length.
 
     Returns: between -1 and 1; None if one column does not vary within a group.
     """
@@ -100,7 +100,7 @@ def correlation_within(a: ArrayLike, b: ArrayLike, groups: Sequence[object]) -> 
 
 
 def behaviour_rates(features: Sequence[Features]) -> dict[str, float | None]:
-    """The share of each of `RATES`; None without questions of its kinds."""
+    """Each of `RATES` as a share of its kinds of question; None without such questions."""
     rates: dict[str, float | None] = {}
     for name, (kinds, counts) in RATES.items():
         hits = [counts(f) for f in features if kinds is None or f.kind in kinds]
@@ -111,7 +111,7 @@ def behaviour_rates(features: Sequence[Features]) -> dict[str, float | None]:
 def kendall_tau(
     chosen: ArrayLike, rejected: ArrayLike, *, seed: int, groups: Sequence[object]
 ) -> Interval:
-    """Kendall's τ between scores and labels, a mean over prompts with its interval.
+    """Kendall's τ between scores and labels: the mean over prompts, with its interval.
 
     Per prompt: (pairs in the labelled order − pairs in the opposite order) / labelled pairs. Labels
     without an order are not pairs; equal scores add nothing to the numerator.
@@ -126,18 +126,17 @@ def kendall_tau(
 
 
 def calibration(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
-    """Whether σ(score difference) equals the share of labels that agree (Bradley-Terry).
+    """Compare σ(score difference) with the share of labels that agree (Bradley-Terry).
 
-    Each pair is oriented to its better-scored side: the model's probability for that side, between
-    0.5 and 1, against the share of pairs where the label prefers it.
+    For each pair, the model's probability for its better-scored side is between 0.5 and 1. It is
+    compared with the share of pairs in which the label prefers that side.
 
     Args:
         chosen, rejected: `(N,)`, scores in nats of log-odds.
 
-    Returns: `ece`, the expected calibration error: the mean over pairs of the gap between both
-        numbers in the pair's bin; and `bins` of width 0.05 that hold pairs, each with `predicted`,
-        `observed` and `pairs`.
-    Source: Guo et al. 2017, arXiv:1706.04599.
+    Returns: `ece`, the expected calibration error: the mean over pairs of |predicted − observed| in
+        the pair's bin; and `bins` of width 0.05 that hold pairs, each with `predicted`, `observed`
+        and `pairs`. Source: Guo et al. 2017, arXiv:1706.04599.
     """
     gap = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
     probability = 1 / (1 + np.exp(-np.abs(gap)))
@@ -155,13 +154,13 @@ def calibration(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
 def accuracy_by(
     values: ArrayLike, chosen: ArrayLike, rejected: ArrayLike
 ) -> list[dict[str, float | int]]:
-    """Accuracy for small, middle and large values of a property of the pairs, about a third each.
+    """Accuracy on three parts of the pairs: small, middle and large values of a property.
 
     Args:
-        values: `(N,)`, such as differences of length. Equal values stay in one part.
+        values: `(N,)`, the property, such as the difference of length. Equal values stay in one part.
         chosen, rejected: `(N,)`, scores.
 
-    Returns: per part its smallest and largest value (`low`, `high`), `accuracy` and `pairs`.
+    Returns: for each part: its smallest and largest value (`low`, `high`), `accuracy` and `pairs`.
     """
     numbers, correct = np.asarray(values, dtype=np.float64), preferred(chosen, rejected)
     inner = np.quantile(numbers, [i / PARTS for i in range(1, PARTS)])
@@ -178,7 +177,7 @@ def accuracy_by(
 
 
 def members_agreement(gaps: Floats) -> float | None:
-    """How often two members of an ensemble order a pair alike, over all pairs of members.
+    """How often two members of an ensemble order a pair alike, as a mean over pairs of members.
 
     Args:
         gaps: `(M, N)`, each member's score of the chosen side minus that of the rejected side.
@@ -190,7 +189,7 @@ def members_agreement(gaps: Floats) -> float | None:
 
 
 def rounded(value: Any) -> float:
-    """Six decimals, the precision of `report.json`."""
+    """Round to six decimals, the precision of `report.json`."""
     return round(float(value), 6)
 
 

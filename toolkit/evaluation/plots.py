@@ -83,7 +83,7 @@ def draw_training(rows: Sequence[Mapping[str, Any]], file: Path) -> Path | None:
 
 
 def draw_gold_proxy(report: Mapping[str, Any], file: Path) -> Path | None:
-    """Mean gold and mean score of each checkpoint with 95 % intervals, one axis each."""
+    """Mean gold and mean score of each checkpoint with 95 % intervals, on one axis each."""
     entries = report["checkpoints"]
     titles = {"gold": "gold utility (true)", "proxy": "score (reward model)"}
     judges = [j for j in titles if any(e.get(j) for e in entries.values())]
@@ -103,7 +103,7 @@ def draw_gold_proxy(report: Mapping[str, Any], file: Path) -> Path | None:
 
 
 def draw_win_rates(report: Mapping[str, Any], file: Path) -> Path | None:
-    """Each checkpoint's win rate over SFT under each sampling, by gold if known, else by score."""
+    """Each checkpoint's win rate over SFT for each sampling, by gold if known, else by score."""
     checkpoints = report["checkpoints"]
     judge = "gold" if any(e.get("gold") for e in checkpoints.values()) else "proxy"
     entries = {n: e for n, e in checkpoints.items() if n != report.get("sft", "sft")}

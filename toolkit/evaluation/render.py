@@ -1,4 +1,4 @@
-"""Writes a report as `report.md` with tables, plots and examples, and as a table for a terminal."""
+"""Writes a report as `report.md` with tables, plots and examples, and as a terminal table."""
 
 import os
 import textwrap
@@ -150,7 +150,7 @@ def printable(text: str) -> str:
 
 
 def _columns(entries: Mapping[str, Entry]) -> Columns:
-    """The columns that every sampling has."""
+    """The columns that the tables of all samplings share."""
     judge = _judge(entries)
     columns: Columns = {"gold": lambda e: _with_interval(e["gold"])} if judge == "gold" else {}
     columns["score"] = lambda e: _mean(e.get("proxy"))
@@ -170,7 +170,7 @@ def _judge(entries: Mapping[str, Entry]) -> str:
 
 
 def _other_samplings(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Display name ("ppo, T = 1") -> numbers, sampling by sampling."""
+    """Display name ("ppo, T = 1") -> numbers, sorted by sampling."""
     keys = dict.fromkeys(k for e in entries.values() for k in e.get("other_sampling", {}))
     return {
         f"{name}, {sampling_name(key)}": entry["other_sampling"][key]
@@ -230,7 +230,7 @@ def _entries_table(entries: Mapping[str, Entry], columns: Columns) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; the first cell of each row is plain text, the other cells are Markdown."""
+    """A Markdown table; the first cell of each row is plain text, the other cells are Markdown."""
     lines = [header, ["---"] * len(header)]
     lines += [[as_text(_cut(first, LONGEST)), *cells] for first, *cells in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

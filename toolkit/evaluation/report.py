@@ -48,7 +48,7 @@ def build(
         timings_s: stage -> seconds.
 
     Returns: a dict of JSON values that `validate` accepts. All win rates are over `evaluation.sft`,
-        which has 0.5 itself. Unknown values are None.
+    so its own win rate is 0.5. Unknown values are None.
     """
     groups = [json.dumps(p, sort_keys=True) for p in evaluation.prompts]
     reference = evaluation.checkpoints[evaluation.sft].answers
@@ -87,7 +87,7 @@ def _checkpoint(
 
 
 def _summary(answers: "Answers", theirs: "Answers", groups: list[str], seed: int) -> dict[str, Any]:
-    """The numbers of one checkpoint under one sampling."""
+    """The numbers of one checkpoint for one sampling."""
     means: dict[str, Any] = {}
     wins: dict[str, Any] = {}
     for judge in ("gold", "proxy"):
@@ -108,7 +108,7 @@ def _summary(answers: "Answers", theirs: "Answers", groups: list[str], seed: int
 def examples(evaluation: "Evaluation", count: int = 8) -> list[Example]:
     """`count` prompts with every checkpoint's answer under the main sampling.
 
-    In the embedded world the kinds of question take turns; elsewhere these are the first prompts.
+    In the embedded world the prompts alternate between kinds of question; otherwise they are the first.
     """
     features = evaluation.checkpoints[evaluation.sft].answers[MAIN].features
     kinds = [""] * len(evaluation.prompts) if features is None else [f.kind for f in features]
@@ -141,7 +141,7 @@ def sampling_name(key: str) -> str:
 def validate(report: Any) -> None:
     """Check a report against the schema.
 
-    Raises: DatasetError with the key that is missing or wrong.
+    Raises: DatasetError that names the missing or wrong key.
     """
     top = _Node(report)
     if top["schema"].value != SCHEMA:

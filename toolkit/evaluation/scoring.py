@@ -1,4 +1,4 @@
-"""Scores and log-probabilities of many (prompt, completion) ids, batched by length, no gradients."""
+"""Scores and log-probabilities of many (prompt, completion) ids, batched by length, no gradient."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +22,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def evaluating(roles: Roles) -> AbstractContextManager[None]:
-    """No gradients and no dropout inside; restores every module's mode, also after an error."""
+    """Disable gradients and dropout inside the block; afterwards restore all modules' modes."""
     return independence.evaluating(roles.model or roles.base)
 
 
@@ -53,7 +53,7 @@ def summed_logprobs(
     pad_id: int,
     batch_size: int,
 ) -> list[float]:
-    """log π(completion | prompt) in nats of a role (None is the base), in order."""
+    """log π(completion | prompt) in nats for each pair, in order; role None is the base."""
 
     def one_batch(model: nn.Module, batch: Batch) -> Tensor:
         logprobs, _ = completion_logprobs(model, batch, temperature=temperature)

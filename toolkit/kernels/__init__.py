@@ -1,4 +1,4 @@
-"""Fast versions of LoRA layers, log-probabilities and batches, and one switch that turns them all off.
+"""Fast versions of LoRA layers, log-probabilities and batches, with one switch for all of them.
 
 | module | fast version | plain version |
 |---|---|---|
@@ -6,8 +6,8 @@
 | `chunked_logprobs` | a slice of the logits at a time | log-softmax over all logits |
 | `packing` | several sequences share a row | padded batches |
 
-`TOOLKIT_KERNELS=0` in the environment selects the plain versions. docs/performance.md lists what each
-fast version is worth.
+`TOOLKIT_KERNELS=0` in the environment selects the plain versions. docs/performance.md lists the
+gain of each fast version.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Log-probabilities and entropies of tokens from hidden states, with a slice of the logits at a time.
+"""Log-probabilities and entropies of tokens from hidden states; the logits exist slice by slice.
 
 The float32 logits of one completion of 256 tokens take 156 MB with a vocabulary of 152k, and a softmax
-needs them several times. Here the head runs over a slice of tokens at a time, and backward keeps
-tensors as wide as the model. The plain version is `_log_softmax` over all tokens.
+needs several copies. Here the head runs over a slice of tokens at a time, and only tensors of the hidden
+size are kept for the backward pass. The plain version, `_log_softmax`, runs over all tokens at once.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ GPU_SLICE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class VocabularyHead:
-    """A causal model's head, and what the model does with its logits."""
+    """A causal model's head, and how the model changes the head's logits."""
 
     layer: nn.Module
     size: int
@@ -74,7 +74,7 @@ def token_logprobs(
         tokens: `(N,)` ids.
         temperature: above 0.
         entropy: also compute entropies.
-        entropy_gradient: entropies have a gradient, which costs one more product with the head.
+        entropy_gradient: also compute the entropies' gradient, which costs one more product with the head.
 
     Returns: log-probabilities in nats, `(N,)` float32, and entropies (None if not requested).
     """

@@ -1,10 +1,10 @@
-"""LoRA layers that compute the base and the adapter in one autograd node; the base may be quantized.
+"""LoRA layers that compute base and adapter in one autograd node; the base may be quantized.
 
-PEFT computes `base(x) + lora_B(lora_A(x)) * scaling`. Besides the matrix products, PEFT passes over
-the output twice, and twice more in the backward pass. On a quantized layer, PEFT also copies the output
-and casts `x`. The layers here add the low-rank product to the base's output in place. The result is
-PEFT's up to rounding. They subclass PEFT's layers and call them (the plain version) in all other cases,
-such as dropout, DoRA, several active adapters or mixed precision without autocast.
+PEFT computes `base(x) + lora_B(lora_A(x)) * scaling`. Besides the matrix products, PEFT passes over the
+output twice, and twice more in the backward pass. On a quantized layer, PEFT also copies the output and
+casts `x`. The layers here add the low-rank product to the base's output in place. The result is PEFT's up
+to rounding. They subclass PEFT's layers, and call PEFT's own version in all unsupported cases, such as
+dropout, DoRA, several active adapters or mixed precision without autocast.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def _fused_layer(
 
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
-    """LoRA beside `nn.Linear`, fused for one adapter and for one adapter per row."""
+    """LoRA on `nn.Linear`, fused for one active adapter and for one adapter per row."""
 
     _row_weights: tuple[list[str], tuple[Tensor, Tensor]] | None = None
 
@@ -82,7 +82,7 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
     def _mixed_batch_forward(
         self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
     ) -> Tensor:
-        """One adapter per row: three products for all rows; PEFT loops over the adapters."""
+        """One adapter per row: three products for the batch, where PEFT loops over adapters."""
         weights = self._weights_per_row(x, adapter_names)
         output: Tensor
         if weights is None:
@@ -127,7 +127,7 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
 
 
 class _FusedQuantized:
-    """Mixin before PEFT's quantized layers: adds the adapter's product in one autograd node."""
+    """Mixin for PEFT's quantized layers that adds the adapter's product in one autograd node."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output `(…, out)` for an input `x` `(…, in)`."""
@@ -145,20 +145,20 @@ _QUANTIZED: list[tuple[Any, type, type]] = []  # PEFT's dispatcher and layer, an
 if is_bnb_4bit_available():
 
     class FusedLinear4bit(_FusedQuantized, bnb.Linear4bit):  # type: ignore[misc]
-        """LoRA beside a 4-bit layer."""
+        """LoRA on a 4-bit layer."""
 
     _QUANTIZED.append((bnb.dispatch_bnb_4bit, bnb.Linear4bit, FusedLinear4bit))
 
 if is_bnb_available():
 
     class FusedLinear8bit(_FusedQuantized, bnb.Linear8bitLt):  # type: ignore[misc]
-        """LoRA beside an 8-bit layer."""
+        """LoRA on an 8-bit layer."""
 
     _QUANTIZED.append((bnb.dispatch_bnb_8bit, bnb.Linear8bitLt, FusedLinear8bit))
 
 
 def plain_adapter(layer: LoraLayer) -> str | None:
-    """The only active adapter of a layer, if it is `s B A x` without dropout, bias, variant or hooks."""
+    """A layer's only active adapter if it is just `s B A x`: no dropout, bias, variant or hooks."""
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None
     name: str = layer.active_adapters[0]
@@ -171,7 +171,7 @@ def plain_adapter(layer: LoraLayer) -> str | None:
 
 
 def is_bare(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a layer is one matrix product: no hooks and no replaced `forward` (as in offloading)."""
+    """Whether a layer is only a matrix product: no hooks, no replaced `forward` (offloading)."""
     return (
         type(layer) is nn.Linear
         and "forward" not in vars(layer)
@@ -233,7 +233,7 @@ class _LoraLinear(torch.autograd.Function):
 def _merging_is_cheaper(rows: Tensor, width: int) -> bool:
     """Whether forming W + s·B·A once costs less than adding the low-rank product to every row.
 
-    Only in float32 and float64: a small update would be rounded away in lower precision.
+    True only in float32 and float64: lower precision would round a small update away.
     """
     return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] > width
 

@@ -17,7 +17,7 @@ ATTENTION_SHARE = 600  # row length at which attention costs about as much as th
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs of a trunk, and where the tokens of a batch are in them.
+    """Inputs of a trunk, and the positions of a batch's tokens in them.
 
     Attributes:
         input_ids: `(R, L)`.
@@ -34,7 +34,7 @@ class Rows:
 
 
 def padded(input_ids: Tensor, attention: Tensor) -> Rows:
-    """The plain version: the batch as it is. For arguments see `pack`."""
+    """The plain version: the batch without packing. For the arguments see `pack`."""
     positions = (attention.long().cumsum(-1) - 1).clamp_min(0)
     return Rows(input_ids, positions, attention.long(), attention.flatten().nonzero().flatten())
 
@@ -48,7 +48,7 @@ def pack(input_ids: Tensor, attention: Tensor, *, share_rows: bool) -> Rows:
     Args:
         input_ids: `(B, S)`.
         attention: `(B, S)` bool, True on real tokens, which are contiguous in each row.
-        share_rows: put several sequences in a row where that is cheaper. See `supports_shared_rows`.
+        share_rows: put several sequences into one row if that is cheaper; requires `supports_shared_rows`.
     """
     lengths = attention.sum(1).tolist()
     rows = _assign(lengths) if share_rows else [[i] for i in range(len(lengths))]
@@ -79,7 +79,7 @@ def pack(input_ids: Tensor, attention: Tensor, *, share_rows: bool) -> Rows:
 
 
 def supports_shared_rows(causal: Any) -> bool:
-    """Whether a model uses the masks and positions of packed rows: full attention by SDPA in all layers.
+    """Whether a model reads masks and positions of packed rows: full SDPA attention in all layers.
 
     Bart's family ignores `position_ids`; Falcon with ALiBi derives positions from the mask.
     """
@@ -98,7 +98,7 @@ def supports_shared_rows(causal: Any) -> bool:
 
 
 def _assign(lengths: list[int]) -> list[list[int]]:
-    """Sequence numbers per row: longest first, into the first row with room, at the cheapest row length.
+    """Assign sequences to rows, longest first; choose the row length of the lowest cost.
 
     Rows are at most four times as long as the longest sequence, so that attention stays cheap.
     """
@@ -122,6 +122,6 @@ def _assign(lengths: list[int]) -> list[list[int]]:
 
 
 def _cost(rows: list[list[int]], lengths: list[int]) -> float:
-    """Number of computed tokens, each weighted by attention over the row's length."""
+    """The cost of rows: tokens with padding, weighted by the cost of attention over the row."""
     width = max(sum(lengths[i] for i in row) for row in rows)
     return len(rows) * width * (1 + width / ATTENTION_SHARE)

@@ -1,1 +1,1 @@
-"""The base, adapters and heads in their roles, and the passes through them."""
+"""The base, its adapters and heads, their roles, and forward passes."""

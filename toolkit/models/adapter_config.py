@@ -1,8 +1,8 @@
-"""Read an adapter's config as data: fields that could change the base or import code are refused.
+"""Read an adapter's config as data; fields that could change the base or import code are errors.
 
-All checkpoints share one base, so an adapter made elsewhere may only add its own weights to it. Each
-kind of adapter has a list of accepted fields with a check of the value. Any other field must have
-PEFT's default, so that a config of a newer PEFT loads as long as it uses nothing new.
+All checkpoints share one base, so an adapter made elsewhere may only add its own weights to it.
+Each kind of adapter has a list of accepted fields with a check of the value. Any other field must
+have PEFT's default, so a config of a newer PEFT loads unless it uses a new feature.
 """
 
 import dataclasses
@@ -49,9 +49,9 @@ _PATTERN = re.compile(r"(?:[\w.^$-]|\\[.d])+")  # matches in linear time, too: n
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """The PEFT config of an adapter on disk, which names its layers without regular expressions.
+    """The PEFT config of an adapter on disk; its layers are listed without regular expressions.
 
-    Raises: CheckpointError that names the field, or for damaged files.
+    Raises: CheckpointError for damaged files, and for a field that is not accepted (it is named).
     """
     place, shapes = folder / "adapter_config.json", _shapes(folder / WEIGHTS_FILE)
     try:
@@ -89,7 +89,7 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 def _checked_fields(
     content: Mapping[str, Any], config_class: type[PeftConfig], place: Path
 ) -> dict[str, Any]:
-    """The accepted fields of a config; the others have no effect."""
+    """Check a config, and return its accepted fields; the other fields have no effect."""
     kept: dict[str, Any] = {}
     defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
     accepted = _COMMON | _ACCEPTED[config_class]
@@ -116,8 +116,8 @@ def _checked_fields(
 def _check_init(value: Any, place: Path) -> None:
     if isinstance(value, str) and value.lower().startswith(CHANGES_THE_BASE):
         raise CheckpointError(
-            f"{place}: its init_lora_weights is {value[:40]!r}, which would change the base's weights, "
-            "and all checkpoints share them; convert it to plain LoRA with PEFT's "
+            f"{place}: `init_lora_weights` {value[:40]!r} would change the base's weights, which "
+            "all checkpoints share; convert the adapter to plain LoRA with PEFT's "
             "`path_initial_model_for_weight_conversion`"
         )
     if not (isinstance(value, bool | str | None) and value in HARMLESS_INITS):
@@ -125,7 +125,7 @@ def _check_init(value: Any, place: Path) -> None:
 
 
 def _use_layers_of_weights(fields: dict[str, Any], shapes: Shapes, place: Path) -> None:
-    """Replace regular expressions and choices by number with the names of the layers that have weights."""
+    """Replace regular expressions and layer numbers by the names of layers that have weights."""
     targets = fields.get("target_modules")
     plain = targets is None or targets == "all-linear" or isinstance(targets, list)
     others = ("exclude_modules", "layers_to_transform", "layers_pattern")
@@ -149,7 +149,7 @@ def _use_layers_of_weights(fields: dict[str, Any], shapes: Shapes, place: Path) 
 
 
 def _check_size(fields: dict[str, Any], shapes: Shapes, place: Path) -> None:
-    """Check that ranks and numbers of tokens are those of the weights, so that memory is bounded."""
+    """Bound the memory: no rank or number of tokens may exceed the weights' shapes."""
     largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
     if not shapes:
         return
@@ -185,7 +185,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def _is_names(value: Any) -> bool:
-    """A list of names of layers, without patterns."""
+    """Whether a value is a list of layer names without patterns."""
     names = isinstance(value, list) and all(
         isinstance(v, str) and _NAME.fullmatch(v) for v in value
     )
@@ -208,7 +208,7 @@ def _number(low: float, high: float) -> Check:
 
 
 def _by_layer(check: Check) -> Check:
-    """A mapping from layers to numbers; PEFT reads the keys as patterns."""
+    """Make a check for a mapping from layers to numbers; PEFT reads the keys as patterns."""
     return lambda v: (
         v is None
         or (
@@ -223,7 +223,7 @@ def _anything(_: Any) -> bool:
 
 
 def _is_any_names(value: Any) -> bool:
-    """Names, or a pattern that `_use_layers_of_weights` replaces."""
+    """Whether a value is names, or a pattern that `_use_layers_of_weights` replaces."""
     return isinstance(value, str) or _is_names(value)
 
 

@@ -1,4 +1,4 @@
-"""Adapters on disk and in memory: plain PEFT files, safetensors only, with their base's fingerprint."""
+"""Read and write adapters: PEFT's files, safetensors only, with the fingerprint of their base."""
 
 from pathlib import Path
 
@@ -28,8 +28,8 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
 
     Only safetensors are read; a pickle is never opened.
 
-    Raises: CheckpointError where a file is missing, damaged or changed, a weight is not finite, or
-        the config has a field that `read_config` refuses.
+    Raises: CheckpointError if a file is missing, damaged or changed, if a weight is not finite, or
+        if `read_config` raises it.
     """
     for file in ("adapter_config.json", WEIGHTS_FILE):
         if not (folder / file).is_file():
@@ -59,8 +59,8 @@ def fill(model: PeftModel, name: str, weights: dict[str, Tensor], folder: Path) 
         expected = set(get_peft_model_state_dict(model, adapter_name=name))
     except KeyError as error:
         raise CheckpointError(
-            f"{folder}: PEFT cannot attach adapters with and without `trainable_token_indices` to one "
-            "base; train these tokens in the base, or in each of its adapters"
+            f"{folder}: PEFT cannot attach adapters with and without `trainable_token_indices` to "
+            "one base; train the tokens in the base, or in each of the adapters"
         ) from error
     if expected != set(weights):
         missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)
@@ -78,9 +78,9 @@ def fill(model: PeftModel, name: str, weights: dict[str, Tensor], folder: Path) 
 def save_adapter(
     model: PeftModel, folder: Path, base_fingerprint: dict[str, str], *, name: str = "default"
 ) -> None:
-    """Write one adapter at the folder's root with its base's fingerprint; AdaLoRA is written as LoRA.
+    """Write one adapter, and its base's fingerprint, into the folder; AdaLoRA is written as LoRA.
 
-    PEFT's `save_pretrained` would put every adapter but "default" into a subfolder.
+    PEFT's `save_pretrained` would put every adapter except "default" into a subfolder.
     """
     config = model.peft_config[name]
     weights = get_peft_model_state_dict(model, adapter_name=name)
@@ -102,7 +102,7 @@ def write_adapter(folder: Path, config: PeftConfig, weights: dict[str, Tensor]) 
 
 
 def sort_sets(config: PeftConfig) -> None:
-    """Make sets, such as `target_modules`, sorted lists: a set's order changes from run to run."""
+    """Turn sets, such as `target_modules`, into sorted lists: a set's order varies by run."""
     for name, value in vars(config).items():
         if isinstance(value, set):
             setattr(config, name, sorted(value))
@@ -119,7 +119,7 @@ def as_lora(
     Args:
         config, weights: config and weights of the adapter, as PEFT saves them.
 
-    Raises: CheckpointError where all triplets of all matrices are pruned.
+    Raises: CheckpointError if all triplets of all matrices are pruned.
     """
     # PEFT divides by the initial rank plus 1e-5, not by the remaining one
     scale = (config.lora_alpha if config.lora_alpha > 0 else config.init_r) / (config.init_r + 1e-5)

@@ -1,4 +1,4 @@
-"""Options of the base and of a new adapter: TRL's ModelConfig and our own."""
+"""Options of the base and of a new adapter: TRL's ModelConfig and further options."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,11 +28,11 @@ _FOUR_BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_stor
 
 @dataclass
 class ModelArguments(ModelConfig):  # type: ignore[misc]
-    """TRL's ModelConfig and our own options; an option without effect raises an error."""
+    """TRL's ModelConfig with further options; an option without effect raises an error."""
 
     peft_method: str | None = field(
         default=None,
-        metadata={"help": "Kind of a new adapter; default lora.", "choices": list(METHODS)},
+        metadata={"help": "Method of a new adapter; default lora.", "choices": list(METHODS)},
     )
     num_virtual_tokens: int | None = field(
         default=None,
@@ -40,7 +40,7 @@ class ModelArguments(ModelConfig):  # type: ignore[misc]
     )
     device_map: str | None = field(
         default=None,
-        metadata={"help": "Device of the base: cpu, cuda, cuda:1, auto; default the GPU, if any."},
+        metadata={"help": "Device of the base: cpu, cuda, cuda:1, auto; default: any GPU."},
     )
     chat_template: str | None = field(
         default=None,
@@ -92,7 +92,7 @@ class ModelArguments(ModelConfig):  # type: ignore[misc]
         return [name for name in _USED_BY if getattr(self, name) != _default(name)]
 
     def _agrees(self, name: str, other: "ModelArguments | None") -> bool:
-        """Whether an option describes the same adapter in both; the order of layers is irrelevant."""
+        """Whether an option has the same value in both; the order of layers does not count."""
         if other is None:
             return False
         if name in ("peft_method", "use_rslora", "use_dora"):
@@ -110,12 +110,12 @@ class ModelArguments(ModelConfig):  # type: ignore[misc]
 def reject_adapter_options(
     model: ModelConfig, *, because: str, made_with: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Reject options of an adapter's shape that differ from the existing adapters' shape.
+    """Reject adapter options that differ from those of the existing adapters.
 
     Args:
-        because: what decides the shape, such as "the adapter comes from the parent".
+        because: why the options have no effect, such as "the adapter comes from the parent".
         made_with: the options that each existing adapter was made with. Equal options are accepted,
-            so that one YAML can serve all stages.
+            so that one YAML can be used for all stages.
 
     Raises: ConfigError naming the options.
     """
@@ -128,7 +128,7 @@ def reject_adapter_options(
 
 
 def _shape(config: Mapping[str, Any]) -> ModelArguments | None:
-    """The adapter's shape in a run's configuration; None if it is missing or was damaged by hand."""
+    """The adapter options in a run's configuration; None if they are missing or damaged."""
     options = {name: config[name] for name in ("peft_method", *_USED_BY) if name in config}
     try:
         return ModelArguments(**options) if options else None

@@ -1,4 +1,4 @@
-"""The base: loaded once in the precision and on the device of the options, and its fingerprint."""
+"""Load the base in the precision and on the device of the options; compute its fingerprint."""
 
 import dataclasses
 import hashlib
@@ -50,15 +50,15 @@ def load_base(
         parent: a run whose adapter training or sampling starts from; its chat template is used.
         trust_remote_code: run Python code that the model's repository contains.
 
-    Raises: CheckpointError where the model or a usable tokenizer cannot be loaded; ConfigError for
+    Raises: CheckpointError if the model or a usable tokenizer cannot be loaded; ConfigError for
         options that this model does not support.
     """
     model = ModelArguments.of(model)
     name = resolve_base(model.model_name_or_path)
     if model.model_revision != "main" and (is_local_path(name) or Path(name).is_dir()):
         raise ConfigError(
-            f"model_revision: {model.model_revision} is for models of the hub, but {name} is a folder; "
-            "remove the option"
+            f"model_revision: {model.model_revision} applies only to models of the hub, but {name} "
+            "is a folder; remove the option"
         )
     if Path(name).is_dir():
         weight_files(Path(name))
@@ -122,7 +122,7 @@ def base_tokenizer(
     trust_remote_code: bool,
     resume: str | None = None,
 ) -> PreTrainedTokenizerBase:
-    """The base's tokenizer alone, with the parent's chat template. Arguments as for `load_tokenizer`.
+    """Load only the base's tokenizer, with any parent's chat template; see `load_tokenizer`.
 
     Raises: CheckpointError if it cannot be loaded; ConfigError if `load_tokenizer` raises it.
     """
@@ -143,7 +143,7 @@ def base_tokenizer(
 
 
 def _loading_options(model: "ModelConfig") -> dict[str, Any]:
-    """Precision, device and attention as keyword arguments of `from_pretrained`."""
+    """The options of precision, device and attention as keyword arguments of `from_pretrained`."""
     from trl import get_quantization_config
 
     if (model.load_in_4bit or model.load_in_8bit) and model.dtype in (None, "float32"):
@@ -166,7 +166,7 @@ def _loading_options(model: "ModelConfig") -> dict[str, Any]:
 
 
 def _device_map(option: str) -> str | dict[str, str]:
-    """transformers' `device_map`: `auto` and its variants unchanged, a device for the whole model."""
+    """transformers' `device_map` for an option: `auto` (or a variant), or one device."""
     if option in ("auto", "balanced", "balanced_low_0", "sequential"):
         return option
     try:
@@ -186,8 +186,8 @@ def _device_map(option: str) -> str | dict[str, str]:
 def _keep_backward_on_cpu(base: PreTrainedModel) -> None:
     """Stop bitsandbytes from packing 4-bit weights for inference on a CPU with AVX512-BF16.
 
-    Its `Linear4bit` packs them in the first pass without gradients and keeps them packed. The packed
-    product has no backward, so after a rollout no gradient would reach the layers below.
+    `Linear4bit` packs its weights in the first pass without gradients and keeps them packed. The
+    packed product has no backward, so after a rollout no gradient would reach earlier layers.
     """
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -195,9 +195,9 @@ def _keep_backward_on_cpu(base: PreTrainedModel) -> None:
 
 
 def _name_experts(base: PreTrainedModel) -> None:
-    """Give the number of experts the name that TRL's load-balancing loss reads: `num_experts`.
+    """Set `num_experts`, the config field that TRL's load-balancing loss reads.
 
-    Some families (Granite, PhiMoE) have `num_local_experts` only. Without experts there is no such loss.
+    Some families (Granite, PhiMoE) have only `num_local_experts`. Models without experts have no such loss.
     """
     config = base.config.get_text_config()
     experts = getattr(config, "num_local_experts", None)
@@ -211,8 +211,8 @@ def _name_experts(base: PreTrainedModel) -> None:
 def fingerprint(model: "ModelConfig", tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The properties of a base that an adapter depends on.
 
-    Returns: `id`, `weights` (a hash of the files, or the hub's commit), `quantization`,
-    `tokenizer`, `chat_template`, and `dtype`; `id` and `dtype` are notes, not compared.
+    Returns: `id`, `weights` (a hash of the files, or the hub's commit), `quantization`, `tokenizer`,
+    `chat_template`, and `dtype`; `id` and `dtype` are for information only and are not compared.
     """
     name = resolve_base(model.model_name_or_path)
     bits = "4bit" if model.load_in_4bit else "8bit" if model.load_in_8bit else "none"
@@ -238,7 +238,7 @@ def save_fingerprint(folder: Path, base_fingerprint: dict[str, str]) -> None:
 def saved_fingerprint(folder: Path) -> dict[str, str]:
     """The fingerprint stored beside an adapter; empty for an adapter made elsewhere.
 
-    Raises: CheckpointError where the file is damaged.
+    Raises: CheckpointError if the file is damaged.
     """
     file = folder / BASE_FILE
     if not file.is_file():
@@ -250,9 +250,9 @@ def saved_fingerprint(folder: Path) -> dict[str, str]:
 
 
 def check_template(folder: Path) -> None:
-    """Check that the chat template saved beside an adapter is the one that it was trained with.
+    """Check that the chat template saved beside an adapter has not changed since training.
 
-    Raises: CheckpointError where it is missing, damaged or changed.
+    Raises: CheckpointError if it is missing, damaged or changed.
     """
     trained = saved_fingerprint(folder).get("chat_template")
     several = (folder / "additional_chat_templates").is_dir()
@@ -268,7 +268,7 @@ def check_template(folder: Path) -> None:
 
 
 def check_fingerprint(folder: Path, base: dict[str, str], *, any_precision: bool = False) -> None:
-    """Reject an adapter that was trained on another base; one without `base.json` is accepted.
+    """Reject an adapter that was trained on another base; accept an adapter without `base.json`.
 
     Args:
         folder: the adapter's directory.
@@ -292,7 +292,7 @@ def check_fingerprint(folder: Path, base: dict[str, str], *, any_precision: bool
 
 
 def _commit_option(stored: dict[str, str], base: dict[str, str]) -> str:
-    """The option that loads the adapter's commit of the same hub model; commits also change READMEs."""
+    """The option that loads the adapter's commit, if base and adapter differ only in the commit."""
     name, _, commit = str(stored.get("weights")).rpartition("@")
     if not name or commit == "unknown" or name != base["weights"].rpartition("@")[0]:
         return ""

@@ -1,4 +1,4 @@
-"""What must not change about a base while adapters are attached to it and removed."""
+"""The state of a base that must stay the same while adapters are attached and removed."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,10 @@ from torch import nn
 
 
 class BaseState:
-    """The layers and parameters of a base at one moment, also inside the layers of adapters."""
+    """A snapshot of a base's layers and parameters, including those that adapter layers wrap."""
 
     def __init__(self, base: nn.Module, adapters: Iterable[str] = ()) -> None:
-        """`adapters` are attached; their own parameters are not a part of the base."""
+        """`adapters` names the attached adapters, whose parameters are not a part of the base."""
         self._lists = {n: len(m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList)}
         self._parameters = {
             id(p): (p, p._version, p.untyped_storage()._cdata)
@@ -20,19 +20,19 @@ class BaseState:
         }
 
     def difference(self, base: nn.Module, adapters: Iterable[str] = ()) -> str | None:
-        """How the base differs from this state, or None."""
+        """How the base differs from this snapshot; None if it does not."""
         later = BaseState(base, adapters)
         if later._lists != self._lists:
-            return "its number of layers is another"
+            return "its number of layers changed"
         if later._parameters.keys() != self._parameters.keys():
-            return "it has other parameters"
+            return "its parameters were replaced"
         if any(later._parameters[key][1:] != state[1:] for key, state in self._parameters.items()):
             return "a weight was written to"
         return None
 
 
 def remove_adapter_layers(base: nn.Module) -> None:
-    """Put a base's own layers back in the place of PEFT's, which a failed first adapter left there."""
+    """Restore a base's own layers, which PEFT wrapped before its first adapter failed."""
     for name, layer in list(base.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             own = layer.get_base_layer()

@@ -1,4 +1,4 @@
-"""Merging an adapter into its base for export as one model that needs no PEFT."""
+"""Merge an adapter into its base, to export one model that needs no PEFT."""
 
 import warnings
 from pathlib import Path
@@ -31,8 +31,8 @@ def require_full_precision(model: ModelArguments) -> None:
     for name in ("load_in_4bit", "load_in_8bit"):
         if getattr(model, name):
             raise ConfigError(
-                f"{name}: an adapter is merged in full precision only, because rounding to 4 or 8 "
-                "bits loses most of the adapter's change; remove the option (an adapter trained on a "
+                f"{name}: an adapter can only be merged in full precision, because rounding to 4 "
+                "or 8 bits loses most of its change; remove the option (an adapter trained on a "
                 "quantized base is merged into the unquantized weights of that base)"
             )
     if model.dtype not in PRECISIONS:
@@ -42,7 +42,7 @@ def require_full_precision(model: ModelArguments) -> None:
 
 
 def require_mergeable(run: str | Path) -> None:
-    """Check that a run holds a language model's adapter that changes weights.
+    """Check that a run holds a mergeable adapter: one of a language model that changes its weights.
 
     Raises: CheckpointError for a reward model, a value, or an adapter of virtual tokens.
     """
@@ -50,25 +50,25 @@ def require_mergeable(run: str | Path) -> None:
     config, _ = read_adapter(folder)
     if (folder / HEAD_FILE).is_file() or config.task_type == "SEQ_CLS":
         raise CheckpointError(
-            f"{folder} is a reward model or a value, and a language model's checkpoint cannot hold "
-            "its head; merge a run of SFT, PPO or DPO"
+            f"{folder} is a reward model or a value, whose head a language model's checkpoint "
+            "cannot hold; merge a run of SFT, PPO or DPO"
         )
     if isinstance(config, PromptLearningConfig):
         raise CheckpointError(
-            f"{folder} is a {config.peft_type.value} adapter, whose virtual tokens cannot be merged into "
-            "a weight; use it with PEFT"
+            f"{folder} is a {config.peft_type.value} adapter, whose virtual tokens cannot be "
+            "merged into weights; use base and adapter with PEFT"
         )
     for option, name in NOT_MERGED.items():
         if getattr(config, option, None):
             raise CheckpointError(
-                f"{folder} is {name} (`{option}`), which PEFT cannot merge into a weight; use it with PEFT"
+                f"{folder} is {name} (`{option}`), which PEFT cannot merge into weights; use it with PEFT"
             )
 
 
 def dequantized(base: PreTrainedModel, *, dtype: torch.dtype) -> PreTrainedModel:
     """The base with its weights in `dtype`, if they are stored quantized.
 
-    These are the weights that an adapter on the base was trained on, so nothing is lost.
+    An adapter on this base was trained on the dequantized weights, so nothing is lost.
 
     Raises: CheckpointError for a quantization that the library cannot undo.
     """
@@ -97,8 +97,8 @@ def merge_into_base(model: PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
 
     Sums are computed in float32 and rounded once to `dtype`.
 
-    Raises: CheckpointError where a sum is not finite, PEFT cannot merge this kind of adapter, or the
-        adapter changes one of two tied weights, since a checkpoint stores them once.
+    Raises: CheckpointError if a sum is not finite, if PEFT cannot merge this kind of adapter, or if
+        the adapter changes one of two tied weights, which a checkpoint stores only once.
     """
     base: PreTrainedModel = model.get_base_model()
     changed = [
@@ -108,8 +108,8 @@ def merge_into_base(model: PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
     tied = base.config.get_text_config().tie_word_embeddings
     if tied and any(end is layer for end in ends for layer in changed):
         raise CheckpointError(
-            "this base ties its input and output embeddings, and the adapter changes only one of them, "
-            "which a checkpoint of the base cannot store; use the adapter with PEFT"
+            "this base ties its input and output embeddings, and the adapter changes only one of "
+            "them, which a checkpoint cannot store; use base and adapter with PEFT"
         )
     for layer in changed:
         if not isinstance(layer, BaseTunerLayer):

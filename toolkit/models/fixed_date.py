@@ -1,6 +1,6 @@
-"""The date in a chat template that writes today's: fixed when a run starts, and saved with the run.
+"""Fixes the date that a chat template writes: it is set when a run starts, and saved with the run.
 
-Otherwise a model would read another prompt on each day, and a run could not be resumed on the next one.
+Otherwise the model would read other prompts each day, and a run could not resume on the next day.
 """
 
 import json
@@ -17,13 +17,13 @@ _MACRO = re.compile(
 
 
 def fix_date(template: str, *, saved: str | None = None) -> str:
-    """The template with the date of `saved`, by default today's, in place of the current one.
+    """The template with a fixed date in place of the current one: that of `saved`, or today's.
 
-    A macro at its start replaces the function `strftime_now` of transformers. A template with a fixed
-    date, or whose formats are computed, is returned as it is.
+    A macro at the template's start replaces transformers' function `strftime_now`. A template with
+    a fixed date, or with computed date formats, is returned unchanged.
 
     Args:
-        saved: a template that was saved with a run that is resumed.
+        saved: the template saved with the run that is resumed.
     """
     formats = {match[2] for match in _CALL.finditer(template)}
     if _split(template)[0] or not formats:
@@ -46,7 +46,7 @@ def without_date(template: str) -> str:
 
 
 def _split(template: str) -> tuple[str, str]:
-    """The macro of `fix_date`, and the rest."""
+    """Split a template into the macro of `fix_date` and the rest."""
     match = _MACRO.match(template)
     end = match.end() if match else 0
     return template[:end], template[end:]

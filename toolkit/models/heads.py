@@ -1,4 +1,4 @@
-"""Scalar heads: one linear layer from the trunk's hidden state to a scalar per token."""
+"""Scalar heads: one linear layer from the trunk's hidden states to a scalar per token."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ MAX_HEAD_BYTES = 16 << 20
 
 
 class ScalarHead(nn.Module):
-    """`(…, d)` hidden states to `(…)` scalars, in float32 whatever the trunk's precision is."""
+    """Maps hidden states `(…, d)` to scalars `(…)`, in float32 whatever the trunk's precision."""
 
     def __init__(self, hidden_size: int, *, zero: bool = False) -> None:
-        """Weights with std 1/√(d+1) and bias 0 (Ziegler et al. 2019, arXiv:1909.08593), or zero."""
+        """Start with weights of std 1/√(d+1) (Ziegler et al. 2019, arXiv:1909.08593) or zeros."""
         super().__init__()
         std = 0.0 if zero else (hidden_size + 1) ** -0.5
         self.weight = nn.Parameter(torch.randn(1, hidden_size) * std)
@@ -47,7 +47,7 @@ class ScalarHead(nn.Module):
             )
         if file.stat().st_size > MAX_HEAD_BYTES:
             raise CheckpointError(
-                f"{file}: has {file.stat().st_size} bytes, expected one linear head"
+                f"{file}: has {file.stat().st_size} bytes, too many for one linear head"
             )
         try:
             tensors = load_file(file)

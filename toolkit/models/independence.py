@@ -1,7 +1,7 @@
-"""Tests that what a model computes for a row does not depend on the other rows.
+"""Tests that a model's output for one row does not depend on the other rows of the batch.
 
-They run the model on the lengths that a run will use, since some models compute long rows in another
-way: rotary embeddings of the types `dynamic` and `longrope` depend on the longest row of a batch.
+They run the model on rows as long as the run's, since some models compute long rows differently:
+rotary embeddings of the types `dynamic` and `longrope` depend on the longest row of a batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ COMPARED = 8  # tokens; their median ignores a token that a router of experts as
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside the block; afterwards each module has its own mode again."""
+    """Eval mode without gradients inside the block; afterwards each module has its earlier mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -32,7 +32,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def example(causal: Any, length: int, number: int = 0) -> list[int]:
-    """Token ids of a row; rows of different numbers differ."""
+    """Token ids of an example row; each `number` gives another row."""
     vocabulary = int(causal.get_input_embeddings().weight.shape[0])
     return [(1 + number + i * i * (2 * number + 3)) % 61 % vocabulary for i in range(length)]
 
@@ -43,7 +43,7 @@ def as_ids(causal: Any, rows: list[list[int]] | Tensor) -> Tensor:
 
 
 def has_low_precision(causal: Any, states: Tensor) -> bool:
-    """Whether rounding may change states by more than float32's precision."""
+    """Whether the model computes these states in less than float32's precision."""
     autocast = torch.is_autocast_enabled(states.device.type)
     return autocast or states.dtype != torch.float32 or getattr(causal, "is_quantized", False)
 
@@ -54,7 +54,7 @@ def name_of(causal: Any) -> str:
 
 
 def independent_length(config: Any) -> int | None:
-    """Tokens up to which rotary embeddings do not depend on the longest row; None: no limit is known."""
+    """The length up to which rotary embeddings ignore the longest row; None without a limit."""
     rope = getattr(config, "rope_parameters", None) or {}
     limits = []
     for parameters in (rope, *rope.values()):  # of all layers, or by the type of layer
@@ -67,7 +67,7 @@ def independent_length(config: Any) -> int | None:
 
 
 def context_of(config: Any) -> int | None:
-    """Tokens of the longest row that can share a batch with others; None without a limit (ALiBi)."""
+    """Length in tokens of the longest row that can share a batch; None without a limit (ALiBi)."""
     limits = (getattr(config, "max_position_embeddings", None), independent_length(config))
     return min((n for n in limits if n is not None), default=None)
 
@@ -75,13 +75,13 @@ def context_of(config: Any) -> int | None:
 def check_padded_rows(
     causal: Any, shortest: int, longest: int, *, shorten: str, one_per_batch: bool = False
 ) -> None:
-    """Compare a short row alone with the same row after, or in a batch with, a long one.
+    """Compare a short row computed alone with the same row after, or in a batch with, a long row.
 
     Args:
-        causal: a causal language model, or a classifier on its trunk.
-        shortest, longest: tokens of the run's rows.
+        causal: a causal language model, or a classifier on the trunk of one.
+        shortest, longest: lengths of the run's rows in tokens.
         shorten: the options that limit the length of rows, for the message.
-        one_per_batch: rows are never in one batch.
+        one_per_batch: the run never puts two rows into one batch.
 
     Raises: ConfigError if the states of the short row differ.
     """
@@ -125,12 +125,12 @@ def check_padded_rows(
 def check_packed_rows(
     causal: Any, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], first: int, second: int
 ) -> None:
-    """Compare the logits of a row alone with those of the same row behind another, in one packed row.
+    """Compare the logits of a row computed alone and after another row in one packed row.
 
     Args:
         causal: the model, with the attention that the run uses.
         collate: TRL's collator, which makes positions and boundaries of packed rows.
-        first, second: tokens of the two rows.
+        first, second: lengths of the two rows in tokens.
 
     Raises: ConfigError if the logits differ, or the model fails.
     """
@@ -159,7 +159,7 @@ def check_packed_rows(
 
 
 def _close(causal: Any, states: Tensor, expected: Tensor) -> bool:
-    """Whether states or logits `(n, d)` are equal except for rounding."""
+    """Whether two tensors of states or logits, `(n, d)`, are equal except for rounding."""
     limit = LIMIT_LOW_PRECISION if has_low_precision(causal, expected) else LIMIT
     states, expected = states.float(), expected.float()
     difference = (states - expected).norm(dim=-1) / expected.norm(dim=-1)

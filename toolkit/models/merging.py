@@ -14,17 +14,17 @@ from toolkit.kernels.fused_lora import plain_adapter
 
 @contextmanager
 def merged_weights(layers: Iterable[BaseTunerLayer], name: str, *, tied: Tensor) -> Iterator[None]:
-    """Inside the block, a LoRA is merged into its layers' weights wherever that loses no precision.
+    """Inside the block, merge a LoRA into its layers' weights wherever this loses no precision.
 
-    A decoding step is a few thousand small operations, and an unmerged LoRA triples their number.
-    Only float32 layers with weights of their own are merged; in lower precision a small update would
-    be rounded away. Other layers keep the adapter separate; under autocast its weights are rounded
-    once here instead of at every token. Afterwards the base's weights are the original tensors.
+    A decoding step is a few thousand small operations, and an unmerged LoRA triples their number. Only
+    float32 layers with weights of their own are merged; in lower precision a small update would be rounded
+    away. Other layers keep the adapter separate; under autocast, the adapter's weights are rounded once
+    here instead of at every token. After the block, the base has its original tensors again.
 
     Args:
         layers: the LoRA layers of the PEFT model.
         name: the name of the adapter to merge.
-        tied: the embeddings, which other parts of the model read too.
+        tied: the embeddings; a weight tied to them is not merged.
     """
     layers = list(layers)
     merged: list[tuple[LoraLinear, Tensor]] = []

@@ -35,7 +35,7 @@ class Batch:
 def collate(
     prompts: list[list[int]], completions: list[list[int]], pad_id: int, device: Any = None
 ) -> Batch:
-    """A `Batch` of token ids of prompts and completions. Prompts must not be empty."""
+    """Make a `Batch` from the token ids of prompts and completions. Prompts must not be empty."""
     width_p = max(map(len, prompts))
     width_t = max(1, max(map(len, completions)))
     ids = torch.full((len(prompts), width_p + width_t), pad_id)
@@ -51,7 +51,7 @@ def collate(
 def by_length(
     prompts: list[list[int]], completions: list[list[int]], size: int
 ) -> Iterator[list[int]]:
-    """Row numbers in groups of at most `size`; rows of similar length are in one group."""
+    """Group row numbers by similar length, with at most `size` rows per group."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -60,7 +60,7 @@ def by_length(
 def by_tokens(
     prompts: list[list[int]], completions: list[list[int]], most_tokens: int
 ) -> Iterator[list[int]]:
-    """Row numbers in groups of at most `most_tokens` with padding; a longer row is its own group."""
+    """Group row numbers, with at most `most_tokens` per group; a longer row is its own group."""
     sizes = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     group: list[int] = []
     for row in sorted(range(len(sizes)), key=sizes.__getitem__):
@@ -74,7 +74,7 @@ def by_tokens(
 
 @dataclass(frozen=True)
 class PolicyPass:
-    """Result of one pass of a policy.
+    """Result of one forward pass of the policy.
 
     `logprobs` and `entropy` (None unless requested) are `(B, T)`, in nats, zero where masked. `states`
     is `(n, d)`: the hidden states that predict the n real completion tokens, row by row.
@@ -100,7 +100,7 @@ def policy_pass(
         batch: prompts and completions.
         temperature: above 0.
         entropy: also compute entropies.
-        entropy_gradient: entropies have a gradient, which costs one more product with the head.
+        entropy_gradient: also compute the entropies' gradient, which costs one more product with the head.
     """
     states = _states(model, batch, _before_tokens(batch))
     logprobs, entropies = token_logprobs(
@@ -127,12 +127,12 @@ def completion_logprobs(
 
 
 def state_values(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
-    """V(s_t), `(B, T)`: the head at the position before token t."""
+    """V(s_t), `(B, T)`: the head's output at the position before token t."""
     return spread(batch.mask, head(_states(model, batch, _before_tokens(batch))))
 
 
 def scores(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
-    """The head at each row's last real token, `(B,)`; for an empty completion the prompt's last token."""
+    """The head's output at each row's last real token, `(B,)`, which may belong to the prompt."""
     columns = torch.arange(batch.attention.shape[1], device=batch.attention.device)
     last = (batch.attention * columns).amax(-1, keepdim=True)
     values: Tensor = head(_states(model, batch, columns == last))
@@ -140,7 +140,7 @@ def scores(model: nn.Module, head: ScalarHead, batch: Batch) -> Tensor:
 
 
 def spread(mask: Tensor, values: Tensor) -> Tensor:
-    """n values at the True places of a mask `(B, T)`, row by row; zero elsewhere."""
+    """Put n values at the True places of a mask `(B, T)`, row by row; zero elsewhere."""
     return torch.zeros(mask.shape, device=values.device).masked_scatter(mask, values)
 
 

@@ -31,7 +31,7 @@ UNKNOWN_STEPS = 1_000_000  # AdaLoRA's schedule until `RankAllocation` sets the 
 def build_peft_config(
     model: ModelConfig, base: PreTrainedModel, *, gradient_checkpointing: bool = False
 ) -> PeftConfig | None:
-    """The PEFT config of a new adapter on a base; None without `use_peft`.
+    """The PEFT config of a new adapter on a base; None if `use_peft` is false.
 
     Raises: ConfigError for options that do not fit the base or each other.
     """
@@ -94,7 +94,7 @@ def reject_dora_on_8bit_cpu(base: PreTrainedModel) -> None:
 
 
 def library_reason(error: Exception) -> str:
-    """A library's error message on one line, with a fix where the message names none."""
+    """A library's error message on one line, with a fix if the message is known to lack it."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if "ParamWrapper" in reason:  # PEFT's layer for weights of experts, included in all-linear
         reason += (
@@ -107,15 +107,15 @@ def library_reason(error: Exception) -> str:
 def _targets(
     model: ModelArguments, base: PreTrainedModel, known: dict[str, Any]
 ) -> str | list[str] | None:
-    """`lora_target_modules` if set, else None: PEFT has defaults for this architecture."""
+    """`lora_target_modules` if set; None if PEFT has defaults for this architecture."""
     targets = model.lora_target_modules
     linear = {n.rpartition(".")[2] for n, m in base.named_modules() if _is_linear(m)}
     if targets is None:
         kind = base.config.model_type
         if kind not in known:
             raise ConfigError(
-                f"lora_target_modules: PEFT has no default layers for {kind}; name some of "
-                f"{', '.join(sorted(linear))}, or all-linear"
+                f"lora_target_modules: PEFT has no default layers for {kind}; set it to all-linear "
+                f"or to some of {', '.join(sorted(linear))}"
             )
     names = [n for n, _ in base.named_modules()]
     if isinstance(targets, str) and targets.isidentifier():
@@ -133,7 +133,7 @@ def _targets(
 def _feedforward(
     base: PreTrainedModel, config: Any, targets: str | list[str] | None
 ) -> list[str] | None:
-    """IA3's target layers whose input is the feed-forward's inner state; IA3 scales their inputs."""
+    """The target layers whose input IA3 scales, because it is the MLP's inner state."""
     if targets is None:
         return None
     inner = getattr(config, "intermediate_size", None)

@@ -1,8 +1,8 @@
 """Prefix, prompt and IA3 adapters as frozen policies, applied through forward hooks.
 
-PEFT cannot hold them beside LoRA on one base; it only trains them (toolkit.trainers.supervised).
-Prefix and prompt tuning both become keys and values before every sequence; a prompt's are computed
-once from its embeddings. IA3 multiplies some layers' inputs or outputs by factors.
+PEFT cannot attach them and LoRA to one base; it only trains them (toolkit.trainers.supervised). Prefix and
+prompt tuning both become keys and values before every sequence. Those of a prompt are computed once from
+its embeddings. IA3 multiplies some layers' inputs or outputs by factors.
 """
 
 from collections.abc import Callable
@@ -25,19 +25,19 @@ HOOKED = (PrefixTuningConfig, PromptTuningConfig, IA3Config)
 def hooked_adapter(
     base: PreTrainedModel, config: PeftConfig, weights: dict[str, Tensor], place: str
 ) -> "HookedAdapter":
-    """Make a hooked adapter from its config and weights on disk; call it with no adapter active.
+    """Make a hooked adapter from its config and weights; requires that no adapter is active.
 
     Args:
         place: the adapter's folder, for messages.
 
-    Raises: CheckpointError where the adapter does not fit the base.
+    Raises: CheckpointError if the adapter does not fit the base.
     """
     if isinstance(config, IA3Config):
         return IA3Factors(base, weights, place)
     if any(type(layer) is not DynamicLayer for layer in _cache(base).layers):
         raise CheckpointError(
-            f"{place}: virtual tokens stand before the whole sequence, but some layers of this base "
-            "read only a part of it (sliding window, or no attention); use another kind of adapter"
+            f"{place}: virtual tokens precede the whole sequence, but some layers of this base do "
+            "not attend to all of it (sliding window or no attention); use another kind of adapter"
         )
     (states,) = weights.values()  # (v, ...)
     try:
@@ -85,7 +85,7 @@ class VirtualTokens:
 
 
 class IA3Factors:
-    """IA3: a learned factor per feature, at the input of some layers and the output of others.
+    """IA3: learned factors that multiply the input features of some layers, the output of others.
 
     Args:
         weights: factors as PEFT stores them, `(1, in)` for an input and `(out, 1)` for an output.
@@ -135,7 +135,7 @@ def _scale_output(factor: Tensor) -> Callable[..., Any]:
 
 
 def _base_layer(base: PreTrainedModel, name: str) -> Any:
-    """The base's own layer of that name, inside the LoRA layer that another role may have added."""
+    """The base's own layer of this name, also if another role's LoRA layer wraps it."""
     layer = base.get_submodule(name)
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 

@@ -1,8 +1,8 @@
 """Roles: adapters on one shared base, attached, switched and saved without side effects.
 
-PEFT's `set_adapter` freezes every adapter but the one it activates, and leaving its contexts
-activates another one. Here a switch changes only which adapter is active: the set of trainable
-parameters stays the same, also when the body raises an error.
+PEFT's `set_adapter` freezes every adapter except the one that it activates, and PEFT's contexts
+activate another adapter at their end. A switch here changes only which adapter is active: the set
+of trainable parameters stays the same, also if the block raises an error.
 """
 
 import re
@@ -35,8 +35,8 @@ POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
 class Roles:
     """The adapters on one base, and the heads that belong to them.
 
-    `model` is the PeftModel once a first LoRA is attached. `heads` are registered on it, so that an
-    optimizer over its parameters includes them. `hooked` are the frozen adapters of other kinds.
+    `model` is the PeftModel after the first LoRA was attached. `heads` are registered on it, so that an
+    optimizer over its parameters includes them. `hooked` holds frozen adapters of other kinds.
     """
 
     def __init__(self, base: PreTrainedModel, base_fingerprint: dict[str, str]) -> None:
@@ -75,14 +75,14 @@ class Roles:
         head: bool = False,
         any_precision: bool = False,
     ) -> None:
-        """Load an adapter, and its head if `head` is set, from a run directory as a role.
+        """Attach a role: load its adapter, and its head if `head` is set, from a run directory.
 
         Args:
             any_precision: accept an adapter trained on the same weights in another quantization.
 
-        Raises: CheckpointError where files are missing or damaged, weights are not finite, keys
-            do not fit, or the adapter belongs to another base. Nothing stays attached then, and the
-            base is what it was.
+        Raises: CheckpointError if files are missing or damaged, weights are not finite, keys do not
+            fit, or the adapter belongs to another base. Then nothing stays attached and the base is
+            unchanged.
         """
         folder = Path(folder)
         state = BaseState(self.base, self._names())
@@ -114,18 +114,18 @@ class Roles:
             self._add_head(name, loaded_head, trainable=trainable)
 
     def create(self, name: str, config: PeftConfig) -> None:
-        """Attach a newly initialized, trainable adapter; a LoRA starts as the identity."""
+        """Attach a new, trainable adapter; a new LoRA does not change the base's outputs."""
         self._add(name, config, trainable=True)
 
     def add_value_head(self) -> None:
-        """Add a trainable head of zeros for the value role, which may share the policy's adapter."""
+        """Add a trainable head of zeros for the value; the value may use the policy's adapter."""
         size = self.base.config.get_text_config().hidden_size
         self._add_head(VALUE, ScalarHead(size, zero=True), trainable=True)
 
     def load(self, name: str, folder: Path) -> None:
-        """Replace the weights of an attached role, and of its head, by those in a folder.
+        """Load weights for an attached role and its head from a folder.
 
-        Raises: CheckpointError where they are missing, damaged, of another base, or do not fit.
+        Raises: CheckpointError if they are missing, damaged, of another base, or do not fit.
         """
         assert self.model is not None
         if name in self.model.peft_config:
@@ -166,10 +166,10 @@ class Roles:
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[nn.Module]:
-        """The model with one role's adapter active; None is the base without adapters.
+        """Inside the block, the model has one role's adapter active; None is the bare base.
 
-        Afterwards the adapter that was active before is active again, also on an error. Forward
-        *and* backward of a role belong inside its block: gradient checkpointing recomputes with the
+        Afterwards the adapter that was active before is active again, also on an error. Run both
+        forward and backward of a role inside its block: gradient checkpointing recomputes with the
         adapter that is active during the backward pass.
         """
         if self._damage is not None:
@@ -190,7 +190,7 @@ class Roles:
             self._activate(active, adapter, bare=bare)
 
     def can_mix(self, name: str | None) -> bool:
-        """Whether rows of this role can share a batch with rows of others in `mixed`."""
+        """Whether rows of this role can share a batch with rows of other roles; see `mixed`."""
         if name is None or name in self.hooked or not self._plain:
             return name is None
         return not any(
@@ -203,7 +203,7 @@ class Roles:
     def mixed(self, names: Sequence[str | None]) -> Iterator[nn.Module]:
         """The model with one role per row of its batches; None is the base without adapters.
 
-        In eval mode, without gradients. Requires `can_mix` of each role, unless all are the same.
+        For eval mode without gradients. Each role must allow `can_mix`, unless all are the same.
         """
         if len(set(names)) == 1 or self.model is None:
             with self.using(names[0]) as model:
@@ -232,11 +232,11 @@ class Roles:
                 yield model
 
     def _names(self) -> list[str]:
-        """The adapters of `model`."""
+        """The names of the adapters of `model`."""
         return [] if self.model is None else list(self.model.peft_config)
 
     def _index(self) -> None:
-        """Collect the adapter layers again after an adapter was added or removed.
+        """Update the list of adapter layers after an adapter was added or removed.
 
         `_plain` is False with `modules_to_save` or trainable tokens, which need PEFT's own switch.
         """
@@ -247,8 +247,8 @@ class Roles:
     def _activate(self, hooked: str | None, name: str, *, bare: bool) -> None:
         """Register the hooks of at most one hooked adapter; activate or disable an adapter of `model`.
 
-        PEFT's `set_adapter` visits all modules and parameters: 5 ms, where a pass takes 80. A
-        forward pass only reads two attributes of the adapter layers.
+        PEFT's `set_adapter` visits all modules and parameters, which takes 5 ms; a pass takes 80
+        ms. A forward pass only reads two attributes of the adapter layers.
         """
         if hooked != self._active:
             for handle in self._handles:
@@ -317,7 +317,7 @@ class Roles:
         if head.weight.shape[1] != size:
             self.detach(name)
             raise CheckpointError(
-                f"role {name!r}: the head reads {head.weight.shape[1]} features, the base has {size}"
+                f"role {name!r}: the head reads {head.weight.shape[1]} features, but the base has {size}"
             )
         device = self.base.get_input_embeddings().weight.device
         self.heads[name] = head.to(device).requires_grad_(trainable)

@@ -1,4 +1,4 @@
-"""State of a loaded model that training changes: dropout rates and freed memory."""
+"""Changes to a loaded model and its process: disable dropout, return freed memory."""
 
 import ctypes
 import sys
@@ -12,7 +12,7 @@ RANDOM = ("dropout", "layerdrop", "jitter")  # parts of the names of rates
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every rate of dropout, dropped layers and router noise in a model to zero, permanently.
+    """Permanently set all rates of dropout, dropped layers and router noise in a model to zero.
 
     Llama-like attention has no `nn.Dropout` and reads its own `attention_dropout`. Falcon reads its
     rates from its config, OPT drops layers, and Mixtral adds noise to its routers.
@@ -36,8 +36,8 @@ def release_memory() -> None:
     """Return freed memory from the allocator to the system, in a few milliseconds.
 
     A rollout's caches and an update's activations differ in size. Without this call, glibc and
-    PyTorch's CUDA allocator keep the memory of one phase in pieces that the other cannot use. On other
-    systems this does nothing.
+    PyTorch's CUDA allocator keep the memory of one phase in pieces that the other phase cannot use.
+    On other systems this function does nothing.
     """
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

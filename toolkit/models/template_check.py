@@ -1,8 +1,8 @@
-"""Render a chat template that somebody else wrote in a process of its own, with limits of time and memory.
+"""Render an untrusted chat template in its own process, with limits of time and memory.
 
     python -m toolkit.models.template_check < template.jinja
 
-Jinja's sandbox keeps a template from running Python, but not from a loop or a number without end.
+Jinja's sandbox keeps a template from running Python, but not from endless loops or huge numbers.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ TURNS = (
 
 
 def check_rendering(template: str, place: Path) -> None:
-    """Check that a template renders questions and answers, and ends.
+    """Check that a template renders questions and answers within the limits.
 
     Args:
         place: the run's folder, for messages.
@@ -36,7 +36,7 @@ def check_rendering(template: str, place: Path) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise CheckpointError(
-            f"{place}: its chat template did not end within {LIMIT_S:.0f} s"
+            f"{place}: rendering its chat template took longer than {LIMIT_S:.0f} s"
         ) from error
     if result.returncode != 0:
         lines = result.stderr.decode("utf-8", "replace").strip().splitlines()
@@ -45,7 +45,7 @@ def check_rendering(template: str, place: Path) -> None:
 
 
 def problem(template: str) -> str | None:
-    """Why a template cannot be used, or None. It may take forever.
+    """Why a template cannot be used, or None. The call may not end.
 
     Raises: whatever Jinja raises.
     """

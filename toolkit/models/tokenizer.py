@@ -50,16 +50,16 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     resume: str | Path | None = None,
 ) -> PreTrainedTokenizerBase:
-    """Load a base's tokenizer: left padding, and as EOS the token that ends a turn of its template.
+    """Load a base's tokenizer with left padding; EOS becomes the token that ends a turn.
 
     A base's own EOS often ends documents, while its chat template ends turns with another token
-    (Qwen3's `<|endoftext|>` and `<|im_end|>`): training would teach one end token, and sampling
-    would wait for the other. A missing pad token becomes the base's EOS; masks never come from
-    `ids != pad`, so that is safe.
+    (Qwen3's `<|endoftext|>` and `<|im_end|>`). Training would teach one end token, and sampling
+    would wait for the other. A missing pad token becomes the base's EOS; masks never come from `ids
+    != pad`, so that is safe.
 
     Args:
-        chat_template: `chatml`, `plain`, a Jinja file, or `thinking` for the tokenizer's own with
-            thinking enabled; None for the tokenizer's own, with thinking disabled.
+        chat_template: `chatml`, `plain`, a Jinja file, or `thinking`, which is the tokenizer's own template
+            with thinking enabled; None is the tokenizer's own template with thinking disabled.
         parent: a run whose adapter training or sampling starts from; its chat template is used.
         resume: the checkpoint that a run resumes from; the date in its chat template is used.
 
@@ -70,7 +70,7 @@ def load_tokenizer(
         name, revision=revision, padding_side="left", trust_remote_code=trust_remote_code
     )
     if tokenizer.eos_token is None:
-        raise CheckpointError(f"{name}: the tokenizer has no EOS token, so no completion could end")
+        raise CheckpointError(f"{name}: the tokenizer has no EOS token, so no completion can end")
     if parent is not None and has_tokenizer(Path(parent)):
         tokenizer.chat_template = _parent_template(tokenizer, Path(parent), chat_template)
     else:
@@ -93,7 +93,7 @@ def pad_by_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of all tokens that end a completion: the tokenizer's EOS and those of the model's config."""
+    """Ids of all tokens that end a completion: the tokenizer's EOS and the model config's."""
     declared = getattr(base.generation_config, "eos_token_id", None)
     listed = declared if isinstance(declared, list) else [] if declared is None else [declared]
     return list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
@@ -107,7 +107,7 @@ def has_tokenizer(run: Path) -> bool:
 def saved_template(run: Path) -> str | None:
     """The chat template saved with a run's tokenizer.
 
-    Raises: CheckpointError where the files are damaged.
+    Raises: CheckpointError if the files are damaged.
     """
     file = run / "chat_template.jinja"
     try:
@@ -123,7 +123,7 @@ def saved_template(run: Path) -> str | None:
 def _parent_template(
     tokenizer: PreTrainedTokenizerBase, parent: Path, option: str | None
 ) -> str | None:
-    """The parent's template, unchanged; the option may only name the same one."""
+    """The parent's template; the option must be unset or name the same template."""
     template = saved_template(parent)
     if template is not None:
         _require_texts(tokenizer, template, str(parent))
@@ -139,7 +139,7 @@ def _parent_template(
 
 
 def _new_template(tokenizer: PreTrainedTokenizerBase, option: str | None) -> str | None:
-    """The option's template, the tokenizer's own, or a built-in one: `chatml` if its tokens exist."""
+    """The option's template, else the tokenizer's own, else `chatml` or `plain`."""
     template = tokenizer.chat_template
     if option is not None:
         template = _checked(tokenizer, option)
@@ -156,16 +156,16 @@ def _new_template(tokenizer: PreTrainedTokenizerBase, option: str | None) -> str
     quiet = _without_thinking(tokenizer, template) if option != THINKING else template
     if quiet != template:
         print(
-            f"{tokenizer.name_or_path}: its chat template enables thinking by default; it is disabled, "
-            "so that the empty <think> block is a part of the prompts and not of the completions "
-            f"(for answers with thoughts: --chat_template {THINKING})",
+            f"{tokenizer.name_or_path}: its chat template enables thinking by default; thinking is "
+            f"disabled, so that prompts and not completions contain the empty <think> block (for "
+            f"answers with thoughts: --chat_template {THINKING})",
             flush=True,
         )
     return quiet
 
 
 def _without_thinking(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str | None:
-    """The template with `enable_thinking` false by default, where only that makes prompts complete.
+    """The template with `enable_thinking` false by default, if prompts are complete only then.
 
     Qwen3's template puts an empty `<think>` block before the last answer but not at the end of a
     prompt. Training would teach every completion to start with the block. With `enable_thinking`
@@ -180,7 +180,7 @@ def _without_thinking(tokenizer: PreTrainedTokenizerBase, template: str | None) 
 
 
 def _thinking(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's own template with `enable_thinking` true; unchanged where that is its default."""
+    """The tokenizer's own template with `enable_thinking` true by default."""
     template = tokenizer.chat_template
     if not isinstance(template, str) or "enable_thinking" not in template:
         raise ConfigError(
@@ -194,7 +194,7 @@ def _thinking(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _prompt_is_prefix(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
-    """Whether a rendered chat is the rendered prompt directly followed by the answer."""
+    """Whether a rendered chat is the rendered prompt, directly followed by the answer."""
     prompt = _render(tokenizer, template, prompt=True)
     return _render(tokenizer, template).startswith(prompt + _ANSWER)
 
@@ -207,8 +207,8 @@ def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
     missing = set(CHATML_TOKENS) - set(tokenizer.get_vocab())
     if option == "chatml" and missing:
         raise ConfigError(
-            f"chat_template: chatml needs the token {min(missing)}, which this tokenizer lacks; new "
-            "tokens would need trained embeddings. Choose plain, or a file"
+            f"chat_template: chatml needs the token {min(missing)}, which this tokenizer lacks; a "
+            "new token would have an untrained embedding. Choose plain or a file"
         )
     if template is None:
         try:
@@ -236,7 +236,7 @@ def _checked(tokenizer: PreTrainedTokenizerBase, option: str) -> str:
 def _render(
     tokenizer: PreTrainedTokenizerBase, template: str | None, *, prompt: bool = False
 ) -> str:
-    """A user's and an assistant's turn as text; or the user's, as a prompt for the answer.
+    """Render a user's and an assistant's turn; with `prompt`, only the user's, as a prompt.
 
     Raises: RowError if the template cannot be rendered.
     """
@@ -248,7 +248,7 @@ def _require_texts(tokenizer: PreTrainedTokenizerBase, template: str | None, own
     """Raise ConfigError unless a template renders a question and an answer as they are.
 
     Args:
-        template: None for the tokenizer's own, which may be several templates by name.
+        template: None for the tokenizer's own, which can be a dictionary of several templates.
         owner: the option, run or tokenizer that the template comes from.
     """
     try:
@@ -260,7 +260,7 @@ def _require_texts(tokenizer: PreTrainedTokenizerBase, template: str | None, own
             return
         problem = "the chat template leaves out or changes the text of messages"
         if "type" in str(template or tokenizer.chat_template):
-            problem += "; perhaps it expects their content as a list of parts"
+            problem += "; perhaps the template expects their content as a list of parts"
     raise ConfigError(
         f"{owner}: {problem}. Choose another `chat_template`: {', '.join(BUILT_IN)} or a Jinja file"
     )

@@ -1,4 +1,4 @@
-"""Whether a base has an embedding for every token that its tokenizer can write."""
+"""Checks that a base has an embedding for every token that its tokenizer can write."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -6,7 +6,7 @@ from toolkit.errors import CheckpointError
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int, name: str) -> None:
-    """Check that no text or chat has a token without an embedding.
+    """Check that every token of any text or chat has an embedding.
 
     Special tokens that are not used by the chat template or as EOS, BOS, pad or unknown token are
     accepted without an embedding: Gemma 3 has one for images, and its text models cannot read it.

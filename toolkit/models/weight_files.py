@@ -1,4 +1,4 @@
-"""The weight files of a model's folder: safetensors only, since opening a pickle can run any code."""
+"""The weight files in a model's folder: only safetensors, because opening a pickle can run code."""
 
 from pathlib import Path
 
@@ -27,9 +27,9 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: its weights are pickles ({pickles[0]}), which are never opened, because they "
             f"can run code; {advice}"
         )
-    raise ConfigError(f"{folder}: no weight files (*.safetensors) in this folder")
+    raise ConfigError(f"{folder}: no weight files (*.safetensors); name a model's folder")
 
 
 def is_weights(file: Path) -> bool:
-    """Whether a pickle holds a model's weights, and not options or an optimizer's state."""
+    """Whether a pickle holds a model's weights, not training options or an optimizer's state."""
     return file.stem not in ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
