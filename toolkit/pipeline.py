@@ -26,7 +26,7 @@ STATE_FILE = "pipeline.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of a command. `options` override the config."""
+    """One call of a command; `options` override the config."""
 
     name: str
     recipe: str
@@ -36,7 +36,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages in order, all under one directory."""
+    """Stages in order, with all their outputs under one directory."""
 
     output_dir: Path
     seed: int
@@ -54,13 +54,13 @@ class Pipeline:
         trust_remote_code: bool = False,
         reward_funcs: Sequence[str] = (),
     ) -> "Pipeline":
-        """Read and check a pipeline's YAML, including that every stage's config file exists.
+        """Read a pipeline's YAML and check it, including the existence of every stage's config.
 
         Args:
             trust_remote_code: for every stage; only the command line may set it.
             reward_funcs: for every stage that has this option; only the command line may set them.
 
-        Raises: ConfigError that names file, key, expected and got.
+        Raises: ConfigError that names the file, the key, the expected and the actual value.
         """
         file = find_config(file)
         content = load_yaml(file)
@@ -71,7 +71,7 @@ class Pipeline:
         for name, stage in content["stages"].items():
             place = f"{file}: stage `{name}`"
             if not re.fullmatch(r"\w[\w-]*", str(name)) or not isinstance(name, str):
-                raise ConfigError(f"{place}: a stage's name has letters, digits, _ and - only")
+                raise ConfigError(f"{place}: a stage's name may only contain letters, digits, _, -")
             require_keys(stage, {"recipe": str, "config": str, "options": dict}, place, {"options"})
             if not _is_stage(find(stage["recipe"])):
                 names = ", ".join(
@@ -90,7 +90,7 @@ class Pipeline:
             options = stage_options(stage.get("options", {}), known, place)
             stages.append(Stage(name, stage["recipe"], config_file, options))
         if not stages:
-            raise ConfigError(f"{file}: `stages` is empty; add a stage")
+            raise ConfigError(f"{file}: `stages` is empty; add at least one stage")
         seed = content["seed"] if seed is None else seed
         pipeline = cls(directory, seed, tuple(stages), trust_remote_code, tuple(reward_funcs))
         if reward_funcs and not any(map(pipeline._takes_reward_functions, stages)):
@@ -100,7 +100,7 @@ class Pipeline:
         return pipeline
 
     def directory(self, stage: Stage) -> Path:
-        """Where a stage writes: `output_dir` in its options, by default a folder of its name."""
+        """The directory that a stage writes to: its option `output_dir`, by default its name."""
         return Path(stage.options.get("output_dir", self.output_dir / stage.name))
 
     def command_of(self, stage: Stage) -> AnyCommand:
@@ -144,12 +144,12 @@ class Pipeline:
 def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
     """Run every stage that has not finished, with one line of progress per stage.
 
-    A stage whose config changed runs again, and so do the stages after it. If the changed stage did
-    not begin and the change is undone, its earlier result counts again. An interrupted stage resumes
+    A stage whose config changed runs again, and so do the stages after it. If the change is undone
+    before the stage has begun, the stage's earlier result is used. An interrupted stage resumes
     from its last checkpoint.
 
     Returns: seconds per stage, including those of earlier calls.
-    Raises: ToolkitError if a stage fails, with the end of its log; CheckpointError if another
+    Raises: ToolkitError, with the end of the log, if a stage fails; CheckpointError if another
         process runs a pipeline in the directory.
     """
     lock = lock_folder(
@@ -240,7 +240,7 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 
 def _last_entry(entry: dict[str, Any], directory: Path, fingerprint: str) -> dict[str, Any]:
-    """The state of a stage's run; the state before the last change if the changed stage did not begin."""
+    """A stage's last entry; the entry before it if the stage was changed but has not begun."""
     before = entry.get("before")
     if not before or entry.get("finished") or entry.get("fingerprint") == fingerprint:
         return entry
@@ -248,15 +248,15 @@ def _last_entry(entry: dict[str, Any], directory: Path, fingerprint: str) -> dic
 
 
 def _has_begun(directory: Path, replaces: str | None) -> bool:
-    """Whether a directory holds another manifest than `replaces`, the hash of an earlier run's.
+    """Whether a directory's manifest differs from an earlier one, whose hash is `replaces`.
 
-    The content decides, since a clock can be set back between two runs.
+    The content is compared and not the time, because a clock can be set back.
     """
     return _manifest_hash(directory) not in (None, replaces)
 
 
 def _manifest_hash(directory: Path) -> str | None:
-    """The sha256 of a run's manifest; None without one that can be read."""
+    """The sha256 of a run's manifest; None if it is missing or cannot be read."""
     try:
         return hashlib.sha256(read_bytes(directory / MANIFEST)).hexdigest()
     except (OSError, ValueError):

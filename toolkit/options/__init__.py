@@ -1,1 +1,1 @@
-"""Arguments of every recipe: dataclasses, YAML files and the command line, read strictly."""
+"""Arguments of all recipes: dataclasses, and strict reading of YAML and the command line."""

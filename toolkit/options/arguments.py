@@ -1,4 +1,4 @@
-"""Argument dataclasses of the recipes, beside TRL's own."""
+"""Argument dataclasses of the recipes, used together with TRL's."""
 
 import math
 from dataclasses import dataclass, field
@@ -28,11 +28,11 @@ class SourceArguments:
 
 @dataclass
 class DataArguments:
-    """How rows are read, beside TRL's own arguments."""
+    """How rows are read; used together with TRL's arguments."""
 
     dataset_format: str | None = field(
         default=None,
-        metadata={"help": "Format of the rows; by default it is detected from the columns."},
+        metadata={"help": "Format of the rows; default: detected from the columns."},
     )
     columns: dict[str, str] | str | None = field(
         default=None,
@@ -44,8 +44,8 @@ class DataArguments:
     sources: list[SourceArguments] = field(
         default_factory=list,
         metadata={
-            "help": "A mixture, in the YAML: a list of dataset_name with fraction, columns, split, "
-            "dataset_config, dataset_format (docs/data.md)."
+            "help": "A mixture of datasets, set in the YAML: a list of entries with dataset_name, "
+            "fraction, columns, split, dataset_config, dataset_format (docs/data.md)."
         },
     )
     pairs: Literal["all", "best"] = field(
@@ -55,8 +55,8 @@ class DataArguments:
     drop_bad_rows: bool = field(
         default=False,
         metadata={
-            "help": "Drop malformed rows, count them and list them in dropped_rows.jsonl, instead of "
-            "stopping at the first."
+            "help": "Drop malformed rows and list them in dropped_rows.jsonl, instead of stopping "
+            "at the first one."
         },
     )
     drop_duplicates: bool = field(
@@ -99,7 +99,7 @@ def _column_map(columns: dict[str, str] | str | None) -> dict[str, str] | None:
 
 @dataclass
 class SFTArguments(DataArguments):
-    """Which turns of a dialogue SFT learns."""
+    """The turns of a dialogue on which SFT trains."""
 
     turns: Literal["all", "last"] = field(
         default="all",
@@ -121,7 +121,7 @@ class ParentArguments(DataArguments):
 
 @dataclass
 class RewardArguments(ParentArguments):
-    """Start, calibration and number of the reward models."""
+    """The run that reward models start from, their calibration, and their number."""
 
     demonstrations: str | None = field(
         default=None,
@@ -129,12 +129,12 @@ class RewardArguments(ParentArguments):
     )
     unit_variance: bool = field(
         default=False,
-        metadata={"help": "Also scale scores so that those of the demonstrations have variance 1."},
+        metadata={"help": "Also scale scores: the demonstrations' scores get variance 1."},
     )
     shuffle_pairs: bool = field(
         default=False,
         metadata={
-            "help": "Learn from each pair separately instead of all pairs of a prompt together."
+            "help": "Train on each pair separately instead of on all pairs of a prompt together."
         },
     )
     ensemble: int = field(
@@ -161,9 +161,9 @@ class PPOArguments(ParentArguments):
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Python functions, FILE.py:FUNCTION or package.module:FUNCTION, whose rewards are "
-            "added to the reward model's with `reward_weights`, or used alone. They run code, so "
-            "they can be set on the command line only."
+            "help": "Python reward functions, FILE.py:FUNCTION or package.module:FUNCTION. Their "
+            "weighted sum (`reward_weights`) is added to the reward model's score, or is the only "
+            "reward. They run code, so they can only be set on the command line."
         },
     )
     ptx_texts: str | None = field(
@@ -188,7 +188,7 @@ class BaseArguments:
     """Shape of the embedded world's base."""
 
     vocab_size: int = field(default=1536, metadata={"help": "Tokens in the vocabulary."})
-    tokenizer_documents: int = field(default=20000, metadata={"help": "Documents it learns from."})
+    tokenizer_documents: int = field(default=20000, metadata={"help": "Documents to train on."})
     hidden_size: int = field(default=192, metadata={"help": "Width of the trunk."})
     intermediate_size: int = field(default=512, metadata={"help": "Width of the MLP."})
     num_hidden_layers: int = field(default=5, metadata={"help": "Number of layers."})
@@ -213,20 +213,20 @@ class LabelArguments:
     )
     completions: int = field(default=3, metadata={"help": "Answers per prompt from the parent."})
     base_completions: int = field(default=1, metadata={"help": "Answers per prompt from the base."})
-    written_vices: int = field(default=1, metadata={"help": "Written bad answers per prompt."})
+    written_vices: int = field(default=1, metadata={"help": "Rule-based bad answers per prompt."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     max_new_tokens: int = field(default=64, metadata={"help": "Maximum tokens of an answer."})
     trust_remote_code: bool = field(
         default=False,
-        metadata={"help": "Run Python that comes with the model; on the command line only."},
+        metadata={"help": "Run Python code of the model; only on the command line."},
     )
 
     def __post_init__(self) -> None:
         counts = (self.completions, self.base_completions, self.written_vices)
         if min(counts) < 0 or sum(counts) < 2:
             raise ValueError(
-                "`completions`, `base_completions` and `written_vices` must be 0 or more, and 2 or "
-                f"more together, got {counts}"
+                "`completions`, `base_completions` and `written_vices` must each be 0 or more, and "
+                f"their sum 2 or more, got {counts}"
             )
         for name, most in (("train_prompts", 2000), ("test_prompts", 450)):
             if not 1 <= getattr(self, name) <= most:  # the world has few more questions
@@ -249,7 +249,7 @@ class MergeArguments:
     )
     trust_remote_code: bool = field(
         default=False,
-        metadata={"help": "Run Python that comes with the model; on the command line only."},
+        metadata={"help": "Run Python code of the model; only on the command line."},
     )
 
 
@@ -271,15 +271,15 @@ class EvaluateArguments:
     )
     demonstrations: str | None = field(
         default=None,
-        metadata={"help": "Dataset of few-shot examples; the report has its mean score."},
+        metadata={"help": "Dataset of few-shot examples; the report contains their mean score."},
     )
     drop_bad_rows: bool = field(
         default=False,
-        metadata={"help": "Drop and count malformed rows instead of stopping at the first."},
+        metadata={"help": "Drop and count malformed rows instead of stopping at the first one."},
     )
     prompts: str = field(default="world:prompts", metadata={"help": "Dataset of held-out prompts."})
     prompts_split: str = field(default="test", metadata={"help": "Split of `prompts`."})
-    max_prompts: int | None = field(default=None, metadata={"help": "Use only the first prompts."})
+    max_prompts: int | None = field(default=None, metadata={"help": "Number of prompts to use."})
     samples_per_prompt: int = field(
         default=1, metadata={"help": "Answers per prompt; more give narrower intervals."}
     )
@@ -287,7 +287,7 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Held-out text for lm_loss: world:corpus, or JSONL with `text`."},
     )
-    few_shot: int = field(default=4, metadata={"help": "Demonstrations in the prompt of the base."})
+    few_shot: int = field(default=4, metadata={"help": "Demonstrations in the base's prompt."})
     temperature: float = field(default=0.7, metadata={"help": "Temperature of the main sampling."})
     max_new_tokens: int = field(default=64, metadata={"help": "Maximum tokens of an answer."})
     batch_size: int = field(default=32, metadata={"help": "Answers scored together."})
@@ -295,11 +295,11 @@ class EvaluateArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the samples and the intervals."})
     output_dir: str = field(default="runs/report", metadata={"help": "Directory of the report."})
     timings: str | None = field(
-        default=None, metadata={"help": "Seconds of earlier stages for the report, as JSON."}
+        default=None, metadata={"help": "Seconds of earlier stages, as JSON, for the report."}
     )
     trust_remote_code: bool = field(
         default=False,
-        metadata={"help": "Run Python that comes with the model; on the command line only."},
+        metadata={"help": "Run Python code of the model; only on the command line."},
     )
 
     def __post_init__(self) -> None:

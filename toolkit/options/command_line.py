@@ -84,9 +84,9 @@ def run_cli(
     description: str = "",
     prog: str | None = None,
 ) -> int:
-    """Parse, then call `main` with the parsed classes; an input error becomes one line and exit code 2.
+    """Parse and call `main` with the instances; an input error is one line and exit code 2.
 
-    With TOOLKIT_TRACEBACK=1 in the environment the traceback is printed, too.
+    With TOOLKIT_TRACEBACK=1 in the environment, the traceback is also printed.
     """
     parsed: tuple[Any, ...] = ()
     try:
@@ -107,8 +107,8 @@ def run_cli(
         folders = (getattr(arguments, "output_dir", None) for arguments in parsed)
         place = getattr(error, "filename", None) or next(filter(None, folders), "the output")
         print(
-            f"{place}: no space left on the device; make room and start again, a training with "
-            "--resume_from_checkpoint true",
+            f"{place}: no space left on the device; free space and start again (training: with "
+            "--resume_from_checkpoint true)",
             file=sys.stderr,
         )
         return 2
@@ -116,22 +116,22 @@ def run_cli(
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """Whether an error of the system or of safetensors means that the disk is full."""
+    """Whether a system error or an error of safetensors means that the disk is full."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
 
 
 def _require_local_model(parsed: Sequence[Any]) -> None:
-    """Report a missing model folder at once, not after minutes of reading data."""
+    """Report a missing model folder before the data is read, which can take minutes."""
     for arguments in parsed:
         name = getattr(arguments, "model_name_or_path", None)
         if name and is_local_path(name) and not Path(name).expanduser().is_dir():
-            raise ConfigError(f"model_name_or_path: {name} is not a folder")
+            raise ConfigError(f"model_name_or_path: {name} is not a folder; correct the path")
 
 
 def _split_config_flag(words: list[str]) -> list[str]:
-    """`--config=x` as `--config x`, the only form that TrlParser reads."""
+    """Rewrite `--config=x` as `--config x`, the only form that TrlParser reads."""
     return [part for w in words for part in (w.split("=", 1) if w.startswith("--config=") else [w])]
 
 
@@ -152,7 +152,7 @@ def _device_defaults(dataclass_types: Sequence[type], named: set[str]) -> dict[s
 
     Args:
         dataclass_types: the argument classes; the defaults apply if one of them has `use_cpu`.
-        named: the options that the user sets, which are left alone.
+        named: the options that the user sets; they are not changed.
     """
     if "use_cpu" not in options_of(dataclass_types):
         return {}
@@ -171,7 +171,7 @@ def _place(words: Sequence[str]) -> str:
 
 
 class _PlainHelp:
-    """TRL's help formatter, keeping the line breaks of the recipe's docstring."""
+    """TRL's help formatter, except that it keeps the line breaks of the recipe's docstring."""
 
     def __init__(self, formatter: Any) -> None:
         self.formatter = formatter

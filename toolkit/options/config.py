@@ -1,4 +1,4 @@
-"""Read a recipe's YAML strictly: every key must be an option, every value of the option's type."""
+"""Read a recipe's YAML strictly: each key must be an option, each value of the option's type."""
 
 import dataclasses
 import difflib
@@ -28,7 +28,7 @@ RUNS_PYTHON = {
 
 
 def shipped_configs() -> dict[str, str]:
-    """The shipped configs: name, such as `world/sft` -> file."""
+    """The shipped configs as name -> file; a name is, for example, `world/sft`."""
     folder = SHIPPED / "recipes" / "configs"
     return {
         f.relative_to(folder).with_suffix("").as_posix(): str(f) for f in folder.rglob("*.yaml")
@@ -62,7 +62,7 @@ def load_yaml(path: str) -> dict[str, Any]:
 
 
 def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
-    """The mapping in a YAML file; every key is an option of one of the classes and has its type."""
+    """Read a YAML mapping; each key must be an option of a class, with a value of its type."""
     path = find_config(path)
     loaded = load_yaml(path)
     known = options_of(dataclass_types)
@@ -93,7 +93,7 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
 
 
 def code_option(key: Any, value: Any) -> str | None:
-    """The option of `RUNS_PYTHON` that an option sets: itself, or within mappings, lists and JSON text."""
+    """The option of `RUNS_PYTHON` that a key sets, directly or in mappings, lists or JSON text."""
     if key in RUNS_PYTHON and (key != "attn_implementation" or "/" in str(value)):
         return str(key)
     if isinstance(value, str) and value.lstrip()[:1] in (
@@ -125,7 +125,7 @@ def options_of(dataclass_types: Sequence[type]) -> dict[str, tuple[Any, tuple[An
 
 
 def _names_of(hint: Any) -> list[str]:
-    """The values of an option whose type is an enumeration, or text for one of its members."""
+    """The values of an option whose type is an enumeration, or text that names a member."""
     kinds = [k for k in typing.get_args(hint) if isinstance(k, type) and issubclass(k, enum.Enum)]
     return [str(member.value) for kind in kinds for member in kind]
 
@@ -212,7 +212,7 @@ def _did_you_mean(key: Any, known: typing.Iterable[str]) -> str:
 
 
 def better_name(key: Any, known: typing.Collection[str]) -> str:
-    """A hint for the end of a message: the current name of an old option, or a similar name."""
+    """A hint to end a message with: the current name of an old option, or a similar name."""
     current = current_name(str(key), known)
     return _did_you_mean(key, known) if current is None else f"; {current}"
 
@@ -223,7 +223,7 @@ def one_line(error: BaseException) -> str:
 
 
 def is_local_path(name: str) -> bool:
-    """Whether the name of a model or dataset is a local path and not a name of the hub."""
+    """Whether the name of a model or dataset is a local path, not a name on the hub."""
     return (
         os.path.exists(name)
         or name.startswith((".", "/", "~"))

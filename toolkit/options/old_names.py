@@ -1,4 +1,4 @@
-"""Names that options have in other versions and programs, and what to use here."""
+"""Names that options have in other versions and programs, and their replacements here."""
 
 from collections.abc import Iterable
 
@@ -72,13 +72,13 @@ INSTEAD = {
     "tokenizer_name": _TOKENIZER,
     "tokenizer_name_or_path": _TOKENIZER,
     "use_flash_attention_2": "set it to `flash_attention_2`",
-    "use_mps_device": "remove it: the device is found",
+    "use_mps_device": "remove it: the device is detected",
     "warmup_ratio": "a value below 1 is a share of all steps",
 }
 
 
 def current_name(name: str, known: Iterable[str]) -> str | None:
-    """What to use in place of an option's old name, as the end of a message; None for other names.
+    """The replacement of an old option name, as the end of a message; None for other names.
 
     Args:
         name: the unknown option.

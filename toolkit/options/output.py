@@ -1,4 +1,4 @@
-"""Standard output that neither its reader, its encoding nor a full disk can turn into a failed run."""
+"""Make standard output harmless: a closed pipe, a missing character or a full disk stops no run."""
 
 import io
 import sys
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def keep_going() -> None:
-    """Let a command finish when its output cannot be written; what cannot be written is lost.
+    """Let a command finish even if its output cannot be written; that output is then lost.
 
-    Without it `toolkit sft | head` would end the training at the first line that `head` does not
-    read. A character that the encoding lacks, such as `…` in ASCII, is written as an escape.
+    Without this, `toolkit sft | head` would stop training when `head` closes the pipe. A character
+    that the encoding lacks, such as `…` in ASCII, is written as an escape.
     """
     for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
         stream = getattr(sys, name)
@@ -29,7 +29,7 @@ def _lossy(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 class _LossyFile(io.FileIO):
-    """A file that drops what the system refuses: a closed pipe or terminal, a full disk."""
+    """A file that ignores failed writes (closed pipe or terminal, full disk)."""
 
     def write(self, data: Any, /) -> int:
         try:

@@ -1,4 +1,4 @@
-"""Checks of what a pipeline's YAML says before it becomes command lines."""
+"""Checks of a pipeline's YAML before it becomes command lines."""
 
 import argparse
 import re
@@ -19,10 +19,10 @@ _ADVICE = {
 def stage_options(
     options: Mapping[Any, Any], known: Mapping[str, str], place: str
 ) -> dict[str, Any]:
-    """The options of a stage with `{stage}` replaced by the directory of that earlier stage.
+    """A stage's options, in which `{name}` is replaced by the directory of that earlier stage.
 
     Args:
-        known: the directories by name.
+        known: the directories of the earlier stages by name.
         place: the stage, for messages.
 
     Raises: ConfigError for an unknown stage, an option that runs code, or a name or value that the
@@ -34,7 +34,7 @@ def stage_options(
         _refuse_code(name, value, place)
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise ConfigError(
-                f"{place}: an option's name has letters, digits and _ only, got {name!r}"
+                f"{place}: an option's name must consist of letters, digits and _, got {name!r}"
             )
         for word in value if isinstance(value, list) else [value]:
             check_word(word, f"{place}: `{name}`")
@@ -71,14 +71,14 @@ def code_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="FILE.py:FUNCTION",
-        help="reward functions of every stage that has this option",
+        help="reward functions for each stage that has this option",
     )
 
 
 def check_word(word: Any, place: str) -> None:
     """Check a value that becomes one word of a command line.
 
-    Raises: ConfigError for a value that is no text, number or boolean, or starts like an option.
+    Raises: ConfigError for a value that is not text, a number or a boolean, or that starts like an option.
     """
     if not isinstance(word, str | int | float):
         raise ConfigError(
@@ -90,7 +90,7 @@ def check_word(word: Any, place: str) -> None:
 
 
 def _refuse_code(name: Any, value: Any, place: str) -> None:
-    """Raises: ConfigError for an option that runs code, also written as a word of a value."""
+    """Raises: ConfigError for an option that runs code, also if it is a word inside a value."""
     words = value if isinstance(value, list) else [value]
     as_options = [w for w in (name, *words) if isinstance(w, str) and (w is name or w[:1] == "-")]
     option = code_option(name, value)
@@ -105,16 +105,14 @@ def _refuse_code(name: Any, value: Any, place: str) -> None:
 
 
 def _filled(value: Any, known: Mapping[str, str], place: str) -> Any:
-    """Replace `{stage}` by the directory of that earlier stage."""
+    """Replace `{name}` by the directory of the earlier stage with this name."""
     if isinstance(value, list):
         return [_filled(v, known, place) for v in value]
     if not isinstance(value, str):
         return value
     for name in re.findall(r"\{(\w+)\}", value):
         if name not in known:
-            raise ConfigError(
-                f"{place}: {value!r} names stage `{name}`, which is not an earlier stage; use one"
-            )
+            raise ConfigError(f"{place}: {value!r} names `{name}`, which is not an earlier stage")
     return re.sub(r"\{(\w+)\}", lambda m: known[m[1]], value)
 
 

@@ -1,1 +1,1 @@
-"""PPO in the order of the paper: roles, rollout, experience, losses, updates."""
+"""PPO, in modules that follow the paper: roles, rollout, experience, losses, updates."""

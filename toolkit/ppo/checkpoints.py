@@ -1,4 +1,4 @@
-"""PPO's part of a checkpoint: policy and value as PEFT files, the open rollout, β, and the average."""
+"""PPO's part of a checkpoint: policy and value as PEFT files, open rollout, β, averaged policy."""
 
 import hashlib
 from collections import defaultdict
@@ -27,7 +27,7 @@ EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
 
 @dataclass
 class OpenRollout:
-    """The rollout in use, whether `target_kl` stopped its updates, and the values since the last log."""
+    """The rollout in use, whether `target_kl` stopped its updates, and metrics since the last log."""
 
     experience: Experience | None = None
     stopped: bool = False
@@ -53,7 +53,7 @@ class PPOCheckpoints:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run that wrote the checkpoint, beside options.
+        """Settings, besides options, that a resumed run must share with its checkpoint.
 
         Names of reward functions, and hashes of prompts, pretraining texts and frozen weights.
         """
@@ -74,7 +74,7 @@ class PPOCheckpoints:
         return digest.hexdigest()[:12] if weights else None
 
     def save(self, folder: Path) -> None:
-        """A checkpoint holds the policy; with `ema_decay`, a finished run holds its average instead."""
+        """Save roles and state. With `ema_decay`, a finished run holds the averaged policy instead."""
         finished = not folder.name.startswith("checkpoint-")
         with averaged_policy(self.ema if finished else None):
             self.roles.save(POLICY, folder)
@@ -96,7 +96,7 @@ class PPOCheckpoints:
             write_json(folder / STATE_FILE, state)
 
     def check(self, checkpoint: Path) -> None:
-        """Raise CheckpointError if a checkpoint has no rollout."""
+        """Raise CheckpointError if a checkpoint contains no rollout."""
         if not (checkpoint / EXPERIENCE_FILE).is_file():
             raise CheckpointError(
                 f"{checkpoint}: {EXPERIENCE_FILE} is missing; resume from another checkpoint"
@@ -107,7 +107,7 @@ class PPOCheckpoints:
         return read_state(checkpoint / STATE_FILE).get("settings")
 
     def load(self, folder: Path) -> None:
-        """Replace weights, open rollout, β and average by those of a checkpoint."""
+        """Load weights, open rollout, β and averaged policy from a checkpoint."""
         state = read_state(folder / STATE_FILE)
         self.load_weights(folder)
         try:
@@ -122,7 +122,7 @@ class PPOCheckpoints:
         self.open_rollout.metrics = defaultdict(list, state["metrics"])
 
     def load_weights(self, folder: Path) -> None:
-        """Replace policy, value and average by those of a checkpoint."""
+        """Load policy, value and averaged policy from a checkpoint."""
         self.roles.load(POLICY, folder)
         self.roles.load(VALUE, folder / VALUE)
         if self.ema is not None:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Bound(NamedTuple):
-    """The range of an option's number, as text and as a test."""
+    """The range of a numeric option, as text and as a test."""
 
     text: str
     holds: Callable[[float], bool]
@@ -48,9 +48,9 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
 
     learning_rate: float = option(3e-6, "Peak learning rate.")
     value_learning_rate: NotNegative[float | None] = option(
-        None, "Peak learning rate of the value; default: the same as learning_rate."
+        None, "Peak learning rate of the value (the critic); default: learning_rate."
     )
-    adam_epsilon: float = option(1e-5, "Adam's epsilon, as usual in RLHF (arXiv:2403.17031).")
+    adam_epsilon: float = option(1e-5, "Adam's epsilon; 1e-5 is usual in RLHF (arXiv:2403.17031).")
     total_episodes: AtLeast1[int | None] = option(
         None, "Episodes to sample; default num_train_epochs × prompts × num_generations."
     )
@@ -63,11 +63,11 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     temperature: Positive[float] = option(0.7, "Rollout temperature, above 0.")
     kl_coef: NotNegative[float] = option(0.05, "β: reward units per nat of KL.")
     kl_target: Positive[float | None] = option(
-        None, "Adapt β towards this KL, nats per completion; default: β stays kl_coef."
+        None, "Adapt β to reach this KL, in nats per completion; default: β is kl_coef."
     )
-    kl_horizon: AtLeast1[int] = option(10_000, "Episodes over which β may change by a fifth.")
+    kl_horizon: AtLeast1[int] = option(10_000, "Episodes over which β may change by 20 %.")
     target_kl: Positive[float | None] = option(
-        None, "Skip the remaining optimizer steps on a rollout once approx_kl is above this."
+        None, "Skip a rollout's remaining optimizer steps once approx_kl exceeds this."
     )
     kl_estimator: str = option("k1", "Per-token estimator of the KL.", "k1", "k3")
     cliprange: Positive[float] = option(0.2, "Largest distance of the policy ratio from 1.")
@@ -83,7 +83,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     reward_aggregation: str = option(
         "mean", "How the scores of an ensemble become one score.", "mean", "min", "mean_minus_std"
     )
-    reward_std_coef: NotNegative[float] = option(1.0, "λ of mean − λ·std over the ensemble.")
+    reward_std_coef: NotNegative[float] = option(1.0, "λ in mean − λ·std over the ensemble.")
     reward_weights: list[float] | None = option(None, "Weights of reward functions; default 1.")
     ent_coef: NotNegative[float] = option(0.0, "Weight of the entropy bonus in the loss.")
     num_generations: AtLeast1[int] = option(1, "Completions per prompt.")
@@ -102,18 +102,18 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     ptx_max_length: AtLeast2[int] = option(512, "Maximum tokens of a pretraining text.")
     ema_decay: Fraction[float | None] = option(
         None,
-        "Decay of an average of the policy's adapter over the steps, such as 0.9; default: no average. "
-        "The run's adapter is then the average, and `last/` holds the policy itself. With "
-        "`load_best_model_at_end` they come from the best checkpoint.",
+        "Decay of the moving average of the policy's adapter, such as 0.9; default: no average. "
+        "With it, the run's adapter is the average, and `last/` holds the policy itself. With "
+        "`load_best_model_at_end`, both come from the best checkpoint.",
     )
     metric_for_best_model: str | None = option(
         None,
-        "Metric by which `load_best_model_at_end` chooses; default objective/rlhf_reward, the held-out "
-        "score minus the KL penalty, or, with `kl_target`, objective/scores. A metric of the task is "
-        "possible, such as gold/mean.",
+        "Metric by which `load_best_model_at_end` chooses; default objective/rlhf_reward, the "
+        "held-out score minus the KL penalty; with `kl_target`, objective/scores. A metric of "
+        "`eval_metrics`, such as gold/mean, is also allowed.",
     )
     greater_is_better: bool | None = option(
-        None, "Whether a higher metric is better; default true, except for a KL or a loss."
+        None, "Whether a higher metric is better; default: true, but false for a KL or loss."
     )
     missing_eos_penalty: float | None = option(
         None, "Penalty subtracted from the score of a completion without an end token."
@@ -149,7 +149,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
             )
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError(
-                "`kl_coef` must be above 0 with `kl_target`, because `kl_target` multiplies it"
+                "`kl_coef` must be above 0 with `kl_target`, which adapts β by multiplying it"
             )
         # the factor is at least 1 − 0.2 · episodes / horizon, which must stay positive
         if self.kl_target is not None and self.kl_horizon < self.rollout_batch_size:
@@ -161,7 +161,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
             raise ValueError("`remove_unused_columns` must be false: prompts are not model inputs")
 
     def _set_best_metric(self) -> None:
-        """Replace the library's defaults: the loss, and the highest value of any other metric."""
+        """Set PPO's default metric, and whether higher is better, instead of the library's defaults."""
         plateau = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
         best = self.load_best_model_at_end or self.save_strategy == "best"
         if not self.metric_for_best_model and (best or plateau):

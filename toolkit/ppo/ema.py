@@ -20,8 +20,8 @@ EMA_FILE, LAST = "ema.safetensors", "last"
 class PolicyEMA(TrainerCallback):  # type: ignore[misc]
     """Averages the policy's trainable tensors in float32 after every optimizer step.
 
-    The weight of step k after t steps is (1 − d)·d^(t−k) / (1 − d^t). The denominator is Adam's
-    bias correction: without it, the average of a short run is mostly the initial adapter.
+    The weight of step k after t steps is (1 − d)·d^(t−k) / (1 − d^t). The denominator is the bias
+    correction, as in Adam: without it, the average of a short run would mostly be the initial adapter.
 
     Args:
         roles: roles with a trainable policy.
@@ -44,14 +44,14 @@ class PolicyEMA(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Move the average towards the policy; after the first step they are equal."""
+        """Update the average; after the first step it equals the policy."""
         share = (1 - self.decay) / (1 - self.decay**state.global_step)
         for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter.float(), share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The policy has the averaged weights inside the block, and exactly its own afterwards."""
+        """Inside the block the policy has the averaged weights; afterwards it has its own again."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         try:
             self._copy_to_policy(self.average)
@@ -75,9 +75,9 @@ class PolicyEMA(TrainerCallback):  # type: ignore[misc]
         save_file({n: t.cpu().contiguous() for n, t in self.average.items()}, folder / EMA_FILE)
 
     def load(self, folder: Path) -> None:
-        """Replace the average by that of a checkpoint.
+        """Load the average from a checkpoint.
 
-        Raises: CheckpointError if the checkpoint has no average, or that of another adapter.
+        Raises: CheckpointError if the checkpoint has no average, or one of another adapter.
         """
         file = folder / EMA_FILE
         try:
@@ -95,5 +95,5 @@ class PolicyEMA(TrainerCallback):  # type: ignore[misc]
 
 
 def averaged_policy(ema: PolicyEMA | None) -> AbstractContextManager[None]:
-    """The policy has its averaged weights inside the block; without an average nothing changes."""
+    """Inside the block the policy has its averaged weights; if `ema` is None, nothing changes."""
     return nullcontext() if ema is None else ema.in_place()

@@ -1,4 +1,4 @@
-"""Evaluation during training: one completion per held-out prompt, with the training's own rewards."""
+"""Evaluation during training: one completion per held-out prompt, scored by the training's rewards."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def evaluation_metrics(
     kl_coef: float,
     eval_metrics: EvalMetrics | None,
 ) -> Metrics:
-    """Means over held-out completions, and the numbers of `eval_metrics`. `kl_coef` is β."""
+    """Means over held-out completions, and the metrics of `eval_metrics`. `kl_coef` is β."""
     samples = scores.samples
     kl = kl_estimate(rollout.logprobs, rollout.ref_logprobs, estimator=args.kl_estimator)
     kl = kl.masked_fill(~rollout.mask, 0.0).sum(1)

@@ -1,4 +1,4 @@
-"""Experience: per-token rewards, advantages and returns of a rollout. Tensors `(B, T)`, right-padded."""
+"""Experience: per-token rewards, advantages and returns of a rollout, `(B, T)`, right-padded."""
 
 import itertools
 from dataclasses import dataclass, fields
@@ -24,9 +24,9 @@ class Experience(Rollout):
         return len(self.prompts)
 
     def rows(self, index: list[int], pad_id: int) -> tuple[Batch, dict[str, Tensor]]:
-        """Some rows, without the columns that are padding in all of them.
+        """Select rows, and cut the columns that are padding in all of them.
 
-        Returns: the tokens, and `logprobs`, `values`, `advantages`, `returns` of the same width.
+        Returns: tokens, and `logprobs`, `values`, `advantages`, `returns` of the same width.
         """
         prompts = [self.prompts[i] for i in index]
         completions = [self.completions[i] for i in index]
@@ -61,7 +61,7 @@ class Experience(Rollout):
 def make_experience(
     rollout: Rollout, scores: RolloutScores, args: PPOConfig, *, kl_coef: float
 ) -> tuple[Experience, Metrics]:
-    """Rewards, advantages (whitened over the rollout) and returns.
+    """Compute rewards, advantages (whitened over the rollout) and returns.
 
     Returns: the experience, and means over the rollout for the log. `kl_coef` is β, reward units per nat.
     """
@@ -95,11 +95,11 @@ def make_experience(
 
 @dataclass
 class KLController:
-    """β, in reward units per nat; with a target it is adapted after every rollout.
+    """Holds β, in reward units per nat; if there is a target, adapts β after every rollout.
 
     Args:
         coef: β at the start.
-        target: KL of policy and reference to reach, nats per completion; None keeps β fixed.
+        target: the KL of policy and reference to reach, in nats per completion; None keeps β fixed.
         horizon: episodes over which β may change by a factor of about 1.2 at most.
 
     Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
@@ -110,7 +110,7 @@ class KLController:
     horizon: int = 10_000
 
     def update(self, kl: float, episodes: int) -> None:
-        """Adapt β to the mean KL of a rollout, nats per completion, and its number of episodes."""
+        """Adapt β after a rollout of `episodes` completions with mean `kl`, in nats per completion."""
         if self.target is None:
             return
         error = min(max(kl / self.target - 1, -0.2), 0.2)
@@ -118,7 +118,7 @@ class KLController:
 
 
 def kl_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
-    """Per-token rewards: −β·kl everywhere, the score added at the last real token.
+    """Per-token rewards: −β·kl at every token, plus the score at the last real token.
 
     Args:
         scores: `(B,)`, reward-model units.
@@ -182,15 +182,15 @@ def gae(
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over True positions; 0 where there are none."""
+    """Mean over the True positions of a mask; 0 if there are none."""
     return (x * mask).sum() / mask.sum().clamp_min(1)
 
 
 def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Scale to variance 1 (unbiased), and to mean 0, over all True positions together.
+    """Normalize to variance 1 (unbiased) and mean 0 over all True positions together.
 
     Args:
-        shift_mean: False keeps the mean, as is usual for rewards.
+        shift_mean: False keeps the mean, which is usual for rewards.
 
     Returns: same shape as `x`, zero on padding.
     """

@@ -22,7 +22,7 @@ class PolicyLoss:
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, cliprange: float
 ) -> PolicyLoss:
-    """Clipped surrogate, summed over real tokens. All tensors `(B, T)`.
+    """Clipped surrogate loss, summed over real tokens. All tensors are `(B, T)`.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
@@ -41,9 +41,9 @@ def policy_loss(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, cliprange: float
 ) -> tuple[Tensor, Tensor]:
-    """½·max of plain and clipped squared error, summed over real tokens. All tensors `(B, T)`.
+    """½·max(plain, clipped) squared error, summed over real tokens. All tensors are `(B, T)`.
 
-    Values are clipped around those of rollout time.
+    Values are clipped to a range around `old_values`, the values at rollout time.
 
     Returns: the loss, and the number of clipped tokens.
     Source: Stiennon et al. 2020's code base, as described by Huang et al. 2024, arXiv:2403.17031.

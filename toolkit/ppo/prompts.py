@@ -1,4 +1,4 @@
-"""PPO's prompts: tokenized once, checked against the context, and drawn for each rollout."""
+"""PPO's prompts: tokenize them once, check that they fit the context, draw those of each rollout."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from toolkit.sampling.generation import require_room
 class PromptSampler(Sampler[int]):
     """Row numbers of each rollout's prompts, repeated once per micro-batch of the rollout.
 
-    Every pass over the prompts has its own order, drawn from `seed` and the pass's number, so that a
+    The order of each pass over the prompts is drawn from `seed` and the pass's number, so that a
     resumed run draws the same prompts.
     """
 
@@ -71,13 +71,13 @@ def encode_prompts(
         short = encoded.filter(lambda row: len(row["prompt_ids"]) <= limit)
         if len(short) < len(encoded):
             dropped = len(encoded) - len(short)
-            print(f"{dropped} of {len(encoded)} prompts have more than {limit} tokens: dropped")
+            print(f"{dropped} of {len(encoded)} prompts were dropped: more than {limit} tokens")
         if len(short) == 0:
-            raise ConfigError(f"no prompt has at most `max_prompt_length` {limit} tokens; raise it")
+            raise ConfigError(f"no prompt has at most {limit} tokens; raise `max_prompt_length`")
         encoded = short
     lengths = list(map(len, encoded["prompt_ids"]))
     if 0 in lengths:
-        raise ConfigError(f"prompt {lengths.index(0)} of {len(lengths)} is empty; remove it")
+        raise ConfigError(f"prompt {lengths.index(0)} of {len(lengths)} is empty; remove this row")
     require_room(
         lengths,
         roles.base,
@@ -102,9 +102,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Any, number: int) -> lis
 def encode_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, args: PPOConfig
 ) -> list[list[int]]:
-    """Token ids of pretraining texts, truncated at `ptx_max_length`, without texts of one token.
+    """Token ids of pretraining texts, truncated to `ptx_max_length`; one-token texts are left out.
 
-    Raises: ConfigError if no text has two tokens; the first token of a text is not predicted.
+    Raises: ConfigError if no text has two tokens, because the first token is not predicted.
     """
     encoded = [encode_prompt(tokenizer, text)[: args.ptx_max_length] for text in texts]
     encoded = [ids for ids in encoded if len(ids) > 1]

@@ -1,4 +1,4 @@
-"""Checks of a PPO run's roles, data and settings, before anything is computed."""
+"""Checks of a PPO run's roles, data and settings before anything is computed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,8 +13,8 @@ from toolkit.reward.functions import RewardFunction
 
 # options of the library's training step, and why PPO cannot use them
 UNSUPPORTED = {
-    "neftune_noise_alpha": "embeddings would have noise in updates but not in rollouts, so the ratio "
-    "would never be 1",
+    "neftune_noise_alpha": "it adds noise to embeddings in updates but not in rollouts, so the "
+    "policy ratio would never be 1",
     "auto_find_batch_size": "the size of a minibatch changes the result; `check` finds one that fits",
     "torch_compile": "PPO calls only parts of the model",
     "torch_empty_cache_steps": "PPO frees memory between rollout and updates",
@@ -41,14 +41,14 @@ def check_requirements(
     """Raise ConfigError if roles, data and settings do not fit together.
 
     Args:
-        has_eval_metrics: whether evaluations add metrics of the task; their names are not yet known.
+        has_eval_metrics: whether evaluations add metrics of `eval_metrics`, whose names are not yet known.
         has_optimizer: whether the caller passes an optimizer.
     """
     require(
         roles.model is not None and POLICY in roles.model.peft_config and VALUE in roles.heads,
         f"PPO needs the roles {POLICY!r} and {VALUE!r}; attach them with toolkit.ppo.roles",
     )
-    require(tokenizer.eos_token, "the tokenizer has no EOS token, so no completion ends; set one")
+    require(tokenizer.eos_token, "the tokenizer has no EOS token; set its `eos_token`")
     require_prompts(train_dataset)
     require(len(train_dataset), "the training split is empty; PPO needs at least one prompt")
     require(
@@ -101,8 +101,8 @@ def _check_options(args: PPOConfig, has_optimizer: bool) -> None:
     )
     require(
         args.value_learning_rate is None or not has_optimizer,
-        "`value_learning_rate` has no effect on an optimizer that you pass; remove it, and give the "
-        "value's parameters a group of their own",
+        "`value_learning_rate` has no effect on an optimizer that you pass; remove it, and put the "
+        "value's parameters into their own parameter group",
     )
     require(
         not args.fp16 or args.target_kl is None,
@@ -120,7 +120,7 @@ def _check_options(args: PPOConfig, has_optimizer: bool) -> None:
 
 
 def check_best_metric(args: PPOConfig, metrics: Mapping[str, float]) -> None:
-    """Raise ConfigError if an evaluation did not measure the metric that chooses the best checkpoint."""
+    """Raise ConfigError if an evaluation lacks the metric that chooses the best checkpoint."""
     name = _best_metric(args)
     measured = [key.removeprefix("eval_") for key in metrics]
     require(
@@ -131,5 +131,5 @@ def check_best_metric(args: PPOConfig, metrics: Mapping[str, float]) -> None:
 
 
 def _best_metric(args: PPOConfig) -> str:
-    """The metric's name without its optional prefix `eval_`; empty if none is set."""
+    """The name of the metric without its optional prefix `eval_`; empty if no metric is set."""
     return (args.metric_for_best_model or "").removeprefix("eval_")

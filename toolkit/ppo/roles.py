@@ -1,4 +1,4 @@
-"""Loading PPO's roles: policy and reference from an SFT run, reward and value from reward models."""
+"""Load PPO's roles: policy and reference from an SFT run, reward and value from reward models."""
 
 import copy
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ def load_ppo_roles(
     value: str = "adapter",
     trust_remote_code: bool = False,
 ) -> "tuple[Roles, PreTrainedTokenizerBase]":
-    """Load the base once, with the roles that `PPOTrainer` needs, and the tokenizer.
+    """Load the tokenizer and one base with all roles that `PPOTrainer` needs.
 
     Args:
         model: the base and its precision.
         policy, rewards, value: see `attach_ppo_roles`.
         trust_remote_code: run Python code that comes with the model.
 
-    Raises: as `load_roles`; CheckpointError if an adapter belongs to another base.
+    Raises: the errors of `load_roles`; CheckpointError if an adapter belongs to another base.
     """
     parent = policy or next(iter(rewards), None)
     roles, tokenizer = load_roles(model, parent=parent, trust_remote_code=trust_remote_code)
@@ -50,10 +50,10 @@ def attach_ppo_roles(
     Args:
         policy: the SFT run that policy and reference start from. With None, the policy is a new
             adapter and the reference is the bare base; this is printed.
-        rewards: reward runs, more than one for an ensemble.
-        model: TRL's ModelConfig, which gives the shape of a new adapter.
-        value: "adapter": adapter and head start from the first reward model. "zero": the adapter
-            starts as the identity, the head as zeros. "head": only a head of zeros on the policy.
+        rewards: reward runs; several runs form an ensemble.
+        model: TRL's ModelConfig, with the options of a new adapter.
+        value: "adapter": adapter and head start from the first reward model. "zero": a new adapter and a
+            head of zeros. "head": only a head of zeros, which reads the policy's hidden states.
     """
     if policy is not None:
         roles.attach(POLICY, policy, trainable=True)
@@ -61,7 +61,7 @@ def attach_ppo_roles(
     else:
         config = build_peft_config(model, roles.base)
         if config is None:
-            raise ConfigError("PPO without a parent starts a new adapter; set `use_peft: true`")
+            raise ConfigError("PPO without a parent needs a new adapter; set `use_peft: true`")
         print("no parent: the reference is the bare base, and the policy starts as a new adapter")
         roles.create(POLICY, config)
     for number, run in enumerate(rewards):

@@ -1,4 +1,4 @@
-"""Rollouts: completions sampled from the policy, read by every role, and scored."""
+"""Rollouts: sample completions from the policy, run every role on them, and score them."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ Metrics = dict[str, float]  # numbers for the log, by name
 
 @dataclass
 class Rollout:
-    """Sampled completions and the roles' numbers for each token. T is the longest completion.
+    """Sampled completions with each role's per-token outputs. T is the longest completion's length.
 
     `prompts` and `completions` are token ids per row. The tensors are `(B, T)`; `mask` is True on
     completion tokens; all other tensors are zero elsewhere. Log-probabilities are in nats.
@@ -46,7 +46,7 @@ class Rollout:
 
 @dataclass
 class RolloutScores:
-    """The scores of a rollout's completions, reward units."""
+    """The scores of a rollout's completions, in reward units."""
 
     raw: Tensor  # (B,), reward models and functions together
     penalised: Tensor  # (B,), clipped and minus penalties: what PPO maximises
@@ -67,17 +67,17 @@ def read_by_roles(
     batch_size: int,
     rescore: bool = True,
 ) -> tuple[Rollout, Tensor]:
-    """One pass each of reference, value, policy and reward models, in batches of similar length.
+    """Run reference, value, policy and reward models once each, in batches of similar length.
 
     Without a `ref` adapter the reference is the base with adapters disabled. A value that is only a
-    head needs no pass of its own. Dropout must be off.
+    head reads the policy's states and needs no pass. Dropout must be off.
 
     Args:
-        decoded: completions, with the log-probabilities and values that sampling has computed.
+        decoded: completions, with the log-probabilities and values computed during sampling.
         temperature: the temperature that `decoded` was sampled at.
         rescore: compute the policy's log-probabilities in an extra pass instead of using those of
-            sampling. In float32 the two are equal to 1e-5; in lower precision their difference makes
-            the first ratios noisy.
+            sampling. In float32 both agree within 1e-5; in lower precision, their difference would
+            make the first policy ratios noisy.
 
     Returns: the rollout, and the reward models' scores `(M, B)`.
     """
@@ -137,7 +137,7 @@ def aggregate(model_scores: Tensor, *, how: str, std_coef: float) -> Tensor:
 
 
 def weighted_sum(rewards: Mapping[str, Sequence[float]], weights: Sequence[float]) -> Tensor:
-    """Σ weight · reward over reward functions, `(B,)`; NaN, where a function returned None, adds 0."""
+    """Σ weight · reward over reward functions, `(B,)`; a NaN (the function returned None) adds 0."""
     tensors = [torch.tensor(numbers).nan_to_num(0.0) for numbers in rewards.values()]
     return torch.stack([w * t for w, t in zip(weights, tensors, strict=True)]).sum(0)
 
@@ -167,7 +167,7 @@ def subtract_penalties(
 
 @dataclass
 class RolloutMaker:
-    """Makes rollouts from rows of the dataset, and scores them.
+    """Makes rollouts from dataset rows, and scores them.
 
     The weighted sum of the reward `functions` is added to the reward models' score. `trainer_state`
     returns the trainer's state, for functions with that parameter.
@@ -187,9 +187,9 @@ class RolloutMaker:
         self.rescore = quantized or base.dtype != torch.float32 or bool(args.bf16 or args.fp16)
 
     def make(self, rows: Sequence[dict[str, Any]]) -> tuple[Rollout, RolloutScores]:
-        """Sample one completion per row; every role reads it once; score it.
+        """Sample one completion per row, run every role on it once, and score it.
 
-        Raises: RewardError for a reward that is not finite, with the sample.
+        Raises: RewardError, with the sample, for a reward that is not finite.
         """
         args, roles, pad_id = self.args, self.roles, self.tokenizer.pad_token_id
         assert roles.model is not None
@@ -226,7 +226,7 @@ class RolloutMaker:
     def _score(
         self, rows: Sequence[dict[str, Any]], rollout: Rollout, model_scores: Tensor
     ) -> RolloutScores:
-        """Scores of reward models and functions, checked, and with penalties."""
+        """The summed scores of reward models and functions, checked, minus penalties."""
         args, metrics, context = self.args, Metrics(), RewardContext()
         samples = self._samples(rows, rollout)
         raw = torch.zeros(len(rows), device=model_scores.device)

@@ -1,8 +1,8 @@
-"""PPO on one base: policy, reference, value and reward are adapters that take turns.
+"""PPO on one base: policy, reference, value and reward are adapters, active one at a time.
 
-`PPOTrainer` uses TRL's base trainer and the loop of `transformers.Trainer`. Each PPO minibatch is one
-ordinary optimizer step, so that logging, schedules, callbacks, clipping and checkpoints are the
-library's. `training_step` shows the whole algorithm.
+`PPOTrainer` uses TRL's base trainer and the loop of `transformers.Trainer`. Each PPO minibatch is
+one ordinary optimizer step, so that the library does logging, schedules, callbacks, clipping and
+checkpoints. `training_step` shows the whole algorithm.
 """
 
 import copy
@@ -42,7 +42,7 @@ from toolkit.trainers.checkpoints import WholeCheckpoints
 
 
 class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
-    """Proximal policy optimization of one adapter against rewards, on one base.
+    """Proximal policy optimization of one adapter on a shared base.
 
     Args:
         roles: a trainable policy (`default`); a value (`value`: adapter and head, or a head); usually
@@ -52,8 +52,8 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         train_dataset: rows with a `prompt`, text or messages; `reward_funcs` get the other columns.
         eval_dataset: held-out rows; see `evaluate`.
         reward_funcs: one or more Python functions with TRL's signature, `f(prompts, completions,
-            completion_ids, **columns)`, that return a list of numbers or None. Their sum, weighted by
-            `args.reward_weights`, is added to the reward models' score.
+            completion_ids, **columns)`; each returns a list of numbers or None. Their sum, weighted
+            by `args.reward_weights`, is added to the reward models' score.
         ptx_texts: pretraining texts, used in every optimizer step with weight `args.ptx_coef`.
         eval_metrics: further metrics of an evaluation: `f(prompts, completions, **columns)` returns a
             mapping of names to numbers or None.
@@ -145,7 +145,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         )
 
     def _check_base(self) -> None:
-        """Check the base at the lengths of this training. Raises: ConfigError if it is not supported."""
+        """Check the base on rows as long as this training's; raises ConfigError if it is not supported."""
         splits = [s for s in (self.train_dataset, self.eval_dataset) if s is not None]
         lengths = [len(ids) for split in splits for ids in split["prompt_ids"]]
         longest = max(lengths) + self.args.response_length
@@ -159,7 +159,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
 
     @property
     def experience(self) -> Experience | None:
-        """The rollout that updates use."""
+        """The rollout that updates currently use."""
         return self.open_rollout.experience
 
     @property
@@ -168,7 +168,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         return math.ceil((self._micro_step or 0) / int(self.args.micro_steps_per_rollout))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train as the library's trainer does; a trainer may train again."""
+        """Train as the library's trainer does; may be called again."""
         self._check_base()
         args, rollout = self.args, self.open_rollout
         rollout.experience, rollout.stopped, self._micro_step = None, False, None
@@ -189,7 +189,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     def training_step(
         self, model: nn.Module, inputs: list[int], num_items_in_batch: Any = None
     ) -> Tensor:
-        """One micro-batch: make a rollout if none is open, then update policy and value on some rows.
+        """One micro-batch: make a rollout if needed, then update policy and value on some rows.
 
         Args:
             model: the PeftModel.
@@ -223,7 +223,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         return loss
 
     def make_experience(self, rows: list[dict[str, Any]]) -> Experience:
-        """Sample and score `num_generations` completions per row, and estimate their advantages."""
+        """Sample and score `num_generations` completions per row, and compute their advantages."""
         rows = [row for row in rows for _ in range(self.args.num_generations)]
         with self.sampling_mode():
             rollout, scores = self.rollouts.make(rows)
@@ -236,7 +236,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
 
     @contextmanager
     def sampling_mode(self) -> Iterator[None]:
-        """Eval mode with autocast and without gradient checkpointing; train mode afterwards."""
+        """Inside the block, eval mode with autocast and no gradient checkpointing; then train mode."""
         self.model.eval()
         release_memory()
         kwargs = self.args.gradient_checkpointing_kwargs
@@ -248,8 +248,8 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     def _end_minibatch(self) -> None:
         """Check the loss before the optimizer step, and stop the rollout's updates at `target_kl`.
 
-        Tensors become numbers only here and in `log`: on a GPU each conversion waits for all work
-        before it.
+        Tensors become numbers only here and in `log`, because on a GPU each conversion waits for
+        all earlier work.
         """
         if not bool(torch.isfinite(self._loss)):
             raise DivergedError(
@@ -266,7 +266,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     # ---- the library's hooks
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The library's optimizer; with `value_learning_rate` the value has parameter groups of its own."""
+        """The library's optimizer; `value_learning_rate` gives the value its own parameter groups."""
         is_new, rate = self.optimizer is None, self.args.value_learning_rate
         optimizer: Optimizer = super().create_optimizer(model)
         if is_new and rate is not None:
@@ -274,7 +274,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Row numbers of a rollout's prompts, once per micro-batch; only the first one is used."""
+        """Row numbers of a rollout's prompts, repeated per micro-batch; only the first copy is used."""
         prompts = self.args.rollout_batch_size // self.args.num_generations
         return self._get_dataloader(  # type: ignore[no-any-return]
             dataset=list(range(len(self.train_dataset))),
@@ -299,7 +299,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         """Sample an answer to each held-out prompt, log means, and append the answers to samples.jsonl.
 
         The random numbers are the same each time, and the training's random state is not changed.
-        With `ema_decay` the averaged policy answers, since the finished run holds the average.
+        With `ema_decay` the averaged policy is evaluated, because the finished run holds it.
 
         Returns: `eval_objective/scores`, `…/kl`, `…/rlhf_reward`, `…/length`, `…/ended`, and the
             numbers of `eval_metrics`.
@@ -330,7 +330,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log also the means of PPO's metrics since the last log."""
+        """Add the means of PPO's metrics since the last log, and log."""
         means = {n: sum(map(float, xs)) / len(xs) for n, xs in self.open_rollout.metrics.items()}
         if means:
             means["episode"] = self.rollout_number * self.args.rollout_batch_size
@@ -347,11 +347,11 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Also reward functions, data and frozen weights."""
+        """The library's settings, plus reward functions, data and frozen weights."""
         return super().settings | self.checkpoints.settings
 
     def saved_settings(self, checkpoint: Path) -> dict[str, Any] | None:
-        """Also those of a checkpoint of an earlier version."""
+        """The settings in a checkpoint, which may be of an earlier version."""
         return super().saved_settings(checkpoint) or self.checkpoints.old_settings(checkpoint)
 
     def _check_fits(self, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""Updates: the rows of each micro-batch, and its losses and backward passes, one role at a time."""
+"""Updates: the rows of each micro-batch, then losses and backward passes, one role at a time."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +28,9 @@ def micro_batch_rows(
 ) -> tuple[list[int], int]:
     """Row numbers of a micro-batch, and the number of real tokens in its whole minibatch.
 
-    They depend only on the seed and on `micro_step`, the number of passes since training began. Every
-    epoch over a rollout has its own order. The rows of a minibatch are distributed over its
-    micro-batches by length: this changes the padding and not the gradient.
+    The rows depend only on the seed and on `micro_step`, the number of micro-batches since training
+    began. Every epoch over a rollout has its own order. A minibatch's rows are sorted into
+    micro-batches by length, which changes the padding but not the gradient.
     """
     rollout, position = divmod(micro_step, args.micro_steps_per_rollout)
     minibatch, micro_batch = divmod(position, args.gradient_accumulation_steps)
@@ -55,7 +55,7 @@ class Update:
 
 @dataclass
 class Updater:
-    """Forward and backward passes of each role; the trainer makes the optimizer step.
+    """Runs forward and backward passes of each role; the optimizer step is the trainer's.
 
     `accelerator` gives autocast and scales gradients; `ptx` are token ids of pretraining texts.
     """
@@ -67,7 +67,7 @@ class Updater:
     ptx: list[list[int]]
 
     def policy_and_value_step(self, batch: Batch, old: dict[str, Tensor], tokens: int) -> Update:
-        """The policy's loss, then the value's, each divided by the minibatch's number of real tokens.
+        """Compute the policy's and then the value's loss, each divided by the minibatch's real tokens.
 
         Each role's backward runs in the same block as its forward: gradient checkpointing recomputes
         under the active adapter.
@@ -115,7 +115,7 @@ class Updater:
     def _value_step(
         self, batch: Batch, old: dict[str, Tensor], states: Tensor, tokens: int
     ) -> tuple[Tensor, Tensor]:
-        """The value's loss and the number of clipped tokens, after its backward.
+        """Compute the value's loss and run its backward; return the loss and the clipped tokens.
 
         A value that is only a head reads the policy's `states`.
         """
@@ -139,7 +139,7 @@ class Updater:
         return loss.detach(), clipped
 
     def pretraining_step(self, micro_step: int) -> Update:
-        """PPO-ptx: γ times the loss on some pretraining texts, and its backward.
+        """PPO-ptx: compute γ times the loss on some pretraining texts, and run its backward.
 
         The texts of an optimizer step depend only on the seed and the step, so that a resumed run
         draws the same texts. The loss is a mean over the tokens of all micro-batches of the step.
@@ -168,8 +168,8 @@ class Updater:
 def split_value_groups(optimizer: Optimizer, model: nn.Module, learning_rate: float) -> None:
     """Move the value's tensors into parameter groups with another learning rate.
 
-    Adam divides a gradient by its size, so the weight of the value's loss (`vf_coef`) hardly changes how
-    fast the value learns; a learning rate does. The schedule scales the rates of all groups alike.
+    Adam normalizes gradients, so the weight of the value's loss (`vf_coef`) hardly changes how fast
+    the value learns, but its learning rate does. The schedule scales the rates of all groups alike.
     """
     value = {id(p) for name, p in model.named_parameters() if belongs_to(name, VALUE)}
     for group in list(optimizer.param_groups):

@@ -20,8 +20,8 @@ HELD_OUT, GOLD, REFUSED = "eval_objective/scores", "eval_gold/mean", "eval_gold/
 class WatchCallback(TrainerCallback):  # type: ignore[misc]
     """Prints each warning once, and adds it to the logged row that caused it.
 
-    It must stand before `RunCallback`, which writes the row. It reads the trainer's log history, so a
-    resumed run has the warnings of an uninterrupted one.
+    It must come before `RunCallback`, which writes the row. It reads the trainer's log history, so
+    a resumed run prints the same warnings as an uninterrupted run.
     """
 
     def on_log(
@@ -32,7 +32,7 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
         logs: Row | None = None,
         **_: Any,
     ) -> None:
-        """Compare the new row with all earlier ones."""
+        """Compare the new row with all earlier rows, and print warnings."""
         rows = state.log_history
         for key, check in CHECKS.items():
             warning = None if any(key in row for row in rows) else check(rows)
@@ -42,12 +42,12 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def warned(rows: Sequence[Row]) -> list[str]:
-    """The warnings among logged rows."""
+    """The warnings stored in logged rows."""
     return [str(row[key]) for row in rows for key in CHECKS if key in row]
 
 
 def high_kl(rows: Sequence[Row]) -> str | None:
-    """KL(π‖ref) is above most of the entropy of the reference's answers.
+    """Warn if KL(π‖ref) exceeds a large part of the entropy of the reference's answers.
 
     A policy that gives one typical answer of the reference per prompt has a KL equal to all of this
     entropy; PPO with a KL penalty stays near half of it. A KL up to `MIN_KL` causes no warning,
@@ -67,7 +67,7 @@ def high_kl(rows: Sequence[Row]) -> str | None:
 
 
 def longer_answers(rows: Sequence[Row]) -> str | None:
-    """Answers are longer than at first; labelers and reward models tend to prefer long answers."""
+    """Warn if answers became longer: labelers and reward models tend to prefer long answers."""
     means = _while_score_rises(rows, LENGTH)
     if means is None or means[1][LENGTH] <= MAX_LENGTH_RATIO * means[0][LENGTH]:
         return None
@@ -79,7 +79,7 @@ def longer_answers(rows: Sequence[Row]) -> str | None:
 
 
 def fewer_ends(rows: Sequence[Row]) -> str | None:
-    """Fewer answers than at first end with a stop token."""
+    """Warn if fewer answers end with a stop token than at the start."""
     means = _while_score_rises(rows, ENDED)
     if means is None or means[1][ENDED] >= means[0][ENDED] - MAX_ENDED_FALL:
         return None
@@ -91,7 +91,7 @@ def fewer_ends(rows: Sequence[Row]) -> str | None:
 
 
 def more_refusals(rows: Sequence[Row]) -> str | None:
-    """More good requests are refused than at the best evaluation before."""
+    """Warn if more good requests are refused than at the best earlier evaluation."""
     best, last = _best_and_last(rows, REFUSED, min)
     if last[REFUSED] <= best[REFUSED] + MAX_REFUSAL_RISE:
         return None
@@ -103,7 +103,7 @@ def more_refusals(rows: Sequence[Row]) -> str | None:
 
 
 def lower_gold(rows: Sequence[Row]) -> str | None:
-    """Gold utility is below that of the best evaluation before (Gao et al. 2022, arXiv:2210.10760)."""
+    """Warn if gold utility fell below that of the best evaluation (Gao et al. 2022, arXiv:2210.10760)."""
     best, last = _best_and_last(rows, GOLD, max)
     if last[GOLD] >= best[GOLD] - MAX_GOLD_FALL:
         return None
@@ -115,7 +115,7 @@ def lower_gold(rows: Sequence[Row]) -> str | None:
 
 
 def _while_score_rises(rows: Sequence[Row], key: str) -> tuple[Row, Row] | None:
-    """The first and the last mean; None if the score did not rise between them."""
+    """The first and the last window's means; None if the score did not rise between them."""
     means = _means(rows, (key, SCORE))
     if len(means) < 2 or means[-1][SCORE] <= means[0][SCORE]:
         return None
@@ -123,7 +123,7 @@ def _while_score_rises(rows: Sequence[Row], key: str) -> tuple[Row, Row] | None:
 
 
 def _best_and_last(rows: Sequence[Row], key: str, best: Callable[..., Row]) -> tuple[Row, Row]:
-    """The best of the means whose held-out score is below the last one's, and the last mean."""
+    """The last window's means, and the best of the windows with a lower held-out score than it."""
     means = _means(rows, (key, HELD_OUT))
     if not means:
         return {key: 0.0}, {key: 0.0}
@@ -133,7 +133,7 @@ def _best_and_last(rows: Sequence[Row], key: str, best: Callable[..., Row]) -> t
 
 
 def _means(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
-    """Means over each `WINDOW` consecutive rows with the keys; none if the last row lacks a key."""
+    """Means over windows of `WINDOW` rows that have the keys; empty if the last row lacks a key."""
     if not rows or any(key not in rows[-1] for key in keys):
         return []
     complete = [row for row in rows if all(key in row for key in keys)]
