@@ -111,6 +111,7 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
     from toolkit.app.tabs.data import data_tab
     from toolkit.app.tabs.leaderboard import leaderboard_tab
     from toolkit.app.tabs.rank import rank_tab
+    from toolkit.app.tabs.run_menus import follow_runs
     from toolkit.app.tabs.runs import runs_tab
 
     store = battles.store
@@ -138,6 +139,7 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
             runs_tab(page, workbench)
         with gr.Tab("Data") as tab:
             data_tab(page, tab, workbench, store)
+        follow_runs(page, workbench)
     page.queue(max_size=128)
     return page
 

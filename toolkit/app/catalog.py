@@ -25,6 +25,7 @@ class Entry:
 
     `path` is None for the base. `reference` is the id of the checkpoint that KL is measured
     against, or None with the reason in `no_reference`. `is_sft` means trained on demonstrations.
+    `weights` is the sha256 of the adapter that the manifest recorded, or "".
     """
 
     id: str
@@ -36,6 +37,7 @@ class Entry:
     no_reference: str = ""
     is_reward: bool = False
     is_sft: bool = False
+    weights: str = ""
 
     @property
     def label(self) -> str:
@@ -138,6 +140,7 @@ def _entry(
         tidy(no_reference, root),
         holds(run) == "reward model",
         is_supervised(run),
+        str(run.weights.get(WEIGHTS_FILE, "")) if isinstance(run.weights, dict) else "",
     )
 
 

@@ -10,6 +10,8 @@ from toolkit.world import BASE_NAME
 from toolkit.world.questions import distinct_questions
 
 CHOSEN_AT_FIRST = 4
+PPO = "ppo"
+PREFERRED = (PPO, "dpo", "kto")  # recipes that train from SFT
 SHARED_SCAN_S = 2.0  # the tabs of a page that opens share one scan
 EXAMPLES, BASELINE_PROMPTS = 8, 32
 NO_SCORE, NO_REWARD_RUN = "no_score", "no_reward_run"
@@ -37,13 +39,29 @@ class Choices:
 
 def checkpoint_choices(catalog: Catalog, chosen: Iterable[str] = ()) -> Choices:
     """All checkpoints. The choice stays as far as it still exists."""
-    entries = list(catalog.checkpoints.values())
     kept = [id for id in chosen if id in catalog.checkpoints]
-    if kept in ([], [BASE_ID]):  # at first: the base, SFT, and runs trained from it
-        sft = _most_used_reference(entries) or catalog.checkpoints[BASE_ID].reference
-        ordered = sorted(entries, key=lambda e: (e.id != BASE_ID, e.id != sft, e.reference != sft))
-        kept = [e.id for e in ordered[:CHOSEN_AT_FIRST]]
-    return Choices([(e.label, e.id) for e in entries], kept)
+    if kept in ([], [BASE_ID]):
+        kept = _first_choice(catalog)
+    return Choices([(e.label, e.id) for e in catalog.checkpoints.values()], kept)
+
+
+def _first_choice(catalog: Catalog) -> list[str]:
+    """The base, SFT, and finished runs with other weights: of each recipe one before a second one.
+
+    PPO is last, because a list's last choice is the most trained one.
+    """
+    entries = list(catalog.checkpoints.values())
+    sft = _most_used_reference(entries) or catalog.checkpoints[BASE_ID].reference
+    chosen = [e for e in entries if e.id == BASE_ID] + [e for e in entries if e.id == sft != BASE_ID]
+    left = [e for e in entries if e not in chosen and e.state == "finished"]
+    left.sort(key=lambda e: e.reference != sft)
+    while left and len(chosen) < CHOSEN_AT_FIRST:
+        used = Counter(e.recipe for e in chosen)
+        best = min(left, key=lambda e: (used[e.recipe], e.recipe not in PREFERRED, e.recipe != PPO))
+        left.remove(best)
+        if not best.weights or best.weights not in {e.weights for e in chosen}:
+            chosen.append(best)
+    return [e.id for e in sorted(chosen, key=lambda e: e.recipe == PPO)]
 
 
 def _most_used_reference(entries: list[Entry]) -> str | None:

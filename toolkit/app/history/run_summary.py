@@ -30,10 +30,13 @@ def short_state(record: Record) -> str:
 
 
 def default_runs(records: Mapping[str, Record]) -> list[str]:
-    """The ids of the runs that are training, or else of the latest runs with a log."""
+    """The ids of the runs that are training, or else of the latest finished runs with a log."""
     logged = [r for r in records.values() if (r.path / "metrics.jsonl").is_file()]
-    training = [r.id for r in logged if r.state == "running"]
-    return (training or [r.id for r in logged])[:CHOSEN_AT_FIRST]
+    for state in ("running", "finished"):
+        ids = [r.id for r in logged if r.state == state]
+        if ids:
+            return ids[:CHOSEN_AT_FIRST]
+    return [r.id for r in logged][:CHOSEN_AT_FIRST]
 
 
 def latest_report(records: Mapping[str, Record]) -> str | None:

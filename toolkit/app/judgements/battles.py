@@ -125,6 +125,20 @@ class Battles:
         """
         return self._judge(id, BATTLE, verdict=verdict, **details)
 
+    def undo(self, id: object) -> None:
+        """Delete the vote on a battle, which then waits for another verdict.
+
+        Raises: ConfigError if the battle has no stored vote; DatasetError as `vote`.
+        """
+        judged = self.store.get(id) if isinstance(id, str) and id.isascii() else None
+        if judged is None or judged.kind != BATTLE:
+            raise ConfigError("there is no vote to undo: vote on a battle first")
+        self.store.replace(judged, None)
+        pending = replace(judged, verdict=None, reason="", labeler="", time="")
+        with self._lock:
+            self._expire(room=1)
+            self._pending[judged.id] = (time.monotonic(), pending)
+
     def rank(self, id: object, ranks: Sequence[int], **details: object) -> Judgement:
         """Store the ranks of a ranking's answers; as `vote`, with `likert` and `flags` too."""
         return self._judge(id, RANKING, ranks=ranks, **details)

@@ -41,6 +41,12 @@ SHARED = ("prompt", "sampling", "base")  # often equal in many judgements
 AS_JSON = ("prompt", "replies", "sampling", "base", "ranks", "likert", "flags")
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM judgements"
 TABLE = Path(__file__).with_name("table.sql").read_text(encoding="utf-8")
+CHANGES = """CREATE TABLE IF NOT EXISTS changes (
+    number INTEGER PRIMARY KEY,
+    time TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now')),
+    action TEXT NOT NULL CHECK (action IN ('edited', 'deleted')),
+    judgement TEXT NOT NULL  -- the old one, as JSON
+) STRICT"""
 INSERT = (
     f"INSERT INTO judgements ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{c}' for c in COLUMNS)})"
 )
@@ -113,6 +119,33 @@ class Store:
             )
         return stored is None
 
+    def replace(self, before: Judgement, after: Judgement | None) -> None:
+        """Edit a judgement, or delete it with `after=None`. The table `changes` keeps the old one.
+
+        Raises: ConfigError if the stored judgement is not `before` (another visitor was faster);
+            DatasetError if the file cannot be written. Nothing changes then.
+        """
+        if self.problem is not None:
+            raise DatasetError(self.problem)
+        with self._connection() as db:
+            db.execute("BEGIN IMMEDIATE")
+            unchanged = _find(db, before.id) == before
+            if unchanged:
+                old = json.dumps(as_row(before), ensure_ascii=False)
+                action = "deleted" if after is None else "edited"
+                db.execute("INSERT INTO changes (action, judgement) VALUES (?, ?)", (action, old))
+                if after is None:
+                    db.execute("DELETE FROM judgements WHERE id = ?", (before.id,))
+                else:
+                    values = ", ".join(f"{c} = :{c}" for c in COLUMNS)
+                    db.execute(f"UPDATE judgements SET {values} WHERE id = :id", as_row(after))
+            db.execute("COMMIT")
+        if not unchanged:
+            raise ConfigError(
+                "this judgement was changed or deleted in the meantime; update the list and choose "
+                "it again"
+            )
+
     def get(self, id: str) -> Judgement | None:
         """The judgement with that id, or None."""
         with self._connection() as db:
@@ -124,6 +157,21 @@ class Store:
             rows = db.execute(f"{SELECT} ORDER BY number")
             parse = functools.cache(json.loads)  # thousands of rows share their `SHARED` columns
             return [_from_row(row, parse) for row in rows]
+
+    def newest(self, limit: int) -> list[Judgement]:
+        """The latest judgements, the newest first."""
+        with self._connection() as db:
+            rows = db.execute(f"{SELECT} ORDER BY number DESC LIMIT ?", (limit,))
+            return [_from_row(row) for row in rows]
+
+    def version(self) -> tuple[int, int]:
+        """A value that every new, edited and deleted judgement changes."""
+        with self._connection() as db:
+            known = "SELECT count(*) FROM sqlite_master WHERE name = 'changes'"
+            changes = 0  # a file of an older version that cannot be written has no such table
+            if db.execute(known).fetchone()[0]:
+                changes = db.execute("SELECT count(*) FROM changes").fetchone()[0]
+            return int(db.execute("SELECT count(*) FROM judgements").fetchone()[0]), int(changes)
 
     def count(self) -> int:
         """The number of judgements."""
@@ -174,6 +222,7 @@ class Store:
                 db.execute(TABLE)
                 db.execute(f"PRAGMA application_id = {APPLICATION}")
                 db.execute(f"PRAGMA user_version = {VERSION}")
+            db.execute(CHANGES)
             db.execute("COMMIT")
         self._created = True
 

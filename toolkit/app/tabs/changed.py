@@ -9,6 +9,7 @@ from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import MAX_PROMPT_CHARACTERS
 from toolkit.app.choices import checkpoint_choices
 from toolkit.app.tabs.parts import column_widths, errors_as_toast
+from toolkit.app.tabs.run_menus import RUN_MENU
 from toolkit.app.texts import NO_ANSWER_YET, colour_scale, markdown, two_decimals
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
             gr.update(visible=not answers),
         ]
 
+    def take_complete(chat: Chat, id: Any) -> list[Any]:
+        complete = bool(chat.turns and chat.turns[-1].answers)
+        return take(chat, id) if complete else [gr.skip() for _ in range(5)]
+
     def take_one(chat: Chat, id: Any) -> list[Any]:
         reply = chat.turns[-1].answers.get(id) if chat.turns else None
         return [chat.last_prompt, reply.text] if reply else [gr.skip(), gr.skip()]
@@ -117,14 +122,19 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
     coloured.select(select, current, [alternatives], **quiet)
     checkpoint.input(take_one, [chat, checkpoint], [prompt, answer], **quiet)
     other.input(compare_texts, [*inputs, other], [diff, diff_note], **slow)
-    tab.select(take, [chat, checkpoint], [checkpoint, other, prompt, answer, empty], **quiet)
+    filled = [checkpoint, other, prompt, answer, empty]
+    tab.select(take, [chat, checkpoint], filled, **quiet)
+    # the tab may be open while the answers stream
+    chat.change(take_complete, [chat, checkpoint], filled, **quiet)
 
 
 def _question(workbench: "Workbench") -> tuple[Any, ...]:
     models = checkpoint_choices(workbench.catalog)
     value = models.chosen[-1] if workbench.ready else None
     info = "The policy. Its reference is the SFT model that its training started from."
-    checkpoint = gr.Dropdown(models.choices, value=value, label="Checkpoint", info=info)
+    checkpoint = gr.Dropdown(
+        models.choices, value=value, label="Checkpoint", info=info, elem_classes=RUN_MENU
+    )
     limit = MAX_PROMPT_CHARACTERS
     info = "Filled in from the last turn on Compare; earlier turns are included."
     prompt = gr.Textbox(label="Prompt", info=info, lines=2, max_lines=6, max_length=limit)
@@ -158,7 +168,7 @@ def _tokens() -> tuple[Any, ...]:
 def _difference() -> tuple[Any, ...]:
     with gr.Accordion("Difference between two checkpoints' answers", open=True):
         info = "Another checkpoint that answered the same turn on Compare."
-        other = gr.Dropdown([], label="Compare with", info=info)
+        other = gr.Dropdown([], label="Compare with", info=info, elem_classes=RUN_MENU)
         diff = gr.HighlightedText(
             label="Both answers in one text",
             show_legend=True,

@@ -22,6 +22,7 @@ from toolkit.app.tabs.compare_events import (
 )
 from toolkit.app.tabs.compare_history import HistoryEvents
 from toolkit.app.tabs.parts import temperature_and_length
+from toolkit.app.tabs.run_menus import REWARD_MENU, RUN_MENU
 from toolkit.app.texts import LOADING, NO_RUNS, PROMPT_KEYS, markdown
 from toolkit.app.web.scripts import PANEL, PANEL_BUTTON, PROMPT, QUESTION
 
@@ -162,10 +163,13 @@ def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button
         max_choices=MAX_COLUMNS,
         label="Checkpoints",
         info=f"Up to {MAX_COLUMNS}. The base is the model before fine-tuning.",
+        elem_classes=RUN_MENU,
     )
     scorer = rewards.chosen[0] if workbench.ready else None
     info = "Scores each answer. `toolkit reward` trains one."
-    reward = gr.Dropdown(rewards.choices, value=scorer, label="Reward model", info=info)
+    reward = gr.Dropdown(
+        rewards.choices, value=scorer, label="Reward model", info=info, elem_classes=REWARD_MENU
+    )
     return checkpoints, reward, gr.Button("Reload runs", size="sm")
 
 

@@ -13,6 +13,7 @@ from toolkit.app.answering import request as limits
 from toolkit.app.catalog import tidy
 from toolkit.app.choices import SHARED_SCAN_S, checkpoint_choices
 from toolkit.app.judgements.judgement import MAX_LABELER, MAX_REASON
+from toolkit.app.tabs.run_menus import RUN_MENU
 from toolkit.app.texts import LOADING, ONLY_THE_BASE
 from toolkit.errors import ToolkitError
 
@@ -80,6 +81,7 @@ def pool_list(page: gr.Blocks, workbench: "Workbench", info: str) -> gr.Dropdown
         multiselect=True,
         label="Checkpoints",
         info=info,
+        elem_classes=RUN_MENU,
     )
 
     def load_pool(chosen: list[str] | None) -> Iterator[list[Any]]:
@@ -155,19 +157,28 @@ def connect_generation(
     status: gr.Textbox,
     idle: str,
     api_name: str,
-) -> None:
-    """Connect the start and stop buttons; `idle` is the status without answers."""
-    started = start.click(
-        begin,
-        inputs,
-        outputs,
-        api_name=api_name,
-        concurrency_limit=None,  # the engine has a shorter queue with an error message
-        show_progress="minimal",
-    )
+    also: Any = None,
+) -> list[Any]:
+    """Connect the start and stop buttons.
+
+    Args:
+        idle: the status without answers.
+        also: another event; the answers start after it has succeeded.
+
+    Returns: the events that generate answers.
+    """
+    # the engine has a shorter queue with an error message
+    streaming: dict[str, Any] = {"concurrency_limit": None, "show_progress": "minimal"}
+    started = [start.click(begin, inputs, outputs, api_name=api_name, **streaming)]
+    if also is not None:
+        started.append(
+            also.success(begin, inputs, outputs, api_visibility="private", **streaming)
+        )
     quiet: dict[str, Any] = {"queue": False, "api_visibility": "private"}
     # after an error, the answers of an earlier battle can still be judged
-    started.failure(
-        lambda text: idle if str(text).endswith(READY) else gr.skip(), status, status, **quiet
-    )
-    stop.click(lambda: idle, None, status, cancels=[started], **quiet)
+    for event in started:
+        event.failure(
+            lambda text: idle if str(text).endswith(READY) else gr.skip(), status, status, **quiet
+        )
+    stop.click(lambda: idle, None, status, cancels=started, **quiet)
+    return started

@@ -29,6 +29,24 @@
     }
   });
 
+  // ---- Arena: the first of two quick verdicts is the vote. The server disables the buttons later.
+  const verdicts = ["arena-a", "arena-b", "arena-tie", "arena-both-bad", "arena-skip"];
+  let sent = 0; // ms since 1970
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button || !verdicts.includes(button.id)) return;
+    if (Date.now() - sent < 2000 && !verdicts.every((id) => byId(id).dataset.wasDisabled)) {
+      event.stopPropagation();
+      event.preventDefault();
+      return;
+    }
+    sent = Date.now();
+    verdicts.forEach((id) => delete byId(id).dataset.wasDisabled);
+  }, true);
+  setInterval(() => {
+    for (const id of verdicts) if (byId(id)?.disabled) byId(id).dataset.wasDisabled = "1";
+  }, 50);
+
   // ---- The order on Rank is a text such as "3 > 1 = 2". Its buttons, the board, the keys and typing
   // all edit that text; none of them needs the server.
   const orderField = () => find(`#${TOOLKIT.order} textarea, #${TOOLKIT.order} input`);

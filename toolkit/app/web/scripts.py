@@ -22,6 +22,8 @@ ARENA_KEYS: Mapping[str, str] = {
     "t": "arena-tie",
     "b": "arena-both-bad",
     "s": "arena-skip",
+    "n": "arena-next",
+    "u": "arena-undo",
     "Control+Enter": "arena-start",
     "Escape": "arena-stop",
 }

@@ -1,0 +1,76 @@
+"""Keeps the menus of checkpoints and reward models equal to the runs folder while the page is open."""
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from toolkit.app.catalog import Catalog
+
+if TYPE_CHECKING:
+    from toolkit.app.workbench import Workbench
+
+RUN_MENU, REWARD_MENU = "run-menu", "reward-menu"  # classes of the menus
+REFRESH_S = 5  # while the page is open
+
+
+def follow_runs(page: gr.Blocks, workbench: "Workbench") -> None:
+    """Add new runs to the menus of the page, and remove deleted and broken ones.
+
+    Gradio accepts only the choices that it knows, and at first it knows those of the start. An API
+    client that has not called `/refresh` gets the choices of the last scan.
+    """
+    menus = [b for b in page.blocks.values() if _kind(b)]
+    seen = gr.State("")
+
+    def tick(before: str, *values: Any) -> list[Any]:
+        if not workbench.ready:
+            return [gr.skip() for _ in range(len(menus) + 1)]
+        catalog = workbench.refresh(max_age_s=REFRESH_S)
+        now = repr([(e.id, e.label) for kind in (RUN_MENU, REWARD_MENU) for e in _runs(catalog, kind)])
+        if now == before:
+            return [gr.skip() for _ in range(len(menus) + 1)]
+        return [now, *(_update(m, v, catalog) for m, v in zip(menus, values, strict=True))]
+
+    for menu in menus:
+        _accept_known_runs(menu, workbench)
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    gr.Timer(REFRESH_S).tick(tick, [seen, *menus], [seen, *menus], **quiet)
+
+
+def _kind(block: Any) -> str | None:
+    """`RUN_MENU`, `REWARD_MENU`, or None for another component."""
+    classes = getattr(block, "elem_classes", None) or ()
+    return next((k for k in (RUN_MENU, REWARD_MENU) if k in classes), None)
+
+
+def _runs(catalog: Catalog, kind: str | None) -> list[Any]:
+    return list((catalog.rewards if kind == REWARD_MENU else catalog.checkpoints).values())
+
+
+def _choices(menu: Any, catalog: Catalog) -> list[tuple[str, str]]:
+    """A menu's choices: the runs, and its own fixed choices such as "no score"."""
+    fixed = [(label, id) for label, id in menu.choices if not str(id).startswith("run_")]
+    runs = [(e.label, e.id) for e in _runs(catalog, _kind(menu))]
+    ids = {id for _, id in runs}
+    return [*runs, *((label, id) for label, id in fixed if id not in ids)]
+
+
+def _update(menu: Any, value: Any, catalog: Catalog) -> Any:
+    """A menu's choices, without the deleted runs in its value."""
+    choices = _choices(menu, catalog)
+    ids = [id for _, id in choices]
+    kept = [id for id in value or () if id in ids] if menu.multiselect else value
+    if not menu.multiselect and value is not None and value not in ids:
+        kept = ids[0] if ids else None
+    return gr.update(choices=choices, value=kept)
+
+
+def _accept_known_runs(menu: Any, workbench: "Workbench") -> None:
+    preprocess = menu.preprocess
+
+    def preprocess_with_known_runs(payload: Any) -> Any:
+        # a deleted run stays here, so that its name gets the error of an unknown checkpoint
+        menu.choices = list(dict.fromkeys([*_choices(menu, workbench.catalog), *menu.choices]))
+        return preprocess(payload)
+
+    menu.preprocess = preprocess_with_known_runs
