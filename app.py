@@ -106,6 +106,7 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
 
     from toolkit.app.conversations.store import FILE, Conversations
     from toolkit.app.tabs.arena import arena_tab
+    from toolkit.app.tabs.batch import batch_tab
     from toolkit.app.tabs.changed import changed_tab
     from toolkit.app.tabs.compare import compare_tab
     from toolkit.app.tabs.data import data_tab
@@ -129,6 +130,8 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
             chat = compare_tab(page, workbench, conversations, store)
         with gr.Tab("What changed") as tab:
             changed_tab(tab, workbench, chat)
+        with gr.Tab("Batch"):
+            batch_tab(page, workbench, prompts)
         with gr.Tab("Arena"):
             arena_tab(page, battles, prompts)
         with gr.Tab("Rank"):

@@ -52,7 +52,9 @@ def _first_choice(catalog: Catalog) -> list[str]:
     """
     entries = list(catalog.checkpoints.values())
     sft = _most_used_reference(entries) or catalog.checkpoints[BASE_ID].reference
-    chosen = [e for e in entries if e.id == BASE_ID] + [e for e in entries if e.id == sft != BASE_ID]
+    chosen = [e for e in entries if e.id == BASE_ID] + [
+        e for e in entries if e.id == sft != BASE_ID
+    ]
     left = [e for e in entries if e not in chosen and e.state == "finished"]
     left.sort(key=lambda e: e.reference != sft)
     while left and len(chosen) < CHOSEN_AT_FIRST:

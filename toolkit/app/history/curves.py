@@ -1,22 +1,22 @@
-"""The curves of several runs in one figure per metric."""
+"""The curves of several runs: one Plotly figure per metric."""
 
+import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from toolkit.app.catalog import printable
 from toolkit.app.history.logs import Log
-from toolkit.evaluation.plots import PALETTE, short_name, styled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from toolkit.evaluation.plots import PALETTE, short_name
 
 MAX_RUNS, MAX_CURVES = 6, 6
 CHOSEN_AT_FIRST = 4
-WIDTH, HEIGHT, DPI = 5.6, 3.1, 130  # inches; about 400 pixels wide on the page
 MAX_NAME = 30
+MAX_DRAWN = 1000  # points per line: all curves together are sent to the page
+MARKED_POINTS = 40  # a longer line has no markers
+GRID = "rgba(128,128,128,0.25)"
 # The label of the y axis with its unit. docs/metrics.md explains each metric.
 MEANINGS: Mapping[str, str] = json.loads(
     Path(__file__).with_name("meanings.json").read_text(encoding="utf-8")
@@ -35,11 +35,16 @@ class Line:
     name: str
     points: Sequence[tuple[float, float]]
     place: int
+    held_out: bool = False
 
 
 def metric_names(logs: Iterable[Log]) -> list[str]:
-    """The metrics of all logs: those of `SHOWN_FIRST`, then the others by name."""
+    """The metrics of all logs: those of `SHOWN_FIRST`, then the others by name.
+
+    A metric on held-out data is drawn with the same metric on training data, if there is one.
+    """
     names = {key for log in logs for key in log.series}
+    names -= {f"eval_{key}" for key in names}
     return [*(k for k in SHOWN_FIRST if k in names), *sorted(names.difference(SHOWN_FIRST))]
 
 
@@ -50,47 +55,101 @@ def metric_label(key: str) -> str:
 
 
 def lines_of(key: str, logs: Mapping[str, Log]) -> list[Line]:
-    """The values of a metric in each run that logged it.
+    """The values of a metric in each run that logged it, each followed by those on held-out data.
 
     Args:
         key: the metric.
         logs: run name -> log.
     """
     return [
-        Line(name, log.series[key].points, place)
+        Line(name, log.series[logged].points, place, logged != key)
         for place, (name, log) in enumerate(logs.items())
-        if key in log.series
+        for logged in (key, f"eval_{key}")
+        if logged in log.series
     ]
 
 
-def draw(key: str, lines: Sequence[Line]) -> "Figure":
-    """A figure of a metric over the optimizer steps. A value that is not finite leaves a gap."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def draw(key: str, lines: Sequence[Line], smoothing: float = 0.0) -> dict[str, Any]:
+    """A Plotly figure of a metric over the optimizer steps. A value that is not finite is a gap.
 
-    with styled():
-        legend = 0.24 * -(-len(lines) // 2)
-        figure = Figure(figsize=(WIDTH, HEIGHT + legend), dpi=DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        ax = figure.subplots()
-        for line in lines:
-            steps, values = zip(*line.points, strict=True)
-            ax.plot(
-                steps,
-                values,
-                color=PALETTE[line.place % len(PALETTE)],
-                linewidth=1.8,
-                marker="o" if len(steps) <= 40 else None,
-                markersize=3.5,
-                label=short_name(line.name.lstrip("_"), MAX_NAME),  # matplotlib hides "_names"
-            )
-        ax.set_title(printable(key, longest=60), fontsize=11, loc="left")
-        ax.set_ylabel(MEANINGS.get(key, "value as logged"))
-        ax.set_xlabel("optimiser step")
-        ax.margins(x=0.02)
-        figure.legend(loc="outside lower center", ncols=min(2, len(lines)), frameon=False)
-        figure.canvas.draw()  # inside the style
-    return figure
+    Args:
+        smoothing: in [0, 1), the weight of the past in an exponential moving average. Above 0, the
+            values themselves are drawn pale.
+    """
+    traces: list[Any] = []
+    for line in lines:
+        x, y = _drawn_points(line.points)
+        style = {
+            "color": PALETTE[line.place % len(PALETTE)],
+            "width": 2,
+            "dash": "dash" if line.held_out else "solid",
+        }
+        name = short_name(line.name, MAX_NAME) + (", held out" if line.held_out else "")
+        mode = "lines+markers" if len(x) <= MARKED_POINTS else "lines"
+        trace: dict[str, Any] = {
+            "x": x,
+            "mode": mode,
+            "marker": {"size": 5},
+            "name": escaped(name),
+            "line": style,
+        }
+        if smoothing > 0:
+            pale = {"opacity": 0.3, "showlegend": False, "hoverinfo": "skip"}
+            traces.append(trace | pale | {"y": y})
+            y = smoothed(y, smoothing)
+        traces.append(trace | {"y": y})
+    axes = {
+        "xaxis": {"title": {"text": "optimizer step"}},
+        "yaxis": {"title": {"text": escaped(MEANINGS.get(key, "value as logged"))}},
+    }
+    return layout(printable(key, longest=60), traces, height=330, **axes)
+
+
+def layout(title: str, traces: list[Any], *, height: int, **axes: Any) -> dict[str, Any]:
+    """A Plotly figure in the page's style; the page's CSS sets the colours of text and grid."""
+    plain = {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True}
+    return {
+        "data": [{"type": "scatter"} | trace for trace in traces],
+        "layout": {
+            "title": {"text": escaped(title), "x": 0.01, "font": {"size": 14}},
+            "height": height,
+            "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "hovermode": "x unified",
+            "legend": {"orientation": "h", "y": -0.25},
+            "showlegend": any("name" in trace for trace in traces),
+            **{name: plain | axis for name, axis in axes.items()},
+        },
+    }
+
+
+def escaped(text: str) -> str:
+    """Text that Plotly shows as it is: it reads some HTML tags."""
+    return html.escape(text, quote=False)
+
+
+def smoothed(values: Sequence[float | None], weight: float) -> list[float | None]:
+    """The exponential moving average, without bias to 0 at the start (Kingma and Ba 2015, section 3)."""
+    mean, total = 0.0, 0.0
+    result: list[float | None] = []
+    for value in values:
+        if value is None:
+            result.append(None)
+            continue
+        mean = weight * mean + (1 - weight) * value
+        total = weight * total + (1 - weight)
+        result.append(mean / total)
+    return result
+
+
+def _drawn_points(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float | None]]:
+    """At most about `MAX_DRAWN` points, always with the latest; NaN becomes None."""
+    every = -(-len(points) // MAX_DRAWN)
+    kept = (
+        [*points[::every], *([points[-1]] if (len(points) - 1) % every else [])] if points else []
+    )
+    return [step for step, _ in kept], [None if v != v else v for _, v in kept]
 
 
 def latest_values(

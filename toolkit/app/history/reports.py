@@ -1,11 +1,10 @@
-"""A run's report as text and pictures. Both are untrusted: text is never rendered, pictures are decoded."""
+"""A run's report as safe Markdown. All of it is untrusted: text cannot link, pictures are decoded."""
 
-import html
+import base64
 import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.render import PLOTS, to_text
@@ -13,38 +12,54 @@ from toolkit.evaluation.report import validate
 from toolkit.reading import parse_json
 from toolkit.runs.integrity import read_inside
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 MAX_TEXT, MAX_PICTURE = 1 << 20, 8 << 20  # bytes
 MAX_PIXELS = 16 << 20
+# What begins a tag, an image, a link, the target of a link, or an address that becomes a link, and
+# the entity that shows it as text. `<br>` breaks the lines in the cells of a table.
+INERT = {"![": "!&#91;", "](": "]&#40;", "]:": "]&#58;", "][": "]&#91;", "://": "&#58;//"} | {
+    "<": "&lt;",
+    "&lt;br>": "<br>",
+    "www.": "www&#46;",
+    "@": "&#64;",
+}
 
 
 @dataclass(frozen=True)
 class ReportShown:
-    """A summary for a fixed-width font, the text of report.md, and pictures with captions."""
+    """`markdown` with its pictures, and a `summary`: a JSON report that `markdown` does not contain."""
 
+    markdown: str = ""
     summary: str = ""
-    text: str = ""
-    pictures: "tuple[tuple[Image.Image, str], ...]" = ()
 
     @property
     def empty(self) -> bool:
         """Whether the run has no report."""
-        return not (self.summary or self.text or self.pictures)
+        return not (self.summary or self.markdown)
 
 
 def read_report(folder: Path, root: Path) -> ReportShown:
-    """Read report.json or reward_report.json, report.md and the pictures of a run.
+    """Read report.md and the pictures of a run, and report.json or reward_report.json.
 
     A missing part is left out; for a damaged part, the text is the reason.
     """
-    # report.md escapes markup as entities; as plain text it must be unescaped
-    text = html.unescape(_text(folder / "report.md", root))
-    return ReportShown(_summary(folder, root), text, tuple(_pictures(folder, root)))
+    text = _text(folder / "report.md", root)
+    pictures = {f"![{caption}]({name})": name for name, caption in PLOTS.items()}
+    lines = text.split("\n")
+    lines += [image for image in pictures if image not in lines]
+    shown = [_picture(folder, root, pictures[x]) if x in pictures else inert(x) for x in lines]
+    summary, damaged = _summary(folder, root)
+    return ReportShown("\n".join(shown).strip(), summary if damaged or not text else "")
 
 
-def _summary(folder: Path, root: Path) -> str:
+def inert(line: str) -> str:
+    """A line of Markdown in which nothing is a tag, an image or a link."""
+    for start, entity in INERT.items():
+        line = line.replace(start, entity)
+    return line
+
+
+def _summary(folder: Path, root: Path) -> tuple[str, bool]:
+    """The text of a JSON report, and whether it must be shown beside report.md."""
     for name in ("report.json", "reward_report.json"):
         text = _text(folder / name, root)
         if not text:
@@ -52,12 +67,12 @@ def _summary(folder: Path, root: Path) -> str:
         try:
             content = parse_json(text)
             if name == "reward_report.json":
-                return json.dumps(content, indent=2, ensure_ascii=False)
+                return json.dumps(content, indent=2, ensure_ascii=False), True
             validate(content)
-            return to_text(content)
+            return to_text(content), False
         except (ToolkitError, ValueError, TypeError, KeyError) as error:
-            return f"{name} is damaged: {str(error)[:300]}"
-    return ""
+            return f"{name} is damaged: {str(error)[:300]}", True
+    return "", False
 
 
 def _text(file: Path, root: Path) -> str:
@@ -71,21 +86,18 @@ def _text(file: Path, root: Path) -> str:
     return content.decode("utf-8", "replace")
 
 
-def _pictures(folder: Path, root: Path) -> "list[tuple[Image.Image, str]]":
-    """The report's PNG files, decoded here so that only pixels reach the page."""
-    from PIL import Image, ImageOps
+def _picture(folder: Path, root: Path, name: str) -> str:
+    """A PNG file as Markdown with its caption; it is decoded, so that only pixels reach the page."""
+    from PIL import Image
 
-    pictures = []
-    for name, caption in PLOTS.items():
-        try:
-            content = read_inside(folder / name, root, at_most=MAX_PICTURE)
-            picture = Image.open(io.BytesIO(content), formats=["PNG"])
-            if picture.width * picture.height > MAX_PIXELS:
-                continue
-            margin = (0, picture.width // 11, 0, 0)  # the page writes the caption over the corner
-            pictures.append(
-                (ImageOps.expand(picture.convert("RGB"), margin, fill="white"), caption)
-            )
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue  # missing or damaged: the text is enough
-    return pictures
+    try:
+        content = read_inside(folder / name, root, at_most=MAX_PICTURE)
+        picture: Image.Image = Image.open(io.BytesIO(content), formats=["PNG"])
+        if picture.width * picture.height > MAX_PIXELS:
+            return ""
+        pixels = io.BytesIO()
+        picture.convert("RGB").save(pixels, "PNG")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""  # missing or damaged: the text is enough
+    encoded = base64.b64encode(pixels.getvalue()).decode()
+    return f"\n![{PLOTS[name]}](data:image/png;base64,{encoded})\n"

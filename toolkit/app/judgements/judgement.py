@@ -133,6 +133,14 @@ def parse_order(text: object, k: int) -> tuple[int, ...]:
     return tuple(ranks[n] for n in range(1, k + 1))
 
 
+def order_text(ranks: Sequence[int]) -> str:
+    """The order that `parse_order` reads as these ranks, such as `3 > 1 = 2`."""
+    groups: dict[int, list[str]] = {}
+    for number, rank in enumerate(ranks, start=1):
+        groups.setdefault(rank, []).append(str(number))
+    return " > ".join(" = ".join(groups[rank]) for rank in sorted(groups))
+
+
 def _verdict(value: object) -> str:
     if not isinstance(value, str) or value not in VERDICTS:
         raise ConfigError(f"a verdict is one of {', '.join(VERDICTS)}, not {str(value)[:40]!r}")

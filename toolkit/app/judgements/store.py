@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,11 +158,12 @@ class Store:
             parse = functools.cache(json.loads)  # thousands of rows share their `SHARED` columns
             return [_from_row(row, parse) for row in rows]
 
-    def newest(self, limit: int) -> list[Judgement]:
-        """The latest judgements, the newest first."""
+    def newest(self, limit: int) -> dict[int, Judgement]:
+        """The latest judgements by number, the newest first. A number stays when others are deleted."""
         with self._connection() as db:
-            rows = db.execute(f"{SELECT} ORDER BY number DESC LIMIT ?", (limit,))
-            return [_from_row(row) for row in rows]
+            query = f"{SELECT.replace('FROM', ', number FROM')} ORDER BY number DESC LIMIT ?"
+            rows = db.execute(query, (limit,)).fetchall()
+            return {row["number"]: _from_row(row[:-1]) for row in rows}
 
     def version(self) -> tuple[int, int]:
         """A value that every new, edited and deleted judgement changes."""
@@ -332,7 +333,7 @@ def as_row(judgement: Judgement) -> dict[str, Any]:
     return values
 
 
-def _from_row(row: sqlite3.Row, parse_shared: Callable[[str], Any] = json.loads) -> Judgement:
+def _from_row(row: Sequence[Any], parse_shared: Callable[[str], Any] = json.loads) -> Judgement:
     values = dict(zip(COLUMNS, row, strict=True))
     for name in AS_JSON:
         if values[name] is not None:

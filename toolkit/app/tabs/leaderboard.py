@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from toolkit.app.history.curves import escaped, layout
 from toolkit.app.judgements.leaderboard import MIN_PROMPTS, MIN_VOTES, Board, leaderboard
-from toolkit.app.tabs.parts import column_widths, errors_as_toast
+from toolkit.app.tabs.judgement_list import judgement_list
+from toolkit.app.tabs.parts import column_widths, errors_as_toast, plotly
 from toolkit.app.texts import markdown
+from toolkit.evaluation.plots import PALETTE
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from toolkit.app.judgements.store import Store
 
 INTRODUCTION = f"""# Leaderboard
@@ -60,39 +61,46 @@ def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
         gr.Markdown(markdown("leaderboard_ratings"))
     lock = threading.Lock()  # several visitors wait for one computation
 
-    @functools.lru_cache(maxsize=1)  # stored judgements never change
-    def board_of(count: int) -> Board:
+    @functools.lru_cache(maxsize=1)
+    def board_of(version: tuple[int, int]) -> Board:
         return leaderboard(store.all())
 
     def refresh() -> list[Any]:
         with errors_as_toast(store.path.parent), lock:
-            board = board_of(store.count())
+            board = board_of(store.version())
         figure = interval_plot(board)
-        places = [str(place) for place in range(1, len(board.standings) + 1)]
         return [
             gr.update(visible=not board.standings),
             gr.update(visible=bool(board.standings)),
             gr.update(value=_standings_rows(board)),
-            gr.update(value=figure, visible=figure is not None),
-            gr.update(value=_wins_rows(board), headers=["Checkpoint", *places]),
+            gr.update(value=figure and plotly(figure), visible=figure is not None),
+            gr.update(value=_wins_rows(board), headers=_wins_headers(board)),
             _agreement_text(board),
         ]
 
     outputs = [empty, results, table, plot, pairs, agreement]
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
     update.click(refresh, None, outputs, api_name="leaderboard")
-    tab.select(refresh, None, outputs, api_visibility="private", show_progress="minimal")
+    tab.select(refresh, None, outputs, **quiet)
+    judgement_list(tab, store, lambda event: event.then(refresh, None, outputs, **quiet))
 
 
 def _standings_rows(board: Board) -> list[list[str]]:
+    """The rows of the table; a checkpoint without a rating has no place."""
     rows = []
-    for place, standing in enumerate(board.standings, start=1):
-        rating, interval = standing.unrated, ""
+    for place, standing in enumerate(board.standings, start=1):  # the rated ones are first
+        number, rating, interval = "–", standing.unrated, ""
         if standing.rating is not None and standing.interval is not None:
-            rating = f"{standing.rating:.0f}"
+            number, rating = str(place), f"{standing.rating:.0f}"
             interval = f"{standing.interval[0]:.0f} to {standing.interval[1]:.0f}"
         counts = [str(standing.votes), str(standing.prompts)]
-        rows.append([str(place), standing.name, rating, interval, *counts])
+        rows.append([number, standing.name, rating, interval, *counts])
     return rows
+
+
+def _wins_headers(board: Board) -> list[str]:
+    """A column for each checkpoint."""
+    return ["Checkpoint", *(f"over {standing.name}" for standing in board.standings)]
 
 
 def _wins_rows(board: Board) -> list[list[str]]:
@@ -103,7 +111,7 @@ def _wins_rows(board: Board) -> list[list[str]]:
             f"{wins / n:.0%} of {n}" if n else "–"
             for wins, n in zip(board.wins[i], board.comparisons[i], strict=True)
         ]
-        rows.append([f"{i + 1}. {standing.name}", *cells])
+        rows.append([standing.name, *cells])
     return rows
 
 
@@ -121,25 +129,32 @@ def _agreement_text(board: Board) -> str:
     )
 
 
-def interval_plot(board: Board) -> "Figure | None":
-    """Ratings with their 95 % intervals, best on top; None if no checkpoint is rated."""
-    from matplotlib.figure import Figure  # unlike pyplot, safe to use in several threads
-
+def interval_plot(board: Board) -> dict[str, Any] | None:
+    """Ratings with their 95 % intervals, best on top, for Plotly; None if no checkpoint is rated."""
     rated = [(s.name, s.rating, s.interval) for s in board.standings if s.rating is not None]
     if not rated:
         return None
-    figure = Figure(figsize=(6, 1.2 + 0.4 * len(rated)), dpi=140, layout="constrained")
-    axes = figure.subplots()
-    for place, (_, rating, interval) in enumerate(rated):
+    above, below = [], []
+    for _, rating, interval in rated:
         assert interval is not None
-        axes.plot(interval, (place, place), color="#0072B2", linewidth=3, alpha=0.5)
-        axes.plot(rating, place, "o", color="#0072B2")
+        above.append(interval[1] - rating)
+        below.append(rating - interval[0])
     names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name, *_ in rated]
-    axes.set_yticks(range(len(rated)), names, parse_math=False)  # "$x" is a valid run name
-    axes.set_ylim(len(rated) - 0.5, -0.5)
-    axes.set_title("Ratings with their 95 % intervals")
-    axes.set_xlabel("rating (400 points more: odds of 10 to 1)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#E3E3E3")
-    axes.set_axisbelow(True)
-    return figure
+    points = {
+        "x": [rating for _, rating, _ in rated],
+        "y": list(range(len(rated))),
+        "mode": "markers",
+        "marker": {"color": PALETTE[0], "size": 9},
+        "error_x": {"type": "data", "symmetric": False, "array": above, "arrayminus": below},
+        "hovertemplate": "%{x:.0f}<extra></extra>",
+    }
+    axes = {
+        "xaxis": {"title": {"text": "rating (400 points more: odds of 10 to 1)"}},
+        "yaxis": {
+            "tickvals": points["y"],
+            "ticktext": [escaped(name) for name in names],
+            "range": [len(rated) - 0.5, -0.5],
+        },
+    }
+    title = "Ratings with their 95 % intervals"
+    return layout(title, [points], height=150 + 40 * len(rated), **axes)

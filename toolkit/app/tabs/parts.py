@@ -1,6 +1,7 @@
 """What several tabs share: the page's style, common fields and error messages."""
 
 import html
+import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.components.plot import PlotData
 
 from toolkit.app.answering import request as limits
 from toolkit.app.catalog import tidy
@@ -35,6 +37,11 @@ def theme() -> gr.themes.Default:
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_800",
     )
+
+
+def plotly(figure: dict[str, Any]) -> PlotData:
+    """A figure for `gr.Plot`. The page has Plotly's script; the Python package is not needed."""
+    return PlotData(type="plotly", plot=json.dumps(figure))
 
 
 def column_widths(columns: Iterable[tuple[int, int]]) -> list[str]:
@@ -171,9 +178,7 @@ def connect_generation(
     streaming: dict[str, Any] = {"concurrency_limit": None, "show_progress": "minimal"}
     started = [start.click(begin, inputs, outputs, api_name=api_name, **streaming)]
     if also is not None:
-        started.append(
-            also.success(begin, inputs, outputs, api_visibility="private", **streaming)
-        )
+        started.append(also.success(begin, inputs, outputs, api_visibility="private", **streaming))
     quiet: dict[str, Any] = {"queue": False, "api_visibility": "private"}
     # after an error, the answers of an earlier battle can still be judged
     for event in started:

@@ -26,7 +26,9 @@ def follow_runs(page: gr.Blocks, workbench: "Workbench") -> None:
         if not workbench.ready:
             return [gr.skip() for _ in range(len(menus) + 1)]
         catalog = workbench.refresh(max_age_s=REFRESH_S)
-        now = repr([(e.id, e.label) for kind in (RUN_MENU, REWARD_MENU) for e in _runs(catalog, kind)])
+        now = repr(
+            [(e.id, e.label) for kind in (RUN_MENU, REWARD_MENU) for e in _runs(catalog, kind)]
+        )
         if now == before:
             return [gr.skip() for _ in range(len(menus) + 1)]
         return [now, *(_update(m, v, catalog) for m, v in zip(menus, values, strict=True))]

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from toolkit.app.answering.request import clamp
 from toolkit.app.history.curves import (
     CHOSEN_AT_FIRST,
     MAX_CURVES,
@@ -17,20 +18,18 @@ from toolkit.app.history.curves import (
     metric_names,
 )
 from toolkit.app.history.history import History, Record, duration, moment
-from toolkit.app.history.reports import read_report
 from toolkit.app.history.run_summary import (
     ALL,
     DIFFERENT,
     MAIN,
     default_runs,
     latest_report,
-    run_results,
-    run_story,
     settings_table,
     short_state,
 )
+from toolkit.app.tabs.one_run import one_run, run_table
+from toolkit.app.tabs.parts import plotly
 from toolkit.app.texts import markdown
-from toolkit.evaluation.render import PLOTS
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
@@ -51,37 +50,42 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
     history = History(workbench.runs)
     gr.Markdown(markdown("runs"))
     nothing = gr.Markdown(markdown("runs_empty"), visible=False)
-    table = _table("Runs", list(COLUMNS), max_height=420, widths=list(COLUMNS.values()))
+    table = run_table("Runs", list(COLUMNS), max_height=420, widths=list(COLUMNS.values()))
     chosen, metrics = _choices()
     plots = _plots()
-    latest = _table("Latest values", ["run", "step"], max_height=260)
+    latest = run_table("Latest values", ["run", "step"], max_height=260)
+    info = "Moving average over the steps, against noise. 0 draws the values themselves."
+    smoothing = gr.Slider(0, 0.99, value=0, step=0.01, label="Smoothing", info=info)
     info = "Warnings of the runs, values that are not finite, and damaged lines."
     notes = gr.Textbox(
         label="About these logs", info=info, max_lines=8, interactive=False, visible=False
     )
     which, config = _settings()
-    one, story, results, report = _one_run()
+    one = one_run(history)
     state = gr.State("")
     timer = gr.Timer(REFRESH_S)
 
-    overview = [nothing, table, chosen, one]
+    overview = [nothing, table, chosen, one.menu]
     curves = [metrics, *plots, latest, notes, config]
-    details = [story, results, *report]
 
-    def refresh(runs: Any, keys: Any, which: Any, run: Any) -> list[Any]:
+    def refresh(runs: Any, keys: Any, which: Any, smooth: Any, run: Any) -> list[Any]:
         records = scan()
         runs = runs or default_runs(records)
         run = run if run in records else latest_report(records) or next(iter(records), None)
-        updates = [*overview_of(records, runs, run), *curves_of(runs, keys, which)]
-        return [*updates, *details_of(run), signature(records, runs)]
+        updates = [*overview_of(records, runs, run), *curves_of(runs, keys, which, smooth)]
+        details = [*one.details_of(records.get(str(run))), *one.samples_of(records.get(str(run)))]
+        return [*updates, *details, signature(records, runs, run)]
 
-    def tick(runs: Any, keys: Any, which: Any, run: Any, before: Any) -> Any:
+    def tick(
+        runs: Any, keys: Any, which: Any, smooth: Any, run: Any, step: Any, before: Any
+    ) -> Any:
         records = scan()
         runs = runs or default_runs(records)
-        now = signature(records, runs)
+        now = signature(records, runs, run)
         if now == before:
-            return [gr.skip()] * (len(overview) + len(curves) + 1)
-        return [*overview_of(records, runs, run), *curves_of(runs, keys, which), now]
+            return [gr.skip() for _ in range(len(overview) + len(curves) + len(one.samples) + 1)]
+        updates = [*overview_of(records, runs, run), *curves_of(runs, keys, which, smooth)]
+        return [*updates, *one.samples_of(records.get(str(run)), step), now]
 
     def scan() -> dict[str, Record]:
         return history.records(dict(workbench.catalog.broken))
@@ -93,17 +97,20 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
     def logs_of(runs: Any) -> dict[str, Any]:
         return {record.name: history.log(record) for record in selected(runs)}
 
-    def signature(records: dict[str, Record], runs: Any) -> str:
-        """A value that changes with any table row and with the log of a chosen run."""
+    def signature(records: dict[str, Record], runs: Any, run: Any) -> str:
+        """A value that changes with any table row, a log of a chosen run, and its completions."""
         states = [(r.id, r.state, r.detail) for r in records.values()]
-        return repr((states, [(log.rows, log.read_bytes) for log in logs_of(runs).values()]))
+        logs = [(log.rows, log.read_bytes) for log in logs_of(runs).values()]
+        return repr((states, logs, one.size_of_samples(records.get(str(run)))))
 
-    def curves_of(runs: Any, keys: Any, which: Any) -> list[Any]:
+    def curves_of(runs: Any, keys: Any, which: Any, smooth: Any) -> list[Any]:
         logs = logs_of(runs)
         names = metric_names(logs.values())
         kept = [k for k in _strings(keys) if k in names][:MAX_CURVES]
         kept = kept or [k for k in names if k in SHOWN_FIRST][:CHOSEN_AT_FIRST] or names[:1]
-        drawn = [gr.update(value=draw(k, lines_of(k, logs)), visible=True) for k in kept]
+        weight = clamp(smooth, 0.0, 0.99, 0.0)
+        figures = [plotly(draw(k, lines_of(k, logs), weight)) for k in kept]
+        drawn = [gr.update(value=figure, visible=True) for figure in figures]
         drawn += [gr.update(visible=False, value=None)] * (MAX_CURVES - len(drawn))
         log_text = log_notes(kept, logs)
         return [
@@ -114,36 +121,17 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
             _filled(*settings_table(selected(runs), str(which))),
         ]
 
-    def details_of(run: Any) -> list[Any]:
-        record = scan().get(run) if isinstance(run, str) else None
-        if record is None:
-            hidden = [gr.update(visible=False, value=None) for _ in PLOTS]
-            empty = gr.update(value="", visible=False)
-            return [empty, empty, gr.update(visible=False), "", *hidden]
-        report = read_report(record.path, history.root)
-        pictures = [
-            gr.update(value=picture, label=caption, visible=True)
-            for picture, caption in report.pictures
-        ]
-        unused = len(PLOTS) - len(pictures)
-        pictures += [gr.update(visible=False, value=None) for _ in range(unused)]
-        return [
-            gr.update(value=run_story(record, history), visible=True),
-            gr.update(value=run_results(record), visible=True),
-            gr.update(visible=not report.empty),
-            "\n\n".join(part for part in (report.summary, report.text) if part),
-            *pictures,
-        ]
-
-    inputs = [chosen, metrics, which, one]
-    everything = [*overview, *curves, *details, state]
+    inputs = [chosen, metrics, which, smoothing, one.menu]
+    everything = [*overview, *curves, *one.details, *one.samples, state]
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     page.load(refresh, inputs, everything, **quiet)
-    timer.tick(tick, [*inputs, state], [*overview, *curves, state], queue=False, **quiet)
+    updated = [*overview, *curves, *one.samples, state]
+    timer.tick(tick, [*inputs, one.step, state], updated, queue=False, **quiet)
     public: dict[str, Any] = {"show_progress": "minimal"}
     for control in (chosen, metrics, which):
-        control.input(curves_of, [chosen, metrics, which], curves, api_name="curves", **public)
-    one.input(details_of, one, details, api_name="run", **public)
+        control.input(curves_of, inputs[:-1], curves, api_name="curves", **public)
+    smoothing.release(curves_of, inputs[:-1], curves, **quiet)
+    one.connect(scan)
 
 
 def overview_of(records: dict[str, Record], runs: Any, run: Any) -> list[Any]:
@@ -195,59 +183,8 @@ def _settings() -> tuple[gr.Radio, gr.Dataframe]:
     with gr.Accordion("Settings of these runs", open=False):
         info = "From each run's run.json, without the settings that have no value."
         which = gr.Radio([MAIN, DIFFERENT, ALL], value=MAIN, label="Which settings", info=info)
-        config = _table("Settings", ["setting"], max_height=500)
+        config = run_table("Settings", ["setting"], max_height=500)
     return which, config
-
-
-def _one_run() -> tuple[gr.Dropdown, gr.Code, gr.Code, list[Any]]:
-    """The choice of one run, its lineage, its results, and the parts of its report."""
-    gr.Markdown("## One run")
-    one = gr.Dropdown([], label="Run", info="Shows the run's origin, results and report.")
-    with gr.Row(equal_height=False):
-        with gr.Column(min_width=320):
-            story = _plain_text("Origin")
-        with gr.Column(min_width=320):
-            results = _plain_text("Results")
-    with gr.Accordion("Report", visible=False, open=True) as box:
-        text = _plain_text("Report as text", wrap=False)
-        with gr.Row(equal_height=False):
-            pictures = [_picture(number) for number in range(1, len(PLOTS) + 1)]
-    return one, story, results, [box, text, *pictures]
-
-
-def _table(
-    label: str, headers: list[str], *, max_height: int, widths: list[str] | None = None
-) -> gr.Dataframe:
-    return gr.Dataframe(
-        headers=headers,
-        datatype="str",
-        type="array",
-        label=label,
-        interactive=False,
-        wrap=True,
-        max_height=max_height,
-        column_widths=widths,
-        buttons=[],
-    )
-
-
-def _picture(number: int) -> gr.Image:
-    label = f"Picture {number}"
-    with gr.Column(min_width=340):
-        return gr.Image(label=label, interactive=False, visible=False, buttons=["fullscreen"])
-
-
-def _plain_text(label: str, *, wrap: bool = True) -> gr.Code:
-    """Text from the disk in a fixed-width font, never rendered."""
-    return gr.Code(
-        label=label,
-        language=None,
-        interactive=False,
-        wrap_lines=wrap,
-        max_lines=30,
-        show_line_numbers=False,
-        buttons=["copy"],
-    )
 
 
 def _filled(headers: list[str], rows: list[list[str]]) -> Any:

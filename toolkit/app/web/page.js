@@ -173,6 +173,20 @@
   document.addEventListener("input", redraw);
   setInterval(redraw, 200); // Gradio sets a field without an event
 
+  // ---- Batch: the browser reads a file into the box, so that nothing is uploaded.
+  document.addEventListener("click", (event) => {
+    const box = find(`#${TOOLKIT.batchPrompts} textarea`);
+    if (!event.target.closest(`#${TOOLKIT.batchFile}`) || !box) return;
+    const picker = document.createElement("input");
+    picker.type = "file";
+    picker.accept = ".txt,.jsonl,text/plain";
+    picker.onchange = async () => {
+      box.value = await picker.files[0].text();
+      box.dispatchEvent(new Event("input", { bubbles: true }));
+    };
+    picker.click();
+  });
+
   // ---- Tooltips on buttons and tabs. See `hint_key` in scripts.py.
   const hintKey = (label) =>
     label.replace(/\([^)]*\)|[0-9]+|[▼▲◀]/g, "").replace(/\s+/g, " ").trim();

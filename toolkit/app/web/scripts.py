@@ -14,6 +14,7 @@ def _file(name: str) -> str:
 PROMPT, QUESTION = "compare-prompt", "question"
 PANEL, PANEL_BUTTON = "compare-panel", "compare-panel-button"
 BOARD, ORDER, ANSWER, PLACE_BUTTON = "rank-board", "rank-order", "rank-answer-", "rank-place-"
+BATCH_FILE, BATCH_PROMPTS = "batch-file", "batch-prompts"
 
 # key -> elem_id of the button that it clicks
 ARENA_KEYS: Mapping[str, str] = {
@@ -50,6 +51,8 @@ _SETTINGS = {
     "panel": PANEL,
     "panelButton": PANEL_BUTTON,
     "questionHint": "Put this question into the box.",
+    "batchFile": BATCH_FILE,
+    "batchPrompts": BATCH_PROMPTS,
     "board": BOARD,
     "order": ORDER,
     "answer": ANSWER,
