@@ -153,6 +153,25 @@ def test_choices_start_with_base_and_sft(workbench: Workbench) -> None:
     assert later.chosen == [ids["ppo"]]
 
 
+def test_first_choice_has_ppo_and_no_copies_or_failed_runs(
+    workbench: Workbench, runs: Path, make_run: MakeRun
+) -> None:
+    sft = {"adapter": str(runs / "sft")}
+    for name in ("a_copy", "b_copy"):
+        shutil.copytree(runs / "dpo", runs / name)
+    make_run(runs / "a_failed", "kto", seed=11, parents=sft)
+    edit_json(runs / "a_failed" / "run.json", state="failed", error="stopped")
+    catalog = workbench.refresh()
+    names = {e.id: e.name for e in catalog.checkpoints.values()}
+    assert "a_failed" in names.values()
+    assert [names[id] for id in checkpoint_choices(catalog).chosen] == [
+        "base",
+        "sft",
+        "a_copy",
+        "ppo",
+    ]
+
+
 def test_reward_choices(workbench: Workbench, tiny_base: str, tmp_path: Path) -> None:
     reward = next(iter(workbench.catalog.rewards))
     assert reward_choices(workbench.catalog).chosen == [reward]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from toolkit.app.history import history as module
+from toolkit.app.history import samples as samples_module
 from toolkit.app.history.curves import (
     MEANINGS,
     draw,
@@ -17,10 +18,12 @@ from toolkit.app.history.curves import (
     lines_of,
     log_notes,
     metric_names,
+    smoothed,
 )
 from toolkit.app.history.history import STALLED_AFTER_S, History, Record, duration
 from toolkit.app.history.reports import read_report
-from toolkit.app.history.run_summary import ALL, DIFFERENT, MAIN, settings_table
+from toolkit.app.history.run_summary import ALL, DIFFERENT, MAIN, default_runs, settings_table
+from toolkit.app.history.samples import read_samples
 from toolkit.evaluation.plots import styled
 from toolkit.evaluation.render import PLOTS
 from toolkit.runs.run import Run
@@ -163,12 +166,16 @@ def test_curves_of_several_runs(root: Path) -> None:
     logs = {name: history.log(by_name[name]) for name in ("all/sft", "all/ppo")}
     assert metric_names(logs.values()) == ["objective/kl", "loss", "zz"]
     figure = draw("loss", lines_of("loss", logs))
-    (ax,) = figure.axes
-    assert ax.get_ylabel() == MEANINGS["loss"] and ax.get_xlabel() == "optimiser step"
-    assert [list(line.get_xdata()) for line in ax.lines] == [[1, 2], [3]]
-    assert [line.get_label() for line in ax.lines] == ["all/sft", "all/ppo"]
-    (single,) = draw("objective/kl", lines_of("objective/kl", logs)).axes[0].lines
-    assert single.get_color() == ax.lines[1].get_color() != ax.lines[0].get_color()
+    titles = [figure["layout"][axis]["title"]["text"] for axis in ("xaxis", "yaxis")]
+    assert titles == ["optimizer step", MEANINGS["loss"]]
+    first, second = figure["data"]
+    assert [(line["x"], line["y"]) for line in (first, second)] == [
+        ([1, 2], [2.0, None]),
+        ([3], [0.25]),
+    ]
+    assert [line["name"] for line in (first, second)] == ["all/sft", "all/ppo"]
+    (single,) = draw("objective/kl", lines_of("objective/kl", logs))["data"]
+    assert single["line"]["color"] == second["line"]["color"] != first["line"]["color"]
     assert latest_values(["loss", "objective/kl"], logs)[1] == [
         ["all/sft", "2", "not finite", ""],
         ["all/ppo", "3", "0.25", "0.5"],
@@ -220,24 +227,108 @@ def test_extreme_values_can_be_drawn(root: Path, values: list[Any]) -> None:
     logged(root / "all" / "sft", *rows)
     history = History(root)
     record = next(r for r in history.records().values() if r.name == "all/sft")
-    draw("$x_", lines_of("$x_", {"_<b>$": history.log(record)})).canvas.draw()
+    figure = draw("$x_", lines_of("$x_", {"_<b>$": history.log(record)}), 0.9)
+    json.dumps(figure, allow_nan=False)
+    assert figure["data"][0]["name"] == "_&lt;b&gt;$"  # Plotly reads tags
 
 
-def test_report_is_plain_text_and_decoded_pictures(root: Path) -> None:
+def test_held_out_values_are_drawn_with_training_values(root: Path) -> None:
+    rows = [{"step": i, "loss": float(i), "eval_only": 1.0} for i in (1, 2, 3)]
+    logged(root / "all" / "sft", *rows, {"step": 3, "eval_loss": 5.0})
+    history = History(root)
+    record = next(r for r in history.records().values() if r.name == "all/sft")
+    logs = {"all/sft": history.log(record)}
+    assert metric_names(logs.values()) == ["loss", "eval_only"]
+    training, held_out = draw("loss", lines_of("loss", logs))["data"]
+    assert (held_out["x"], held_out["y"], held_out["name"]) == ([3], [5.0], "all/sft, held out")
+    assert training["line"]["color"] == held_out["line"]["color"]
+    assert (training["line"]["dash"], held_out["line"]["dash"]) == ("solid", "dash")
+
+
+def test_smoothing_is_an_unbiased_moving_average(root: Path) -> None:
+    # by hand, weight 0.5: 4; (2 + 1) / 0.75 = 4 -> (0.5*2 + 0.5*2) / 0.75; a gap changes nothing
+    assert smoothed([4.0, None, 2.0], 0.5) == [4.0, None, pytest.approx(2.0 / 0.75)]
+    logged(root / "all" / "sft", *({"step": i, "loss": float(i)} for i in range(2500)))
+    history = History(root)
+    record = next(r for r in history.records().values() if r.name == "all/sft")
+    raw, smooth = draw("loss", lines_of("loss", {"a": history.log(record)}), 0.5)["data"]
+    assert raw["opacity"] < 1 and not raw["showlegend"] and raw["x"][-1] == 2499
+    assert len(smooth["y"]) == len(raw["y"]) <= 1002  # thinned out
+
+
+def test_samples_of_a_run_that_trains(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = root / "all" / "ppo"
+    assert read_samples(folder, root).steps == []
+    message = [{"role": "user", "content": "Why?"}]
+    rows = [
+        {
+            "step": step,
+            "completion": f"So {step}. {i}",
+            "prompt": message,
+            "score": 0.123456,
+            "kind": i,
+        }
+        for step in (0, 10)
+        for i in (1, 2)
+    ]
+    file = folder / "samples.jsonl"
+    file.write_text(
+        "".join(json.dumps(r) + "\n" for r in rows) + '{"step": 20, "compl'
+    )  # being written
+    samples = read_samples(folder, root)
+    assert samples.steps == [0, 10] and not samples.cut
+    assert samples.table(10) == (
+        ["prompt", "completion", "score", "kind"],
+        [["user: Why?", f"So 10. {i}", "0.1235", str(i)] for i in (1, 2)],
+    )
+    monkeypatch.setattr(samples_module, "MAX_BYTES", 150)
+    cut = read_samples(folder, root)
+    assert cut.cut and cut.steps == [10]
+    file.unlink()
+    file.symlink_to("/etc/passwd")
+    assert read_samples(folder, root).steps == []
+
+
+def test_broken_runs_are_not_chosen_first(root: Path) -> None:
+    for name in ("bad", "good"):
+        begin(root / name, "ppo")
+        logged(root / name, {"step": 1, "loss": 1.0})
+    Run.load(root / "good").finish()
+    Run.load(root / "bad").fail(RuntimeError("x"))
+    by_name = records(root)
+    assert default_runs({r.id: r for r in by_name.values()}) == [by_name["good"].id]
+
+
+def test_report_is_safe_markdown_with_decoded_pictures(root: Path) -> None:
     from PIL import Image
 
     folder = root / "all"
-    (folder / "report.md").write_text("a&#95;b <img src=x onerror=alert(1)>")
+    caption = PLOTS["rates.png"]
+    attacks = [
+        "a&#95;b <img src=x onerror=alert(1)> | x<br>y |",
+        "![a](http://attacker.invalid/a.png) ![b][c] [d](javascript:alert(1))",
+        "[c]: http://attacker.invalid/c.png",
+        "<http://attacker.invalid> www.attacker.invalid a@attacker.invalid",
+    ]
+    text = ["# Title", f"![{caption}](rates.png)", *attacks, "![training](../../secret.png)"]
+    (folder / "report.md").write_text("\n".join(text))
     (folder / "report.json").write_text('{"schema": 9}')
     Image.new("RGB", (40, 30), "red").save(folder / "rates.png")
     (folder / "training.png").write_bytes(b"<svg onload=alert(1)>")
     (folder / "win_rates.png").symlink_to("/etc/passwd")
     report = read_report(folder, root)
-    assert report.text == "a_b <img src=x onerror=alert(1)>"
+    lines = report.markdown.split("\n")
+    picture = lines.pop(2)
+    assert (
+        lines[0] == "# Title"
+        and "a&#95;b &lt;img src=x" in report.markdown
+        and "x<br>y" in lines[3]
+    )
+    assert picture.startswith(f"![{caption}](data:image/png;base64,")
+    rest = "\n".join(lines)
+    for start in ("![", "](", "][", "]:", "://", "www.", "@", "<i", "<h"):
+        assert start not in rest
     assert "schema" in report.summary and "damaged" in report.summary
-    assert [(picture.size, caption) for picture, caption in report.pictures] == [
-        ((40, 33), PLOTS["rates.png"])
-    ]
 
 
 def test_duration_formats() -> None:

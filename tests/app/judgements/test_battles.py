@@ -106,6 +106,18 @@ def test_repeated_vote_is_stored_once(battles: Battles) -> None:
     assert battles.store.all() == [first]
 
 
+def test_vote_can_be_undone_and_given_again(battles: Battles) -> None:
+    final = last(battles.battle("Why?", POOL))
+    with pytest.raises(ConfigError, match="no vote to undo"):
+        battles.undo(final.id)
+    first = battles.vote(final.id, "a", reason="oops", labeler="Ann")
+    battles.undo(final.id)
+    assert battles.store.count() == 0
+    second = battles.vote(final.id, "b")
+    assert battles.store.all() == [second]
+    assert second.replies == first.replies and (second.reason, second.labeler) == ("", "")
+
+
 @pytest.mark.parametrize("id", ["", "x", "é", "\ud800", None, 3, ["x"], {}])
 def test_unknown_id_cannot_be_judged(battles: Battles, id: object) -> None:
     for judge in (lambda: battles.vote(id, "a"), lambda: battles.rank(id, (1, 1, 1, 1))):

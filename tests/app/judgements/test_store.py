@@ -18,7 +18,7 @@ import pytest
 
 from tests.app.judgements.judgements import battle, ranking
 from tests.conftest import ROOT
-from toolkit.app.judgements.judgement import complete_judgement, parse_order
+from toolkit.app.judgements.judgement import complete_judgement, order_text, parse_order
 from toolkit.app.judgements.store import INSERT, READ_ONLY, VERSION, Store, Tally, as_row
 from toolkit.errors import ConfigError, DatasetError
 
@@ -88,6 +88,31 @@ def test_repeated_vote_is_stored_once_and_another_rejected(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="already have another judgement"):
         store.add(battle("1", "sft", "dpo", "b"))
     assert store.all() == [first]
+
+
+def test_judgements_are_edited_and_deleted_with_a_trace(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.sqlite")
+    first, second = battle("1", "sft", "dpo", "a"), battle("2", "sft", "dpo", "b")
+    for judgement in (first, second):
+        store.add(judgement)
+    edited = battle("1", "sft", "dpo", "tie", reason="wrong key")
+    versions = [store.version()]
+    store.replace(first, edited)
+    versions.append(store.version())
+    assert store.all() == [edited, second] == list(store.newest(9).values())[::-1]
+    assert list(store.newest(1).items()) == [(2, second)]
+    for after in (None, second):  # another visitor was faster
+        with pytest.raises(ConfigError, match="changed or deleted in the meantime"):
+            store.replace(first, after)
+    store.replace(second, None)
+    versions.append(store.version())
+    assert store.all() == [edited] and len(set(versions)) == 3
+    with sqlite3.connect(store.path) as db:
+        changes = db.execute("SELECT action, judgement FROM changes ORDER BY number").fetchall()
+    assert [(action, json.loads(old)["verdict"]) for action, old in changes] == [
+        ("edited", "a"),
+        ("deleted", "b"),
+    ]
 
 
 def test_writes_are_synchronous_in_wal_mode(tmp_path: Path) -> None:
@@ -234,6 +259,7 @@ def test_read_only_store_can_be_read() -> None:
 )
 def test_order_is_parsed(order: str, ranks: tuple[int, ...]) -> None:
     assert parse_order(order, 4) == ranks
+    assert parse_order(order_text(ranks), 4) == ranks
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Before the verdict, the server sends nothing that reveals the checkpoints."""
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from gradio_client.exceptions import AppError
 
 from tests.app.judgements.fake_workbench import FakeWorkbench
 from tests.app.page.judgement_page import NAMES, judgement_page
+from toolkit.app.judgements.judgement import Judgement
 from toolkit.app.judgements.store import Store
 
 Page = tuple[str, FakeWorkbench, Store]
@@ -41,8 +43,8 @@ class Visitor:
     def _kind(self, config: Any, id: int) -> str:
         return next(c["type"] for c in config["components"] if c["id"] == id)
 
-    def send(self, event: str, *values: Any) -> str:
-        """The responses to an event; `values` are the inputs without the states."""
+    def join(self, event: str, *values: Any) -> str:
+        """Start an event, without waiting for its result; `values` are the inputs without the states."""
         remaining = iter(values)
         data = [None if kind == "state" else next(remaining) for kind in self.inputs[event]]
         body = {"data": data, "fn_index": self.events[event], "session_hash": self.session}
@@ -52,7 +54,11 @@ class Visitor:
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
-            response = answer.read().decode() + str(answer.headers)
+            return answer.read().decode() + str(answer.headers)
+
+    def send(self, event: str, *values: Any) -> str:
+        """The responses to an event; `values` are the inputs without the states."""
+        response = self.join(event, *values)
         stream = f"{self.url}gradio_api/queue/data?session_hash={self.session}"
         with urllib.request.urlopen(stream, timeout=30) as answer:
             response += str(answer.headers) + answer.read().decode()
@@ -92,6 +98,24 @@ def test_names_are_sent_only_after_the_ranking(page: Page) -> None:
     assert judgement.flags == (("harmful",), (), (), ())
     for number, reply in enumerate(judgement.replies, start=1):
         assert f"{number} was {reply.name}" in after
+
+
+def test_first_of_two_quick_verdicts_is_stored(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, _, store = page
+    visitor = Visitor(url, "visitor")
+    visitor.send("battle", "Who is it?", POOL, 0.7, 16)
+    add = Store.add
+
+    def slow_add(self: Store, judgement: Judgement) -> bool:
+        time.sleep(0.5 if judgement.verdict == "a" else 0)  # a busy disk
+        return add(self, judgement)
+
+    monkeypatch.setattr(Store, "add", slow_add)
+    for event in ("vote_a", "vote_b"):
+        visitor.join(event, "", "Ann")
+        time.sleep(0.1)
+    time.sleep(1)
+    assert [j.verdict for j in store.all()] == ["a"]
 
 
 def test_sessions_are_separate_and_errors_name_no_checkpoint(page: Page) -> None:
@@ -142,7 +166,8 @@ def test_leaderboard_and_data_show_the_judgements(page: Page, tmp_path: Path) ->
     empty, table, plot, *_, agreement = client.predict(api_name="/leaderboard")
     assert empty["visible"] is False
     assert plot["visible"] is False  # no checkpoint is rated
-    assert [row[2:] for row in table["value"]["data"]] == [["not enough votes", "", "3", "1"]] * 2
+    unrated = ["not enough votes", "", "3", "1"]
+    assert [[row[0], *row[2:]] for row in table["value"]["data"]] == [["–", *unrated]] * 2
     assert sorted(row[1] for row in table["value"]["data"]) == sorted(NAMES.split())
     assert "No two labelers" in agreement
     *_, summary, files, reward, dpo, kto = client.predict(api_name="/export")

@@ -117,7 +117,7 @@ def test_shown_text_runs_and_loads_nothing(address: str, browser: Any) -> None:
     )  # the base's answer and the run's
 
     page.get_by_role("tab", name="Runs").click()
-    page.locator(".toolkit-curve img").first.wait_for(timeout=60000)
+    page.locator(".toolkit-curve .js-plotly-plot").first.wait_for(timeout=60000)
     page.get_by_role("button", name="Settings of these runs").click()
     page.get_by_label("All", exact=True).click()
     page.get_by_label("Run", exact=True).click()

@@ -257,7 +257,7 @@ def test_every_control_has_label_and_explanation(
     page.get_by_role("button", name=STOP).click()
     until(lambda: idle(workbench), page, within=10)
     tabs = [tab.inner_text() for tab in page.get_by_role("tab").all() if tab.is_visible()]
-    assert len(tabs) == 7
+    assert len(tabs) == 8
     for tab in tabs:
         page.get_by_role("tab", name=tab, exact=True).click()
         page.evaluate(UNCHANGED)

@@ -99,10 +99,11 @@ def draw(key: str, lines: Sequence[Line], smoothing: float = 0.0) -> dict[str, A
             y = smoothed(y, smoothing)
         traces.append(trace | {"y": y})
     axes = {
-        "xaxis": {"title": {"text": "optimizer step"}},
+        "xaxis": {"title": {"text": "optimizer step", "standoff": 4}},
         "yaxis": {"title": {"text": escaped(MEANINGS.get(key, "value as logged"))}},
     }
-    return layout(printable(key, longest=60), traces, height=330, **axes)
+    height = 300 + 20 * -(-len(lines) // 2)  # two names fit into one line of the legend
+    return layout(printable(key, longest=60), traces, height=height, **axes)
 
 
 def layout(title: str, traces: list[Any], *, height: int, **axes: Any) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def layout(title: str, traces: list[Any], *, height: int, **axes: Any) -> dict[s
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "hovermode": "x unified",
-            "legend": {"orientation": "h", "y": -0.25},
+            "legend": {"orientation": "h", "y": -0.2, "yanchor": "top"},
             "showlegend": any("name" in trace for trace in traces),
             **{name: plain | axis for name, axis in axes.items()},
         },

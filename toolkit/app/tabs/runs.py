@@ -52,10 +52,10 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
     nothing = gr.Markdown(markdown("runs_empty"), visible=False)
     table = run_table("Runs", list(COLUMNS), max_height=420, widths=list(COLUMNS.values()))
     chosen, metrics = _choices()
-    plots = _plots()
-    latest = run_table("Latest values", ["run", "step"], max_height=260)
     info = "Moving average over the steps, against noise. 0 draws the values themselves."
     smoothing = gr.Slider(0, 0.99, value=0, step=0.01, label="Smoothing", info=info)
+    plots = _plots()
+    latest = run_table("Latest values", ["run", "step"], max_height=260)
     info = "Warnings of the runs, values that are not finite, and damaged lines."
     notes = gr.Textbox(
         label="About these logs", info=info, max_lines=8, interactive=False, visible=False

@@ -197,6 +197,11 @@
       if (hint) button.title = hint;
     }
   };
+  // Gradio's own parts that a screen reader or a keyboard cannot use
+  const addAccess = () => {
+    for (const e of document.querySelectorAll("div[aria-label]:not([role])")) e.setAttribute("role", "group");
+    for (const e of document.querySelectorAll(".toolkit-report table:not([tabindex])")) e.tabIndex = 0;
+  };
   let scheduled = false;
   const schedule = () => {
     if (scheduled) return;
@@ -204,6 +209,7 @@
     setTimeout(() => {
       scheduled = false;
       addHints();
+      addAccess();
     }, 200);
   };
   new MutationObserver(schedule).observe(document, { childList: true, subtree: true });

@@ -1,0 +1,35 @@
+"""The menus of runs follow the runs folder."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import gradio as gr
+
+from tests.app.judgements.fake_workbench import FakeWorkbench
+from toolkit.app.catalog import Catalog, Entry
+from toolkit.app.tabs.run_menus import REWARD_MENU, RUN_MENU, _update, follow_runs
+
+
+def test_menus_follow_new_and_deleted_runs(tmp_path: Path) -> None:
+    fake = FakeWorkbench(tmp_path / "runs", "")
+    with gr.Blocks(analytics_enabled=False) as page:
+        base = [("base", "base")]
+        several = gr.Dropdown(base, multiselect=True, elem_classes=RUN_MENU)
+        one = gr.Dropdown(base, elem_classes=RUN_MENU)
+        reward = gr.Dropdown([("no score", "no_score")], elem_classes=REWARD_MENU)
+        follow_runs(page, cast(Any, fake))
+    later = FakeWorkbench(tmp_path / "later", "sft dpo").catalog
+    scorer = Entry("run_000009", "rm", "reward", is_reward=True)
+    fake.catalog = Catalog(later.checkpoints, {scorer.id: scorer})
+    # an API client that has not called /refresh
+    assert several.preprocess(["run_000000", "run_000001"]) == ["run_000000", "run_000001"]
+    assert one.preprocess("run_000001") == "run_000001"
+    assert reward.preprocess("run_000009") == "run_000009"
+    without_dpo = {k: e for k, e in later.checkpoints.items() if e.name != "dpo"}
+    deleted = Catalog(without_dpo, {})
+    update = _update(several, ["run_000000", "run_000001"], deleted)
+    assert update["value"] == ["run_000000"]
+    assert [id for _, id in update["choices"]] == ["base", "run_000000"]
+    assert _update(one, "run_000001", deleted)["value"] == "base"
+    assert _update(one, None, deleted)["value"] is None
+    assert _update(reward, "run_000009", deleted)["value"] == "no_score"
