@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.app.answering.request import MAX_PROMPT_CHARACTERS, Answer
 from toolkit.errors import BusyError, ConfigError
+from toolkit.reading import parse_json
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import AnswersInOrder, Workbench
@@ -65,8 +66,8 @@ def _prompt(line: str, number: int) -> str:
     if not line.startswith("{"):
         return line
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return line  # a prompt may start with a brace
     prompt = row.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], dict):

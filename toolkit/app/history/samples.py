@@ -8,7 +8,6 @@ from typing import Any
 
 from toolkit.app.catalog import printable
 from toolkit.app.history.logs import number
-from toolkit.errors import ToolkitError
 from toolkit.reading import parse_json
 from toolkit.runs.integrity import open_inside
 
@@ -56,9 +55,9 @@ def read_samples(folder: Path, root: Path) -> Samples:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = parse_json(line.decode())
+        row = parse_json(line)
         step = number(row.get("step"))
-    except (ToolkitError, ValueError, AttributeError):
+    except (ValueError, AttributeError):
         return None
     return None if step is None or step != step else row | {"step": step}
 
