@@ -83,6 +83,49 @@ def test_battles_and_rankings_by_keyboard(tmp_path: Path, browser: Any) -> None:
 
 
 @pytest.mark.browser
+def test_vote_is_undone_next_battle_starts_and_judgements_change(
+    tmp_path: Path, browser: Any
+) -> None:
+    with judgement_page(tmp_path) as (url, _, store):
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.goto(url)
+        page.locator("#arena-next").wait_for()
+        leave_fields(page)
+        for verdicts in ("12", "2"):  # the first of two quick keys is the vote
+            page.keyboard.press("n")  # draws a prompt, and starts
+            page.wait_for_function("() => !document.getElementById('arena-a').disabled")
+            page.keyboard.type(verdicts)
+            wait_for_status(page, "Saved: ")
+            page.wait_for_function("() => !document.getElementById('arena-undo').disabled")
+        assert [j.verdict for j in store.all()] == ["a", "b"]
+        page.keyboard.press("u")
+        wait_for_status(page, "The vote is deleted")
+        page.wait_for_timeout(100)
+        page.keyboard.press("t")
+        wait_for_status(page, "Saved: Tie")
+        assert [j.verdict for j in store.all()] == ["a", "tie"]
+
+        page.get_by_role("tab", name="Leaderboard").click()
+        page.get_by_role("button", name="Judgements: review, edit, delete").click()
+        menu = page.get_by_label("Judgement to edit or delete")
+        menu.click()
+        page.get_by_role("option", name="1: A is better").click()
+        wait_for_status(page, "Number 1 is chosen")
+        assert store.all()[0].replies[0].text in field(page, "Prompt and answers").input_value()
+        page.get_by_label("B is better").locator("visible=true").check()
+        field(page, "Reason (optional)").fill("the wrong key")
+        page.get_by_role("button", name="Save the change").click()
+        wait_for_status(page, "Number 1 is changed")
+        assert [(j.verdict, j.reason) for j in store.all()] == [("b", "the wrong key"), ("tie", "")]
+        page.get_by_role("button", name="Delete the judgement").click()
+        wait_for_status(page, "Number 1 is deleted")
+        assert [j.verdict for j in store.all()] == ["tie"]
+        page.get_by_role("button", name="Undo the last change").click()
+        wait_for_status(page, "The last change is undone")
+        assert sorted(str(j.verdict) for j in store.all()) == ["b", "tie"]
+
+
+@pytest.mark.browser
 def test_answers_are_dragged_into_order(tmp_path: Path, browser: Any) -> None:
     with judgement_page(tmp_path) as (url, _, store):
         page = browser.new_page()
