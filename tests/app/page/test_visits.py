@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gradio_client import Client
 
 from app import build
 from tests.app.conftest import copied_runs
@@ -267,6 +268,31 @@ def test_every_control_has_label_and_explanation(
         page.evaluate(UNCHANGED)
         assert page.evaluate(UNEXPLAINED) == [], tab
     assert page.locator("button[title]").count() > len(tabs)
+
+
+@pytest.mark.browser
+def test_what_changed_is_filled_when_the_answers_end(
+    workbench: Workbench, address: str, browser: Any
+) -> None:
+    page = opened(browser, address)
+    ask(page, "Compare")
+    until(lambda: rows(workbench) > 1, page, within=10)
+    page.get_by_role("tab", name="What changed").click()  # while the answers stream
+    field = page.get_by_label("Answer to analyze")
+    field.wait_for()
+    assert field.input_value() == ""
+    page.locator("button", has_text="Stop all").first.evaluate("button => button.click()")
+    page.wait_for_function("e => e.value.length > 0", arg=field.element_handle(), timeout=10000)
+
+
+def test_batch_answers_every_prompt(workbench: Workbench, address: str, tmp_path: Path) -> None:
+    client = Client(address, verbose=False, analytics_enabled=False, download_files=tmp_path)
+    ids = [e.id for e in workbench.catalog.checkpoints.values() if e.name in ("sft", "ppo")]
+    table, status = client.predict("One?\nTwo?", ids, "no_score", 0, 2, 0, api_name="/batch")
+    assert status == "4 answers: complete."
+    assert [row[:2] for row in table["value"]["data"]] == [[1, "One?"]] * 2 + [[2, "Two?"]] * 2
+    files = client.predict(api_name="/batch_files")
+    assert sorted(Path(file).suffix for file in files) == [".csv", ".jsonl"]
 
 
 def test_hint_key_drops_numbers_and_brackets() -> None:

@@ -100,9 +100,14 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
             gr.update(visible=not answers),
         ]
 
+    def streaming(chat: Chat) -> bool:
+        return bool(chat.turns) and not chat.turns[-1].answers
+
+    def take_or_wait(chat: Chat, id: Any) -> list[Any]:
+        return [*take(chat, id), gr.update(active=streaming(chat))]
+
     def take_complete(chat: Chat, id: Any) -> list[Any]:
-        complete = bool(chat.turns and chat.turns[-1].answers)
-        return take(chat, id) if complete else [gr.skip() for _ in range(5)]
+        return [gr.skip() for _ in range(6)] if streaming(chat) else take_or_wait(chat, id)
 
     def take_one(chat: Chat, id: Any) -> list[Any]:
         reply = chat.turns[-1].answers.get(id) if chat.turns else None
@@ -122,10 +127,10 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
     coloured.select(select, current, [alternatives], **quiet)
     checkpoint.input(take_one, [chat, checkpoint], [prompt, answer], **quiet)
     other.input(compare_texts, [*inputs, other], [diff, diff_note], **slow)
-    filled = [checkpoint, other, prompt, answer, empty]
-    tab.select(take, [chat, checkpoint], filled, **quiet)
-    # the tab may be open while the answers stream
-    chat.change(take_complete, [chat, checkpoint], filled, **quiet)
+    waiting = gr.Timer(1, active=False)  # the tab may be open while the answers stream
+    filled = [checkpoint, other, prompt, answer, empty, waiting]
+    tab.select(take_or_wait, [chat, checkpoint], filled, **quiet)
+    waiting.tick(take_complete, [chat, checkpoint], filled, **quiet)
 
 
 def _question(workbench: "Workbench") -> tuple[Any, ...]:
