@@ -44,7 +44,9 @@
     verdicts.forEach((id) => delete byId(id).dataset.wasDisabled);
   }, true);
   setInterval(() => {
-    for (const id of verdicts) if (byId(id)?.disabled) byId(id).dataset.wasDisabled = "1";
+    for (const button of verdicts.map(byId)) {
+      if (button?.disabled && !button.dataset.wasDisabled) button.dataset.wasDisabled = "1";
+    }
   }, 50);
 
   // ---- The order on Rank is a text such as "3 > 1 = 2". Its buttons, the board, the keys and typing
