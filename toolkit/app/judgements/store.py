@@ -127,8 +127,9 @@ class Store:
         """
         if self.problem is not None:
             raise DatasetError(self.problem)
-        with self._connection() as db:
+        with self._connection(write=True) as db:
             db.execute("BEGIN IMMEDIATE")
+            db.execute(CHANGES)
             unchanged = _find(db, before.id) == before
             if unchanged:
                 old = json.dumps(as_row(before), ensure_ascii=False)
@@ -223,7 +224,6 @@ class Store:
                 db.execute(TABLE)
                 db.execute(f"PRAGMA application_id = {APPLICATION}")
                 db.execute(f"PRAGMA user_version = {VERSION}")
-            db.execute(CHANGES)
             db.execute("COMMIT")
         self._created = True
 
