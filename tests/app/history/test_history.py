@@ -20,7 +20,7 @@ from toolkit.app.history.curves import (
     metric_names,
     smoothed,
 )
-from toolkit.app.history.history import STALLED_AFTER_S, History, Record, duration
+from toolkit.app.history.history import MAX_LINES, STALLED_AFTER_S, History, Record, duration
 from toolkit.app.history.reports import read_report
 from toolkit.app.history.run_summary import ALL, DIFFERENT, MAIN, default_runs, settings_table
 from toolkit.app.history.samples import read_samples
@@ -110,6 +110,19 @@ def test_lineage_with_a_missing_or_circular_parent(root: Path) -> None:
         "    starts from a (dpo) … (circular)"
     )
     assert "gone�/away (not in the runs folder)" in history.lineage(by_name["orphan"])
+
+
+def test_runs_that_all_name_each_other_have_a_short_lineage(root: Path) -> None:
+    names = [f"all/run_{number}" for number in range(13)]
+    for name in names:
+        others = {
+            f"parent_{i}": str(root / other) for i, other in enumerate(names) if other != name
+        }
+        begin(root / name, "dpo", others)
+    history = History(root)
+    by_name = {r.name: r for r in history.records().values()}
+    lines = history.lineage(by_name[names[0]]).splitlines()
+    assert len(lines) == MAX_LINES + 1 and lines[-1] == "…"
 
 
 @pytest.mark.parametrize("key", ["started", "seconds", "config", "results", "parents", "base"])

@@ -1,10 +1,11 @@
 """Every run below the runs folder: state, duration and lineage."""
 
+import itertools
 import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from toolkit.runs.run import Run
 STALLED_AFTER_S = 30 * 60  # without a write to the run's folder
 SCAN_INTERVAL_S = 2.0  # visitors in between get the last scan
 MAX_GENERATIONS = 12  # longest lineage that is shown
+# A few runs that name each other as parents have millions of lineages.
+MAX_LINES = 200  # of a lineage
 RELATIONS = {"adapter": "starts from", "reward": "rewarded by"}
 
 
@@ -82,7 +85,10 @@ class History:
         with self._lock:
             if record.run is None:
                 return record.name
-            return "\n".join(self._ancestors(record.run, "", frozenset()))
+            lines = list(
+                itertools.islice(self._ancestors(record.run, "", frozenset()), MAX_LINES + 1)
+            )
+            return "\n".join([*lines[:MAX_LINES], "…"] if len(lines) > MAX_LINES else lines)
 
     def _scan(self, unusable: Mapping[str, str]) -> dict[str, Record]:
         runs, damaged = list_runs(self.root)
@@ -139,24 +145,28 @@ class History:
             return f"{printable(value)} (not in the runs folder)", None
         return place_name(parent.path, self.root), parent
 
-    def _ancestors(self, run: Run, indent: str, visited: frozenset[Path]) -> list[str]:
-        lines = [f"{place_name(run.path, self.root)} ({printable(run.recipe)})"]
+    def _ancestors(self, run: Run, indent: str, visited: frozenset[Path]) -> Iterator[str]:
+        """The lines of a lineage, made one by one, because there may be very many."""
+        first = f"{place_name(run.path, self.root)} ({printable(run.recipe)})"
         if run.path in visited:
-            return [f"{lines[0]} … (circular)"]
+            yield f"{first} … (circular)"
+            return
         if len(visited) >= MAX_GENERATIONS:
-            return [f"{lines[0]} …"]
+            yield f"{first} …"
+            return
+        yield first
         parents = _parents(run)
         if "adapter" not in parents and base_name(run):
-            lines.append(f"{indent}  trained on the base {base_name(run)}")
+            yield f"{indent}  trained on the base {base_name(run)}"
         for kind, value in list(parents.items())[:MAX_GENERATIONS]:
             name, parent = self._parent(value)
-            above = [name]
+            above = iter([name])
             if parent is not None:
                 above = self._ancestors(parent, f"{indent}  ", visited | {run.path})
             unnumbered = kind.rstrip("0123456789").rstrip("_")
             relation = RELATIONS.get(unnumbered, f"{printable(kind)}:")
-            lines += [f"{indent}  {relation} {above[0]}", *above[1:]]
-        return lines
+            yield f"{indent}  {relation} {next(above)}"
+            yield from above
 
 
 def state_of(run: Run, now: float) -> tuple[str, str]:
