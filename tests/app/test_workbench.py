@@ -188,6 +188,19 @@ def test_unloadable_checkpoint_does_not_affect_others(workbench: Workbench, runs
     assert any(n == "dpo" and "not finite" in why for n, why in workbench.catalog.broken)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_overflowing_checkpoint_does_not_affect_others(
+    workbench: Workbench, runs: Path, temperature: float
+) -> None:
+    alone = ask(workbench, "ppo", temperature=temperature)[0]
+    file = runs / "dpo" / "adapter_model.safetensors"
+    save_file({k: v * 1e25 for k, v in load_file(file).items()}, file)  # finite, but too large
+    Run.load(runs / "dpo").finish()
+    broken, ppo = ask(workbench, "dpo", "ppo", temperature=temperature)
+    assert broken.problem is not None and "logits are not finite" in broken.problem
+    assert (ppo.text, ppo.problem) == (alone.text, None)
+
+
 def test_missing_reward_head_costs_only_the_score(workbench: Workbench, runs: Path) -> None:
     (runs / "reward" / "head.safetensors").unlink()
     answer = ask(workbench, "sft", reward="reward")[0]

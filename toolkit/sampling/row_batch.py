@@ -27,12 +27,13 @@ class Row:
     drawing: Drawing
     ids: list[int] = field(default_factory=list)
     ended: bool = False  # by a stop token
+    diverged: bool = False  # logits that are not finite, from which no token can be chosen
     generator: torch.Generator | None = None
 
     @property
     def done(self) -> bool:
-        """Whether the answer has ended or reached its length limit."""
-        return self.ended or len(self.ids) >= self.drawing.max_new_tokens
+        """Whether the answer has ended, cannot continue, or reached its length limit."""
+        return self.ended or self.diverged or len(self.ids) >= self.drawing.max_new_tokens
 
 
 class RowBatch:
@@ -88,14 +89,20 @@ class RowBatch:
 
     @torch.no_grad()
     def step(self) -> list[Row]:
-        """Append a token to each row.
+        """Append a token to each row. A row without finite logits gets none, and ends.
 
         Returns: the rows that are done; they have left the batch.
         """
         self._resume()
         assert self._head is not None
         tokens = []
-        for row, logits in zip(self.rows, self._head.logits(self._hidden), strict=True):
+        all_logits = self._head.logits(self._hidden)
+        finite = all_logits.amax(-1).isfinite().tolist()  # NaN if any is NaN
+        for row, logits, is_finite in zip(self.rows, all_logits, finite, strict=True):
+            if not is_finite:
+                row.diverged = True
+                tokens.append(self._pad)
+                continue
             assert row.generator is not None
             token = choose(logits, row.drawing, row.generator)
             row.ids.append(token)

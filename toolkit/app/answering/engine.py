@@ -19,7 +19,7 @@ from toolkit.app.answering.beams import BeamSearch
 from toolkit.app.answering.metrics import AnswerMetrics, out_of_memory
 from toolkit.app.answering.request import Answer
 from toolkit.app.answering.work_queue import Column, Comparison, Job, WorkQueue
-from toolkit.errors import BusyError
+from toolkit.errors import BusyError, CheckpointError
 from toolkit.sampling.row_batch import Row, RowBatch
 
 MAX_ROWS = 48  # answers in progress
@@ -282,6 +282,12 @@ class Engine:
         self._pause()
         row = column.row or Row(column.prompt, None, job.request.sampling)
         column.row = row
+        if row.diverged:
+            problem = CheckpointError(
+                "no answer: its logits are not finite; was its training stable?"
+            )
+            self._fail(job, [column], problem)
+            return
         column.finished = column.finished or time.monotonic()
         answer = column.finished_answer(self._tokens.text(row.ids))
         if row.ids:
