@@ -10,6 +10,7 @@ from tests.ppo.test_ppo_options import make, prompts
 from toolkit.errors import CheckpointError
 from toolkit.models.roles import REFERENCE, REWARD
 from toolkit.ppo.config import PPOConfig
+from toolkit.reward.functions import load_reward_functions
 from toolkit.runs.settings import DATA, FREE, LENGTH, SETTINGS_FILE
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,24 @@ def test_resume_rejects_each_changed_setting(stopped, make_ppo_roles, tokenizer,
             trainer._check_fits(stopped)
         setattr(trainer.args, name, kept)
     trainer._check_fits(stopped)
+
+
+def test_resume_rejects_changed_code_of_reward_function(make_ppo_roles, tokenizer, tmp_path):
+    file = tmp_path / "own_rewards.py"
+
+    def trainer(reward):
+        file.write_text(
+            f"def reward(completions, **_):\n    return [{reward} for _ in completions]\n"
+        )
+        function = load_reward_functions([f"{file}:reward"])
+        folder = tmp_path / "run"
+        return make(make_ppo_roles(), tokenizer, prompts(), folder, reward_funcs=function, **SAVING)
+
+    trainer("1.0").train()
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    trainer("1.0")._check_fits(checkpoint)
+    with pytest.raises(CheckpointError, match="written with `code of reward_funcs`"):
+        trainer("5.0")._check_fits(checkpoint)
 
 
 @pytest.mark.parametrize("role", [REFERENCE, REWARD])

@@ -18,7 +18,7 @@ from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles, belongs_to
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.ema import LAST, PolicyEMA, averaged_policy
 from toolkit.ppo.experience import Experience, KLController
-from toolkit.reward.functions import RewardFunction, name_of
+from toolkit.reward.functions import RewardFunction, code_of, name_of
 from toolkit.runs.run import write_json
 from toolkit.trainers.totals import read_state
 
@@ -55,10 +55,14 @@ class PPOCheckpoints:
     def settings(self) -> dict[str, Any]:
         """Settings, besides options, that a resumed run must share with its checkpoint.
 
-        Names of reward functions, and hashes of prompts, pretraining texts and frozen weights.
+        Names of reward functions, and hashes of their code, of prompts, pretraining texts and frozen
+        weights.
         """
         return (
-            {"reward_funcs": [name_of(f) for f in self.functions]}
+            {
+                "reward_funcs": [name_of(f) for f in self.functions],
+                "code of reward_funcs": [code_of(f) for f in self.functions],
+            }
             | {"prompts": _hash_rows(self.prompts), "pretraining texts": _hash_rows(self.ptx)}
             | {f"weights of {n}": self._hash_role(n) for n in (REFERENCE, *self.roles.rewards)}
         )

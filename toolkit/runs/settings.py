@@ -31,8 +31,9 @@ FREE: Mapping[str, str] = {
         activation_checkpointing activation_checkpointing_kwargs activation_offloading use_cache
         per_device_eval_batch_size eval_accumulation_steps dataloader_num_workers dataloader_pin_memory
         dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
-        dataset_num_proc precompute_ref_batch_size local_rollout_forward_batch_size
-        generation_batch_size ignore_bias_buffers trust_remote_code""",
+        dataset_num_proc precompute_ref_batch_size ignore_bias_buffers trust_remote_code""",
+    "the answers that PPO samples next differ, but not their distribution": """
+        local_rollout_forward_batch_size generation_batch_size""",
     "its content is compared, so that a folder may move": """
         model_name_or_path model_revision parent reward_model reward_funcs ptx_texts
         max_prompt_length""",
