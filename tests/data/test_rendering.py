@@ -55,6 +55,12 @@ CASES = {  # a template, a row, the part of the message that names the problem
         | {"completion": [assistant("Blue.")]},
         'of "prompt" message 1, "Brief."',
     ),
+    "system ignored, but a part of the question": (
+        IGNORES_SYSTEM,
+        {"prompt": [{"role": "system", "content": "Brief."}, user("Sky? Brief.")]}
+        | {"completion": [assistant("Blue.")]},
+        'of "prompt" message 1, "Brief."',
+    ),
     "second question dropped": (
         turns("{{ m.content if loop.index < 3 or m.role == 'assistant' }}"),
         {"prompt": [user("Sky?"), assistant("Blue."), user("Sky?")]}
@@ -220,3 +226,11 @@ def test_thought_in_its_own_key_becomes_a_part_of_the_answer(
     ids = encode_prompt(tokenizer, row["prompt"])
     ids += encode_completion(tokenizer, row["prompt"], row["completion"])
     assert tokenizer.decode(ids).endswith(f"<|assistant|>{THOUGHT}42.<|end|>")
+
+
+def test_prompt_ids_reject_a_dropped_system_message(tokenizer: Any) -> None:
+    """The route of PPO from Python, of evaluation and of the app, which check no rows."""
+    tokenizer.chat_template = IGNORES_SYSTEM
+    assert encode_prompt(tokenizer, [user("Sky?")])
+    with pytest.raises(DatasetError, match="leaves out or changes a part of"):
+        encode_prompt(tokenizer, [{"role": "system", "content": "Brief."}, user("Sky?")])

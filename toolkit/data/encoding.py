@@ -25,11 +25,11 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
     A text starts with the tokens that the tokenizer adds (BOS), once even if the text contains them. Tokens
     that the tokenizer adds at the end (EOS) are left out, because the completion follows.
 
-    Raises: RowError if the chat template cannot render the messages.
+    Raises: RowError as `render_prompt`.
     """
     if isinstance(prompt, str):
         return _with_start(tokenizer, token_ids(tokenizer, prompt))
-    return token_ids(tokenizer, render(tokenizer, prompt, add_generation_prompt=True))
+    return token_ids(tokenizer, render_prompt(tokenizer, prompt))
 
 
 def encode_completion(
@@ -66,6 +66,61 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **opti
         reason = " ".join(str(error).split())
         problem = f"the chat template cannot render the messages ({reason})"
         raise RowError(TEMPLATE_CHECK, problem) from error
+
+
+def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: list[Message]) -> str:
+    """The text of messages with the start of the assistant's turn.
+
+    Raises: RowError if the chat template cannot render the messages, or if it leaves out, moves or
+        changes the text of one. Templates may move a system message, and may leave out thoughts.
+    """
+    rendered = render(tokenizer, prompt, add_generation_prompt=True)
+    roles = tuple(message["role"] for message in prompt)
+    dropped = _dropped(tokenizer, str(tokenizer.chat_template), roles)
+    bare, position = squeeze(rendered), 0
+    for number, message in enumerate(prompt):
+        text = squeeze(_without_thought(message))
+        is_system = message["role"] == "system"
+        found = bare.find(text, 0 if is_system else position)
+        if found < 0 or (text and number in dropped):
+            raise changed_text(f'"prompt" message {number + 1}', message["content"], rendered)
+        position = position if is_system else found + len(text)
+    return rendered
+
+
+@lru_cache(maxsize=256)
+def _dropped(
+    tokenizer: "PreTrainedTokenizerBase", _template: str, roles: tuple[str, ...]
+) -> frozenset[int]:
+    """The messages that the template leaves out of a conversation with these roles, from 0.
+
+    A real message may also be a part of another one, which would hide that it is left out.
+    """
+    words = [f"word{number}word" for number in range(len(roles))]
+    messages = [{"role": r, "content": word} for r, word in zip(roles, words, strict=True)]
+    try:
+        rendered = render(tokenizer, messages, add_generation_prompt=True).casefold()
+    except RowError:  # a template that expects other texts
+        return frozenset()
+    return frozenset(i for i, word in enumerate(words) if word not in rendered)
+
+
+def changed_text(name: str, text: str, rendered: str, hint: str = "") -> RowError:
+    """The error for a text that the chat template does not write."""
+    problem = f"the chat template leaves out or changes a part of {name}, {describe(text)}"
+    return RowError(TEMPLATE_CHECK, f"{problem}; it writes {describe(rendered[-80:])}{hint}")
+
+
+def _without_thought(message: Message) -> str:
+    """The text of a message; templates leave out the thoughts of earlier answers."""
+    if message["role"] != "assistant":
+        return message["content"]
+    return message["content"].rpartition(END_OF_THOUGHT)[2]
+
+
+def squeeze(text: str) -> str:
+    """A text without whitespace."""
+    return "".join(text.split())
 
 
 def completion_text(

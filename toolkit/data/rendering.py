@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.data.encoding import (
     TEMPLATE_CHECK,
+    changed_text,
     completion_text,
     render,
+    render_prompt,
     special_tokens,
+    squeeze,
     thinking_hint,
 )
 from toolkit.data.messages import END_OF_THOUGHT, THOUGHT, Message, Row, assistant, user
@@ -56,16 +59,8 @@ class RowCheck:
 
     def _check_rendering(self, prompt: list[Message], row: Row) -> dict[str, str]:
         """Render prompt and completions; check that no message changes; return the completions."""
-        start = render(self.tokenizer, prompt, add_generation_prompt=True)
-        rendered = _squeeze(start)
-        position = 0
-        for number, message in enumerate(prompt, start=1):
-            text = _squeeze(_without_thought(message))
-            is_system = message["role"] == "system"  # some templates move it to a user's turn
-            found = rendered.find(text, 0 if is_system else position)
-            if found < 0:
-                raise _changed(f'"prompt" message {number}', message["content"], start)
-            position = position if is_system else found + len(text)
+        start = render_prompt(self.tokenizer, prompt)
+        rendered = squeeze(start)
         texts = {}
         for name in COMPLETIONS:
             if name in row:
@@ -74,7 +69,9 @@ class RowCheck:
                 )
                 answer = row[name][-1]["content"]
                 if not _contains(text, answer, prompt=rendered):
-                    raise _changed(f'"{name}"', answer, text, thinking_hint(self.tokenizer, answer))
+                    raise changed_text(
+                        f'"{name}"', answer, text, thinking_hint(self.tokenizer, answer)
+                    )
         return texts
 
     def _check_ends(self, row: Row) -> dict[str, str]:
@@ -137,7 +134,7 @@ def _contains(text: str, answer: str, *, prompt: str) -> bool:
     The prompt may end with the opening tag of the answer's thought. If the prompt ends with an empty
     thought, or the template writes one before the answer, the answer's thought would be the second.
     """
-    expected, text = _squeeze(answer), _squeeze(text)
+    expected, text = squeeze(answer), squeeze(text)
     if END_OF_THOUGHT in expected:
         if prompt.endswith(THOUGHT):
             expected = expected.removeprefix(THOUGHT)
@@ -145,22 +142,6 @@ def _contains(text: str, answer: str, *, prompt: str) -> bool:
             return False
         return expected in text and text.count(END_OF_THOUGHT) == answer.count(END_OF_THOUGHT)
     return expected in text
-
-
-def _changed(name: str, text: str, rendered: str, hint: str = "") -> RowError:
-    problem = f"the chat template leaves out or changes a part of {name}, {describe(text)}"
-    return RowError(TEMPLATE_CHECK, f"{problem}; it writes {describe(rendered[-80:])}{hint}")
-
-
-def _without_thought(message: Message) -> str:
-    """The text of a message; templates leave out the thoughts of earlier answers."""
-    if message["role"] != "assistant":
-        return message["content"]
-    return message["content"].rpartition(END_OF_THOUGHT)[2]
-
-
-def _squeeze(text: str) -> str:
-    return "".join(text.split())
 
 
 def _around(mark: re.Match[str]) -> str:
