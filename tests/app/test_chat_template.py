@@ -12,7 +12,7 @@ import pytest
 from tests.app.conftest import edit_json
 from toolkit.app import chat_template
 from toolkit.app.workbench import Workbench
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models import template_check
 from toolkit.models.base import check_template
 from toolkit.models.template_check import check_rendering, problem
@@ -157,3 +157,24 @@ def test_rendering_in_a_process_accepts_what_works(tmp_path: Path) -> None:
     check_rendering(ECHO, tmp_path)
     with pytest.raises(CheckpointError, match=r"cannot be used \(TemplateSyntaxError"):
         check_rendering("{% for", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bomb", [LOOP, "{{ 9 ** (9 ** (messages | length * 2)) }}"])
+def test_template_that_hangs_in_a_long_conversation_stops_no_other(
+    bomb: str, tiny_base: str, runs: Path
+) -> None:
+    own = (Path(tiny_base) / "chat_template.jinja").read_text()
+    hidden = f"{own}{{% if messages | length > 4 %}}{bomb}{{% endif %}}"
+    for name in ("a_sft", "sft"):
+        replace_template(runs / name, hidden.encode(), consistent=True)
+    workbench = Workbench.open(tiny_base, runs)
+    assert workbench.tokenizer.chat_template == hidden
+    turns = [{"role": r, "content": "Hello."} for r in ("user", "assistant") * 3][:5]
+    with pytest.raises(ConfigError, match="did not end within 2 s"):
+        workbench.compare(turns, ["base"], max_new_tokens=2)
+    plain = Workbench.open(tiny_base, runs.parent / "none").compare(
+        "Hello.", ["base"], max_new_tokens=2
+    )
+    answers = workbench.compare("Hello.", ["base"], max_new_tokens=2)
+    assert [a.text for a in answers] == [a.text for a in plain]

@@ -4,9 +4,12 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from toolkit.errors import ToolkitError
 from toolkit.models.base import check_template
 from toolkit.models.template_check import check_rendering
+from toolkit.models.template_process import TemplateProcess
 from toolkit.models.tokenizer import BUILT_IN, has_tokenizer, load_tokenizer, saved_template
 from toolkit.recipe import is_supervised
 from toolkit.runs.listing import list_runs
@@ -41,13 +44,25 @@ def choose_template(
     return None, refused
 
 
+def render_apart(tokenizer: PreTrainedTokenizerBase, base_name: str) -> None:
+    """Let a tokenizer render a template that is not the base's own in a process with limits."""
+    template = tokenizer.chat_template
+    if isinstance(template, str) and not _is_trusted(template, base_name):
+        process = TemplateProcess(template, tokenizer.special_tokens_map)
+        tokenizer.apply_chat_template = process
+
+
+def _is_trusted(template: str, base_name: str) -> bool:
+    """Whether a template is built in, or the one of a base on this disk."""
+    base = Path(resolve_base(base_name))
+    return template in {*BUILT_IN.values(), saved_template(base) if base.is_dir() else None}
+
+
 def _check(run: Path, base_name: str, revision: str) -> None:
     """Raises: ToolkitError or another error for a template that cannot be used."""
     check_template(run)
     template = saved_template(run)
-    base = Path(resolve_base(base_name))
-    trusted = {*BUILT_IN.values(), saved_template(base) if base.is_dir() else None}
-    if template is not None and template not in trusted:
+    if template is not None and not _is_trusted(template, base_name):
         check_rendering(template, run)
     load_tokenizer(str(resolve_base(base_name)), revision=revision, parent=run)
 

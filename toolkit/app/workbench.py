@@ -18,7 +18,7 @@ from toolkit.app.answering.request import Answer, Message, Request, Settings, ch
 from toolkit.app.answering.tokens import LockedTokenizer
 from toolkit.app.answering.work_queue import Column, Comparison, Job
 from toolkit.app.catalog import Catalog, Inspector, scan
-from toolkit.app.chat_template import choose_template
+from toolkit.app.chat_template import choose_template, render_apart
 from toolkit.app.choices import baseline_prompts, example_prompts
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.models.base import fingerprint, load_base
@@ -98,6 +98,7 @@ class Workbench:
         run, unusable = choose_template(runs, model_name, revision=revision)
         base, tokenizer = load_base(model, parent=run)
         check_supported(base)
+        render_apart(tokenizer, model_name)
         return cls(base, tokenizer, fingerprint(model, tokenizer), runs, unusable)
 
     def refresh(self, *, max_age_s: float = 0.0) -> Catalog:

@@ -70,14 +70,19 @@ def problem(template: str) -> str | None:
     return None
 
 
-def _main() -> int:
-    template = sys.stdin.buffer.read().decode("utf-8")
-    import transformers.utils.chat_template_utils  # noqa: F401  before the limit on memory
-
+def limit_memory() -> None:
+    """Limit the address space of this process to `MAX_MEMORY`."""
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+
+
+def _main() -> int:
+    template = sys.stdin.buffer.read().decode("utf-8")
+    import transformers.utils.chat_template_utils  # noqa: F401  before the limit on memory
+
+    limit_memory()
     try:
         reason = problem(template)
     except Exception as error:  # Jinja raises many kinds

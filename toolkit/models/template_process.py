@@ -1,0 +1,111 @@
+"""Render a chat template that somebody else wrote in a process that stays, one conversation at a time.
+
+    python -m toolkit.models.template_process  # reads the template, then one conversation per line
+
+`template_check` renders a few fixed conversations; a template may behave otherwise in a longer one.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.errors import ConfigError
+from toolkit.models.template_check import LIMIT_S, limit_memory
+
+RENDER_S = 2.0  # per conversation
+MAX_TEXT = 1 << 20  # characters of a rendered conversation
+
+
+class TemplateProcess:
+    """Takes the place of a tokenizer's `apply_chat_template`, for one thread at a time.
+
+    Args:
+        template: the Jinja text.
+        variables: the tokenizer's special tokens by name.
+    """
+
+    def __init__(self, template: str, variables: Mapping[str, Any]) -> None:
+        self._first_line = json.dumps({"template": template, "variables": dict(variables)})
+        self._process = self._start()
+
+    def __call__(
+        self, messages: Any, *, tokenize: bool = False, add_generation_prompt: bool = False
+    ) -> str:
+        """The rendered conversation.
+
+        Raises: ConfigError with the template's own message, or if it does not end.
+        """
+        assert not tokenize
+        request = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        line = self._ask(json.dumps(request))
+        if not line:
+            self._process.kill()
+            self._process.wait()
+            self._process = self._start()
+            raise ConfigError(f"it did not end within {RENDER_S:.0f} s")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ConfigError(str(answer["error"]))
+        return str(answer["text"])
+
+    def _start(self) -> "subprocess.Popen[str]":
+        words = [sys.executable, "-P", "-m", "toolkit.models.template_process"]
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+        )
+        self._write(process, self._first_line)
+        return process
+
+    def _ask(self, request: str) -> str:
+        """The answer's line; "" if the process has ended."""
+        self._write(self._process, request)
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    @staticmethod
+    def _write(process: "subprocess.Popen[str]", line: str) -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+        except OSError:  # the process has ended, which reading reports
+            pass
+
+
+def _main() -> None:
+    """Answer requests until the input ends. The system's alarm ends a rendering that takes too long."""
+    _set_alarm(LIMIT_S)
+    first = json.loads(sys.stdin.readline())
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    limit_memory()
+    for line in sys.stdin:
+        _set_alarm(RENDER_S)
+        try:
+            compiled = _compile_jinja_template(first["template"])
+            text = compiled.render(**first["variables"] | json.loads(line))
+            if len(text) > MAX_TEXT:
+                raise ValueError(f"it renders {len(text)} characters")
+            answer = {"text": text}
+        except Exception as error:  # Jinja raises many kinds
+            answer = {"error": " ".join(str(error).split())[:300] or type(error).__name__}
+        _set_alarm(0.0)
+        print(json.dumps(answer), flush=True)
+
+
+def _set_alarm(seconds: float) -> None:
+    """End this process after so many seconds, also within one operation; 0 for never."""
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+if __name__ == "__main__":
+    _main()
