@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: AnyCommand, words: Sequence[str] | None = None) -> int:
-    """Run one command with the words of its command line; returns the exit code.
+    """Run one command with the words of its command line, and return the exit code.
 
     Args:
         command: a file's `COMMAND` or `RECIPE`.
@@ -89,7 +89,7 @@ def _overview() -> str:
 
 
 def _quiet_libraries() -> None:
-    """Silence library messages that a user of the command line can do nothing about.
+    """Silence library messages about which a user can do nothing.
 
     bitsandbytes reports at import that an optional CPU kernel is absent; transformers warns of
     future option names that TRL's configs still use.

@@ -1,1 +1,1 @@
-"""The app: answers, judgements and the history of runs, and the tabs that show them."""
+"""The app: answers, conversations, judgements, the history of runs, and the tabs that show them."""

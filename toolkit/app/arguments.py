@@ -46,10 +46,10 @@ class AppArguments:
 
     @property
     def host_names(self) -> list[str]:
-        """The host names that requests may use; "*" is any.
+        """The host names that requests may use; "*" allows any name.
 
         Without a login, this stops DNS rebinding: a page of another site points its own name at this
-        machine's address. With a login it is not needed: the cookie belongs to one host name.
+        machine's address. With a login this is not needed, because the cookie belongs to one host name.
         """
         return ["*"] if self.auth is not None else [*LOOPBACK_NAMES, self.host]
 
@@ -57,8 +57,8 @@ class AppArguments:
     def login(self) -> tuple[str, str] | None:
         """The user name and password for visitors, or None without a login.
 
-        The password comes from the environment or a prompt at the terminal, never from the command
-        line, which every user of the machine can read. Prints a warning if other machines can
+        The password comes from the environment or from a terminal prompt. It never comes from the command
+        line, because every user of the machine can read that. Prints a warning if other machines can
         connect, because the connection is not encrypted.
 
         Raises: ConfigError if a login is required and a part of it is missing.
@@ -71,7 +71,7 @@ class AppArguments:
                 )
             return None
         if not self.auth:
-            raise ConfigError("--auth needs a user name")
+            raise ConfigError("--auth needs a user name; add one")
         password = os.environ.get(PASSWORD, "")
         if not password and sys.stdin.isatty():
             password = getpass.getpass(f"Password for visitors who log in as {self.auth}: ")
@@ -130,19 +130,19 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
         help=f"require a login with this user name and the password in ${PASSWORD} (if it is not "
         "set, the terminal prompts for it); required if --host opens the app to other machines",
     )
-    add("--prompts", type=Path, metavar="FILE", help="prompts for Draw a prompt on Arena and Rank")
+    add("--prompts", type=Path, metavar="FILE", help="file for Draw a prompt on Arena and Rank")
     add(
         "--judgements",
         type=Path,
         metavar="FILE",
         help="where judgements are stored (default: judgements.sqlite in the runs folder)",
     )
-    add("--smoke", action="store_true", help="ask one question through the page, print it and stop")
+    add("--smoke", action="store_true", help="ask one question by the page, print answers, stop")
 
     group = parser.add_argument_group("without the page", "print answers and stop")
     add = group.add_argument
     add("--ask", metavar="PROMPT", help="the prompt")
-    add("--conversation", metavar="JSON", help="a list of messages instead of --ask")
+    add("--conversation", metavar="JSON", help="a JSON list of messages, instead of --ask")
     add("--checkpoint", action="append", help="a run's name or base (default); can be repeated")
     add("--reward", metavar="RUN", help="the reward run that scores the answers (default: none)")
     add("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
@@ -151,17 +151,17 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
         "--top_p",
         type=float,
         default=1.0,
-        help="sample from this share of probability (default: 1)",
+        help="sample from the likeliest tokens with this total probability (default: 1)",
     )
     add("--beams", type=int, default=1, help="number of beams; above 1, beam search (default: 1)")
-    add("--max_new_tokens", type=int, default=128, help="maximum length (default: 128)")
+    add("--max_new_tokens", type=int, default=128, help="maximum tokens (default: 128)")
     add("--seed", type=int, default=0, help="random seed (default: 0)")
 
     arguments = AppArguments(**vars(parser.parse_args(argv)))
     if not 0 < arguments.port < 65536:
         raise ConfigError(f"--port must be between 1 and 65535, got {arguments.port}")
     if arguments.load_in_4bit and arguments.load_in_8bit:
-        raise ConfigError("choose one of --load_in_4bit and --load_in_8bit")
+        raise ConfigError("--load_in_4bit and --load_in_8bit exclude each other; remove one")
     if arguments.runs.exists() and not arguments.runs.is_dir():
         raise ConfigError(f"--runs {arguments.runs} is not a folder; name the folder of runs")
     return arguments

@@ -1,4 +1,4 @@
-"""The checkpoints and reward models below the runs folder, and the runs that cannot be used."""
+"""The catalog of checkpoints and reward models below the runs folder, and of unusable runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,14 +41,14 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Name, recipe and an unfinished state, for lists."""
+        """The label in lists: name, recipe and, if the run is unfinished, its state."""
         state = "" if self.state == "finished" else f", {self.state}"
         return f"{self.name} ({self.recipe}{state})"
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """The result of one scan, by id; `broken` is (name, reason) of each run that cannot be used."""
+    """The result of a scan, by id; `broken` holds (name, reason) of each run that cannot be used."""
 
     checkpoints: dict[str, Entry]
     rewards: dict[str, Entry]
@@ -61,7 +61,7 @@ class Catalog:
 
 
 def only_base(base_name: str, reference: str = BASE_ID) -> Catalog:
-    """A catalog of the base alone, labelled with its name or the name of its folder."""
+    """A catalog with only the base, whose label is its name or its folder's name."""
     name = Path(base_name).name if is_local_path(base_name) else base_name
     return Catalog({BASE_ID: Entry(BASE_ID, BASE_ID, printable(name), reference=reference)}, {})
 
@@ -79,9 +79,9 @@ def scan(
     Args:
         root: the runs folder.
         base_name: the base's folder or hub id.
-        problem: returns why a run cannot be used, or raises.
+        problem: returns why a run cannot be used, or None; it may also raise an error.
         identify: returns the id of a run's directory, the same at every scan.
-        load_error: returns why an earlier attempt to load the run's adapter failed.
+        load_error: returns why an earlier attempt to load the run's adapter failed, or None.
     """
     runs, damaged = list_runs(root)
     broken = [
@@ -145,7 +145,7 @@ def _entry(
 
 
 class Inspector:
-    """Checks runs without loading their weights. A sound run is checked again when its files change."""
+    """Checks runs without loading weights. A usable run is checked again only if its files change."""
 
     def __init__(self, fingerprint: dict[str, str]) -> None:
         """`fingerprint` is that of the base in memory."""
@@ -155,7 +155,7 @@ class Inspector:
     def problem(self, run: Run) -> str | None:
         """Why a run cannot be used, or None.
 
-        Raises: ToolkitError, or what the readers of damaged files raise.
+        Raises: ToolkitError, or any error of the functions that read damaged files.
         """
         stamp = file_stamp(run.path)  # taken first: a file written meanwhile has another stamp
         if self._sound.get(run.path) == stamp:
@@ -168,7 +168,7 @@ class Inspector:
 
 
 def file_stamp(folder: Path) -> Stamp:
-    """A value that changes whenever a file changes that an answer depends on.
+    """A value that changes whenever one of the files changes that answers depend on.
 
     It holds each file's inode, size, mtime and ctime. No program can set ctime back.
     """
@@ -216,12 +216,12 @@ def place_name(path: Path, root: Path) -> str:
 
 
 def tidy(reason: str, root: Path) -> str:
-    """A reason in one line, without the path of the runs folder."""
+    """A reason on one line, with paths relative to the runs folder."""
     return printable(" ".join(reason.replace(f"{root}/", "").split()), longest=400)
 
 
 def printable(text: object, *, longest: int = 80) -> str:
-    """Text from the disk, cut to `longest`, with control characters and invalid bytes replaced."""
+    """Text from the disk, cut to `longest`; control characters and invalid bytes are replaced."""
     decoded = str(text).encode("utf-8", "replace").decode("utf-8")
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in decoded)
     return line if len(line) <= longest else f"{line[: longest - 1]}…"

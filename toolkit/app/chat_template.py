@@ -1,4 +1,4 @@
-"""The run whose chat template the app uses, since all checkpoints in it get the same prompts."""
+"""Chooses the run whose chat template the app uses, because all checkpoints get the same prompts."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ def choose_template(
 ) -> tuple[Path | None, dict[Path, str]]:
     """The first SFT run on this base with a chat template that works.
 
-    A run with the template that most runs were trained with comes first. Each template is checked by
-    itself, so that a damaged one costs only its own run.
+    Runs with the most common template come first. Each template is checked separately, so that a damaged
+    template affects only its own run.
 
     Returns: the run, or None; and the reason for each run whose template does not work.
     """
@@ -59,7 +59,7 @@ def _is_trusted(template: str, base_name: str) -> bool:
 
 
 def _check(run: Path, base_name: str, revision: str) -> None:
-    """Raises: ToolkitError or another error for a template that cannot be used."""
+    """Raise ToolkitError or another error for a template that cannot be used."""
     check_template(run)
     template = saved_template(run)
     if template is not None and not _is_trusted(template, base_name):
@@ -68,5 +68,5 @@ def _check(run: Path, base_name: str, revision: str) -> None:
 
 
 def _base(run: Run) -> Mapping[str, object]:
-    """The fingerprint in a manifest; empty if the manifest is damaged there."""
+    """The base's fingerprint in a manifest; empty if it is damaged."""
     return run.base if isinstance(run.base, dict) else {}

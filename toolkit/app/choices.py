@@ -1,4 +1,4 @@
-"""The choices of the page's lists, and what is chosen in them when the runs change."""
+"""The choices in the page's lists, and the selected choices after the runs change."""
 
 import random
 from collections import Counter
@@ -23,7 +23,7 @@ def example_prompts(base_name: str) -> list[str]:
 
 
 def baseline_prompts(base_name: str) -> list[str]:
-    """The prompts whose answers by SFT give the baseline of scores; none for another base."""
+    """The prompts for the baseline of scores, which the SFT run answers; none for another base."""
     if base_name != BASE_NAME:
         return []
     return [q.prompt for q in distinct_questions(random.Random(0), "test", BASELINE_PROMPTS)]
@@ -31,7 +31,7 @@ def baseline_prompts(base_name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Choices:
-    """(label, id) of each choice, and the chosen ids."""
+    """The choices of a list as (label, id), and the chosen ids."""
 
     choices: list[tuple[str, str]]
     chosen: list[str]
@@ -67,7 +67,7 @@ def _first_choice(catalog: Catalog) -> list[str]:
 
 
 def _most_used_reference(entries: list[Entry]) -> str | None:
-    """The SFT run that is the reference of most other runs."""
+    """The SFT run that is most often the reference of other runs."""
     uses = Counter(e.reference for e in entries if BASE_ID not in (e.id, e.reference))
     uses.subtract(e.id for e in entries)  # each SFT run is its own reference
     most = uses.most_common(1)

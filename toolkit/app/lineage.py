@@ -23,7 +23,7 @@ class Lineage:
                 self._by_tail.setdefault(path.parts[-length:], []).append(run)
 
     def find(self, parent: str) -> Run | None:
-        """The run at the path `parent` of a manifest, also after the runs folder was moved.
+        """The run at the path `parent` of a manifest, even if the runs folder was moved.
 
         Raises: OSError, ValueError or RuntimeError if `parent` is not a valid path.
         """
@@ -35,10 +35,10 @@ class Lineage:
         return self._parents[parent]
 
     def reference(self, run: Run) -> tuple[Run | None, str]:
-        """The first SFT run of a run's lineage, so that all columns measure KL against the same model.
+        """The first SFT run in a run's lineage, so that all columns measure KL against the same model.
 
-        Returns: the run and ""; None and "" for the base, if the lineage has no SFT run; or None
-            and the reason, if a parent is missing.
+        Returns: the run and ""; None and "" (the base) if the lineage has no SFT run; None and the reason
+        if a parent is missing.
         Raises: see `find`.
         """
         sft, current, visited = None, run, {run.path}

@@ -1,4 +1,4 @@
-"""A workbench that is still loading, so that the page is served while torch and the base are loaded."""
+"""Stands for a workbench that is still loading, so that the page is served before the base is loaded."""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LoadingWorkbench:
-    """Replaces a `Workbench` while it loads; what needs the base waits until `load` has finished."""
+    """Replaces a `Workbench` while it loads; calls that need the base wait until `load` has finished."""
 
     def __init__(self, base_name: str, runs: Path) -> None:
         self.runs = runs
@@ -29,7 +29,7 @@ class LoadingWorkbench:
 
     @property
     def catalog(self) -> Catalog:
-        """The workbench's catalog; until it is loaded, the base alone."""
+        """The workbench's catalog; until the workbench is loaded, a catalog of only the base."""
         return self._catalog if self._workbench is None else self._workbench.catalog
 
     def examples(self) -> list[str]:
@@ -42,7 +42,7 @@ class LoadingWorkbench:
         self._loaded.set()
 
     def __getattr__(self, name: str) -> Any:
-        """Any other attribute of the workbench, once it is loaded."""
+        """Wait for the workbench, and return any other attribute of it."""
         if name.startswith("__"):
             raise AttributeError(name)
         self._loaded.wait()

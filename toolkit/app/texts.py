@@ -27,7 +27,7 @@ COLOURS = {
 
 
 def colour_scale(changes: "Changes", kind: str, largest: float) -> str:
-    """What the colours mean, the number at full colour, and the notes on missing numbers."""
+    """The meaning of the colours, the number at full colour, and the notes on missing numbers."""
     lines = []
     if any(number is not None for number in changes.numbers(kind)):
         reference = changes.reference or "its reference"

@@ -1,4 +1,4 @@
-"""One base in memory with the adapters in use: answers of several checkpoints to one conversation."""
+"""The workbench: one base in memory, with adapters of checkpoints that answer conversations."""
 
 import math
 import threading
@@ -43,7 +43,7 @@ class Workbench:
         runs: Path,
         unusable: Mapping[Path, str] | None = None,
     ) -> None:
-        """`unusable` holds the reason for each run that is known not to work."""
+        """`unusable` holds the reason for each run that is already known to be unusable."""
         self.tokenizer = tokenizer
         self.runs = runs
         self.cli_options: list[str] = []  # the app's options, for the commands that the page shows
@@ -80,7 +80,7 @@ class Workbench:
     ) -> "Workbench":
         """Load the base, on the GPU if there is one.
 
-        The quantization must be that of the runs. Python code of a base is never run.
+        The quantization must be that of the runs. Python code that comes with a base is never run.
 
         Raises: CheckpointError or ConfigError if the base cannot be loaded.
         """
@@ -105,7 +105,7 @@ class Workbench:
         """Scan the runs folder. The ids of known runs stay the same.
 
         Args:
-            max_age_s: seconds; a scan that is not older is used again.
+            max_age_s: the result of a scan that is not older, in seconds, is used again.
         """
         with self._scan_lock:
             if time.monotonic() - self._scanned < max_age_s:
@@ -138,14 +138,14 @@ class Workbench:
     ) -> "AnswersInOrder":
         """The complete answer of each checkpoint, in the requested order.
 
-        A checkpoint that fails gives an answer with a `problem`; the others are not affected.
+        If a checkpoint fails, its answer has a `problem`; the other answers are not affected.
 
         Args:
             prompt: a text, or messages that end with a user message, or such messages by checkpoint id.
             checkpoints: ids of the catalog.
 
-        Raises: CheckpointError for an unknown id, ConfigError for an invalid prompt, BusyError if
-            the queue is full; all before generation starts.
+        Raises: CheckpointError for an unknown id, ConfigError for an invalid prompt, BusyError if the queue
+            is full. All are raised before generation starts.
         """
         return AnswersInOrder(self.stream(prompt, checkpoints, **settings))
 
@@ -172,7 +172,7 @@ class Workbench:
     def changes(
         self, checkpoint: object, messages: object, answer: object, *, ids: tuple[int, ...] = ()
     ) -> Changes:
-        """The metrics of each token of an answer, by the checkpoint and by its reference.
+        """The metrics of each token of an answer, computed with the checkpoint and its reference.
 
         Args:
             checkpoint: id of the checkpoint.
@@ -208,7 +208,7 @@ class Workbench:
             raise CheckpointError(self.metrics.explain(error)) from error
 
     def context_use(self, conversations: Mapping[str, object], max_new_tokens: object) -> str:
-        """The tokens of the longest conversation, and what the context leaves for the answer.
+        """The tokens of the longest conversation, and the room that the context leaves for the answer.
 
         Args:
             conversations: messages that end with a user message, by checkpoint id.
@@ -247,7 +247,7 @@ class Workbench:
 
 
 class AnswersInOrder(Iterator[Answer]):
-    """Complete answers one by one. `close` cancels the others, even before the first `next`."""
+    """Yields complete answers one by one. `close` cancels the others, even before the first `next`."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
@@ -257,9 +257,9 @@ class AnswersInOrder(Iterator[Answer]):
         return next(answer for answer in self._answers if answer is not None)
 
     def beats(self) -> Iterator[Answer | None]:
-        """The answers with None in between, several times a second.
+        """Yield the answers and, between them, None several times a second.
 
-        An event handler of a page that was closed can only end when it yields.
+        After a page was closed, its event handler can only end when it yields.
         """
         count = 0
         for answers in self._comparison:
@@ -280,8 +280,8 @@ def _room(context: int, length: int) -> int:
     """
     if length >= context:
         raise ConfigError(
-            f"the conversation has {length} tokens; the context of the base is {context}: shorten "
-            "the prompt or start a new chat"
+            f"the conversation has {length} tokens; the context of the base is {context}: shorten the "
+            "prompt or start a new chat"
         )
     return context - length
 

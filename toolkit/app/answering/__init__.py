@@ -1,1 +1,1 @@
-"""Answers: the request, the engine that generates them, and their numbers."""
+"""Answers: the request, the engine that generates answers, and the numbers of an answer."""

@@ -1,4 +1,4 @@
-"""The adapters in memory: loaded on first use, reloaded when their files change, dropped when too many."""
+"""The adapters in memory: loaded on first use, reloaded when files change, removed if too many."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class CachedAdapter:
 
 
 class AdapterCache:
-    """Attaches runs below `runs` to the base. Only the engine's thread may use it, except `load_error`.
+    """Attaches runs below `runs` to the base. Except for `load_error`, only the engine's thread may use it.
 
     `in_use` returns the roles that must stay attached, because rows are being decoded with them.
     """
@@ -50,7 +50,7 @@ class AdapterCache:
         return self.load_folder(entry.path, head=entry.is_reward)
 
     def load_folder(self, folder: Path, *, head: bool) -> str:
-        """Load the adapter in a folder, with its scalar head if `head`. See `load`."""
+        """Load the adapter in a folder and, if `head` is set, its scalar head. See `load`."""
         stamp = file_stamp(_run_folder(folder))
         cached = self._adapters.pop(folder, None)
         if cached is not None and cached.stamp != stamp:
@@ -76,11 +76,11 @@ class AdapterCache:
         return next((a.sha256 for a in self._adapters.values() if a.role == role), None)
 
     def remember_error(self, folder: Path, reason: str) -> None:
-        """Refuse a run until its files change."""
+        """Record why a run cannot be loaded; `load_error` returns it until the files change."""
         self._errors[folder] = (file_stamp(folder), reason)
 
     def load_error(self, folder: Path) -> str | None:
-        """Why a run could not be loaded, as long as its files have not changed since."""
+        """Why a run could not be loaded, unless its files have changed since."""
         stamp, reason = self._errors.get(folder, (None, None))
         return reason if stamp == file_stamp(folder) else None
 
@@ -96,7 +96,7 @@ class AdapterCache:
             digest = sha256(folder / WEIGHTS_FILE)
             if file_stamp(run_folder) != stamp:  # the hash may not be that of the loaded weights
                 raise CheckpointError(
-                    f"{folder}: the files changed while they were read; ask again"
+                    f"{folder}: the files changed while they were read; send the question again"
                 )
         # a new adapter's dropout is in training mode
         (self.roles.model or self.roles.base).eval()
@@ -113,5 +113,5 @@ class AdapterCache:
 
 
 def _run_folder(folder: Path) -> Path:
-    """The run that a folder is, or the run that holds it as `value/`."""
+    """A run's folder: the folder itself, or its parent if the folder is `value/` in a run."""
     return folder if (folder / MANIFEST).is_file() else folder.parent

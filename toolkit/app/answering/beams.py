@@ -1,4 +1,4 @@
-"""Beam search for one row with transformers' `generate`, paused after each token for other rows."""
+"""Beam search for one row with transformers' `generate`, paused after each token to let other rows run."""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from toolkit.sampling.row_batch import Row
 
 
 class _PauseAfterToken(StoppingCriteria):  # type: ignore[misc]
-    """Pauses `generate` after each token; the callback returns whether to stop."""
+    """Pauses `generate` after each token; a callback decides whether to stop."""
 
     def __init__(self, pause: Callable[[], bool]) -> None:
         self.pause = pause
@@ -25,8 +25,8 @@ class _PauseAfterToken(StoppingCriteria):  # type: ignore[misc]
 class BeamSearch:
     """Fills `row.ids` with the most likely answer that `row.drawing.beams` beams find.
 
-    `generate` cannot pause and return to its caller, so it runs in its own thread. That thread runs
-    only while `step` waits for it, so only one thread uses the model at a time.
+    `generate` cannot pause and return to its caller, so it runs in its own thread. The thread runs only
+    while `step` waits for it, so only one thread uses the model at a time.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class BeamSearch:
     def step(self) -> bool:
         """Extend every beam by one token.
 
-        Returns: whether the search is over. Raises: what `generate` raised.
+        Returns: whether the search is over. Raises: the error that `generate` raised.
         """
         with self._roles.using(self.row.adapter) as model:
             if self._thread is None:

@@ -20,8 +20,8 @@ class Alternative:
 class Token:
     """One token of the answer. Log-probabilities and entropy are in nats, at temperature 1.
 
-    `policy` and `reference` are the most likely tokens here. `value` is the value's V(s_t) before
-    this token is sampled. Fields are None or empty without a value or a reference.
+    `policy` and `reference` are the most likely tokens at this position. `value` is V(s_t) before this
+    token is sampled. Without a value role or a reference, their fields are None or empty.
     """
 
     text: str
@@ -34,7 +34,7 @@ class Token:
 
     @property
     def log_ratio(self) -> float | None:
-        """log π − log π_ref: above 0 if the checkpoint finds the token more likely than the reference."""
+        """log π − log π_ref: above 0 if the token is more probable for the checkpoint."""
         return None if self.ref_logprob is None else self.logprob - self.ref_logprob
 
 
@@ -53,7 +53,7 @@ class Changes:
 
 
 def scaled(numbers: list[float | None]) -> tuple[list[float | None], float]:
-    """Numbers divided by the largest absolute value, so that they lie in [−1, 1], and that value."""
+    """The numbers scaled to [−1, 1] by their largest absolute value, and that value."""
     known = [abs(n) for n in numbers if n is not None and math.isfinite(n)]
     largest = max(known, default=0.0)
     if largest == 0:
@@ -62,7 +62,7 @@ def scaled(numbers: list[float | None]) -> tuple[list[float | None], float]:
 
 
 def text_diff(first: str, second: str) -> list[tuple[str, str | None]]:
-    """Both texts merged word by word: `-` marks words of the first, `+` of the second, None of both."""
+    """Merge two texts word by word: `-` marks words of the first text, `+` of the second, None of both."""
     a, b = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (first, second))
     parts: list[tuple[str, str | None]] = []
     for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():

@@ -13,7 +13,7 @@ MAX_UNDO = 10
 class Turn:
     """A prompt and the answers to it, by checkpoint id.
 
-    `sampling` and `reward` (the reward run's name) are those of the answers.
+    The answers were generated with `sampling` and scored by the reward run named `reward`.
     """
 
     prompt: str
@@ -24,10 +24,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Chat:
-    """The turns so far. Each checkpoint sees only its own prompts and answers.
+    """The turns so far. Each checkpoint reads only the prompts and its own answers.
 
-    `columns` is the number of columns on the page. `earlier` are the chats that `undone` returns,
-    the newest last. `id` and `revision` belong to the stored conversation; see `Conversations`.
+    `columns` is the number of columns on the page. `earlier` holds the chats that `undone` returns, the
+    newest last. `id` and `revision` belong to the stored conversation; see `Conversations`.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -81,7 +81,7 @@ class Chat:
 
     @property
     def votable(self) -> bool:
-        """Whether the answers to the last turn can be judged: they have the same prompt."""
+        """Whether the answers to the last turn can be judged, because all of them have the same prompt."""
         answers = self.answers.values()
         conversations = [self.conversation(answer.checkpoint) for answer in answers]
         complete = all(answer.done and answer.problem is None for answer in answers)

@@ -1,4 +1,4 @@
-"""The command that repeats an answer without the page, and its execution."""
+"""The command line that repeats an answer without the page, and its execution."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ def cli_command(
     drawing: Drawing,
     reward: str | None,
 ) -> str:
-    """The command as one line for a shell.
+    """The command that repeats an answer, as one line for a shell.
 
     Args:
         options: `base_options` of the app, so that the command uses the same base and runs.

@@ -1,8 +1,8 @@
-"""One thread owns the model; all other threads queue their work and wait.
+"""The engine: one thread runs the model; all other threads queue their work and wait.
 
-The answers of all visitors are rows of one batch. Rows join and leave between tokens. Adapters that
-cannot share a batch, such as DoRA, have a batch of their own, and the batches take turns. One beam
-search at a time takes its turn too.
+The answers of all visitors are rows of one batch. Rows join and leave between tokens. An adapter that
+cannot share a batch, such as DoRA, has its own batch. The batches take turns with each other and with at
+most one beam search.
 """
 
 import threading
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Takes questions from any thread and answers them in its own."""
+    """Takes questions from any thread, and answers them in its own thread."""
 
     def __init__(self, metrics: AnswerMetrics) -> None:
         self.metrics = metrics
@@ -60,7 +60,7 @@ class Engine:
     def call(self, function: Callable[[], T], *, timeout: float = CALL_S) -> T:
         """Run a function on the model between two tokens and return its result.
 
-        Raises: BusyError if the queue is full or after `timeout` seconds; what `function` raises.
+        Raises: BusyError if the queue is full or after `timeout` seconds; any error of `function`.
         """
         future = self.queue.add_call(function)
         self._wake()
@@ -119,7 +119,7 @@ class Engine:
         self._running = []
 
     def _remove_stopped(self) -> None:
-        """Remove the rows of cancelled jobs; finish the rows that were stopped or are out of time."""
+        """Remove the rows of cancelled jobs; finish the rows that were stopped or exceed the time limit."""
         self.queue.drop_cancelled()
         # other threads may add more
         cancelled = {id(job) for job in self._running if job.cancelled}
@@ -174,7 +174,7 @@ class Engine:
         return len(self._unread) + len(self._searches) + in_batches
 
     def _join_batches(self) -> None:
-        """Add new rows to their batches and read their prompts; a row waits while its batch is closed."""
+        """Add new rows to their batches and prefill the prompts; a row waits until it can join."""
         for key in dict.fromkeys(self._key(c) for _, c in self._unread):
             if key not in self._batches:
                 stop, pad_id = self.metrics.stop, self.metrics.pad_id

@@ -1,4 +1,4 @@
-"""The numbers of an answer, read from the model: score, z, KL, and the metrics of each token."""
+"""The numbers of an answer, computed with the model: score, z, KL, and the metrics of each token."""
 
 import logging
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ OUT_OF_MEMORY = "out of memory: choose fewer checkpoints or fewer new tokens"
 
 @dataclass(frozen=True)
 class Baseline:
-    """Mean and standard deviation of a reward model's scores of known answers, and their source."""
+    """Mean and standard deviation of a reward model's scores for known answers, and the answers' source."""
 
     mean: float
     std: float
@@ -53,7 +53,7 @@ class AnswerMetrics:
         runs: Path,
         prompts: list[str],
     ) -> None:
-        """`stop` are the stop ids; the SFT run's answers to `prompts` give the baseline for z."""
+        """`stop` holds the stop token ids; the SFT run's answers to `prompts` give the baseline for z."""
         self.adapters, self.roles, self.tokens, self.runs = adapters, adapters.roles, tokens, runs
         self.stop, self.prompts = stop, prompts
         assert isinstance(tokens.tokenizer.pad_token_id, int)
@@ -63,7 +63,7 @@ class AnswerMetrics:
     def add_to(
         self, answer: Answer, prompt: list[int], request: Request, catalog: Catalog
     ) -> Answer:
-        """The answer with score, z and KL; a note explains each missing number."""
+        """Add score, z and KL to an answer, and a note for each missing number."""
         entry, batch = catalog.checkpoints[answer.checkpoint], self._batch(prompt, answer.ids)
         if request.reward is not None:
             reward = catalog.rewards[request.reward]
@@ -84,7 +84,7 @@ class AnswerMetrics:
     def changes(
         self, entry: Entry, catalog: Catalog, prompt: list[int], answer: list[int]
     ) -> Changes:
-        """The metrics of each token of an answer; prompt and answer are token ids."""
+        """The metrics of each token of an answer; `prompt` and `answer` are token ids."""
         batch, notes = self._batch(prompt, answer), []
         tokens, reference_name = self._tokens(entry, batch, answer), ""
         if entry.reference is None:
@@ -100,9 +100,9 @@ class AnswerMetrics:
         return Changes(entry.name, reference_name, tuple(tokens), tuple(notes))
 
     def baseline(self, reward: Entry, catalog: Catalog) -> Baseline | None:
-        """The scores that z compares with: those of the SFT run's answers, else of the demonstrations.
+        """The baseline for z: the scores of the SFT run's answers or else of the demonstrations.
 
-        Returns: None if neither is known. Cached until the files of either run change.
+        Returns: None if both are unknown. The result is cached until the files of a run change.
         """
         assert reward.path is not None
         sft = catalog.checkpoints.get(reward.reference or "")
@@ -117,7 +117,7 @@ class AnswerMetrics:
         return self._baselines[key]
 
     def explain(self, error: BaseException) -> str:
-        """One line for the page. The traceback of an unexpected error goes to the server's log."""
+        """Explain an error in one line for the page; log the traceback of an unexpected error."""
         if out_of_memory(error):
             return OUT_OF_MEMORY
         if not isinstance(error, ToolkitError):

@@ -1,4 +1,4 @@
-"""A visitor's request, validated on the server, and the answer of one checkpoint to it."""
+"""A visitor's request, validated on the server, and a checkpoint's answer to it."""
 
 import math
 from collections.abc import Container, Mapping, Sequence
@@ -41,7 +41,7 @@ class Settings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """One conversation for each checkpoint. All ids are in the catalog."""
+    """A validated request: one conversation for each checkpoint. All ids are in the catalog."""
 
     conversations: tuple[tuple[Message, ...], ...]
     checkpoints: tuple[str, ...]
@@ -50,13 +50,13 @@ class Request:
 
     @property
     def kl_temperature(self) -> float:
-        """The temperature of the log-probabilities in KL: as sampled, or 1 for greedy and beam search."""
+        """The temperature for KL: the sampling temperature, or 1 for greedy and beam search."""
         return (self.sampling.temperature if self.sampling.beams == 1 else 0) or 1.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of one checkpoint, complete or (with `done` False) so far.
+    """The answer of one checkpoint: complete, or partial if `done` is False.
 
     Attributes:
         checkpoint: id of the checkpoint; `name` is its name on the page.
@@ -64,11 +64,11 @@ class Answer:
         ended: whether the model ended the answer itself.
         score: the reward model's scalar at the last token.
         z: standard deviations of the score above the mean of `z_source`.
-        kl: Σ over the tokens of log π − log π_ref, in nats. One sample's estimate; may be negative.
+        kl: Σ over the tokens of log π − log π_ref, in nats; as a one-sample estimate it may be negative.
         reference: the name of π_ref.
         notes: why a number is missing.
         problem: why there is no answer.
-        speed: tokens per second, from the start of reading the prompt.
+        speed: tokens per second, including the time of the prefill.
         adapter: sha256 of the weights file that generated the answer, None for the base.
     """
 
@@ -205,7 +205,7 @@ def _conversation(value: object, system: object) -> tuple[Message, ...]:
 
 
 def _text(value: object) -> str:
-    """Text that a tokenizer can encode; "" for anything but text."""
+    """The text, with characters that a tokenizer cannot encode replaced; "" for other types."""
     text = value if isinstance(value, str) else ""
     if len(text) > MAX_PROMPT_CHARACTERS:
         raise ConfigError(

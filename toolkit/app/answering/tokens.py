@@ -1,4 +1,4 @@
-"""Text to token ids and back, by one thread at a time: a fast tokenizer is not thread-safe."""
+"""Converts text to token ids and back, in one thread at a time: a fast tokenizer is not thread-safe."""
 
 import threading
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ class LockedTokenizer:
         self._lock = threading.Lock()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation with the generation prompt; without a template, the ids of its texts.
+        """The ids of a conversation and generation prompt; without a chat template, of the joined texts.
 
-        Raises: ConfigError if the chat template rejects the messages, as some do a system message.
+        Raises: ConfigError if the chat template rejects the messages, such as a system message.
         """
         with self._lock:
             plain = self.tokenizer.chat_template is None

@@ -1,4 +1,4 @@
-"""Requests that are queued or being answered, and calls that run on the model between two tokens."""
+"""Queued requests, requests that are being answered, and calls that run between two tokens."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Column:
-    """One checkpoint's answer in progress. The engine's thread writes; other threads only read."""
+    """One checkpoint's answer in progress. Only the engine's thread writes it; other threads read it."""
 
     entry: Entry
     prompt: list[int]
@@ -35,7 +35,7 @@ class Column:
     stopped: str = ""  # why it ended early
 
     def finished_answer(self, text: str) -> Answer:
-        """The complete answer without score and KL."""
+        """The complete answer, still without score and KL."""
         row = self.row
         assert row is not None
         seconds = self.finished - self.started
@@ -75,7 +75,7 @@ class Job:
 
 
 class Comparison:
-    """The answers to a request, as they grow.
+    """The growing answers to a request.
 
     Each item holds the answers of all columns in the requested order, complete or partial. In the
     last item all are complete, unless the comparison was closed.
@@ -86,7 +86,7 @@ class Comparison:
         self.request, self.catalog = job.request, job.catalog
 
     def __iter__(self) -> Iterator[tuple[Answer, ...]]:
-        """Yield at each change and at least every `HEARTBEAT_S`."""
+        """Yield the answers at each change, and at least every `HEARTBEAT_S` seconds."""
         try:
             while True:
                 done = self._job.done
@@ -112,7 +112,7 @@ class Comparison:
         return Answer(entry.id, entry.name, text, len(ids), done=False)
 
     def stop(self, checkpoint: str | None = None) -> None:
-        """Stop one column, or all. The text so far stays and is scored."""
+        """Stop one column, or all columns. The text so far is kept and scored."""
         for column in self._job.columns:
             if checkpoint in (None, column.entry.id) and column.answer is None:
                 column.stopped = "stopped"
@@ -126,7 +126,7 @@ class Comparison:
 
 
 class WorkQueue:
-    """Jobs that have not begun, and calls. Any thread adds to it; only the engine's thread takes."""
+    """Jobs that have not begun, and calls. Any thread adds to the queue; only the engine's thread takes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""A conversation as JSON text and back."""
+"""Converts a conversation to JSON text and back."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ GONE = "gone: "  # with the name, the id of a checkpoint that is no longer in th
 
 
 def as_json(chat: Chat) -> str | None:
-    """The text of a chat, with as many of its earlier states as fit; None if it is too long."""
+    """A chat as text, with as many of its earlier states as fit; None if the chat is too long."""
     earlier = [_plain(before) for before in chat.earlier]
     while True:
         text = json.dumps({**_plain(chat), "earlier": earlier})  # ASCII, so one byte per character
@@ -28,10 +28,10 @@ def as_json(chat: Chat) -> str | None:
 
 
 def from_json(text: str, ids: Mapping[str, str]) -> Chat:
-    """The chat of a text.
+    """The chat in a text.
 
     Args:
-        ids: checkpoint id by name. Ids differ after a restart, names do not.
+        ids: checkpoint ids by name. Ids change at a restart of the app, names do not.
 
     Raises: ValueError, TypeError, KeyError or AttributeError for any other text.
     """

@@ -1,4 +1,4 @@
-"""The conversations on disk: one SQLite file, bounded in size, that each owner reads alone."""
+"""The conversations on disk: one SQLite file of bounded size; owners read only their own."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ PRUNE = """DELETE FROM conversations WHERE id IN (
 
 
 def owner(browser: object, user: str | None) -> str | None:
-    """The key of whoever owns conversations: the user who logged in, or else the browser.
+    """The key of a conversation's owner: the user who logged in, or else the browser.
 
     Args:
         browser: the secret of `new_browser` that the browser stores; None for an API client.
@@ -63,8 +63,8 @@ class Conversations:
     def save(self, owner: str | None, chat: Chat) -> Chat:
         """Store a chat that has a turn; without an owner, do nothing.
 
-        Returns: the chat with its id and revision. If another page of the owner has changed or
-            deleted the conversation in between, this chat becomes a new conversation.
+        Returns: the chat with its id and revision. If another page of the owner has changed or deleted the
+        conversation meanwhile, this chat becomes a new conversation.
         Raises: DatasetError if the file cannot be written or the chat is too long; the earlier
             version stays.
         """
@@ -143,7 +143,7 @@ class Conversations:
             tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if application != APPLICATION and tables:
                 raise DatasetError(
-                    f"{self.path}: a database of another program; it was not changed"
+                    f"{self.path}: it is a database of another program and was not changed"
                 )
             if not tables:
                 db.execute(f"PRAGMA application_id = {APPLICATION}")

@@ -30,7 +30,7 @@ eval_gold/mean rewards/margins rewards/accuracies accuracy mean_token_accuracy
 
 @dataclass(frozen=True)
 class Line:
-    """One run's values of one metric. `place` is the run's position, which sets its colour."""
+    """One run's values of one metric. `place` is the run's position, which determines its colour."""
 
     name: str
     points: Sequence[tuple[float, float]]

@@ -44,7 +44,7 @@ class Record:
 
     @property
     def label(self) -> str:
-        """Name, recipe and an unfinished state, for lists."""
+        """The label in lists: name, recipe and, if the run is unfinished, its state."""
         state = "" if self.state == "finished" else f", {self.state}"
         return f"{self.name} ({self.recipe}{state})"
 
@@ -62,7 +62,7 @@ class History:
         self._scanned = -math.inf
 
     def records(self, unusable: Mapping[str, str] | None = None) -> dict[str, Record]:
-        """The runs by id, the latest first. Ids do not contain paths and stay the same.
+        """The runs by id, the latest first. Ids contain no paths and never change.
 
         Args:
             unusable: name -> reason, for finished runs that the app cannot load.
@@ -81,7 +81,7 @@ class History:
             return log.snapshot()  # other threads keep reading the original
 
     def lineage(self, record: Record) -> str:
-        """The run and its ancestors as an indented text."""
+        """The run and its ancestors as indented text."""
         with self._lock:
             if record.run is None:
                 return record.name
@@ -136,7 +136,7 @@ class History:
         return ", ".join(dict.fromkeys(parents)) or base_name(run)
 
     def _parent(self, value: str) -> tuple[str, Run | None]:
-        """A parent's name, and its run if it is in the runs folder."""
+        """A parent's name, and the parent's run if it is in the runs folder."""
         try:
             parent = self._lineage.find(value)
         except (OSError, ValueError, RuntimeError):
@@ -209,7 +209,7 @@ def base_name(run: Run) -> str:
 
 
 def _time(value: object) -> float | None:
-    """A number that can be a time, or None."""
+    """The value if it is a number that can be a time, or None."""
     seconds = number(value)
     return seconds if seconds is not None and 0 < seconds < 1e11 else None
 

@@ -1,4 +1,4 @@
-"""A run's `metrics.jsonl` while it grows: each call reads only the new lines."""
+"""Reads a run's growing `metrics.jsonl`: each call reads only the new lines."""
 
 import json
 import math
@@ -46,7 +46,7 @@ class Series:
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        """(step, value) of every `stride`th value, and always of the latest."""
+        """(step, value) of every `stride`th value and of the latest value."""
         latest = [] if self._latest in (None, self._points[-1]) else [self._latest]
         return self._points + [point for point in latest if point is not None]
 
@@ -69,7 +69,7 @@ class Log:
 
     @property
     def read_bytes(self) -> int:
-        """How many bytes were read; less than `size` while there is more to read."""
+        """Number of bytes read so far; less than `size` if there is more to read."""
         return self._offset
 
     def read_new(self) -> None:
@@ -104,7 +104,7 @@ class Log:
         return log
 
     def _continues(self, stream: BinaryIO, status: os.stat_result) -> bool:
-        """Whether the file still begins with what was read."""
+        """Whether the file still begins with the bytes that were read before."""
         if status.st_ino != self._inode or status.st_size < self._offset:
             return False
         stream.seek(self._offset - len(self._tail))
@@ -138,7 +138,7 @@ class Log:
 
 
 def number(value: Any) -> float | None:
-    """A JSON value as a float: NaN for null and huge numbers, None for anything but a number."""
+    """A JSON value as a float: NaN for null and for huge numbers, None for any other type."""
     if value is None:
         return math.nan  # JSON has no NaN and no infinity; the recipes write null
     if isinstance(value, bool) or not isinstance(value, int | float):

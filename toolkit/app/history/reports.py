@@ -40,7 +40,7 @@ class ReportShown:
 def read_report(folder: Path, root: Path) -> ReportShown:
     """Read report.md and the pictures of a run, and report.json or reward_report.json.
 
-    A missing part is left out; for a damaged part, the text is the reason.
+    A missing part is left out; a damaged part is replaced by the reason.
     """
     text = _text(folder / "report.md", root)
     pictures = {f"![{caption}]({name})": name for name, caption in PLOTS.items()}

@@ -22,7 +22,7 @@ use_peft peft_method lora_r lora_alpha lora_dropout load_in_4bit dtype ensemble
 
 
 def short_state(record: Record) -> str:
-    """State and reason for the table; a long reason is cut."""
+    """The state and its reason for the table; a long reason is cut."""
     reason = record.detail
     if len(reason) > MAX_REASON:
         reason = f"{reason[: MAX_REASON - 1]}…"
@@ -77,7 +77,7 @@ def _result(value: object) -> str:
 
 
 def settings_table(records: Sequence[Record], which: str) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: a setting and its value in each run.
+    """A table of settings: headers, and rows of a setting and its value in each run.
 
     Args:
         records: runs; those without a readable manifest have no values.

@@ -1,4 +1,4 @@
-"""Blind battles and rankings: the server draws them and keeps them secret until they are judged."""
+"""Blind battles and rankings: the server draws the checkpoints and keeps them secret until the verdict."""
 
 import logging
 import secrets
@@ -34,10 +34,10 @@ HEARTBEAT_S = 0.5  # Gradio can end the event of a closed page only when it yiel
 
 @dataclass(frozen=True)
 class Progress:
-    """What the page receives before the verdict.
+    """The state that the page receives before the verdict.
 
-    `done` of `total` answers are generated. The last progress also has the answers' `texts` in
-    display order and the `id` to judge them by.
+    `done` of `total` answers are generated. The last one also has the answers' `texts` in display order,
+    and the `id` for the verdict.
     """
 
     done: int
@@ -47,7 +47,7 @@ class Progress:
 
 
 class Battles:
-    """Draws checkpoints and their order, keeps both secret, and stores the judgements."""
+    """Draws checkpoints and their display order, keeps both secret, and stores the judgements."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Battles:
         temperature: object = limits.DEFAULT_TEMPERATURE,
         max_new_tokens: object = limits.DEFAULT_NEW_TOKENS,
     ) -> Iterator[Progress]:
-        """Two checkpoints of the pool answer a prompt with the same seed.
+        """Start a battle: two checkpoints of the pool answer a prompt with the same seed.
 
         Raises: CheckpointError for an unknown id; ConfigError if the pool has fewer than two
             checkpoints, the prompt is not valid, or a checkpoint does not answer.
@@ -93,11 +93,11 @@ class Battles:
         temperature: object = limits.DEFAULT_TEMPERATURE,
         max_new_tokens: object = limits.DEFAULT_NEW_TOKENS,
     ) -> Iterator[Progress]:
-        """`k` answers to a prompt, distributed evenly over the pool's checkpoints.
+        """Start a ranking of `k` answers to a prompt, distributed evenly over the pool's checkpoints.
 
         Several answers of one checkpoint have different seeds.
 
-        Raises: as `battle`; ConfigError if greedy answers of one checkpoint would be equal.
+        Raises: the errors of `battle`; ConfigError if greedy answers of one checkpoint would be equal.
         """
         ids = self._checked_pool(pool)
         count = round(clamp(k, MIN_ANSWERS, MAX_ANSWERS, MIN_ANSWERS))
@@ -115,7 +115,7 @@ class Battles:
         return self._answers(RANKING, prompt, plan, sampling)
 
     def vote(self, id: object, verdict: object, **details: object) -> Judgement:
-        """Store the verdict on a battle; the returned judgement names the checkpoints.
+        """Store the verdict on a battle; return the judgement, which names the checkpoints.
 
         Args:
             details: `reason` and `labeler`, as in `complete_judgement`.
@@ -140,7 +140,7 @@ class Battles:
             self._pending[judged.id] = (time.monotonic(), pending)
 
     def rank(self, id: object, ranks: Sequence[int], **details: object) -> Judgement:
-        """Store the ranks of a ranking's answers; as `vote`, with `likert` and `flags` too."""
+        """Store the ranks of a ranking's answers, like `vote`; `details` may include `likert`, `flags`."""
         return self._judge(id, RANKING, ranks=ranks, **details)
 
     def _judge(self, id: object, kind: str, **labeler_input: object) -> Judgement:
@@ -158,7 +158,7 @@ class Battles:
         plan: Sequence[tuple[str, int]],
         sampling: dict[str, float],
     ) -> Iterator[Progress]:
-        """Request the answers of (checkpoint, seed); an invalid request raises here."""
+        """Request the answer of each (checkpoint, seed); raise an error for an invalid request."""
         compare = self.workbench.compare
         calls: list[AnswersInOrder] = []
         try:
@@ -217,7 +217,7 @@ class Battles:
         return judgement
 
     def _expire(self, room: int = 0) -> None:
-        """Drop pending judgements that are too old, and the oldest until there is `room`."""
+        """Drop pending judgements that are too old, and then the oldest until there is `room`."""
         oldest_allowed = time.monotonic() - self._max_age_s
         for id, (since, _) in list(self._pending.items()):
             if since >= oldest_allowed and len(self._pending) + room <= self._max_pending:
@@ -236,9 +236,9 @@ class Battles:
 def read_prompts(path: Path) -> list[str]:
     """The distinct prompts of a file, in order.
 
-    A `.txt` file has one prompt per line. The rows of a data file (`.jsonl`, `.json`, `.csv`,
-    `.parquet`) have any format of toolkit/data/formats.py. Prompts with several messages, and
-    prompts that are too long for the page, are left out.
+    A `.txt` file has one prompt per line. The rows of a data file (`.jsonl`, `.json`, `.csv`, `.parquet`)
+    may have any format of toolkit/data/formats.py. Prompts with several messages and prompts that are too
+    long for the page are left out.
 
     Raises: DatasetError if the file cannot be read or no prompt is left.
     """
@@ -253,7 +253,7 @@ def read_prompts(path: Path) -> list[str]:
     prompts = [text for text in stripped if 0 < len(text) <= limits.MAX_PROMPT_CHARACTERS]
     if not prompts:
         raise DatasetError(
-            f"{path}: no usable prompt; a prompt is one message of at most "
+            f"{path}: no usable prompt; a prompt must be one message of at most "
             f"{limits.MAX_PROMPT_CHARACTERS} characters"
         )
     return prompts

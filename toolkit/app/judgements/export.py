@@ -1,4 +1,4 @@
-"""Judgements as datasets for the recipes and TRL; each row contains its origin."""
+"""Exports judgements as datasets for the recipes and TRL; each row contains its origin."""
 
 import json
 import os
@@ -34,7 +34,7 @@ _json = json.JSONEncoder(ensure_ascii=False).encode
 
 @dataclass(frozen=True)
 class Export:
-    """The JSON lines of each file in `FILES`, and how many judgements were left out, by reason."""
+    """The JSON lines of each file in `FILES`, and the number of judgements left out for each reason."""
 
     lines: Mapping[str, Sequence[str]]
     left_out: Mapping[str, int]
@@ -66,11 +66,11 @@ class Export:
 def export(judgements: Sequence[Judgement]) -> Export:
     """Convert judgements to training data, in their order.
 
-    `preference.jsonl` contains each decided battle and each pair of a ranking; the pairs of one
-    ranking share a `group_id`. `ranked.jsonl` contains whole rankings. `unpaired.jsonl` contains the
-    same answers, each labelled good or bad (KTO). Ties, and battles with two bad answers, go to files
-    of their own; skipped battles are not exported. Judgements that the recipes would reject (empty
-    answers, a preference between equal answers) are left out and counted.
+    `preference.jsonl` contains each decided battle and each pair of a ranking; the pairs of one ranking
+    share a `group_id`. `ranked.jsonl` contains whole rankings. `unpaired.jsonl` contains the same answers,
+    each labelled good or bad (KTO). Ties, and battles with two bad answers, are written to separate files;
+    skipped battles are not exported. Judgements that the recipes would reject (empty answers, a preference
+    between equal answers) are left out and counted.
     """
     lines: dict[str, list[str]] = {name: [] for name in FILES}
     left_out: Counter[str] = Counter()
@@ -87,7 +87,7 @@ def export(judgements: Sequence[Judgement]) -> Export:
 
 
 def training_files() -> dict[str, str]:
-    """The exported file that each recipe can train on, by recipe; reward models first."""
+    """recipe -> the exported file that it can train on; the reward model comes first."""
     by_kind = {"preference": PREFERENCE, "unpaired": UNPAIRED}
     ordered = sorted(recipes().values(), key=lambda recipe: recipe.holds == "policy")
     return {recipe.name: by_kind[recipe.rows] for recipe in ordered if recipe.rows in by_kind}
@@ -102,7 +102,7 @@ def training_commands(
         folder: the exported files.
         base: the fingerprint of the app's base.
         parent: the SFT run.
-        runs: the new runs go below `judged/` in this folder.
+        runs: the commands write new runs below `judged/` in this folder.
     """
     if parent is None:
         return {}
@@ -137,7 +137,7 @@ def _base_options(recipe: str, base: Mapping[str, str]) -> list[str]:
 
 
 def _battle_rows(judgement: Judgement) -> list[tuple[str, Row]]:
-    """(file, row) for a battle; RowError if the recipes would reject a row."""
+    """(file, row) for a battle; raises RowError if the recipes would reject a row."""
     rows = []
     if judgement.verdict in (A, B):
         chosen, rejected = (0, 1) if judgement.verdict == A else (1, 0)
@@ -155,7 +155,7 @@ def _battle_rows(judgement: Judgement) -> list[tuple[str, Row]]:
 
 
 def _ranking_rows(judgement: Judgement) -> list[tuple[str, Row]]:
-    """(file, row) for a ranking; RowError if the recipes would reject the whole ranking."""
+    """(file, row) for a ranking; raises RowError if the recipes would reject the whole ranking."""
     assert judgement.ranks is not None
     row = _ranked_row(judgement, judgement.ranks)
     ranked = read_ranked(row)

@@ -98,7 +98,7 @@ def complete_judgement(
 
 
 def reveal(judgement: Judgement) -> str:
-    """The message shown after a judgement is stored: which checkpoint gave which answer."""
+    """The message after a judgement is stored, which names the checkpoint of each answer."""
     names = [reply.name for reply in judgement.replies]
     if judgement.kind == BATTLE:
         verdict = VERDICT_LABELS[str(judgement.verdict)]
@@ -158,7 +158,7 @@ def _ranks(value: object, k: int) -> tuple[int, ...]:
 def _likert(value: object, k: int) -> tuple[int | None, ...] | None:
     if value is None:
         return None
-    expected = f"quality is a number from 1 to 7 or None for each of the {k} answers"
+    expected = f"quality must be a number from 1 to 7 or None for each of the {k} answers"
     grades = _per_reply(value, k, lambda g: g is None or (type(g) is int and g in LIKERT), expected)
     return tuple(grades) if any(grades) else None
 
@@ -166,7 +166,7 @@ def _likert(value: object, k: int) -> tuple[int | None, ...] | None:
 def _flags(value: object, k: int) -> tuple[tuple[str, ...], ...] | None:
     if value is None:
         return None
-    expected = f"flags are a list for each of the {k} answers, with names from {', '.join(FLAGS)}"
+    expected = f"flags must be a list for each of the {k} answers, of {', '.join(FLAGS)}"
     lists = _per_reply(
         value,
         k,
@@ -178,7 +178,7 @@ def _flags(value: object, k: int) -> tuple[tuple[str, ...], ...] | None:
 
 
 def _per_reply(value: object, k: int, valid: Callable[[Any], bool], expected: str) -> list[Any]:
-    """A list with one valid item per reply."""
+    """The value if it is a list with one valid item per reply; otherwise raises ConfigError."""
     items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
     if len(items) != k or not all(map(valid, items)):
         raise ConfigError(f"{expected}, not {value!r:.60}")

@@ -36,11 +36,11 @@ class Standing:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far labelers agree.
+    """The agreement of labelers.
 
-    `units` are pairs of checkpoints on one prompt with several labelers, `pairs` the pairs of
-    labelers on them, `share` the share of pairs with the same verdict. `alpha` is Krippendorff's α:
-    1 is full agreement, 0 is chance; None if all verdicts are equal.
+    A unit is a pair of checkpoints on one prompt that several labelers judged; `units` is their number.
+    `pairs` is the number of pairs of labelers in all units, `share` the share of pairs with equal verdicts.
+    `alpha` is Krippendorff's α: 1 is full agreement, 0 is chance; None if all verdicts are equal.
     """
 
     units: int
@@ -51,7 +51,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Board:
-    """Standings, best first, unrated checkpoints last; the tables have the same order.
+    """The standings, from best to worst, then unrated checkpoints; the tables have the same order.
 
     `wins` `(N, N)` counts the row's wins over the column (ties half) among `comparisons` `(N, N)`.
     """
@@ -65,9 +65,9 @@ class Board:
 def leaderboard(judgements: Sequence[Judgement]) -> Board:
     """Rate every checkpoint that was compared with another.
 
-    A checkpoint is identified by its name and its weights: after a new training under the old name
-    it is another checkpoint. Skipped battles do not count; "both bad" counts as a tie. Votes on
-    Compare do not count, because the labeler saw the names.
+    A checkpoint is identified by its name and its weights: a new run under an old name is another
+    checkpoint. Skipped battles do not count; "both bad" counts as a tie. Votes on Compare do not count,
+    because the labeler saw the names.
     """
     counted = [j for j in judgements if j.verdict != SKIP and NAMED not in j.sampling]
     prompts: dict[Hashable, int] = {}
@@ -96,7 +96,7 @@ def leaderboard(judgements: Sequence[Judgement]) -> Board:
 
 
 def agreement(verdicts: Mapping[Hashable, Sequence[str]]) -> Agreement | None:
-    """Agreement over units with one verdict per labeler.
+    """The labelers' agreement over units; a unit has one verdict per labeler.
 
     Args:
         verdicts: unit -> verdicts of different labelers; units with fewer than two are ignored.
@@ -146,7 +146,7 @@ def _standings(orders: Sequence[Order], names: Sequence[str], comparisons: Ints)
 
 
 def _largest_group(comparisons: Ints) -> set[int]:
-    """The largest group of checkpoints that votes connect, directly or through others."""
+    """The largest group of checkpoints that are connected by votes, directly or indirectly."""
     groups: list[set[int]] = []
     left = set(range(len(comparisons)))
     while left:
@@ -193,10 +193,10 @@ def _verdicts_by_unit(
 def _pair_verdicts(
     players: tuple[int, ...], ranks: tuple[int, ...], both_bad: bool, *, keys: Sequence[Key]
 ) -> list[tuple[tuple[int, int], str]]:
-    """The verdict of one judgement on every two checkpoints, independent of the display order.
+    """One judgement's verdict on each pair of checkpoints, independent of the display order.
 
-    A checkpoint may have several answers in a ranking. The ranking prefers the checkpoint that wins
-    more pairs of their answers.
+    A checkpoint may have several answers in a ranking. Of two checkpoints, the ranking prefers the one that
+    wins more pairs of their answers.
     """
     answers = list(zip(players, ranks, strict=True))
     verdicts = []

@@ -1,4 +1,4 @@
-"""A vote on Compare, where the labeler sees the checkpoints' names."""
+"""Votes on Compare, where the labeler sees the checkpoints' names."""
 
 import hashlib
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ from toolkit.errors import ConfigError
 
 
 def named_vote(chat: Chat, best: str | None, base: Mapping[str, str]) -> Judgement:
-    """The judgement that one answer to the last turn is better than the others, or that all tie.
+    """A judgement that one answer to the last turn is better than all others, or that all tie.
 
-    Two answers give a battle, more give a ranking in which the others share the second place.
+    Two answers give a battle; more answers give a ranking in which the others share the second place.
 
     Args:
         best: the checkpoint's id, or None for a tie.
         base: the base's fingerprint.
 
-    Raises: ConfigError if the answers have different conversations before them, or are not complete.
+    Raises: ConfigError if the answers follow different conversations or are not complete.
     """
     answers, sampling = list(chat.answers.values()), chat.turns[-1].sampling if chat.turns else None
     if not chat.votable or sampling is None:
@@ -39,7 +39,7 @@ def named_vote(chat: Chat, best: str | None, base: Mapping[str, str]) -> Judgeme
         )
     places = [1 if best in (None, answer.checkpoint) else 2 for answer in answers]
     if best is not None and 1 not in places:
-        raise ConfigError("this answer is no longer on the page; ask again")
+        raise ConfigError("this answer is no longer on the page; send the question again")
     settings = {k: float(v) for k, v in asdict(sampling).items() if k != "seed"}
     pending = Judgement(
         id="",

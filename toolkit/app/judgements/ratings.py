@@ -1,9 +1,9 @@
 """Ratings from battles and rankings with the Plackett-Luce model; for two answers it is Bradley-Terry.
 
-A checkpoint has a strength θ in nats of log-odds: A beats B with probability σ(θ_A − θ_B). For a
-ranking, the best answer is drawn from all answers with probability ∝ exp θ, the next one from the
-remaining answers, and so on. Tied answers count as every order of them in equal shares; two tied
-answers are half a win for each. A normal prior on θ keeps the strength of an unbeaten checkpoint finite.
+A checkpoint has a strength θ in nats of log-odds: A beats B with probability σ(θ_A − θ_B). For a ranking,
+the best answer is drawn from all answers with probability ∝ exp θ, the next one from the remaining answers,
+and so on. Tied answers count as all their orders in equal shares; two tied answers are half a win for each.
+A normal prior on θ keeps the strength of an unbeaten checkpoint finite.
 
 Bradley & Terry 1952; Plackett 1975; Caron & Doucet 2012, arXiv:1011.1761 (with a prior).
 """
@@ -33,7 +33,7 @@ TOLERANCE = 1e-8  # nats of log-posterior that one more Newton step would gain
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One judgement as an order: `players` `(K,)` gave the answers, `ranks` `(K,)` are theirs (1 is best).
+    """One judgement as an order: the answers' `players` `(K,)` and `ranks` `(K,)`; 1 is best.
 
     Players are indices; a player may appear several times.
     """
@@ -59,7 +59,7 @@ class Votes:
     set_of: Ints
 
     def resampled(self, times: Floats) -> tuple[Floats, Floats]:
-        """Wins `(N,)` and set weights `(S,)` if prompt p is counted `times[p]` times, `(P,)`."""
+        """Wins `(N,)` and set weights `(S,)` if prompt p counts `times[p]` times; `times` is `(P,)`."""
         weights = self.weights * times[self.prompt_of]
         summed = np.bincount(self.set_of, weights=weights, minlength=len(self.counts))
         return times @ self.wins, summed.astype(np.float64)
@@ -100,8 +100,8 @@ def collect(orders: Sequence[Order], players: int) -> Votes:
 def _draws(players: tuple[int, ...], ranks: tuple[int, ...]) -> list[tuple[tuple[int, ...], float]]:
     """The sets that the answers of an order were drawn from, best first, each with its weight.
 
-    All m! orders of m tied answers count equally. So before the (t+1)-th of them is drawn, any t of
-    them may be gone: C(m, t) sets of weight 1 / C(m, t).
+    All m! orders of m tied answers count equally. So before the (t+1)-th of them is drawn, any t of them
+    may have been drawn: C(m, t) sets of weight 1 / C(m, t).
     """
     draws: list[tuple[tuple[int, ...], float]] = []
     for rank in sorted(set(ranks)):
@@ -192,10 +192,10 @@ def intervals(
 def resampled_strengths(
     votes: Votes, times: Floats, *, prior_sd: float, start: Floats
 ) -> list[Floats]:
-    """`strengths` `(N,)` for each row of `times` `(R, P)`, computed for all rows together.
+    """The `strengths` `(R, N)` for all rows of `times` `(R, P)`, computed together.
 
-    Every row uses the curvature at `start`, which a resample's own curvature is close to. A row with
-    too few prompts for that does not converge and is computed with `strengths`.
+    All rows use the curvature at `start`, because a resample's own curvature is close to it. If a row does
+    not converge, because it has too few prompts, it is computed with `strengths`.
 
     Args:
         start: `(N,)`, the strengths if every prompt counts once.
@@ -223,14 +223,14 @@ def resampled_strengths(
 
 
 def points(nats: Floats) -> Floats:
-    """Strengths on an Elo-like scale: the mean is 1000, and 400 points more are odds of 10 to 1."""
+    """Strengths on an Elo-like scale: the mean is 1000; a lead of 400 points means odds of 10 to 1."""
     return MEAN_POINTS + POINTS * nats
 
 
 def pair_table(orders: Sequence[Order], players: int) -> tuple[Floats, Ints]:
-    """Wins of the row over the column `(N, N)`, ties half, and comparisons of the two `(N, N)`.
+    """Two tables `(N, N)`: wins of the row over the column (ties are half), and comparisons of the two.
 
-    A ranking compares every two of its answers that come from different checkpoints.
+    A ranking compares each pair of its answers that come from different checkpoints.
     """
     wins, comparisons = np.zeros((players, players)), np.zeros((players, players), dtype=np.int64)
     distinct = Counter((order.players, order.ranks) for order in orders)

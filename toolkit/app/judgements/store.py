@@ -82,11 +82,11 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open the file, or create it if it does not exist.
 
-        If the file is not writable, `problem` contains the reason: reading works, `add` raises. The
-        same holds while the disk is full; `add` works again once there is space.
+        If the file is not writable, `problem` contains the reason; reading works, but `add` raises an
+        error. The same is true while the disk is full; `add` works again once there is space.
 
-        Raises: DatasetError if the file is damaged, belongs to another program or to a later
-            version. The file is not modified then.
+        Raises: DatasetError if the file is damaged or belongs to another program or a later version. Then
+            the file is not modified.
         """
         self.path = path
         self.problem = None if _writable(path) else READ_ONLY.format(path=path)
@@ -99,8 +99,8 @@ class Store:
         """Store a judgement; it is on the disk when this returns.
 
         Returns: False if the same judgement is already stored.
-        Raises: ConfigError if its id is stored with another verdict, DatasetError if the file cannot
-            be written. The judgement is not stored then.
+        Raises: ConfigError if the id is already stored with another verdict; DatasetError if the file
+            cannot be written. Then the judgement is not stored.
         """
         if self.problem is not None:
             raise DatasetError(self.problem)
@@ -204,7 +204,7 @@ class Store:
             raise self._damaged(check)
         if application != APPLICATION and tables:
             raise DatasetError(
-                f"{self.path}: a database of another program, without judgements; choose another file"
+                f"{self.path}: it is a database of another program; choose another file"
             )
         if version > VERSION:
             raise DatasetError(
@@ -243,7 +243,7 @@ class Store:
                 db.close()  # rolls back what was not committed
 
     def _reader(self, stack: ExitStack) -> sqlite3.Connection:
-        """A connection that reads, also where SQLite cannot write its files beside the database."""
+        """A connection for reading, which works even if SQLite cannot write files beside the database."""
         db = sqlite3.connect(":memory:") if self._is_missing() else self._connect()
         try:
             return _with_table(db)
@@ -307,7 +307,7 @@ def _with_table(db: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def _enable_wal(db: sqlite3.Connection) -> None:
-    """Enable WAL mode, retrying: SQLite's timeout does not cover two processes that do so at once."""
+    """Enable WAL mode with retries: SQLite's timeout does not cover two processes doing it at once."""
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:

@@ -1,1 +1,1 @@
-"""The web server: launch, middleware, the page's script, and a smoke test."""
+"""The web server: launch, middleware, the page's scripts, and a smoke test."""

@@ -16,11 +16,11 @@ def plain_html(text: str) -> str:
 
 
 def markdown_html(text: str) -> str:
-    """Markdown as HTML, with code blocks, lists and tables; nothing in it loads, links or runs."""
+    """Markdown as HTML with code blocks, lists and tables; it has no links or scripts and loads nothing."""
     return f'<div class="markdown">{_MARKDOWN.render(text).strip()}</div>'
 
 
 def numbers_html(line: str, details: str) -> str:
-    """A line that a click opens to show the details."""
+    """A line of numbers; a click on it shows the details."""
     summary = f"<summary>{plain_html(line)}</summary>"
     return f'<details class="numbers">{summary}{plain_html(details)}</details>'

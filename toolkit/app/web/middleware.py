@@ -1,4 +1,4 @@
-"""ASGI middleware: security headers, a limit on request bodies, and a throttle on wrong logins."""
+"""ASGI middleware: security headers, a size limit for request bodies, and a limit on wrong logins."""
 
 import time
 from collections import deque

@@ -1,7 +1,7 @@
-"""ASGI middleware that refuses requests of other web pages, and routes that the app does not use.
+"""ASGI middleware that rejects requests from other web pages, and routes that the app does not use.
 
 A browser lets any page send simple requests to the app, also to a port of the same machine, and Gradio
-grants pages of other local ports to read the answers. This middleware stands before Gradio's own.
+allows pages of other local ports to read the answers. This middleware runs before Gradio's own.
 """
 
 from collections.abc import AsyncIterator
@@ -21,13 +21,13 @@ USED = (
 
 
 class SameOrigin:
-    """Rejects requests of other web pages and of unused routes with status 403, before the body is read."""
+    """Rejects requests from other web pages, or to unused routes, with status 403, before their body."""
 
     def __init__(self, app: App) -> None:
         self.app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Handle a request. A program that is no browser sends none of the headers, and passes."""
+        """Handle a request. Programs other than browsers do not send these headers and are accepted."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
@@ -44,14 +44,14 @@ class SameOrigin:
 async def outermost(app: Any) -> AsyncIterator[None]:
     """A lifespan that puts `SameOrigin` before all other middleware, also before Gradio's CORS headers.
 
-    Starlette has built the stack when it starts, and serves no request before.
+    Starlette builds the middleware stack before the lifespan starts, and serves no request before that.
     """
     app.middleware_stack = SecurityHeaders(SameOrigin(app.middleware_stack))
     yield
 
 
 def _refusal(scope: Message) -> str | None:
-    """Why a request is refused, or None."""
+    """Why a request is rejected, or None."""
     path: str = scope["path"]
     if path.startswith(API):
         route, _, argument = path.removeprefix(API).replace("=", "/", 1).partition("/")

@@ -41,7 +41,7 @@ HINTS: Mapping[str, str] = {
 
 
 def hint_key(label: str) -> str:
-    """A label without numbers, brackets and arrows: its key in `HINTS`."""
+    """A button's label without numbers, brackets and arrows, which is its key in `HINTS`."""
     return " ".join(re.sub(r"\([^)]*\)|[0-9]+|[▼▲◀]", "", label).split())
 
 

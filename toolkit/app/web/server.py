@@ -23,7 +23,7 @@ def serve(
         host: the address to listen on.
         port: a free port.
         login: user name and password, or None.
-        host_names: the host names that requests may use; "*" is any.
+        host_names: the host names that requests may use; "*" allows any name.
 
     Returns: the URL.
     """
@@ -72,7 +72,7 @@ def free_port() -> int:
 
 
 def require_free(host: str, port: int) -> None:
-    """Check the address before the base is loaded.
+    """Check that the address is free, before the base is loaded.
 
     Raises: ConfigError if this machine does not have the address or the port is in use.
     """

@@ -1,4 +1,4 @@
-"""One question through the running page, as a test of the whole app."""
+"""Sends one question through the running page, as a test of the whole app."""
 
 import html
 import re
