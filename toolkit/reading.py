@@ -1,7 +1,7 @@
-"""Read JSON and YAML that somebody else wrote, within bounds of size, depth and numbers.
+"""Read untrusted JSON and YAML, with limits for size, depth and the length of numbers.
 
-A few bytes can stand for gigabytes: a sparse file, an alias of an alias, or a number that takes minutes
-to print. Everything here reads regular files only, so that a pipe does not block.
+A few bytes can stand for gigabytes: a sparse file, an alias of an alias, or a number that takes minutes to
+print. All functions read only regular files, because a pipe could block.
 """
 
 import json
@@ -23,7 +23,7 @@ MAX_DIGITS = 40  # a tokenizer's `model_max_length` has 31
 def read_bytes(file: Path, *, at_most: int = MAX_BYTES) -> bytes:
     """The content of a regular file.
 
-    Raises: OSError if it cannot be read, ValueError if it is larger than `at_most` bytes or no file.
+    Raises: OSError if it cannot be read, ValueError if it is too large or not a regular file.
     """
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as stream:
@@ -37,7 +37,7 @@ def read_bytes(file: Path, *, at_most: int = MAX_BYTES) -> bytes:
 
 
 def read_text(file: Path, *, at_most: int = MAX_BYTES) -> str:
-    """The text of a UTF-8 file. Raises: as `read_bytes`; ValueError if it is not UTF-8."""
+    """The text of a UTF-8 file; raises the errors of `read_bytes`, and ValueError for other text."""
     return read_bytes(file, at_most=at_most).decode("utf-8")
 
 
@@ -47,7 +47,7 @@ def read_json(file: Path, *, at_most: int = MAX_BYTES) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value in a JSON text. Raises: ValueError for invalid JSON, or beyond the bounds."""
+    """The value in a JSON text; raises ValueError for invalid JSON and above the limits."""
     try:
         value = json.loads(text, parse_int=_whole_number)
     except RecursionError as error:
@@ -57,9 +57,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value in a YAML text; tags that create Python objects are errors, and so are repeated keys.
+    """The value in a YAML text; repeated keys, and tags that create Python objects, are errors.
 
-    Raises: ValueError for invalid YAML, or beyond the bounds.
+    Raises: ValueError for invalid YAML and above the limits.
     """
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"it is larger than {MAX_YAML_BYTES >> 10} KiB")
@@ -77,7 +77,7 @@ def parse_yaml(text: str) -> Any:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader with an error for a repeated key, of which it would silently take the last."""
+    """YAML's safe loader, with an error for a repeated key instead of silently using the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         known: set[str] = set()
@@ -89,9 +89,9 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _check_bounds(root: Any, children: Callable[[Any], Iterable[Any]], *, most: int) -> None:
-    """Raises: ValueError for a tree that is too deep, or has more than `most` values.
+    """Raise ValueError for a tree that is too deep or has more than `most` values.
 
-    A part that several aliases share counts once for each.
+    A part that several aliases share counts once per alias.
     """
     level, count = [root], 0
     for _ in range(MAX_DEPTH):
@@ -134,4 +134,4 @@ def _whole_number(digits: str) -> int:
 
 def _check_digits(digits: str) -> None:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number has {len(digits)} digits, at most {MAX_DIGITS} are read")
+        raise ValueError(f"a number has {len(digits)} digits, but at most {MAX_DIGITS} are allowed")

@@ -1,7 +1,7 @@
-"""Commands and recipes: what a file in `recipes/` declares, and how a name finds its file.
+"""Commands and recipes: what a file in `recipes/` declares, and how a command's file is found.
 
-The folder of the recipes is the only registry. `TOOLKIT_RECIPES` names further folders, so that a
-recipe of your own is one file and needs no edit here.
+The folder of the recipes is the only registry. `TOOLKIT_RECIPES` names further folders, so that you can add
+a recipe as one file without an edit here.
 """
 
 import importlib.util
@@ -69,10 +69,10 @@ class Command(_Named):
     Args:
         name: the name of the file without `.py`.
         doc: the help text, usually the file's docstring.
-        run: called with one instance of each argument class; without `arguments`, with the words of
-            the command line, and returns the exit code.
-        arguments: the argument classes; a function, because they import heavy libraries.
-        is_stage: pipelines may call it.
+        run: called with one instance of each argument class. If `arguments` is None, it gets the words of
+            the command line and returns the exit code.
+        arguments: returns the argument classes; a function, because importing them loads heavy libraries.
+        is_stage: a pipeline may have it as a stage.
         takes_timings: a pipeline passes the seconds of the earlier stages as `--timings`.
     """
 
@@ -93,20 +93,20 @@ class Recipe(_Named):
     Args:
         name: the name of the file without `.py`.
         doc: the help text, usually the file's docstring.
-        rows: the kind of rows it trains on (docs/data.md).
-        arguments: the trainer's config class and the recipe's own argument class; a function,
-            because they import heavy libraries.
-        build: makes the trainer from a `toolkit.training.Training`, which loads rows and models. The
-            shared function checks the requirements before, and trains and saves afterwards.
-        requirements: further checks before anything is loaded. Gets the options and what earlier
-            stages of a pipeline will write (directory -> stage); returns the resolved options.
+        rows: the kind of rows that it trains on (docs/data.md).
+        arguments: returns the trainer's config class and the recipe's own argument class; a function,
+            because importing them loads heavy libraries.
+        build: makes the trainer from a `toolkit.training.Training`, which loads rows and models. The shared
+            function checks the requirements before this call, and trains and saves after it.
+        requirements: further checks before anything is loaded. It gets the options and the directories that
+            earlier pipeline stages will write (directory -> stage), and returns the resolved options.
         save: writes files and returns results for run.json; default: writes adapter and tokenizer.
-        fit: replaces build, train and save, for a recipe that trains several models in one run.
-        holds: what a finished run directory holds.
+        fit: replaces `build`, training and `save` if a recipe trains several models in one run.
+        holds: what a finished run directory holds, in words.
         needs_parent: `parent` is required.
-        takes_texts: plain text rows without a prompt are accepted, too.
+        takes_texts: whether plain text rows without a prompt are also accepted.
         drops_long_rows: rows longer than `max_length` are left out; default: truncated.
-        streams: `dataset_streaming` works; else `not_streamed` is the reason why not.
+        streams: whether `dataset_streaming` works; if not, `not_streamed` is the reason.
     """
 
     rows: Kind
@@ -124,11 +124,11 @@ class Recipe(_Named):
 
     @property
     def is_supervised(self) -> bool:
-        """Whether it trains on demonstrations; later stages are compared with its policy."""
+        """Whether the recipe trains on demonstrations; its policy is then the reference of later stages."""
         return self.rows == "prompt-completion" and self.holds == "policy"
 
     def argument_classes(self) -> tuple[type, ...]:
-        """The classes of `Options`, in that order."""
+        """The argument classes, in the order of the fields of `Options`."""
         from trl import DatasetMixtureConfig, ScriptArguments
 
         from toolkit.models.arguments import ModelArguments
@@ -138,7 +138,7 @@ class Recipe(_Named):
         return ScriptArguments, config, ModelArguments, DatasetMixtureConfig, own
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the name, because the functions are in a file that cannot be imported by name."""
+        """Pickle only the name, because the functions are in a file that cannot be imported by name."""
         return find_recipe, (self.name,)
 
 
@@ -148,8 +148,8 @@ AnyCommand = Command | Recipe
 def files() -> dict[str, Path]:
     """The file of each command by name: the shipped ones, then those of `TOOLKIT_RECIPES`.
 
-    If several files have the same name, the first is used. Files whose name is no Python identifier
-    or starts with `_` are ignored.
+    If several files have the same name, the first is used. A file is ignored if its name starts with `_` or
+    is not a Python identifier.
 
     Raises: ConfigError for a folder that does not exist.
     """
@@ -166,7 +166,7 @@ def files() -> dict[str, Path]:
 
 
 def commands() -> dict[str, AnyCommand]:
-    """Every command by name, the app included; a file that cannot be used is reported and left out."""
+    """All commands by name, including the app; a file that cannot be used is reported and left out."""
     loaded: dict[str, AnyCommand] = {}
     for name, file in files().items():
         try:
@@ -177,12 +177,12 @@ def commands() -> dict[str, AnyCommand]:
 
 
 def recipes() -> dict[str, Recipe]:
-    """Every training recipe by name."""
+    """All training recipes by name."""
     return {name: command for name, command in commands().items() if isinstance(command, Recipe)}
 
 
 def find(name: str) -> AnyCommand | None:
-    """The command of this name, or None.
+    """The command with this name, or None.
 
     Raises: ConfigError for a file that cannot be imported or defines no command.
     """
@@ -191,7 +191,7 @@ def find(name: str) -> AnyCommand | None:
 
 
 def find_recipe(name: str) -> Recipe:
-    """The training recipe of this name.
+    """The training recipe with this name.
 
     Raises: ConfigError if no training recipe has this name.
     """
@@ -202,7 +202,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def holds(run: Run) -> Holds:
-    """What a run directory holds; if its recipe is unknown, its files decide."""
+    """What a run directory holds, from its recipe or, if the recipe is unknown, from its files."""
     if run.recipe == ENSEMBLE:
         return "ensemble"
     command = _known(run)
@@ -220,7 +220,7 @@ def is_supervised(run: Run) -> bool:
 
 
 def _known(run: Run) -> AnyCommand | None:
-    """The command that wrote a run, or None where it is missing or broken."""
+    """The command that wrote a run; None if the command is missing or cannot be imported."""
     try:
         return find(run.recipe)
     except ConfigError:
@@ -231,14 +231,14 @@ _loaded: dict[Path, AnyCommand] = {}
 
 
 def _load(file: Path) -> AnyCommand:
-    """The command that a file defines; a file is imported once."""
+    """The command that a file defines; each file is imported only once."""
     file = file.resolve()
     if file not in _loaded:
         module = _import(file)
         command = getattr(module, "RECIPE", None) or getattr(module, "COMMAND", None)
         if not isinstance(command, Command | Recipe) or command.name != file.stem:
             raise ConfigError(
-                f"{file}: expected RECIPE or COMMAND with the name {file.stem!r}, got {command!r}"
+                f"{file}: must define RECIPE or COMMAND with the name {file.stem!r}, got {command!r}"
             )
         _loaded[file] = command
     return _loaded[file]
@@ -260,7 +260,7 @@ def _import(file: Path) -> ModuleType:
 
 
 def with_words(command: AnyCommand, words: Sequence[str]) -> list[str]:
-    """The command line that runs a command in a process of its own.
+    """The command line that runs a command in its own process.
 
     `-P` keeps the working directory off the import path: a file there must not replace a library.
     """

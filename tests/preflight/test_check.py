@@ -80,7 +80,10 @@ def test_evaluation_without_test_split_raises(recipe, tiny_base, sft_run, tmp_pa
     file.write_text(json.dumps(row) + "\n", encoding="utf-8")
     words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", *EVALUATED]
     words += ["--dataset_name", file, *(["--parent", sft_run] if recipe != "sft" else [])]
-    stage, message = stage_of(recipe, *words), "there is no test split: set `test_split_size`"
+    stage, message = (
+        stage_of(recipe, *words),
+        "the dataset has no test split: set `test_split_size`",
+    )
     with pytest.raises(ConfigError, match=message):
         check_stage(stage)
     with pytest.raises(ConfigError, match=message):
@@ -102,7 +105,7 @@ def test_rows_without_end_or_beyond_context_are_reported(tiny_base):
         vocab_size, max_position_embeddings = 100, 2
 
     check_tokens(tokenizer, rows, [2] * 300 + [3], collator, Config, findings)
-    assert any("has a loss in none of the first 3 rows" in line for line in findings.warnings)
+    assert any("has no loss in the first 3 rows" in line for line in findings.warnings)
     assert any("100 embeddings" in line for line in findings.errors)
     long = "1 of 301 rows are longer than the base's context of 2 tokens"
     assert any(long in line for line in findings.errors)
@@ -232,7 +235,7 @@ def test_check_without_prediction_reports_disk(
     words += ["--parent", sft_run, "--dataset_name", "world:comparisons"] if has_parent else []
     findings = check_stage(stage_of("dpo" if has_parent else "sft", *words))
     assert findings.errors == []
-    assert findings.warnings == ["memory is not predicted (an unknown model)"]
+    assert findings.warnings == ["memory cannot be predicted (an unknown model)"]
     assert any(f"checkpoints {line}" in note for note in findings.notes)
 
 

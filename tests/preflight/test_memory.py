@@ -204,7 +204,7 @@ def test_fresh_process_sees_no_gpu(monkeypatch):
     assert run_isolated(partial(os.getenv, "CUDA_VISIBLE_DEVICES"), fresh=True) == ""
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     assert run_isolated(os.getpid, fresh=True) != os.getpid()
-    with pytest.raises(ConfigError, match="does not start"):
+    with pytest.raises(ConfigError, match="could not be started"):
         run_isolated(lambda: 1, fresh=True)  # a lambda cannot be pickled
     monkeypatch.setattr("toolkit.preflight.isolated_process.IMPORTS_S", 0.0)
     with pytest.raises(ConfigError, match="given up after 0 s"):

@@ -51,7 +51,7 @@ def bad_options(tmp_path, sft_run, reward_run):
     return {
         "adapter options": ("dpo", ["--parent", sft_run, *new_rank], "would have no effect"),
         "unfinished parent": ("dpo", ["--parent", died], "is failed, not finished"),
-        "no adapter": ("sft", ["--use_peft", "false"], "only adapters are trained"),
+        "no adapter": ("sft", ["--use_peft", "false"], "only adapters can be trained"),
         "demonstrations": (
             "reward",
             ["--parent", sft_run, "--demonstrations", tmp_path / "no.jsonl"],
@@ -72,8 +72,8 @@ def bad_options(tmp_path, sft_run, reward_run):
             ["--per_device_train_batch_size", "0"],
             "`per_device_train_batch_size` must be at least 1, got 0",
         ),
-        "no epoch": ("sft", ["--num_train_epochs", "0"], "nothing would be trained"),
-        "a stream without an end": ("sft", STREAM, "`dataset_streaming` needs a `max_steps`"),
+        "no epoch": ("sft", ["--num_train_epochs", "0"], "raise it, or set `max_steps`"),
+        "a stream without an end": ("sft", STREAM, "`dataset_streaming` needs `max_steps`"),
         "a stream of rankings": (
             "reward",
             ["--parent", sft_run, "--max_steps", "2", *STREAM],
@@ -234,7 +234,7 @@ def test_later_stages_predict_adapter_of_first_stage(tiny_base, tmp_path, capsys
     assert load_check().check(file, [], None, None) == 0
     output = capsys.readouterr().out
     assert output.count("predicted peak") == 3
-    assert "not predicted" not in output
+    assert "cannot be predicted" not in output
 
 
 @pytest.mark.parametrize("recipe", ["evaluate", "label"])

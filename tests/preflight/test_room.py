@@ -51,7 +51,9 @@ def test_slow_search_for_largest_batch_keeps_prediction(tiny_base, tmp_path, cap
     words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", "--max_rows", 16]
     findings = check.check_stage(stage_of("sft", *words), gpu_memory_gb=8)
     assert (findings.errors, findings.warnings) == ([], [])
-    assert "the largest batch that fits is not known (given up after 300 s)" in findings.notes
+    assert (
+        "the largest batch that fits cannot be determined (given up after 300 s)" in findings.notes
+    )
     output = capsys.readouterr().out
     assert "predicted peak" in output
     assert "that fits" not in output

@@ -1,1 +1,1 @@
-"""Checks before training: the rows that a run will train on, and whether the run fits into memory."""
+"""Checks before training: the rows that a run would train on, and whether it fits into memory."""

@@ -46,9 +46,9 @@ SMALLER += ["response_length"]
 
 
 def check_stage(stage: Stage, *, gpu_memory_gb: float | None = None) -> Findings:
-    """Print all findings about a run; nothing is trained, written, or loaded on a GPU.
+    """Check a run and print all findings; nothing is trained, written, or loaded on a GPU.
 
-    Returns: the findings; with `errors` the run would fail.
+    Returns: the findings; if they contain `errors`, the run would fail.
     Raises: ToolkitError for data, a model or options that cannot be read.
     """
     findings = Findings()
@@ -61,7 +61,7 @@ def check_stage(stage: Stage, *, gpu_memory_gb: float | None = None) -> Findings
     dataset = stage.script.dataset_name
     if is_planned(dataset, stage.planned):
         findings.notes.append(
-            f"{dataset}: written by an earlier stage, so its rows are not checked"
+            f"{dataset}: an earlier stage will write it, so its rows are not checked"
         )
         rows = full_rows(stage, tokenizer)
         lengths = row_tokens(rows, stage.max_length)
@@ -95,7 +95,7 @@ def _trainer_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dat
         trainer = DryTraining(stage, tokenizer, table, layers=1).build()
     rows: Dataset = trainer.train_dataset
     if len(rows) == 0:
-        raise ConfigError("no row is left to train on: all are dropped or longer than the limit")
+        raise ConfigError("no row is left to train on: all were dropped or exceed `max_length`")
     if layout_of(rows.column_names) not in ("ranking", "prompt") and len(rows) != len(table):
         is_packed = getattr(stage.args, "packing", False)
         reason = "packed together" if is_packed else "rows without a loss are left out"
@@ -104,7 +104,7 @@ def _trainer_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Dat
 
 
 def full_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """One row of the greatest length, for rows that do not exist yet."""
+    """One row of the greatest possible length, for a dataset that does not exist yet."""
     length = stage.max_length or getattr(stage.args, "max_prompt_length", None) or NO_LIMIT_LENGTH
     trainer = DryTraining(stage, tokenizer, layers=1).build()
     toy_row = dict(trainer.train_dataset[0])
@@ -145,9 +145,9 @@ def _check_memory(
             peaks, largest = predict(stage, tokenizer, row, memory)
         except ToolkitError as error:  # for a large base each batch takes long
             peaks, largest = predict(stage, tokenizer, row, memory, always_largest=False)
-            findings.notes.append(f"the largest batch that fits is not known ({error})")
+            findings.notes.append(f"the largest batch that fits cannot be determined ({error})")
     except ToolkitError as error:  # a model of an unknown kind
-        findings.warnings.append(f"memory is not predicted ({error})")
+        findings.warnings.append(f"memory cannot be predicted ({error})")
         return None
     peak = max(peaks, key=lambda phase: phase.total)
     print(peak_line(peak, memory))
@@ -160,7 +160,7 @@ def _check_memory(
 
 
 def peak_line(peak: Peak, memory: Memory) -> str:
-    """The peak with its largest parts, and the device's memory."""
+    """One line with the peak, its largest parts, and the device's memory."""
     parts = sorted(peak.parts.items(), key=lambda part: -part[1])
     names = ", ".join(
         f"{PARTS.get(n, n)} {size(count)}" for n, count in parts[:SHOWN_PARTS] if count
@@ -171,7 +171,7 @@ def peak_line(peak: Peak, memory: Memory) -> str:
 
 
 def parts_table(peaks: Sequence[Peak]) -> list[str]:
-    """Lines of a table: parts by phases."""
+    """A table as lines: a row for each part, a column for each phase."""
     rows = [("", [peak.phase for peak in peaks])]
     for part in dict.fromkeys(name for peak in peaks for name in peak.parts):
         rows.append((PARTS.get(part, part), [size(peak.parts.get(part, 0)) for peak in peaks]))
@@ -181,7 +181,7 @@ def parts_table(peaks: Sequence[Peak]) -> list[str]:
 
 
 def too_large(args: Any, peak: Peak, memory: Memory, largest: int) -> str:
-    """The error for a run that does not fit, with the fix; `largest` batch that fits, 0 for none."""
+    """The error and fix for a run that does not fit; `largest` is the largest batch that fits, or 0."""
     line = f"{size(peak.total)} do not fit into {size(memory.total)}"
     if largest:
         return f"{line}; the largest `per_device_train_batch_size` that fits is {largest}"

@@ -1,4 +1,4 @@
-"""A dry run: the recipe's own trainer on fake tensors, its step run without weights to measure memory."""
+"""A dry run: a step of the recipe's own trainer on fake tensors, without weights, to measure memory."""
 
 import copy
 import dataclasses
@@ -69,7 +69,7 @@ class Peak:
 class DryTraining(Training):
     """A `Training` whose base, adapters and roles are fake tensors.
 
-    Runs that the recipe starts from are replaced by folders with an adapter's config and no weights.
+    The recipe's parents are replaced by folders that contain an adapter's config but no weights.
 
     Args:
         rows: the train split; default: two short rows, without demonstrations.
@@ -109,22 +109,22 @@ class DryTraining(Training):
             self.own = dataclasses.replace(self.own, **replaced)
 
     def build(self) -> Any:
-        """The recipe's own trainer.
+        """Build the recipe's own trainer.
 
-        Raises: ConfigError if its model does not come from `training`.
+        Raises: ConfigError if the trainer's model does not come from `training`.
         """
         with undisturbed(), fake_tensors(self.mode):
             trainer = self.recipe.build(self)
         if not any(isinstance(p, FakeTensor) for p in trainer.model.parameters()):
             raise ConfigError(
-                f"{self.recipe.name}: `build` did not take the trainer's model from its argument "
-                "`training`; use training.base, training.policy(), training.roles() or training.load_base()"
+                f"{self.recipe.name}: `build` must get the trainer's model from its argument `training`; "
+                "use training.base, training.policy(), training.roles() or training.load_base()"
             )
         return trainer
 
     @property
     def rows(self) -> Dataset:
-        """The training rows; for a stream its first ones."""
+        """The training rows; of a stream, the first rows."""
         return self.splits["train"]
 
     @property
@@ -151,7 +151,7 @@ class DryTraining(Training):
         return base
 
     def policy(self) -> Any:
-        """A new adapter of the parent's shape, trainable, on the base."""
+        """The base with a new trainable adapter of the parent's shape."""
         config = read_config(Path(str(self.parent)))
         if isinstance(config, HOOKED):
             config.inference_mode = False
@@ -173,7 +173,7 @@ class DryTraining(Training):
         return roles
 
     def adapter_config(self, run: str) -> PeftConfig:
-        """The config of a run's adapter; if the run does not exist yet, that of the policy's adapter."""
+        """The config of a run's adapter, or of the policy's adapter if the run does not exist yet."""
         parent, model = self.stage.starting_adapter()
         for folder in (run, parent):
             if folder is not None and has_adapter_config(folder):
@@ -181,7 +181,7 @@ class DryTraining(Training):
         return self.new_adapter_config(model)
 
     def new_adapter_config(self, model: Any) -> PeftConfig:
-        """The config of a new adapter, as it is saved: AdaLoRA as LoRA.
+        """The config of a new adapter in the form in which it is saved: AdaLoRA becomes LoRA.
 
         Raises: ConfigError without `use_peft`.
         """
@@ -208,7 +208,7 @@ class DryTraining(Training):
 
 
 class DryRun:
-    """A trainer's step on fake tensors: `compute_loss` and backward; `cuda` counts as on a GPU."""
+    """A trainer's step on fake tensors: `compute_loss` and backward. `cuda`: count as a GPU does."""
 
     def __init__(self, training: DryTraining, trainer: Any, *, cuda: bool) -> None:
         self.trainer, self.args, self.cuda = trainer, trainer.args, cuda
@@ -221,7 +221,7 @@ class DryRun:
         self.model.train()
 
     def peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
-        """The peak of every phase at a batch of this row, repeated."""
+        """The peak of every phase for a batch that repeats this row."""
         with undisturbed(), heads_as_on_cuda(self.cuda):
             return self._peaks(row, batch)
 
@@ -237,7 +237,7 @@ class DryRun:
         return [self._update(step)]
 
     def _update(self, step: Any) -> Peak:
-        """The peak of a forward and backward pass; a second one finds the gradients of the first."""
+        """The peak of forward and backward; with accumulation, earlier gradients exist at the same time."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         tracker = self._tracker()
         with tracker:
@@ -255,7 +255,7 @@ class DryRun:
     def _peak(
         self, phase: str, tracker: MemoryTracker, *, gradients: int = 0, **parts: int
     ) -> Peak:
-        """The tracker's peak, with what is held all the time; `parts` are among its activations."""
+        """The tracker's peak plus permanent memory; the tracker counts `parts` among the activations."""
         rest = tracker.at_peak[ACTIVATIONS] - gradients - sum(parts.values())
         tracked = {
             "gradients": gradients,
@@ -280,7 +280,7 @@ class DryRun:
 
 
 def dry_run(training: DryTraining, *, cuda: bool = False) -> DryRun:
-    """Build a dry training's trainer, ready to run its step.
+    """Build the trainer of a dry training, ready to run a step.
 
     Raises: ConfigError as `DryTraining.build`.
     """
@@ -292,7 +292,7 @@ def dry_run(training: DryTraining, *, cuda: bool = False) -> DryRun:
 
 
 def _state_bytes(parameter: Tensor, optimizer: str) -> int:
-    """Bytes of the optimizer's state of a parameter: Adam has two numbers."""
+    """Bytes of the optimizer's state for a parameter: Adam stores two numbers per weight."""
     if "adafactor" in optimizer or optimizer in ("sgd", "lomo"):
         return 0
     size = parameter.numel()
@@ -303,7 +303,7 @@ def _state_bytes(parameter: Tensor, optimizer: str) -> int:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Restore the state of the random generators afterwards; show no progress bars."""
+    """Hide progress bars inside the block; restore the random generators after it."""
     states, bars = (random.getstate(), np.random.get_state()), shows_progress()
     disable_progress_bar()
     try:
@@ -320,8 +320,8 @@ def undisturbed() -> Iterator[None]:
 def heads_as_on_cuda(cuda: bool) -> Iterator[None]:
     """With `cuda`, run language-model heads as on a GPU.
 
-    TRL's fused head then computes only tokens with a label, without copies of a tile of logits, and
-    sums products in float32 without copies of the factors. Ours computes larger slices.
+    TRL's fused head then computes only tokens with a label, without copies of a tile of logits, and sums
+    products in float32 without copies of the factors. Our chunked head uses larger slices.
     """
     if not cuda:
         yield

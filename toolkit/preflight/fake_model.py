@@ -30,13 +30,13 @@ BLOCK, NESTED_BLOCK = 64, 256  # weights per scale of a 4-bit layer, and scales 
 
 
 def new_fake_mode() -> FakeTensorMode:
-    """The mode that fake tensors belong to; token ids and masks may be real."""
+    """A mode for fake tensors that allows real token ids and masks."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @contextmanager
 def fake_tensors(mode: FakeTensorMode) -> Iterator[None]:
-    """Inside the block new tensors are fake, and modules of fake tensors can be converted and copied.
+    """Inside the block, new tensors are fake, and modules with fake tensors can be converted and copied.
 
     `Module.to` swaps a tensor with its conversion, which fake tensors do not allow. PyTorch's own deep
     copy of a fake tensor, which PEFT makes of a score layer, reads its data and damages the memory of
@@ -119,7 +119,7 @@ def fake_base(
 
 
 class UntrainedRoles(Roles):
-    """Roles whose `attach` creates new weights of the shapes that a folder's adapter has.
+    """Roles whose `attach` creates new weights in the shapes of a folder's adapter.
 
     Only `adapter_config.json` is read.
     """
@@ -133,7 +133,7 @@ class UntrainedRoles(Roles):
         head: bool = False,
         any_precision: bool = False,
     ) -> None:
-        """Create the adapter, and, if `head` is set, its head."""
+        """Create the adapter and, if `head` is set, its head."""
         self._add(name, read_config(Path(folder)), trainable=trainable)
         if head:
             size = self.base.config.get_text_config().hidden_size
@@ -141,14 +141,14 @@ class UntrainedRoles(Roles):
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers; tied ones count once."""
+    """Bytes of a module's parameters and buffers; tied tensors count once."""
     tensors = [*module.parameters(), *module.buffers()]
     sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
     return sum(sizes.values())
 
 
 def _quantize(base: PreTrainedModel, model: ModelArguments) -> None:
-    """Replace every linear layer except the heads by one with the bytes of a quantized layer."""
+    """Replace each linear layer except the heads by a layer with the size of a quantized one."""
     kept = {"lm_head", "score"} | {
         name for name, m in base.named_modules() if m is base.get_output_embeddings()
     }
@@ -199,7 +199,7 @@ class _Quantized(nn.Linear):
 
 
 def _new_linear4bit() -> Any:
-    """A layer that PEFT takes for bitsandbytes' 4-bit layer, so that PEFT uses its LoRA for 4 bit."""
+    """A layer that PEFT treats as bitsandbytes' 4-bit layer, so that it uses its 4-bit LoRA."""
     import bitsandbytes as bnb
 
     class Linear4bit(_Quantized, bnb.nn.Linear4bit):  # type: ignore[misc]
@@ -210,7 +210,7 @@ def _new_linear4bit() -> Any:
 
 
 class _UnpackedProduct(torch.autograd.Function):
-    """x · Wᵀ; W exists only inside forward and inside backward, and x is not kept."""
+    """x · Wᵀ; the unpacked W exists only during forward and during backward, and x is not kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:

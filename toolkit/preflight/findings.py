@@ -26,7 +26,7 @@ SMALL_FILES = 20 << 20  # bytes of a checkpoint's other files: tokenizer, state,
 
 @dataclass
 class Findings:
-    """Lines of the report. A run with `errors` would fail."""
+    """The lines of the report; a run with `errors` would fail."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -34,11 +34,11 @@ class Findings:
 
 
 def check_adapters(stage: Stage, tokenizer: PreTrainedTokenizerBase, findings: Findings) -> None:
-    """Check that parent and reward models are complete adapters of this base."""
+    """Check that the parent and the reward models are complete adapters of this base."""
     base = None
     for run in filter(None, [stage.parent, *stage.rewards]):
         if is_planned(run, stage.planned) or is_planned(str(Path(run).parent), stage.planned):
-            findings.notes.append(f"{run}: written by an earlier stage, not checked")
+            findings.notes.append(f"{run}: an earlier stage will write it, so it is not checked")
             continue
         try:
             read_adapter(Path(run))
@@ -60,7 +60,7 @@ def check_tokens(
 ) -> None:
     """Check pad, EOS and BOS, and whether tokens and lengths fit the base.
 
-    `rows` and `collator` are the trainer's; `lengths` are tokens; `config` is the base's text config.
+    `rows` and `collator` are the trainer's; `lengths` are in tokens; `config` is the base's text config.
     """
     pad, eos, layout = tokenizer.pad_token, tokenizer.eos_token, layout_of(rows.column_names)
     same = " (the same token; masks come from lengths, so EOS has a loss)" if pad == eos else ""
@@ -108,7 +108,7 @@ def _check_end(
         ended += int((labels == tokenizer.eos_token_id).any())
     if ended == 0:
         findings.warnings.append(
-            f"EOS {tokenizer.eos_token!r} has a loss in none of the first {len(rows)} rows, so answers "
+            f"EOS {tokenizer.eos_token!r} has no loss in the first {len(rows)} rows, so answers "
             "may not stop; raise `max_length`, or put the end of the turn into {% generation %}"
         )
     else:
@@ -138,10 +138,10 @@ def stored_parts(stage: Stage) -> dict[str, int] | None:
 def check_disk(
     stage: Stage, parts: dict[str, int] | None, steps: int | None, findings: Findings
 ) -> None:
-    """Check that the disk has space for the checkpoints, for an ensemble those of every member.
+    """Check that the disk has space for the checkpoints (of all members, for an ensemble).
 
-    Checkpoints of an earlier run in `output_dir` count as free space: they are removed, or kept instead
-    of new ones. `parts` are bytes of adapters, heads and optimizer; these and `steps` are None if unknown.
+    Checkpoints of an earlier run in `output_dir` count as free space: they are removed, or kept instead of
+    new ones. `parts` holds the bytes of adapters, heads and optimizer. Both are None if unknown.
     """
     args = stage.args
     folder = Path(str(args.output_dir)).absolute()
@@ -175,7 +175,7 @@ def check_disk(
 
 
 def size(count: float) -> str:
-    """Bytes for reading: 240 MB, 5.3 GB (1 GB = 2^30)."""
+    """Bytes as text, such as 240 MB or 5.3 GB (1 GB = 2^30)."""
     if count < 1 << 30:
         return f"{count / 2**20:.0f} MB"
     return f"{count / 2**30:.1f} GB"

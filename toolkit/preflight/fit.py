@@ -25,7 +25,7 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of a device: bytes, and the device's name."""
+    """The memory of a device in bytes, and the device's name."""
 
     total: int
     name: str
@@ -33,7 +33,7 @@ class Memory:
 
 
 def device_memory(gpu_memory_gb: float | None, *, use_cpu: bool) -> Memory:
-    """The memory of a GPU of this size (units of 2^30 bytes), of this machine's GPU, or of the machine."""
+    """The memory of a GPU of this size (in 2^30 bytes), else of this machine's GPU, else of the machine."""
     if gpu_memory_gb is not None:
         return Memory(int(gpu_memory_gb * 2**30), f"a GPU of {gpu_memory_gb:g} GB", True)
     if not use_cpu and torch.cuda.is_available():
@@ -55,13 +55,13 @@ def predict(
     fresh: bool | None = None,
     limit_s: float | None = None,
 ) -> tuple[list[Peak], int]:
-    """The peak of every phase at the run's batch, and the largest batch that fits, in a new process.
+    """Predict, in another process, the peak of each phase and the largest batch that fits.
 
     Args:
         row: the trainer's row that needs the most memory.
-        always_largest: find the largest batch also if the run's own batch fits; else it is 0 then.
+        always_largest: find the largest batch even if the run's own batch fits; False gives 0 then.
         fresh: see `run_isolated`.
-        limit_s: seconds; default five minutes, or one without the search.
+        limit_s: time limit in seconds; default: five minutes, or one minute without the search.
 
     Raises: ConfigError if memory cannot be predicted.
     """
@@ -89,12 +89,12 @@ def _predict(
 
 
 class Planner:
-    """Predicts the peaks of a run at any batch.
+    """Predicts the peaks of a run for any batch.
 
     Args:
         model: options of the base.
         make: makes a dry run on a number of layers (None for all).
-        run: the peaks of all phases of a dry run at a batch.
+        run: returns the peaks of all phases of a dry run for a batch.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Planner:
     def of(
         cls, stage: Stage, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], *, cuda: bool
     ) -> "Planner":
-        """A planner of a training run, whose batches repeat one row."""
+        """A planner of a training run; its batches repeat one row."""
 
         def make(layers: int | None) -> DryRun:
             return dry_run(DryTraining(stage, tokenizer, layers=layers), cuda=cuda)
@@ -141,12 +141,12 @@ class Planner:
     def largest_batch(self, memory: int, batch: int, peaks: list[Peak]) -> int:
         """The largest batch that fits, 0 if none does.
 
-        Memory is a straight line in the batch; a phase that has not grown, as PPO's sampling, has no
-        line. The batch at which the first line meets the memory is tried, up to `TRIED_BATCH`.
+        A phase's memory is linear in the batch, or constant (PPO's sampling). The batch at which the first
+        phase would exceed the memory is tried, up to `TRIED_BATCH`.
 
         Args:
             memory: bytes.
-            batch: a batch that was predicted.
+            batch: a batch whose peaks were predicted.
             peaks: the peaks of that batch.
         """
         known = {batch: peaks}
@@ -193,14 +193,14 @@ def _layers_are_alike(text: Any) -> bool:
 def _line_end(
     memory: int, before: list[Peak], now: list[Peak], batch: int, step: int
 ) -> int | None:
-    """The batch at which the first phase's line meets the memory; None if no phase grows."""
+    """The batch at which the first phase exceeds the memory by extrapolation; None if none grows."""
     growth = [(b.total, b.total - a.total) for a, b in zip(before, now, strict=True)]
     ends = [batch + (memory - total) * step // more for total, more in growth if more > 0]
     return min(ends, default=None)
 
 
 def _between(total: Callable[[int], int], memory: int, low: int, high: int) -> int:
-    """The largest batch that fits, between `low`, which fits, and `high`, which does not."""
+    """The largest batch that fits; `low` fits, `high` does not."""
     halve = False
     while high - low > 1:
         line = (memory - total(low)) * (high - low) // (total(high) - total(low))
@@ -212,7 +212,7 @@ def _between(total: Callable[[int], int], memory: int, low: int, high: int) -> i
 
 
 def _at_depth(layers: int, less: Peak, more: Peak) -> Peak:
-    """A phase's peak on all layers, from its peaks on the numbers of layers in `SHALLOW`."""
+    """A phase's peak for all layers, extrapolated from its peaks for the layer counts in `SHALLOW`."""
     steps = (layers - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0])
     parts = {
         name: max(0, round(more.parts[name] + steps * (more.parts[name] - less.parts[name])))

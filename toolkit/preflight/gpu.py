@@ -1,4 +1,4 @@
-"""The GPU's memory, read by `nvidia-smi`: no process starts on the GPU."""
+"""The GPU's memory, read with `nvidia-smi`, which does not use the GPU itself."""
 
 import os
 import shutil

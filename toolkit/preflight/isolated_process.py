@@ -1,4 +1,4 @@
-"""Runs a function in a process of its own, so that its failure does not stop the caller."""
+"""Runs a function in its own process, so that a crash does not stop the caller."""
 
 import math
 import multiprocessing
@@ -26,13 +26,13 @@ def run_isolated(
     """The result of `work`, computed in another process.
 
     Code that builds models on fake tensors may change settings of libraries, keep memory, or crash the
-    process. None of that reaches the caller.
+    process. In its own process, it cannot affect the caller.
 
     Args:
-        work: returns something that can be pickled; a fresh process needs `work` itself pickled, too.
+        work: returns a value that can be pickled; a fresh process also requires that `work` can be pickled.
         limit_s: seconds after which the process is killed; a fresh process gets `IMPORTS_S` more.
-        fresh: start a new process without a GPU instead of a fork, which starts faster. Default: fork,
-            unless this process uses a GPU (a fork cannot) or the system has no fork.
+        fresh: start a new process without a GPU instead of a fork, which would be faster. Default: fork,
+            unless this process uses a GPU (a forked process cannot) or the system has no fork.
 
     Raises: ConfigError if `work` raises an error, the process dies or takes too long, or `work` or its
         result cannot be pickled.
@@ -52,7 +52,7 @@ def run_isolated(
             child.start()
     except (pickle.PicklingError, AttributeError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"the process does not start ({reason})") from error
+        raise ConfigError(f"the process could not be started ({reason})") from error
     send.close()
     try:
         if not receive.poll(limit_s):

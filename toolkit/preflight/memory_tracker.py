@@ -16,17 +16,17 @@ ACTIVATIONS, LOGITS = "activations", "logits"
 
 
 class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside the block, every new storage counts from its first tensor to its last.
+    """Inside the block, count each new storage from its first tensor until its last is freed.
 
-    Weights and states are fake tensors. Token ids and masks are real, so that code that reads their
-    values runs as usual. Code that reads the value of a fake tensor, such as a loss for the log, gets 1.
+    Weights and states are fake tensors. Token ids and masks are real, so that code that reads their values
+    runs as usual. Code that reads the value of a fake tensor, such as a loss for the log, reads 1.
 
     Args:
-        vocabulary: tokens; a tensor with such a dimension counts as logits.
-        resident: count resident memory (of a CPU) instead of allocated memory (of a GPU): the columns
-            of TRL's buffer beyond the vocabulary are allocated and never written.
+        vocabulary: size of the vocabulary; a tensor with such a dimension counts as logits.
+        resident: count resident memory (CPU) instead of allocated memory (GPU). They differ in TRL's
+            buffer, whose columns beyond the vocabulary are allocated but never written.
 
-    `peak` is the highest number of bytes, `at_peak` its parts, `peak_number` the operation.
+    `peak` is the highest number of bytes, `at_peak` its parts, `peak_number` the operation's number.
     """
 
     def __init__(self, vocabulary: int, *, resident: bool) -> None:
@@ -82,7 +82,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.total -= size
 
     def bytes_at_peak(self, tensors: list[Tensor]) -> int:
-        """Bytes of these tensors, without those that did not exist at the peak."""
+        """Bytes of those of these tensors that existed at the peak."""
         sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
         return sum(
             size
@@ -92,7 +92,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _positions(index: Tensor | None) -> list[Tensor | None]:
-    """Convert a boolean mask that is not fake to indices, so that the shape of the result is known."""
+    """Convert a real boolean mask to indices, so that the shape of the result is known."""
     if index is None or index.dtype != torch.bool or isinstance(index, FakeTensor):
         return [index]
     return list(index.nonzero(as_tuple=True))

@@ -1,4 +1,4 @@
-"""Options that TRL or transformers would reject only after the model is loaded, tried on a toy."""
+"""Try options on a toy model, because libraries reject some only after the model is loaded."""
 
 import dataclasses
 import tempfile
@@ -27,7 +27,7 @@ LIBRARY_ERRORS = (ValueError, TypeError, KeyError, ImportError, NotImplementedEr
 
 
 def try_training_options(name: str, args: Any) -> None:
-    """Make the optimizer, the schedule and the log integrations for a single weight.
+    """Try to make the optimizer, the schedule and the log integrations for a single weight.
 
     Raises: ConfigError with the library's reason.
     """
@@ -45,7 +45,7 @@ def try_training_options(name: str, args: Any) -> None:
 
 
 def try_options(recipe: Recipe, options: Options) -> None:
-    """`try_training_options`, and one step of the recipe's trainer if loss options are not defaults.
+    """Try training options; if loss options were changed, also try a step of the recipe's trainer.
 
     Raises: ConfigError with the library's reason.
     """
@@ -58,7 +58,7 @@ def try_options(recipe: Recipe, options: Options) -> None:
 
 @contextmanager
 def _library_errors(name: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Turn a library's error at these options into one line that names them."""
+    """Turn a library's error about these options into one line that names the options."""
     try:
         yield
     except LIBRARY_ERRORS as error:
@@ -75,7 +75,7 @@ def _try_optimizer(args: Any) -> None:
     toy = nn.Linear(1, 1)
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, toy)
     if {"model", "params", "optimizer_dict"} & options.keys():
-        raise ValueError("it is for full training, and not for adapters; set adamw_torch")
+        raise ValueError("it only works without adapters; set adamw_torch")
     get_scheduler(
         args.lr_scheduler_type,
         optimizer=kind(toy.parameters(), **options),
@@ -96,7 +96,7 @@ def _try_reporting(args: Any) -> None:
 
 
 def _try_hub(name: str, token: str | None) -> None:
-    """Ask the hub whose token this is, as it would be too late to learn that after the training."""
+    """Check the hub's token now, because after the training it would be too late."""
     try:
         HfApi().whoami(token)
     except Exception as error:  # of the hub's client and of its HTTP library
@@ -139,5 +139,5 @@ def _try_loss(recipe: Recipe, options: Options, changed: Mapping[str, Any]) -> N
 
 class _ToyTraining(DryTraining):
     def adapter_config(self, run: str) -> PeftConfig:
-        """A new adapter's config: a parent's adapter may not fit the embedded base."""
+        """The config of a new adapter, because the parent's adapter may not fit the embedded base."""
         return self.new_adapter_config(self.model)

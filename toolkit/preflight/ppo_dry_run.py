@@ -1,4 +1,4 @@
-"""The phases of PPO on fake tensors: sampling, scoring, and the update of policy and value."""
+"""PPO's phases on fake tensors: sampling, scoring, and the update of policy and value."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ TOKEN = 1  # the id of every token: memory does not depend on it
 
 
 class PPODryRun(DryRun):
-    """PPO's phases, each through the functions that the trainer's rollout and update call.
+    """Runs PPO's phases with the same functions as the trainer's rollout and update.
 
-    A rollout cannot run as a whole: which rows stay in the batch depends on the sampled tokens. The
-    prompts are read, one token is sampled with a full cache, and completions of full length are scored.
+    A whole rollout cannot run, because the rows that stay in the batch depend on the sampled tokens. So it
+    prefills the prompts, samples one token with a full cache, and scores completions of full length.
     """
 
     def _held(self) -> dict[str, int]:
@@ -39,9 +39,9 @@ class PPODryRun(DryRun):
 
     @torch.no_grad()
     def _sampling(self, prompt: list[int]) -> list[Peak]:
-        """Reading the prompts, and sampling the last token of the longest completions.
+        """Prefill the prompts, and sample the last token of the longest completions.
 
-        The first grows with the activations of a layer, the second with the number of layers.
+        The prefill's memory depends on a layer's activations, sampling's on the number of layers.
         """
         args, made = self.args, self.args.response_length - 1
         size = args.generation_batch_size or args.local_rollout_forward_batch_size
@@ -68,7 +68,7 @@ class PPODryRun(DryRun):
             return [reading, self._peak("sampling", tracker, **parts)]
 
     def _scoring(self, prompt: list[int]) -> Peak:
-        """The passes of reference, value and reward, and of the policy if it is read again."""
+        """Run the passes of reference, value, reward and, if it is rescored, the policy."""
         args, maker = self.args, self.trainer.rollouts
         rows = min(args.local_rollout_forward_batch_size, args.rollout_batch_size)
         shape = (rows, args.response_length)
@@ -103,7 +103,7 @@ class PPODryRun(DryRun):
 
 
 def _fill(layer: Any, tokens: int) -> None:
-    """Add tokens to a layer of the cache, so that the next token finds no room."""
+    """Fill a layer of the cache with tokens, so that the next token needs new room."""
     if getattr(layer, "keys", None) is None:
         return
     rows, heads, _, size = layer.keys.shape

@@ -21,7 +21,7 @@ def print_report(
     rows: Dataset,
     collator: Any = None,
 ) -> None:
-    """Print rows, lengths, disk and warnings of a run. Nothing is predicted, and no error is raised.
+    """Print rows, lengths, disk and warnings of a run. It predicts no memory and raises no error.
 
     `rows` and `collator` are the trainer's.
     """
@@ -58,7 +58,7 @@ def summary(lengths: Sequence[int]) -> str:
 
 
 def optimizer_steps(args: Any, rows: Dataset) -> int | None:
-    """Optimizer steps of a run; None for prompts, whose trainer computes it from its rollouts."""
+    """Optimizer steps of a run; None for PPO, whose trainer computes them from its rollouts."""
     if args.max_steps > 0:
         return int(args.max_steps)
     if layout_of(rows.column_names) == "prompt":

@@ -1,4 +1,4 @@
-"""The checks of a training recipe's options before anything is loaded; `toolkit check` runs the same."""
+"""Checks of a training recipe's options before anything is loaded; `toolkit check` runs them, too."""
 
 import copy
 import dataclasses
@@ -23,12 +23,12 @@ def check_requirements(
 ) -> tuple[Options, str | None]:
     """Check that a recipe can start with these options; nothing is loaded, written or changed.
 
-    `planned` holds, for a stage of a pipeline, the directories that earlier stages will write. The
-    pipeline itself decides what is resumed.
+    For a stage of a pipeline, `planned` holds the directories that earlier stages will write. Then no
+    checkpoint is looked up, because the pipeline decides what to resume.
 
-    Returns: the resolved options (an ensemble's directory becomes those of its members; with
-        `use_cpu` on a machine with a GPU the base's `device_map` is "cpu"), and the checkpoint to
-        resume from, None for a fresh start.
+    Returns: the resolved options (an ensemble's directory becomes those of its members; with `use_cpu` on a
+        machine with a GPU the base's `device_map` is "cpu"), and the checkpoint to resume from (None for a
+        fresh start).
     Raises: ConfigError, DatasetError or CheckpointError that names the option and the fix.
     """
     from toolkit.preflight.options import try_options  # heavy: imports the trainers
@@ -53,8 +53,8 @@ def check_requirements(
         require_adapter(parent, "parent")
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         raise ConfigError(
-            f"{name}: `num_train_epochs` must be above 0, got {args.num_train_epochs}: nothing "
-            "would be trained"
+            f"{name}: `num_train_epochs` must be above 0, got {args.num_train_epochs}; raise it, or set "
+            "`max_steps`"
         )
     reject_jit_checkpoint(args)
     if script.dataset_streaming:
@@ -68,7 +68,7 @@ def check_requirements(
     if parent is None and not model.use_peft:
         or_parent = ", or set `parent` to the SFT run" if hasattr(own, "parent") else ""
         raise ConfigError(
-            f"{name}: `use_peft` is false, but only adapters are trained: set it to true{or_parent}"
+            f"{name}: `use_peft` is false, but only adapters can be trained: set it to true{or_parent}"
         )
     try_options(recipe, options)
     return options, None if planned is not None else _checkpoint(recipe, options)
@@ -77,7 +77,7 @@ def check_requirements(
 def _checkpoint(recipe: Recipe, options: Options) -> str | None:
     """The checkpoint to resume from.
 
-    Raises: CheckpointError if nothing is resumed and `output_dir` holds an unfinished run, or if the
+    Raises: CheckpointError if `output_dir` holds an unfinished run that is not resumed, or if the
         checkpoint was written with other options.
     """
     args, own = options.args, options.own
@@ -98,7 +98,7 @@ def _checkpoint(recipe: Recipe, options: Options) -> str | None:
 
 
 def _planned_made_with(parent: str, planned: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that made the parent's adapter; for an earlier stage those that will make it."""
+    """The options that the parent's adapter was made with, or will be made with by an earlier stage."""
     if not is_planned(parent, planned):
         return made_with(parent)
     stage = planned[str(parent)]
@@ -119,8 +119,8 @@ def _on_one_device(recipe: Recipe, options: Options) -> Options:
     args, model = options.args, options.model
     if not args.use_cpu and torch.cuda.device_count() > 1:
         raise ConfigError(
-            f"{recipe.name}: {torch.cuda.device_count()} GPUs are visible, but a run trains on one; "
-            "several would change the batch size of the config. Choose one: CUDA_VISIBLE_DEVICES=0 "
+            f"{recipe.name}: {torch.cuda.device_count()} GPUs are visible, but a run trains on one, "
+            "because several would multiply the batch size. Choose one: CUDA_VISIBLE_DEVICES=0 "
             f"toolkit {recipe.name} …"
         )
     if args.use_cpu and torch.cuda.is_available() and model.device_map is None:
@@ -134,12 +134,12 @@ def _check_packing(recipe: Recipe, args: Any) -> None:
     packs, packs_held_out = getattr(args, "packing", False), getattr(args, "eval_packing", None)
     if (packs or packs_held_out) and args.packing_strategy == "wrapped":
         raise ConfigError(
-            f"{recipe.name}: `packing_strategy` wrapped cuts rows and lets each attend to the rows "
-            "before it; set `packing_strategy: bfd`, which keeps them apart"
+            f"{recipe.name}: `packing_strategy` wrapped cuts rows, and each row attends to the rows before "
+            "it; set `packing_strategy: bfd`, which keeps rows separate"
         )
     if packs_held_out and not packs:
         raise ConfigError(
-            f"{recipe.name}: `eval_packing` without `packing` lets held-out rows attend to the rows "
+            f"{recipe.name}: with `eval_packing` but without `packing`, held-out rows attend to the rows "
             "before them; set `packing: true` as well, or remove `eval_packing`"
         )
 
@@ -153,14 +153,14 @@ def _check_streaming(recipe: Recipe, args: Any) -> None:
         )
     if args.max_steps <= 0:
         raise ConfigError(
-            f"{recipe.name}: `dataset_streaming` needs a `max_steps` above 0, got {args.max_steps}; set "
-            "it, because the length of a stream is not known"
+            f"{recipe.name}: `dataset_streaming` needs `max_steps` above 0, got {args.max_steps}; set it, "
+            "because a stream's length is unknown"
         )
     for option in ("logging_strategy", "eval_strategy", "save_strategy"):
         if getattr(args, option) == "epoch":
             raise ConfigError(
-                f"{recipe.name}: `dataset_streaming` works with `{option}` steps, because a stream has "
-                "no known end; got epoch"
+                f"{recipe.name}: with `dataset_streaming`, `{option}` cannot be epoch, because a stream "
+                "has no known end; set it to steps"
             )
     reasons = {
         "dataloader_num_workers": "rows are counted in the main process",

@@ -1,4 +1,4 @@
-"""Tokenized rows of a trainer: their layout, lengths, samples, and the row that needs the most memory."""
+"""A trainer's tokenized rows: layout, lengths, samples, and the row that needs the most memory."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -32,7 +32,7 @@ IGNORED = -100  # the label of a token without a loss
 
 
 def layout_of(columns: Sequence[str]) -> Layout:
-    """How a trainer's rows hold their tokens.
+    """The layout of a trainer's rows: which columns hold the tokens.
 
     Raises: ConfigError for columns of no known layout.
     """
@@ -69,7 +69,7 @@ def row_tokens(rows: Dataset, limit: int | None = None) -> list[int]:
 def check_rows_of(trainer: Any, options: Options) -> None:
     """Check that the trainer's rows do not change each other's numbers; PPO's trainer checks its own.
 
-    Raises: ConfigError for a model that computes a row otherwise beside other rows.
+    Raises: ConfigError for a model whose output for a row depends on the other rows.
     """
     args, tables = trainer.args, [trainer.train_dataset]
     if isinstance(trainer.eval_dataset, Dataset):
@@ -100,7 +100,7 @@ def _answer_lengths(rankings: Dataset) -> list[Any]:
 def longest_row(rows: Dataset, lengths: Sequence[int]) -> dict[str, Any]:
     """The row whose batch needs the most memory.
 
-    For rankings it has as many answers as the largest ranking, each as long as the longest answer.
+    For rankings, a row with as many answers as the largest ranking, each as long as the longest answer.
     """
     row: dict[str, Any] = dict(rows[int(np.argmax(lengths))])
     if layout_of(list(row)) == "ranking":
@@ -128,7 +128,7 @@ def _ranking(ids: list[int], answers: int) -> dict[str, Any]:
 
 
 def first_ids(row: dict[str, Any]) -> list[int]:
-    """The tokens with which a row begins."""
+    """The tokens at the start of a row: its prompt, or all of it."""
     if "ids" in row:
         answers: list[list[int]] = row["ids"]
         return max(answers, key=len)
@@ -145,7 +145,7 @@ def percentiles(lengths: Sequence[int]) -> dict[str, int]:
 
 
 def histogram(lengths: Sequence[int]) -> list[str]:
-    """Lines of a histogram: a range of tokens, a bar, and the number of rows."""
+    """A histogram as lines: a range of lengths, a bar, and the number of rows."""
     low, high = min(lengths), max(lengths)
     step = -(-(high - low + 1) // BARS)
     counts = [0] * (-(-(high - low + 1) // step))
@@ -196,7 +196,7 @@ def decoded_sample(
 
 
 def _marked(ids: Sequence[int], mask: Sequence[bool], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text, decoded in spans with and without a loss, so that marks stand between whole tokens."""
+    """Decode spans with and without a loss separately, so that marks are between whole tokens."""
     parts: list[str] = []
     start = 0
     for end in range(1, len(ids) + 1):
