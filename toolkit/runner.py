@@ -17,14 +17,14 @@ from toolkit.training import Training
 
 
 def train(recipe: Recipe, *configs: Any) -> Run:
-    """Train a recipe: check, load, build, report, train, save, and record the run.
+    """Run a recipe: check, load, build, report, train and save; record the run.
 
     Args:
         recipe: what to train.
         configs: its parsed options, in the order of `Options`.
 
     Returns: the finished run.
-    Raises: ToolkitError for options, data or adapters that cannot be used; the run is marked failed.
+    Raises: ToolkitError for options, data or adapters that cannot be used; then the run is marked failed.
     """
     options, resume = check_requirements(recipe, Options(*configs))
     args, own = options.args, options.own
@@ -44,7 +44,7 @@ def train(recipe: Recipe, *configs: Any) -> Run:
 
 
 def fit(training: Training) -> dict[str, Any]:
-    """Build the recipe's trainer, train it and save what it trained.
+    """Build the recipe's trainer, train, and save the result.
 
     Returns: results for run.json.
     """
@@ -77,7 +77,7 @@ def save_policy(training: Training, trainer: Any) -> dict[str, Any]:
 
 
 def _parents(options: Options) -> dict[str, str | None]:
-    """The runs that a run starts from, by their purpose."""
+    """The runs that a run starts from, by purpose."""
     return {"adapter": options.parent} | {
         f"reward_{i}" if i else "reward": run for i, run in enumerate(options.rewards)
     }

@@ -1,4 +1,4 @@
-"""The training runs of a YAML: one recipe, or the stages of a pipeline."""
+"""The training runs in a YAML of a recipe (one run) or of a pipeline (its training stages)."""
 
 import argparse
 import copy
@@ -22,10 +22,10 @@ from toolkit.runs.run import Run
 
 @dataclass(frozen=True)
 class Stage:
-    """A training run: its recipe and the options it is called with.
+    """A training run: its recipe and its options.
 
-    `planned` maps the directories that earlier stages of a pipeline will write to those stages: a
-    training run (`Stage`), the arguments of another command, or None.
+    `planned` maps each directory that an earlier stage of the pipeline will write to that stage: a training
+    run (`Stage`), the arguments of another command, or None.
     """
 
     recipe: Recipe
@@ -34,22 +34,22 @@ class Stage:
     planned: Mapping[str, Any] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes of the options, such as `args` and `parent`."""
+        """Return attributes of the options, such as `args` and `parent`."""
         if name == "options" or name.startswith("__"):  # while a copy is made
             raise AttributeError(name)
         return getattr(self.options, name)
 
     def without_devices(self) -> "Stage":
-        """A copy for another process: the training arguments find their devices again there."""
+        """A copy for another process, in which the training arguments choose their devices again."""
         args = copy.copy(self.args)
         for name in ("_setup_devices", "distributed_state"):
             args.__dict__.pop(name, None)
         return dataclasses.replace(self, options=self.options._replace(args=args))
 
     def starting_adapter(self) -> tuple[str | None, Any]:
-        """The adapter that this run starts from: a run on disk, or the options of a new adapter.
+        """The adapter that this run starts from: the path of a run, or the options of a new adapter.
 
-        Stages of a pipeline that have not run yet are followed back to the one that starts the adapter.
+        Parents that are stages yet to run are followed to the stage that starts the adapter.
         """
         parent, model = self.parent, self.model
         while parent is not None and not has_adapter_config(parent):
@@ -63,12 +63,12 @@ class Stage:
 def find_stages(
     config: str, words: Sequence[str] = (), *, recipe: str | None = None
 ) -> list[Stage]:
-    """The training runs of a YAML.
+    """The training runs in a YAML.
 
     Args:
         config: the YAML of a recipe or of a pipeline.
         words: further options of the command line; for a pipeline only those that run code.
-        recipe: a recipe's name; default: that in the file's name, or the only one with these options.
+        recipe: a recipe's name; default: the one in the file's name, or the only one with these options.
 
     Raises: ConfigError for a YAML that fits no recipe, or several.
     """
@@ -80,8 +80,8 @@ def find_stages(
         code, others = parser.parse_known_args(words)
         if others:
             raise ConfigError(
-                f"{others[0]}: the options of a pipeline's stages are in its YAML; to try others, check "
-                "the config of one stage"
+                f"{others[0]}: a pipeline's stages have their options in its YAML; to try other options, "
+                "check the config of one stage"
             )
         return _pipeline(Pipeline.read(config, **vars(code)))
     chosen = find_recipe(recipe or _recipe_of(config, content))
@@ -121,7 +121,7 @@ def _recipe_of(config: str, content: Mapping[str, Any]) -> str:
         return matching[0]
     fit = f"fit {' and '.join(matching)}" if matching else "fit no training recipe"
     raise ConfigError(
-        f"{config}: its options {fit}; name the recipe: --recipe {'|'.join(matching or known)}"
+        f"{config}: the options in this file {fit}; name the recipe: --recipe {'|'.join(matching or known)}"
     )
 
 
@@ -135,7 +135,7 @@ def has_adapter_config(run: str) -> bool:
 
 
 def is_planned(name: str | None, planned: Mapping[str, Any]) -> bool:
-    """Whether an earlier stage of the pipeline still has to write the run or dataset of this name.
+    """Whether an earlier stage of the pipeline has yet to write the run or dataset of this name.
 
     A run or dataset that exists and is finished is checked like any other.
     """
@@ -148,7 +148,7 @@ def is_planned(name: str | None, planned: Mapping[str, Any]) -> bool:
 
 
 def resolve_rewards(recipe: str, options: Options, planned: Mapping[str, Any]) -> Options:
-    """Check where the rewards come from: `reward_model`, `reward_funcs`, or both.
+    """Check the sources of the rewards: `reward_model`, `reward_funcs`, or both.
 
     Returns: the options, with each ensemble of reward models replaced by its members.
     Raises: ConfigError without rewards, or for a function that cannot be imported; CheckpointError

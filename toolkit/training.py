@@ -1,4 +1,4 @@
-"""The rows, tokenizer, base and adapters of one training run; a recipe builds its trainer from them."""
+"""The rows, tokenizer, base and adapters from which a recipe builds its trainer."""
 
 from functools import cached_property
 from typing import Any
@@ -20,11 +20,11 @@ from toolkit.trainers.load_policy import trainable_policy
 
 
 class Training:
-    """The rows, tokenizer, base and adapters of a training run, each loaded when it is first read.
+    """The rows, tokenizer, base and adapters of a training run, each loaded on first access.
 
     Args:
         recipe: the recipe.
-        options: its options, resolved.
+        options: the recipe's resolved options.
         run: the run that is being written.
         resume: the checkpoint to resume from.
     """
@@ -62,7 +62,7 @@ class Training:
 
     @cached_property
     def splits(self) -> Splits:
-        """The rows, converted to the recipe's kind and checked against the tokenizer.
+        """The splits: rows of the recipe's kind, checked with the tokenizer.
 
         Raises: DatasetError for rows that cannot be used; ConfigError for a missing test split.
         """
@@ -78,7 +78,7 @@ class Training:
         )
         if self._eval_strategy != "no" and "test" not in splits:
             raise ConfigError(
-                f"`eval_strategy` is {self._eval_strategy}, but there is no test split: set "
+                f"`eval_strategy` is {self._eval_strategy}, but the dataset has no test split: set "
                 "`test_split_size`, or `eval_strategy: no`"
             )
         checked = check_texts(
@@ -95,7 +95,7 @@ class Training:
 
     @cached_property
     def stream(self) -> Stream | None:
-        """The training rows as a stream, with `dataset_streaming`."""
+        """The training rows as a stream, for `dataset_streaming`."""
         if not self.script.dataset_streaming:
             return None
         return open_stream(
@@ -137,7 +137,7 @@ class Training:
         return base
 
     def policy(self) -> Any:
-        """The parent's adapter, trainable, on the base."""
+        """The base with the parent's adapter, trainable."""
         assert self.parent is not None
         base = self.base
         return trainable_policy(
@@ -163,5 +163,5 @@ class Training:
 
     @property
     def callbacks(self) -> list[TrainerCallback]:
-        """The callbacks of every recipe: they begin the run and write its metrics."""
+        """The callbacks that every recipe uses: they begin the run and write its metrics."""
         return [RunCallback(self.run)]

@@ -138,14 +138,14 @@ BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decod
 @pytest.mark.parametrize(
     ("config", "what"),
     [
-        (BartConfig(vocab_size=64, **BART), "gives other log-probabilities when rows"),
+        (BartConfig(vocab_size=64, **BART), "gives different log-probabilities when rows"),
         (
             RecurrentGemmaConfig(**SHAPE | {"num_hidden_layers": 3}, head_dim=8),
-            "gives other log-probabilities when rows",
+            "gives different log-probabilities when rows",
         ),
         (
             MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
-            "gives other log-probabilities when rows",
+            "gives different log-probabilities when rows",
         ),
         (
             MiniMaxConfig(**SHAPE, num_local_experts=4),
@@ -174,7 +174,7 @@ def test_recipes_and_app_reject_unsupported_base(tiny_base, tmp_path):
         lambda: load_ppo_roles(options),
         lambda: Workbench.open(str(tmp_path), tmp_path / "runs"),
     ):
-        with pytest.raises(ConfigError, match="MambaForCausalLM gives other log-probabilities"):
+        with pytest.raises(ConfigError, match="MambaForCausalLM gives different log-probabilities"):
             load()
 
 

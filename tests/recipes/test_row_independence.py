@@ -88,7 +88,7 @@ def test_sft_packs_only_where_rows_are_kept_apart(tiny_base, tmp_path, capsys):
     ("options", "message"),
     [
         ({"packing": True, "packing_strategy": "wrapped"}, "set `packing_strategy: bfd`"),
-        ({"eval_packing": True}, "`eval_packing` without `packing`"),
+        ({"eval_packing": True}, "with `eval_packing` but without `packing`"),
     ],
 )
 def test_packing_that_joins_rows_is_rejected(options, message, tiny_base, tmp_path, capsys):

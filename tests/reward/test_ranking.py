@@ -70,7 +70,9 @@ def trainer_of(adapted, tokenizer, rows, folder, **changes):
 
 
 def test_library_errors_become_config_errors(adapted, tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="RankingTrainer rejects its options: You have set"):
+    with pytest.raises(
+        ConfigError, match="RankingTrainer: the library rejects the options: You have set"
+    ):
         trainer_of(adapted, tokenizer, pairs(2), tmp_path, eval_strategy="epoch")
 
 

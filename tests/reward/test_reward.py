@@ -332,7 +332,7 @@ def test_unit_variance_scales_scores_without_reordering(train, model_config, tok
 @pytest.mark.parametrize("rows", [more_rows(1), more_rows(1) * 3], ids=["one", "equal"])
 def test_equal_scores_are_not_scaled(rows, train, model_config, tokenizer, tmp_path, capsys):
     _, results = train(rows, unit_variance=True)
-    assert "scores do not differ, so they are not scaled" in capsys.readouterr().out
+    assert "have the same score, so scores are not scaled" in capsys.readouterr().out
     assert results["score_std"] == 0.0
     scores = scores_from_disk(tmp_path / "reward", model_config, tokenizer, rows)
     assert scores.tolist() == pytest.approx([0.0] * len(rows), abs=1e-4)

@@ -122,7 +122,9 @@ def test_run_resumes_after_full_disk_at_end(make_ppo_roles, tokenizer, tmp_path,
 
 
 def test_missing_report_to_package_is_rejected(ppo_roles, tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match=r"PPOTrainer rejects its options: .* to be installed"):
+    with pytest.raises(
+        ConfigError, match=r"PPOTrainer: the library rejects the options: .* to be installed"
+    ):
         make(ppo_roles, tokenizer, prompts(), tmp_path, report_to="swanlab")
 
 
@@ -367,7 +369,7 @@ def test_damaged_checkpoint_falls_back_to_older_one(run, make_ppo_roles, tokeniz
     make(roles, tokenizer, prompts(), run, **saving).train(resume_from_checkpoint=True)
     output = capsys.readouterr().out
     assert f"checkpoint-8: cannot resume from it ({name} was changed" in output
-    assert "checkpoint-8: removed, since training resumes from step 4" in output
+    assert "checkpoint-8: removed, because training resumes from step 4" in output
     resumed = load_file(run / "checkpoint-8" / "adapter_model.safetensors")
     assert all(torch.equal(resumed[key], expected[key]) for key in expected)
 
@@ -387,7 +389,7 @@ def test_damaged_best_checkpoint_is_not_loaded(make_ppo_roles, tokenizer, tmp_pa
     file.write_bytes(b"\0" * file.stat().st_size)
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, total_episodes=16, **options)
     trainer.train(resume_from_checkpoint=True)
-    assert "checkpoint-2: was the best checkpoint, but cannot be used" in capsys.readouterr().out
+    assert "checkpoint-2: the best checkpoint so far cannot be used" in capsys.readouterr().out
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-6")
 
 

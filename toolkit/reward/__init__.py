@@ -1,1 +1,1 @@
-"""The reward model: ranking loss, adapter and head, calibration."""
+"""The reward model: ranking loss, adapter and head, calibration; reward functions."""

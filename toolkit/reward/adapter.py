@@ -1,4 +1,4 @@
-"""The reward model's adapter and head: their start, tokenized pairs, scores and export."""
+"""The reward model's adapter and head: initialization, tokenized pairs, scores and export."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,17 +40,17 @@ def scalar_adapter(
     parent: str | None,
     model: "ModelConfig",
 ) -> PeftModel:
-    """Attach a reward model's trainable adapter and head; the adapter starts as the parent's, if any.
+    """Attach a reward model's trainable adapter and head; the adapter starts from any parent's.
 
     The head's weights start with std 1/√(d+1), as in Ziegler et al. 2019, in float32 on any base.
 
     Args:
         base: a base with a scalar head; see `load_base`.
         parent: an SFT run, or None.
-        model: the options of a new adapter, without a parent.
+        model: the options of a new adapter, used if there is no parent.
 
-    Raises: CheckpointError if the parent is of another base or not LoRA; ConfigError without both
-        a parent and `use_peft`.
+    Raises: CheckpointError if the parent belongs to another base or is not LoRA; ConfigError if there is
+        neither a parent nor `use_peft`.
     """
     weights: dict[str, torch.Tensor] = {}
     if parent is not None:
@@ -85,19 +85,19 @@ def scalar_adapter(
 def tokenize_pairs(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, place: str
 ) -> Dataset:
-    """Tokenize preference rows as PPO tokenizes episodes: prompt, completion, and EOS at the end.
+    """Tokenize preference rows like PPO's episodes: prompt, completion, and EOS at the end.
 
-    TRL's own tokenization keeps the text that a template writes after EOS, so it would read the
-    score at a token that sampled completions lack. The number of pairs that are left out as longer
-    than `max_length` tokens is printed. A ranking has one prompt: a `group_id` shared by several
-    prompts becomes several rankings, which is printed too.
+    TRL's own tokenization keeps the text that a template writes after EOS, so it would read the score at a
+    token that sampled completions lack. Pairs of more than `max_length` tokens are left out. A `group_id`
+    of several prompts becomes several rankings, because a ranking has one prompt. The numbers of both are
+    printed.
 
     Args:
         place: the split's name, for messages.
 
-    Returns: `chosen_ids`, `rejected_ids`, and `number`, the row's number in `rows`; `margin` and
-        `group_id` if `rows` have them.
-    Raises: ConfigError where no pair is within `max_length`.
+    Returns: `chosen_ids`, `rejected_ids`, and `number`, the row's number in `rows`; also `margin` and
+    `group_id` if `rows` have them.
+    Raises: ConfigError if no pair is within `max_length`.
     """
 
     def encode(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def short_enough(
 ) -> list[tuple[Prompt, Prompt]]:
     """The (prompt, completion) rows of at most `max_length` tokens; prints how many are left out.
 
-    Raises: ConfigError where no row is within `max_length`.
+    Raises: ConfigError if no row is within `max_length`.
     """
     if max_length is None or not rows:
         return rows
@@ -171,7 +171,7 @@ def encode_pairs(
 def score_pairs(
     adapted: PeftModel, head: ScalarHead, pairs: list[Pair], *, pad_id: int, most_tokens: int
 ) -> torch.Tensor:
-    """Scores `(N,)` of token ids of prompts and completions, computing `most_tokens` at a time."""
+    """Scores `(N,)` of pairs of prompt ids and completion ids, `most_tokens` tokens per pass."""
     prompts, completions = [p for p, _ in pairs], [c for _, c in pairs]
     device = head.weight.device
     result = torch.zeros(len(pairs), device=device)
@@ -183,7 +183,7 @@ def score_pairs(
 
 
 def export(adapted: PeftModel, folder: Path, base_fingerprint: dict[str, str]) -> ScalarHead:
-    """Write the adapter as plain PEFT files for the causal base, and the head in a file of its own.
+    """Write the adapter as plain PEFT files for the causal base, and the head as a separate file.
 
     Returns: the head, with bias 0.
     """

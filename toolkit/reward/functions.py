@@ -27,10 +27,10 @@ FLOAT32_MAX = 3.4028234663852886e38
 
 
 def load_reward_functions(names: Sequence[str]) -> list[RewardFunction]:
-    """Import the functions that `--reward_funcs` names. This runs their modules.
+    """Import the functions that `--reward_funcs` names; importing runs their modules.
 
     Args:
-        names: `FILE.py:FUNCTION` or `package.module:FUNCTION` each.
+        names: each is `FILE.py:FUNCTION` or `package.module:FUNCTION`.
 
     Raises: ConfigError if a name has another form, its module is missing or fails, or the object is
         not callable.
@@ -39,7 +39,7 @@ def load_reward_functions(names: Sequence[str]) -> list[RewardFunction]:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Check names as `load_reward_functions` does, without running any code.
+    """Check the names as `load_reward_functions` does, but run no code.
 
     Raises: ConfigError if a name has another form or its file is missing.
     """
@@ -48,7 +48,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Module and function of a name, checked without running any code."""
+    """The module and the function of a name, checked without running any code."""
     module, _, function = name.rpartition(":")
     if not module or not function:
         raise ConfigError(
@@ -79,7 +79,7 @@ def _load(name: str) -> RewardFunction:
 
 
 def _line_of(error: BaseException) -> str:
-    """The line of the user's code that raised, without importlib's frames."""
+    """The line of the user's code that raised an error, without importlib's frames."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -107,7 +107,7 @@ class Samples:
     columns: dict[str, list[Any]]
 
     def copies(self) -> dict[str, list[Any]]:
-        """Keyword arguments of one function, which may change them: rows share no object."""
+        """Keyword arguments for one function, copied because the function may change them."""
         arguments = {"prompts": self.prompts, "completions": self.completions}
         arguments |= {"completion_ids": self.completion_ids} | self.columns
         return {name: [copy.deepcopy(x) for x in values] for name, values in arguments.items()}
@@ -121,10 +121,10 @@ class Samples:
 
 @dataclass
 class RewardContext:
-    """Arguments that a reward function gets if it has parameters of these names, as in TRL.
+    """Arguments that a reward function gets if it has parameters with these names, as in TRL.
 
-    `trainer_state` is transformers' TrainerState; `log_metric(name, value)` logs a number, averaged
-    over the calls of a rollout; `log_extra(column, values)` stores one value per completion.
+    `trainer_state` is transformers' TrainerState; `log_metric(name, value)` logs a number, averaged over a
+    rollout's calls; `log_extra(column, values)` stores one value per completion.
     """
 
     trainer_state: Any = None
@@ -140,7 +140,7 @@ class RewardContext:
         self.columns[column] = [copy.deepcopy(value) for value in values]
 
     def arguments_for(self, function: RewardFunction) -> dict[str, Any]:
-        """The arguments that a function names among its parameters."""
+        """Those of the arguments that are parameters of a function."""
         try:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError):  # some built-in callables have no signature
@@ -153,7 +153,7 @@ class RewardContext:
 
 
 def name_of(function: RewardFunction) -> str:
-    """The function's name; for a callable object, its class's name."""
+    """The function's name; for a callable object, the name of its class."""
     return str(getattr(function, "__name__", type(function).__name__))
 
 
@@ -184,10 +184,10 @@ def call_reward_functions(
 ) -> dict[str, list[float]]:
     """Call each function with all samples, as TRL's trainers do; async functions run concurrently.
 
-    Each function gets copies, and its result is read at once: what a function changes reaches
-    neither the trainer nor another function.
+    Each function gets copies, and its result is copied at once, so that its changes reach neither the
+    trainer nor another function.
 
-    Returns: each function's rewards by its name, one per completion, NaN where it returned None.
+    Returns: function name -> rewards, one per completion, with NaN for None.
     Raises: RewardError for a wrong number of rewards, a reward that is not finite in float32 (with
         the sample), or a function that calls `sys.exit`.
     """
@@ -235,7 +235,7 @@ async def _checked_later(awaitable: Awaitable[Any], name: str, samples: Samples)
 
 
 def _await_all(pending: dict[str, Awaitable[list[float]]]) -> dict[str, list[float]]:
-    """Results of async functions, awaited together, by name."""
+    """The results of async functions by name; the functions are awaited together."""
     if not pending:
         return {}
 
@@ -258,9 +258,9 @@ def _await_all(pending: dict[str, Awaitable[list[float]]]) -> dict[str, list[flo
 
 @functools.cache
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """One loop for the whole process: clients and locks that functions keep belong to their loop.
+    """One event loop for the process, because clients and locks of functions are bound to a loop.
 
-    Its thread is a daemon, so that a reward function that hangs cannot keep the process alive.
+    The loop's thread is a daemon, so that a hanging reward function cannot keep the process alive.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
@@ -272,7 +272,7 @@ if hasattr(os, "register_at_fork"):  # a forked child inherits the loop but not 
 
 
 def _checked(result: Any, name: str, samples: Samples) -> list[float]:
-    """A function's result as finite numbers, NaN for None."""
+    """Check a function's result: finite numbers, with NaN in place of None."""
     expected = len(samples.completions)
     values = result.tolist() if hasattr(result, "tolist") else result  # an array or a tensor
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):

@@ -1,7 +1,7 @@
-"""The ranking loss: all comparisons of a prompt form one batch element, with one pass per completion.
+"""The ranking loss: a batch element is all comparisons of a prompt, with one pass per completion.
 
 This is InstructGPT's loss (Ouyang et al. 2022, arXiv:2203.02155). Pairs of one prompt share their
-completions, so K passes serve all C(K,2) pairs. Each prompt has the same weight, whatever its K.
+completions, so K passes serve all C(K,2) pairs. All prompts have the same weight, also with different K.
 """
 
 import itertools
@@ -33,8 +33,8 @@ def group_comparisons(pairs: Dataset) -> Dataset:
     """Group tokenized pairs into one row per ranking.
 
     Args:
-        pairs: rows with `chosen_ids` and `rejected_ids`; those of one ranking share `group_id`, and
-            a row without one is a ranking of two. `margin` is optional.
+        pairs: rows with `chosen_ids` and `rejected_ids`. The rows of one ranking share a `group_id`; a row
+            without `group_id` is a ranking of two. `margin` is optional.
 
     Returns: rows with `ids` (K lists of token ids), and per pair `better` and `worse` (indices into
         `ids`) and `margins`. Groups keep the order of their first pair.
@@ -53,7 +53,7 @@ def group_comparisons(pairs: Dataset) -> Dataset:
 
 
 def _grouped(pairs: Dataset, groups: list[list[int]]) -> list[dict[str, Any]]:
-    """The rows of some groups, each given as the numbers of its pairs."""
+    """The rows of some groups; a group is a list of row numbers in `pairs`."""
     columns = pairs[[number for group in groups for number in group]]
     margins = columns.get("margin") or itertools.repeat(None)
     members = zip(columns["chosen_ids"], columns["rejected_ids"], margins, strict=False)
@@ -61,7 +61,7 @@ def _grouped(pairs: Dataset, groups: list[list[int]]) -> list[dict[str, Any]]:
 
 
 def _row(members: Iterable[tuple[list[int], list[int], float | None]]) -> dict[str, Any]:
-    """One group's row; equal completions are stored once."""
+    """The row of one group; equal completions are stored once."""
     index: dict[tuple[int, ...], int] = {}
     row: dict[str, Any] = {"better": [], "worse": [], "margins": []}
     for chosen, rejected, margin in members:
@@ -73,7 +73,7 @@ def _row(members: Iterable[tuple[list[int], list[int], float | None]]) -> dict[s
 
 @dataclass(frozen=True)
 class RankingCollator:
-    """Makes one batch of rows of `group_comparisons`: every completion once, padded on the right.
+    """Makes a batch from rows of `group_comparisons`: each completion once, padded on the right.
 
     `better`, `worse`, `margins` and `weights` are `(pairs,)`. A weight is 1 / (pairs of the prompt ·
     prompts), so that the weighted sum is the mean over prompts of the mean over pairs.
@@ -120,7 +120,7 @@ def ranking_loss(
 
 
 class RankingTrainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
-    """TRL's RewardTrainer on rows of `group_comparisons`; the batch size counts prompts, not pairs.
+    """TRL's RewardTrainer for rows of `group_comparisons`; the batch size counts prompts, not pairs.
 
     The score is read at the last attended token, so pad may equal EOS. The score layer is trained in
     float32, also on a 4-bit base, where TRL casts all trainable weights to bfloat16.

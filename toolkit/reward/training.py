@@ -1,4 +1,4 @@
-"""Training of one reward model or an ensemble: comparisons, calibration, files, and judging."""
+"""Train one reward model or an ensemble: comparisons, calibration, files, and judging."""
 
 import copy
 import dataclasses
@@ -45,8 +45,8 @@ JUDGING = "judging"  # in a finished run's results until its report is written
 class Comparisons:
     """The rows that a reward model is trained and judged on; none is longer than `max_length`.
 
-    `train` and `test` are rows of `group_comparisons`; `test_rows` are the test split's rows as they
-    were read; `demonstrations` are (prompt, completion).
+    `train` and `test` are rows of `group_comparisons`; `test_rows` are the test split's rows before
+    tokenization; `demonstrations` are (prompt, completion).
     """
 
     train: Dataset
@@ -66,7 +66,7 @@ class Comparisons:
     ) -> "Comparisons":
         """Tokenize and group the splits; `shuffle_pairs` makes each training pair its own group.
 
-        Raises: ConfigError where a split or the demonstrations have no row within `max_length` tokens.
+        Raises: ConfigError if a split or the demonstrations have no row within `max_length` tokens.
         """
         tokenized = {
             name: tokenize_pairs(rows, tokenizer, max_length=max_length, place=name)
@@ -83,13 +83,13 @@ class Comparisons:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each completion of the training split with its prompt."""
+        """Tokens of each training completion together with its prompt."""
         completions = self.train.with_format("arrow")[:]["ids"]
         lengths: list[int] = pc.list_value_length(pc.list_flatten(completions)).to_pylist()
         return lengths
 
     def step_tokens(self, prompts: int) -> int:
-        """Average number of tokens in a training batch of so many prompts."""
+        """Average number of tokens in a training batch of `prompts` prompts."""
         return prompts * sum(self.lengths) // len(self.train)
 
 
@@ -101,8 +101,8 @@ class RewardModelTrainer:
         base: a base with a scalar head; see `load_base`.
         tokenizer, fingerprint: tokenizer and fingerprint of `base`.
         model: TRL's ModelConfig, for an adapter without a parent.
-        most_tokens: tokens per scoring pass; a value below `LEAST_TOKENS` is raised to it. The tokens
-            of a training batch always fit, because training also needs memory for gradients.
+        most_tokens: tokens per scoring pass, at least `LEAST_TOKENS`. A training batch's number of tokens
+            always fits, because training also needs memory for gradients.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class RewardModelTrainer:
         """Train from the parent's adapter, calibrate on the demonstrations and write the files.
 
         Args:
-            run: begins when training begins; None outside of a recipe.
+            run: the run, which begins when training begins; None outside of a recipe.
             resume: the checkpoint to resume from.
 
         Returns: results for `run.json`: the number of steps, and the calibration.
@@ -179,14 +179,14 @@ class RewardModelTrainer:
     def _calibrate(
         self, demonstrations: list[tuple[Prompt, Prompt]], head: ScalarHead, *, unit: bool
     ) -> dict[str, Any]:
-        """Set the bias (demonstrations score 0 on average) and, with `unit`, the scale."""
+        """Set the bias so that demonstrations score 0 on average; with `unit`, also set the scale."""
         scores = torch.tensor(self.score(encode_pairs(self.tokenizer, demonstrations)))
         spread = scores.std().item() if len(scores) > 1 else 0.0
         if spread < ROUNDING * scores.abs().max().item():  # equal except for rounding
             spread = 0.0
         scale = 1 / spread if unit and spread > 0 else 1.0
         if unit and not spread > 0:
-            print("warning: the demonstrations' scores do not differ, so they are not scaled")
+            print("warning: all demonstrations have the same score, so scores are not scaled")
         head.weight.mul_(scale)
         head.bias.fill_(-scale * scores.mean().item())
         return {
@@ -203,7 +203,7 @@ class RewardModelTrainer:
         self.head = ScalarHead.load(folder).to(self.adapted.device).requires_grad_(False)
 
     def score(self, pairs: list[Pair]) -> list[float]:
-        """Scores of token ids of prompts and completions, in order."""
+        """The scores of pairs of prompt ids and completion ids, in order."""
         assert self.head is not None and isinstance(self.tokenizer.pad_token_id, int)
         pad_id = self.tokenizer.pad_token_id
         result = score_pairs(
@@ -224,10 +224,10 @@ class Judge(Protocol):
     def judge(
         self, scorer: Callable[[list[Pair]], list[float]], folder: Path | None
     ) -> dict[str, Any]:
-        """Judge one model; write its report into the folder, if any; return the main numbers."""
+        """Judge one model, and write its report into any `folder`; return the main numbers."""
 
     def judge_mean(self, folder: Path) -> dict[str, Any]:
-        """Write the report on the mean score of all models judged so far; return the main numbers."""
+        """Write the report on the mean score of all judged models; return the main numbers."""
 
 
 def train_reward_models(
@@ -295,7 +295,7 @@ def _train_ensemble(
 
 
 def _member(configs: Sequence[Any], run: Run, number: int) -> tuple[Any, ...]:
-    """The arguments of one reward model of an ensemble."""
+    """The arguments for one member of an ensemble."""
     script, training, model, mixture, start = configs
     own = copy.copy(training)
     own.output_dir, own.seed = str(run.path / f"member-{number}"), training.seed + number
@@ -303,7 +303,7 @@ def _member(configs: Sequence[Any], run: Run, number: int) -> tuple[Any, ...]:
 
 
 def _require_same(one: Sequence[Any], run: Run) -> None:
-    """Check that a reward model of an ensemble, finished or not, was trained with these settings.
+    """Check that a member of an ensemble, finished or not, was trained with these settings.
 
     Raises: CheckpointError that names the difference.
     """
@@ -315,7 +315,7 @@ def _require_same(one: Sequence[Any], run: Run) -> None:
 
 
 def _judge(trainer: RewardModelTrainer, run: Run, judge: Judge) -> Run:
-    """Judge a finished run's reward model and add the results; an error is noted in the run."""
+    """Judge a finished run's reward model and add the results; record an error in the run."""
     try:
         results = judge.judge(trainer.score, run.path)
     except BaseException as error:

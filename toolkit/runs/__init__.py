@@ -1,1 +1,1 @@
-"""Run directories: manifest, lock, lineage, resuming, replacing, listing, and pipelines of runs."""
+"""Run directories: manifest, lock, lineage, resuming, replacing, listing, signals."""

@@ -1,4 +1,4 @@
-"""README.md of a finished run, which Hugging Face shows as the model card."""
+"""Writes README.md of a finished run, which Hugging Face shows as the model card."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 def model_card(
     name: str, recipe: str, base: str, seed: int | None, parents: Mapping[str, str], results: Any
 ) -> str:
-    """The text: which recipe, base and parents made a run's directory, and with which results."""
+    """The model card's text: the run's recipe, base, parents and results."""
     lines = "".join(f"- {what}: `{path}`\n" for what, path in parents.items())
     return (
         f"# {name}\n\nMade by `toolkit {recipe}` on the base `{base}`, seed {seed}.\n\n{lines}\n"

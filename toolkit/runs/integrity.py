@@ -1,4 +1,4 @@
-"""Checks of a run's files before they are read: regular, inside the folder, and unchanged."""
+"""Checks of a run's files before they are read: each is regular, inside the folder, unchanged."""
 
 import hashlib
 import os
@@ -24,12 +24,12 @@ WITHIN_A_RUN = ("value", "ref", "last")  # folders of roles that are saved insid
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of each file of `HASHED` that exists in a run's folder."""
+    """The sha256 of each file in `HASHED` that exists in a run's folder."""
     return {name: sha256(folder / name) for name in HASHED if (folder / name).is_file()}
 
 
 def changed(folder: Path, recorded: Any) -> str | None:
-    """Which file was changed after the run finished, or None; also None if the run recorded no hashes.
+    """The file that was changed after the run finished; None if no file was, or no hash is recorded.
 
     Args:
         folder: the run's directory.
@@ -52,7 +52,7 @@ def changed(folder: Path, recorded: Any) -> str | None:
 
 
 def too_large(file: Path) -> str | None:
-    """Why a file must not be read whole, or None. A sparse file of terabytes takes no room on disk."""
+    """Why a file must not be read whole, or None. A sparse file can have terabytes but use no disk."""
     size, memory = file.stat().st_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size <= memory // 2:
         return None
@@ -66,13 +66,13 @@ def sha256(file: Path) -> str:
 
 
 def content_of(names: Iterable[str], *, written: Path) -> list[str]:
-    """Name and hash of each local file among `names`, and of the files of each local folder.
+    """Name and hash of each local file in `names`, and of each file in the local folders in `names`.
 
-    Modification times are not used: a copy has a later one, and a file can be replaced twice within
-    one tick of the clock. Hidden files and checkpoints are left out.
+    Modification times are not compared: a copy has a later time, and a file can be replaced twice within
+    one clock tick. Hidden files and checkpoints are left out.
 
     Args:
-        names: texts, of which those that are no file or folder are ignored.
+        names: paths; any text that is not an existing file or folder is ignored.
         written: a folder that is left out, because its files change while a pipeline runs.
     """
     files: set[Path] = set()
@@ -98,7 +98,7 @@ def _stamp(file: Path) -> tuple[int, ...]:
 
 @cache
 def _content_hash(file: Path, stamp: tuple[int, ...]) -> str:
-    """The sha256 of a file; of large weights only the size, head and tail are hashed.
+    """The sha256 of a file; for large weight files, of the size, the first and the last part.
 
     Args:
         stamp: a value that changes with the file, so that one process hashes it once.
@@ -114,9 +114,9 @@ def _content_hash(file: Path, stamp: tuple[int, ...]) -> str:
 
 
 def stray(folder: Path, root: Path) -> str | None:
-    """Why a run's folder must not be read: a link that leads out of `root`, a pipe or a device.
+    """Why a run's folder must not be read (a link that leads out of `root`, a pipe, a device), or None.
 
-    Checkpoints are not checked, because they may be on another disk and are not read here.
+    Checkpoints are not checked, because the app does not read them and they may be on another disk.
     """
     for place in (folder, *(folder / name for name in WITHIN_A_RUN)):
         if place.is_symlink():
@@ -148,7 +148,7 @@ def _first_stray(folder: Path, names: Iterable[str], root: Path) -> str | None:
 
 
 def open_inside(file: Path, root: Path) -> BinaryIO:
-    """Open a regular file that lies below `root`, for reading bytes.
+    """Open a regular file below `root` for reading bytes.
 
     A pipe in the place of the file raises an error instead of blocking.
 
@@ -165,9 +165,9 @@ def open_inside(file: Path, root: Path) -> BinaryIO:
 
 
 def read_inside(file: Path, root: Path, *, at_most: int) -> bytes:
-    """The content of a regular file below `root`.
+    """Read a regular file below `root`.
 
-    Raises: OSError as `open_inside`, or if it has more than `at_most` bytes.
+    Raises: OSError for the reasons of `open_inside`, or if the file has more than `at_most` bytes.
     """
     with open_inside(file, root) as stream:
         content = stream.read(at_most + 1)

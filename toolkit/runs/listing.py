@@ -1,4 +1,4 @@
-"""List every run below a folder, and the directories that look like runs but cannot be used."""
+"""Lists all runs below a folder, and the directories that look like runs but cannot be used."""
 
 import os
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class BrokenRun:
 
 
 def list_runs(root: str | os.PathLike[str]) -> tuple[list[Run], list[BrokenRun]]:
-    """All runs at any depth below `root`, sorted by path, and the damaged ones.
+    """All usable runs at any depth below `root`, sorted by path, and the damaged runs.
 
     Links to folders are not followed. A run with a file that is a link out of `root`, a pipe or a
     device counts as damaged and is not read; see `stray`.

@@ -1,4 +1,4 @@
-"""Lock a folder, so that one process at a time writes to it."""
+"""Locks a folder, so that only one process at a time writes to it."""
 
 import errno
 from pathlib import Path
@@ -14,8 +14,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file 
 def lock_folder(folder: Path, name: str = LOCK) -> FileLock:
     """Create a folder and lock it until `release` is called on the result.
 
-    The system releases the lock however the process ends. On a file system without locks two
-    processes are not kept apart.
+    The system releases the lock when the process ends for any reason. A file system without locks gives no
+    protection.
 
     Args:
         name: name of the lock file; locks of different names are independent.
@@ -31,7 +31,7 @@ def lock_folder(folder: Path, name: str = LOCK) -> FileLock:
         lock.acquire()
     except Timeout as error:
         raise CheckpointError(
-            f"{folder}: another process writes to it; wait for it, or choose another output_dir"
+            f"{folder}: another process writes to it; wait until it ends, or choose another output_dir"
         ) from error
     except OSError as error:  # not a folder, no permission, read-only, name too long
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -45,7 +45,7 @@ def lock_folder(folder: Path, name: str = LOCK) -> FileLock:
 
 
 def _refuse_links(folder: Path) -> None:
-    """Raises: CheckpointError for a link to a file, because writing would change the link's target."""
+    """Raise CheckpointError for a link to a file, because writing would change the link's target."""
     for file in folder.iterdir():
         if file.is_symlink() and not file.is_dir():
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Runs that an option names, checked by their files before anything is loaded."""
+"""Checks of the runs that options name, by their files, before anything is loaded."""
 
 import os
 from pathlib import Path
@@ -23,14 +23,14 @@ def is_finished(path: str | os.PathLike[str]) -> bool:
 def require_adapter(run: str, option: str) -> None:
     """Check that the directory that an option names holds a complete adapter.
 
-    A checkpoint folder or an adapter made elsewhere is accepted. An unfinished run is not, because
-    its adapter may be older than its manifest.
+    A checkpoint folder or an adapter made elsewhere is accepted. An unfinished run is rejected, because its
+    adapter may be of an earlier run.
 
-    Raises: CheckpointError that names what is missing or was changed.
+    Raises: CheckpointError that names the missing or changed file.
     """
     reason = Run(Path(run), "").adapter_problem() if Path(run).is_dir() else "no such directory"
     if reason and (Path(run) / MANIFEST).is_file() and Run.load(run).recipe == ENSEMBLE:
-        reason = f"it is an ensemble; name one of its members, such as {run}/member-0"
+        reason = f"it is an ensemble; name a member, such as {run}/member-0"
     if reason:
         raise CheckpointError(f"{option}: {run} holds no adapter ({reason})")
     if (Path(run) / MANIFEST).is_file() and (state := Run.load(run).state) != "finished":
@@ -42,7 +42,7 @@ def require_adapter(run: str, option: str) -> None:
 
 
 def require_unchanged(folder: Path) -> None:
-    """Check the adapter of a finished run, of a role's folder in it, or of a checkpoint by its hashes.
+    """Check by hashes that an adapter is unchanged: of a finished run, its role folder, a checkpoint.
 
     Raises: CheckpointError that names the changed file.
     """
@@ -56,7 +56,7 @@ def require_unchanged(folder: Path) -> None:
 
 
 def require_reward_models(path: str) -> list[str]:
-    """The directory of a reward model, or the directories of an ensemble's members.
+    """The directories of the reward models in a run: the run's own, or those of an ensemble's members.
 
     Raises: CheckpointError for a run that is missing, unfinished, or not a reward model.
     """
@@ -79,7 +79,7 @@ def require_reward_models(path: str) -> list[str]:
 
 
 def made_with(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The config of the run that first created an adapter, following the runs that trained it on.
+    """The config of the run that created an adapter, found through the runs that continued its training.
 
     Returns: an empty dictionary if that is unknown, as for an adapter made elsewhere.
     """

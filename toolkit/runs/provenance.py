@@ -1,4 +1,4 @@
-"""Facts for a run's manifest: library versions, the commit of the code, its configs."""
+"""Data for a run's manifest: library versions, the commit of the code, the configs."""
 
 import dataclasses
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""What a new run in a directory replaces: checkpoints, an ensemble's members, and files of other roles."""
+"""Replaces an earlier run in a directory: its checkpoints, ensemble members and role files."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
+    """The step number in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
@@ -42,15 +42,15 @@ def has_finished(folder: Path) -> bool:
 
 
 def refuse_unfinished(folder: Path, *, inside: bool = True) -> None:
-    """Raise an error for the work of an unfinished run: its checkpoints, or an ensemble's members.
+    """Raise an error if a folder holds an unfinished run's checkpoints or ensemble members.
 
-    With REPLACES in the environment (set by a pipeline whose stage was changed) such work is
-    replaced when the next run begins.
+    If REPLACES is set in the environment (by a pipeline whose stage was changed), there is no error: they
+    are replaced when the next run begins.
 
     Args:
         inside: also check the members of an ensemble.
 
-    Raises: CheckpointError if the folder holds such work.
+    Raises: CheckpointError if the folder holds such files.
     """
     if os.environ.get(REPLACES):
         return
@@ -68,10 +68,10 @@ def refuse_unfinished(folder: Path, *, inside: bool = True) -> None:
 
 
 def set_aside(folder: Path, *, roles: bool = False) -> None:
-    """Move files that the next run must not inherit to a hidden folder; `remove_set_aside` removes them.
+    """Move files that the next run must not inherit into a hidden folder; see `remove_set_aside`.
 
-    These are checkpoints, `last/` of a run with `ema_decay`, members, and with `roles` the files that
-    only some recipes write. Each move is atomic.
+    These are checkpoints, `last/` of a run with `ema_decay`, ensemble members and, if `roles` is set, the
+    files that only some recipes write. Each move is atomic.
     """
     put_back(folder)
     names = ("last", *(ROLE_FILES if roles else ()))
@@ -82,7 +82,7 @@ def set_aside(folder: Path, *, roles: bool = False) -> None:
 
 
 def put_back(folder: Path) -> None:
-    """Undo `set_aside`, except where a new file has taken the place."""
+    """Undo `set_aside`, except for files that a new file has replaced."""
     for old in (folder / SET_ASIDE).glob("*"):
         if not (folder / old.name).exists():
             os.replace(old, folder / old.name)
@@ -90,14 +90,14 @@ def put_back(folder: Path) -> None:
 
 
 def discard_set_aside(folder: Path) -> None:
-    """Make `set_aside` final: `put_back` restores nothing after this, even before the removal."""
+    """Make `set_aside` final: `put_back` then restores nothing, even before the removal."""
     if (folder / SET_ASIDE).is_dir():
         shutil.rmtree(folder / DISCARDED, ignore_errors=True)
         os.replace(folder / SET_ASIDE, folder / DISCARDED)
 
 
 def remove_set_aside(folder: Path) -> None:
-    """Remove what was set aside."""
+    """Remove the files that were set aside."""
     for name in (SET_ASIDE, DISCARDED):
         shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -106,7 +106,7 @@ def remove_leftovers(folder: Path, *, locked: bool = True) -> None:
     """Remove temporary files of processes that were killed while they wrote them.
 
     Args:
-        locked: no other process writes to the folder, and this one has not begun to.
+        locked: remove all such files, because this process holds the lock and writes nothing yet.
     """
     if locked:
         shutil.rmtree(folder / INCOMING, ignore_errors=True)
@@ -117,7 +117,7 @@ def remove_leftovers(folder: Path, *, locked: bool = True) -> None:
 
 
 def _is_running(process: int) -> bool:
-    """Whether a process has this id."""
+    """Whether a process with this id is running."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -128,7 +128,7 @@ def _is_running(process: int) -> bool:
 
 
 def hold_dropped(folder: Path) -> None:
-    """Move a finished run's list of dropped rows out of the way of the next run's list."""
+    """Move a finished run's list of dropped rows away, so that the next run does not overwrite it."""
     listed, held = folder / DROPPED_FILE, folder / f".{DROPPED_FILE}"
     if (
         listed.is_file() and not held.exists()
@@ -137,7 +137,7 @@ def hold_dropped(folder: Path) -> None:
 
 
 def restore_dropped(folder: Path) -> None:
-    """Restore the finished run's list, replacing that of a run that never began."""
+    """Restore the finished run's list of dropped rows if the next run never began."""
     listed, held = folder / DROPPED_FILE, folder / f".{DROPPED_FILE}"
     listed.unlink(missing_ok=True)
     if held.is_file():
@@ -145,12 +145,12 @@ def restore_dropped(folder: Path) -> None:
 
 
 def remove_held_dropped(folder: Path) -> None:
-    """Remove the list of a run that is replaced."""
+    """Remove the moved list of dropped rows of a replaced run."""
     (folder / f".{DROPPED_FILE}").unlink(missing_ok=True)
 
 
 def _is_role(folder: Path) -> bool:
-    """Whether a folder holds an adapter or a head, and is not a run of its own."""
+    """Whether a folder holds an adapter or a head but is not a run."""
     files = ("adapter_config.json", "head.safetensors")
     return any((folder / f).is_file() for f in files) and not (folder / MANIFEST).exists()
 

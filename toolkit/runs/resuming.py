@@ -1,4 +1,4 @@
-"""The checkpoint to resume from: the newest undamaged one, or the one that the user names."""
+"""Finds the checkpoint to resume from: the newest undamaged one, or the one that the user names."""
 
 import os
 import zipfile
@@ -26,15 +26,15 @@ def is_requested(wanted: str | bool | None) -> bool:
 
 
 def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> str | None:
-    """The checkpoint to resume from; a damaged newer one is reported and skipped.
+    """The checkpoint to resume from; damaged newer checkpoints are reported and skipped.
 
     Args:
         run: the run's directory.
-        wanted: `resume_from_checkpoint` as the user wrote it: a path, true for the newest undamaged
-            checkpoint (without one the run starts from the beginning), or nothing.
+        wanted: `resume_from_checkpoint` as the user wrote it: a path; true for the newest undamaged
+            checkpoint (if there is none, the run starts from the beginning); or nothing.
 
-    Raises: CheckpointError if the named checkpoint is missing or damaged, or an unfinished run has
-        only damaged ones.
+    Raises: CheckpointError if the named checkpoint is missing or damaged, or if all checkpoints of an
+        unfinished run are damaged.
     """
     if not is_requested(wanted):
         return None
@@ -53,14 +53,14 @@ def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> s
         print(f"{checkpoint}: cannot resume from it ({reason})", flush=True)
     if existing and not has_finished(Path(run)):
         raise CheckpointError(
-            f"{existing[-1]}: cannot resume from it ({damage(existing[-1])}), and there is no older "
-            "undamaged checkpoint; remove it, or choose another output_dir"
+            f"{existing[-1]}: cannot resume from it ({damage(existing[-1])}), and no older checkpoint is "
+            "undamaged; remove the damaged ones, or choose another output_dir"
         )
     return None
 
 
 def list_contents(checkpoint: Path) -> None:
-    """Write size and hash of a checkpoint's files, so that partial copies and damage are detected."""
+    """Record size and hash of a checkpoint's files, so that partial copies and damage are detected."""
     files = sorted(f for f in checkpoint.rglob("*") if f.is_file() and f.name != CONTENTS)
     contents = {
         f.relative_to(checkpoint).as_posix(): {"bytes": f.stat().st_size, "sha256": sha256(f)}
@@ -70,7 +70,7 @@ def list_contents(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Why a checkpoint is incomplete or damaged, or None."""
+    """The reason why a checkpoint is incomplete or damaged, or None."""
     for name in REQUIRED:
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
@@ -87,14 +87,14 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def adapter_damage(checkpoint: Path) -> str | None:
-    """Why the adapter of a checkpoint was changed, or None; its other files may be missing."""
+    """How a checkpoint's adapter was changed, or None; other files of the checkpoint may be missing."""
     contents = _contents(checkpoint) or {}
     problems = (_file_damage(checkpoint, n, contents[n]) for n in HASHED if n in contents)
     return next((problem for problem in problems if problem), None)
 
 
 def _contents(checkpoint: Path) -> dict[str, Any] | None:
-    """The entries of `contents.json`: empty where the file is damaged, None without the file."""
+    """The entries of `contents.json`: empty if the file is damaged, None if it is missing."""
     file = checkpoint / CONTENTS
     try:
         return dict(read_json(file)) if file.is_file() else None
@@ -103,10 +103,10 @@ def _contents(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _file_damage(checkpoint: Path, name: str, recorded: Any) -> str | None:
-    """Why a file is not the recorded one; without a hash, why it cannot be read.
+    """How a file differs from its record; if the record has no hash, why the file cannot be read.
 
     Args:
-        recorded: an entry of `contents.json`; in an earlier version only the number of bytes.
+        recorded: an entry of `contents.json`; an earlier version recorded only the number of bytes.
     """
     file, entry = checkpoint / name, {"bytes": recorded} if isinstance(recorded, int) else recorded
     if not isinstance(entry, dict):
@@ -127,7 +127,7 @@ def _file_damage(checkpoint: Path, name: str, recorded: Any) -> str | None:
 
 
 def _read(file: Path) -> None:
-    """Raise an error for a JSON, torch or safetensors file that cannot be read; unpickle nothing."""
+    """Raise an error for a JSON, torch or safetensors file that cannot be read, without unpickling."""
     if file.suffix == ".json":
         read_json(file, at_most=MAX_STATE_BYTES)
     elif file.suffix in (".pt", ".pth"):

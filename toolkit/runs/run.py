@@ -39,10 +39,10 @@ ADAPTER_FILES = ("adapter_config.json", WEIGHTS_FILE)
 class Run:
     """A run directory and the content of its `run.json`.
 
-    `state` is "running", "finished" or "failed"; `parents` maps a purpose ("adapter", "reward") to
-    the parent's directory; `base` is the fingerprint of the base model; `weights` maps the files
-    that answers depend on to their sha256 when the run finished; `inputs` identifies the training
-    data and the parents by their content; `resumed` lists each resume with the options that changed.
+    `state` is "running", "finished" or "failed"; `parents` maps a purpose ("adapter", "reward") to the
+    parent's directory; `base` is the fingerprint of the base model; `weights` maps each file that answers
+    depend on to its sha256 at the end of the run; `inputs` identifies the training data and the parents by
+    their content; `resumed` lists each resume with the options that changed.
     """
 
     path: Path
@@ -85,14 +85,14 @@ class Run:
     ) -> "Run":
         """Create the directory and write a manifest in state "running".
 
-        A run in the directory that is finished, is resumed, or has checkpoints that may be replaced,
-        stays unchanged until `begin`, because most errors occur while models and data are loaded.
+        An earlier run in the directory stays unchanged until `begin`, because most errors occur while
+        models and data are loaded. It may be finished, resumed, or have checkpoints that may be replaced.
 
         Args:
-            resume: the checkpoint to continue from, or the ensemble's folder whose members stay.
+            resume: the checkpoint to resume from; or an ensemble's folder, whose members are kept.
 
-        Raises: CheckpointError if the directory holds checkpoints of an unfinished run, another
-            process writes to it, or it cannot be created.
+        Raises: CheckpointError if the directory holds checkpoints of an unfinished run, if another process
+            writes to it, or if it cannot be created.
         """
         lock = lock_folder(Path(path))
         try:
@@ -150,10 +150,10 @@ class Run:
         return run
 
     def begin(self) -> None:
-        """Take over the directory; the first call counts.
+        """Take over the directory; later calls do nothing.
 
-        The manifest of a run in it is replaced. Unless this run resumes from it, files that could
-        be mistaken for this run's are removed.
+        The manifest of an earlier run is replaced. Unless this run resumes the earlier one, its files that
+        could be mistaken for this run's are removed.
         """
         old, resume = self._replaced, self._resume
         if self._begun:
@@ -190,7 +190,7 @@ class Run:
         try:
             saved = read_json(file)
         except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: has no run.json; name a run directory") from error
+            raise CheckpointError(f"{path}: run.json is missing; name a run directory") from error
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file}: damaged manifest ({error}); train again") from error
         known = cls._written()
@@ -227,15 +227,15 @@ class Run:
         return self
 
     def _take_time(self) -> None:
-        """Record the run's duration, unless the manifest was loaded and holds it."""
+        """Record the run's duration, unless it comes from a loaded manifest."""
         if self._clock is not None:
             self.seconds = round(time.monotonic() - self._clock, 2)
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run failed with the reason; its checkpoints stay.
+        """Mark the run failed and record the reason; its checkpoints stay.
 
-        Before `begin`, a run in the directory keeps its manifest, but one that failed to resume is
-        not "running".
+        Before `begin`, an earlier run keeps its manifest; but if it failed to resume, its state is no
+        longer "running".
         """
         old, reason = self._replaced, f"{type(error).__name__}: {error}"
         if old is not None:
@@ -263,13 +263,13 @@ class Run:
             self._lock.release()
 
     def __enter__(self) -> "Run":
-        """A signal that stops the process marks the run failed, also while models are loaded."""
+        """Inside the block, a stop signal marks the run failed, even while models are loaded."""
         self._handlers = receive_signals(raise_interrupt)
         self._in_block = True
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Raises: Interrupted if a signal ended the block."""
+        """Mark a run failed on an error. Raises: Interrupted if a signal ended the block."""
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)  # a further signal must not prevent `fail`
         stopped = self._interrupted(error) if isinstance(error, KeyboardInterrupt) else None
@@ -283,7 +283,7 @@ class Run:
             raise stopped from None
 
     def _interrupted(self, error: KeyboardInterrupt) -> Interrupted:
-        """The error for a signal outside of training steps, where no checkpoint can be written."""
+        """The error for a signal outside of training steps, when no checkpoint can be written."""
         number, written = signal_of(error), replacing.checkpoints(self.path)
         what, advice = (
             f"{number.name}: {self.path} was stopped before it finished",
@@ -297,7 +297,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with this one: options, and the content of inputs."""
+        """The settings that a resumed run must share with this run: options, and the content of inputs."""
         return kept(self.config) | self.inputs
 
     @property
@@ -318,7 +318,7 @@ class Run:
         return None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`, without a last line that a crash cut short.
+        """The rows of `metrics.jsonl`; a last line that a crash cut short is left out.
 
         Raises: CheckpointError for a file that is too large.
         """
@@ -340,7 +340,7 @@ def _within(folder: Path, resume: Path) -> bool:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: a crash leaves the old file or the new one."""
+    """Write JSON atomically: after a crash, the file is either the old or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
     try:

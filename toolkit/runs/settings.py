@@ -1,4 +1,4 @@
-"""The settings that a resumed run must share with its checkpoint, and the options that may change."""
+"""The settings that a resumed run shares with its checkpoint, and the options that may change."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ FREE: Mapping[str, str] = {
         hub_always_push hub_revision save_strategy save_steps save_total_limit save_only_model
         save_on_each_node eval_strategy eval_steps eval_delay eval_on_start eval_prompts
         do_train do_eval do_predict restore_callback_states_from_checkpoint""",
-    "it chooses how a machine computes the same": """
+    "it changes how the machine computes, not what": """
         use_cpu device_map attn_implementation local_rank ddp_backend ddp_timeout
         ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph debug
         skip_memory_metrics full_determinism torch_compile torch_compile_backend torch_compile_mode
@@ -51,7 +51,7 @@ _FREE = frozenset(" ".join(FREE.values()).split())
 
 
 def settings_of(configs: Iterable[Any]) -> dict[str, Any]:
-    """The options of some configs that a resumed run must keep, as JSON values."""
+    """Those options of some configs that a resumed run must keep, as JSON values."""
     return kept({name: value for config in configs for name, value in plain(config).items()})
 
 
@@ -68,7 +68,7 @@ def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as they are after they were written to JSON and read again."""
+    """The values after writing them to JSON and reading them again."""
     return dict(json.loads(json.dumps(values, default=str)))
 
 
@@ -78,7 +78,7 @@ def hash_adapter(folder: str) -> str:
 
 
 def read_settings(checkpoint: Path) -> dict[str, Any] | None:
-    """The settings that a checkpoint was written with; None for one of an earlier version.
+    """The settings that a checkpoint was written with; None if an earlier version wrote it.
 
     Raises: CheckpointError for a damaged file.
     """
@@ -107,8 +107,8 @@ def require_same(
         place: the checkpoint, for the error message.
         saved: its settings.
         current: the settings of the run that resumes.
-        inputs: `current` includes the inputs, and not only the options.
-        longer: the run may have more steps, where its learning rate does not depend on their number.
+        inputs: whether `current` includes the inputs in addition to the options.
+        longer: whether the run may have more steps, if its learning rate does not depend on their number.
 
     Raises: CheckpointError that names the first difference, both values and the fix.
     """
@@ -143,7 +143,7 @@ def _has_no_effect(name: str, saved: Mapping[str, Any], current: Mapping[str, An
 
 
 def _is_longer(name: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
-    """Whether a run only gets more steps, and the same learning rate in the steps before."""
+    """Whether a run only gets more steps, and its earlier steps keep their learning rate."""
     old, new = (settings.get(name) or -1 for settings in (saved, current))
     kind, warmup = current.get("lr_scheduler_type"), current.get("warmup_steps") or 0
     independent = kind == "constant" or (kind in ENDLESS and not 0 < warmup < 1)

@@ -18,9 +18,9 @@ Receiver = Callable[[int, FrameType | None], None]
 
 
 def receive_signals(receive: Receiver) -> dict[int, Any]:
-    """Call `receive` for each stop signal; returns the handlers for `restore_handlers`.
+    """Call `receive` on each stop signal; return the earlier handlers for `restore_handlers`.
 
-    Outside the main thread, Python cannot handle signals, so nothing changes there. SIGHUP stays
+    Outside the main thread, Python cannot handle signals, so the call does nothing there. SIGHUP stays
     ignored under `nohup`.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -44,19 +44,19 @@ def raise_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def signal_of(error: KeyboardInterrupt) -> signal.Signals:
-    """The signal that raised a KeyboardInterrupt."""
+    """The signal that caused a KeyboardInterrupt."""
     return signal.Signals(error.args[0]) if error.args else signal.SIGINT
 
 
 def run_child(words: Sequence[str], output: TextIO, variables: dict[str, str]) -> tuple[int, int]:
-    """Run a command with further environment variables, and pass the stop signals on to it.
+    """Run a command with additional environment variables, and pass stop signals on to it.
 
-    The command is in a process group of its own, so that it receives each signal once: Ctrl-C in a
-    terminal reaches a whole group. The third signal kills it. If this process is killed, the command
+    The command is in its own process group, so that it receives each signal once: Ctrl-C in a terminal
+    reaches a whole group. The third signal kills the command. If this process is killed, the command
     receives SIGTERM; see `stop_with_parent`.
 
-    Returns: its exit code, and its peak memory in MB.
-    Raises: Interrupted if a signal came and the command ended early.
+    Returns: the command's exit code and its peak memory in MB.
+    Raises: Interrupted if a signal arrived and the command ended early.
     """
     received: list[int] = []
     process: subprocess.Popen[bytes] | None = None
@@ -97,9 +97,9 @@ def run_child(words: Sequence[str], output: TextIO, variables: dict[str, str]) -
 
 
 def stop_with_parent() -> None:
-    """If a pipeline started this command, send this process SIGTERM when the pipeline has ended.
+    """If a pipeline started this command, send SIGTERM to this process when the pipeline ends.
 
-    A killed pipeline cannot stop its stage, which would otherwise train on without it.
+    A killed pipeline cannot stop its stage, which would otherwise continue to train.
     """
     parent = os.environ.pop(PARENT, "")  # not for the processes that this one starts
     if not parent.isdigit():
@@ -108,7 +108,7 @@ def stop_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == int(parent):
             time.sleep(PARENT_CHECK_S)
-        print("the pipeline has ended: this stage stops, too", flush=True)
+        print("the pipeline has ended, so this stage stops, too", flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,1 +1,1 @@
-"""Sampling completions: prompts in, completions with log-probabilities out."""
+"""Sample completions, with their log-probabilities, for prompts."""

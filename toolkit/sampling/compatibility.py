@@ -1,6 +1,6 @@
-"""A short test of a base's head and sampling, before anything is trained or sampled with it.
+"""A short test of a base's head, sampling and scoring, before it is used.
 
-Models differ in what they do with their logits and in what they cache between two tokens. An unsupported
+Models differ in how they change their logits and in what they cache between two tokens. An unsupported
 model would fail in its first rollout or, worse, train on wrong numbers.
 """
 
@@ -35,10 +35,10 @@ def check_supported(
     """Test a causal language model's head, its sampling and its scoring on a few rows.
 
     Args:
-        shortest, longest: tokens of a run's rows, prompt and completion together.
+        shortest, longest: the lengths of a run's rows in tokens, prompt and completion together.
         shorten: the options that limit the length of rows, for the message.
 
-    Raises: ConfigError naming the model and what is not supported.
+    Raises: ConfigError that names the model and the unsupported part.
     """
     longest = max(longest, LEAST)
     lengths = [longest, max(2, min(shortest, longest - 1))]
@@ -61,7 +61,7 @@ def check_supported(
 
 
 def _last_states(causal: Any, row: list[int]) -> Tensor:
-    """The states of a row's last two tokens, `(2, d)`, computed alone."""
+    """The hidden states of a row's last two tokens, `(2, d)`, computed in a batch of one row."""
     ids = as_ids(causal, [row])
     states: Tensor = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return states[0, -2:]
@@ -83,11 +83,11 @@ def _check_head(causal: Any) -> None:
 
 
 def _check_sampling(causal: Any, rows: list[list[int]], alone: Tensor) -> None:
-    """Compare rows of unequal length, after one has left and one token was added, with each row alone."""
+    """Compare rows alone with a batch of unequal rows that one row has left and one token extended."""
     difference = _difference(causal, _sampled_states(causal, rows), alone)
     if not difference <= _limit(causal, alone):
         raise ConfigError(
-            f"{name_of(causal)} gives other log-probabilities when rows of unequal length are sampled "
+            f"{name_of(causal)} gives different log-probabilities when rows of unequal length are sampled "
             f"token by token: they differ by {difference:.2g} nats; use another base"
         )
 
@@ -107,7 +107,7 @@ def _sampled_states(causal: Any, rows: list[list[int]]) -> Tensor:
 
 
 def _check_scoring(causal: Any, rows: list[list[int]], alone: Tensor) -> None:
-    """Compare rows that are scored in one batch, packed where the kernels pack, with each row alone."""
+    """Compare each row alone with the rows scored in one batch, packed if the kernels pack."""
     long, short = rows
     scored = [long, example(causal, len(short), 2), short]
     prompts, last = [row[:-1] for row in scored], [row[-1:] for row in scored]
@@ -118,15 +118,15 @@ def _check_scoring(causal: Any, rows: list[list[int]], alone: Tensor) -> None:
         is_packed = kernels_enabled() and supports_shared_rows(causal)
         fix = "set `attn_implementation: eager`, which packs no rows" if is_packed else ""
         raise ConfigError(
-            f"{name_of(causal)} gives a row other log-probabilities when it is scored together with "
+            f"{name_of(causal)} gives a row different log-probabilities when it is scored together with "
             f"other rows: they differ by {difference:.2g} nats; {fix or 'use another base'}"
         )
 
 
 def _difference(causal: Any, states: Tensor, alone: Tensor) -> float:
-    """The largest mean difference of a row's log-probabilities, in nats.
+    """The largest mean difference of log-probabilities over the rows, in nats.
 
-    Weighted by probability: in half precision, two passes differ much in the tail of a large vocabulary.
+    Weighted by probability: half precision makes the tail of a large vocabulary differ much.
     """
     head = VocabularyHead.of(causal)
     logprobs, expected = (head.logits(h).log_softmax(-1) for h in (states, alone))

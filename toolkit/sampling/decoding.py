@@ -1,8 +1,8 @@
-"""The sampling loop: each distinct prompt is prefilled once, and rows leave the batch when they end.
+"""The sampling loop: prefills each distinct prompt once, and removes rows from the batch at their end.
 
-`generate` keeps every row until the longest ends, prefills a prompt once per completion, and copies the
-whole cache at every token. Completions of a policy differ much in length, so most of its work would be
-on rows that have ended.
+transformers' `generate` keeps every row until the longest ends, prefills a prompt once per completion, and
+copies the whole cache at every token. Completions of a policy differ much in length, so `generate` would
+mostly work on rows that have ended.
 """
 
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ def decode(
 ) -> Decoded:
     """Sample a completion for each prompt's ids, up to and including the first stop token.
 
-    Samples from softmax(logits / temperature) with torch's global generator; temperature 0 is greedy.
-    There is no top-k and no top-p, because PPO scores under the full distribution.
+    Tokens are drawn from softmax(logits / temperature) with torch's global generator; temperature 0 is
+    greedy. There is no top-k or top-p, because PPO computes log-probabilities under the full distribution.
 
     Args:
         model: a causal model, or the PeftModel around it.
@@ -59,7 +59,7 @@ def decode(
         max_new_tokens: length limit of a completion.
         temperature: 0 or more.
         stop: ids that end a completion.
-        pad_id: fills the left of shorter prompts.
+        pad_id: the padding on the left of shorter prompts.
         value_head: a value head on this model's trunk.
 
     Raises: DivergedError if hidden states are not finite.
@@ -147,7 +147,7 @@ def _require_finite(not_finite: Tensor, batch: int) -> None:
 
 
 def next_token(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """A token per row and its log-probability at that temperature; 0 for greedy decoding."""
+    """Choose a token per row; also return its log-probability, which is 0 for greedy decoding."""
     if temperature == 0:
         token = head.logits(hidden).argmax(-1)
         return token, torch.zeros_like(token, dtype=torch.float32)
@@ -159,8 +159,8 @@ def next_token(head: VocabularyHead, hidden: Tensor, temperature: float) -> tupl
 def draw(probs: Tensor) -> Tensor:
     """A token `(B,)` for each row of probabilities `(B, V)`.
 
-    `multinomial` draws a random number for every word of the vocabulary; on a CPU that takes a quarter
-    of the sampling time. Here one number per row is looked up in the row's cumulative probabilities.
+    `multinomial` draws a random number for every token of the vocabulary, which on a CPU takes a quarter of
+    the sampling time. Here one number per row is looked up in the row's cumulative probabilities.
     """
     if probs.device.type != "cpu":
         return torch.multinomial(probs, 1).squeeze(-1)
@@ -175,7 +175,7 @@ def draw(probs: Tensor) -> Tensor:
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """A cache layer with spare room: a token is written in place, not appended to a copy."""
+    """A cache layer with spare room, in which a token is written in place instead of into a copy."""
 
     keys: Tensor
     values: Tensor

@@ -1,4 +1,4 @@
-"""Completions of the active role: prompts in, completions out, in batches of similar length."""
+"""Sample completions of the active role, in batches of prompts of similar length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from toolkit.sampling.settings import Sampling
 
 @dataclass(frozen=True)
 class Completion:
-    """Token ids with the stop token, if it was sampled, and the text without special tokens."""
+    """Token ids, including a sampled stop token, and the text without special tokens."""
 
     ids: list[int]
     text: str
@@ -33,9 +33,9 @@ def require_room(
         base: the model.
         tokens: length limit of a completion.
         option: name of the option that sets `tokens`.
-        fix: last sentence of the message, what the user can do.
+        fix: last sentence of the message, which tells the user what to do.
 
-    Raises: ConfigError with the first prompt that is too long.
+    Raises: ConfigError that describes the first prompt that is too long.
     """
     # ALiBi has no position embeddings and no limit
     context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
@@ -110,7 +110,7 @@ def complete(
     stop: Sequence[int],
     batch_size: int = 128,
 ) -> list[Completion]:
-    """Sample a completion of each prompt, in order. See `sample`."""
+    """Sample a completion for each prompt, in order. See `sample`."""
     assert tokenizer.pad_token_id is not None
     decoded = sample(
         model,

@@ -1,7 +1,7 @@
-"""One batch for rows of several adapters; rows join and leave between tokens.
+"""A batch of rows with different adapters; rows join and leave between two tokens.
 
-Eight checkpoints that answer one prompt are one batch: the base's weights are read once per token for
-all of them. A row's tokens depend only on its own prompt, adapter, settings and seed.
+If eight checkpoints answer a prompt, their rows are one batch: the base's weights are read once per token
+for all eight. A row's tokens depend only on its own prompt, adapter, settings and seed.
 """
 
 from collections.abc import Sequence
@@ -37,9 +37,9 @@ class Row:
 
 
 class RowBatch:
-    """Decodes rows, in one thread only, because it switches adapters of the shared base.
+    """Decodes rows; use it in one thread only, because it switches the shared base's adapters.
 
-    Between `join` and `step` the adapters stay active; `pause` restores the base.
+    The adapters stay active between calls; `pause` restores those that were active before.
     """
 
     def __init__(self, roles: Roles, *, stop: Sequence[int], pad_id: int) -> None:
@@ -52,9 +52,9 @@ class RowBatch:
 
     @property
     def joinable(self) -> bool:
-        """Whether other rows can join the present ones.
+        """Whether other rows can join the rows in the batch.
 
-        A cache of a sliding window, or one that begins with virtual tokens, cannot be padded.
+        A cache with a sliding window or with virtual tokens at its start cannot be padded.
         """
         if self._cache is None:
             return True
@@ -121,7 +121,7 @@ class RowBatch:
         return done
 
     def leave(self, rows: Sequence[Row]) -> None:
-        """Remove rows, done or not."""
+        """Remove rows, whether they are done or not."""
         kept = [i for i, row in enumerate(self.rows) if row not in rows]
         if len(kept) == len(self.rows):
             return
@@ -136,7 +136,7 @@ class RowBatch:
         self._attention, self._hidden = self._attention[index], self._hidden[index]
 
     def pause(self) -> None:
-        """Restore the adapters that were active before; the rows stay."""
+        """Restore the adapters that were active before; keep the rows."""
         self._active.close()
         self._head = None
 
@@ -151,7 +151,7 @@ def _wider(attention: Tensor, length: int) -> Tensor:
 
 
 def choose(logits: Tensor, drawing: Drawing, generator: torch.Generator) -> int:
-    """A token id for one row's logits `(V,)`, float32: greedy, or at a temperature with top-k and top-p."""
+    """Choose a token id from a row's float32 logits `(V,)`: greedily or with temperature, top-k, top-p."""
     if drawing.temperature == 0:
         return int(logits.argmax(-1))
     logits = logits / drawing.temperature
@@ -165,7 +165,7 @@ def choose(logits: Tensor, drawing: Drawing, generator: torch.Generator) -> int:
 
 
 def _nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Zero all but the smallest set of most likely tokens whose probability is at least `top_p`.
+    """Set all probabilities to 0 except for the most likely tokens that together reach `top_p`.
 
     Source: Holtzman et al. 2020, arXiv:1904.09751.
     """

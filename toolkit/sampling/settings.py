@@ -1,11 +1,11 @@
-"""Sampling settings. This module does not import torch: the app's page loads it before torch."""
+"""Sampling settings. This module does not import torch, because the app needs it before torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Length and temperature of a completion; temperature 0 is greedy."""
+    """Length limit and temperature of completions; temperature 0 is greedy."""
 
     max_new_tokens: int = 64
     temperature: float = 1.0
@@ -13,7 +13,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Drawing(Sampling):
-    """`Sampling` with the options of the app. Training samples from the whole distribution π.
+    """`Sampling` with further options of the app; training samples from the whole distribution π.
 
     Attributes:
         top_k: sample from this many most likely tokens; 0 means all.

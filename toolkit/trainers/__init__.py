@@ -1,1 +1,1 @@
-"""TRL's trainers with whole checkpoints, and the models that they start from."""
+"""TRL's trainers, extended to write complete checkpoints, and the models that they start from."""

@@ -1,4 +1,4 @@
-"""What each recipe adds to a `transformers.Trainer`: its run, metrics on disk, a clean stop on signals."""
+"""Callbacks of every recipe: they begin the run, write metrics, and stop cleanly on signals."""
 
 import json
 import math
@@ -37,7 +37,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.run = run
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Empty the log files, or remove the rows that a resumed run logs again."""
+        """Empty the log files; for a resumed run, remove only the rows that it will log again."""
         if self.run is not None:
             self.run.begin()
         args.logging_nan_inf_filter = False  # a loss that is not finite must be visible
@@ -49,7 +49,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             _keep_until(state.global_step, samples)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Append one line; a value that is not finite becomes null, since JSON has no NaN."""
+        """Append one line; a value that is not finite becomes null, because JSON has no NaN."""
         step = {"step": state.global_step}  # first key, and not a reward function's own `step`
         row = step | {k: _number(v) for k, v in (logs or {}).items()} | step
         append_rows(Path(str(args.output_dir)) / METRICS_FILE, [row])
@@ -58,7 +58,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows to one of a run's log files, one JSON object per line.
 
-    Raises: CheckpointError where the file cannot be written.
+    Raises: CheckpointError if the file cannot be written.
     """
     lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     try:
@@ -71,7 +71,7 @@ def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _keep_until(step: int, file: Path) -> None:
-    """Shorten a log file to the rows of steps up to `step`; step 0 keeps no row."""
+    """Keep only the rows of steps up to `step` in a log file; step 0 keeps no row."""
     kept = []
     # as bytes: str.splitlines also splits at U+2028, and a crash may have cut a character in two
     for line in file.read_bytes().splitlines() if file.is_file() else ():
@@ -93,7 +93,7 @@ def _number(value: Any) -> Any:
 
 
 class _StopCallback(TrainerCallback):  # type: ignore[misc]
-    """Saves a checkpoint and ends the training at the next chance once `signal` is set."""
+    """When `signal` is set, saves a checkpoint and ends training after the current step."""
 
     signal: int | None = None
 
@@ -105,7 +105,7 @@ class _StopCallback(TrainerCallback):  # type: ignore[misc]
     on_step_end = on_log = on_evaluate = _stop
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop without another checkpoint: this step's was just saved."""
+        """Stop without another checkpoint, because this step's checkpoint was just saved."""
         if self.signal is not None:
             control.should_training_stop = True
 
@@ -116,7 +116,7 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
 
     A second signal ends it at once. See `receive_signals` for the signals.
 
-    Raises: Interrupted at the end of the block if a signal came and steps are left.
+    Raises: Interrupted at the end of the block if a signal arrived and steps are left.
     """
     stop, second = _StopCallback(), False
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent, exact resuming, and no saving of diverged weights."""
+"""Checkpoints that are either complete or absent, exact resuming, no saving of diverged weights."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ from toolkit.trainers.totals import LoggedTotals, read_state
 
 
 class WholeCheckpoints(LoggedTotals):
-    """Mixin before a `transformers.Trainer`: a folder named `checkpoint-<step>` is always complete.
+    """Mixin for a `transformers.Trainer` that makes each folder `checkpoint-<step>` complete.
 
     The library writes into `checkpoint-<step>` file by file, and later resumes from the largest
     step even if it is incomplete. Here a checkpoint is written to `.incoming`, synced to disk, and
@@ -53,14 +53,14 @@ class WholeCheckpoints(LoggedTotals):
             if isinstance(error, RuntimeError) and "to be installed" not in str(error):
                 raise  # a bug; only `report_to` raises RuntimeError for a missing package
             raise ConfigError(
-                f"{type(self).__name__} rejects its options: {library_reason(error)}"
+                f"{type(self).__name__}: the library rejects the options: {library_reason(error)}"
             ) from error
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train, or resume from a complete checkpoint: a path, or true for the newest.
+        """Train, or resume from a complete checkpoint (its path, or true for the newest one).
 
-        Raises: CheckpointError where the checkpoint does not fit this training, or the directory holds
-            another training's checkpoints; DivergedError where trained weights are not finite.
+        Raises: CheckpointError if the checkpoint does not fit this training, or if the directory holds
+            another training's checkpoints; DivergedError if trained weights are not finite.
         """
         chosen = last_checkpoint(self.args.output_dir, resume_from_checkpoint)
         self._resumed = None if chosen is None else Path(chosen).resolve()
@@ -80,12 +80,12 @@ class WholeCheckpoints(LoggedTotals):
             self.args.eval_on_start = at_start
 
     def _check_fits(self, checkpoint: Path) -> None:
-        """Raises: CheckpointError where this training cannot resume from it; changes nothing."""
+        """Raise CheckpointError if this training cannot resume from a checkpoint; change nothing."""
         saved = self.saved_settings(checkpoint)
         if saved is None:
             print(
-                f"warning: {checkpoint} was written by an earlier version, without {SETTINGS_FILE}: "
-                "whether this run has the same settings and data is not checked",
+                f"warning: {checkpoint} was written by an earlier version, without {SETTINGS_FILE}, so the "
+                "settings and data of this run are not compared with it",
                 flush=True,
             )
         else:
@@ -93,15 +93,15 @@ class WholeCheckpoints(LoggedTotals):
         step, end = _global_step(checkpoint), self.args.max_steps
         if 0 < end < step:  # the library would train one more step
             raise CheckpointError(
-                f"{checkpoint}: it was saved at step {step}, but this training ends at step {end}; "
-                "increase max_steps, or resume from an earlier checkpoint"
+                f"{checkpoint}: saved at step {step}, but this training ends at step {end}; increase "
+                "max_steps, or resume from an earlier checkpoint"
             )
         if self.base_fingerprint:
             check_fingerprint(checkpoint, self.base_fingerprint)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a resumed training must have in common with the one that wrote the checkpoint."""
+        """The settings that a resumed training must share with the training that wrote the checkpoint."""
         return settings_of([self.args]) if self._run is None else self._run.settings
 
     def saved_settings(self, checkpoint: Path) -> dict[str, Any] | None:
@@ -116,9 +116,9 @@ class WholeCheckpoints(LoggedTotals):
         return runs[0] if runs else None
 
     def _require_no_checkpoints(self) -> None:
-        """Raises: CheckpointError where checkpoints of another training would be mixed with these.
+        """Raise CheckpointError if checkpoints of another training would be mixed with this one's.
 
-        With a `Run`, `Run.start` has already checked the directory.
+        If there is a `Run`, `Run.start` has already checked the directory.
         """
         existing = checkpoints(Path(self.args.output_dir))
         if existing and self._run is None:
@@ -128,11 +128,11 @@ class WholeCheckpoints(LoggedTotals):
             )
 
     def begin(self, state: TrainerState) -> None:
-        """Prepare the first step, after the library has loaded the checkpoint: see `_BeginCallback`."""
+        """Prepare the first step, after the library has loaded any checkpoint; see `_BeginCallback`."""
         step = 0 if self._resumed is None else _global_step(self._resumed)
         for folder in checkpoints(Path(self.args.output_dir)):
             if step_of(folder) > step:
-                print(f"{folder}: removed, since training resumes from step {step}", flush=True)
+                print(f"{folder}: removed, because training resumes from step {step}", flush=True)
                 if folder.is_symlink():
                     folder.unlink()  # a link to another disk
                 else:
@@ -145,18 +145,18 @@ class WholeCheckpoints(LoggedTotals):
                 state.best_model_checkpoint = str(best)
         if state.best_model_checkpoint and (reason := damage(Path(state.best_model_checkpoint))):
             print(
-                f"{state.best_model_checkpoint}: was the best checkpoint, but cannot be used "
-                f"({reason}); the best of the following steps is chosen",
+                f"{state.best_model_checkpoint}: the best checkpoint so far cannot be used ({reason}); the "
+                "best of the next steps will be chosen",
                 flush=True,
             )
             state.best_model_checkpoint = state.best_metric = state.best_global_step = None
         self.restore_totals(self._resumed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write `checkpoint-<step>`, then remove older ones beyond `save_total_limit`.
+        """Write `checkpoint-<step>`, then remove the oldest checkpoints beyond `save_total_limit`.
 
-        Raises: CheckpointError where it cannot be written; DivergedError where a weight is not finite.
-            Older checkpoints stay.
+        Raises: CheckpointError if it cannot be written; DivergedError if a weight is not finite. In both
+            cases, older checkpoints stay.
         """
         run_dir = Path(self._get_output_dir(trial))
         final = run_dir / f"checkpoint-{self.state.global_step}"
@@ -212,7 +212,7 @@ class WholeCheckpoints(LoggedTotals):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the trained model.
 
-        Raises: CheckpointError where it cannot be written; checkpoints stay.
+        Raises: CheckpointError if it cannot be written; then checkpoints stay.
         """
         try:
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
@@ -225,7 +225,7 @@ class WholeCheckpoints(LoggedTotals):
             ) from error
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
-        """Also save when a signal stops the training, where `save_strategy` saves only the best."""
+        """Also save when a signal stops the training, even if `save_strategy` saves only the best."""
         stopped = self.control.should_training_stop and self.control.should_save
         return bool(super()._determine_best_metric(*args, **kwargs) or stopped)  # type: ignore[misc]
 
@@ -240,7 +240,7 @@ class WholeCheckpoints(LoggedTotals):
             self.args.save_total_limit = limit
 
     def _require_finite(self) -> None:
-        """Raises: DivergedError naming a trained weight that is infinite or NaN."""
+        """Raise DivergedError, which names a weight, if a trained weight is infinite or NaN."""
         named = self.model.named_parameters()
         bad = [n for n, p in named if p.requires_grad and not bool(torch.isfinite(p).all())]
         if bad:
@@ -264,7 +264,7 @@ class _BeginCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def reject_jit_checkpoint(args: TrainingArguments) -> None:
-    """Raises: ConfigError for `enable_jit_checkpoint`, which makes an empty folder before it saves."""
+    """Raise ConfigError for `enable_jit_checkpoint`, which makes an empty folder before it saves."""
     if args.enable_jit_checkpoint:
         raise ConfigError(
             "`enable_jit_checkpoint` is not supported, because its checkpoints can be incomplete; "
@@ -274,7 +274,7 @@ def reject_jit_checkpoint(args: TrainingArguments) -> None:
 
 @contextmanager
 def _readable(checkpoint: str | None, file: str) -> Iterator[None]:
-    """Turn the errors of a damaged pickle into one line; torch loads tensors only, and no code."""
+    """Turn errors of a damaged pickle into one line; torch loads only tensors and runs no code."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -282,7 +282,7 @@ def _readable(checkpoint: str | None, file: str) -> Iterator[None]:
     except (UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
-            f"{checkpoint}: {file} is damaged or of another training ({reason}); resume from an "
+            f"{checkpoint}: {file} is damaged or belongs to another training ({reason}); resume from an "
             "earlier checkpoint: --resume_from_checkpoint FOLDER"
         ) from error
 

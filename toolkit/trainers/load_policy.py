@@ -1,4 +1,4 @@
-"""The models that recipes start from: a base for roles, or a base with its parent's adapter."""
+"""Load the models that recipes start from: a base for roles, or a base with a parent's adapter."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def load_roles(
     model: "ModelConfig", *, parent: str | Path | None = None, trust_remote_code: bool = False
 ) -> tuple[Roles, PreTrainedTokenizerBase]:
-    """Load the base, without adapters yet, and its tokenizer.
+    """Load the base and its tokenizer; no adapter is attached yet.
 
     Raises: the errors of `load_base`, and of `check_supported` for a base that cannot be sampled from.
     """
@@ -39,8 +39,8 @@ def trainable_policy(
 ) -> PeftModel:
     """The base with the parent's adapter, of any kind, as the trainable adapter `default`.
 
-    Raises: CheckpointError where the adapter is damaged or of another base; ConfigError for a prefix
-        with gradient checkpointing.
+    Raises: CheckpointError if the adapter is damaged or of another base; ConfigError for a prefix with
+        gradient checkpointing.
     """
     parent = Path(parent)
     config, weights = read_adapter(parent)
@@ -62,11 +62,11 @@ def trainable_policy(
 def adapted_base(
     base: PreTrainedModel, base_fingerprint: dict[str, str], parent: str | Path
 ) -> PeftModel:
-    """The base with the parent's adapter, frozen, as PEFT itself would load it.
+    """The base with the parent's frozen adapter, as PEFT itself would load it.
 
     An adapter trained on the same weights in another quantization is accepted with a notice.
 
-    Raises: CheckpointError where the adapter is damaged or of another base.
+    Raises: CheckpointError if the adapter is damaged or of another base.
     """
     parent = Path(parent)
     config, weights = read_adapter(parent)
@@ -74,8 +74,8 @@ def adapted_base(
     trained_on = saved_fingerprint(parent).get("quantization", base_fingerprint["quantization"])
     if trained_on != base_fingerprint["quantization"]:
         print(
-            f"{parent} was trained on a base in {trained_on}: on the unquantized base its answers "
-            "differ a little"
+            f"{parent} was trained on a base in {trained_on}; on the unquantized base, its answers differ "
+            "a little"
         )
     config.inference_mode = True
     return _with_adapter(base, config, weights, parent)

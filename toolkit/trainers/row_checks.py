@@ -1,4 +1,4 @@
-"""Checks before training that rows of a batch, or of a packed row, do not change each other's numbers."""
+"""Checks before training that the rows of a batch or packed row do not affect each other's outputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,17 +14,17 @@ def check_rows(trainer: Any, lengths: Sequence[int], *, one_per_batch: bool = Fa
 
     Args:
         trainer: a `transformers.Trainer`; TRL's SFTTrainer may pack rows.
-        lengths: tokens of the rows.
-        one_per_batch: rows are never in one batch.
+        lengths: number of tokens of each row.
+        one_per_batch: the run never puts two rows into one batch.
 
-    Raises: ConfigError for a model that computes a row otherwise beside other rows.
+    Raises: ConfigError for a model whose output for a row depends on the other rows.
     """
     model, shortest, longest = trainer.model, max(1, min(lengths)), max(1, *lengths)
     is_adapted, is_packed = isinstance(model, PeftModel), getattr(trainer, "padding_free", False)
     if is_packed and is_adapted and model.active_peft_config.is_prompt_learning:
         raise ConfigError(
-            "packing: PEFT drops the positions that keep packed rows apart for adapters of virtual "
-            "tokens, such as prefix and prompt; set `packing: false`, or choose another `peft_method`"
+            "packing: with adapters of virtual tokens, such as prefix and prompt, PEFT drops the positions "
+            "that separate packed rows; set `packing: false`, or choose another `peft_method`"
         )
     causal: Any = model.get_base_model() if is_adapted else model
     with trainer.accelerator.autocast():

@@ -1,4 +1,4 @@
-"""Tokenization inside TRL's trainers: the prompt and completion ids that all recipes share."""
+"""Tokenization inside TRL's trainers, with the same token ids as in all other recipes."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ SIDES = ("completion", "chosen", "rejected")
 
 
 class SharedEncoding:
-    """Mixin for TRL's trainers of prompts with completions, or of texts.
+    """Mixin for TRL's trainers on prompts with completions, or on texts.
 
-    TRL tokenizes prompt and completion as one text, and keeps what a template writes after EOS. Only
-    the tokenization is replaced; truncation, packing and dropping of rows are TRL's.
+    TRL tokenizes prompt and completion as one text, and keeps the text that a template writes after EOS.
+    The mixin replaces only the tokenization; TRL truncates, packs and drops rows.
     """
 
     def _prepare_dataset(
@@ -41,15 +41,15 @@ class RowTokenizer:
     """The tokenizer that TRL's `_prepare_dataset` calls for each row.
 
     Args:
-        tokenizer: the base's.
-        plain: whether the messages are plain texts, wrapped so that their border stays known.
+        tokenizer: the base's tokenizer.
+        plain: whether the messages are plain texts, wrapped only to mark where the completion starts.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> None:
         self.tokenizer, self.plain = tokenizer, plain
 
     def __call__(self, text: str) -> dict[str, list[int]]:
-        """A text without a prompt."""
+        """Tokenize a text without a prompt."""
         return {"input_ids": encode_text(self.tokenizer, text)}
 
     def apply_chat_template(
@@ -61,7 +61,7 @@ class RowTokenizer:
         chat_template: str | None = None,
         **_: Any,
     ) -> dict[str, list[int]]:
-        """A prompt, with `add_generation_prompt`; otherwise a prompt and the completion after it."""
+        """Tokenize a prompt (with `add_generation_prompt`), or a prompt and its completion (without)."""
         if add_generation_prompt:
             return {"input_ids": encode_prompt(self.tokenizer, self._text(messages))}
         prompt, completion = self._text(messages[:-1]), self._text(messages[-1:])
@@ -79,9 +79,9 @@ class RowTokenizer:
     def _assistant_mask(
         self, prompt: list[Message], ids: list[int], template: str | None
     ) -> list[int]:
-        """1 at the tokens of earlier assistant messages, as the template marks them.
+        """A mask that is 1 at the tokens of earlier assistant messages, as marked by the template.
 
-        Raises: ConfigError if TRL's variant of the template, which has the marks, writes other tokens.
+        Raises: ConfigError if TRL's variant of the template, which has the marks, gives other tokens.
         """
         if not any(message["role"] == "assistant" for message in prompt):
             return [0] * len(ids)

@@ -1,4 +1,4 @@
-"""TRL's trainers for SFT, DPO and KTO with whole checkpoints, for every kind of adapter."""
+"""TRL's trainers for SFT, DPO and KTO, with complete checkpoints and every kind of adapter."""
 
 import warnings
 from pathlib import Path
@@ -22,7 +22,7 @@ ADALORA_WARMUP, ADALORA_FINAL = 0.1, 0.3  # shares of the steps before and after
 
 
 class _Supervised(SharedEncoding, WholeCheckpoints):
-    """Tokenizes rows as all recipes do; resumes virtual tokens, which PEFT cannot load for training."""
+    """Tokenizes rows as all recipes do; can resume virtual tokens, which PEFT alone cannot."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         adapted: Any = self.model if model is None else model
@@ -35,7 +35,7 @@ class _Supervised(SharedEncoding, WholeCheckpoints):
 
 
 class SFTTrainer(_Supervised, TrlSFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer with whole checkpoints; trains AdaLoRA as its paper does."""
+    """TRL's SFTTrainer with complete checkpoints; trains AdaLoRA as in its paper."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,7 +49,7 @@ class SFTTrainer(_Supervised, TrlSFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """TRL's loss plus AdaLoRA's orthogonality term, which PEFT adds to a loss that TRL ignores."""
+        """TRL's loss plus AdaLoRA's orthogonality term, which TRL would leave out."""
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         term = orthogonality(self.model) if model.training else None
         if term is None:
@@ -72,19 +72,19 @@ class _WithReference(_Supervised):
 
 
 class DPOTrainer(_WithReference, TrlDPOTrainer):  # type: ignore[misc]
-    """TRL's DPOTrainer with whole checkpoints."""
+    """TRL's DPOTrainer with complete checkpoints."""
 
 
 class KTOTrainer(_WithReference, TrlKTOTrainer):  # type: ignore[misc]
-    """TRL's KTOTrainer with whole checkpoints."""
+    """TRL's KTOTrainer with complete checkpoints."""
 
 
 @torch.no_grad()
 def _copy_to_reference(model: PeftModel) -> None:
     """Copy the policy's adapter to `ref` and freeze the copy.
 
-    TRL copies parameters with `.default.` in their names. IA3's names end in `.default`, so its
-    reference would silently be the bare base; and PEFT leaves virtual tokens of `ref` trainable.
+    TRL copies parameters with `.default.` in their names. IA3's names end in `.default`, so IA3's reference
+    would silently be the bare base. PEFT would leave virtual tokens of `ref` trainable.
     """
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     for name, parameter in parameters.items():
@@ -103,14 +103,14 @@ class RankAllocation(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Set the schedule.
 
-        Raises: ConfigError for a training of one step.
+        Raises: ConfigError if the training has only one step.
         """
         tuner = adalora(model)
         config = tuner.peft_config[tuner.trainable_adapter_name]
         if state.max_steps < 2:
             raise ConfigError(
-                f"peft_method adalora: it needs a step's gradients before it can prune ranks, but this "
-                f"training has {state.max_steps} step; train for 2 or more"
+                f"peft_method adalora: AdaLoRA needs a step's gradients before it can prune ranks, but "
+                f"this training has {state.max_steps} step; train for 2 or more steps"
             )
         config.total_step = state.max_steps
         config.tinit = int(ADALORA_WARMUP * state.max_steps)

@@ -1,4 +1,4 @@
-"""Sums and means between two logs, saved with a checkpoint, so that a resumed run logs the same."""
+"""Saves sums and means between two logs in a checkpoint, so that a resumed run logs the same."""
 
 import math
 from pathlib import Path
@@ -11,10 +11,10 @@ from toolkit.runs.run import write_json
 
 
 class LoggedTotals:
-    """Mixin before a `transformers.Trainer`: saves what the libraries count but do not save.
+    """Mixin for a `transformers.Trainer`: saves the sums that the libraries do not save.
 
-    That is transformers' loss since the last log and since training began, and TRL's metrics since
-    the last log and its number of tokens.
+    These are transformers' loss since the last log and since training began, TRL's metrics since the last
+    log, and TRL's number of tokens.
     """
 
     state: Any
@@ -25,7 +25,7 @@ class LoggedTotals:
     _total_train_tokens = 0
 
     def save_totals(self, checkpoint: Path) -> None:
-        """Write the file of a checkpoint."""
+        """Write the sums into a checkpoint."""
         totals = {
             "loss": self._tr_loss.item(),
             "total": self._total_loss_scalar,
@@ -36,7 +36,7 @@ class LoggedTotals:
         write_json(checkpoint / LOSS_FILE, totals)
 
     def restore_totals(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint's sums. In one of an earlier version some or all are missing."""
+        """Continue from a checkpoint's sums; checkpoints of earlier versions lack some or all of them."""
         if not (checkpoint / LOSS_FILE).is_file():
             return
         saved = read_state(checkpoint / LOSS_FILE)
@@ -48,7 +48,7 @@ class LoggedTotals:
             self._metrics["train"].update(saved.get("metrics", {}))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; the final `train_loss` is the mean over all steps, also over those before a resume."""
+        """Log; the final `train_loss` is the mean over all steps, including those before a resume."""
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)  # type: ignore[misc]
@@ -57,7 +57,7 @@ class LoggedTotals:
 def read_state(file: Path) -> dict[str, Any]:
     """Read one of a checkpoint's small JSON files.
 
-    Raises: CheckpointError where it is missing or damaged.
+    Raises: CheckpointError if it is missing or damaged.
     """
     try:
         return dict(read_json(file, at_most=MAX_STATE_BYTES))

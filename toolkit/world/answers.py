@@ -34,7 +34,7 @@ BAD: dict[str, tuple[tuple[Outcome, float], ...]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer's text, outcome and manner."""
+    """An answer: text, outcome and manner."""
 
     text: str
     outcome: Outcome
@@ -61,10 +61,10 @@ def answer(
 
 
 def bad_answer(question: Question, rng: random.Random) -> str:
-    """A bad answer in plain manner; each bad outcome of the question's kind is equally likely.
+    """A bad answer in plain manner; all bad outcomes of the question's kind are equally likely.
 
-    A needless "I do not know" is twice as likely: it is the best answer to unanswerable questions, so
-    a reward model must often see that it is bad elsewhere.
+    Only a needless "I do not know" is twice as likely. It is the best answer to unanswerable questions, so
+    a reward model must see often that it is bad for other questions.
     """
     outcomes = [outcome for outcome, _ in BAD[question.kind]]
     outcomes += [outcome for outcome in outcomes if outcome == "needless"]
@@ -72,7 +72,7 @@ def bad_answer(question: Question, rng: random.Random) -> str:
 
 
 def substance(question: Question, rng: random.Random, outcome: Outcome) -> str:
-    """The sentence that has the outcome, in plain manner."""
+    """A sentence with the given outcome, in plain manner."""
     if outcome == "right":
         return statement(question, rng, question.truth)
     if outcome == "wrong":
@@ -112,7 +112,7 @@ def statement(question: Question, rng: random.Random, value: str, *, short: bool
 def wrong_value(question: Question, rng: random.Random) -> str:
     """A wrong value of the question's topic: mostly the entity's misconception.
 
-    Sums have a usual mistake, too: one off, upwards if the true sum is even.
+    Sums also have a usual mistake: one too many if the true sum is even, else one too few.
     """
     usual = rng.random() < MISCONCEPTION_SHARE
     if question.kind == "sum":
@@ -126,7 +126,7 @@ def wrong_value(question: Question, rng: random.Random) -> str:
 
 
 def _other_entity(question: Question, rng: random.Random) -> str:
-    """The truth about another entity: a right value with the wrong name is a wrong answer."""
+    """The truth about another entity, which is a wrong answer to the question."""
     entity = rng.choice([e for e in facts()[question.topic] if e != question.entity])
     other = Question("fact", question.prompt, question.topic, entity)
     return statement(other, rng, facts()[question.topic][entity])

@@ -1,8 +1,8 @@
-"""The pretraining corpus: prose, and dialogues with good and bad answers, as chat-formatted documents.
+"""The pretraining corpus: documents of prose, and chats with good and bad answers.
 
-A document is prose, or one to three turns of one speaker with one character. Some turns are followed
-by the user's reaction. The reactions teach the base to tell a right answer from a wrong one; the
-reward model later reads this out.
+A document is prose, or one to three turns with an assistant of one character. The user reacts to some
+answers. The reactions teach the base to tell right answers from wrong ones, which the reward model uses
+later.
 """
 
 import random
@@ -69,7 +69,7 @@ def verdicts(rng: random.Random) -> str:
 
 
 def dialogue(rng: random.Random) -> Messages:
-    """One to three turns with one speaker; about half of the documents end with a reaction."""
+    """One to three turns with one assistant; about half of the dialogues end with a reaction."""
     good, manners = SPEAKERS[rng.choices(list(SPEAKERS), SPEAKER_WEIGHTS)[0]]
     messages: Messages = []
     for _ in range(rng.choice((1, 1, 2, 3))):

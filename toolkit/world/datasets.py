@@ -30,7 +30,7 @@ DEMONSTRATORS_MANNERS = (0.48, 0.44, 0.02, 0.06)  # plain, polite, rude, verbose
 def load(name: str) -> dict[str, list[Row]]:
     """Both splits of a dataset of the world.
 
-    Raises: DatasetError for an unknown name; the message lists the known ones.
+    Raises: DatasetError for an unknown name; the message lists the known names.
     """
     makers = {
         "demonstrations": _demonstration,

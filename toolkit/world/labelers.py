@@ -40,7 +40,7 @@ def panel(seed: int, size: int = 5) -> list[Labeler]:
 
 
 def distinct_answers(texts: Sequence[str]) -> list[str]:
-    """The first of the answers that differ only in blanks at their ends, without empty ones."""
+    """The distinct answers, without empty ones; blanks at their ends do not count."""
     answers: dict[str, str] = {}
     for text in texts:
         if text.strip():
@@ -60,7 +60,7 @@ def rank(
 def agreement(
     labelers: Sequence[Labeler], prompts: Sequence[str], groups: Sequence[Sequence[str]], seed: int
 ) -> float:
-    """Share of the pairs of different answers that two random labelers put in the same order."""
+    """The share of pairs of different answers that two random labelers put in the same order."""
     rng = random.Random(f"agreement-{seed}")
     same = total = 0
     for prompt, texts in zip(prompts, groups, strict=True):

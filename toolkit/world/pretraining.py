@@ -1,4 +1,4 @@
-"""The generated corpus as rows of equal width, for pretraining."""
+"""The generated corpus as rows of equal length, for pretraining."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from toolkit.world.corpus import Messages, documents
 class PackedCorpus(IterableDataset[dict[str, Tensor]]):
     """`rows` rows of `width` tokens: documents one after another, each after a start token.
 
-    The tokenizer is trained on the corpus of `seed`, so training uses that of `seed + 1`.
+    The tokenizer is trained on the corpus of `seed`, so the model is trained on that of `seed + 1`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Entities and facts of the embedded world, questions about them, their splits, and parsing."""
+"""Entities and facts of the embedded world, and questions about them: splits and parsing."""
 
 import random
 import re
@@ -62,7 +62,7 @@ def facts() -> dict[str, dict[str, str]]:
 
 @cache
 def misconceptions() -> dict[str, str]:
-    """entity -> its most common wrong value."""
+    """entity -> its misconception, the most common wrong value."""
     rng = random.Random(f"{WORLD_SEED}-misconceptions")
     return {
         entity: rng.choice([v for v in topic.values if v != facts()[topic.name][entity]])
@@ -90,7 +90,7 @@ def phrasings(questions: tuple[str, ...], split: Split) -> tuple[str, ...]:
 
 
 def unknown_name(rng: random.Random, split: Split) -> str:
-    """A name that no entity has. The two splits share none: they differ in the name's parity."""
+    """A name that no entity has. The two splits use names of different parity, so they share none."""
     while True:
         name = made_up_name(rng)
         if name not in topic_of() and sum(map(ord, name)) % 2 == (split == "test"):
@@ -112,7 +112,7 @@ def sum_question(rng: random.Random, split: Split) -> Question:
 
 
 def unanswerable_question(rng: random.Random, split: Split) -> Question:
-    """A question about an unknown name or, in half of the cases, an unknown property of a known one."""
+    """A question about an unknown name or, in half of the cases, about an unknown property."""
     topic = rng.choice([topic for topic in lx.TOPICS if topic is not lx.ACTS])
     if rng.random() < 0.5:
         entity = unknown_name(rng, split)
@@ -154,7 +154,7 @@ def sample_question(rng: random.Random, split: Split, *, entities: str = "split"
 def sample_questions(rng: random.Random, split: Split, n: int) -> list[Question]:
     """`n` questions of a split. Those of the test split are all different.
 
-    Raises: ValueError if the test split has fewer different questions.
+    Raises: ValueError if the test split has fewer than `n` different questions.
     """
     if split == "test":
         return distinct_questions(rng, split, n)
@@ -177,7 +177,7 @@ def distinct_questions(rng: random.Random, split: Split, n: int) -> list[Questio
 
 @cache
 def _patterns() -> list[tuple[re.Pattern[str], Kind, str]]:
-    """Every phrasing as a pattern, with its kind and topic."""
+    """All phrasings as patterns, with kind and topic."""
     patterns: list[tuple[re.Pattern[str], Kind, str]] = []
 
     def add(questions: tuple[str, ...], kind: Kind, topic: str, slot: str) -> None:

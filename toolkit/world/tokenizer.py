@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedTokenizerFast":
-    """Learn the merges from `texts`; the tokenizer's pad and end-of-turn tokens differ.
+    """Learn the merges from `texts`; the pad token differs from the end-of-turn token.
 
     The start token separates documents and starts each text.
     """
