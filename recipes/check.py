@@ -64,7 +64,7 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Any other option is the recipe's own and overrides the YAML.",
+        epilog="Any other option is an option of the recipe and overrides the YAML.",
     )
     parser.add_argument("--config", required=True, help="YAML of a recipe or of a pipeline")
     parser.add_argument("--recipe", choices=list(recipes()), help="the recipe that the YAML is for")

@@ -38,8 +38,8 @@ def main(args, model) -> Run:
             raise ConfigError(f"evaluate: a run cannot be named base, got {source.path}; rename it")
         if holds(source) != "policy":
             raise ConfigError(
-                f"evaluate: `runs` must hold policies, got {source.path}, which holds a "
-                f"{holds(source)}; pass a reward model as --reward_model"
+                f"evaluate: `runs` must hold policies, but {source.path} holds a {holds(source)}; pass a "
+                "reward model as --reward_model"
             )
     timings = _timings(args.timings)
 
@@ -129,7 +129,7 @@ def main(args, model) -> Run:
 
 
 def _as_text(side):
-    """The text of a prompt or a completion; for messages, that of the last one."""
+    """The text of a prompt or a completion; for messages, the text of the last message."""
     return side if isinstance(side, str) else side[-1]["content"]
 
 

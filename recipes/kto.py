@@ -21,13 +21,13 @@ def arguments() -> tuple[type, type]:
 
 
 def requirements(options: Options, planned) -> Options:
-    """KTO estimates a row's KL with a neighbouring row's answer; `apo_zero_unpaired` needs no KL."""
+    """Check the batch, because KTO estimates a row's KL with the answer of a neighbouring row."""
     args = options.args
     if args.loss_type == "apo_zero_unpaired":
         return options
     if args.per_device_train_batch_size < 2:
         raise ConfigError(
-            "kto: `per_device_train_batch_size` must be at least 2, because KTO estimates the KL on "
+            "kto: `per_device_train_batch_size` must be at least 2, because KTO estimates the KL with "
             "answers to other prompts of the batch"
         )
     if args.train_sampling_strategy != "sequential":

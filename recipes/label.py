@@ -7,7 +7,7 @@ Reads   the world's prompts and the SFT run.
 Writes  train.jsonl and test.jsonl (preference rows with the gold utility of both answers), and
         run.json with the share of pairs on which two labelers agree.
 
-On real data, people rank answers in the app.
+For real data, people rank answers in the app.
 """
 
 import json

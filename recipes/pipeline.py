@@ -2,7 +2,7 @@
 
     toolkit pipeline --config world/pipeline
 
-Each stage is a command of its own. The output has one line per stage; what the stage prints goes to a
+Each stage runs as a separate command. The output has one line per stage; a stage's output goes to a
 log file. Run the same command again to continue after an interruption; a stage whose config changed
 runs again.
 """
@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _toolkit() -> str:
-    """The command `toolkit`, with its folder if that is inside the working directory."""
+    """The command `toolkit`, with its folder if the folder is inside the working directory."""
     script = Path(sys.executable).with_name("toolkit")
     return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else script.name
 
@@ -51,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", required=True, help="YAML of the pipeline")
     parser.add_argument("--output_dir", help="directory of all stages (default: the YAML's)")
-    parser.add_argument("--seed", type=int, help="seed of every stage (default: the YAML's)")
+    parser.add_argument("--seed", type=int, help="seed of every stage (default: the YAML's seed)")
     code_arguments(parser)
     return parser
 

@@ -1,8 +1,8 @@
-"""Run the main job on the embedded world: SFT, comparisons, reward model, PPO, DPO, report.
+"""Run all stages on the embedded world: SFT, comparisons, reward model, PPO, DPO, report.
 
     toolkit quickstart
 
-This equals `toolkit pipeline --config world/pipeline` and takes its other options, such as
+This is `toolkit pipeline --config world/pipeline`, and accepts that command's other options, such as
 --output_dir. It needs no download and takes about five minutes on two CPU cores. It writes to
 runs/quickstart.
 """

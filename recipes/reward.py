@@ -6,7 +6,7 @@ Reads   preference rows (docs/data.md), the SFT run, demonstrations.
 Writes  the run directory: the adapter, head.safetensors (its bias makes the demonstrations score 0
         on average), run.json and metrics.jsonl; with held-out comparisons also reward_report.json
         and calibration.png. --ensemble N trains N reward models, in member-0, member-1, …, and the
-        report is about the mean of their scores.
+        report describes the mean of their scores.
 """
 
 import sys
@@ -23,7 +23,7 @@ def arguments() -> tuple[type, type]:
 
 
 def prepare(training):
-    """The comparisons, grouped by prompt, and a trainer of reward models on one base."""
+    """Make the comparisons, grouped by prompt, and a trainer of reward models on one base."""
     from toolkit.data.auxiliary import load_demonstrations
     from toolkit.reward.training import Comparisons, RewardModelTrainer
 
@@ -60,7 +60,7 @@ def fit(training) -> dict:
     if data.test_rows:
         judge = RewardJudge(tokenizer, data.test_rows, data.demonstrations)
     else:
-        print("the reward model is not judged: no held-out comparisons; set `test_split_size`")
+        print("reward model not judged: there are no held-out comparisons; set `test_split_size`")
     train_reward_models(trainer, data, options, training.run, resume=training.resume, judge=judge)
     return {}
 
