@@ -179,7 +179,7 @@ def test_pipeline_is_checked_before_its_first_stage_ran(tmp_path, capsys):
     for name in ("sft", "reward", "ppo", "dpo"):
         assert f"=== {name} ({name})" in output
     assert output.count("predicted peak") == 4
-    assert "written by an earlier stage" in output
+    assert "an earlier stage will write it" in output
 
 
 def test_check_shows_answers_of_rankings(tiny_base, sft_run, tmp_path, capsys):
