@@ -15,10 +15,12 @@ from app import build
 from tests.conftest import ROOT
 from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import Answer
+from toolkit.app.conversations.store import Conversations
 from toolkit.app.judgements.battles import Battles
 from toolkit.app.judgements.store import Store
 from toolkit.app.loading import LoadingWorkbench
-from toolkit.app.tabs.compare_events import CompareEvents, new_chat
+from toolkit.app.tabs.compare_columns import PARTS
+from toolkit.app.tabs.compare_events import FRONT, CompareEvents, Visit, new_chat
 from toolkit.app.workbench import Workbench
 
 pytestmark = pytest.mark.slow
@@ -66,19 +68,22 @@ print([m for m in ("torch", "transformers", "peft", "trl", "datasets") if m in s
     assert done.stdout.strip() == "[]"
 
 
-def test_question_before_loading_uses_the_default_choice(tiny_base: str, runs: Path) -> None:
+def test_question_before_loading_uses_the_default_choice(
+    tiny_base: str, runs: Path, tmp_path: Path
+) -> None:
     loading = LoadingWorkbench(tiny_base, runs)
-    event = CompareEvents(cast(Workbench, loading)).answering(new_chat)
+    conversations = Conversations(tmp_path / "conversations.sqlite")
+    event = CompareEvents(cast(Workbench, loading), conversations).answering(new_chat)
     visitor = SimpleNamespace(session_hash="one")
     settings = (0, 4, 0, 1, 1, "", 0)
     threading.Timer(0.2, loading.load, [lambda: Workbench.open(tiny_base, runs)]).start()
     for _ in range(2):  # the second time the base is loaded, but the page still has no lists
-        *_, last = event(Chat(), "What is it?", [], None, *settings, visitor)
-        labels = [update["label"] for update in last[3 : 2 + 5 * 4 : 5]]
-        assert labels == ["base", "sft", "dpo", "ppo"]
-        assert "Score" in last[5]["value"]
+        *_, last = event(Chat(), Visit(), "What is it?", [], None, *settings, visitor)
+        columns = last[FRONT + 1 : FRONT + PARTS * 4 : PARTS]
+        assert [column["label"] for column in columns] == ["base", "sft", "dpo", "ppo"]
+        assert all("score" in str(column["value"]).lower() for column in columns)
     with pytest.raises(gr.Error, match="choose at least one"):
-        next(event(Chat(), "What is it?", [], "no_score", *settings, visitor))
+        next(event(Chat(), Visit(), "What is it?", [], "no_score", *settings, visitor))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,7 @@ def test_judging_tabs_explain_an_empty_runs_folder(
         workbench = Workbench.open(tiny_base, folder)
         page = build(workbench, Battles(workbench, Store(tmp_path / "judgements.sqlite")), [])
         refreshes = [f.fn for f in page.fns.values() if f.name == "load_pool"]
-        assert len(refreshes) == 2  # Arena's and Rank's
+        assert len(refreshes) == 3  # of Arena, Rank and Batch
         for refresh in refreshes:
             *_, (message, pool) = refresh([])
             assert message["visible"] is empty and "make quickstart" in message["value"]
@@ -126,13 +131,13 @@ def test_what_changed_starts_with_the_last_checkpoint(
     page = build(workbench, Battles(workbench, Store(tmp_path / "judgements.sqlite")), [])
     loading.load(lambda: Workbench.open(tiny_base, runs))
     ids = {e.name: e.id for e in workbench.catalog.checkpoints.values()}
-    take = next(f.fn for f in page.fns.values() if f.name == "take")
+    take = next(f.fn for f in page.fns.values() if f.name == "take_or_wait")
     assert take(Chat(), None)[0]["value"] == ids["ppo"]
     assert take(Chat(), ids["sft"])[0]["value"] == ids["sft"]
     chat = (
         Chat().with_prompt("Why?").with_answers([Answer(ids[n], n, "So.") for n in ("sft", "dpo")])
     )
-    first, second, prompt, answer, _ = take(chat, None)
+    first, second, prompt, answer, *_ = take(chat, None)
     assert (first["value"], second["value"]) == (ids["dpo"], ids["sft"])
     assert (prompt, answer) == ("Why?", "So.")
     assert take(chat, ids["sft"])[0]["value"] == ids["sft"]
