@@ -154,7 +154,7 @@ def test_recipe_trains_on_a_cached_stream(
     monkeypatch.chdir(ROOT)
     name = cache_dataset("org", "set", train=pairs(COUNT), test=pairs(5, start=COUNT))
     words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run", "--max_steps", 2]
-    words += ["--dataset_name", name, "--dataset_streaming", "true"]
+    words += ["--dataset_name", name, "--dataset_streaming", "true", "--save_strategy", "steps"]
     recipe_main("sft")(*stage_of("sft", *words).options)
     output = capsys.readouterr().out
     assert "the first 1005 rows of a stream -> prompt-completion (train 1000, test 5)" in output
