@@ -118,3 +118,29 @@ def test_groups_stay_together_in_every_recipe(tmp_path: Path) -> None:
     assert others == [first] * 3
     assert all({json.dumps(f"question {n ^ 1}")} <= first
                for n in range(12) if json.dumps(f"question {n}") in first)  # fmt: skip
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_blanks_around_a_prompt_do_not_count(tmp_path: Path, chat: bool) -> None:
+    texts = [[f"q{i}\n?", f" q{i}\r\n? ", f"q{i}\n?\n"] for i in range(12)]
+    data = [
+        {"prompt": [user(t)], "completion": [assistant("a")]}
+        if chat
+        else {"prompt": t, "completion": "a"}
+        for copies in texts
+        for t in copies
+    ]
+    splits = load(write_rows(tmp_path / "d.jsonl", data), mixture={"test_split_size": 0.5})
+    train, test = prompts_of(splits["train"]), prompts_of(splits["test"])
+    assert not train & test
+    assert (len(splits["train"]), len(splits["test"]), len(train), len(test)) == (18, 18, 6, 6)
+
+
+def test_questions_that_two_splits_share_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, answer in (("train", "a"), ("test", "b")):
+        dialogue = [user("Sky?"), assistant(answer), user("And?"), assistant("No.")]
+        write_rows(tmp_path / f"{split}.jsonl", [{"messages": dialogue}])
+    load(str(tmp_path), turns="last")
+    assert "1 test rows have a prompt of the train split" in capsys.readouterr().out

@@ -78,23 +78,24 @@ def hash_rows(rows: "Dataset") -> str:
     return f"{len(rows)} ({digest.hexdigest()[:12]})"
 
 
-def prompt_key(row: Row) -> str:
-    """A key that rows with the same prompt share; rows without a prompt are keyed by their text."""
-    return json.dumps(row["prompt"] if "prompt" in row else row["text"], sort_keys=True)
-
-
 def question_key(row: Row) -> str:
     """The key for holding out a test split: the prompt up to its first answer, or the text.
 
     All turns of a dialogue have the same key. A question has the same key as text and as a message.
+    Blanks around a text and the kind of its line ends do not count.
     """
     prompt = row.get("prompt", row.get("text"))
     if isinstance(prompt, list):
         roles = [message["role"] for message in prompt]
         start = roles.index("user") if "user" in roles else len(roles)  # a greeting may come first
         end = roles.index("assistant", start) if "assistant" in roles[start:] else len(roles)
-        prompt = prompt[0]["content"] if roles[:end] == ["user"] else prompt[:end]
-    return json.dumps(prompt, sort_keys=True)
+        prompt = [message | {"content": _trim(message["content"])} for message in prompt[:end]]
+        prompt = prompt[0]["content"] if roles[:end] == ["user"] else prompt
+    return json.dumps(_trim(prompt) if isinstance(prompt, str) else prompt, sort_keys=True)
+
+
+def _trim(text: str) -> str:
+    return text.replace("\r\n", "\n").strip()
 
 
 def hold_out(

@@ -13,7 +13,7 @@ from toolkit.data.messages import LOSS_KEYS, MASK_KEYS, THOUGHT_KEYS, Row
 from toolkit.data.reading import Chunk
 from toolkit.data.row_errors import FailedRow, row_numbers
 from toolkit.data.sources import Source
-from toolkit.data.splits import prompt_key
+from toolkit.data.splits import question_key
 
 READ_IN_EVERY_FORMAT = {"group_id", "margin", *SYSTEM_COLUMNS}
 MESSAGE_KEYS = {"role", "content", "from", "value", *THOUGHT_KEYS, *LOSS_KEYS, *MASK_KEYS}
@@ -160,7 +160,7 @@ def _notes(
     if contradictions and kind == "unpaired":
         line += f"; {contradictions} completions are labelled both good and bad"
     if "test" in rows:
-        train_prompts = set(map(prompt_key, rows["train"]))
-        shared = sum(prompt_key(row) in train_prompts for row in rows["test"])
+        questions = set(map(question_key, rows["train"]))
+        shared = sum(question_key(row) in questions for row in rows["test"])
         line += f"; {shared} test rows have a prompt of the train split" if shared else ""
     return line
