@@ -185,3 +185,38 @@ def test_parquet_with_nested_messages_is_read(tmp_path: Path) -> None:
     Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
     (row,) = load(str(tmp_path / "d.parquet"))["train"].to_list()
     assert row["completion"] == [{"role": "assistant", "content": "Blue."}]
+
+
+@pytest.mark.parametrize("names", [["bad", "good"], ["chosen", "rejected"], ["math", "code"]])
+def test_names_of_class_labels_tell_which_answer_is_good(tmp_path: Path, names: list[str]) -> None:
+    from datasets import ClassLabel, Dataset
+
+    rows = [{**pair, "label": i % 2} for i, pair in enumerate(pairs(4))]
+    table = Dataset.from_list(rows).cast_column("label", ClassLabel(names=names))
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "rows.parquet")
+    good = [name in ("good", "chosen", "code") for name in names]
+    for name in ("saved", "rows.parquet"):
+        for streaming in (False, True):
+            file, script = str(tmp_path / name), {"dataset_streaming": streaming}
+            labels = load(file, kind="unpaired", script=script)["train"]["label"]
+            assert list(labels) == good * 2, (name, streaming)
+
+
+@pytest.mark.parametrize(
+    ("names", "training"),
+    [
+        (["train_sft", "test_sft", "train_gen"], ["train_gen", "train_sft"]),
+        (["data_train", "data_test"], ["data_train"]),
+        (["chats", "validation"], ["chats"]),
+        (["latest", "contest"], ["contest", "latest"]),
+        (["validation", "eval-1"], ["eval-1", "validation"]),
+    ],
+)
+def test_files_for_testing_are_not_trained_on(
+    tmp_path: Path, names: list[str], training: list[str]
+) -> None:
+    for name in names:
+        write_rows(tmp_path / f"{name}.jsonl", pairs(1, prefix=name))
+    prompts = load(str(tmp_path))["train"]["prompt"]
+    assert list(prompts) == [f"{name}0" for name in training]

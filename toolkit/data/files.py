@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
+from toolkit.data.class_labels import label_names_of_parquet, with_names
 from toolkit.data.row_errors import Unreadable, as_json
 from toolkit.errors import DatasetError
 
@@ -263,8 +264,9 @@ def _parquet(file: Any, path: Path) -> Iterator[Any]:
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
+            names = label_names_of_parquet(table.schema_arrow.metadata)
             for batch in table.iter_batches(batch_size=BATCH):
-                yield from batch.to_pylist()
+                yield from with_names(batch.to_pylist(), names)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"{path}: not a Parquet file ({reason})") from error

@@ -13,6 +13,10 @@ NAME = re.compile(
     r"(?P<split>.+?)(-(?P<shard>\d+)-of-(?P<shards>\d+))?\.(jsonl|json|csv|tsv|parquet)(\.gz)?",
     re.IGNORECASE,
 )
+# A part of a name such as test_sft.jsonl or data_test.csv: this file is not for training.
+HELD_OUT = re.compile(
+    "(?<![a-z])(test|testing|valid|validation|val|dev|eval|evaluation)(?![a-z])", re.IGNORECASE
+)
 SPLIT_FOLDER = re.compile("train|test|valid|val|dev|eval", re.IGNORECASE)
 MOST_SHARDS = 100_000
 # Files that `datasets` writes next to the data.
@@ -24,7 +28,8 @@ def find_files(path: Path) -> dict[str, list[Path]]:
 
     A single file is the split "train". In a folder (and its subfolder `data`) a file's name in
     lower case is the name of its split; all files of a subfolder `train` or `test` belong to that
-    split. Without a split "train" or "test", all files are "train".
+    split. Without a split "train" or "test", all files are "train", except files whose names mark
+    them as test data, if there are others.
 
     Raises: DatasetError if the file or folder does not exist, the folder has no data file, two
         files are the same split, or a shard is missing.
@@ -59,7 +64,8 @@ def find_files(path: Path) -> dict[str, list[Path]]:
     for split, files in splits.items():
         _check_shards(path, split, files)
     if not splits.keys() & {"train", "test"}:
-        splits["train"] = [file for files in splits.values() for file in files]
+        training = [split for split in splits if not HELD_OUT.search(split)] or list(splits)
+        splits["train"] = [file for split in training for file in splits[split]]
     return splits
 
 

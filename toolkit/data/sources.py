@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from toolkit.data.class_labels import label_names, with_names
 from toolkit.data.files import read_rows, stream_rows
 from toolkit.data.folders import find_files, find_saved
 from toolkit.errors import DatasetError
@@ -131,7 +132,7 @@ def find_sources(
     columns, format = cast("Columns", data_args.columns or {}), data_args.dataset_format
     if mixture.datasets:
         place, table = _load_mixture(mixture)
-        splits = {"train": [Part(place, table.to_list)]}
+        splits = {"train": [Part(place, partial(_rows_of, table, False))]}
         return [Source(place, splits, columns=columns, format=format)]
     name = str(script.dataset_name)
     splits = _splits_of(name, script.dataset_config, streaming=script.dataset_streaming)
@@ -204,9 +205,7 @@ def _splits_of(name: str, config: str | None, *, streaming: bool = False) -> dic
         readers = {split: partial(take, rows) for split, rows in world.items()}
     else:
         hub = _load_hub(name, config, streaming=streaming)
-        readers = {
-            s: partial(iter, table) if streaming else table.to_list for s, table in hub.items()
-        }
+        readers = {s: partial(_rows_of, table, streaming) for s, table in hub.items()}
     return {split: [Part(f"{name} ({split})", read)] for split, read in readers.items()}
 
 
@@ -216,11 +215,18 @@ def _read_saved(folder: Path, *, streaming: bool) -> Iterable[Any]:
 
     try:
         table = datasets.load_from_disk(str(folder))
-        return iter(table) if streaming else list(table)
+        return _rows_of(table, streaming)
     except Exception as error:  # as in `_load_hub`
         raise DatasetError(
             f"{folder}: cannot read the saved dataset ({one_line(error)})"
         ) from error
+
+
+def _rows_of(table: Any, streaming: bool) -> Iterable[Any]:
+    """The rows of a table of `datasets`, or an iterator over them for a stream."""
+    names = label_names(table.features and table.features.to_dict())
+    rows = with_names(table if streaming else table.to_list(), names)
+    return rows if streaming else list(rows)
 
 
 def _load_hub(name: str, config: str | None, *, streaming: bool) -> "dict[str, Any]":
