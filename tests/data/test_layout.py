@@ -174,3 +174,21 @@ def test_transcripts_may_repeat_their_prompt(tmp_path: Path, prompt: Any) -> Non
         DatasetError, match='"prompt" must be the first or last user message of "chosen"'
     ):
         load(write_rows(tmp_path / "d.jsonl", [row | {"prompt": "Sea?"}]), kind="preference")
+
+
+@pytest.mark.parametrize("gap", [" ", "\n "])
+def test_lists_that_numpy_wrote_are_read(tmp_path: Path, gap: str) -> None:
+    texts = [user("Is {1} {2} 'a' \"b\"?\n{x}\n {y}"), assistant("It's [1 2].")]
+    without_commas = "[" + gap.join(map(repr, texts)) + "]"
+    file = write_rows(tmp_path / "m.jsonl", [{"messages": without_commas}])
+    assert load(file)["train"].to_list() == [{"prompt": texts[:1], "completion": texts[1:]}]
+    row = {
+        "prompt": "Sky?",
+        "completions": "['Green.' 'Blue.' \"It's red.\"]",
+        "ranks": "[3. 1. 2.]",
+    }
+    ranked = load(write_rows(tmp_path / "r.jsonl", [row]), kind="preference", pairs="best")["train"]
+    assert [(r["chosen"], r["rejected"]) for r in ranked] == [
+        ("Blue.", "Green."),
+        ("Blue.", "It's red."),
+    ]

@@ -325,3 +325,44 @@ def test_whole_dialogues_may_repeat_a_part_of_the_prompt(tmp_path: Path, prompt:
             data[0][name] = data[0][name][len(prompt) :]
         if len(prompt) == 1:
             assert rows(tmp_path, data, "preference") == [chat]
+
+
+@pytest.mark.parametrize("tools", ["[]", " [ ]", "{}", "null", ""])
+def test_no_tools_as_text_is_no_tool(tmp_path: Path, tools: str) -> None:
+    turns = [DIALOGUE[0], DIALOGUE[1] | {"tool_calls": tools}]
+    data = [{"messages": turns, "tools": tools}]
+    assert rows(tmp_path, data) == [{"prompt": DIALOGUE[:1], "completion": DIALOGUE[1:]}]
+
+
+def test_blank_parts_of_system_message_are_left_out(tmp_path: Path) -> None:
+    blank = {"role": "system", "content": [{"type": "text", "text": " "}]}
+    data = [{"messages": [blank, *DIALOGUE]}]
+    assert rows(tmp_path, data) == [{"prompt": DIALOGUE[:1], "completion": DIALOGUE[1:]}]
+
+
+@pytest.mark.parametrize(
+    ("answers", "winner", "values"),
+    [
+        (("human_ref_A", "human_ref_B"), "labels", [1, 0]),  # SHP
+        (("response_0", "response_1"), "better_response_id", [0, 1]),  # PKU-SafeRLHF
+        (("response_1", "response_2"), "preference_strength", [-2, 3]),  # HelpSteer2
+        (("output_1", "output_2"), "preference", [1, 2]),  # AlpacaFarm
+        (("conversation_a", "conversation_b"), "winner", ["model_a", "model_b"]),  # Arena
+    ],
+)
+def test_renamed_answers_without_their_winner_raise(
+    tmp_path: Path, answers: tuple[str, str], winner: str, values: list[Any]
+) -> None:
+    data = [{"prompt": "Sky?", answers[0]: "A.", answers[1]: "B.", winner: v} for v in values]
+    columns = {answers[0]: "chosen", answers[1]: "rejected"}
+    with pytest.raises(DatasetError, match=f'"{winner}" differs between rows'):
+        rows(tmp_path, data, "preference", columns=columns)
+    unused = columns | {winner: f"{winner}_unused"}
+    assert len(rows(tmp_path, data, "preference", columns=unused)) == 2
+    assert len(rows(tmp_path, data[:1], "preference", columns=columns)) == 1
+
+
+def test_renamed_answers_that_are_in_order_are_read(tmp_path: Path) -> None:
+    row = {"prompt": "Sky?", "better": "Blue.", "worse": "Red."}
+    data = [row | {"preference_strength": s, "winner": w} for s, w in ((1, "x"), (3, "y"))]
+    assert rows(tmp_path, data, "preference", columns={"better": "chosen", "worse": "rejected"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.data.formats import FORMATS, as_label
 from toolkit.data.layout import LABEL_COLUMNS, SYSTEM_COLUMNS
-from toolkit.data.messages import UNREADABLE_KEYS, Row, as_flag, is_blank, says_bad
+from toolkit.data.messages import UNREADABLE_KEYS, Row, as_flag, is_absent, is_blank, says_bad
 from toolkit.data.ranking import finite_number
 from toolkit.data.row_errors import RowError, describe
 
@@ -42,7 +42,7 @@ def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
     for name, value in row.items():
         if name in read or is_blank(value):
             continue
-        if name in BESIDE_TEXT:
+        if name in BESIDE_TEXT and not is_absent(value):
             raise _unread(name, value, "training supports only text")
         if name in WEIGHTS and _is_weight(name, value):
             raise _unread(name, value, "rows cannot have weights; repeat or remove the row")

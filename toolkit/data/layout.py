@@ -27,6 +27,11 @@ LIST = re.compile(r"\[|\(|(np\.|numpy\.)?array\(")
 MESSAGE = re.compile(
     r"""((np\.|numpy\.)?array\(|\[|\()*\s*\{.*?["'](role|from)["']\s*:""", re.DOTALL
 )
+# A value, and the blanks between it and the next value: NumPy writes lists without commas.
+VALUE = re.compile(
+    r"""('(?:\\.|[^'\\])*(?:'|\Z)|"(?:\\.|[^"\\])*(?:"|\Z)|[\]}]|[\w.+-]+)(\s+(?=['"\[{\w.+-]))?""",
+    re.DOTALL,
+)
 MOST_CHARACTERS, MOST_DEPTH = 1_000_000, 50
 SAMPLE = 1000  # rows from which a layout is found
 NEARLY_ALL, MOST = 0.9, 0.5
@@ -215,10 +220,14 @@ def _literal(text: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an unknown escape such as "\\d"
-            value = ast.literal_eval(text.strip())
+            value = ast.literal_eval(VALUE.sub(_with_comma, text.strip()))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
     return list(value) if isinstance(value, tuple) else value
+
+
+def _with_comma(match: re.Match[str]) -> str:
+    return f"{match[1]}, " if match[2] else match[1]
 
 
 def _repeats_prompt(parts: Sequence[Row], place: str) -> bool:

@@ -141,6 +141,12 @@ def is_blank(value: Any) -> bool:
     return value is None or value in ([], {})
 
 
+def is_absent(value: Any) -> bool:
+    """Whether a list of tools, calls or images is empty, perhaps as JSON text."""
+    empty = isinstance(value, str) and "".join(value.split()) in ("[]", "{}", "null")
+    return empty or is_blank(value)
+
+
 def _spoken(value: list[Any]) -> list[Any]:
     """The messages without a blank system message."""
     return [item for item in value if not (isinstance(item, dict) and _is_blank_system(item))]
@@ -148,7 +154,7 @@ def _spoken(value: list[Any]) -> list[Any]:
 
 def _is_blank_system(item: Row) -> bool:
     speaker, content = ("from", "value") if "from" in item else ("role", "content")
-    return item.get(speaker) == "system" and is_blank(item.get(content))
+    return item.get(speaker) == "system" and is_blank(_join_parts(item.get(content)))
 
 
 def _as_message(item: Any, name: str) -> Message:
@@ -161,7 +167,7 @@ def _as_message(item: Any, name: str) -> Message:
         expected = f'"{speaker_key}" must be one of {", ".join(SPEAKERS)}'
         raise RowError("unknown speaker", f"{name} {expected}", speaker)
     for key, value in item.items():
-        if key in UNREADABLE_KEYS and not is_blank(value):
+        if key in UNREADABLE_KEYS and not is_absent(value):
             what = "a tool call" if key in ("tool_calls", "function_call") else f'"{key}"'
             raise RowError("tool call", f"{name} contains {what}; training supports only text")
     content = as_text(_join_parts(item.get(content_key)), f'{name} "{content_key}"')

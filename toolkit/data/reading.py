@@ -2,14 +2,18 @@
 
 import itertools
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from toolkit.data.formats import common_columns
+from toolkit.data.ranking import finite_number
 from toolkit.data.sources import Part, Source
 from toolkit.errors import DatasetError
 
+# A column that tells which of two answers is better.
+WINNER = re.compile(r"(winner|better|safer|prefer|^labels?$|^choice$)(?!.*_unused$)", re.IGNORECASE)
 STREAM_HEAD = 1000  # rows of a stream that are read and checked before training
 
 
@@ -105,7 +109,30 @@ def _rename(chunks: list[Chunk], columns: Mapping[str, str], *, place: str) -> l
                 f'{place}: `columns` renames "{old}" to "{new}", but the rows already have "{new}"; '
                 f"rename that column too, for example `{new}: {new}_original`"
             )
-    return [replace(c, rows=[rename_columns(row, columns) for row in c.rows]) for c in chunks]
+    renamed = [replace(c, rows=[rename_columns(row, columns) for row in c.rows]) for c in chunks]
+    _check_winner(
+        columns, [row for c in renamed for row in c.rows if isinstance(row, dict)], place=place
+    )
+    return renamed
+
+
+def _check_winner(columns: Mapping[str, str], rows: Sequence[Any], *, place: str) -> None:
+    """Raise DatasetError if answers A and B are renamed, while a column tells which one is better."""
+    old = {new: name for name, new in columns.items()}
+    pair = (old.get("chosen", ""), old.get("rejected", ""))
+    differences = {"".join(sorted(two)) for two in zip(*pair, strict=False) if two[0] != two[1]}
+    if len(pair[0]) != len(pair[1]) or not differences or differences - {"01", "12", "ab", "AB"}:
+        return
+    for name in sorted({str(name) for row in rows for name in row if WINNER.search(str(name))}):
+        values = {v for row in rows if isinstance(v := row.get(name), str | int | float)}
+        numbers = [number for v in values if (number := finite_number(v)) is not None]
+        if len(values) < 2 or (numbers and min(numbers) > 0 and set(numbers) != {1, 2}):
+            continue
+        raise DatasetError(
+            f'{place}: `columns` makes "{pair[0]}" the chosen answer of every row, but "{name}" '
+            "differs between rows and seems to name the better answer. Write the better answer of "
+            f"each row as `chosen`; to ignore the column, set `columns: {{{name}: {name}_unused}}`"
+        )
 
 
 def rename_columns(row: Any, columns: Mapping[str, str]) -> Any:
