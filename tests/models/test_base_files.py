@@ -1,5 +1,6 @@
 """A base's weights are safetensors, and its embeddings cover the tokenizer."""
 
+import json
 import shutil
 
 import pytest
@@ -60,3 +61,38 @@ def test_unused_special_token_without_embedding_is_accepted(base):
     tokenizer.save_pretrained(base)
     _, tokenizer = loaded(base)
     assert len(tokenizer) == 513
+
+
+def _cut(base):
+    file = base / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _change_config(**options):
+    def change(base):
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | options))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_cut, "SafetensorError: .*incomplete"),
+        (_change_config(hidden_size=32), "cannot load the base model .RuntimeError"),
+        (_change_config(num_hidden_layers=3), "9 weights of the model are not in its files"),
+        (_change_config(tie_word_embeddings=False), r"the first is lm_head\.weight"),
+        (lambda base: (base / "tokenizer.json").write_text("{}"), "KeyError: 'added_tokens'"),
+        (lambda base: (base / "tokenizer_config.json").write_text("[]"), "AttributeError: 'list'"),
+        (lambda base: (base / "adapter_config.json").write_text("{}"), "an adapter, expected"),
+        (
+            lambda base: (base / "model.safetensors").write_text("version https://git-lfs.x\n"),
+            r"model\.safetensors: a pointer of Git LFS",
+        ),
+    ],
+)
+def test_damaged_base_is_one_error(base, damage, message):
+    damage(base)
+    with pytest.raises(CheckpointError, match=message):
+        loaded(base)

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.fixed_date import without_date
 from toolkit.models.tokenizer import has_tokenizer, load_tokenizer, saved_template, stop_ids
@@ -61,6 +61,11 @@ def load_base(
             "is a folder; remove the option"
         )
     if Path(name).is_dir():
+        if (Path(name) / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{name}: an adapter, expected a base; name the adapter's base as "
+                "`model_name_or_path`, and this folder as `parent`"
+            )
         weight_files(Path(name))
     kwargs = _loading_options(model) | {"trust_remote_code": trust_remote_code}
     if parent is not None:
@@ -80,14 +85,18 @@ def load_base(
             with suppress_seqcls_warning():
                 base = AutoModelForSequenceClassification.from_pretrained(name, **kwargs)
         else:
-            base = AutoModelForCausalLM.from_pretrained(name, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            kwargs["output_loading_info"] = True
+            base, report = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+            _check_complete(name, report)
+    except ToolkitError:
+        raise
+    except Exception as error:  # damaged files raise many types of exceptions
+        reason = _reason(error)
         advice = (
             "; if you trust its code, add --trust_remote_code true to a recipe (not to the app)"
         )
         advice = advice if "trust_remote_code" in str(error) else ""
-        if "safetensors" in str(error):
+        if "safetensors" in str(error) and not Path(name).is_dir():
             convert = CONVERT.format(old=name, new=f"{Path(name).name}-safetensors")
             advice = f". Pickles (.bin) are never opened, because they can run code; {convert}"
         raise CheckpointError(f"{name}: cannot load the base model ({reason}){advice}") from error
@@ -137,9 +146,28 @@ def base_tokenizer(
             trust_remote_code=trust_remote_code,
             resume=resume,
         )
-    except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{name}: cannot load the base model ({reason})") from error
+    except ToolkitError:
+        raise
+    except Exception as error:  # as in `load_base`
+        raise CheckpointError(f"{name}: cannot load the base model ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a library's error, with its type unless its text explains itself."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    if text and isinstance(error, OSError | ValueError | ImportError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _check_complete(name: str, report: dict[str, Any]) -> None:
+    """Raise CheckpointError if weights are missing, which would stay random."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{name}: {len(missing)} weights of the model are not in its files, the first is "
+            f"{missing[0]}; they would be random. Download the model again, or correct its config.json"
+        )
 
 
 def _loading_options(model: "ModelConfig") -> dict[str, Any]:

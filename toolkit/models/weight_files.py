@@ -5,6 +5,7 @@ from pathlib import Path
 from toolkit.errors import CheckpointError, ConfigError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+LFS_POINTER = b"version https://git-lfs"
 CONVERT = (
     "if you trust where it comes from, convert it once in Python: "
     "AutoModelForCausalLM.from_pretrained({old!r}, use_safetensors=False).save_pretrained({new!r}), "
@@ -15,9 +16,16 @@ CONVERT = (
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model's folder, in order.
 
-    Raises: CheckpointError for a folder with pickles only, ConfigError for one without weights.
+    Raises: CheckpointError for a folder with pickles only, or with pointers of Git LFS in place of
+        weights; ConfigError for one without weights.
     """
     files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        with file.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CheckpointError(
+                    f"{file}: a pointer of Git LFS, not the weights; run `git lfs pull` in the folder"
+                )
     if files:
         return files
     pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES and is_weights(f))
