@@ -77,3 +77,13 @@ def test_binary_file_is_no_pipeline(tmp_path):
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not a YAML file"):
         Pipeline.read(str(file))
+
+
+def test_interrupt_while_command_loads_is_one_line(folder, capsys):
+    (folder / "slow.py").write_text(COMMAND.format("slow").replace("print", "stop"), "utf-8")
+    code = "def stop(words):\n    raise KeyboardInterrupt\n" + (folder / "slow.py").read_text(
+        "utf-8"
+    )
+    (folder / "slow.py").write_text(code, "utf-8")
+    assert main(["slow"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError, exit_is_error
-from toolkit.options.command_line import run_cli
+from toolkit.options.command_line import report_interrupt, run_cli
 from toolkit.options.output import keep_going
 from toolkit.recipe import AnyCommand, Recipe, commands, find
 from toolkit.runs.signals import stop_with_parent
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return report_interrupt()
 
 
 def run(command: AnyCommand, words: Sequence[str] | None = None) -> int:
@@ -52,7 +54,13 @@ def run(command: AnyCommand, words: Sequence[str] | None = None) -> int:
     keep_going()
     stop_with_parent()
     _quiet_libraries()
-    words = list(sys.argv[1:] if words is None else words)
+    try:
+        return _run(command, list(sys.argv[1:] if words is None else words))
+    except KeyboardInterrupt:  # while libraries are imported, which takes seconds
+        return report_interrupt()
+
+
+def _run(command: AnyCommand, words: Sequence[str]) -> int:
     if isinstance(command, Recipe):
 
         def train(*configs: object) -> object:

@@ -99,8 +99,7 @@ def run_cli(
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return report_interrupt()
     except Exception as error:
         if not _disk_is_full(error):
             raise
@@ -113,6 +112,12 @@ def run_cli(
         )
         return 2
     return 0
+
+
+def report_interrupt() -> int:
+    """Print one line after Ctrl-C; returns the exit code."""
+    print("interrupted", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 def _disk_is_full(error: Exception) -> bool:
