@@ -116,7 +116,7 @@ def test_rows_longer_than_max_length_are_counted(
     check_texts(load(name), tokenizer, DataArguments(), max_length=14)
     assert capsys.readouterr().out.splitlines()[-1] == (
         "train: 4 of 5 rows, 80.0%, are longer than `max_length` 14 tokens and will be truncated; "
-        "2 of them are left out: the prompt alone fills it"
+        "2 of them are left out: the prompt alone is too long"
     )
     check_texts(load(name), tokenizer, DataArguments(), max_length=44)
     assert "max_length" not in capsys.readouterr().out

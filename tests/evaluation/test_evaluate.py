@@ -162,7 +162,7 @@ def test_without_world_or_reward_model_values_are_none(roles, tokenizer):
 
 
 def test_invalid_input_raises_named_error(roles, tokenizer, prompts):
-    with pytest.raises(ConfigError, match="compares with 'sft', but the checkpoints are: other"):
+    with pytest.raises(ConfigError, match="no checkpoint has this name; use one of other"):
         evaluate_all(roles, tokenizer, {"other": CHECKPOINTS["other"]}, prompts)
     with pytest.raises(DatasetError, match="no prompts"):
         evaluate_all(roles, tokenizer, CHECKPOINTS, [])

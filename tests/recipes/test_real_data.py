@@ -90,7 +90,7 @@ def test_real_data_row_counts_add_up_in_training(
     dropped = count(output, r"; (\d+) malformed rows dropped")
     assert dropped == (6 if file == HH else 0)
     too_long = count(output, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
-    too_long += count(output, r"; (\d+) of them are left out: the prompt alone fills it")
+    too_long += count(output, r"; (\d+) of them are left out: the prompt alone is too long")
     assert recipe == "dpo" or "will be truncated" not in output
     assert count(output, r"preflight: (\d+) rows, ") == rows - dropped - too_long
 
@@ -119,7 +119,7 @@ def test_real_data_row_counts_add_up_in_check(
     dropped = count(output, r"; (\d+) malformed rows dropped")
     assert dropped == (6 if file == HH else 0)
     too_long = count(output, r"train: (\d+) of \d+ pairs are longer than 512 tokens")
-    too_long += count(output, r"; (\d+) of them are left out: the prompt alone fills it")
+    too_long += count(output, r"; (\d+) of them are left out: the prompt alone is too long")
     assert count(output, r"(?m)^(\d+) rows, tokens: median") == rows - dropped - too_long
     assert "⟦" in output
     assert "predicted peak" in output
@@ -132,7 +132,7 @@ def test_sft_uses_every_alpaca_row(tiny_base, tmp_path, capsys):
                "--per_device_train_batch_size", 2)  # fmt: skip
     assert run.state == "finished"
     output = capsys.readouterr().out
-    too_long = count(output, r"; (\d+) of them are left out: the prompt alone fills it")
+    too_long = count(output, r"; (\d+) of them are left out: the prompt alone is too long")
     assert count(output, r"preflight: (\d+) rows, ") == rows_of(ALPACA) - too_long
 
 

@@ -201,7 +201,7 @@ def _report_lengths(
             every = f" (every {step}th row was measured)" if step > 1 else ""
             line = f"{split}: {long} of {len(lengths)} rows{every}, {long / len(lengths):.1%}, "
             line += f"are longer than `max_length` {limit} tokens and will be truncated"
-            line += f"; {full} of them are left out: the prompt alone fills it" if full else ""
+            line += f"; {full} of them are left out: the prompt alone is too long" if full else ""
             print(line)
 
 

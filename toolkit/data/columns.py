@@ -63,7 +63,7 @@ def _unread(name: str, value: Any, problem: str) -> RowError:
 
 
 def _is_weight(name: str, value: Any) -> bool:
-    """Whether a value is a weight other than 1, or one for each token. Text is metadata."""
+    """Whether a value is a weight other than 1, or a list of weights per token. Text is metadata."""
     if isinstance(value, str):
         value = finite_number(value) if as_flag(value) is None else as_flag(value)
     neutral = value is False if name == "mask" else value == 1

@@ -109,7 +109,7 @@ def evaluate_all(
     """
     if sft not in checkpoints:
         known = ", ".join(checkpoints) or "none"
-        raise ConfigError(f"the evaluation compares with {sft!r}, but the checkpoints are: {known}")
+        raise ConfigError(f"`sft` is {sft!r}, but no checkpoint has this name; use one of {known}")
     if not prompts:
         raise DatasetError("the evaluation got no prompts; pass at least one")
     main = sampling or Sampling(temperature=MAIN_TEMPERATURE)

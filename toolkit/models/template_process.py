@@ -1,8 +1,8 @@
-"""Render a chat template that somebody else wrote in a process that stays, one conversation at a time.
+"""Render an untrusted chat template in a persistent process, one conversation at a time.
 
     python -m toolkit.models.template_process  # reads the template, then one conversation per line
 
-`template_check` renders a few fixed conversations; a template may behave otherwise in a longer one.
+`template_check` renders only a few fixed conversations; a template may fail on longer ones.
 """
 
 import json
@@ -20,7 +20,7 @@ MAX_TEXT = 1 << 20  # characters of a rendered conversation
 
 
 class TemplateProcess:
-    """Takes the place of a tokenizer's `apply_chat_template`, for one thread at a time.
+    """Replaces a tokenizer's `apply_chat_template`; only one thread at a time may use it.
 
     Args:
         template: the Jinja text.
@@ -36,7 +36,7 @@ class TemplateProcess:
     ) -> str:
         """The rendered conversation.
 
-        Raises: ConfigError with the template's own message, or if it does not end.
+        Raises: ConfigError with the template's own message, or if the rendering does not end in time.
         """
         assert not tokenize
         request = {"messages": messages, "add_generation_prompt": add_generation_prompt}
@@ -45,7 +45,7 @@ class TemplateProcess:
             self._process.kill()
             self._process.wait()
             self._process = self._start()
-            raise ConfigError(f"it did not end within {RENDER_S:.0f} s")
+            raise ConfigError(f"rendering took longer than {RENDER_S:.0f} s")
         answer = json.loads(line)
         if "error" in answer:
             raise ConfigError(str(answer["error"]))
@@ -65,7 +65,7 @@ class TemplateProcess:
         return process
 
     def _ask(self, request: str) -> str:
-        """The answer's line; "" if the process has ended."""
+        """Send a request, and return the line of the answer; "" if the process has ended."""
         self._write(self._process, request)
         assert self._process.stdout is not None
         return self._process.stdout.readline()
@@ -81,7 +81,7 @@ class TemplateProcess:
 
 
 def _main() -> None:
-    """Answer requests until the input ends. The system's alarm ends a rendering that takes too long."""
+    """Answer requests until the input ends. An alarm signal ends a rendering that takes too long."""
     _set_alarm(LIMIT_S)
     first = json.loads(sys.stdin.readline())
     from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -102,7 +102,7 @@ def _main() -> None:
 
 
 def _set_alarm(seconds: float) -> None:
-    """End this process after so many seconds, also within one operation; 0 for never."""
+    """End this process after this many seconds, even inside one operation; 0 means never."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_REAL, seconds)
 

@@ -7,7 +7,7 @@ from toolkit.errors import CheckpointError, ConfigError
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LFS_POINTER = b"version https://git-lfs"
 CONVERT = (
-    "if you trust where it comes from, convert it once in Python: "
+    "if you trust the model's source, convert it once in Python: "
     "AutoModelForCausalLM.from_pretrained({old!r}, use_safetensors=False).save_pretrained({new!r}), "
     "the same with AutoTokenizer, and name the new folder"
 )

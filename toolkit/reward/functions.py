@@ -160,7 +160,7 @@ def name_of(function: RewardFunction) -> str:
 def code_of(function: RewardFunction) -> str | None:
     """A hash of the file that defines a function, so that a changed reward can be detected.
 
-    Of a function in a script that was started itself, only the function's own lines, since the script
+    If the file is the script that was started, only the function's own lines are hashed, because the script
     also holds the settings of the run. None if the source is not available, as in some notebooks.
     """
     inner = inspect.unwrap(function)

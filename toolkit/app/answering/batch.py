@@ -1,4 +1,4 @@
-"""A list of prompts, answered by several checkpoints: one row per answer, for a table and for files."""
+"""Answers a list of prompts with several checkpoints: one row per answer, for a table and for files."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ FORMULA = tuple("=+-@\t\r")  # a spreadsheet computes a cell that starts with on
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One answer. `number` counts the prompts from 1; a number that is missing is None."""
+    """One answer. `number` is the prompt's number, from 1; missing metrics are None."""
 
     number: int
     prompt: str
@@ -38,7 +38,7 @@ class BatchRow:
 
 
 def parse_prompts(text: object) -> list[str]:
-    """The distinct prompts of a pasted file: one per line, or one JSON object with `prompt` per line.
+    """The distinct prompts of a text: one prompt, or one JSON object with `prompt`, per line.
 
     Raises: ConfigError if a line is not usable or there are too many.
     """
@@ -53,7 +53,7 @@ def parse_prompts(text: object) -> list[str]:
         if prompt:
             prompts[prompt] = None
     if not prompts:
-        raise ConfigError("no prompts: paste or open a file with one prompt per line")
+        raise ConfigError("there are no prompts; paste or open a file with one prompt per line")
     if len(prompts) > MAX_PROMPTS:
         raise ConfigError(
             f"{len(prompts):,} prompts; at most {MAX_PROMPTS} are allowed. Remove some, or use "
@@ -83,7 +83,7 @@ def _prompt(line: str, number: int) -> str:
 def answer_all(
     workbench: "Workbench", prompts: Sequence[str], checkpoints: object, **settings: Any
 ) -> Iterator[list[BatchRow]]:
-    """All rows so far, about twice a second while the answers are generated.
+    """Yield all rows so far, about twice a second while the answers are generated.
 
     Args:
         settings: as for `Workbench.compare`.
@@ -132,7 +132,7 @@ def to_jsonl(rows: Sequence[BatchRow]) -> str:
 
 
 def to_csv(rows: Sequence[BatchRow]) -> str:
-    """CSV with a header. A text that a spreadsheet would compute starts with an apostrophe."""
+    """CSV with a header. A text that a spreadsheet would run as a formula gets an apostrophe first."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(BatchRow.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()

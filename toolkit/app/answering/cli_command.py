@@ -62,7 +62,7 @@ def base_options(arguments: AppArguments) -> list[str]:
 
 
 def answer_once(workbench: "Workbench", arguments: AppArguments) -> int:
-    """Print the answers to `--ask` or `--conversation`, with their numbers.
+    """Print the answers to `--ask` or `--conversation`, with the numbers of each answer.
 
     Returns: the exit code, 1 if a checkpoint gave no answer.
     Raises: ConfigError or CheckpointError for an invalid question or an unknown name.

@@ -1,4 +1,4 @@
-"""The completions of a run while it trains: the end of `samples.jsonl`."""
+"""The completions that a run logs during training: the last rows of `samples.jsonl`."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ FIRST = ("prompt", "completion", "score")
 
 @dataclass(frozen=True)
 class Samples:
-    """The rows that were read, in the order of the file; `cut` if the file has earlier ones."""
+    """The rows that were read, in the order of the file; `cut` is True if the file has earlier rows."""
 
     rows: Sequence[dict[str, Any]]
     cut: bool = False
@@ -40,7 +40,7 @@ class Samples:
 
 
 def read_samples(folder: Path, root: Path) -> Samples:
-    """The last rows of a run's file. A missing, cut or damaged file or line is left out."""
+    """Read the last rows of a run's file. Missing or damaged files, and damaged lines, are left out."""
     try:
         with open_inside(folder / SAMPLES_FILE, root) as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -63,7 +63,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _cell(value: object) -> str:
-    """A value as text; the messages of a conversation one after the other."""
+    """A value as text; the messages of a conversation follow each other."""
     if isinstance(value, list) and value and all(isinstance(m, dict) for m in value):
         value = "\n".join(f"{m.get('role')}: {m.get('content')}" for m in value)
     if isinstance(value, float):
