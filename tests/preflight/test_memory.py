@@ -274,7 +274,7 @@ def test_layers_of_several_kinds_are_recognized():
 @pytest.mark.slow
 def test_sampling_peak_equals_peak_of_decoding(base):
     """Also while a layer's cache grows and the old one still exists."""
-    case = Case("decoding", "ppo", 64, 2, 128, batch=8, length=256)
+    case = Case("decoding", "ppo", 64, 2, 1536, batch=8, length=256)
     folder = base(case)
     stage, prompt = case.stage(folder), [1] * 9
     stage.args.response_length = 7 * 17 + 1  # the last token finds no room

@@ -383,6 +383,7 @@ def test_damaged_best_checkpoint_is_not_loaded(make_ppo_roles, tokenizer, tmp_pa
         "load_best_model_at_end": True,
         "metric_for_best_model": "objective/length",
         "learning_rate": 0.0,  # all evaluations are equal, so the first stays the best
+        "lr_scheduler_type": "constant",  # the resumed run is longer
     }
     make(make_ppo_roles(), tokenizer, prompts(), tmp_path, total_episodes=8, **options).train()
     file = tmp_path / "checkpoint-2" / "adapter_model.safetensors"

@@ -153,7 +153,7 @@ def test_every_response_has_headers_and_no_other_host(address: str) -> None:
         "gradio_api/file=/etc/passwd": None,
         "gradio_api/file=..%2F..%2Fetc%2Fpasswd": None,
         "gradio_api/file=a%00b": None,
-        "gradio_api/component_server": 405,
+        "gradio_api/component_server": 403,
     }
     for route, expected in routes.items():
         status, headers, body = get(address + route)
