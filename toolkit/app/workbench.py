@@ -1,4 +1,4 @@
-"""The workbench: one base in memory, with adapters of checkpoints that answer conversations."""
+"""The workbench: one base in memory, and the checkpoints' adapters on it, which answer conversations."""
 
 import math
 import threading

@@ -141,7 +141,7 @@ def _convert(
 def _combine(loaded: Sequence[LoadedSource]) -> dict[str, Conversion]:
     """The splits of all sources together.
 
-    Raises: DatasetError if some hold text and others hold messages: TRL looks at one row to tell which.
+    Raises: DatasetError if some hold text and others messages, because TRL checks only one row for this.
     """
     splits: dict[str, Conversion] = {}
     styles: dict[bool, str] = {}

@@ -175,7 +175,7 @@ def _as_message(item: Any, name: str) -> Message:
 
 
 def _with_thought(item: Row, content: str, name: str) -> str:
-    """The content, with the thought from the message's own key, if any, before it."""
+    """The content; if a key of the message holds a thought, the thought comes first."""
     thoughts = [(key, item[key]) for key in THOUGHT_KEYS if item.get(key)]
     if not thoughts or END_OF_THOUGHT in content:
         return content

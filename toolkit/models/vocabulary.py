@@ -6,10 +6,10 @@ from toolkit.errors import CheckpointError
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int, name: str) -> None:
-    """Check that every token of any text or chat has an embedding.
+    """Check that every token that a text or a chat can contain has an embedding.
 
-    Special tokens that are not used by the chat template or as EOS, BOS, pad or unknown token are
-    accepted without an embedding: Gemma 3 has one for images, and its text models cannot read it.
+    A special token may lack an embedding if the chat template does not contain it and it is not the EOS,
+    BOS, pad or unknown token. An example is the image token of Gemma 3, which its text models cannot read.
 
     Args:
         embeddings: rows of the base's input embeddings.

@@ -103,7 +103,7 @@ class PPODryRun(DryRun):
 
 
 def _fill(layer: Any, tokens: int) -> None:
-    """Fill a layer of the cache with tokens, so that the next token needs new room."""
+    """Add `tokens` tokens to a cache layer without spare room, so that the next token allocates memory."""
     if getattr(layer, "keys", None) is None:
         return
     rows, heads, _, size = layer.keys.shape

@@ -69,7 +69,7 @@ def judgement_list(tab: gr.Tab, store: "Store", refresh_board: Callable[[Any], A
     last: gr.State = gr.State(None)  # the last `Change` of this page
 
     def update(number: Any) -> list[Any]:
-        """The list, the menu with `number` still chosen, and the fields of that judgement."""
+        """The judgements by number, the list, and the menu, in which `number` stays selected."""
         with errors_as_toast(root):
             rows = {str(number): j for number, j in store.newest(MAX_LISTED).items()}
         number = number if number in rows else None

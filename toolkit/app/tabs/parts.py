@@ -169,7 +169,7 @@ def connect_generation(
     """Connect the start and stop buttons.
 
     Args:
-        idle: the status without answers.
+        idle: the status text after answers were stopped.
         also: another event; the answers start after it has succeeded.
 
     Returns: the events that generate answers.
