@@ -43,8 +43,11 @@ class _OnDevice:
         self.auto = auto
 
     def from_pretrained(self, *args, **kwargs):
-        """Load, then move."""
-        return self.auto.from_pretrained(*args, **kwargs).to(DEVICE)
+        """Load, then move; with `output_loading_info` the report follows the model."""
+        loaded = self.auto.from_pretrained(*args, **kwargs)
+        return (
+            (loaded[0].to(DEVICE), *loaded[1:]) if isinstance(loaded, tuple) else loaded.to(DEVICE)
+        )
 
 
 def test_operations_on_two_devices_raise(device):

@@ -32,6 +32,14 @@ sys.exit(int(sys.argv[3]))
 """
 
 
+@pytest.fixture(autouse=True)
+def hangup():
+    """SIGHUP as a terminal sends it; `nohup` would ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def wait_for(file: Path) -> None:
     end = time.monotonic() + 20
     while not file.exists() and time.monotonic() < end:

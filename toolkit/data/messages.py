@@ -257,7 +257,7 @@ def as_completion(
     if len(messages) > 1 and messages[:-1] == prompt:  # a whole dialogue
         messages = messages[-1:]
     if not learned(value, name)[-1] and messages[-1]["role"] == "assistant":
-        problem = f"{name} must carry a loss, but its message has the weight 0"
+        problem = f"{name} must be trained on, but has weight 0; remove the weight, or the row"
         raise RowError("an answer without loss", problem)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         speakers = ", ".join(m["role"] for m in messages[:6])

@@ -81,7 +81,7 @@ def _completion(item: Any, name: str, prompt: Any) -> Any:
         dialogue = as_dialogue(item, name)
         if dialogue[:-1] != prompt:
             expected = f"{name} must be the prompt's {len(prompt)} messages and one more"
-            problem = f"{expected}, got {len(dialogue)} messages that differ"
+            problem = f"{expected}, got {len(dialogue)} messages that do not start with the prompt"
             raise RowError("prompt is not the prefix", problem)
     return as_completion(item, name, prompt=prompt, wrap=True)
 

@@ -56,7 +56,7 @@ def require_mergeable(run: str | Path) -> None:
     if isinstance(config, PromptLearningConfig):
         raise CheckpointError(
             f"{folder} is a {config.peft_type.value} adapter, whose virtual tokens cannot be "
-            "merged into weights; use base and adapter with PEFT"
+            "merged into weights; load the base and the adapter with PEFT instead"
         )
     for option, name in NOT_MERGED.items():
         if getattr(config, option, None):

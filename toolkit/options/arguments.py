@@ -267,7 +267,7 @@ class EvaluateArguments:
     )
     comparisons: str | None = field(
         default=None,
-        metadata={"help": "Preference dataset; the reward model is judged on its test split."},
+        metadata={"help": "Preference dataset; the reward model is evaluated on its test split."},
     )
     demonstrations: str | None = field(
         default=None,

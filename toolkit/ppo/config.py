@@ -65,7 +65,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     kl_target: Positive[float | None] = option(
         None, "Adapt β to reach this KL, in nats per completion; default: β is kl_coef."
     )
-    kl_horizon: AtLeast1[int] = option(10_000, "Episodes over which β may change by 20 %.")
+    kl_horizon: AtLeast1[int] = option(10_000, "Episodes over which β may change by a fifth.")
     target_kl: Positive[float | None] = option(
         None, "Skip a rollout's remaining optimizer steps once approx_kl exceeds this."
     )
