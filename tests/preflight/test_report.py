@@ -37,7 +37,7 @@ def test_start_report_changes_no_random_state_and_starts_no_process(
     assert torch.equal(torch.rand(1), expected)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "preflight: 4 rows, tokens: median 9, 95 % 9, most 9"
-    assert "checkpoints need an unknown amount of disk" in lines[1]
+    assert "`toolkit check` predicts how much" in lines[1]
     assert "warning: EOS" in lines[2]
     assert len(lines) == 3
 

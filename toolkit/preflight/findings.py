@@ -151,7 +151,9 @@ def check_disk(
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if parts is None:
-        findings.notes.append(f"{DISK} an unknown amount of disk; {size(free)} are free")
+        findings.notes.append(
+            f"{DISK} disk; {size(free)} are free; `toolkit check` predicts how much"
+        )
         return
     checkpoint = parts["adapters"] + parts["heads"] + parts["optimizer"] + SMALL_FILES
     kept = 1.0
