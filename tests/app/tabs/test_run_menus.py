@@ -32,4 +32,5 @@ def test_menus_follow_new_and_deleted_runs(tmp_path: Path) -> None:
     assert [id for _, id in update["choices"]] == ["base", "run_000000"]
     assert _update(one, "run_000001", deleted)["value"] == "base"
     assert _update(one, None, deleted)["value"] is None
+    assert _update(reward, None, fake.catalog)["value"] == "run_000009"
     assert _update(reward, "run_000009", deleted)["value"] == "no_score"

@@ -62,7 +62,8 @@ def _update(menu: Any, value: Any, catalog: Catalog) -> Any:
     choices = _choices(menu, catalog)
     ids = [id for _, id in choices]
     kept = [id for id in value or () if id in ids] if menu.multiselect else value
-    if not menu.multiselect and value is not None and value not in ids:
+    empty = value is None and _kind(menu) != REWARD_MENU  # a page opened early has no reward model
+    if not menu.multiselect and not empty and value not in ids:
         kept = ids[0] if ids else None
     return gr.update(choices=choices, value=kept)
 

@@ -5,7 +5,9 @@
 
   // ---- A tab has an address such as #arena, so that reload, Back and links lead to it.
   const slug = (tab) => tab.textContent.trim().toLowerCase().replace(/\s+/g, "-");
-  const tabs = () => [...document.querySelectorAll("button[role=tab]")];
+  // On a narrow page some tabs are in the menu "More tabs".
+  const TAB = "button[role=tab], .overflow-dropdown button";
+  const tabs = () => [...document.querySelectorAll(TAB)];
   const wanted = () => decodeURIComponent(location.hash.slice(1));
   const openWanted = () => {
     const all = tabs();
@@ -16,7 +18,7 @@
   };
   addEventListener("hashchange", openWanted);
   document.addEventListener("click", (event) => {
-    const tab = event.target.closest("button[role=tab]");
+    const tab = event.target.closest(TAB);
     if (!tab || !event.isTrusted || slug(tab) === wanted()) return;
     history.pushState(null, "", "#" + encodeURIComponent(slug(tab)));
   });
