@@ -223,7 +223,7 @@ def test_fresh_process_predicts_same_as_fork(tiny_base, sft_run, reward_run, tmp
         assert results[0] == results[1]
 
 
-@pytest.mark.parametrize(("has_parent", "line"), [(True, "need up to"), (False, "need an unknown")])
+@pytest.mark.parametrize(("has_parent", "line"), [(True, "need up to"), (False, "need disk; ")])
 def test_check_without_prediction_reports_disk(
     has_parent, line, tiny_base, sft_run, tmp_path, monkeypatch
 ):
