@@ -230,7 +230,7 @@ def test_adapter_on_stored_4_bit_base_merges_into_dequantized_weights(tiny_base,
 
 def test_base_whose_quantization_cannot_be_undone_names_a_way_out(pristine, monkeypatch):
     def dequantize(self, dtype=None):
-        raise NotImplementedError("no implementation")
+        raise NotImplementedError("no implementation")  # as transformers does for such methods
 
     monkeypatch.setattr(type(pristine), "dequantize", dequantize)
     pristine.config.quantization_config = {"quant_method": "gptq"}

@@ -182,7 +182,7 @@ def _check_not_empty(splits: Mapping[str, Conversion], *, place: str) -> None:
 def _split(
     splits: Mapping[str, Conversion], size: float | None, *, seed: int, place: str
 ) -> tuple[dict[str, list[Row]], dict[str, list[Origin]]]:
-    """The rows of each split and their origins; holds out a test split if there is none."""
+    """The rows of each split and their origins; holds out a missing test split."""
     rows = {split: conversion.rows for split, conversion in splits.items()}
     origins = {
         split: [Origin(row.place, row.number) for row in conversion.converted for _ in row.rows]

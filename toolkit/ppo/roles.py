@@ -69,7 +69,7 @@ def attach_ppo_roles(
     if value == "adapter":
         if not rewards:
             raise ConfigError(
-                "`value_role` adapter starts from a reward model, but there is none; set it to zero or head"
+                "`value_role` adapter needs a reward model to start from; set it to zero or head"
             )
         roles.attach(VALUE, rewards[0], head=True, trainable=True)
         return

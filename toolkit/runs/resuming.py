@@ -31,7 +31,7 @@ def last_checkpoint(run: str | os.PathLike[str], wanted: str | bool | None) -> s
     Args:
         run: the run's directory.
         wanted: `resume_from_checkpoint` as the user wrote it: a path; true for the newest undamaged
-            checkpoint (if there is none, the run starts from the beginning); or nothing.
+            checkpoint (without a checkpoint, the run starts from the beginning); or nothing.
 
     Raises: CheckpointError if the named checkpoint is missing or damaged, or if all checkpoints of an
         unfinished run are damaged.

@@ -103,7 +103,7 @@ class Conversations:
         return [(str(row[0]), str(row[1])) for row in self._rows(query, (owner,))]
 
     def load(self, owner: str | None, id: str, ids: Mapping[str, str]) -> Chat | None:
-        """The owner's conversation with that id; None if there is none or it is damaged.
+        """The owner's conversation with that id; None if it is missing or damaged.
 
         Args:
             ids: checkpoint id by name.
