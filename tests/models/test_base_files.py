@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import fingerprint, load_base
+from toolkit.preflight.fake_model import fake_base, new_fake_mode
 
 
 def loaded(folder):
@@ -96,3 +97,26 @@ def test_damaged_base_is_one_error(base, damage, message):
     damage(base)
     with pytest.raises(CheckpointError, match=message):
         loaded(base)
+
+
+BITNET = {"quant_method": "bitnet", "linear_class": "bitlinear", "quantization_mode": "offline"}
+EIGHT_BIT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
+@pytest.mark.parametrize(
+    ("stored", "option", "message"),
+    [
+        ({"quant_method": "superquant"}, None, "superquant, which transformers does not know"),
+        ({"bits": 4}, None, "an unnamed method, which transformers does not know"),
+        (BITNET, None, "bitnet, whose layers pass no gradients to adapters.*bitsandbytes, gptq"),
+        (EIGHT_BIT, "load_in_4bit", "already stored quantized with bitsandbytes in 8bit; remove"),
+        ({"quant_method": "gptq", "bits": 4}, "load_in_8bit", "already .* with gptq; remove"),
+    ],
+)
+def test_base_stored_in_unsuitable_quantization_is_refused(base, stored, option, message):
+    _change_config(quantization_config=stored)(base)
+    options = {} if option is None else {option: True}
+    model = ModelConfig(model_name_or_path=str(base), **options)
+    for load in (load_base, lambda model: fake_base(model, new_fake_mode(), scalar=False)):
+        with pytest.raises((CheckpointError, ConfigError), match=message):
+            load(model)

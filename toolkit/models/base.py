@@ -1,6 +1,5 @@
 """Load the base in the precision and on the device of the options; compute its fingerprint."""
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -11,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -18,6 +18,11 @@ from transformers import (
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.fixed_date import without_date
+from toolkit.models.precision import (
+    check_stored_quantization,
+    keep_backward_on_cpu,
+    loading_options,
+)
 from toolkit.models.tokenizer import has_tokenizer, load_tokenizer, saved_template, stop_ids
 from toolkit.models.vocabulary import check_vocabulary
 from toolkit.models.weight_files import CONVERT, weight_files
@@ -67,7 +72,7 @@ def load_base(
                 "`model_name_or_path`, and this folder as `parent`"
             )
         weight_files(Path(name))
-    kwargs = _loading_options(model) | {"trust_remote_code": trust_remote_code}
+    kwargs = loading_options(model) | {"trust_remote_code": trust_remote_code}
     if parent is not None:
         check_template(Path(parent))
     try:
@@ -78,6 +83,8 @@ def load_base(
             parent=parent,
             trust_remote_code=trust_remote_code,
         )
+        content, _ = PreTrainedConfig.get_config_dict(name, revision=model.model_revision)
+        check_stored_quantization(content, model, name)
         if scalar:
             from trl.trainer.reward_trainer import suppress_seqcls_warning
 
@@ -110,7 +117,7 @@ def load_base(
     if "device_map" not in kwargs and torch.cuda.is_available():
         base.to("cuda")
     base.requires_grad_(False)
-    _keep_backward_on_cpu(base)
+    keep_backward_on_cpu(base)
     _name_experts(base)
     base.config.pad_token_id = tokenizer.pad_token_id
     if not scalar:
@@ -168,58 +175,6 @@ def _check_complete(name: str, report: dict[str, Any]) -> None:
             f"{name}: {len(missing)} weights of the model are not in its files, the first is "
             f"{missing[0]}; they would be random. Download the model again, or correct its config.json"
         )
-
-
-def _loading_options(model: "ModelConfig") -> dict[str, Any]:
-    """The options of precision, device and attention as keyword arguments of `from_pretrained`."""
-    from trl import get_quantization_config
-
-    if (model.load_in_4bit or model.load_in_8bit) and model.dtype in (None, "float32"):
-        # TRL's default would make float32 the compute type of the quantized layers
-        model = dataclasses.replace(model, dtype="bfloat16")
-    options: dict[str, Any] = {
-        "revision": model.model_revision,
-        "dtype": "auto" if model.dtype in (None, "auto") else getattr(torch, model.dtype),
-        "attn_implementation": model.attn_implementation,
-        "use_safetensors": True,  # a pickle is never opened
-    }
-    quantized = get_quantization_config(model)
-    if quantized is not None:
-        options["quantization_config"] = quantized
-        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-        options["device_map"] = {"": device}
-    if model.device_map is not None:
-        options["device_map"] = _device_map(model.device_map)
-    return options
-
-
-def _device_map(option: str) -> str | dict[str, str]:
-    """transformers' `device_map` for an option: `auto` (or a variant), or one device."""
-    if option in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return option
-    try:
-        device = torch.device(option)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"device_map: must be a device (cpu, cuda, cuda:1) or auto, got {option!r}"
-        ) from error
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(
-            f"device_map: {option} is not available: this machine has {count} CUDA devices"
-        )
-    return {"": option}
-
-
-def _keep_backward_on_cpu(base: PreTrainedModel) -> None:
-    """Stop bitsandbytes from packing 4-bit weights for inference on a CPU with AVX512-BF16.
-
-    `Linear4bit` packs its weights in the first pass without gradients and keeps them packed. The
-    packed product has no backward, so after a rollout no gradient would reach earlier layers.
-    """
-    for module in base.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _name_experts(base: PreTrainedModel) -> None:

@@ -20,6 +20,7 @@ from transformers import (
 from toolkit.models.adapter_config import read_config
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.heads import ScalarHead
+from toolkit.models.precision import check_stored_quantization
 from toolkit.models.roles import Roles
 from toolkit.world import resolve_base
 
@@ -94,6 +95,7 @@ def fake_base(
     """
     model = ModelArguments.of(model)
     config = base_config(model, trust_remote_code=trust_remote_code)
+    check_stored_quantization(config.to_dict(), model, config.name_or_path)
     quantized = model.load_in_4bit or model.load_in_8bit
     name = "bfloat16" if quantized and model.dtype in (None, "float32") else model.dtype
     dtype = getattr(config, "dtype", None) if name in (None, "auto") else getattr(torch, name)
