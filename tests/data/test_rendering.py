@@ -46,6 +46,26 @@ CASES = {  # a template, a row, the part of the message that names the problem
         'the prompt ends with "<think>\\n" (str), the answer begins with "Blue.',
     ),
     "upper case": (turns("{{ m.content | upper }}"), chat("SKY?", "Blue."), 'of "completion"'),
+    "whitespace in the answer": (
+        turns("{{ m.content.split() | join(' ') }}"),
+        chat("Sky?", "if x:\n    y = 1"),
+        'changes whitespace inside "completion", "if x:',
+    ),
+    "whitespace in the prompt": (
+        turns("{{ m.content.replace('\n\n', '\n') }}"),
+        chat("Sky?\n\nOr sea?", "Blue."),
+        'changes whitespace inside "prompt" message 1, "Sky?',
+    ),
+    "whitespace in the thought": (
+        turns("{{ m.content.replace('\n\n', '\n') }}"),
+        chat("Sky?", "<think>\nHm.\n\nHm.\n</think>\n\nBlue."),
+        'changes whitespace inside "completion", "<think>',
+    ),
+    "thought without a template's option": (
+        (TRL / "deepseek_r1_distill.jinja").read_text(),
+        chat("Sky?", "<think>Hm.</think>Blue."),
+        "contains a thought: choose another `chat_template`, or remove the thoughts",
+    ),
     "escaped": (turns("{{ m.content | e }}"), chat("Sky?", "1 < 2"), 'a part of "completion"'),
     "question cut": (turns("{{ m.content[:9] }}"), chat("Is the sky blue?", "Yes."), '"Is the sky'),
     "answer cut": (turns("{{ m.content[:9] }}"), chat("Sky?", "Blue it is."), '"Blue it is."'),
@@ -129,7 +149,7 @@ def test_row_that_the_template_rejects_is_named_and_dropped(
 
 def test_templates_that_keep_all_texts_pass(tmp_path: Path, tokenizer: Any) -> None:
     system = {"role": "system", "content": "Brief."}
-    history = [user("Sky?"), assistant("<think>\nHm.\n</think>\n\nBlue."), user("Sky?")]
+    history = [user("Sky:\n\n  x?"), assistant("<think>\nHm.\n</think>\n\nBlue."), user("Sky?")]
     rows = [
         {"prompt": [system, *history], "completion": [assistant(" White.\n\n  Or grey.")]},
         {"prompt": [user(" Sky?\n")], "completion": [assistant("1 < 2")]},
@@ -143,8 +163,10 @@ def test_templates_that_keep_all_texts_pass(tmp_path: Path, tokenizer: Any) -> N
 
 
 def test_answers_that_render_alike_are_no_comparison(tmp_path: Path, tokenizer: Any) -> None:
-    tokenizer.chat_template = turns("{{ m.content.replace('\n\n', '\n') }}")
-    row = {"chosen": [assistant("Blue.\n\nSky.")], "rejected": [assistant("Blue.\nSky.")]}
+    tokenizer.chat_template = (TRL / "qwen3.jinja").read_text()
+    thoughts = "<think>Hm.</think>", "<think>\nHm.\n</think>\n\n"
+    chosen, rejected = ([assistant(f"{thought}Blue.")] for thought in thoughts)
+    row = {"chosen": chosen, "rejected": rejected}
     rows = [{"prompt": [user("Sky?")]} | row]
     splits = load(write_rows(tmp_path / "d.jsonl", rows), kind="preference")
     with pytest.raises(DatasetError, match='"chosen" and "rejected" are the same text for the mod'):

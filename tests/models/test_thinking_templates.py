@@ -86,6 +86,22 @@ def test_answers_with_thoughts_need_the_thinking_template(qwen3, tmp_path):
         assert trained == f"{THOUGHT}42.<|im_end|>"
 
 
+def test_thoughts_reach_a_template_that_reads_only_their_key(qwen3, tmp_path):
+    """Qwen3.8's template reads `reasoning_content` alone, and else writes an empty thought."""
+    own = QWEN3.with_name("qwen3_8.jinja").read_text()
+    (qwen3 / "chat_template.jinja").write_text(own)
+    tokenizer = load_tokenizer(str(qwen3), chat_template="thinking")
+    rows = [{"messages": [*USER, *THOUGHTFUL]}, {"messages": [*USER, *THOUGHTFUL, *USER, *ANSWER]}]
+    rows[1]["messages"][-1] = THOUGHTFUL[0]
+    splits = load(write_rows(tmp_path / "d.jsonl", rows))
+    for row in check_texts(splits, tokenizer, DataArguments())["train"]:
+        start = tokenizer.decode(encode_prompt(tokenizer, row["prompt"]))
+        assert start.endswith("<|im_start|>assistant\n<think>\n")
+        assert start.count("42.") == start.count("</think>") == len(row["prompt"]) // 2
+        answer = encode_completion(tokenizer, row["prompt"], row["completion"])
+        assert tokenizer.decode(answer) == "Six sevens.\n</think>\n\n42.<|im_end|>"
+
+
 def test_thinking_template_is_kept_by_later_stages(qwen3, tmp_path):
     own = QWEN3.read_text()
     load_tokenizer(str(qwen3), chat_template="thinking").save_pretrained(tmp_path / "run")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from toolkit.data.messages import END_OF_THOUGHT, Message
+from toolkit.data.messages import END_OF_THOUGHT, THOUGHT, Message, assistant, user
 from toolkit.data.row_errors import RowError, describe
 
 if TYPE_CHECKING:
@@ -58,8 +58,18 @@ def token_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **options: Any) -> str:
     """Render messages with the chat template.
 
+    Thoughts are passed as `reasoning_content` to a template that reads them nowhere else.
+
     Raises: RowError with the template's own message.
     """
+    if any(END_OF_THOUGHT in message["content"] for message in messages):
+        template = str(options.get("chat_template") or tokenizer.chat_template)
+        if _has_thought_key(tokenizer, template):
+            messages = [_with_thought_key(message) for message in messages]
+    return _render(tokenizer, messages, **options)
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **options: Any) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # a template is a program and may raise anything
@@ -68,20 +78,44 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **opti
         raise RowError(TEMPLATE_CHECK, problem) from error
 
 
+@lru_cache(maxsize=64)
+def _has_thought_key(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
+    """Whether a template writes an empty thought before an answer whose content contains one."""
+    if "reasoning_content" not in template:
+        return False
+    question, answer = user("q"), assistant(f"{THOUGHT}a{END_OF_THOUGHT}b")
+    chats = ([question, message] for message in (answer, _with_thought_key(answer)))
+    try:
+        texts = [_render(tokenizer, chat, chat_template=template) for chat in chats]
+    except RowError:
+        return False
+    return [text.count(END_OF_THOUGHT) for text in texts] == [2, 1]
+
+
+def _with_thought_key(message: Message) -> Message:
+    """The message with the thought of an answer in `reasoning_content`."""
+    thought, end, said = message["content"].partition(END_OF_THOUGHT)
+    if message["role"] != "assistant" or not end:
+        return message
+    thought = thought.strip().removeprefix(THOUGHT).strip()
+    return message | {"content": said.lstrip(), "reasoning_content": thought}
+
+
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: list[Message]) -> str:
     """The text of messages with the start of the assistant's turn.
 
     Raises: RowError if the chat template cannot render the messages, or if it leaves out, moves or
-        changes the text of one. Templates may move a system message, and may leave out thoughts.
+        changes the text of one. Templates may move a system message, strip the whitespace at the ends
+        of a text, and leave out thoughts.
     """
     rendered = render(tokenizer, prompt, add_generation_prompt=True)
     roles = tuple(message["role"] for message in prompt)
     dropped = _dropped(tokenizer, str(tokenizer.chat_template), roles)
-    bare, position = squeeze(rendered), 0
+    position = 0
     for number, message in enumerate(prompt):
-        text = squeeze(_without_thought(message))
+        text = _without_thought(message).strip()
         is_system = message["role"] == "system"
-        found = bare.find(text, 0 if is_system else position)
+        found = rendered.find(text, 0 if is_system else position)
         if found < 0 or (text and number in dropped):
             raise changed_text(f'"prompt" message {number + 1}', message["content"], rendered)
         position = position if is_system else found + len(text)
@@ -107,7 +141,10 @@ def _dropped(
 
 def changed_text(name: str, text: str, rendered: str, hint: str = "") -> RowError:
     """The error for a text that the chat template does not write."""
-    problem = f"the chat template leaves out or changes a part of {name}, {describe(text)}"
+    bare, bare_rendered = ("".join(value.split()) for value in (text, rendered))
+    is_reformatted = bare in bare_rendered and text.strip() not in rendered
+    change = "changes whitespace inside" if is_reformatted else "leaves out or changes a part of"
+    problem = f"the chat template {change} {name}, {describe(text)}"
     return RowError(TEMPLATE_CHECK, f"{problem}; it writes {describe(rendered[-80:])}{hint}")
 
 
@@ -116,11 +153,6 @@ def _without_thought(message: Message) -> str:
     if message["role"] != "assistant":
         return message["content"]
     return message["content"].rpartition(END_OF_THOUGHT)[2]
-
-
-def squeeze(text: str) -> str:
-    """A text without whitespace."""
-    return "".join(text.split())
 
 
 def completion_text(
@@ -224,10 +256,10 @@ def _eos_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def thinking_hint(tokenizer: "PreTrainedTokenizerBase", answer: str) -> str:
-    """The fix for an answer that contains a thought, if the template has an option for thoughts."""
-    if END_OF_THOUGHT not in answer or "enable_thinking" not in str(tokenizer.chat_template):
+    """The fix for an answer with a thought that the template does not write."""
+    if END_OF_THOUGHT not in answer:
         return ""
-    return (
-        ". The answer contains a thought: set `chat_template: thinking` if prompts end with an empty "
-        "thought, or remove the thoughts"
-    )
+    fix = "choose another `chat_template`"
+    if "enable_thinking" in str(tokenizer.chat_template):
+        fix = "set `chat_template: thinking` if prompts end with an empty thought"
+    return f". The answer contains a thought: {fix}, or remove the thoughts"

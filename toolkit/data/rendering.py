@@ -11,7 +11,6 @@ from toolkit.data.encoding import (
     render,
     render_prompt,
     special_tokens,
-    squeeze,
     thinking_hint,
 )
 from toolkit.data.messages import END_OF_THOUGHT, THOUGHT, Message, Row, assistant, user
@@ -60,7 +59,6 @@ class RowCheck:
     def _check_rendering(self, prompt: list[Message], row: Row) -> dict[str, str]:
         """Render prompt and completions; check that no message changes; return the completions."""
         start = render_prompt(self.tokenizer, prompt)
-        rendered = squeeze(start)
         texts = {}
         for name in COMPLETIONS:
             if name in row:
@@ -68,7 +66,7 @@ class RowCheck:
                     self.tokenizer, prompt, row[name], rendered_prompt=start
                 )
                 answer = row[name][-1]["content"]
-                if not _contains(text, answer, prompt=rendered):
+                if not _contains(text, answer, prompt=start.rstrip()):
                     raise changed_text(
                         f'"{name}"', answer, text, thinking_hint(self.tokenizer, answer)
                     )
@@ -134,14 +132,15 @@ def _contains(text: str, answer: str, *, prompt: str) -> bool:
     The prompt may end with the opening tag of the answer's thought. If the prompt ends with an empty
     thought, or the template writes one before the answer, the answer's thought would be the second.
     """
-    expected, text = squeeze(answer), squeeze(text)
-    if END_OF_THOUGHT in expected:
-        if prompt.endswith(THOUGHT):
-            expected = expected.removeprefix(THOUGHT)
-        elif prompt.endswith(END_OF_THOUGHT):
+    *thoughts, said = answer.split(END_OF_THOUGHT)
+    if thoughts:
+        if prompt.endswith(END_OF_THOUGHT) or text.count(END_OF_THOUGHT) != len(thoughts):
             return False
-        return expected in text and text.count(END_OF_THOUGHT) == answer.count(END_OF_THOUGHT)
-    return expected in text
+        if prompt.endswith(THOUGHT):
+            text = THOUGHT + text
+    parts = [part for thought in thoughts for part in (*thought.partition(THOUGHT), END_OF_THOUGHT)]
+    pattern = r"\s*".join(re.escape(part.strip()) for part in (*parts, said))
+    return re.search(pattern, text) is not None
 
 
 def _around(mark: re.Match[str]) -> str:
