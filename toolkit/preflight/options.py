@@ -21,7 +21,7 @@ from toolkit.world import BASE_NAME, resolve_base
 OPTIMIZER_OPTIONS = ("optim", "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs")
 LOSS_OPTIONS = (
     "loss_type", "loss_weights", "label_smoothing", "label_smoothing_factor", "f_divergence_type",
-    "f_alpha_divergence_coef", "use_weighting", "ld_alpha", "sync_ref_model",
+    "f_alpha_divergence_coef", "use_weighting", "ld_alpha",
 )  # fmt: skip
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, ImportError, NotImplementedError, ConfigError)
 

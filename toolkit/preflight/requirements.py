@@ -10,6 +10,7 @@ from toolkit.data.loading import check_source
 from toolkit.errors import ConfigError
 from toolkit.models.arguments import reject_adapter_options
 from toolkit.options.bounds import check_numbers
+from toolkit.options.unsupported import reject_unsupported, reject_unusable
 from toolkit.recipe import Options, Recipe, recipes
 from toolkit.runs.parents import made_with, require_adapter
 from toolkit.runs.replacing import refuse_unfinished
@@ -40,6 +41,8 @@ def check_requirements(
     parent = options.parent
     for config in options:
         check_numbers(name, config)
+        reject_unsupported(name, config)
+    reject_unusable(name, recipe.rows, args)
     if recipe.needs_parent and parent is None:
         raise ConfigError(f"{name}: `parent` is missing; add the SFT run: --parent runs/world/sft")
     if parent is not None:
