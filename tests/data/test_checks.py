@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.data.helpers import chat, load, user, write_rows
 from toolkit.data import check_texts
+from toolkit.data.encoding import encode_prompt
 from toolkit.data.files import read_rows, stream_rows
 from toolkit.data.row_errors import DROPPED_FILE
 from toolkit.errors import DatasetError
@@ -61,6 +63,40 @@ def test_special_tokens_in_plain_text_are_reported_and_kept(
     assert len(check_texts(load(name, texts=True), tokenizer, DataArguments())["train"]) == 2
     line = "train: 1 of 2 rows contain special tokens (2), which are not tokenized as text\n"
     assert capsys.readouterr().out.endswith(line)
+
+
+def test_marks_of_other_models_chats_are_reported(
+    tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": "<|im_start|>user\nq<|im_end|>", "completion": "a [INST]"}
+    rows = [{"prompt": "[1] <|q <|end", "completion": "<|user|> a"}, row, row | {"prompt": "q"}]
+    splits = load(write_rows(tmp_path / "d.jsonl", rows))
+    check_texts(splits, tokenizer, DataArguments())
+    line = "train: 2 of 3 rows contain <|im_start|> (2, 3), which is not a token of this tokenizer"
+    assert line in capsys.readouterr().out
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = "[INST] {{ messages[0].content }} [/INST]"  # as Llama 2's
+    check_texts(splits, tokenizer, DataArguments())
+    assert "not a token" not in capsys.readouterr().out
+
+
+def test_token_without_embedding_names_the_row(
+    tmp_path: Path, tokenizer: Any, tiny_base: Path
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(tmp_path / "base")
+    tokenizer = type(tokenizer).from_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"q{i}", "completion": "a"} for i in range(2)]
+    rows += [{"prompt": "a <image>", "completion": "a"}]
+    splits = load(write_rows(tmp_path / "d.jsonl", rows))
+    message = 'row 3: "prompt" must not contain the token <image>: the base has no embedding'
+    with pytest.raises(DatasetError, match=message):
+        check_texts(splits, tokenizer, DataArguments())
+    assert len(check_texts(splits, tokenizer, DROP, folder=tmp_path)["train"]) == 2
+    for prompt in ("a <image>", [user("a <image>")]):  # in PPO from Python, reports and the app
+        with pytest.raises(DatasetError, match="no embedding"):
+            encode_prompt(tokenizer, prompt)
 
 
 def test_special_tokens_in_all_rows_raise(tmp_path: Path, tokenizer: Any) -> None:

@@ -15,7 +15,7 @@ from toolkit.data.encoding import (
     encode_text,
 )
 from toolkit.data.messages import Row
-from toolkit.data.rendering import COMPLETIONS, RowCheck, texts_of
+from toolkit.data.rendering import COMPLETIONS, RowCheck, foreign_marks, texts_of
 from toolkit.data.row_errors import (
     FailedRow,
     RowError,
@@ -118,6 +118,7 @@ def check_texts(
             raise DatasetError(f"no row of the {split} split is left.\n{report}")
     checked = Splits(tables, kind=splits.kind, origins=origins)
     _report_special_tokens(checked, check.marks)
+    _report_foreign_marks(checked, foreign_marks(tokenizer))
     _report_lost_bytes(checked)
     if max_length is not None:
         _report_lengths(checked, tokenizer, max_length, truncates=truncates)
@@ -159,6 +160,18 @@ def _report_special_tokens(splits: Splits, marks: re.Pattern[str]) -> None:
         if is_plain(splits[split][0]):
             count = f"{len(rows)} of {len(splits[split])} rows contain special tokens"
             print(f"{split}: {count} ({row_numbers(rows)}), which are not tokenized as text")
+
+
+def _report_foreign_marks(splits: Splits, marks: re.Pattern[str]) -> None:
+    for split, rows in _rows_with(splits, marks):
+        table = splits[split]
+        texts = (text for row in table for _, text in texts_of(row))
+        mark = next(found.group() for found in map(marks.search, texts) if found)
+        print(
+            f"{split}: {len(rows)} of {len(table)} rows contain {mark} ({row_numbers(rows)}), which is "
+            "not a token of this tokenizer: the model reads it as plain text. If the rows are chats "
+            "rendered for another model, convert them to messages"
+        )
 
 
 def _report_lost_bytes(splits: Splits) -> None:

@@ -51,8 +51,38 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 
 def token_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The ids of a text, without the tokens that the tokenizer adds."""
+    """The ids of a text, without the tokens that the tokenizer adds.
+
+    Raises: RowError if the base has no embedding for one of the text's special tokens.
+    """
+    check_embeddings(tokenizer, text)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def check_embeddings(
+    tokenizer: "PreTrainedTokenizerBase", text: str, name: str = "the text"
+) -> None:
+    """Raises: RowError if a text contains a special token for which the base has no embedding."""
+    token = next((t for t in _without_embedding(tokenizer, len(tokenizer)) if t in text), None)
+    if token is not None:
+        problem = f"{name} must not contain the token {token}: the base has no embedding for it"
+        raise RowError("token without embedding", problem, text)
+
+
+@lru_cache(maxsize=8)
+def _without_embedding(tokenizer: "PreTrainedTokenizerBase", _size: int) -> list[str]:
+    """The added tokens beyond the base's embeddings, such as the image token of Gemma 3's text models."""
+    from transformers import PreTrainedConfig
+
+    if not tokenizer.name_or_path:
+        return []
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(tokenizer.name_or_path, local_files_only=True)
+    except (OSError, ValueError):  # a tokenizer without a base
+        return []
+    embeddings = (config.get("text_config") or config).get("vocab_size", len(tokenizer))
+    added = tokenizer.added_tokens_decoder.items()
+    return [str(token) for number, token in added if number >= embeddings]
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **options: Any) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.data.encoding import (
     TEMPLATE_CHECK,
     changed_text,
+    check_embeddings,
     completion_text,
     render,
     render_prompt,
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 COMPLETIONS = ("completion", "chosen", "rejected")
 NEVER = r"(?!)"  # a pattern that matches nothing
 SHORTEST_MARK = 4  # a blank line or "A:" is part of many texts
+CHAT_MARK = re.compile(
+    r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]"
+)  # of the common chat templates
 
 
 class RowCheck:
@@ -35,8 +39,9 @@ class RowCheck:
         """Check a row of any kind.
 
         Raises: RowError for messages that contain a mark of the template; for messages that the
-            template cannot render, moves or changes; for EOS or BOS inside a plain completion; and
-            for a pair of completions that are different in the row but equal for the model.
+            template cannot render, moves or changes; for EOS or BOS inside a plain completion; for a
+            token without embedding in a plain text; and for a pair of completions that are different
+            in the row but equal for the model.
         """
         prompt = row.get("prompt")
         if isinstance(prompt, list):
@@ -74,6 +79,8 @@ class RowCheck:
 
     def _check_ends(self, row: Row) -> dict[str, str]:
         """The plain completions without their end tokens; any other EOS or BOS raises RowError."""
+        for name, text in texts_of(row):
+            check_embeddings(self.tokenizer, text, name)
         tokens = {"end": self.tokenizer.eos_token, "start": self.tokenizer.bos_token}
         texts = {}
         for name in COMPLETIONS:
@@ -97,6 +104,13 @@ def template_marks(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     marks = (special_tokens(tokenizer) | _turn_marks(tokenizer)) - {THOUGHT, END_OF_THOUGHT}
     longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
     return re.compile("|".join(map(re.escape, longest_first)) or NEVER)
+
+
+def foreign_marks(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+    """A pattern of the marks of chats that neither the tokenizer nor its chat template has."""
+    own = {token for token in tokenizer.get_vocab() if CHAT_MARK.fullmatch(token)}
+    own |= set(CHAT_MARK.findall(str(tokenizer.chat_template)))
+    return re.compile(f"(?!{'|'.join(map(re.escape, own)) or NEVER})(?:{CHAT_MARK.pattern})")
 
 
 def _turn_marks(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
