@@ -74,6 +74,7 @@ def test_marks_of_other_models_chats_are_reported(
     check_texts(splits, tokenizer, DataArguments())
     line = "train: 2 of 3 rows contain <|im_start|> (2, 3), which is not a token of this tokenizer"
     assert line in capsys.readouterr().out
+    tokenizer.name_or_path = ""  # of a base that has embeddings for the next tokens
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = "[INST] {{ messages[0].content }} [/INST]"  # as Llama 2's
     check_texts(splits, tokenizer, DataArguments())
