@@ -29,10 +29,11 @@ def main(labels, model) -> Run:
 
     from transformers import set_seed
 
+    from toolkit.data.encoding import encode_prompt
     from toolkit.models.arguments import reject_adapter_options
     from toolkit.models.roles import POLICY
     from toolkit.models.tokenizer import stop_ids
-    from toolkit.sampling.generation import complete
+    from toolkit.sampling.generation import check_sampling, complete
     from toolkit.sampling.settings import Sampling
     from toolkit.trainers.load_policy import load_roles
     from toolkit.world.answers import bad_answer
@@ -59,6 +60,10 @@ def main(labels, model) -> Run:
             rng = random.Random(f"label-{labels.seed}-{split}")
             questions = sample_questions(rng, split, size)
             texts = [question.prompt for question in questions]
+            lengths = [len(encode_prompt(tokenizer, user(text))) for text in texts]
+            with roles.using(None):
+                fix = "Lower `max_new_tokens`"
+                check_sampling(roles.base, lengths, labels.max_new_tokens, fix=fix)
             groups = [[bad_answer(q, rng) for _ in range(labels.written_vices)] for q in questions]
             # the base gives bad answers that SFT no longer gives, and the reward model needs them
             for role, count in ((POLICY, labels.completions), (None, labels.base_completions)):

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM, set_seed
 
 from tests.conftest import ROOT
-from toolkit.cli import run
+from toolkit.cli import main, run
 from toolkit.recipe import find
 from toolkit.runs.run import Run
 
@@ -66,6 +66,16 @@ def test_base_that_switches_with_longest_row_is_rejected(
     option = "`max_prompt_length` and `response_length`" if recipe == "ppo" else "`max_length`"
     assert f"limit the length of rows with {option} to at most 40 tokens" in error
     assert Run.load(tmp_path / "run").state == "failed"
+
+
+def test_label_checks_its_own_lengths(tiny_base, switching_base, sft_run, tmp_path, capsys):
+    words = ["label", "--parent", str(sft_run), "--model_name_or_path", str(switching_base)]
+    words += ["--train_prompts", "4", "--test_prompts", "4", "--output_dir", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "limit the length of rows with `max_new_tokens` to at most 40" in capsys.readouterr().err
+    words[words.index(str(switching_base))] = str(tiny_base)
+    assert main([*words, "--max_new_tokens", "5000"]) == 2
+    assert "leave no room for `max_new_tokens` 5000" in capsys.readouterr().err
 
 
 def test_sft_packs_only_where_rows_are_kept_apart(tiny_base, tmp_path, capsys):

@@ -14,8 +14,7 @@ from toolkit.evaluation.metrics import MAIN, behaviour_rates, rounded
 from toolkit.evaluation.scoring import evaluating, pad_id, score_ids, summed_logprobs
 from toolkit.models.roles import REWARD, Roles
 from toolkit.models.tokenizer import stop_ids
-from toolkit.sampling.compatibility import check_supported
-from toolkit.sampling.generation import Completion, complete, require_room
+from toolkit.sampling.generation import Completion, check_sampling, complete
 from toolkit.sampling.settings import Sampling
 from toolkit.world.gold import Features, features
 from toolkit.world.questions import parse
@@ -254,15 +253,9 @@ class _Bench:
         if bare:
             prompts.append((self.shown_ids, "Lower `few_shot`"))
         for ids, fix in prompts:
-            lengths, fix = list(map(len, ids)), f"{fix}, or lower `max_new_tokens`"
-            require_room(lengths, self.roles.base, tokens, option="max_new_tokens", fix=fix)
             with self.roles.using(None):
-                check_supported(
-                    self.roles.base,
-                    shortest=min(lengths) + 1,
-                    longest=max(lengths) + tokens,
-                    shorten="`max_new_tokens`",
-                )
+                fix = f"{fix}, or lower `max_new_tokens`"
+                check_sampling(self.roles.base, list(map(len, ids)), tokens, fix=fix)
 
     def sample(
         self, checkpoint: Checkpoint, sampling: Sampling, *, seed: int, batch_size: int

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.data.encoding import Prompt, encode_prompt
 from toolkit.errors import ConfigError
 from toolkit.models.heads import ScalarHead
+from toolkit.sampling.compatibility import check_supported
 from toolkit.sampling.decoding import Decoded, decode
 from toolkit.sampling.settings import Sampling
 
@@ -48,6 +49,23 @@ def require_room(
             f"{len(long)} of {len(lengths)} prompts leave no room for `{option}` {tokens} in the base's "
             f"context: row {long[0]} has {lengths[long[0]]} tokens, at most {max(room, 0)} fit. {fix}"
         )
+
+
+def check_sampling(base: PreTrainedModel, lengths: Sequence[int], tokens: int, *, fix: str) -> None:
+    """Check that answers of `tokens` tokens fit, and that the base computes rows of such lengths alike.
+
+    Args:
+        lengths, fix: see `require_room`.
+
+    Raises: the errors of `require_room` and `check_supported`.
+    """
+    require_room(lengths, base, tokens, option="max_new_tokens", fix=fix)
+    check_supported(
+        base,
+        shortest=min(lengths) + 1,
+        longest=max(lengths) + tokens,
+        shorten="`max_new_tokens`",
+    )
 
 
 def sample(
