@@ -120,3 +120,10 @@ def test_base_stored_in_unsuitable_quantization_is_refused(base, stored, option,
     for load in (load_base, lambda model: fake_base(model, new_fake_mode(), scalar=False)):
         with pytest.raises((CheckpointError, ConfigError), match=message):
             load(model)
+
+
+@pytest.mark.parametrize("declared", ["</s>", [2, None], {}])
+def test_stop_tokens_that_are_no_ids_are_refused(base, declared):
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": declared}))
+    with pytest.raises(CheckpointError, match="`eos_token_id` of its generation config must"):
+        loaded(base)

@@ -10,6 +10,7 @@ from peft import PrefixTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
+    BertConfig,
     BloomConfig,
     FalconConfig,
     Gemma3TextConfig,
@@ -126,6 +127,17 @@ def test_rows_that_are_never_in_one_batch_may_be_long():
 )
 def test_long_rows_do_not_change_other_models(config):
     check_supported(random_model(config), shortest=9, longest=SHAPE["max_position_embeddings"])
+
+
+@pytest.mark.parametrize("one_per_batch", [True, False])
+def test_model_that_reads_later_tokens_is_rejected(one_per_batch):
+    model = random_model(BertConfig(**PLAIN))
+    with pytest.raises(
+        ConfigError, match=r"BertLMHeadModel: .* for a token depends on later tokens"
+    ):
+        check_padded_rows(model, 9, 60, shorten="`x`", one_per_batch=one_per_batch)
+    model = random_model(BertConfig(**PLAIN, is_decoder=True))
+    check_padded_rows(model, 9, 60, shorten="`x`", one_per_batch=one_per_batch)
 
 
 def test_context_is_the_length_up_to_which_rows_are_independent():

@@ -83,8 +83,11 @@ def check_padded_rows(
         shorten: the options that limit the length of rows, for the message.
         one_per_batch: the run never puts two rows into one batch.
 
-    Raises: ConfigError if the states of the short row differ.
+    Raises: ConfigError if the states of the short row differ, also from those of its first half.
     """
+    most = independent_length(causal.config.get_text_config())
+    length = min(shortest, most or shortest)
+    half = -(-length // 2)
     trunk, rows = causal.base_model, [example(causal, n, n) for n in (longest, shortest)]
     batch, attention = torch.zeros(2, longest, dtype=torch.long), torch.zeros(2, longest).long()
     for number, row in enumerate(rows):
@@ -99,6 +102,7 @@ def check_padded_rows(
 
     with evaluating(causal):
         states(batch[1:, :1], attention[1:, :1])  # resets what an earlier long row changed
+        whole, prefix = (states(batch[1:, :n], attention[1:, :n]) for n in (length, half))
         alone = states(batch[1:, :shortest], attention[1:, :shortest])
         before = {name: buffer.clone() for name, buffer in causal.named_buffers()}
         if one_per_batch:
@@ -112,8 +116,12 @@ def check_padded_rows(
             if name in before and buffer.shape == before[name].shape
             if not torch.equal(buffer, before[name])
         ]
+    if not _close(causal, prefix[-COMPARED:], whole[:half][-COMPARED:]):
+        raise ConfigError(
+            f"{name_of(causal)}: what the model computes for a token depends on later tokens, so it cannot "
+            "learn to write text token by token; use a causal language model"
+        )
     if changed or not _close(causal, together[-COMPARED:], alone[-COMPARED:]):
-        most = independent_length(causal.config.get_text_config())
         limit = "" if most is None else f" to at most {most} tokens"
         raise ConfigError(
             f"{name_of(causal)}: a row of {longest} tokens changes what the model computes for shorter "

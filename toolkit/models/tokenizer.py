@@ -93,9 +93,17 @@ def pad_by_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of all tokens that end a completion: the tokenizer's EOS and the model config's."""
+    """Ids of all tokens that end a completion: the tokenizer's EOS and the model config's.
+
+    Raises: CheckpointError if the config's are not token ids.
+    """
     declared = getattr(base.generation_config, "eos_token_id", None)
     listed = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    if not all(isinstance(token, int) for token in listed):
+        raise CheckpointError(
+            f"{tokenizer.name_or_path}: `eos_token_id` of its generation config must be a token id "
+            f"or a list of them, got {str(declared)[:80]}"
+        )
     return list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
 
 
