@@ -8,9 +8,9 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import ParentArguments
 from toolkit.options.command_line import parse
-from toolkit.options.config import options_of
-from toolkit.options.old_names import INSTEAD, RENAMED
-from toolkit.recipe import recipes
+from toolkit.options.config import better_name, options_of
+from toolkit.options.old_names import INSTEAD, REMOVED, RENAMED
+from toolkit.recipe import find_recipe, recipes
 
 CLASSES = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, ParentArguments)
 
@@ -201,3 +201,13 @@ def test_old_names_lead_to_options_that_exist():
     every = set().union(*known.values())
     assert set(RENAMED.values()) <= every
     assert not (RENAMED.keys() | INSTEAD.keys()) & known["sft"].keys()
+    assert not (RENAMED.keys() | INSTEAD.keys() | set(REMOVED)) & known["dpo"].keys()
+    assert not set(REMOVED) & every
+
+
+def test_removed_options_lead_to_no_similar_option():
+    known = {n: options_of(find_recipe(n).argument_classes()) for n in ("dpo", "ppo")}
+    assert "`loss_type: [sigmoid, sft]`" in better_name("rpo_alpha", known["dpo"])
+    assert "`target_kl`" in better_name("early_stopping", known["ppo"])
+    for name in REMOVED:
+        assert better_name(name, known["ppo"]) == "; its library removed it; remove it"
