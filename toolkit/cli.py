@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError, exit_is_error
-from toolkit.options.command_line import report_interrupt, run_cli
+from toolkit.options.command_line import report_interrupt, run_cli, system_error
 from toolkit.options.output import keep_going
-from toolkit.recipe import AnyCommand, Recipe, commands, find
+from toolkit.recipe import AnyCommand, Command, Recipe, commands, find
 from toolkit.runs.signals import stop_with_parent
 
 HELP = ("-h", "--help", "help")
@@ -73,9 +73,21 @@ def _run(command: AnyCommand, words: Sequence[str]) -> int:
     elif command.arguments is not None:
         classes, function = command.arguments(), command.run
     else:
-        return int(command.run(words))
+        return _run_words(command, words)
     prog = f"toolkit {command.name}"
     return run_cli(function, classes, words, description=command.doc, prog=prog)
+
+
+def _run_words(command: Command, words: Sequence[str]) -> int:
+    """Run a command that reads its words itself; a system error about a path is one line."""
+    try:
+        return int(command.run(words))
+    except OSError as error:
+        line = system_error(error)
+        if line is None:
+            raise
+        print(line, file=sys.stderr)
+        return 2
 
 
 def _overview() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ConfigError, Interrupted, ToolkitError
-from toolkit.options.config import find_config, load_yaml, options_of
+from toolkit.options.config import check_output_dir, find_config, load_yaml, options_of
 from toolkit.options.stage_options import check_word, require_keys, stage_options
 from toolkit.reading import read_bytes, read_json, read_text
 from toolkit.recipe import AnyCommand, Recipe, commands, files, find, with_words
@@ -66,7 +66,9 @@ class Pipeline:
         content = load_yaml(file)
         require_keys(content, {"output_dir": str, "seed": int, "stages": dict}, file)
         check_word(content["output_dir"], f"{file}: `output_dir`")
-        directory = Path(output_dir or content["output_dir"])
+        output_dir = content["output_dir"] if output_dir is None else output_dir
+        check_output_dir(output_dir)
+        directory = Path(output_dir).expanduser()
         stages: list[Stage] = []
         for name, stage in content["stages"].items():
             place = f"{file}: stage `{name}`"

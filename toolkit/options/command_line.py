@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.options.config import better_name, is_local_path, one_line, options_of, read_config
+from toolkit.options.config import (
+    better_name,
+    check_output_dir,
+    is_local_path,
+    one_line,
+    options_of,
+    read_config,
+    shortened,
+)
+
+PATH_ERRORS = (
+    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+)  # fmt: skip
 
 
 def parse(
@@ -41,6 +53,9 @@ def parse(
             raise ConfigError(f"command line: {message}; --help lists the options")
 
     words = _split_config_flag(list(sys.argv[1:] if argv is None else argv))
+    for word in words:
+        if not _is_text(word):
+            raise ConfigError(f"command line: {word!a} is not UTF-8 text; rename the file")
     known = options_of(dataclass_types)
     parser = StrictParser(dataclass_types, description=description, allow_abbrev=False, prog=prog)
     parser.formatter_class = _PlainHelp(parser.formatter_class)
@@ -64,7 +79,15 @@ def parse(
         raise ConfigError(f"{_place(words)}: {one_line(error)}") from error
     del namespace
     _require_finite(instances)
+    for instance in instances:
+        if (folder := getattr(instance, "output_dir", None)) is not None:
+            check_output_dir(folder)
     return tuple(instances)
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word of the command line is text; the system passes other bytes as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in word)
 
 
 def _require_finite(instances: Sequence[Any]) -> None:
@@ -101,17 +124,30 @@ def run_cli(
     except KeyboardInterrupt:
         return report_interrupt()
     except Exception as error:
-        if not _disk_is_full(error):
-            raise
         folders = (getattr(arguments, "output_dir", None) for arguments in parsed)
-        place = getattr(error, "filename", None) or next(filter(None, folders), "the output")
-        print(
-            f"{place}: no space left on the device; free space and start again (training: with "
-            "--resume_from_checkpoint true)",
-            file=sys.stderr,
-        )
+        line = system_error(error, output=next(filter(None, folders), "the output"))
+        if line is None:
+            raise
+        print(line, file=sys.stderr)
         return 2
     return 0
+
+
+def system_error(error: Exception, *, output: str = "the output") -> str | None:
+    """One line for a system error that a path or a full disk causes; None for any other error.
+
+    Args:
+        output: the place that the line names if the error names no file.
+    """
+    file = getattr(error, "filename", None)
+    if _disk_is_full(error):
+        return (
+            f"{file or output}: no space left on the device; free space and start again (training: with "
+            "--resume_from_checkpoint true)"
+        )
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and file:
+        return f"{shortened(file)}: cannot be used ({error.strerror}); correct the path"
+    return None
 
 
 def report_interrupt() -> int:

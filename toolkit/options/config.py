@@ -230,3 +230,30 @@ def is_local_path(name: str) -> bool:
         or name.count("/") > 1
         or Path(name).suffix in {".json", ".jsonl", ".gz", ".csv", ".parquet"}
     )
+
+
+def check_output_dir(path: str) -> None:
+    """Check that a folder to write to can have this path; nothing is created.
+
+    Raises: ConfigError with the reason.
+    """
+    reason = None if path.isprintable() else "its name has a control character"
+    try:
+        if reason is None:
+            os.lstat(Path(path) / ("x" * 80))  # as long as the names of temporary files
+    except FileNotFoundError:
+        if any(p.is_symlink() and not p.exists() for p in (Path(path), *Path(path).parents)):
+            reason = "a symbolic link in it leads to a missing folder"
+    except OSError as error:
+        reason = error.strerror
+    if reason or not path:
+        name = shortened(path)
+        raise ConfigError(
+            f"output_dir: {name!r} cannot be a folder ({reason or 'it is empty'}); choose another"
+        )
+
+
+def shortened(path: Any) -> str:
+    """A path as text of at most 200 characters, for messages."""
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:100]}…{text[-99:]}"

@@ -2,7 +2,21 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from toolkit.errors import CheckpointError
+
+CARD = "README.md"
+
+
+def refuse_other_card(folder: Path) -> None:
+    """Raise CheckpointError if a folder without a run has a README.md, which a run would replace."""
+    if (folder / CARD).exists():
+        raise CheckpointError(
+            f"{folder}: holds a {CARD} that is not of a run, and the run would replace it; choose another "
+            "output_dir"
+        )
 
 
 def model_card(

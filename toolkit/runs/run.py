@@ -16,7 +16,7 @@ from filelock import FileLock
 from toolkit.errors import CheckpointError, Interrupted
 from toolkit.reading import parse_json, read_bytes, read_json
 from toolkit.runs import replacing
-from toolkit.runs.card import model_card
+from toolkit.runs.card import CARD, model_card, refuse_other_card
 from toolkit.runs.integrity import hashes
 from toolkit.runs.locking import lock_folder
 from toolkit.runs.provenance import commit, plain, versions
@@ -112,6 +112,8 @@ class Run:
         resume: str | None,
     ) -> "Run":
         found = None
+        if not (path / MANIFEST).exists():
+            refuse_other_card(path)
         replacing.remove_leftovers(path)
         with contextlib.suppress(CheckpointError):
             found = cls.load(path)
@@ -221,7 +223,7 @@ class Run:
         self.save()
         base = self.base.get("id", "unknown")
         card = model_card(self.name, self.recipe, base, self.seed, self.parents, self.results)
-        (self.path / "README.md").write_text(card, encoding="utf-8")
+        (self.path / CARD).write_text(card, encoding="utf-8")
         if not self._in_block:
             self._release()
         return self
