@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.app.full_disk import free_space, with_full_disk
 from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import Answer
 from toolkit.app.conversations import record, store
@@ -114,21 +115,29 @@ def test_too_long_chat_keeps_the_stored_version(
     assert stored.load(ANN, saved.id, {}).last_prompt == "What is it?"
 
 
-def test_full_disk_rejects_only_saving(
-    stored: Conversations, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved = stored.save(ANN, chat())
-    connect = sqlite3.connect
+def _chat_on_full_disk(folder: Path) -> list[object]:
+    """Read and save with a full disk, then save again once there is space."""
+    stored = Conversations(folder / "c.sqlite")
+    titles = [title for title, _ in stored.titles(ANN)]
+    with pytest.raises(DatasetError) as error:
+        stored.save(ANN, chat("New", "x" * 50_000))
+    free_space()
+    stored.save(ANN, chat("New"))
+    return [titles, str(error.value)]
 
-    def full(path: Path, **options: float) -> sqlite3.Connection:
-        db = connect(path, **options)
-        db.execute("PRAGMA max_page_count = 1")  # the error of a full disk: no page is free
-        return db
 
-    monkeypatch.setattr(sqlite3, "connect", full)
-    with pytest.raises(DatasetError, match=r"full.*free disk space"):
-        stored.save(ANN, saved.with_prompt("x" * 20_000))
-    assert stored.load(ANN, saved.id, {}).last_prompt == "What is it?"
+@pytest.mark.parametrize("existing", ["none", "empty file", "closed"])
+def test_full_disk_allows_reading_and_later_saving(tmp_path: Path, existing: str) -> None:
+    file, titles = tmp_path / "c.sqlite", []
+    if existing == "empty file":
+        file.touch()
+    elif existing == "closed":
+        Conversations(file).save(ANN, chat("Old", "x" * 4000))
+        titles = ["Old"]
+    read, error = with_full_disk(tmp_path, _chat_on_full_disk, file_bytes=20_000 if titles else 0)
+    assert read == titles
+    assert "free disk space" in str(error)
+    assert [title for title, _ in Conversations(file).titles(ANN)] == ["New", *titles]
 
 
 @pytest.mark.parametrize("content", [b"SQLite format 3\0" + b"\xff" * 5000, b"text" * 500])

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import sqlite3
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.app.full_disk import free_space, with_full_disk
 from tests.app.judgements.judgements import battle, ranking
 from tests.conftest import ROOT
 from toolkit.app.judgements.judgement import complete_judgement, order_text, parse_order
@@ -302,30 +302,27 @@ def test_invalid_ranking_raises(labeler_input: dict[str, object]) -> None:
         complete_judgement(pending, time="", **labeler_input)  # type: ignore[arg-type]
 
 
-def test_labeler_text_is_truncated_and_printable() -> None:
+def test_labeler_text_is_printable_and_never_cut() -> None:
     judgement = complete_judgement(
         battle("1", "sft", "dpo", None),
         verdict="a",
-        reason="x\0\ud800\n" * 3000,
+        reason="x\0\ud800\n" * 600,
         labeler=" A\nnn ",
         likert=[None] * 2,
         time="t",
     )
     assert judgement.labeler == "Ann"
-    assert len(judgement.reason) == 2000
+    assert len(judgement.reason) == 1799
     assert "\0" not in judgement.reason and "x?\nx" in judgement.reason
     assert judgement.likert is None
-
-
-def _with_full_disk(folder: Path, work: Callable[[Path], list[object]]) -> list[object]:
-    """What `work` returns in a process that can make no file longer than 20 kB."""
-    with multiprocessing.get_context("fork").Pool(1, _limit_files) as pool:
-        return pool.apply(work, (folder,))
-
-
-def _limit_files() -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing raises an error instead
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    for field, longest in (("reason", 2000), ("labeler", 80)):
+        with pytest.raises(ConfigError, match=f"has {longest + 1} characters, at most {longest}"):
+            complete_judgement(
+                battle("1", "sft", "dpo", None),
+                time="t",
+                verdict="a",
+                **{field: "x" * (longest + 1)},
+            )
 
 
 def _read_and_vote(folder: Path) -> list[object]:
@@ -334,7 +331,7 @@ def _read_and_vote(folder: Path) -> list[object]:
     before = [j.id for j in store.all()], store.count(), store.tally().judgements
     with pytest.raises(DatasetError) as error:
         store.add(battle("new", "sft", "dpo", "a"))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    free_space()
     return [*before, store.problem, str(error.value), store.add(battle("new", "sft", "dpo", "a"))]
 
 
@@ -351,7 +348,7 @@ def test_full_disk_allows_reading_and_names_what_to_do(tmp_path: Path, existing:
         assert file.with_name("j.sqlite-wal").stat().st_size
         file.with_name("j.sqlite-shm").unlink()
         ids.append("in WAL")
-    *read, problem, error, stored = _with_full_disk(tmp_path, _read_and_vote)
+    *read, problem, error, stored = with_full_disk(tmp_path, _read_and_vote)
     assert read == [ids, len(ids), len(ids)]
     assert problem is None
     assert "nothing was stored, because the disk is full or faulty; free some space" in str(error)

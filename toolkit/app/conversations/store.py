@@ -49,16 +49,13 @@ def new_browser() -> str:
 class Conversations:
     """Stored chats by owner. Safe to use from several threads and processes.
 
-    If the file cannot be used, `problem` contains the reason and nothing is stored.
+    If the file cannot be used, `problem` contains the reason and nothing is stored; `save` tries again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problem: str | None = None
-        try:
-            self._create()
-        except DatasetError as error:
-            self.problem = str(error)
+        self._open()
 
     def save(self, owner: str | None, chat: Chat) -> Chat:
         """Store a chat that has a turn; without an owner, do nothing.
@@ -70,6 +67,8 @@ class Conversations:
         """
         if owner is None or not chat.turns:
             return chat
+        if self.problem is not None:
+            self._open()  # a disk may have space again
         if self.problem is not None:
             raise DatasetError(self.problem)
         text = as_json(chat)
@@ -133,6 +132,13 @@ class Conversations:
                 return db.execute(query, values).fetchall()
         except DatasetError:
             return []
+
+    def _open(self) -> None:
+        try:
+            self._create()
+            self.problem = None
+        except DatasetError as error:
+            self.problem = str(error)
 
     def _create(self) -> None:
         with self._errors():

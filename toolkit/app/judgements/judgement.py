@@ -82,7 +82,7 @@ def complete_judgement(
 ) -> Judgement:
     """Add the labeler's input to a pending judgement. The input is not trusted.
 
-    Raises: ConfigError for an unknown or missing verdict, rank, grade or flag.
+    Raises: ConfigError for an unknown or missing verdict, rank, grade or flag, and for a too long text.
     """
     k = len(pending.replies)
     return replace(
@@ -91,8 +91,8 @@ def complete_judgement(
         ranks=_ranks(ranks, k) if pending.kind == RANKING else None,
         likert=_likert(likert, k),
         flags=_flags(flags, k),
-        reason=_clean(reason, MAX_REASON, keep_newlines=True),
-        labeler=_clean(labeler, MAX_LABELER),
+        reason=_clean(reason, "reason", MAX_REASON, keep_newlines=True),
+        labeler=_clean(labeler, "name", MAX_LABELER),
         time=time,
     )
 
@@ -185,9 +185,14 @@ def _per_reply(value: object, k: int, valid: Callable[[Any], bool], expected: st
     return items
 
 
-def _clean(value: object, max_length: int, *, keep_newlines: bool = False) -> str:
-    """Text without control characters and unpaired surrogates, truncated to `max_length`."""
+def _clean(value: object, name: str, longest: int, *, keep_newlines: bool = False) -> str:
+    """Text without control characters and unpaired surrogates."""
     text = value if isinstance(value, str) else ""
     text = text.encode("utf-8", "replace").decode("utf-8")
     kept = "".join(c for c in text if c.isprintable() or (keep_newlines and c == "\n"))
-    return kept.strip()[:max_length]
+    text = kept.strip()
+    if len(text) > longest:
+        raise ConfigError(
+            f"the {name} has {len(text)} characters, at most {longest} are allowed; shorten it"
+        )
+    return text
