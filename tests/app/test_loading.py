@@ -78,12 +78,12 @@ def test_question_before_loading_uses_the_default_choice(
     settings = (0, 4, 0, 1, 1, "", 0)
     threading.Timer(0.2, loading.load, [lambda: Workbench.open(tiny_base, runs)]).start()
     for _ in range(2):  # the second time the base is loaded, but the page still has no lists
-        *_, last = event(Chat(), Visit(), "What is it?", [], None, *settings, visitor)
+        *_, (_, *last) = event(Chat(), Visit(), "What is it?", [], None, *settings, visitor)
         columns = last[FRONT + 1 : FRONT + PARTS * 4 : PARTS]
         assert [column["label"] for column in columns] == ["base", "sft", "dpo", "ppo"]
         assert all("score" in str(column["value"]).lower() for column in columns)
     with pytest.raises(gr.Error, match="choose at least one"):
-        next(event(Chat(), Visit(), "What is it?", [], "no_score", *settings, visitor))
+        list(event(Chat(), Visit(), "What is it?", [], "no_score", *settings, visitor))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,10 @@ class FakeWorkbench:
         """Two prompts."""
         return ["Who are you?", "What is it?"]
 
+    def context_use(self, conversations: object, max_new_tokens: object) -> str:
+        """The same for all."""
+        return "3 tokens"
+
     def compare(self, prompt: object, checkpoints: list[str], **options: Any) -> "FakeAnswers":
         """An answer each, in order."""
         if not str(prompt).strip():

@@ -160,8 +160,18 @@ def test_conversation_survives_reload_back_and_restart(server: Server, browser: 
     settle(page, 3)
     page.get_by_role("button", name="New chat").click()
     page.locator(".welcome").wait_for()
-    page.locator(".conversations label").first.click()
+    page.wait_for_url("**/?chat=new")
+    page.reload()  # the empty chat stays
+    page.locator(".conversations label").first.wait_for()
+    assert page.locator(".welcome").is_visible()
+    send(page, "Another")
+    settle(page, 1)
+    page.locator(".conversations label").nth(1).click()
     settle(page, 3)
+    chosen = page.locator(".conversations input").nth(1).get_attribute("value")
+    page.wait_for_url(f"**/?chat={chosen}")
+    page.reload()
+    settle(page, 3)  # the open conversation, not the newest one
 
 
 def test_nothing_is_lost_without_undo(server: Server, browser: Any) -> None:
@@ -171,7 +181,7 @@ def test_nothing_is_lost_without_undo(server: Server, browser: Any) -> None:
     long = "x" * 9000
     send(page, long)
     page.locator(".toast-body", has_text="at most 8000").wait_for()
-    assert page.evaluate(FILLED, long)  # neither cut nor lost
+    page.wait_for_function(FILLED, arg=long)  # neither cut nor lost
     page.locator("#compare-use", has_text="has 9000 characters, at most 8000").wait_for()
     send(page, "it " * 200)
     page.locator("#compare-use", has_text="the context of the base is 128").wait_for()
@@ -196,6 +206,25 @@ def test_nothing_is_lost_without_undo(server: Server, browser: Any) -> None:
         settle(page, 1)
         assert page.locator(".bot.message").first.inner_text() == first, name
     assert page.locator(".conversations label").count() == 1
+
+
+def test_long_text_is_not_cut_on_the_other_tabs(server: Server, browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    opened(page, server)
+    long = "x" * 9000
+    for tab, label in (
+        *(("Arena", "Prompt"), ("Rank", "Prompt"), ("What changed", "Prompt")),
+        ("What changed", "Answer to analyze"),
+    ):
+        page.get_by_role("tab", name=tab, exact=True).click()
+        field = page.get_by_label(label).locator("visible=true").first
+        field.fill("")
+        page.keyboard.insert_text(long)  # as a paste
+        assert field.input_value() == long, tab
+        note = page.locator(".note", has_text="has 9000 characters, at most 8000")
+        note.locator("visible=true").first.wait_for()
+        field.fill("Who?")
+        page.locator(".note", has_text="of 128 tokens").locator("visible=true").first.wait_for()
 
 
 @pytest.mark.parametrize("width", [1400, 400])

@@ -168,9 +168,10 @@ def test_stop_regenerate_edit_and_copy(
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="What is it?", exact=True).click()  # and at once:
     page.keyboard.press("Enter")
+    page.keyboard.type("And?")  # at once
     until(lambda: rows(workbench) == 4, page, within=10)
-    page.locator(".answers .user.message").first.wait_for()  # the same update clears the prompt
-    page.get_by_label("Prompt").first.fill("And?")
+    page.get_by_role("button", name=STOP).wait_for()
+    assert page.get_by_label("Prompt").first.input_value() == "And?"
     page.keyboard.press("Enter")
     page.wait_for_timeout(300)  # ignored while answers stream, and the text stays
     assert rows(workbench) == 4 and page.get_by_label("Prompt").first.input_value() == "And?"

@@ -35,6 +35,7 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             prompt, start = parts.prompt_and_start(
+                workbench,
                 examples,
                 "Start a battle (Ctrl+Enter)",
                 "arena-start",
@@ -60,9 +61,9 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
         ]
     with gr.Row():
         status = parts.status_box(IDLE)
-        following = gr.Button("Next battle (N)", elem_id="arena-next", scale=0, min_width=160)
+        following = gr.Button("Next battle (N)", elem_id="arena-next", scale=0, min_width=190)
         undo = gr.Button(
-            "Undo the vote (U)", interactive=False, elem_id="arena-undo", scale=0, min_width=160
+            "Undo the vote (U)", interactive=False, elem_id="arena-undo", scale=0, min_width=200
         )
         stop = gr.Button("Stop (Esc)", elem_id="arena-stop", scale=0, min_width=160)
     reason, labeler = parts.labeler_fields()

@@ -6,9 +6,8 @@ import gradio as gr
 
 from toolkit.app.answering.changes import ENTROPY, LOG_RATIO, VALUE, Changes, scaled, text_diff
 from toolkit.app.answering.chat import Chat
-from toolkit.app.answering.request import MAX_PROMPT_CHARACTERS
 from toolkit.app.choices import checkpoint_choices
-from toolkit.app.tabs.parts import column_widths, errors_as_toast
+from toolkit.app.tabs.parts import column_widths, errors_as_toast, show_token_count
 from toolkit.app.tabs.run_menus import RUN_MENU
 from toolkit.app.texts import NO_ANSWER_YET, colour_scale, markdown, two_decimals
 
@@ -140,13 +139,12 @@ def _question(workbench: "Workbench") -> tuple[Any, ...]:
     checkpoint = gr.Dropdown(
         models.choices, value=value, label="Checkpoint", info=info, elem_classes=RUN_MENU
     )
-    limit = MAX_PROMPT_CHARACTERS
     info = "Filled in from the last turn on Compare; earlier turns are included."
-    prompt = gr.Textbox(label="Prompt", info=info, lines=2, max_lines=6, max_length=limit)
+    prompt = gr.Textbox(label="Prompt", info=info, lines=2, max_lines=6)
+    show_token_count(workbench, prompt)
     info = "The checkpoint's own answer or any text: see how likely the checkpoint finds it."
-    answer = gr.Textbox(
-        label="Answer to analyze", info=info, lines=3, max_lines=10, max_length=limit
-    )
+    answer = gr.Textbox(label="Answer to analyze", info=info, lines=3, max_lines=10)
+    show_token_count(workbench, answer)
     info = "The scale is shown below the coloured tokens."
     colour = gr.Radio(COLOURS, value=LOG_RATIO, label="Colour tokens by", info=info)
     return checkpoint, prompt, answer, colour, gr.Button("Analyze", variant="primary")

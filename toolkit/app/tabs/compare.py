@@ -19,6 +19,7 @@ from toolkit.app.tabs.compare_events import (
     new_chat,
     next_turn,
     repeat_turn,
+    unsent,
 )
 from toolkit.app.tabs.compare_history import HistoryEvents
 from toolkit.app.tabs.parts import temperature_and_length
@@ -39,7 +40,7 @@ def compare_tab(
 
     Returns: the visitor's `Chat`, for other tabs.
     """
-    chat, visit = gr.State(Chat()), gr.State(Visit())
+    chat, visit, sent = gr.State(Chat()), gr.State(Visit()), gr.State("")
     # the key only hides the content from a glance: the browser's storage belongs to the visitor
     browser = gr.BrowserState(None, storage_key="toolkit-compare", secret="toolkit")
     events = CompareEvents(workbench, conversations)
@@ -76,12 +77,15 @@ def compare_tab(
         "show_progress": "hidden",
     }
     ask_first, ask_next = events.answering(new_chat), events.answering(next_turn, wait=True)
-    ask_new.click(ask_first, inputs, outputs, api_name="compare", **stream)
-    prompt.submit(ask_next, inputs, outputs, api_name="follow_up", **stream)
+    ask_new.click(ask_first, inputs, [sent, *outputs], api_name="compare", **stream)
+    # a script of the page clears the prompt when it is sent; after an error it comes back
+    prompt.submit(ask_next, inputs, [sent, *outputs], api_name="follow_up", **stream).failure(
+        unsent, [sent, prompt], prompt, **PRIVATE
+    )
     _, tokens, *_, system, seed = settings
-    ask_again = events.answering(repeat_turn, keep_prompt=True)
+    ask_again = events.answering(repeat_turn)
     repeat.click(events.new_seed, [chat, seed], seed, **PRIVATE).success(
-        ask_again, inputs, outputs, api_name="regenerate", **stream
+        ask_again, inputs, [sent, *outputs], api_name="regenerate", **stream
     )
     at_once: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "queue": False}
     prompt.stop(events.stop, None, None, api_name="stop", **at_once)

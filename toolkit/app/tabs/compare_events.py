@@ -13,9 +13,9 @@ from toolkit.app.answering.request import MAX_COLUMNS, MAX_SEED, Answer, clamp
 from toolkit.app.choices import checkpoint_choices, reward_choices, reward_id
 from toolkit.app.conversations.store import Conversations
 from toolkit.app.tabs.compare_columns import PARTS, column_updates, skip
-from toolkit.app.tabs.parts import errors_as_toast
+from toolkit.app.tabs.parts import errors_as_toast, token_count
 from toolkit.app.texts import PROMPT_KEYS
-from toolkit.errors import ConfigError, DatasetError
+from toolkit.errors import DatasetError
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Comparison, Workbench
@@ -50,17 +50,12 @@ class CompareEvents:
         self._running: dict[str, _Running] = {}
 
     def answering(
-        self,
-        begin: Callable[[Chat, str, str], Chat],
-        *,
-        keep_prompt: bool = False,
-        wait: bool = False,
+        self, begin: Callable[[Chat, str, str], Chat], *, wait: bool = False
     ) -> Callable[..., Iterator[list[Any]]]:
-        """An event handler that has the checkpoints answer.
+        """An event handler that has the checkpoints answer; its first output is the prompt.
 
         Args:
             begin: (chat, prompt, system message) -> the chat to answer.
-            keep_prompt: do not clear the prompt field.
             wait: raise an error while answers stream; otherwise they are stopped.
         """
 
@@ -79,14 +74,15 @@ class CompareEvents:
             seed: Any,
             visitor: gr.Request,
         ) -> Iterator[list[Any]]:
+            yield [prompt, *skip(FRONT + PARTS * MAX_COLUMNS)]
             if wait and self.streams(visitor):
                 raise gr.Error("Wait for the answers, or stop them first.", print_exception=False)
             chat = self.leave(visitor) or chat
             open_chat = begin(chat, prompt or "", system or "")
             drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "beams": beams}
             settings = drawing | {"max_new_tokens": tokens, "seed": seed}
-            typed: dict[str, Any] = {} if keep_prompt else {"value": ""}
-            yield from self._answer(open_chat, visit, checkpoints, reward, settings, typed, visitor)
+            updates = self._answer(open_chat, visit, checkpoints, reward, settings, visitor)
+            yield from ([gr.skip(), *update] for update in updates)
 
         return answer
 
@@ -97,7 +93,6 @@ class CompareEvents:
         checkpoints: Any,
         reward: Any,
         settings: dict[str, Any],
-        typed: dict[str, Any],
         visitor: gr.Request,
     ) -> Iterator[list[Any]]:
         """Updates of the page: first of all parts, then only of those that changed."""
@@ -134,11 +129,8 @@ class CompareEvents:
                 if done:
                     visit, chat = running.visit, chat.with_answers(answers)
                     chat = running.chat = self.saved(visit.owner, chat, warn=True)
-                    front = self._front(chat, visit, {})
-                elif not before:
-                    front = self._front(chat, visit, typed, busy=True)
-                else:
-                    front = skip(FRONT)
+                changed = done or not before
+                front = self._front(chat, visit, busy=not done) if changed else skip(FRONT)
                 parts = column_updates(
                     chat,
                     answers,
@@ -163,7 +155,6 @@ class CompareEvents:
             prompt: the text of the prompt field; None keeps it.
         """
         chat = replace(chat, columns=len(chat.answers))
-        typed = {} if prompt is None else {"value": prompt}
         parts = column_updates(
             chat,
             list(chat.answers.values()),
@@ -172,12 +163,13 @@ class CompareEvents:
             markdown=visit.markdown,
             options=self.workbench.cli_options if chat.turns else [],
         )
-        return [*self._front(chat, visit, typed), *parts]
+        return [*self._front(chat, visit, prompt), *parts]
 
     def _front(
-        self, chat: Chat, visit: Visit, typed: dict[str, Any], *, busy: bool = False
+        self, chat: Chat, visit: Visit, prompt: str | None = None, *, busy: bool = False
     ) -> list[Any]:
         """Updates of everything before the columns; while `busy`, the prompt has a stop button."""
+        typed = {} if prompt is None else {"value": prompt}
         titles = self.conversations.titles(visit.owner)
         current = chat.id if any(id == chat.id for _, id in titles) else None
         return [
@@ -209,15 +201,10 @@ class CompareEvents:
         self, chat: Chat, prompt: Any, checkpoints: Any, system: Any, new_tokens: Any
     ) -> str:
         """The length of the next question in tokens, beside the limits that it must keep."""
-        if not self.workbench.ready or not isinstance(prompt, str) or not prompt.strip():
-            return PROMPT_KEYS
-        turn = replace(chat, system=system or "").with_prompt(prompt)
+        turn = replace(chat, system=system or "").with_prompt(prompt or "")
         ids = [c for c in checkpoints or ["base"] if isinstance(c, str)]
         conversations = {c: turn.conversation(c) for c in ids}
-        try:
-            return self.workbench.context_use(conversations, new_tokens)
-        except ConfigError as error:
-            return f"**{html.escape(str(error))}**"
+        return token_count(self.workbench, prompt, conversations, new_tokens) or PROMPT_KEYS
 
     def stop(self, visitor: gr.Request) -> None:
         """Stop all answers and keep the text so far."""
@@ -266,6 +253,11 @@ def new_chat(chat: Chat, prompt: str, system: str) -> Chat:
 def next_turn(chat: Chat, prompt: str, system: str) -> Chat:
     """The conversation with one more turn."""
     return replace(chat, system=system).with_prompt(prompt)
+
+
+def unsent(sent: str, typed: str) -> str:
+    """The prompt field after an error: the prompt that was not sent, before the text typed since."""
+    return typed if typed.startswith(sent) else f"{sent}\n{typed}".rstrip()
 
 
 def repeat_turn(chat: Chat, prompt: str, system: str) -> Chat:

@@ -15,6 +15,7 @@ from toolkit.app.tabs.compare_columns import PARTS, skip
 from toolkit.app.tabs.compare_events import FRONT, CompareEvents, Visit, require_turns
 from toolkit.app.tabs.parts import errors_as_toast
 from toolkit.app.web.answer_html import plain_html
+from toolkit.app.web.scripts import CONVERSATION, NEW_CHAT
 
 
 class HistoryEvents:
@@ -39,12 +40,19 @@ class HistoryEvents:
         return [{"secret": secret, "markdown": visit.markdown}, visit, visit.markdown]
 
     def restore(self, chat: Chat, visit: Visit, visitor: gr.Request) -> list[Any]:
-        """Show the owner's newest conversation, unless the visitor has already asked something."""
+        """Show the conversation in the page's address, or else the owner's newest one.
+
+        If the visitor has already asked something, nothing changes.
+        """
         nothing = skip(FRONT + PARTS * MAX_COLUMNS + 1)
         if chat.turns or self.events.streams(visitor):
             return nothing
-        titles = self.events.conversations.titles(visit.owner)
-        return (self._shown(visit, titles[0][1]) if titles else None) or nothing
+        open_before = visitor.query_params.get(CONVERSATION)
+        if open_before == NEW_CHAT:
+            return [*self.events.settled(chat, visit), gr.skip()]
+        ids = [id for _, id in self.events.conversations.titles(visit.owner)]
+        id = open_before if open_before in ids else next(iter(ids), None)
+        return (self._shown(visit, id) if id else None) or nothing
 
     def open(self, visit: Visit, id: Any, visitor: gr.Request) -> list[Any]:
         """Show a stored conversation."""

@@ -58,7 +58,7 @@ def judgement_list(tab: gr.Tab, store: "Store", refresh_board: Callable[[Any], A
             verdicts = [(label, verdict) for verdict, label in VERDICT_LABELS.items()]
             verdict = gr.Radio(verdicts, label="Verdict", info=info, visible=False)
             info = "Of a ranking, such as 3 > 1 = 2 > 4; = is a tie."
-            order = gr.Textbox(label="Corrected order", info=info, visible=False, max_length=200)
+            order = gr.Textbox(label="Corrected order", info=info, visible=False)
         reason, labeler = labeler_fields()
         with gr.Row():
             save = gr.Button("Save the change", variant="primary")

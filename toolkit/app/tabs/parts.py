@@ -14,7 +14,6 @@ from gradio.components.plot import PlotData
 from toolkit.app.answering import request as limits
 from toolkit.app.catalog import tidy
 from toolkit.app.choices import SHARED_SCAN_S, checkpoint_choices
-from toolkit.app.judgements.judgement import MAX_LABELER, MAX_REASON
 from toolkit.app.tabs.run_menus import RUN_MENU
 from toolkit.app.texts import LOADING, ONLY_THE_BASE
 from toolkit.errors import ToolkitError
@@ -27,11 +26,15 @@ READY = "answers are ready…"  # the end of the status while answers are genera
 
 
 def theme() -> gr.themes.Default:
-    """The visitor's own fonts, and enough contrast for explanations and the primary button."""
+    """The visitor's own fonts, and enough contrast for explanations, empty fields, boxes and buttons."""
     font, mono = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
     return gr.themes.Default(font=font, font_mono=mono).set(
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_400",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
@@ -59,8 +62,43 @@ def errors_as_toast(root: Path | None = None) -> Iterator[None]:
         raise gr.Error(html.escape(message), print_exception=False) from error
 
 
+def token_count(
+    workbench: "Workbench", text: Any, conversations: dict[str, Any], new_tokens: Any = 1
+) -> str:
+    """The length of the longest conversation in tokens, or the limit that it exceeds, as Markdown.
+
+    Args:
+        text: the last message; if it is empty, or the base is not loaded, the result is empty.
+        conversations: as for `Workbench.context_use`.
+    """
+    if not workbench.ready or not isinstance(text, str) or not text.strip():
+        return ""
+    try:
+        return workbench.context_use(conversations, new_tokens)
+    except ToolkitError as error:
+        return f"**{html.escape(str(error))}**"
+
+
+def show_token_count(workbench: "Workbench", field: gr.Textbox) -> None:
+    """Show the length of a field's text below it. A field with `max_length` would cut the text."""
+    note = gr.Markdown(elem_classes="note")
+    field.change(
+        lambda text: token_count(workbench, text, {"any": text}),
+        field,
+        note,
+        trigger_mode="always_last",
+        api_visibility="private",
+        show_progress="hidden",
+    )
+
+
 def prompt_and_start(
-    examples: Sequence[str], start: str, start_id: str, *, draw_api: dict[str, str]
+    workbench: "Workbench",
+    examples: Sequence[str],
+    start: str,
+    start_id: str,
+    *,
+    draw_api: dict[str, str],
 ) -> tuple[gr.Textbox, gr.Button]:
     """The prompt, a button that draws one of `examples`, and the start button."""
     prompt = gr.Textbox(
@@ -68,9 +106,9 @@ def prompt_and_start(
         info="The question for the checkpoints. Type one or draw one.",
         lines=3,
         max_lines=12,
-        max_length=limits.MAX_PROMPT_CHARACTERS,
         placeholder="Ask something…",
     )
+    show_token_count(workbench, prompt)
     with gr.Row():
         draw = gr.Button("Draw a prompt", visible=bool(examples))
         start_button = gr.Button(start, variant="primary", elem_id=start_id)
@@ -131,14 +169,15 @@ def labeler_fields() -> tuple[gr.Textbox, gr.Textbox]:
     """The optional reason and the labeler's name."""
     with gr.Row():
         info = "Why you decided so; stored with the judgement."
-        reason = gr.Textbox(
-            label="Reason (optional)", info=info, max_length=MAX_REASON, scale=2, min_width=240
-        )
+        reason = gr.Textbox(label="Reason (optional)", info=info, scale=2, min_width=240)
         info = "Needed to measure how far labelers agree. The exported data contains it."
-        labeler = gr.Textbox(
-            label="Your name (optional)", info=info, max_length=MAX_LABELER, min_width=240
-        )
+        labeler = gr.Textbox(label="Your name (optional)", info=info, min_width=240)
     return reason, labeler
+
+
+def downloadable(label: str) -> gr.File:
+    """The list of files to download, hidden while it is empty."""
+    return gr.File(label=label, file_count="multiple", interactive=False, visible=False)
 
 
 def status_box(value: str) -> gr.Textbox:

@@ -28,6 +28,7 @@ def rank_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) -
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             prompt, start = parts.prompt_and_start(
+                workbench,
                 list(prompts) or workbench.examples(),
                 "Get answers",
                 "rank-start",
@@ -130,7 +131,6 @@ def _order() -> gr.Textbox:
         order = gr.Textbox(
             label="Order, best first",
             info="Drag answers, use buttons or keys, or type here, such as 3 > 1 = 2 > 4 (= is a tie).",
-            max_length=200,
             scale=3,
             min_width=300,
             elem_id=ORDER,

@@ -25,6 +25,17 @@
   const whenBuilt = setInterval(() => openWanted() && clearInterval(whenBuilt), 50);
   setTimeout(() => clearInterval(whenBuilt), 20000);
 
+  // ---- The address names the open conversation, so that a reload leads to it.
+  let restored = false; // the server has shown a conversation
+  setInterval(() => {
+    const open = find(".conversations input:checked")?.value;
+    restored ||= Boolean(open);
+    const [address, name] = [new URL(location.href), open || TOOLKIT.newChat];
+    if (!restored || address.searchParams.get(TOOLKIT.conversation) === name) return;
+    address.searchParams.set(TOOLKIT.conversation, name);
+    history.replaceState(null, "", address);
+  }, 200);
+
   // ---- The side panel: open on a wide page, closed on a narrow one, until the button changes it.
   // On a narrow page it covers the chat, so a new or chosen conversation closes it.
   document.addEventListener("click", (event) => {
@@ -34,9 +45,36 @@
       panel.classList.remove("toggled");
   });
 
+  // ---- The prompt is cleared when it is sent, so that the next one can be typed at once. While
+  // answers stream, it cannot be sent.
+  const PROMPT = "#" + TOOLKIT.prompt;
+  const fillPrompt = (text) => {
+    const box = find(PROMPT + " textarea");
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    return box;
+  };
+  let sending = 0; // a timer: Gradio reads the prompt after the event
+  const clear = () => {
+    clearTimeout(sending);
+    sending = 0;
+    fillPrompt("");
+  };
+  const clearSent = () => {
+    if (!find(PROMPT + " .stop-button")) sending = setTimeout(clear);
+  };
+  document.addEventListener("keydown", () => sending && clear(), true); // a key before the timer
+  document.addEventListener("keypress", (event) => {
+    const field = event.target.closest(PROMPT);
+    if (field && event.key === "Enter" && !event.shiftKey) clearSent();
+  });
+  document.addEventListener("click", (event) => {
+    if (event.target.closest(PROMPT + " .submit-button")) clearSent();
+  });
+
   // ---- Enter that ends the input of a Chinese, Japanese or Korean word does not send the prompt.
   document.addEventListener("keydown", (event) => {
-    if (event.isComposing && event.target.closest("#" + TOOLKIT.prompt)) event.stopPropagation();
+    if (event.isComposing && event.target.closest(PROMPT)) event.stopPropagation();
   }, true);
 
   // ---- Gradio gives the prompt's buttons no name, and the prompt no tooltip.
@@ -47,7 +85,7 @@
   };
   const addNames = () => {
     for (const [selector, name] of Object.entries(NAMES)) {
-      const element = find(`#${TOOLKIT.prompt} ${selector}`);
+      const element = find(`${PROMPT} ${selector}`);
       if (!element || element.title) continue;
       element.title = name;
       if (element.tagName === "BUTTON") element.ariaLabel = name;
@@ -58,11 +96,7 @@
   // ---- A question to try fills the prompt without the server, so that Enter can follow at once.
   document.addEventListener("click", (event) => {
     const question = event.target.closest(`button.${TOOLKIT.question}`);
-    const box = find(`#${TOOLKIT.prompt} textarea`);
-    if (!question || !box) return;
-    box.value = question.textContent.trim();
-    box.dispatchEvent(new Event("input", { bubbles: true }));
-    box.focus();
+    if (question) fillPrompt(question.textContent.trim()).focus();
   });
 
   // ---- The copy button of a message. Gradio's own would copy the escaped text.

@@ -13,6 +13,7 @@ def _file(name: str) -> str:
 # elem_ids on the tabs Compare and Rank; QUESTION is a class of buttons
 PROMPT, QUESTION = "compare-prompt", "question"
 PANEL, PANEL_BUTTON = "compare-panel", "compare-panel-button"
+CONVERSATION, NEW_CHAT = "chat", "new"  # of the address, such as ?chat=new
 BOARD, ORDER, ANSWER, PLACE_BUTTON = "rank-board", "rank-order", "rank-answer-", "rank-place-"
 BATCH_FILE, BATCH_PROMPTS = "batch-file", "batch-prompts"
 
@@ -50,6 +51,8 @@ _SETTINGS = {
     "question": QUESTION,
     "panel": PANEL,
     "panelButton": PANEL_BUTTON,
+    "conversation": CONVERSATION,
+    "newChat": NEW_CHAT,
     "questionHint": "Put this question into the box.",
     "batchFile": BATCH_FILE,
     "batchPrompts": BATCH_PROMPTS,
