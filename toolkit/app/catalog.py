@@ -11,6 +11,7 @@ from toolkit.recipe import holds, is_supervised
 from toolkit.runs.integrity import HASHED, changed
 from toolkit.runs.listing import list_runs
 from toolkit.runs.run import MANIFEST, WEIGHTS_FILE, Run
+from toolkit.runs.settings import ROWS
 
 BASE_ID = "base"
 # Larger weights are hashed only when they are loaded, so that a scan of many runs stays quick.
@@ -24,7 +25,8 @@ class Entry:
     """A checkpoint or a reward model.
 
     `path` is None for the base. `reference` is the id of the checkpoint that KL is measured
-    against, or None with the reason in `no_reference`. `is_sft` means trained on demonstrations.
+    against, or None with the reason in `no_reference`. `is_sft` means trained on demonstrations,
+    `has_test_rows` that the run recorded a test split.
     `weights` is the sha256 of the adapter that the manifest recorded, or "".
     """
 
@@ -38,6 +40,7 @@ class Entry:
     is_reward: bool = False
     is_sft: bool = False
     weights: str = ""
+    has_test_rows: bool = False
 
     @property
     def label(self) -> str:
@@ -58,6 +61,11 @@ class Catalog:
     def empty(self) -> bool:
         """Whether the base is the only checkpoint."""
         return len(self.checkpoints) == 1
+
+    @property
+    def with_test_rows(self) -> dict[str, Entry]:
+        """The runs that recorded a test split."""
+        return {id: e for id, e in {**self.checkpoints, **self.rewards}.items() if e.has_test_rows}
 
 
 def only_base(base_name: str, reference: str = BASE_ID) -> Catalog:
@@ -141,6 +149,7 @@ def _entry(
         holds(run) == "reward model",
         is_supervised(run),
         str(run.weights.get(WEIGHTS_FILE, "")) if isinstance(run.weights, dict) else "",
+        isinstance(run.inputs, dict) and ROWS["test"] in run.inputs,
     )
 
 

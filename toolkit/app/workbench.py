@@ -25,6 +25,7 @@ from toolkit.models.base import fingerprint, load_base
 from toolkit.models.independence import context_of
 from toolkit.models.roles import Roles
 from toolkit.models.tokenizer import stop_ids
+from toolkit.runs.run import Run
 from toolkit.sampling.compatibility import check_supported
 
 __all__ = ["Answer", "Comparison", "Workbench"]
@@ -123,6 +124,18 @@ class Workbench:
     def examples(self) -> list[str]:
         """Prompts to try on the embedded world's base; none on another."""
         return example_prompts(self.roles.fingerprint["id"])
+
+    def held_out_prompts(self, id: object) -> list[str]:
+        """The held-out prompts of a run; see `toolkit.app.answering.held_out`.
+
+        Raises: CheckpointError for an unknown id; ConfigError if the rows cannot be used.
+        """
+        from toolkit.app.answering.held_out import held_out_prompts  # reading rows imports much
+
+        entry = self.catalog.with_test_rows.get(str(id))
+        if entry is None or entry.path is None:
+            raise CheckpointError("this run has no held-out prompts; reload the page")
+        return held_out_prompts(Run.load(entry.path))
 
     def warm_up(self) -> None:
         """Compute the baseline of the first reward model, so that no visitor waits for it."""

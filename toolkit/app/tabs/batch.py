@@ -19,7 +19,7 @@ from toolkit.app.answering.batch import (
 )
 from toolkit.app.choices import reward_choices, reward_id
 from toolkit.app.tabs import parts
-from toolkit.app.tabs.run_menus import REWARD_MENU
+from toolkit.app.tabs.run_menus import REWARD_MENU, TEST_ROWS_MENU
 from toolkit.app.texts import markdown, two_decimals
 from toolkit.app.web.scripts import BATCH_FILE, BATCH_PROMPTS
 from toolkit.errors import ConfigError
@@ -27,7 +27,6 @@ from toolkit.errors import ConfigError
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
 
-MAX_CHARACTERS = 1 << 20
 UPDATE_S = 0.5
 IDLE = "Choose prompts and checkpoints, then run the batch."
 COLUMNS = {  # column -> type and width
@@ -56,13 +55,16 @@ def batch_tab(page: gr.Blocks, workbench: "Workbench", prompts: Sequence[str] = 
                 info=info,
                 lines=8,
                 max_lines=14,
-                max_length=MAX_CHARACTERS,
                 elem_id=BATCH_PROMPTS,
             )
             with gr.Row():
                 gr.Button("Open a file", elem_id=BATCH_FILE)  # a script of the page reads it
                 started_with = gr.Button("Prompts of --prompts", visible=bool(prompts))
                 examples = gr.Button("Examples", visible=bool(workbench.examples()))
+            info = "Fills in the prompts of the test split that a run recorded."
+            held_out = gr.Dropdown(
+                [], label="Held-out prompts of a run", info=info, elem_classes=TEST_ROWS_MENU
+            )
         with gr.Column(scale=2, min_width=320):
             pool = parts.pool_list(page, workbench, f"Up to {limits.MAX_COLUMNS}.")
             rewards = reward_choices(workbench.catalog)
@@ -94,7 +96,7 @@ def batch_tab(page: gr.Blocks, workbench: "Workbench", prompts: Sequence[str] = 
         elem_classes="ratings",
     )
     make = gr.Button("Make files (CSV, JSONL)")
-    files = gr.File(label="Files of the batch", file_count="multiple", interactive=False)
+    files = parts.downloadable("Files of the batch")
     rows: gr.State = gr.State([])
     downloads = tempfile.TemporaryDirectory()  # Gradio serves copies of these files
 
@@ -116,6 +118,14 @@ def batch_tab(page: gr.Blocks, workbench: "Workbench", prompts: Sequence[str] = 
                     yield [answers, gr.update(value=_cells(answers)), done]
             yield [answers, gr.update(value=_cells(answers)), f"{len(answers)} answers: complete."]
 
+    def take_held_out(id: Any) -> list[str]:
+        with parts.errors_as_toast(workbench.runs):
+            lines = workbench.held_out_prompts(id)
+        count = (
+            len(lines) if len(lines) <= MAX_PROMPTS else f"The first {MAX_PROMPTS} of {len(lines)}"
+        )
+        return ["\n".join(lines[:MAX_PROMPTS]), f"{count} held-out prompts."]
+
     def write(answers: list[BatchRow]) -> list[str]:
         with parts.errors_as_toast():
             if not answers:
@@ -128,6 +138,7 @@ def batch_tab(page: gr.Blocks, workbench: "Workbench", prompts: Sequence[str] = 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     started_with.click(lambda: "\n".join(prompts), None, text, **private)
     examples.click(lambda: "\n".join(workbench.examples()), None, text, **private)
+    held_out.input(take_held_out, held_out, [text, status], api_name="held_out")
     streaming: dict[str, Any] = {"concurrency_limit": None, "show_progress": "minimal"}
     inputs = [text, pool, reward, temperature, tokens, seed]
     running = run.click(answer, inputs, [rows, table, status], api_name="batch", **streaming)
@@ -135,7 +146,8 @@ def batch_tab(page: gr.Blocks, workbench: "Workbench", prompts: Sequence[str] = 
     stop.click(
         lambda: stopped, None, status, cancels=[running], queue=False, api_visibility="private"
     )
-    make.click(write, rows, files, api_name="batch_files")
+    made = make.click(write, rows, files, api_name="batch_files")
+    made.success(lambda: gr.update(visible=True), None, files, **private)
 
 
 def _cells(rows: Sequence[BatchRow]) -> list[list[Any]]:

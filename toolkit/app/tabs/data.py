@@ -12,7 +12,7 @@ from toolkit.app.catalog import Catalog
 from toolkit.app.judgements.export import Export, export, training_commands, training_files
 from toolkit.app.judgements.judgement import VERDICT_LABELS
 from toolkit.app.judgements.store import Tally
-from toolkit.app.tabs.parts import errors_as_toast
+from toolkit.app.tabs.parts import downloadable, errors_as_toast
 from toolkit.app.texts import markdown
 from toolkit.errors import DatasetError
 from toolkit.recipe import find_recipe, recipes
@@ -40,7 +40,7 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
         max_lines=10,
         interactive=False,
     )
-    files = gr.File(label="Files to download", file_count="multiple", interactive=False)
+    files = downloadable("Files to download")
     with gr.Row():
         commands = [_command_box(recipe, file) for recipe, file in files_of.items()]
     with gr.Accordion("What the files contain", open=False):
@@ -74,9 +74,11 @@ def data_tab(page: gr.Blocks, tab: gr.Tab, workbench: "Workbench", store: "Store
         ]
 
     outputs = [empty, counts, summary, files, *commands]
-    button.click(write, None, outputs, api_name="export", concurrency_limit=1)
+    exported = button.click(write, None, outputs, api_name="export", concurrency_limit=1)
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    exported.success(lambda: gr.update(visible=True), None, files, **quiet)
     for opened in (tab.select, page.load):
-        opened(refresh, None, [empty, counts], api_visibility="private", show_progress="hidden")
+        opened(refresh, None, [empty, counts], **quiet)
 
 
 def _count_rows(tally: Tally) -> list[list[str]]:

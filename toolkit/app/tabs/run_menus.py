@@ -9,7 +9,9 @@ from toolkit.app.catalog import Catalog
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
 
-RUN_MENU, REWARD_MENU = "run-menu", "reward-menu"  # classes of the menus
+# classes of the menus
+RUN_MENU, REWARD_MENU, TEST_ROWS_MENU = "run-menu", "reward-menu", "test-rows-menu"
+MENUS = (RUN_MENU, REWARD_MENU, TEST_ROWS_MENU)
 REFRESH_S = 5  # while the page is open
 
 
@@ -26,9 +28,7 @@ def follow_runs(page: gr.Blocks, workbench: "Workbench") -> None:
         if not workbench.ready:
             return [gr.skip() for _ in range(len(menus) + 1)]
         catalog = workbench.refresh(max_age_s=REFRESH_S)
-        now = repr(
-            [(e.id, e.label) for kind in (RUN_MENU, REWARD_MENU) for e in _runs(catalog, kind)]
-        )
+        now = repr([(e.id, e.label) for kind in MENUS for e in _runs(catalog, kind)])
         if now == before:
             return [gr.skip() for _ in range(len(menus) + 1)]
         return [now, *(_update(m, v, catalog) for m, v in zip(menus, values, strict=True))]
@@ -40,13 +40,14 @@ def follow_runs(page: gr.Blocks, workbench: "Workbench") -> None:
 
 
 def _kind(block: Any) -> str | None:
-    """`RUN_MENU`, `REWARD_MENU`, or None for another component."""
+    """The class of a menu, or None for another component."""
     classes = getattr(block, "elem_classes", None) or ()
-    return next((k for k in (RUN_MENU, REWARD_MENU) if k in classes), None)
+    return next((k for k in MENUS if k in classes), None)
 
 
 def _runs(catalog: Catalog, kind: str | None) -> list[Any]:
-    return list((catalog.rewards if kind == REWARD_MENU else catalog.checkpoints).values())
+    kinds = {REWARD_MENU: catalog.rewards, TEST_ROWS_MENU: catalog.with_test_rows}
+    return list(kinds.get(str(kind), catalog.checkpoints).values())
 
 
 def _choices(menu: Any, catalog: Catalog) -> list[tuple[str, str]]:
@@ -64,7 +65,7 @@ def _update(menu: Any, value: Any, catalog: Catalog) -> Any:
     kept = [id for id in value or () if id in ids] if menu.multiselect else value
     empty = value is None and _kind(menu) != REWARD_MENU  # a page opened early has no reward model
     if not menu.multiselect and not empty and value not in ids:
-        kept = ids[0] if ids else None
+        kept = ids[0] if ids and _kind(menu) != TEST_ROWS_MENU else None
     return gr.update(choices=choices, value=kept)
 
 

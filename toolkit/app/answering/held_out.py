@@ -1,0 +1,94 @@
+"""The held-out prompts of a run: the test split of the dataset that its run.json records."""
+
+import json
+import sys
+from dataclasses import fields
+from typing import Any
+
+from toolkit.app.answering.request import MAX_PROMPT_CHARACTERS
+from toolkit.data.loading import load_splits
+from toolkit.data.messages import Row
+from toolkit.data.sources import WORLD
+from toolkit.data.splits import hash_rows
+from toolkit.errors import ConfigError
+from toolkit.options.arguments import DataArguments
+from toolkit.options.config import is_local_path
+from toolkit.recipe import find_recipe
+from toolkit.runs.run import Run
+from toolkit.runs.settings import ROWS
+
+
+def held_out_prompts(run: Run) -> list[str]:
+    """The distinct prompts of the run's test split, as lines that `parse_prompts` reads.
+
+    Prompts with several messages, and prompts that are too long to be asked, are left out.
+
+    Raises: ConfigError if the rows are on the hub, cannot be read, or are not those that the run recorded.
+        So a manifest made elsewhere cannot make the app download a dataset or show the rows of other files.
+    """
+    remote = [
+        name for name in _datasets(run) if not (name.startswith(WORLD) or is_local_path(name))
+    ]
+    if remote:
+        raise ConfigError(
+            f"{remote[0][:80]} is on the hub, and the app reads only local datasets: save its prompts "
+            "to a file and open it"
+        )
+    try:
+        rows = _test_rows(run)
+    except Exception as error:  # the manifest may hold anything; a message may contain rows
+        print(f"{run.path}: held-out rows: {error}", file=sys.stderr, flush=True)
+        reason = "the dataset of this run cannot be read; the app's terminal shows the reason"
+        raise ConfigError(f"{reason}. Open a file with prompts instead") from error
+    if rows is None or hash_rows(rows) != run.inputs.get(ROWS["test"]):
+        raise ConfigError(
+            "the dataset of this run has other test rows than in training: it was changed. Open a file "
+            "with prompts instead"
+        )
+    texts = [text for row in rows if (text := _text(row))]
+    if not texts:
+        raise ConfigError("no held-out prompt of this run is a single message that can be asked")
+    return list(dict.fromkeys(map(_line, texts)))
+
+
+def _datasets(run: Run) -> list[str]:
+    config = run.config
+    if config.get("datasets"):
+        return ["`datasets`"]
+    sources = [source["dataset_name"] for source in config.get("sources") or []]
+    return [str(name) for name in sources or [config.get("dataset_name")]]
+
+
+def _test_rows(run: Run) -> Any:
+    """The rows, or None if the dataset has no test split."""
+    from trl import DatasetMixtureConfig, ScriptArguments
+
+    recipe = find_recipe(run.recipe)
+    script, mixture, data_args = (
+        cls(**{f.name: run.config[f.name] for f in fields(cls) if f.name in run.config})
+        for cls in (ScriptArguments, DatasetMixtureConfig, DataArguments)
+    )
+    splits = load_splits(
+        script,
+        mixture,
+        data_args,
+        kind=recipe.rows,
+        seed=run.config["seed"],
+        texts=recipe.takes_texts,
+        turns=run.config.get("turns", "last"),
+    )
+    return splits.get("test")
+
+
+def _text(row: Row) -> str:
+    """The prompt's text; "" for a prompt that *Batch* cannot ask."""
+    prompt = row.get("prompt")
+    if isinstance(prompt, list):
+        roles = [message["role"] for message in prompt]
+        prompt = prompt[0]["content"] if roles == ["user"] else ""
+    text = prompt.strip() if isinstance(prompt, str) else ""
+    return text if len(text) <= MAX_PROMPT_CHARACTERS else ""
+
+
+def _line(text: str) -> str:
+    return json.dumps({"prompt": text}) if len(text.splitlines()) > 1 or text[0] == "{" else text
