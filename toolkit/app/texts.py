@@ -19,9 +19,9 @@ NO_ANSWER_YET = "There is no answer yet: ask on *Compare* first, or fill in the 
 
 COLOURS = {
     "log_ratio": "Colour: log π − log π_ref of each token, in nats. Red: {name} finds the token more "
-    "likely than {reference} does. Blue: less likely.",
+    "likely than {reference} does. Violet: less likely.",
     "value": "Colour: V(s), the score that the value of {name} predicts before this token is sampled, "
-    "in the reward model's units. Red: above 0. Blue: below 0.",
+    "in the reward model's units. Red: above 0. Violet: below 0.",
     "entropy": "Colour: how uncertain {name} is before this token, in nats. Deeper red: more uncertain.",
 }
 
