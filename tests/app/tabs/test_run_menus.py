@@ -7,7 +7,7 @@ import gradio as gr
 
 from tests.app.judgements.fake_workbench import FakeWorkbench
 from toolkit.app.catalog import Catalog, Entry
-from toolkit.app.tabs.run_menus import REWARD_MENU, RUN_MENU, _update, follow_runs
+from toolkit.app.tabs.run_menus import REWARD_MENU, RUN_MENU, TEST_ROWS_MENU, _update, follow_runs
 
 
 def test_menus_follow_new_and_deleted_runs(tmp_path: Path) -> None:
@@ -34,3 +34,13 @@ def test_menus_follow_new_and_deleted_runs(tmp_path: Path) -> None:
     assert _update(one, None, deleted)["value"] is None
     assert _update(reward, None, fake.catalog)["value"] == "run_000009"
     assert _update(reward, "run_000009", deleted)["value"] == "no_score"
+
+
+def test_menu_of_held_out_prompts_lists_runs_with_test_rows(tmp_path: Path) -> None:
+    catalog = FakeWorkbench(tmp_path / "runs", "sft").catalog
+    held_out = gr.Dropdown([], elem_classes=TEST_ROWS_MENU)
+    assert _update(held_out, None, catalog)["choices"] == []
+    scorer = Entry("run_000009", "rm", "reward", is_reward=True, has_test_rows=True)
+    update = _update(held_out, None, Catalog(catalog.checkpoints, {scorer.id: scorer}))
+    assert update["choices"] == [("rm (reward)", "run_000009")] and update["value"] is None
+    assert _update(held_out, "run_000009", catalog)["value"] is None  # no other run is chosen
