@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import functools
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -155,28 +154,6 @@ class RewardContext:
 def name_of(function: RewardFunction) -> str:
     """The function's name; for a callable object, the name of its class."""
     return str(getattr(function, "__name__", type(function).__name__))
-
-
-def code_of(function: RewardFunction) -> str | None:
-    """A hash of the file that defines a function, so that a changed reward can be detected.
-
-    If the file is the script that was started, only the function's own lines are hashed, because the script
-    also holds the settings of the run. None if the source is not available, as in some notebooks.
-    """
-    inner = inspect.unwrap(function)
-    while isinstance(inner, functools.partial):
-        inner = inspect.unwrap(inner.func)
-    if inspect.ismethod(inner):
-        inner = inner.__func__
-    source: Any = inner if inspect.isfunction(inner) else type(inner)
-    try:
-        if source.__module__ == "__main__":
-            code = inspect.getsource(source).encode()
-        else:
-            code = Path(inspect.getfile(source)).read_bytes()
-    except (OSError, TypeError):
-        return None
-    return hashlib.sha256(code).hexdigest()[:12]
 
 
 def call_reward_functions(
