@@ -1,9 +1,7 @@
 """Checks of well-formed rows: duplicates, contradictions, the text for the model, lengths."""
 
-import hashlib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +35,10 @@ REPLACEMENT = "\ufffd"  # decoders write it in place of bytes that are not UTF-8
 
 def find_duplicates(rows: Sequence[ConvertedRow], kind: Kind) -> list[FailedRow]:
     """Rows that repeat the prompt and completions of an earlier row; other columns may differ."""
-    first: dict[bytes, ConvertedRow] = {}
+    first: dict[Hashable, ConvertedRow] = {}
     duplicates = []
     for row in rows:
-        original = first.setdefault(_digest(row.rows, kind), row)
+        original = first.setdefault(tuple(_key(one, kind) for one in row.rows), row)
         if original is not row:
             reason = f"this row duplicates row {original.number}"
             reason += f" of {original.place}" if original.place != row.place else ""
@@ -54,20 +52,23 @@ def count_contradictions(rows: Sequence[Row], kind: Kind) -> int:
     """Number of pairs that occur in both orders, or of completions that occur with both labels."""
     if kind not in ("preference", "unpaired"):
         return 0
-    digests = {_digest([row], kind) for row in rows}
-    opposites = {_digest([_opposite(row, kind)], kind) for row in rows}
-    return len(digests & opposites) // 2
+    keys = {_key(row, kind) for row in rows}
+    return sum(_opposite(key, kind) in keys for key in keys) // 2
 
 
-def _opposite(row: Row, kind: Kind) -> Row:
-    if kind == "unpaired":
-        return row | {"label": not row["label"]}
-    return row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+def _opposite(key: tuple[Hashable, ...], kind: Kind) -> tuple[Hashable, ...]:
+    prompt, first, second = key
+    return (prompt, first, not second) if kind == "unpaired" else (prompt, second, first)
 
 
-def _digest(rows: Sequence[Row], kind: Kind) -> bytes:
-    values = [[row[column] for column in COLUMNS[kind]] for row in rows]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()[:16]
+def _key(row: Row, kind: Kind) -> tuple[Hashable, ...]:
+    """The row's values in the columns of the kind; two rows are equal if their keys are."""
+    return tuple(
+        tuple((message["role"], message["content"]) for message in value)
+        if isinstance(value := row[column], list)
+        else value
+        for column in COLUMNS[kind]
+    )
 
 
 def check_texts(

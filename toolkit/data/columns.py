@@ -4,7 +4,7 @@ A column must not be ignored if it marks an answer as bad, gives a row a weight,
 the prompt. Other columns are metadata and may hold any value.
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from toolkit.data.formats import FORMATS, as_label
@@ -54,7 +54,8 @@ def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
         if name in context:
             _check_context(name, value, parts.get("messages") or parts["prompt"])
     if "chosen" in read:
-        _check_scores(row)
+        for name, other in _score_columns(tuple(row)):
+            _check_scores(row, name, other)
 
 
 def _unread(name: str, value: Any, problem: str) -> RowError:
@@ -78,12 +79,12 @@ def _is_bad(name: str, value: Any) -> bool:
     return says_bad(name, value)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _columns_read(format: str) -> set[str]:
     return {*FORMATS[format].columns, *FORMATS[format].optional}
 
 
-@cache
+@lru_cache(maxsize=256)
 def _context(format: str) -> set[str]:
     """Columns outside a format that would hold a part of its prompt."""
     if FORMATS[format].content in ("prompt", "text"):
@@ -103,22 +104,33 @@ def _check_context(name: str, value: Any, prompt: Any) -> None:
         raise _unread(name, value, "the prompt does not contain it, so the model would not see it")
 
 
-def _check_scores(row: Row) -> None:
+@lru_cache(maxsize=256)
+def _score_columns(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The columns of scores, each with the column of the rejected answer's score; perhaps the same."""
+    others = {name: name.replace("chosen", "rejected") for name in names}
+    return [
+        (name, other)
+        for name, other in others.items()
+        if other in others and any(word in name.lower() for word in SCORE)
+    ]
+
+
+def _check_scores(row: Row, name: str, other: str) -> None:
     """Raise RowError if the scores of the two completions contradict "chosen" and "rejected"."""
-    for name, value in row.items():
-        other = name.replace("chosen", "rejected")
-        if not any(word in name.lower() for word in SCORE):
-            continue
-        pair = (value.get("chosen"), value.get("rejected")) if isinstance(value, dict) else None
-        if pair is None and (other == name or other not in row):
-            continue
-        chosen, rejected = map(finite_number, pair or (value, row[other]))
-        if "rank" in name.lower():  # 1 is best
-            chosen, rejected = rejected, chosen
-        if chosen is not None and rejected is not None and chosen < rejected:
-            better = f'the score of "chosen" in "{name}" must not be worse than that of "rejected"'
-            expected = f"{better}; swap the answers, or rename the column"
-            raise RowError("contradictory scores", expected, chosen, rejected)
+    value = row[name]
+    if isinstance(value, dict):
+        pair = value.get("chosen"), value.get("rejected")
+    elif other != name:
+        pair = value, row[other]
+    else:
+        return
+    chosen, rejected = map(finite_number, pair)
+    if "rank" in name.lower():  # 1 is best
+        chosen, rejected = rejected, chosen
+    if chosen is not None and rejected is not None and chosen < rejected:
+        better = f'the score of "chosen" in "{name}" must not be worse than that of "rejected"'
+        expected = f"{better}; swap the answers, or rename the column"
+        raise RowError("contradictory scores", expected, chosen, rejected)
 
 
 def extra_columns(row: Row, *, format: str, kind: str) -> Row:

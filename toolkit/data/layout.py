@@ -119,10 +119,9 @@ def find_layout(
     Raises: DatasetError if `detect_format` raises it, or if only some answers start with their prompt.
     """
     objects = [row for row in rows if isinstance(row, dict)]
-    layout = Layout(
-        tuple(name for name in (*LIST_COLUMNS, *TEXT_COLUMNS) if _is_stored(objects, name))
-    )
     step = max(1, len(rows) // SAMPLE)
+    names = (*LIST_COLUMNS, *TEXT_COLUMNS)
+    layout = Layout(tuple(name for name in names if _is_stored(objects[::step], name)))
     if layout.stored or any("kto_tag" in row for row in objects):
         rows = [_try(layout.parse, row) or row for row in rows[::step] if isinstance(row, dict)]
     format = format or detect_format(rows, place=place)
