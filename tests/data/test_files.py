@@ -187,7 +187,7 @@ def test_parquet_with_nested_messages_is_read(tmp_path: Path) -> None:
     assert row["completion"] == [{"role": "assistant", "content": "Blue."}]
 
 
-@pytest.mark.parametrize("names", [["bad", "good"], ["chosen", "rejected"], ["math", "code"]])
+@pytest.mark.parametrize("names", [["bad", "good"], ["chosen", "rejected"], ["like", "dislike"]])
 def test_names_of_class_labels_tell_which_answer_is_good(tmp_path: Path, names: list[str]) -> None:
     from datasets import ClassLabel, Dataset
 
@@ -195,12 +195,32 @@ def test_names_of_class_labels_tell_which_answer_is_good(tmp_path: Path, names: 
     table = Dataset.from_list(rows).cast_column("label", ClassLabel(names=names))
     table.save_to_disk(tmp_path / "saved")
     table.to_parquet(tmp_path / "rows.parquet")
-    good = [name in ("good", "chosen", "code") for name in names]
+    good = [name in ("good", "chosen", "like") for name in names]
     for name in ("saved", "rows.parquet"):
         for streaming in (False, True):
             file, script = str(tmp_path / name), {"dataset_streaming": streaming}
             labels = load(file, kind="unpaired", script=script)["train"]["label"]
             assert list(labels) == good * 2, (name, streaming)
+
+
+@pytest.mark.parametrize("names", [["math", "code"], ["positive", "negative"]])
+def test_class_labels_of_unknown_names_are_no_labels(tmp_path: Path, names: list[str]) -> None:
+    from datasets import ClassLabel, Dataset
+
+    rows = [{**pair, "label": i % 2} for i, pair in enumerate(pairs(4))]
+    table = Dataset.from_list(rows).cast_column("label", ClassLabel(names=names))
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "rows.parquet")
+    for name in ("saved", "rows.parquet"):
+        with pytest.raises(
+            DatasetError, match=f'"label" has .*"{names[1]}".*must be true or false'
+        ):
+            load(str(tmp_path / name), kind="unpaired")
+        if "math" in names:
+            assert len(load(str(tmp_path / name))["train"]) == 4
+        else:
+            with pytest.raises(DatasetError, match="a bad answer would be learned as a good one"):
+                load(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(

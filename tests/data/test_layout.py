@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.data.helpers import assistant, load, user, write_rows
-from toolkit.data.layout import parse_list
+from toolkit.data.stored_lists import parse_list
 from toolkit.errors import DatasetError
 
 SKY = [user("Sky?"), assistant("Blue.")]

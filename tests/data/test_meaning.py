@@ -108,6 +108,10 @@ def test_dialogue_without_an_answer_to_learn_is_counted(
         (PAIR | {"chosen-rating": 1, "rejected-rating": 4}, None, "must not be worse"),
         (PAIR | {"chosen_rank": 2, "rejected_rank": 1}, None, "must not be worse"),
         (PAIR | {"winner": "tie"}, "preference", "would be learned as the better one"),
+        (PAIR | {"label": False}, "preference", "would be learned as the better one"),
+        (PAIR | {"margin": -0.5}, "preference", "would be learned as the better one"),
+        (PAIR | {"margin": "-1"}, None, "would be learned as the better one"),
+        (ANSWER | {"label": "negative"}, None, "write true or false"),
     ],
 )
 def test_column_that_changes_the_meaning_raises_or_is_dropped(
@@ -355,7 +359,7 @@ def test_renamed_answers_without_their_winner_raise(
 ) -> None:
     data = [{"prompt": "Sky?", answers[0]: "A.", answers[1]: "B.", winner: v} for v in values]
     columns = {answers[0]: "chosen", answers[1]: "rejected"}
-    with pytest.raises(DatasetError, match=f'"{winner}" differs between rows'):
+    with pytest.raises(DatasetError, match=f'"{winner}" has .* and seems to name'):
         rows(tmp_path, data, "preference", columns=columns)
     unused = columns | {winner: f"{winner}_unused"}
     assert len(rows(tmp_path, data, "preference", columns=unused)) == 2
@@ -366,3 +370,60 @@ def test_renamed_answers_that_are_in_order_are_read(tmp_path: Path) -> None:
     row = {"prompt": "Sky?", "better": "Blue.", "worse": "Red."}
     data = [row | {"preference_strength": s, "winner": w} for s, w in ((1, "x"), (3, "y"))]
     assert rows(tmp_path, data, "preference", columns={"better": "chosen", "worse": "rejected"})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("preference", ["A", "B"]),
+        ("preference", ["B", "B"]),
+        ("winner", ["model_a", "model_b"]),
+        ("winner", [1, 2]),
+        ("label", [0, 1]),
+        ("labels", [1, -1]),
+        ("better_answer", [True, False]),
+        ("preferred", ["chosen", "rejected"]),
+    ],
+)
+def test_column_that_names_the_better_of_the_pair_raises(
+    tmp_path: Path, name: str, values: list[Any]
+) -> None:
+    data = [PAIR | {name: value} for value in values]
+    for kind in KINDS:
+        with pytest.raises(DatasetError, match=f'"{name}" has .* and seems to name the better'):
+            rows(tmp_path, data, kind)
+    unused = {name: f"{name}_unused"}
+    assert len(rows(tmp_path, data, "preference", columns=unused)) == 2
+    # the columns from which chosen and rejected were made
+    data = [row | {"response_a": "Blue.", "response_b": "Green."} for row in data]
+    if name in ("preference", "winner", "label", "labels"):
+        assert len(rows(tmp_path, data, "preference")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("preference", ["A", "A"]),
+        ("winner", ["gpt-4", "llama"]),
+        ("preference_strength", [1, 2]),
+        ("label", ["math", "code"]),
+        ("label", [0, 5]),
+        ("preferred_language", ["en", "fr"]),
+        ("margin", [0, 0.5]),
+    ],
+)
+def test_column_that_does_not_contradict_the_pair_is_kept(
+    tmp_path: Path, name: str, values: list[Any]
+) -> None:
+    data = [PAIR | {name: value} for value in values]
+    assert len(rows(tmp_path, data, "preference")) == 2
+
+
+def test_equal_scores_of_a_pair_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = [(4, 4), (4, 3), ("2.0", 2), (None, 1)]
+    data = [PAIR | {"chosen_score": a, "rejected_score": b} for a, b in scores]
+    file = write_rows(tmp_path / "d.jsonl", data)
+    load(file, kind="preference")
+    assert "; 2 pairs have equal scores for chosen and rejected;" in capsys.readouterr().out

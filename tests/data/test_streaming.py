@@ -63,6 +63,15 @@ def test_stream_gives_all_rows_of_a_file(tmp_path: Path, stream_of: Any) -> None
         assert stream.read == 600
 
 
+def test_stream_reads_two_answers_and_their_winner(tmp_path: Path, stream_of: Any) -> None:
+    answers = {"response_a": "Blue.", "response_b": "Green."}
+    rows = [{"prompt": f"q{i}", **answers, "winner": "ab"[i % 2]} for i in range(1500)]
+    stream, splits = stream_of(write_rows(tmp_path / "d.jsonl", rows), kind="preference")
+    expected = ["Blue.", "Green."] * 750
+    assert [row["chosen"] for row in stream.rows()] == expected
+    assert list(splits["train"]["chosen"]) == expected[:1000]
+
+
 def test_stream_reads_only_requested_rows(tmp_path: Path, stream_of: Any) -> None:
     file = tmp_path / "d.jsonl.gz"
     content = "".join(json.dumps(row) + "\n" for row in pairs(20_000)).encode()

@@ -4,13 +4,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from toolkit.data.formats import as_label
-
 Names = Mapping[str, list[str]]
 
 
 def label_names(features: Any) -> Names:
-    """The names of each column of class labels, if all of them mean good or bad.
+    """The names of each column of class labels.
 
     The numbers alone mislead: with the names `chosen` and `rejected`, 0 is good.
 
@@ -20,7 +18,7 @@ def label_names(features: Any) -> Names:
     found = {}
     for column, feature in features.items() if isinstance(features, dict) else ():
         names = feature.get("names") if isinstance(feature, dict) else None
-        if isinstance(names, list) and names and all(as_label(n) is not None for n in names):
+        if isinstance(names, list) and names:
             found[column] = names
     return found
 

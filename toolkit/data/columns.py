@@ -4,6 +4,7 @@ A column must not be ignored if it marks an answer as bad, gives a row a weight,
 the prompt. Other columns are metadata and may hold any value.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -48,14 +49,15 @@ def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
             raise _unread(name, value, "rows cannot have weights; repeat or remove the row")
         if content == "completion" and kind != "prompt-only" and _is_bad(name, value):
             fix = f"if it labels the answer, set `columns: {{{name}: label}}`"
+            if name in LABEL_COLUMNS:
+                fix = "if it labels the answer, write true or false"
             raise _unread(name, value, f"a bad answer would be learned as a good one; {fix}")
-        if content == "comparison" and name in WINNERS and str(value).lower().startswith(NO_WINNER):
+        if content == "comparison" and _contradicts(name, value):
             raise _unread(name, value, '"chosen" would be learned as the better one')
         if name in context:
             _check_context(name, value, parts.get("messages") or parts["prompt"])
     if "chosen" in read:
-        for name, other in _score_columns(tuple(row)):
-            _check_scores(row, name, other)
+        _check_scores(row)
 
 
 def _unread(name: str, value: Any, problem: str) -> RowError:
@@ -75,8 +77,18 @@ def _is_bad(name: str, value: Any) -> bool:
     """Whether a column says that the row's answer is bad."""
     if name in LABEL_COLUMNS and not isinstance(value, bool):
         # 1 and 0 may be a topic, but not 1 and -1
-        return as_flag(value) is None and (as_label(value) is False or finite_number(value) == -1)
+        is_bad = as_label(value) is False or str(value).lower() in ("negative", "-1", "-1.0")
+        return as_flag(value) is None and is_bad
     return says_bad(name, value)
+
+
+def _contradicts(name: str, value: Any) -> bool:
+    """Whether a column says that the chosen answer is not the better one."""
+    if name == "margin":
+        return (finite_number(value) or 0) < 0
+    if name in WINNERS and str(value).lower().startswith(NO_WINNER):
+        return True
+    return name in WINNERS.union(LABEL_COLUMNS) and (as_flag(value), type(value)) == (False, bool)
 
 
 @lru_cache(maxsize=256)
@@ -115,22 +127,32 @@ def _score_columns(names: tuple[str, ...]) -> list[tuple[str, str]]:
     ]
 
 
-def _check_scores(row: Row, name: str, other: str) -> None:
+def _scores(row: Row) -> Iterator[tuple[str, float, float]]:
+    """The pairs of scores in a row as (column, chosen, rejected); the higher score is better."""
+    for name, other in _score_columns(tuple(row)):
+        value = row[name]
+        pair: Any = (value, row[other] if other != name else None)
+        if isinstance(value, dict):
+            pair = value.get("chosen"), value.get("rejected")
+        chosen, rejected = map(finite_number, pair)
+        if chosen is not None and rejected is not None:
+            is_rank = "rank" in name.lower()  # 1 is best
+            yield (name, -chosen, -rejected) if is_rank else (name, chosen, rejected)
+
+
+def _check_scores(row: Row) -> None:
     """Raise RowError if the scores of the two completions contradict "chosen" and "rejected"."""
-    value = row[name]
-    if isinstance(value, dict):
-        pair = value.get("chosen"), value.get("rejected")
-    elif other != name:
-        pair = value, row[other]
-    else:
-        return
-    chosen, rejected = map(finite_number, pair)
-    if "rank" in name.lower():  # 1 is best
-        chosen, rejected = rejected, chosen
-    if chosen is not None and rejected is not None and chosen < rejected:
-        better = f'the score of "chosen" in "{name}" must not be worse than that of "rejected"'
-        expected = f"{better}; swap the answers, or rename the column"
-        raise RowError("contradictory scores", expected, chosen, rejected)
+    for name, chosen, rejected in _scores(row):
+        if chosen < rejected:
+            better = f'the score of "chosen" in "{name}" must not be worse than that of "rejected"'
+            expected = f"{better}; swap the answers, or rename the column"
+            raise RowError("contradictory scores", expected, chosen, rejected)
+
+
+def has_equal_scores(row: Row) -> bool:
+    """Whether a row has scores for the chosen and rejected answers, and all of them are equal."""
+    scores = list(_scores(row))
+    return bool(scores) and all(chosen == rejected for _, chosen, rejected in scores)
 
 
 def extra_columns(row: Row, *, format: str, kind: str) -> Row:

@@ -107,8 +107,8 @@ class Conversion:
         self.unused_prompts += other.unused_prompts
 
 
-def check_conversion(*, format: str, kind: Kind, place: str) -> None:
-    """Raise DatasetError if `format` is unknown or lacks a part that the kind needs."""
+def check_conversion(*, format: str, kind: Kind, place: str, hint: str = "") -> None:
+    """Raise DatasetError, ending with the hint, if `format` is unknown or lacks a part of the kind."""
     if format not in FORMATS:
         raise DatasetError(
             f"{place}: unknown dataset_format {format!r}; known: {', '.join(FORMATS)}"
@@ -121,6 +121,7 @@ def check_conversion(*, format: str, kind: Kind, place: str) -> None:
         f"{place}: its format is {format} (columns {', '.join(FORMATS[format].columns)}), which "
         f"contains no {REQUIRES[kind]}; {needs}"
         + (f", or one of the formats {', '.join(others)}." if others else ".")
+        + (f" {hint}" if hint else "")
     )
 
 

@@ -41,13 +41,15 @@ from toolkit.data.messages import (
     user,
 )
 from toolkit.data.ranking import read_ranked, read_ultrafeedback
-from toolkit.data.row_errors import RowError, Unreadable, describe
+from toolkit.data.row_errors import RowError, Unreadable, as_json, describe
 from toolkit.errors import DatasetError
 
 Content = Literal["text", "prompt", "completion", "label", "comparison"]
 
 LABELS = dict.fromkeys(("good", "desirable", "chosen", "accepted", "thumbs_up"), True)
 LABELS |= dict.fromkeys(("bad", "undesirable", "rejected", "thumbs_down"), False)
+LABELS |= {"correct": True, "incorrect": False, "upvote": True, "downvote": False}
+LABELS |= {"like": True, "dislike": False, "preferred": True, "dispreferred": False}
 EMPTY: tuple[Any, ...] = (None, [], {})
 CSV = re.compile(r"\.[ct]sv(\.gz)?\Z", re.IGNORECASE)
 TREE = {"message_id", "parent_id", "role"}  # OpenAssistant's rows
@@ -121,6 +123,16 @@ def as_label(value: Any) -> bool | None:
 
 def _has_labels(rows: Sequence[Row]) -> bool:
     return 2 * sum(as_label(row.get("label")) is not None for row in rows) > len(rows)
+
+
+def unclear_labels(rows: Sequence[Row]) -> str:
+    """Why a column `label` does not label answers as good or bad; "" if nothing is unclear."""
+    values = {str(v) for row in rows if not is_blank(v := row.get("label")) and as_label(v) is None}
+    if not values:
+        return ""
+    return (
+        f'"label" has {as_json(sorted(values))}; it must be true or false (docs/data.md, unpaired).'
+    )
 
 
 def read_text(row: Row) -> Row:

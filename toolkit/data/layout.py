@@ -4,37 +4,22 @@ Lists may be stored as text (CSV), answers may repeat their prompt, and a column
 message. This can only be detected from all rows together, or from the first rows of a stream.
 """
 
-import ast
 import itertools
-import json
-import re
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from toolkit.data.formats import FORMATS, detect_format
+from toolkit.data.formats import FORMATS, detect_format, unclear_labels
 from toolkit.data.messages import Message, Row, as_text, assistant, is_blank, user
+from toolkit.data.rewrites import NEARLY_ALL, Rewrite, apply_all, find_rewrites
 from toolkit.data.row_errors import RowError
+from toolkit.data.stored_lists import parse_list, stored_columns
 from toolkit.errors import DatasetError
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 LABEL_COLUMNS = ("label", "kto_tag")
-LIST_COLUMNS = ("messages", "conversations", "completions", "ranks", "scores", "history")
-# The first four may also be messages; in the others, messages are malformed.
-TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected", "output", "text")
-LIST = re.compile(r"\[|\(|(np\.|numpy\.)?array\(")
-MESSAGE = re.compile(
-    r"""((np\.|numpy\.)?array\(|\[|\()*\s*\{.*?["'](role|from)["']\s*:""", re.DOTALL
-)
-# A value, and the blanks between it and the next value: NumPy writes lists without commas.
-VALUE = re.compile(
-    r"""('(?:\\.|[^'\\])*(?:'|\Z)|"(?:\\.|[^"\\])*(?:"|\Z)|[\]}]|[\w.+-]+)(\s+(?=['"\[{\w.+-]))?""",
-    re.DOTALL,
-)
-MOST_CHARACTERS, MOST_DEPTH = 1_000_000, 50
 SAMPLE = 1000  # rows from which a layout is found
-NEARLY_ALL, MOST = 0.9, 0.5
+MOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,16 +30,20 @@ class Layout:
         stored: columns whose lists are stored as text.
         is_chat: whether texts become messages, because some rows have a system message.
         repeats: whether the answers start with their prompt, which is then cut.
+        rewrites: changes of widespread layouts to the columns of a format.
+        hint: why columns of two answers, or a label, are not read, for error messages.
     """
 
     stored: tuple[str, ...] = ()
     is_chat: bool = False
     repeats: bool = False
+    rewrites: tuple[Rewrite, ...] = ()
+    hint: str = ""
 
     @property
     def notes(self) -> list[str]:
         """What was changed in the rows, for the printed line."""
-        notes = []
+        notes = [rewrite.note for rewrite in self.rewrites]
         if self.stored:
             notes.append(f"lists stored as text in {', '.join(self.stored)} were read")
         if self.is_chat:
@@ -64,15 +53,20 @@ class Layout:
         return notes
 
     def parse(self, row: Row) -> Row:
-        """The row with its stored lists, and with `label` in place of LLaMA-Factory's `kto_tag`.
+        """The row with its stored lists and rewrites, and `label` in place of LLaMA-Factory's `kto_tag`.
 
-        Raises: RowError for text that is not a list.
+        Raises: RowError for text that is not a list, and for a row that does not fit the rewrites.
         """
         new = {name: parse_list(row[name], name) for name in self.stored if name in row}
         row = row | new if new else row
         if "kto_tag" in row and is_blank(row.get("label")):
             row = {("label" if name == "kto_tag" else name): v for name, v in row.items()}
-        return row
+        return apply_all(self.rewrites, row)
+
+    def try_parse(self, rows: Iterable[Any]) -> list[Row]:
+        """The parsed rows; malformed rows, which are reported later, are left out."""
+        parsed = (_try(self.parse, row) for row in rows if isinstance(row, dict))
+        return [row for row in parsed if row is not None]
 
     def arrange(self, parts: Row, row: Row) -> Row:
         """Add the row's system message to its parts, and cut the prompt from its answers.
@@ -120,11 +114,17 @@ def find_layout(
     """
     objects = [row for row in rows if isinstance(row, dict)]
     step = max(1, len(rows) // SAMPLE)
-    names = (*LIST_COLUMNS, *TEXT_COLUMNS)
-    layout = Layout(tuple(name for name in names if _is_stored(objects[::step], name)))
-    if layout.stored or any("kto_tag" in row for row in objects):
-        rows = [_try(layout.parse, row) or row for row in rows[::step] if isinstance(row, dict)]
-    format = format or detect_format(rows, place=place)
+    layout = Layout(stored_columns(objects[::step]))
+    parsed = layout.try_parse(objects[::step])
+    rewrites, hint = find_rewrites(parsed)
+    hint = hint or unclear_labels(parsed)
+    layout = replace(layout, rewrites=tuple(rewrites), hint=hint)
+    if layout.stored or rewrites or any("kto_tag" in row for row in objects):
+        rows = layout.try_parse(objects[::step]) or rows
+    try:
+        format = format or detect_format(rows, place=place)
+    except DatasetError as error:
+        raise DatasetError(f"{error} {hint}".strip()) from error
     if format not in FORMATS:
         return format, layout
 
@@ -134,7 +134,7 @@ def find_layout(
     with_system = [row for row in objects if any(not is_blank(row.get(n)) for n in SYSTEM_COLUMNS)]
     is_chat = any(_needs_chat(_try(read, row) or {}, row) for row in with_system[:SAMPLE])
     repeats = _repeats_prompt([_try(read, row) or {} for row in objects[::step]], place)
-    return format, Layout(layout.stored, is_chat, repeats)
+    return format, replace(layout, is_chat=is_chat, repeats=repeats)
 
 
 def _needs_chat(parts: Row, row: Row) -> bool:
@@ -171,62 +171,6 @@ def _try(function: Any, row: Row) -> Any:
         return function(row)
     except RowError:
         return None
-
-
-def _is_stored(rows: Sequence[Row], name: str) -> bool:
-    """Whether most values of a column are text that looks like a list, or like messages."""
-    values = [value for row in rows if not is_blank(value := row.get(name))]
-    pattern = LIST if name in LIST_COLUMNS else MESSAGE
-    texts = (value.lstrip() if isinstance(value, str) else _first(value) for value in values)
-    return 2 * sum(bool(pattern.match(text) or MESSAGE.match(text)) for text in texts) > len(values)
-
-
-def _first(value: Any) -> str:
-    """The first text in a list, because a message may also be stored as text."""
-    first = value[0] if isinstance(value, list) and value else None
-    return first if isinstance(first, str) and MESSAGE.match(first.lstrip()) else ""
-
-
-def parse_list(value: Any, name: str) -> Any:
-    """A list or message stored as text, written as JSON or in Python's notation.
-
-    Blank text and other values stay as they are. Nothing is executed: only literals are read.
-
-    Raises: RowError for other text, and for text that is too long or nested too deeply.
-    """
-    if isinstance(value, list):
-        return [parse_list(item, name) if _first([item]) else item for item in value]
-    if not isinstance(value, str) or is_blank(value):
-        return value
-    parsed = _literal(value)
-    if not isinstance(parsed, list | dict):
-        expected = f'"{name}" must be a list, as in most rows, or a list as JSON text'
-        raise RowError("not a list", expected, value)
-    return parse_list(parsed, name) if isinstance(parsed, list) else parsed
-
-
-def _literal(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "[({") - (character in "])}")
-        deepest = max(deepest, depth)
-    if len(text) > MOST_CHARACTERS or deepest > MOST_DEPTH:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an unknown escape such as "\\d"
-            value = ast.literal_eval(VALUE.sub(_with_comma, text.strip()))
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _with_comma(match: re.Match[str]) -> str:
-    return f"{match[1]}, " if match[2] else match[1]
 
 
 def _repeats_prompt(parts: Sequence[Row], place: str) -> bool:

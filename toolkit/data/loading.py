@@ -82,10 +82,10 @@ def load_splits(
         )
         for source, chunks in zip(sources, read, strict=True)
     ]
-    formats = [format for format, _ in layouts]
-    result: Kind = "text" if texts and set(formats) == {"text"} else kind
-    for source, format in zip(sources, formats, strict=True):
-        check_conversion(format=format, kind=result, place=source.place)
+    formats = {format for format, _ in layouts}
+    result: Kind = "text" if texts and formats == {"text"} else kind
+    for source, (format, layout) in zip(sources, layouts, strict=True):
+        check_conversion(format=format, kind=result, place=source.place, hint=layout.hint)
     loaded = [
         LoadedSource(source, *layout, chunks, _convert(chunks, *layout, result, data_args, turns))
         for source, layout, chunks in zip(sources, layouts, read, strict=True)

@@ -2,18 +2,18 @@
 
 import itertools
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from toolkit.data.formats import common_columns
+from toolkit.data.messages import Row
 from toolkit.data.ranking import finite_number
+from toolkit.data.rewrites import WINNER, answer_columns, names_second
+from toolkit.data.row_errors import as_json
 from toolkit.data.sources import Part, Source
 from toolkit.errors import DatasetError
 
-# A column that tells which of two answers is better.
-WINNER = re.compile(r"(winner|better|safer|prefer|^labels?$|^choice$)(?!.*_unused$)", re.IGNORECASE)
 STREAM_HEAD = 1000  # rows of a stream that are read and checked before training
 
 
@@ -92,7 +92,11 @@ def _read(source: Source, parts: Sequence[Part], max_rows: int | None) -> list[C
         total = len(rows) if isinstance(rows, list) else None
         chunks.append(Chunk(part.place, range(1, len(first) + 1), first, total))
         left = None if left is None else left - len(first)
-    return _rename(chunks, source.columns, place=source.place) if source.columns else chunks
+    if source.columns:
+        chunks = _rename(chunks, source.columns, place=source.place)
+    objects = [row for chunk in chunks for row in chunk.rows if isinstance(row, dict)]
+    _check_winner(source.columns, objects, place=source.place)
+    return chunks
 
 
 def _rename(chunks: list[Chunk], columns: Mapping[str, str], *, place: str) -> list[Chunk]:
@@ -109,29 +113,33 @@ def _rename(chunks: list[Chunk], columns: Mapping[str, str], *, place: str) -> l
                 f'{place}: `columns` renames "{old}" to "{new}", but the rows already have "{new}"; '
                 f"rename that column too, for example `{new}: {new}_original`"
             )
-    renamed = [replace(c, rows=[rename_columns(row, columns) for row in c.rows]) for c in chunks]
-    _check_winner(
-        columns, [row for c in renamed for row in c.rows if isinstance(row, dict)], place=place
-    )
-    return renamed
+    return [replace(c, rows=[rename_columns(row, columns) for row in c.rows]) for c in chunks]
 
 
-def _check_winner(columns: Mapping[str, str], rows: Sequence[Any], *, place: str) -> None:
-    """Raise DatasetError if answers A and B are renamed, while a column tells which one is better."""
-    old = {new: name for name, new in columns.items()}
-    pair = (old.get("chosen", ""), old.get("rejected", ""))
-    differences = {"".join(sorted(two)) for two in zip(*pair, strict=False) if two[0] != two[1]}
-    if len(pair[0]) != len(pair[1]) or not differences or differences - {"01", "12", "ab", "AB"}:
+def _check_winner(columns: Mapping[str, str], rows: Sequence[Row], *, place: str) -> None:
+    """Raise DatasetError if another column than `chosen` seems to name the better answer.
+
+    Without renamed answers A and B, the rows may also have the columns from which `chosen` was made.
+    """
+    names = common_columns(rows)
+    if not names >= {"chosen", "rejected"}:
         return
-    for name in sorted({str(name) for row in rows for name in row if WINNER.search(str(name))}):
+    old = {new: name for name, new in columns.items()}
+    pair = (old.get("chosen", "chosen"), old.get("rejected", "rejected"))
+    is_renamed = answer_columns([dict.fromkeys(pair, "text")], {*pair}) is not None
+    if not is_renamed and answer_columns(rows, names) is not None:
+        return
+    for name in sorted(n for n in names if WINNER.search(n)):
         values = {v for row in rows if isinstance(v := row.get(name), str | int | float)}
         numbers = [number for v in values if (number := finite_number(v)) is not None]
-        if len(values) < 2 or (numbers and min(numbers) > 0 and set(numbers) != {1, 2}):
+        is_strength = numbers and min(numbers) > 0 and set(numbers) != {1, 2}
+        if is_strength or not ((is_renamed and len(values) > 1) or names_second(name, values)):
             continue
         raise DatasetError(
-            f'{place}: `columns` makes "{pair[0]}" the chosen answer of every row, but "{name}" '
-            "differs between rows and seems to name the better answer. Write the better answer of "
-            f"each row as `chosen`; to ignore the column, set `columns: {{{name}: {name}_unused}}`"
+            f'{place}: "{pair[0]}" is the chosen answer of every row, but "{name}" has '
+            f"{as_json(sorted(map(str, values)))} and seems to name the better answer. Write the "
+            "better answer of each row as `chosen`; to ignore the column, set "
+            f"`columns: {{{name}: {name}_unused}}`"
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.data.checks import count_contradictions
+from toolkit.data.columns import has_equal_scores
 from toolkit.data.convert import Conversion, Kind
 from toolkit.data.files import separator
 from toolkit.data.formats import FORMATS, common_columns
@@ -86,9 +87,12 @@ def _source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> 
     for result in loaded.conversions.values():
         line += "".join(f"; {n} rows {reason}" for reason, n in result.unused.items())
     line += _dialogues(loaded.conversions.values(), kind)
-    columns = _unread_columns(chunks, format)
+    rows = loaded.layout.try_parse(row for chunk in chunks for row in chunk.rows)
+    if "chosen" in FORMATS[format].columns and (equal := sum(map(has_equal_scores, rows))):
+        line += f"; {equal} pairs have equal scores for chosen and rejected"
+    columns = _unread_columns(rows, format)
     line += f"; columns not read: {_list_names(columns)}" if columns else ""
-    keys = _unread_keys(chunks, format)
+    keys = _unread_keys(rows, format)
     line += f"; keys of messages not read: {_list_names(keys)}" if keys else ""
     return line + (f"; unused splits: {', '.join(source.unused)}" if source.unused else "")
 
@@ -109,18 +113,17 @@ def _dialogues(conversions: Iterable[Conversion], kind: Kind) -> str:
     return f"; {len(counts)} dialogues became {sum(counts)} examples, one for each assistant turn"
 
 
-def _unread_columns(chunks: Sequence[Chunk], format: str) -> list[str]:
+def _unread_columns(rows: Sequence[Row], format: str) -> list[str]:
     """The columns that the model does not see."""
-    rows = [row for chunk in chunks for row in chunk.rows if isinstance(row, dict)]
     known = {*FORMATS[format].columns, *FORMATS[format].optional} | READ_IN_EVERY_FORMAT
     known |= set(LABEL_COLUMNS) if "label" in known else set()
     return sorted(map(str, common_columns(rows) - known))
 
 
-def _unread_keys(chunks: Sequence[Chunk], format: str) -> list[str]:
+def _unread_keys(rows: Sequence[Row], format: str) -> list[str]:
     """Keys of messages other than speaker and text, such as a weight."""
     keys: set[str] = set()
-    for row in (row for chunk in chunks for row in chunk.rows if isinstance(row, dict)):
+    for row in rows:
         for name in FORMATS[format].columns:
             value = row.get(name)
             for item in value if isinstance(value, list) else [value]:
