@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -239,7 +239,28 @@ def test_reattaching_a_name_uses_the_new_config(model_config, tmp_path, batch):
     assert (logits(roles, "extra", batch) - weak).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("damage", ["truncated", "nan", "missing", "pickle"])
+def test_rejected_adapter_leaves_no_layers_in_the_base(model_config, tmp_path):
+    """A layer left around lm_head would keep an adapter that targets it from being attached."""
+    roles = fresh_roles(model_config)
+    roles.create(POLICY, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    roles.save(POLICY, tmp_path / "policy")
+    layers = {name: type(module) for name, module in roles.base.named_modules()}
+    file = tmp_path / "policy" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    targets = [*config["target_modules"], "o_proj"]
+    for change in ({"modules_to_save": ["lm_head"]}, {"target_modules": targets}):
+        file.write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match="do not fit this base"):
+            roles.attach("extra", tmp_path / "policy")
+        assert {name: type(module) for name, module in roles.base.named_modules()} == layers
+    roles.create("extra", lora(modules_to_save=["lm_head"]))
+    roles.detach("extra")
+    roles.create("extra", LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "nan", "float32 overflow", "float8", "missing", "pickle"]
+)
 def test_damaged_adapters_are_rejected(ppo_roles, sft_run, damage):
     file = sft_run / "adapter_model.safetensors"
     if damage == "truncated":
@@ -248,12 +269,21 @@ def test_damaged_adapters_are_rejected(ppo_roles, sft_run, damage):
         tensors = load_file(file)
         next(iter(tensors.values()))[0] = float("nan")
         save_file(tensors, file)
+    elif damage.startswith("float"):
+        tensors = load_file(file)
+        changed = {
+            name: torch.full_like(t, 1e300, dtype=torch.float64) for name, t in tensors.items()
+        }
+        if damage == "float8":
+            changed = {name: t.to(torch.float8_e4m3fn) for name, t in tensors.items()}
+        save_file(changed, file)
     elif damage == "missing":
         file.unlink()
     else:  # pickled weights are never opened
         torch.save({}, sft_run / "adapter_model.bin")
         file.unlink()
-    reason = {"truncated": "damaged", "nan": "not finite"}.get(damage, "is missing")
+    reasons = {"truncated": "damaged", "nan": "not finite", "float32 overflow": "not finite"}
+    reason = (reasons | {"float8": r"is stored as torch\.float8"}).get(damage, "is missing")
     with pytest.raises(CheckpointError, match=reason):
         ppo_roles.attach("extra", sft_run)
 

@@ -22,14 +22,16 @@ from toolkit.runs.integrity import too_large
 from toolkit.runs.parents import require_unchanged
 from toolkit.runs.run import WEIGHTS_FILE
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
     """Config and weights of an adapter on disk; AdaLoRA is converted to LoRA.
 
     Only safetensors are read; a pickle is never opened.
 
-    Raises: CheckpointError if a file is missing, damaged or changed, if a weight is not finite, or
-        if `read_config` raises it.
+    Raises: CheckpointError if a file is missing, damaged or changed, if a weight is not finite or not
+        of `DTYPES`, or if `read_config` raises it.
     """
     for file in ("adapter_config.json", WEIGHTS_FILE):
         if not (folder / file).is_file():
@@ -42,10 +44,15 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
         weights = load_file(folder / WEIGHTS_FILE)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: damaged adapter ({error})") from error
-    # a single adapter with NaN stops sampling for every row of a mixed batch
-    bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
-    if bad:
-        raise CheckpointError(f"{folder}: {bad[0]} is not finite; use another run")
+    for key, weight in weights.items():
+        if weight.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{folder}: {key} is stored as {weight.dtype}, expected one of "
+                f"{', '.join(map(str, DTYPES))}; convert the adapter"
+            )
+        # a single adapter with NaN stops sampling for every row of a mixed batch
+        if not bool(torch.isfinite(weight.float()).all()):
+            raise CheckpointError(f"{folder}: {key} is not finite; use another run")
     require_unchanged(folder)
     return as_lora(config, weights) if isinstance(config, AdaLoraConfig) else (config, weights)
 

@@ -31,15 +31,20 @@ class BaseState:
         return None
 
 
-def remove_adapter_layers(base: nn.Module) -> None:
-    """Restore a base's own layers, which PEFT wrapped before its first adapter failed."""
-    for name, layer in list(base.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            own = layer.get_base_layer()
-        elif isinstance(layer, AuxiliaryTrainingWrapper):
-            own = layer.original_module
-        else:
+def remove_adapter_layers(base: nn.Module, kept: Iterable[str] = ()) -> None:
+    """Restore a base's own layers where PEFT's layers hold none of the adapters to keep.
+
+    PEFT leaves its layers in the base when an adapter is deleted or cannot be added.
+    """
+    kept = set(kept)
+    for name, layer in reversed(list(base.named_modules())):  # inner layers first
+        is_tuner = isinstance(layer, BaseTunerLayer)
+        if not is_tuner and not isinstance(layer, AuxiliaryTrainingWrapper):
+            continue
+        if kept & layer._get_available_adapters():
             continue
         parent, _, attribute = name.rpartition(".")
+        own = layer.get_base_layer() if is_tuner else layer.original_module
         setattr(base.get_submodule(parent), attribute, own)
-    base.__dict__.pop("peft_config", None)
+    if not kept:
+        base.__dict__.pop("peft_config", None)

@@ -160,6 +160,7 @@ class Roles:
             else:
                 with _same_trainable(self.model):
                     self.model.delete_adapter(name)  # PEFT activates and unfreezes another one
+                    remove_adapter_layers(self.base, self.model.peft_config)
             self._index()
         if name in self.heads:
             del self.heads[name]
@@ -301,7 +302,7 @@ class Roles:
             self.detach(name)
             if self.model is None:
                 remove_adapter_layers(self.base)
-            if not isinstance(error, ValueError):
+            if not isinstance(error, ValueError | TypeError):
                 raise
             beside = f" beside {', '.join(self._names())}" if self.model else ""
             raise CheckpointError(
