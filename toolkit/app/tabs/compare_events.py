@@ -10,6 +10,7 @@ import gradio as gr
 
 from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import MAX_COLUMNS, MAX_SEED, Answer, clamp
+from toolkit.app.catalog import tidy
 from toolkit.app.choices import checkpoint_choices, reward_choices, reward_id
 from toolkit.app.conversations.store import Conversations
 from toolkit.app.tabs.compare_columns import PARTS, column_updates, skip
@@ -241,7 +242,8 @@ class CompareEvents:
             return self.conversations.save(owner, chat)
         except DatasetError as error:
             if warn:
-                gr.Warning(f"This conversation is not stored: {html.escape(str(error))}")
+                reason = tidy(str(error), self.conversations.path.parent)
+                gr.Warning(f"This conversation is not stored: {html.escape(reason)}")
             return chat
 
 

@@ -73,7 +73,7 @@ class HistoryEvents:
         """Delete the conversation; `undo` brings it back until the page is closed."""
         chat = self.events.leave(visitor) or chat
         require_turns(chat)
-        with errors_as_toast():
+        with errors_as_toast(self.events.conversations.path.parent):
             self.events.conversations.delete(visit.owner, chat.id)
         return self.events.settled(chat.deleted(), visit)
 
