@@ -229,6 +229,7 @@ def test_class_labels_of_unknown_names_are_no_labels(tmp_path: Path, names: list
         (["train_sft", "test_sft", "train_gen"], ["train_gen", "train_sft"]),
         (["data_train", "data_test"], ["data_train"]),
         (["chats", "validation"], ["chats"]),
+        (["chats", "chats_heldout", "hold-out"], ["chats"]),
         (["latest", "contest"], ["contest", "latest"]),
         (["validation", "eval-1"], ["eval-1", "validation"]),
     ],
@@ -240,3 +241,21 @@ def test_files_for_testing_are_not_trained_on(
         write_rows(tmp_path / f"{name}.jsonl", pairs(1, prefix=name))
     prompts = load(str(tmp_path))["train"]["prompt"]
     assert list(prompts) == [f"{name}0" for name in training]
+
+
+def test_json_by_column_gives_its_rows(tmp_path: Path) -> None:
+    rows = pairs(3)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    numbered = {name: {str(i): v for i, v in enumerate(c)} for name, c in columns.items()}  # pandas
+    file = tmp_path / "d.json"
+    for value in (columns, numbered):
+        for indent in (None, 1):
+            file.write_text(json.dumps(value, indent=indent))
+            assert load(str(file))["train"].to_list() == rows
+    chat = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}]
+    one = {"prompt": chat[0], "completion": chat[1]}  # a single row of messages
+    file.write_text(json.dumps(one))
+    assert load(str(file))["train"].to_list() == [one]
+    file.write_text(json.dumps(columns | {"prompt": ["q"]}))
+    with pytest.raises(DatasetError, match="row 1 of 1"):
+        load(str(file))

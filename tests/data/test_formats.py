@@ -448,7 +448,7 @@ BAD: list[tuple[str, Any, str]] = [
     ),
     ("hh", {**HH, "rejected": HH["chosen"]}, '"chosen" and "rejected" must differ'),
     ("ranked", {"prompt": "x", "completions": ["a"], "ranks": [1]}, '"completions" must be a list'),
-    ("ranked", {"prompt": "x", "completions": ["a", "b"]}, '"ranks" is missing'),
+    ("ranked", {"prompt": "x", "completions": ["a", "b"]}, '"ranks" or "scores" is missing'),
     (
         "ranked",
         {"prompt": "x", "completions": ["a", "b"], "ranks": [1]},

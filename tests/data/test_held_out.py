@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.data.helpers import assistant, load, user, write_rows
+from tests.data.helpers import assistant, load, pairs, user, write_rows
 from toolkit.data.splits import hold_out, question_key
+from toolkit.errors import DatasetError
 
 KINDS = ("prompt-completion", "preference", "unpaired", "prompt-only")
 
@@ -144,3 +145,21 @@ def test_questions_that_two_splits_share_are_counted(
         write_rows(tmp_path / f"{split}.jsonl", [{"messages": dialogue}])
     load(str(tmp_path), turns="last")
     assert "1 test rows have a prompt of the train split" in capsys.readouterr().out
+
+
+def test_column_split_with_test_rows_raises(tmp_path: Path) -> None:
+    data = [
+        row | {"split": name}
+        for row, name in zip(pairs(3), ("train", "train", "test"), strict=True)
+    ]
+    file = write_rows(tmp_path / "d.jsonl", data)
+    with pytest.raises(DatasetError, match='the column "split" marks rows as test'):
+        load(file)
+    assert len(load(file, columns={"split": "part"})["train"]) == 3
+    for name, some in (("train", data[:2]), ("test", data[2:])):
+        write_rows(tmp_path / f"{name}.jsonl", some)
+    (tmp_path / "d.jsonl").unlink()
+    assert {split: len(table) for split, table in load(str(tmp_path)).items()} == {
+        "train": 2,
+        "test": 1,
+    }

@@ -108,6 +108,12 @@ def test_dialogue_without_an_answer_to_learn_is_counted(
         (PAIR | {"chosen-rating": 1, "rejected-rating": 4}, None, "must not be worse"),
         (PAIR | {"chosen_rank": 2, "rejected_rank": 1}, None, "must not be worse"),
         (PAIR | {"winner": "tie"}, "preference", "would be learned as the better one"),
+        (ANSWER | {"deleted": True}, None, "the row is marked to be left out"),
+        (PAIR | {"exclude": 1}, "preference", "the row is marked to be left out"),
+        (ANSWER | {"is_good": 0}, None, "set `columns: {is_good: label}`"),
+        (ANSWER | {"is_toxic": 1}, None, "a bad answer would be learned as a good one"),
+        (ANSWER | {"passage": "The sea."}, None, "the prompt does not contain it"),
+        (ANSWER | {"documents": ["Sky?", "The sea."]}, None, "the prompt does not contain it"),
         (PAIR | {"label": False}, "preference", "would be learned as the better one"),
         (PAIR | {"margin": -0.5}, "preference", "would be learned as the better one"),
         (PAIR | {"margin": "-1"}, None, "would be learned as the better one"),
@@ -151,6 +157,9 @@ def test_metadata_stops_no_recipe(tmp_path: Path, kind: str) -> None:
         "chosen_model": "b",
         "rejected_model": "a",
         "is_safe": True,
+        "is_good": 1,
+        "deleted": False,
+        "documents": ["?"],
         "system": "",
     }
     mixed = PAIR | more | {"prompt": "Snow?", "context": "", "id": 7, "meta": [1], "weight": "5 kg"}
@@ -186,7 +195,9 @@ CHAT_PAIR = {"chosen": [assistant("Bleu.")], "rejected": [assistant("Blue.")]}
 HH = "\n\nHuman: Sky?\n\nAssistant: "
 
 
-@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
+@pytest.mark.parametrize(
+    "name", ["system", "system_prompt", "system_message", "system_instruction"]
+)
 @pytest.mark.parametrize(
     "row",
     [

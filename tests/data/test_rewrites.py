@@ -169,6 +169,20 @@ def test_list_of_judged_answers_is_a_ranking(
         rows(tmp_path, [*data, {"prompt": "Snow?", name: [{text: "White."}]}])
 
 
+@pytest.mark.parametrize(
+    ("row", "renaming"),
+    [
+        ({"prompt": "Sky?", "response": "Blue."}, "{response: completion}"),
+        ({"question": "Sky?", "answer": "Blue."}, "{question: prompt, answer: completion}"),
+    ],
+)
+def test_one_question_and_answer_raise_with_their_renaming(
+    tmp_path: Path, row: dict[str, str], renaming: str
+) -> None:
+    with pytest.raises(DatasetError, match=f"set `columns: {renaming}`"):
+        rows(tmp_path, [row], "prompt-completion")
+
+
 def test_answers_without_a_judgement_are_no_ranking(tmp_path: Path) -> None:
     data = [{"prompt": "Sky?", "answers": [{"text": "Blue.", "start": 3}]}]
     with pytest.raises(DatasetError, match="its format is prompt-only"):

@@ -24,6 +24,8 @@ NUMBER_COLUMNS = ("margin", "chosen_gold", "rejected_gold")
 
 BESIDE_TEXT = {*UNREADABLE_KEYS, "chat_template_kwargs"}
 WEIGHTS = {"weight", "sample_weight", "loss_weight", "loss_mask", "train", "mask"}
+CONTEXT = {"context", "history", "passage", "document", "documents"}
+EXCLUDED = {"deleted", "is_deleted", "exclude", "excluded", "skip", "ignore"}
 WINNERS = {"winner", "preference", "preferred", "better"}
 NO_WINNER = ("tie", "both", "neither", "rejected")
 SCORE = ("score", "rating", "reward", "rank")
@@ -47,6 +49,8 @@ def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
             raise _unread(name, value, "training supports only text")
         if name in WEIGHTS and _is_weight(name, value):
             raise _unread(name, value, "rows cannot have weights; repeat or remove the row")
+        if name in EXCLUDED and as_flag(value) is True:
+            raise _unread(name, value, "the row is marked to be left out; remove it")
         if content == "completion" and kind != "prompt-only" and _is_bad(name, value):
             fix = f"if it labels the answer, set `columns: {{{name}: label}}`"
             if name in LABEL_COLUMNS:
@@ -103,16 +107,17 @@ def _context(format: str) -> set[str]:
         return set()
     read = _columns_read(format)
     if read & {"messages", "conversations"}:
-        return {"context", "history", "prompt"}
-    return {"context", "history", "input"} if read & {"prompt", "instruction"} else set()
+        return {*CONTEXT, "prompt"}
+    return {*CONTEXT, "input"} if read & {"prompt", "instruction"} else set()
 
 
 def _check_context(name: str, value: Any, prompt: Any) -> None:
     """Raise RowError if a column's text belongs to the prompt, but is missing there."""
     texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-    if isinstance(value, str) and any(value.strip() in text for text in texts):
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list):
         return
-    if isinstance(value, str | list):
+    if not all(isinstance(p, str) and any(p.strip() in text for text in texts) for p in parts):
         raise _unread(name, value, "the prompt does not contain it, so the model would not see it")
 
 

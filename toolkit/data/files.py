@@ -154,7 +154,21 @@ def _rows_of(value: Any, path: Path) -> list[Any]:
             "file (train.json, test.json) in one folder"
         )
     wrapped = sorted(lists & WRAPPERS)
-    return list(value[wrapped[0]]) if len(wrapped) == 1 else [value]
+    return list(value[wrapped[0]]) if len(wrapped) == 1 else _by_column(value) or [value]
+
+
+def _by_column(value: dict[str, Any]) -> list[Any]:
+    """The rows of an object with a list, or an object of numbered values, for each column."""
+    columns = list(value.values())
+    if columns and all(isinstance(c, dict) and c and all(map(str.isdigit, c)) for c in columns):
+        numbers = dict.fromkeys(number for column in columns for number in column)
+        return [{name: c[n] for name, c in value.items() if n in c} for n in numbers]
+    are_lists = all(
+        isinstance(c, list) and not any(isinstance(v, dict) for v in c) for c in columns
+    )
+    if not are_lists or len({len(column) for column in columns}) != 1:
+        return []
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _is_rows(value: Any) -> bool:

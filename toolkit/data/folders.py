@@ -15,7 +15,8 @@ NAME = re.compile(
 )
 # A part of a name such as test_sft.jsonl or data_test.csv: this file is not for training.
 HELD_OUT = re.compile(
-    "(?<![a-z])(test|testing|valid|validation|val|dev|eval|evaluation)(?![a-z])", re.IGNORECASE
+    "(?<![a-z])(test|testing|valid|validation|val|dev|eval|evaluation|held[_-]?out|hold[_-]?out)(?![a-z])",
+    re.IGNORECASE,
 )
 SPLIT_FOLDER = re.compile("train|test|valid|val|dev|eval", re.IGNORECASE)
 MOST_SHARDS = 100_000

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from toolkit.data.formats import FORMATS, detect_format, unclear_labels
+from toolkit.data.formats import FORMATS, common_columns, detect_format, unclear_labels
 from toolkit.data.messages import Message, Row, as_text, assistant, is_blank, user
-from toolkit.data.rewrites import NEARLY_ALL, Rewrite, apply_all, find_rewrites
+from toolkit.data.rewrites import NEARLY_ALL, Rewrite, apply_all, find_rewrites, renaming_hint
 from toolkit.data.row_errors import RowError
 from toolkit.data.stored_lists import parse_list, stored_columns
 from toolkit.errors import DatasetError
 
-SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "system_instruction")
 LABEL_COLUMNS = ("label", "kto_tag")
 SAMPLE = 1000  # rows from which a layout is found
 MOST = 0.5
@@ -117,7 +117,7 @@ def find_layout(
     layout = Layout(stored_columns(objects[::step]))
     parsed = layout.try_parse(objects[::step])
     rewrites, hint = find_rewrites(parsed)
-    hint = hint or unclear_labels(parsed)
+    hint = hint or unclear_labels(parsed) or renaming_hint(common_columns(parsed))
     layout = replace(layout, rewrites=tuple(rewrites), hint=hint)
     if layout.stored or rewrites or any("kto_tag" in row for row in objects):
         rows = layout.try_parse(objects[::step]) or rows

@@ -129,7 +129,8 @@ def as_flag(value: Any) -> bool | None:
 
 def says_bad(name: str, value: Any) -> bool:
     """Whether a column or key is a flag that marks an answer as bad."""
-    if not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
+    is_number = isinstance(value, int) and name.startswith("is_")
+    if not is_number and str(value).lower() not in ("true", "false"):
         return False  # a category or a probability
     return (name in GOOD and as_flag(value) is False) or (name in BAD and as_flag(value) is True)
 

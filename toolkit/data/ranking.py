@@ -89,7 +89,9 @@ def _completion(item: Any, name: str, prompt: Any) -> Any:
 def _ranks(row: Row, k: int) -> list[int]:
     """The ranks of K completions, from the row's `ranks` or else from its `scores`."""
     name = "scores" if row.get("ranks") is None and "scores" in row else "ranks"
-    values = get_column(row, name)
+    if name not in row:
+        raise RowError("missing column", '"ranks" or "scores" is missing')
+    values = row[name]
     if not isinstance(values, list) or len(values) != k:
         expected = f'"{name}" must be a list of {k} numbers, one for each completion'
         raise RowError("ranks do not fit", expected, values)

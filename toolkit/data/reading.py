@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from toolkit.data.folders import HELD_OUT
 from toolkit.data.formats import common_columns
 from toolkit.data.messages import Row
 from toolkit.data.ranking import finite_number
@@ -96,7 +97,19 @@ def _read(source: Source, parts: Sequence[Part], max_rows: int | None) -> list[C
         chunks = _rename(chunks, source.columns, place=source.place)
     objects = [row for chunk in chunks for row in chunk.rows if isinstance(row, dict)]
     _check_winner(source.columns, objects, place=source.place)
+    _check_one_split(objects, place=source.place)
     return chunks
+
+
+def _check_one_split(rows: Sequence[Row], *, place: str) -> None:
+    """Raise DatasetError if a column `split` puts some of the rows into a test split."""
+    names = {name for row in rows if isinstance(name := row.get("split"), str)}
+    held_out = sorted(name for name in names if HELD_OUT.search(name))
+    if held_out and len(names) > len(held_out):
+        raise DatasetError(
+            f'{place}: the column "split" marks rows as {", ".join(held_out)}, but all rows of a file '
+            "are one split; write each split into its own file, or set `columns: {split: part}`"
+        )
 
 
 def _rename(chunks: list[Chunk], columns: Mapping[str, str], *, place: str) -> list[Chunk]:
@@ -121,7 +134,7 @@ def _check_winner(columns: Mapping[str, str], rows: Sequence[Row], *, place: str
 
     Without renamed answers A and B, the rows may also have the columns from which `chosen` was made.
     """
-    names = common_columns(rows)
+    names = common_columns(rows[:: max(1, len(rows) // STREAM_HEAD)])
     if not names >= {"chosen", "rejected"}:
         return
     old = {new: name for name, new in columns.items()}

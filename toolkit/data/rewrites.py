@@ -70,6 +70,16 @@ def find_rewrites(rows: Sequence[Row]) -> tuple[list[Rewrite], str]:
     return [*rewrites, *pair], unclear
 
 
+def renaming_hint(columns: set[str]) -> str:
+    """The renaming for a dataset of one question and one answer; "" for other columns."""
+    question, answers = _prompt_column(columns), sorted(columns & ANSWER_KEYS)
+    if question is None or len(answers) != 1 or "completion" in columns:
+        return ""
+    names = {question: "prompt", answers[0]: "completion"}
+    pairs = ", ".join(f"{old}: {new}" for old, new in names.items() if old != new)
+    return f"If {answers[0]} is the answer to {question}, set `columns: {{{pairs}}}`."
+
+
 def apply_all(rewrites: Sequence[Rewrite], row: Row) -> Row:
     """The row after all rewrites.
 
