@@ -12,7 +12,13 @@ from typing import Any
 
 from toolkit.errors import ConfigError, Interrupted, ToolkitError
 from toolkit.options.config import check_output_dir, find_config, load_yaml, options_of
-from toolkit.options.stage_options import check_word, require_keys, stage_options
+from toolkit.options.stage_options import (
+    check_folders,
+    check_size,
+    check_word,
+    require_keys,
+    stage_options,
+)
 from toolkit.reading import read_bytes, read_json, read_text
 from toolkit.recipe import AnyCommand, Recipe, commands, files, find, with_words
 from toolkit.runs.integrity import content_of
@@ -66,6 +72,7 @@ class Pipeline:
         content = load_yaml(file)
         require_keys(content, {"output_dir": str, "seed": int, "stages": dict}, file)
         check_word(content["output_dir"], f"{file}: `output_dir`")
+        check_size(content, file)
         output_dir = content["output_dir"] if output_dir is None else output_dir
         check_output_dir(output_dir)
         directory = Path(output_dir).expanduser()
@@ -95,6 +102,7 @@ class Pipeline:
             raise ConfigError(f"{file}: `stages` is empty; add at least one stage")
         seed = content["seed"] if seed is None else seed
         pipeline = cls(directory, seed, tuple(stages), trust_remote_code, tuple(reward_funcs))
+        check_folders({stage.name: pipeline.directory(stage) for stage in stages}, file)
         if reward_funcs and not any(map(pipeline._takes_reward_functions, stages)):
             raise ConfigError(
                 f"{file}: no stage has the option `reward_funcs`; remove --reward_funcs"
@@ -103,7 +111,7 @@ class Pipeline:
 
     def directory(self, stage: Stage) -> Path:
         """The directory that a stage writes to: its option `output_dir`, by default its name."""
-        return Path(stage.options.get("output_dir", self.output_dir / stage.name))
+        return Path(stage.options.get("output_dir", self.output_dir / stage.name)).expanduser()
 
     def command_of(self, stage: Stage) -> AnyCommand:
         """The command that a stage runs."""

@@ -21,6 +21,7 @@ def bad_paths(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     return {
         "too long": (f"{tmp_path}/{'a' * 300}", "File name too long"),
+        "too long and new": (f"{tmp_path}/new/{'ä' * 200}", "File name too long"),
         "too deep": (
             str(tmp_path) + "/" + "b" * 200 + ("/" + "b" * 200) * 30,
             "File name too long",
@@ -38,7 +39,8 @@ def bad_paths(tmp_path):
 
 
 NAMES = (
-    "too long", "too deep", "a file", "in a file", "a pipe", "a link", "in a link", "a loop", "NUL",
+    "too long", "too long and new", "too deep",
+    "a file", "in a file", "a pipe", "a link", "in a link", "a loop", "NUL",
     "a line break", "empty",
 )  # fmt: skip
 

@@ -65,11 +65,67 @@ def test_options_name_earlier_stages(write, tmp_path):
         ("seed: 0", "sead: 0", "unknown key `sead`"),
         ("config: {config}", "config: no.yaml", "`config` no.yaml: neither a config file"),
         ("    recipe: sft\n", "", "`recipe` must be str"),
+        ("seed: 0", "seed: true", "`seed` must be an integer in 0…4294967295, got True"),
+        ("seed: 0", "seed: -1", "`seed` must be an integer"),
+        ("seed: 0", "seed: 99999999999", "`seed` must be an integer"),
     ],
 )
 def test_mistakes_are_named(write, before, after, message):
     with pytest.raises(ConfigError, match=message):
         Pipeline.read(str(write(GOOD.replace(before, after))))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("output_dir: {{recipe: sft, config: world/sft}}", "a stage's name cannot be `output_dir`"),
+        (
+            "a: {{recipe: sft, config: world/sft, options: {{output_dir: 7}}}}",
+            "must be text, got 7",
+        ),
+        (
+            "a: {{recipe: sft, config: world/sft, options: {{config: x}}}}",
+            "`config` is set by the pipe",
+        ),
+        (
+            "a: {{recipe: sft, config: world/sft, options: {{help: true}}}}",
+            "`help` is set by the pipe",
+        ),
+        (
+            "a: {{recipe: sft, config: world/sft, options: {{resume_from_checkpoint: /x}}}}",
+            "`resume_from_checkpoint` is set by the pipeline",
+        ),
+        (
+            """a: {{recipe: sft, config: world/sft, options: {{run_name: "a\\0b"}}}}""",
+            "`run_name` must have at most 100,000 characters and no NUL",
+        ),
+        (
+            "a: {{recipe: sft, config: world/sft, options: {{run_name: " + "a" * 200_000 + "}}}}",
+            "`run_name` must have at most 100,000 characters and no NUL",
+        ),
+        ("a" * 300 + ": {{recipe: sft, config: world/sft}}", "File name too long"),
+        (
+            "\n".join(
+                f"  s{i}: {{{{recipe: sft, config: world/sft}}}}" for i in range(101)
+            ).strip(),
+            "has 101 stages; at most 100 are supported",
+        ),
+        (
+            "a: {{recipe: sft, config: world/sft}}\n"
+            "  b: {{recipe: sft, config: world/sft, options: {{output_dir: '{{a}}'}}}}",
+            "stage `b`: its folder .* is or lies in the folder of stage `a`",
+        ),
+        (
+            "a: {{recipe: sft, config: world/sft}}\n"
+            "  b: {{recipe: sft, config: world/sft, options: {{output_dir: '{{a}}/checkpoint-3'}}}}",
+            "stage `b`: its folder .* is or lies in the folder of stage `a`",
+        ),
+    ],
+)
+def test_stages_that_cannot_run_are_rejected(write, stages, message):
+    text = "output_dir: {out}\nseed: 0\nstages:\n  " + stages + "\n"
+    with pytest.raises(ConfigError, match=message):
+        Pipeline.read(str(write(text)))
 
 
 def test_a_changed_config_changes_its_stage_and_all_that_follow(write, tmp_path):

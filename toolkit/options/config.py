@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import enum
+import errno
 import math
 import os
 import types
@@ -19,6 +20,7 @@ from toolkit.reading import MAX_YAML_BYTES, parse_json, parse_yaml, read_text
 _PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = _PACKAGE / "_shipped" if (_PACKAGE / "_shipped").is_dir() else _PACKAGE.parent
 
+LONGEST_NAME = 255  # bytes of a file's name in common file systems
 # options that run code: which code, and an example value
 RUNS_PYTHON = {
     "trust_remote_code": ("Python that comes with a model", "true"),
@@ -238,6 +240,10 @@ def check_output_dir(path: str) -> None:
     Raises: ConfigError with the reason.
     """
     reason = None if path.isprintable() else "its name has a control character"
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(path).parts):
+        reason = reason or os.strerror(
+            errno.ENAMETOOLONG
+        )  # also in a folder that does not exist yet
     try:
         if reason is None:
             os.lstat(Path(path) / ("x" * 80))  # as long as the names of temporary files

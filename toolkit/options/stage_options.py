@@ -3,10 +3,12 @@
 import argparse
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ConfigError
-from toolkit.options.config import code_option
+from toolkit.options.bounds import SEEDS
+from toolkit.options.config import check_output_dir, code_option
 
 # how a pipeline's user gives an option that runs code
 _ADVICE = {
@@ -14,6 +16,9 @@ _ADVICE = {
     "reward_funcs": "run the pipeline with --reward_funcs FILE.py:FUNCTION",
     "attn_implementation": "run the stage by itself with --attn_implementation OWNER/NAME",
 }
+MOST_STAGES, MOST_CHARACTERS = 100, 100_000
+# options that the pipeline itself gives to its stages
+_SET_BY_PIPELINE = ("config", "help", "resume_from_checkpoint", "timings")
 
 
 def stage_options(
@@ -36,6 +41,10 @@ def stage_options(
             raise ConfigError(
                 f"{place}: an option's name must consist of letters, digits and _, got {name!r}"
             )
+        if name in _SET_BY_PIPELINE:
+            raise ConfigError(f"{place}: `{name}` is set by the pipeline; remove it")
+        if name == "output_dir" and not isinstance(value, str):
+            raise ConfigError(f"{place}: `output_dir` must be text, got {value!r}")
         for word in value if isinstance(value, list) else [value]:
             check_word(word, f"{place}: `{name}`")
         filled[name] = value
@@ -85,8 +94,50 @@ def check_word(word: Any, place: str) -> None:
             f"{place} must be text, a number, a boolean or a list of these, got {word!r}; set it in the "
             "stage's config"
         )
+    if isinstance(word, str) and ("\0" in word or len(word) > MOST_CHARACTERS):
+        raise ConfigError(
+            f"{place} must have at most {MOST_CHARACTERS:,} characters and no NUL character; set it in the "
+            "stage's config"
+        )
     if isinstance(word, str) and word.startswith("-") and not _is_number(word):
         raise ConfigError(f"{place} would be read as another option, got {word!r}; remove the dash")
+
+
+def check_size(content: Mapping[str, Any], file: str) -> None:
+    """Check the seed, the number of stages and the stages' names.
+
+    Raises: ConfigError that names what is wrong.
+    """
+    seed, stages = content["seed"], content["stages"]
+    if isinstance(seed, bool) or not 0 <= seed <= SEEDS:
+        raise ConfigError(f"{file}: `seed` must be an integer in 0…{SEEDS}, got {seed}")
+    if len(stages) > MOST_STAGES:
+        raise ConfigError(f"{file}: has {len(stages)} stages; at most {MOST_STAGES} are supported")
+    if "output_dir" in stages:
+        raise ConfigError(
+            f"{file}: a stage's name cannot be `output_dir`, which stands for the pipeline's folder"
+        )
+
+
+def check_folders(folders: Mapping[str, Path], file: str) -> None:
+    """Check that each stage has a folder of its own, not inside an earlier stage's folder.
+
+    Args:
+        folders: the folder that each stage writes to. A report may be in the pipeline's own folder.
+
+    Raises: ConfigError that names the stages.
+    """
+    resolved: dict[str, Path] = {}
+    for name, folder in folders.items():
+        check_output_dir(str(folder))
+        own = folder.resolve()
+        for other, taken in resolved.items():
+            if own == taken or taken in own.parents:
+                raise ConfigError(
+                    f"{file}: stage `{name}`: its folder {folder} is or lies in the folder of stage "
+                    f"`{other}`; choose another `output_dir`"
+                )
+        resolved[name] = own
 
 
 def _refuse_code(name: Any, value: Any, place: str) -> None:
