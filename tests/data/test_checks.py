@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Regex, normalizers
 
 from tests.data.helpers import chat, load, user, write_rows
 from toolkit.data import check_texts
@@ -79,6 +80,24 @@ def test_marks_of_other_models_chats_are_reported(
     tokenizer.chat_template = "[INST] {{ messages[0].content }} [/INST]"  # as Llama 2's
     check_texts(splits, tokenizer, DataArguments())
     assert "not a token" not in capsys.readouterr().out
+
+
+def test_texts_that_the_tokenizer_changes_are_reported(
+    tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        chat("q", "if x:\n    y = 1 \ufb01\u4f60"),
+        chat("q", "a b"),
+        chat("q", "A long answer. B"),
+    ]
+    splits = load(write_rows(tmp_path / "d.jsonl", rows))
+    check_texts(splits, tokenizer, DataArguments())
+    assert "the tokenizer changes" not in capsys.readouterr().out
+    steps = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    check_texts(splits, tokenizer, DataArguments())
+    line = 'train: the tokenizer changes the text of 2 of the first 3 rows: "if x:\\n    y'
+    assert line in capsys.readouterr().out
 
 
 def test_token_without_embedding_names_the_row(

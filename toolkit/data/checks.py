@@ -13,10 +13,11 @@ from toolkit.data.encoding import (
     encode_text,
 )
 from toolkit.data.messages import Row
-from toolkit.data.rendering import COMPLETIONS, RowCheck, foreign_marks, texts_of
+from toolkit.data.rendering import COMPLETIONS, RowCheck, foreign_marks, misread, texts_of
 from toolkit.data.row_errors import (
     FailedRow,
     RowError,
+    describe,
     error_message,
     row_numbers,
     tally,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_MEASURED = 5000  # rows of a split whose tokens are counted; all rows could take minutes
+MOST_DECODED = 200  # rows of a split whose tokens are decoded again
 REPLACEMENT = "\ufffd"  # decoders write it in place of bytes that are not UTF-8
 
 
@@ -121,6 +123,7 @@ def check_texts(
     _report_special_tokens(checked, check.marks)
     _report_foreign_marks(checked, foreign_marks(tokenizer))
     _report_lost_bytes(checked)
+    _report_misread(checked, tokenizer)
     if max_length is not None:
         _report_lengths(checked, tokenizer, max_length, truncates=truncates)
     return checked
@@ -179,6 +182,19 @@ def _report_lost_bytes(splits: Splits) -> None:
     for split, rows in _rows_with(splits, re.compile(REPLACEMENT)):
         count = f"{len(rows)} of {len(splits[split])} rows contain U+FFFD ({row_numbers(rows)})"
         print(f"{split}: {count}, which replaces bytes that were not UTF-8")
+
+
+def _report_misread(splits: Splits, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Report rows that the tokenizer changes: unknown characters, lost whitespace, lower case."""
+    for split, table in splits.items():
+        rows = table.select(range(min(len(table), MOST_DECODED)))
+        changes = list(filter(None, (misread(tokenizer, row) for row in rows)))
+        if changes:
+            text, back = changes[0]
+            print(
+                f"{split}: the tokenizer changes the text of {len(changes)} of the first {len(rows)} rows: "
+                f"{describe(text)} is read as {describe(back)}"
+            )
 
 
 def _rows_with(splits: Splits, pattern: re.Pattern[str]) -> Iterator[tuple[str, list[FailedRow]]]:

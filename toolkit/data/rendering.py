@@ -1,7 +1,9 @@
 """Checks that the model reads a row's texts unchanged: template marks, rendered messages."""
 
 import re
+import unicodedata
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from toolkit.data.encoding import (
@@ -13,6 +15,7 @@ from toolkit.data.encoding import (
     render_prompt,
     special_tokens,
     thinking_hint,
+    token_ids,
 )
 from toolkit.data.messages import END_OF_THOUGHT, THOUGHT, Message, Row, assistant, user
 from toolkit.data.row_errors import RowError, describe
@@ -138,6 +141,22 @@ def texts_of(row: Row) -> Iterator[tuple[str, str]]:
         elif value is not None:
             for i, message in enumerate(value, start=1):
                 yield f'"{name}" message {i}', message["content"]
+
+
+def misread(tokenizer: "PreTrainedTokenizerBase", row: Row) -> tuple[str, str] | None:
+    """A part of a row's text and what the model reads there, if the tokenizer changes the text.
+
+    Unicode's compatible forms and whitespace at the ends are not compared.
+    """
+    for _, text in texts_of(row):
+        ids = token_ids(tokenizer, text)
+        back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        text, back = (unicodedata.normalize("NFKC", t).strip() for t in (text, str(back)))
+        if text != back:
+            pairs = zip_longest(text, back)
+            start = max(0, next(i for i, (a, b) in enumerate(pairs) if a != b) - 10)
+            return text[start : start + 20], back[start : start + 20]
+    return None
 
 
 def _contains(text: str, answer: str, *, prompt: str) -> bool:
