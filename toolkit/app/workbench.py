@@ -294,7 +294,7 @@ def _room(context: int, length: int) -> int:
     if length >= context:
         raise ConfigError(
             f"the conversation has {length} tokens; the context of the base is {context}: shorten the "
-            "prompt or start a new chat"
+            "prompt or, on Compare, start a new chat"
         )
     return context - length
 
