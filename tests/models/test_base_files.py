@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
@@ -67,6 +68,15 @@ def test_unused_special_token_without_embedding_is_accepted(base):
 def _cut(base):
     file = base / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
+
+
+def test_unused_weights_are_reported(base, capsys):
+    file = base / "model.safetensors"
+    bias = {"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}
+    save_file(load_file(file) | bias, file, metadata={"format": "pt"})
+    loaded(base)
+    line = "1 weights in its files are not used, the first is model.layers.0.self_attn.q_proj.bias"
+    assert line in capsys.readouterr().out
 
 
 def _change_config(**options):

@@ -140,6 +140,13 @@ def test_model_that_reads_later_tokens_is_rejected(one_per_batch):
     check_padded_rows(model, 9, 60, shorten="`x`", one_per_batch=one_per_batch)
 
 
+def test_model_with_nan_is_rejected():
+    model = random_model(LlamaConfig(**SHAPE))
+    model.lm_head.weight[0] = model.model.norm.weight[0] = float("nan")
+    with pytest.raises(ConfigError, match="computes values that are not finite for a row of 9 tok"):
+        check_padded_rows(model, 9, 60, shorten="`x`")
+
+
 def test_context_is_the_length_up_to_which_rows_are_independent():
     """By types of layers, too, as Gemma 3 has them; ALiBi has no limit."""
     assert [independent_length(c) for c in (DYNAMIC, LONG_ROPE, YARN)] == [LIMIT, LIMIT, None]

@@ -123,7 +123,11 @@ def test_first_of_several_named_templates_is_used(chatml):
         ((TRL / "llava_next.jinja").read_text(), "cannot render the messages"),
         ("{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}", "or changes the"),
         ("{% for m in messages %}{{ m.content | e }}<|im_end|>{% endfor %}", "or changes the text"),
-        ("{% for m in messages %}<|im_end|>{% endfor %}", "leaves out or changes the text"),
+        (
+            "{% for m in messages %}<|im_end|>{% endfor %}",
+            "leaves out, repeats or changes the text",
+        ),
+        ("{% for m in messages %}{{ m.content * 2 }}<|im_end|>{% endfor %}", "repeats or changes"),
         ("{% for m in messages %}{{ m.content", "cannot render the messages"),
     ],
 )

@@ -168,12 +168,19 @@ def _reason(error: Exception) -> str:
 
 
 def _check_complete(name: str, report: dict[str, Any]) -> None:
-    """Raise CheckpointError if weights are missing, which would stay random."""
+    """Raise CheckpointError if weights are missing, which would stay random; report unused ones."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
             f"{name}: {len(missing)} weights of the model are not in its files, the first is "
             f"{missing[0]}; they would be random. Download the model again, or correct its config.json"
+        )
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        print(
+            f"{name}: {len(unused)} weights in its files are not used, the first is {unused[0]}; if they "
+            "are a part of the language model, correct its config.json",
+            flush=True,
         )
 
 

@@ -83,7 +83,8 @@ def check_padded_rows(
         shorten: the options that limit the length of rows, for the message.
         one_per_batch: the run never puts two rows into one batch.
 
-    Raises: ConfigError if the states of the short row differ, also from those of its first half.
+    Raises: ConfigError if the states of the short row differ, also from those of its first half, or
+        are not finite.
     """
     most = independent_length(causal.config.get_text_config())
     length = min(shortest, most or shortest)
@@ -116,6 +117,11 @@ def check_padded_rows(
             if name in before and buffer.shape == before[name].shape
             if not torch.equal(buffer, before[name])
         ]
+    if not bool(torch.isfinite(alone).all()):
+        raise ConfigError(
+            f"{name_of(causal)} computes values that are not finite for a row of {shortest} tokens; "
+            "load it with another `dtype`, or download it again"
+        )
     if not _close(causal, prefix[-COMPARED:], whole[:half][-COMPARED:]):
         raise ConfigError(
             f"{name_of(causal)}: what the model computes for a token depends on later tokens, so it cannot "

@@ -253,7 +253,7 @@ def _render(
 
 
 def _require_texts(tokenizer: PreTrainedTokenizerBase, template: str | None, owner: str) -> None:
-    """Raise ConfigError unless a template renders a question and an answer as they are.
+    """Raise ConfigError unless a template renders a question and an answer as they are, once.
 
     Args:
         template: None for the tokenizer's own, which can be a dictionary of several templates.
@@ -264,9 +264,9 @@ def _require_texts(tokenizer: PreTrainedTokenizerBase, template: str | None, own
     except RowError as error:
         problem = str(error)
     else:
-        if _QUESTION in prompt and _ANSWER in chat:
+        if prompt.count(_QUESTION) == chat.count(_ANSWER) == 1:
             return
-        problem = "the chat template leaves out or changes the text of messages"
+        problem = "the chat template leaves out, repeats or changes the text of messages"
         if "type" in str(template or tokenizer.chat_template):
             problem += "; perhaps the template expects their content as a list of parts"
     raise ConfigError(
