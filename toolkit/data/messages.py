@@ -63,7 +63,8 @@ def as_text(value: Any, name: str) -> str:
     if not value.strip():
         raise RowError("empty text", f"{name} must be non-empty text", value)
     try:
-        value.encode()
+        if not value.isascii():
+            value.encode()
     except UnicodeEncodeError as error:
         problem = f"{name} must be Unicode text, got half a surrogate pair at {error.start + 1}"
         raise RowError("not Unicode", problem) from error

@@ -160,7 +160,9 @@ def _mean_ratings(annotations: list[Any]) -> list[float | None]:
 
 def finite_number(value: Any) -> float | None:
     """The value as a finite number, also from text ("4"); None for anything else, such as "N/A"."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     try:
         number = float(value)
