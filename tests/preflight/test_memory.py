@@ -54,7 +54,7 @@ def planner_of(case, folder):
 
 
 def test_memory_tracker_follows_allocations():
-    tracker = MemoryTracker(7, resident=False)
+    tracker = MemoryTracker(new_fake_mode(), 7, resident=False)
     with tracker:
         a = torch.zeros(10, 10)
         b = torch.zeros(3, 7)
@@ -123,7 +123,7 @@ def test_kept_activations_of_layer_equal_hand_count(base):
                 POLICY, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
             )
         roles.model.train()
-        tracker = MemoryTracker(case.vocabulary, resident=False)
+        tracker = MemoryTracker(mode, case.vocabulary, resident=False)
         with tracker:
             out = roles.model.get_base_model().model(
                 input_ids=torch.ones((1, tokens), dtype=torch.long), use_cache=False
@@ -286,7 +286,7 @@ def test_sampling_peak_equals_peak_of_decoding(base):
 
     parts = run_isolated(sampling).parts
     loaded, _ = load_base(case.model(folder))
-    with torch.no_grad(), MemoryTracker(case.vocabulary, resident=True) as tracker:
+    with torch.no_grad(), MemoryTracker(None, case.vocabulary, resident=True) as tracker:
         decode(loaded, [prompt] * 8, max_new_tokens=120, stop=[], pad_id=0, temperature=1.0)
     counted = parts["activations"] + parts["logits"] + parts["kv_cache"]
     assert counted == pytest.approx(tracker.peak, rel=0.05)

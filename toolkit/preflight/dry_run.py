@@ -212,6 +212,7 @@ class DryRun:
 
     def __init__(self, training: DryTraining, trainer: Any, *, cuda: bool) -> None:
         self.trainer, self.args, self.cuda = trainer, trainer.args, cuda
+        self.mode = training.mode
         self.base_bytes, self.vocabulary = training.base_bytes, training.vocabulary
         self.model = trainer.model
         if self.args.gradient_checkpointing:
@@ -250,7 +251,7 @@ class DryRun:
         return self._peak("update", tracker, gradients=gradients)
 
     def _tracker(self) -> MemoryTracker:
-        return MemoryTracker(self.vocabulary, resident=not self.cuda)
+        return MemoryTracker(self.mode, self.vocabulary, resident=not self.cuda)
 
     def _peak(
         self, phase: str, tracker: MemoryTracker, *, gradients: int = 0, **parts: int

@@ -6,12 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 aten = torch.ops.aten
 CHUNK = 32768  # vocabulary columns of the buffer that TRL's fused head multiplies into
+MAX_REAL_BYTES = 1 << 20
 ACTIVATIONS, LOGITS = "activations", "logits"
 
 
@@ -19,9 +25,11 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside the block, count each new storage from its first tensor until its last is freed.
 
     Weights and states are fake tensors. Token ids and masks are real, so that code that reads their values
-    runs as usual. Code that reads the value of a fake tensor, such as a loss for the log, reads 1.
+    runs as usual. Code that reads the value of a fake tensor, such as a loss for the log, reads 1. Results
+    larger than `MAX_REAL_BYTES`, such as a buffer for logits, are fake.
 
     Args:
+        mode: the mode of the fake tensors; None if all tensors are real.
         vocabulary: size of the vocabulary; a tensor with such a dimension counts as logits.
         resident: count resident memory (CPU) instead of allocated memory (GPU). They differ in TRL's
             buffer, whose columns beyond the vocabulary are allocated but never written.
@@ -29,9 +37,9 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `peak` is the highest number of bytes, `at_peak` its parts, `peak_number` the operation's number.
     """
 
-    def __init__(self, vocabulary: int, *, resident: bool) -> None:
+    def __init__(self, mode: FakeTensorMode | None, vocabulary: int, *, resident: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.vocabulary, self.resident = vocabulary, resident
+        self.mode, self.vocabulary, self.resident = mode, vocabulary, resident
         self.held: Counter[str] = Counter()
         self.total = self.peak = self.number = self.peak_number = 0
         self.at_peak: Counter[str] = Counter()
@@ -50,7 +58,9 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return 1.0 if args[0].is_floating_point() else 1
         if func is aten.index.Tensor and isinstance(args[0], FakeTensor):
             args = (args[0], [part for index in args[1] for part in _positions(index)])
-        out = func(*args, **(kwargs or {}))
+        out = self._large_result(func, args, kwargs or {})
+        if out is None:
+            out = func(*args, **(kwargs or {}))
         returned = func._schema.returns
         if len(returned) == 1 and returned[0].alias_info is not None:
             return out  # a view, or a tensor written in place
@@ -58,6 +68,19 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(tensor, Tensor):
                 self._count(tensor)
         return out
+
+    def _large_result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The fake result of a function of real arguments if it is large, else None."""
+        mode = self.mode
+        if mode is None or any(isinstance(v, FakeTensor) for v in tree_iter((args, kwargs))):
+            return None
+        try:
+            with mode:
+                out = func(*args, **kwargs)
+        except (DynamicOutputShapeException, DataDependentOutputException):
+            return None  # the shape or the result depends on the values
+        is_large = isinstance(out, Tensor) and out.untyped_storage().nbytes() > MAX_REAL_BYTES
+        return out if is_large else None
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
