@@ -18,7 +18,7 @@ from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import LabelArguments
 from toolkit.recipe import Command
-from toolkit.runs.parents import made_with, require_adapter
+from toolkit.runs.parents import base_options, made_with, require_adapter
 from toolkit.runs.run import Run
 
 
@@ -46,6 +46,7 @@ def main(labels, model) -> Run:
         because=f"the adapter comes from the parent {labels.parent}",
         made_with=[made_with(labels.parent)],
     )
+    model = model.with_base_of(base_options(labels.parent))
     parents = {"adapter": labels.parent}
     configs = (labels, model)
     with Run.start(labels.output_dir, recipe="label", configs=configs, parents=parents) as run:

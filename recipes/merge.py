@@ -15,7 +15,7 @@ from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import MergeArguments
 from toolkit.recipe import Command
-from toolkit.runs.parents import made_with, require_adapter, require_new
+from toolkit.runs.parents import base_options, made_with, require_adapter, require_new
 from toolkit.runs.run import Run
 
 
@@ -43,6 +43,8 @@ def main(merge, model) -> Run:
         because=f"the adapter comes from the parent {merge.parent}",
         made_with=[made_with(merge.parent)],
     )
+    base = {n: v for n, v in base_options(merge.parent).items() if n.startswith("model_")}
+    model = model.with_base_of(base)
     require_full_precision(model)
     require_mergeable(merge.parent)
     parents = {"adapter": merge.parent}

@@ -307,3 +307,17 @@ def test_dora_on_8bit_cpu_base_names_fix(tiny_base, tmp_path):
     with pytest.raises(ConfigError, match=r"peft_method dora: .* load the base in 4 bit"):
         roles.attach(POLICY, tmp_path)
     assert roles.model is None
+
+
+def test_base_of_run_is_used_unless_a_base_is_named():
+    config = {"model_name_or_path": "some/base", "dtype": "bfloat16", "load_in_4bit": True}
+    config |= {"lora_r": 64, "use_bnb_nested_quant": True}
+    model = ModelArguments().with_base_of(config)
+    assert (model.model_name_or_path, model.dtype, model.load_in_4bit) == (
+        "some/base",
+        "bfloat16",
+        True,
+    )
+    assert model.use_bnb_nested_quant and model.lora_r == ModelArguments().lora_r
+    assert ModelArguments(model_name_or_path="mine").with_base_of(config).dtype == "float32"
+    assert ModelArguments().with_base_of({}) == ModelArguments()

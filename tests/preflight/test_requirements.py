@@ -133,6 +133,21 @@ def test_check_and_recipe_reject_same_options(name, bad_options, tiny_base, tmp_
     assert str(raised.value) in capsys.readouterr().out
 
 
+def test_base_of_parent_is_used_unless_a_base_is_named(tiny_base, sft_run, tmp_path):
+    Run(sft_run, "sft", state="finished", config={"model_name_or_path": str(tiny_base)}).save()
+    words = ["--parent", str(sft_run), "--output_dir", str(tmp_path / "run"), *PAIRS]
+    options, _ = check_requirements(find_recipe("dpo"), stage_of("dpo", *words).options)
+    assert options.model.model_name_or_path == str(tiny_base)
+    named = stage_of("dpo", *words, "--model_name_or_path", "other/base").options
+    options, _ = check_requirements(find_recipe("dpo"), named)
+    assert options.model.model_name_or_path == "other/base"
+    first = stage_of("sft", "--model_name_or_path", str(tiny_base), "--dtype", "bfloat16")
+    words[1] = "planned/sft"
+    second = stage_of("dpo", *words).options
+    options, _ = check_requirements(find_recipe("dpo"), second, planned={"planned/sft": first})
+    assert (options.model.model_name_or_path, options.model.dtype) == (str(tiny_base), "bfloat16")
+
+
 def test_check_rejects_bad_rows_of_demonstrations(tiny_base, sft_run, tmp_path, capsys):
     file = tmp_path / "shown.jsonl"
     file.write_text(json.dumps({"prompt": "Q", "completion": ""}) + "\n", encoding="utf-8")

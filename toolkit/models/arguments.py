@@ -24,6 +24,8 @@ _USED_BY = {
     "num_virtual_tokens": ("prefix", "prompt"),
 }
 _FOUR_BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
+# options that select the base and its precision
+BASE = ("model_name_or_path", "model_revision", "dtype", "load_in_4bit", "load_in_8bit", *_FOUR_BIT)
 
 
 @dataclass
@@ -100,6 +102,14 @@ class ModelArguments(ModelConfig):  # type: ignore[misc]
         values = [getattr(arguments, name) for arguments in (self, other)]
         ours, theirs = (sorted(v) if isinstance(v, list) else v for v in values)
         return bool(ours == theirs)
+
+    def with_base_of(self, config: Mapping[str, Any]) -> "ModelArguments":
+        """These options with the base and the precision of a run's config, unless a base is named."""
+        if self.model_name_or_path is not None:
+            return self
+        own = {name: config[name] for name in BASE if config.get(name) is not None}
+        changed = {n: v for n, v in own.items() if getattr(self, n) == _default(n)}
+        return dataclasses.replace(self, **changed)
 
     @classmethod
     def of(cls, model: ModelConfig) -> "ModelArguments":

@@ -8,11 +8,11 @@ from typing import Any
 
 from toolkit.data.loading import check_source
 from toolkit.errors import ConfigError
-from toolkit.models.arguments import reject_adapter_options
+from toolkit.models.arguments import ModelArguments, reject_adapter_options
 from toolkit.options.bounds import check_numbers
 from toolkit.options.unsupported import reject_unsupported, reject_unusable
 from toolkit.recipe import Options, Recipe, recipes
-from toolkit.runs.parents import made_with, require_adapter
+from toolkit.runs.parents import base_options, made_with, require_adapter
 from toolkit.runs.replacing import refuse_unfinished
 from toolkit.runs.resuming import is_requested, last_checkpoint
 from toolkit.runs.settings import read_settings, require_same, settings_of
@@ -27,9 +27,9 @@ def check_requirements(
     For a stage of a pipeline, `planned` holds the directories that earlier stages will write. Then no
     checkpoint is looked up, because the pipeline decides what to resume.
 
-    Returns: the resolved options (an ensemble's directory becomes those of its members; with `use_cpu` on a
-        machine with a GPU the base's `device_map` is "cpu"), and the checkpoint to resume from (None for a
-        fresh start).
+    Returns: the resolved options (an ensemble's directory becomes those of its members; without
+        `model_name_or_path`, the base is that of the parent; with `use_cpu` on a machine with a GPU, the
+        base's `device_map` is "cpu"), and the checkpoint to resume from (None for a fresh start).
     Raises: ConfigError, DatasetError or CheckpointError that names the option and the fix.
     """
     from toolkit.preflight.options import try_options  # heavy: imports the trainers
@@ -52,6 +52,7 @@ def check_requirements(
             made_with=[_planned_made_with(parent, planned_runs)],
         )
     options = recipe.requirements(options, planned_runs)
+    options = _on_base_of_parents(options, planned_runs)
     if parent is not None and not is_planned(parent, planned_runs):
         require_adapter(parent, "parent")
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
@@ -109,6 +110,20 @@ def _planned_made_with(parent: str, planned: Mapping[str, Any]) -> dict[str, Any
     if grandparent is not None:
         return _planned_made_with(grandparent, planned)
     return {} if model is None else vars(model)
+
+
+def _on_base_of_parents(options: Options, planned: Mapping[str, Any]) -> Options:
+    """The options with the base of the parent or of the first reward model, unless a base is named."""
+    model = ModelArguments.of(options.model)
+    for run in (options.parent, *options.rewards):
+        if run is None or model.model_name_or_path is not None:
+            continue
+        if is_planned(run, planned):
+            stage_model = getattr(planned[str(run)], "model", None)
+            model = model if stage_model is None else model.with_base_of(vars(stage_model))
+        else:
+            model = model.with_base_of(base_options(run))
+    return options._replace(model=model)
 
 
 def _on_one_device(recipe: Recipe, options: Options) -> Options:

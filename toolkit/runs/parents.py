@@ -1,10 +1,12 @@
 """Checks of the runs that options name, by their files, before anything is loaded."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError
+from toolkit.reading import read_json
 from toolkit.runs.integrity import WITHIN_A_RUN, changed
 from toolkit.runs.locking import LOCK
 from toolkit.runs.resuming import adapter_damage
@@ -96,6 +98,23 @@ def made_with(path: str | os.PathLike[str]) -> dict[str, Any]:
         if "adapter" not in run.parents:
             return run.config
         path = run.parents["adapter"]
+    return {}
+
+
+def base_options(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The options with which a run loaded its base, by the config of the run that holds an adapter.
+
+    Returns: for an adapter made elsewhere, only the base's name from its config; empty if that is unknown.
+    """
+    folder = Path(path)
+    if folder.name.startswith("checkpoint-") and not (folder / MANIFEST).is_file():
+        folder = folder.parent
+    try:
+        return Run.load(folder).config
+    except CheckpointError:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            name = read_json(Path(path) / "adapter_config.json").get("base_model_name_or_path")
+            return {"model_name_or_path": name}
     return {}
 
 
