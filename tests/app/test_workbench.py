@@ -59,18 +59,18 @@ class Plain:
         answer_ids = ids[0, self.prompt.shape[1] :].tolist()
         return answer_ids, self.tokenizer.decode(answer_ids, skip_special_tokens=True)
 
+    @torch.no_grad()
     def sampled(self, temperature: float, seed: int) -> list[int]:
-        """Up to 12 tokens sampled by transformers."""
-        torch.manual_seed(seed)
-        ids = self.model.generate(
-            input_ids=self.prompt,
-            attention_mask=torch.ones_like(self.prompt),
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=12,
-        )
+        """Up to 12 tokens; each is looked up by a random number in the cumulative probabilities."""
+        generator, ids = torch.Generator().manual_seed(seed), self.prompt
+        for _ in range(12):
+            logits = self.model(ids).logits[0, -1]
+            cumulative = (logits / temperature).softmax(-1).double().cumsum(-1)
+            number = torch.rand(1, generator=generator, dtype=torch.float64)
+            token = int((cumulative <= number * cumulative[-1]).sum())
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+            if token == self.model.config.eos_token_id:
+                break
         return ids[0, self.prompt.shape[1] :].tolist()
 
     @torch.no_grad()

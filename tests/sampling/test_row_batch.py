@@ -13,7 +13,7 @@ from tests.app.conftest import make_run, runs, runs_template, tiny_base  # noqa:
 from toolkit.app.workbench import Workbench
 from toolkit.kernels import use_kernels
 from toolkit.kernels.fused_lora import FusedLoraLinear
-from toolkit.sampling.row_batch import Row, RowBatch, choose
+from toolkit.sampling.row_batch import Row, RowBatch, choose, sample_rows
 from toolkit.sampling.settings import Drawing
 
 pytestmark = pytest.mark.slow
@@ -84,6 +84,41 @@ def test_greedy_rows_equal_each_row_alone(
         finish(decoding)
         assert [r.ids for r in rows] == [alone(roles, r) for r in rows]
         assert len({tuple(alone(roles, row(0, n))) for n in ("sft", None, "dpo", "wide")}) == 4
+
+
+def test_rows_of_all_roles_share_batches(roles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three at a time; DoRA is by itself; equal contexts of a role are prefilled once."""
+    names = ["sft", None, "dpo", "wide", "dora"]
+    rows = [row(i, name) for name in names for i in (0, 1, 2, 3, 0)]
+    rows += [row(1, "sft", temperature=1.0, seed=seed) for seed in (5, 5, 6)]
+    done: list[Row] = []
+    prefilled, join = [], RowBatch.join
+
+    def recorded(self: RowBatch, joining: list[Row]) -> None:
+        prefilled.append(len(joining))
+        join(self, joining)
+        assert len(self.rows) <= 3
+
+    monkeypatch.setattr(RowBatch, "join", recorded)
+    sample_rows(roles, rows, stop=[2], pad_id=0, batch_size=3, progress=done.append)
+    assert len(done) == len(rows) == sum(prefilled) and all(r.done for r in rows)
+    assert [r.ids for r in rows[:25]] == [alone(roles, r) for r in rows[:25]]
+    same, again, other = (r.ids for r in rows[25:])
+    assert same == again != other
+
+
+def test_cache_forgets_columns_of_rows_that_left(roles: Any) -> None:
+    decoding = batch(roles)
+    decoding.join([row(1, "sft", max_new_tokens=2)])  # the longest prompt
+    later = row(3, "dpo", max_new_tokens=6)
+    decoding.step()
+    decoding.join([later])
+    decoding.step()
+    last = row(0, "sft")
+    decoding.join([last])
+    assert decoding._attention.shape[1] == max(len(later.prompt) + 1, len(last.prompt))
+    finish(decoding)
+    assert [later.ids, last.ids] == [alone(roles, later), alone(roles, last)]
 
 
 def test_rows_may_join_and_leave_between_tokens(roles: Any) -> None:
@@ -168,9 +203,9 @@ def test_top_k_and_top_p_equal_those_of_transformers(top_k: int, top_p: float) -
     warpers = [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     kept = LogitsProcessorList(warpers)(torch.zeros(1, 1), logits[None] / 0.9)[0] > -torch.inf
-    generator = torch.Generator().manual_seed(1)
     drawing = Drawing(temperature=0.9, top_k=top_k, top_p=top_p)
-    tokens = {choose(logits, drawing, generator) for _ in range(3000)}
+    row = Row([1], None, drawing, generator=torch.Generator().manual_seed(1))
+    tokens = set(choose(logits.repeat(3000, 1), [row] * 3000).tolist())
     probable = (logits / 0.9).softmax(-1) > 0.01
     assert tokens <= set(kept.nonzero().flatten().tolist())
     assert tokens >= set((kept & probable).nonzero().flatten().tolist())

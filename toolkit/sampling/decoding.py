@@ -156,15 +156,19 @@ def next_token(head: VocabularyHead, hidden: Tensor, temperature: float) -> tupl
     return token, logprobs.gather(-1, token.unsqueeze(-1)).squeeze(-1)
 
 
-def draw(probs: Tensor) -> Tensor:
+def draw(probs: Tensor, numbers: Tensor | None = None) -> Tensor:
     """A token `(B,)` for each row of probabilities `(B, V)`.
 
     `multinomial` draws a random number for every token of the vocabulary, which on a CPU takes a quarter of
     the sampling time. Here one number per row is looked up in the row's cumulative probabilities.
+
+    Args:
+        numbers: a random number below 1 for each row, `(B, 1)`, float64; default: from torch's generator.
     """
-    if probs.device.type != "cpu":
+    if numbers is None and probs.device.type != "cpu":
         return torch.multinomial(probs, 1).squeeze(-1)
-    numbers = torch.rand(len(probs), 1, dtype=torch.float64)
+    if numbers is None:
+        numbers = torch.rand(len(probs), 1, dtype=torch.float64)
     size = max(1, SLICE_BYTES // (8 * probs.shape[1]))
     tokens = []
     for part, number in zip(torch.split(probs, size), torch.split(numbers, size), strict=True):
@@ -207,6 +211,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         end = self.get_seq_length()
         self._room = (self._room[0][indices], self._room[1][indices])
         self.keys, self.values = (room[:, :, :end] for room in self._room)
+
+    def drop_first(self, count: int) -> None:
+        """Remove the first `count` tokens of all rows."""
+        if self.is_initialized:
+            self.keys, self.values = (s[:, :, count:] for s in (self.keys, self.values))
+            self._room = None
 
     def join(self, other: "GrowingLayer", length: int) -> None:
         """Append the rows of another layer; both are padded on the left to `length` tokens."""

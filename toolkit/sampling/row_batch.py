@@ -4,7 +4,8 @@ If eight checkpoints answer a prompt, their rows are one batch: the base's weigh
 for all eight. A row's tokens depend only on its own prompt, adapter, settings and seed.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -14,7 +15,15 @@ from transformers import DynamicCache
 
 from toolkit.kernels.chunked_logprobs import VocabularyHead
 from toolkit.models.roles import Roles
-from toolkit.sampling.decoding import GrowingLayer, growing_cache, keep_rows, pad_left, read
+from toolkit.sampling.decoding import (
+    LEAVE_AT,
+    GrowingLayer,
+    draw,
+    growing_cache,
+    keep_rows,
+    pad_left,
+    read,
+)
 from toolkit.sampling.settings import Drawing
 
 
@@ -72,16 +81,26 @@ class RowBatch:
             if row.generator is None:
                 row.generator = torch.Generator(device).manual_seed(row.drawing.seed)
         cache = growing_cache(base)
+        contexts = [(row.adapter, tuple(row.prompt + row.ids)) for row in rows]
+        distinct = list(dict.fromkeys(contexts))  # equal contexts are prefilled once
         ids, attention = (
-            t.to(device) for t in pad_left([r.prompt + r.ids for r in rows], self._pad)
+            t.to(device) for t in pad_left([list(ids) for _, ids in distinct], self._pad)
         )
-        with self._roles.mixed([r.adapter for r in rows]):
+        with self._roles.mixed([adapter for adapter, _ in distinct]):
             hidden = read(base, ids, attention, cache)
+        if len(distinct) < len(rows):
+            number = {context: i for i, context in enumerate(distinct)}
+            index = torch.tensor([number[context] for context in contexts], device=device)
+            keep_rows(cache, index)
+            hidden, attention = hidden[index], attention[index]
         if self._cache is None:
             self._cache, self._attention, self._hidden = cache, attention, hidden
         else:
+            unused = int(self._attention.any(0).int().argmax())  # columns of rows that have left
+            self._attention = self._attention[:, unused:]
             length = max(self._attention.shape[1], attention.shape[1])
             for layer, new_layer in zip(self._cache.layers, cache.layers, strict=True):
+                layer.drop_first(unused)
                 layer.join(new_layer, length)
             both = (_wider(self._attention, length), _wider(attention, length))
             self._attention, self._hidden = torch.cat(both), torch.cat([self._hidden, hidden])
@@ -95,19 +114,15 @@ class RowBatch:
         """
         self._resume()
         assert self._head is not None
-        tokens = []
-        all_logits = self._head.logits(self._hidden)
-        finite = all_logits.amax(-1).isfinite().tolist()  # NaN if any is NaN
-        for row, logits, is_finite in zip(self.rows, all_logits, finite, strict=True):
-            if not is_finite:
+        logits = self._head.logits(self._hidden)
+        finite = logits.amax(-1).isfinite()  # NaN if any is NaN
+        tokens = choose(logits.masked_fill(~finite.unsqueeze(-1), 0.0), self.rows).tolist()
+        for row, token, is_finite in zip(self.rows, tokens, finite.tolist(), strict=True):
+            if is_finite:
+                row.ids.append(token)
+                row.ended = token in self._stop
+            else:
                 row.diverged = True
-                tokens.append(self._pad)
-                continue
-            assert row.generator is not None
-            token = choose(logits, row.drawing, row.generator)
-            row.ids.append(token)
-            row.ended = token in self._stop
-            tokens.append(token)
         done = [row for row in self.rows if row.done]
         remaining = [t for row, t in zip(self.rows, tokens, strict=True) if not row.done]
         self.leave(done)
@@ -150,18 +165,62 @@ def _wider(attention: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(attention, (length - attention.shape[1], 0))
 
 
-def choose(logits: Tensor, drawing: Drawing, generator: torch.Generator) -> int:
-    """Choose a token id from a row's float32 logits `(V,)`: greedily or with temperature, top-k, top-p."""
-    if drawing.temperature == 0:
-        return int(logits.argmax(-1))
-    logits = logits / drawing.temperature
-    if 0 < drawing.top_k < logits.shape[-1]:
-        least = logits.topk(drawing.top_k).values[-1]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+def sample_rows(
+    roles: Roles,
+    rows: Iterable[Row],
+    *,
+    stop: Sequence[int],
+    pad_id: int,
+    batch_size: int,
+    progress: Callable[[Row], None] = lambda row: None,
+) -> None:
+    """Decode rows of any roles until all are done; up to `batch_size` of them share a batch.
+
+    Rows whose adapter cannot share a batch, such as DoRA, are decoded by themselves.
+
+    Args:
+        progress: called with each row when it is done.
+    """
+    groups: dict[str | None, deque[Row]] = {}
+    for row in sorted(rows, key=lambda row: (len(row.prompt), row.prompt)):
+        shares = row.adapter is None or roles.can_mix(row.adapter)
+        groups.setdefault(None if shares else row.adapter, deque()).append(row)
+    for waiting in groups.values():
+        batch = RowBatch(roles, stop=stop, pad_id=pad_id)
+        try:
+            while waiting or batch.rows:
+                room = batch_size - len(batch.rows)
+                if waiting and batch.joinable and room >= min(LEAVE_AT * batch_size, len(waiting)):
+                    batch.join([waiting.popleft() for _ in range(min(room, len(waiting)))])
+                for row in batch.step():
+                    progress(row)
+        finally:
+            batch.pause()
+
+
+def choose(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """A token id `(B,)` for each row of float32 logits `(B, V)`: greedily or by the row's drawing."""
+    greedy = logits.argmax(-1)
+    sampled = [i for i, row in enumerate(rows) if row.drawing.temperature > 0]
+    if not sampled:
+        return greedy
+    drawings = [rows[i].drawing for i in sampled]
+    temperatures = torch.tensor([[d.temperature] for d in drawings], device=logits.device)
+    logits = logits[sampled] / temperatures
+    for row_logits, drawing in zip(logits, drawings, strict=True):
+        if 0 < drawing.top_k < logits.shape[-1]:
+            least = row_logits.topk(drawing.top_k).values[-1]
+            row_logits.masked_fill_(row_logits < least, -torch.inf)
     probs = logits.softmax(-1)
-    if drawing.top_p < 1:
-        probs = _nucleus(probs, drawing.top_p)
-    return int(torch.multinomial(probs, 1, generator=generator))
+    for row_probs, drawing in zip(probs, drawings, strict=True):
+        if drawing.top_p < 1:
+            row_probs.copy_(_nucleus(row_probs, drawing.top_p))
+    numbers = [
+        torch.rand(1, generator=rows[i].generator, dtype=torch.float64, device=logits.device)
+        for i in sampled
+    ]
+    greedy[sampled] = draw(probs, torch.stack(numbers))
+    return greedy
 
 
 def _nucleus(probs: Tensor, top_p: float) -> Tensor:
