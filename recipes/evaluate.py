@@ -10,6 +10,7 @@ Writes  report.json, report.md, report.txt and the plots (PNG).
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.cli import run as run_command
@@ -17,8 +18,10 @@ from toolkit.errors import ConfigError
 from toolkit.options.arguments import DataArguments, EvaluateArguments
 from toolkit.reading import parse_json
 from toolkit.recipe import Command, holds, is_supervised
-from toolkit.runs.parents import made_with, require_adapter
-from toolkit.runs.run import Run
+from toolkit.runs.parents import base_options, made_with, require_adapter
+from toolkit.runs.run import MANIFEST, Run
+
+FEW_SHOT = 4  # demonstrations before each prompt of a base without a chat template of its own
 
 
 def main(args, model) -> Run:
@@ -47,6 +50,7 @@ def main(args, model) -> Run:
 
     from toolkit.data.auxiliary import held_out_texts, load_demonstrations, load_split
     from toolkit.evaluation.evaluate import Checkpoint, evaluate_all, role_ids
+    from toolkit.evaluation.held_out import held_out_prompts, held_out_rows
     from toolkit.evaluation.judge import judge_reward_model
     from toolkit.evaluation.render import to_text, write
     from toolkit.evaluation.report import build, examples
@@ -61,6 +65,7 @@ def main(args, model) -> Run:
         because="the adapters come from the runs",
         made_with=[made_with(run.path) for run in sources.values()],
     )
+    model = model.with_base_of(base_options(sources[sft].path))
     began = time.monotonic()
     parents = {name: str(run.path) for name, run in sources.items()}
     with Run.start(
@@ -71,15 +76,22 @@ def main(args, model) -> Run:
         parent = sources[sft].path
         tokenizer = base_tokenizer(model, parent=parent, trust_remote_code=trust)
         options = {"drop_bad_rows": args.drop_bad_rows, "seed": args.seed, "tokenizer": tokenizer}
-        rows = load_split(args.prompts, args.prompts_split, option="prompts_split", **options)
+        if args.prompts is None:
+            later = [run for name, run in sources.items() if name != sft]
+            rows = held_out_prompts([*later, sources[sft]], tokenizer)
+        else:
+            rows = load_split(args.prompts, args.prompts_split, option="prompts_split", **options)
         prompts = [row["prompt"] for row in rows][: args.max_prompts] * args.samples_per_prompt
         data_args = DataArguments(drop_bad_rows=args.drop_bad_rows)
         demonstrations = load_demonstrations(
             args.demonstrations, data_args, seed=args.seed, tokenizer=tokenizer
         )
-        comparisons = load_split(
-            args.comparisons, "test", option="comparisons", kind="preference", **options
-        )
+        if args.comparisons is None and judges and (Path(args.reward_model) / MANIFEST).is_file():
+            comparisons = held_out_rows(Run.load(args.reward_model), tokenizer)
+        else:
+            comparisons = load_split(
+                args.comparisons, "test", option="comparisons", kind="preference", **options
+            )
         roles, tokenizer = load_roles(model, parent=parent, trust_remote_code=trust)
         run.base = roles.fingerprint
         ids = role_ids(sources)
@@ -90,20 +102,28 @@ def main(args, model) -> Run:
         names = [REWARD] if len(judges) == 1 else [f"{REWARD}_{i}" for i in range(len(judges))]
         for name, judge in zip(names, judges, strict=True):
             roles.attach(name, judge, head=True)
+        main, others = Sampling(args.max_new_tokens, args.temperature), None
+        if args.other_temperatures is not None:
+            others = {f"{t:g}": replace(main, temperature=t) for t in args.other_temperatures}
+        few_shot = args.few_shot
+        if few_shot is None:
+            own = base_tokenizer(model, parent=None, trust_remote_code=trust).chat_template
+            few_shot = 0 if own and own == tokenizer.chat_template else FEW_SHOT
         evaluation = evaluate_all(
             roles,
             tokenizer,
             checkpoints,
             prompts,
-            sampling=Sampling(args.max_new_tokens, args.temperature),
+            sampling=main,
+            others=others,
             sft=sft,
             rewards=names,
-            few_shot=[tuple(map(_as_text, row)) for row in demonstrations[: args.few_shot]],
+            few_shot=[tuple(map(_as_text, row)) for row in demonstrations[:few_shot]],
             texts=held_out_texts(args.texts, tokenizer),
             batch_size=args.batch_size,
             generation_batch_size=args.generation_batch_size,
             seed=args.seed,
-            progress=print,
+            show_progress=True,
         )
         reward_report = None
         if judges and comparisons:

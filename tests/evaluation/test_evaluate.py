@@ -157,7 +157,7 @@ def test_without_world_or_reward_model_values_are_none(roles, tokenizer):
     sft = report["checkpoints"]["sft"]
     assert (sft["gold"], sft["proxy"], sft["rates"], sft["kl_to_sft"]) == (None,) * 4
     assert sft["win_rate_vs_sft"] == {"gold": None, "proxy": None}
-    assert list(sft["other_sampling"]) == ["1.0"]  # the main sampling is greedy
+    assert sft["other_sampling"] == {}
     assert [e["prompt"] for e in examples(evaluation)] == ["Once upon a time", "What is 1 plus 1?"]
 
 

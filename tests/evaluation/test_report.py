@@ -11,7 +11,7 @@ from tests.evaluation.conftest import entry, interval
 from toolkit.errors import DatasetError
 from toolkit.evaluation.failures import warnings
 from toolkit.evaluation.plots import draw_all, short_name
-from toolkit.evaluation.render import as_text, to_markdown, to_text, write
+from toolkit.evaluation.render import PLOTS, as_text, to_markdown, to_text, write
 from toolkit.evaluation.report import validate
 
 EVIL = "<img src=x onerror=alert(1)> | a\n\n# b ![i](http://evil.example/x.png) `c` \x1b[31m\u202e"
@@ -136,6 +136,24 @@ def test_markdown_has_tables_and_plots(report):
     assert "sft, greedy" in page
     assert "| accuracy: the score prefers the chosen answer | 0.670 [0.64, 0.70] |" in page
     assert "| ppo | 101.5 |" in page
+
+
+def test_report_without_gold_mentions_no_gold(report):
+    report["few_shot"] = 0
+    for key in ("clear_gold_accuracy", "ceiling"):
+        report["reward_model"][key] = None
+    report["reward_model"]["accuracy_by_margin"] = [
+        {"low": 0.0, "high": 1.0, "accuracy": 0.6, "pairs": 9}
+    ]
+    for checkpoint in report["checkpoints"].values():
+        for summary in (checkpoint, *checkpoint["other_sampling"].values()):
+            summary["gold"] = summary["win_rate_vs_sft"]["gold"] = summary["rates"] = None
+    page = to_markdown(report, plots=list(PLOTS))
+    assert "gold" not in page.replace("gold_proxy.png", "")
+    assert "gold" not in to_text(report)
+    assert "through its chat template, without demonstrations" in page
+    report["few_shot"] = 4
+    assert "after 4 demonstrations" in to_markdown(report)
 
 
 def test_terminal_table_fits_100_columns(report):

@@ -245,6 +245,7 @@ def test_evaluation_reads_only_test_split_in_batches(
     tiny_base, sft_run, reward_run, tmp_path, monkeypatch
 ):
     sft = Run.start(tmp_path / "runs" / "sft", recipe="sft")
+    sft.config = {"model_name_or_path": str(tiny_base), "dtype": "float32"}
     sft.base = json.loads((sft_run / BASE_FILE).read_text())
     shutil.copytree(sft_run, sft.path, dirs_exist_ok=True)
     sft.finish()
@@ -264,10 +265,17 @@ def test_evaluation_reads_only_test_split_in_batches(
 
     monkeypatch.setattr(judge, "score_ids", recorded)
     options = {"runs": sft.path, "reward_model": reward_run, "comparisons": data, "batch_size": 3}
-    options |= {"max_prompts": 2, "max_new_tokens": 4, "demonstrations": "world:demonstrations"}
+    options |= {
+        "prompts": data,
+        "max_prompts": 2,
+        "max_new_tokens": 4,
+        "demonstrations": "world:demonstrations",
+    }
     words = [w for name, value in options.items() for w in (f"--{name}", str(value))]
-    words += ["--model_name_or_path", str(tiny_base), "--output_dir", str(tmp_path / "report")]
+    words += ["--output_dir", str(tmp_path / "report")]
     assert run(find("evaluate"), words) == 0
     assert set(batch_sizes) == {3}
     report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["prompts"], report["few_shot"]) == (2, 0)  # the base has a chat template
+    assert report["checkpoints"]["sft"]["other_sampling"] == {}
     assert report["reward_model"]["pairs"] == 2

@@ -17,8 +17,8 @@ LONGEST = 600  # characters of an example's answer
 TERMINAL = 100  # columns
 ABSENT = "–"
 PLOTS = {
-    "gold_proxy.png": "Mean gold utility and mean score of each checkpoint",
-    "win_rates.png": "Win rate over SFT under three samplings",
+    "gold_proxy.png": "Mean score of each checkpoint, one panel per scorer",
+    "win_rates.png": "Win rate over SFT under each sampling",
     "rates.png": "Behaviour of each checkpoint",
     "training.png": "Score, KL and length during PPO",
     "calibration.png": "Agreement of the labels with the reward model, by its probability",
@@ -44,7 +44,7 @@ REWARD_MODEL = {
     "demonstration_mean": "mean score of the demonstrations",
 }
 ACCURACY_BY = {
-    "accuracy_by_margin": "accuracy by the margin of the label (or of gold)",
+    "accuracy_by_margin": "accuracy by the margin of the label{or_gold}",
     "accuracy_by_length": "accuracy by tokens of the chosen answer minus tokens of the rejected answer",
 }
 
@@ -91,6 +91,7 @@ def to_markdown(
         _entries_table(entries, columns),
         "Win rates are over the SFT model's answers to the same prompts, ties counting half. KL is "
         "in nats per answer, length in tokens, lm_loss in nats per token of pretraining text.",
+        _base_prompting(report),
     ]
     problems = warnings(report)
     if problems:
@@ -106,6 +107,14 @@ def to_markdown(
     if examples:
         parts += ["## Examples", _examples_table(examples)]
     return "\n\n".join(parts) + "\n"
+
+
+def _base_prompting(report: Report) -> str:
+    """How the base without an adapter was prompted."""
+    count = report.get("few_shot") or 0
+    if count:
+        return f"The base answered each prompt after {count} demonstrations."
+    return "The base answered each prompt through its chat template, without demonstrations."
 
 
 def to_text(report: Report) -> str:
@@ -183,7 +192,12 @@ def _other_samplings(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 def _reward_model_part(section: Entry) -> list[str]:
     if not section:
         return []
-    values = {label: _number(section.get(key), 3) for key, label in REWARD_MODEL.items()}
+    has_gold = section.get("ceiling") is not None
+    values = {
+        label: _number(section[key], 3)
+        for key, label in REWARD_MODEL.items()
+        if section.get(key) is not None
+    }
     tau, ece = ((section.get(key) or {}) for key in ("kendall_tau", "calibration"))
     values["Kendall's τ with the labels, mean over prompts"] = _number(tau.get("mean"), 3)
     values["expected calibration error of σ(score − score)"] = _number(ece.get("ece"), 3)
@@ -199,6 +213,7 @@ def _reward_model_part(section: Entry) -> list[str]:
         rows = [(str(i), _number(accuracy, 3)) for i, accuracy in enumerate(members)]
         tables.append(_table(["member of the ensemble", ACCURACY], rows))
     for key, title in ACCURACY_BY.items():
+        title = title.format(or_gold=" (or of gold)" if has_gold else "")
         if section.get(key):
             parts = [
                 (f"{p['low']:g} to {p['high']:g}", _number(p["accuracy"], 3), str(p["pairs"]))

@@ -58,6 +58,7 @@ def build(
         "answers": len(groups),
         "seed": evaluation.seed,
         "sampling": asdict(evaluation.sampling),
+        "few_shot": evaluation.few_shot,
         "sft": evaluation.sft,
         "checkpoints": {
             name: _checkpoint(measured, reference, groups, evaluation.seed)

@@ -267,7 +267,10 @@ class EvaluateArguments:
     )
     comparisons: str | None = field(
         default=None,
-        metadata={"help": "Preference dataset; the reward model is evaluated on its test split."},
+        metadata={
+            "help": "Preference dataset; the reward model is evaluated on its test split. Default: "
+            "the comparisons that the reward model's run held out."
+        },
     )
     demonstrations: str | None = field(
         default=None,
@@ -277,7 +280,13 @@ class EvaluateArguments:
         default=False,
         metadata={"help": "Drop and count malformed rows instead of stopping at the first one."},
     )
-    prompts: str = field(default="world:prompts", metadata={"help": "Dataset of held-out prompts."})
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset of held-out prompts. Default: the prompts that the runs held out, those of "
+            "the first run after SFT."
+        },
+    )
     prompts_split: str = field(default="test", metadata={"help": "Split of `prompts`."})
     max_prompts: int | None = field(default=None, metadata={"help": "Number of prompts to use."})
     samples_per_prompt: int = field(
@@ -287,8 +296,21 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Held-out text for lm_loss: world:corpus, or JSONL with `text`."},
     )
-    few_shot: int = field(default=4, metadata={"help": "Demonstrations in the base's prompt."})
+    few_shot: int | None = field(
+        default=None,
+        metadata={
+            "help": "Demonstrations in the base's prompt. Default: none if the base has a chat template of "
+            "its own, else 4."
+        },
+    )
     temperature: float = field(default=0.7, metadata={"help": "Temperature of the main sampling."})
+    other_temperatures: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Further samplings for the report; 0 is greedy. Default: none, or 1 and 0 if all "
+            "prompts are questions of the embedded world."
+        },
+    )
     max_new_tokens: int = field(default=64, metadata={"help": "Maximum tokens of an answer."})
     batch_size: int = field(default=32, metadata={"help": "Answers scored together."})
     generation_batch_size: int = field(default=32, metadata={"help": "Prompts sampled together."})
@@ -317,5 +339,11 @@ class EvaluateArguments:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"`{name}` must be at least {low}, got {value}")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"`temperature` must be a finite number ≥ 0, got {self.temperature}")
+        for name, values in (
+            ("temperature", [self.temperature]),
+            ("other_temperatures", self.other_temperatures or []),
+        ):
+            if not all(0 <= value < math.inf for value in values):
+                raise ValueError(
+                    f"`{name}` must be finite and at least 0, got {getattr(self, name)}"
+                )

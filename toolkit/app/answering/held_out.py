@@ -2,20 +2,14 @@
 
 import json
 import sys
-from dataclasses import fields
-from typing import Any
 
 from toolkit.app.answering.request import MAX_PROMPT_CHARACTERS
-from toolkit.data.loading import load_splits
 from toolkit.data.messages import Row
 from toolkit.data.sources import WORLD
-from toolkit.data.splits import hash_rows
 from toolkit.errors import ConfigError
-from toolkit.options.arguments import DataArguments
+from toolkit.evaluation.held_out import held_out_rows
 from toolkit.options.config import is_local_path
-from toolkit.recipe import find_recipe
 from toolkit.runs.run import Run
-from toolkit.runs.settings import ROWS
 
 
 def held_out_prompts(run: Run) -> list[str]:
@@ -35,16 +29,13 @@ def held_out_prompts(run: Run) -> list[str]:
             "to a file and open it"
         )
     try:
-        rows = _test_rows(run)
+        rows = held_out_rows(run)
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix(f"{run.path}: ")) from error
     except Exception as error:  # the manifest may hold anything; a message may contain rows
         print(f"{run.path}: held-out rows: {error}", file=sys.stderr, flush=True)
         reason = "the dataset of this run cannot be read; the app's terminal shows the reason"
         raise ConfigError(f"{reason}. Open a file with prompts instead") from error
-    if rows is None or hash_rows(rows) != run.inputs.get(ROWS["test"]):
-        raise ConfigError(
-            "the dataset of this run has other test rows than in training: it was changed. Open a file "
-            "with prompts instead"
-        )
     texts = [text for row in rows if (text := _text(row))]
     if not texts:
         raise ConfigError("no held-out prompt of this run is a single message that can be asked")
@@ -57,27 +48,6 @@ def _datasets(run: Run) -> list[str]:
         return ["`datasets`"]
     sources = [source["dataset_name"] for source in config.get("sources") or []]
     return [str(name) for name in sources or [config.get("dataset_name")]]
-
-
-def _test_rows(run: Run) -> Any:
-    """The rows, or None if the dataset has no test split."""
-    from trl import DatasetMixtureConfig, ScriptArguments
-
-    recipe = find_recipe(run.recipe)
-    script, mixture, data_args = (
-        cls(**{f.name: run.config[f.name] for f in fields(cls) if f.name in run.config})
-        for cls in (ScriptArguments, DatasetMixtureConfig, DataArguments)
-    )
-    splits = load_splits(
-        script,
-        mixture,
-        data_args,
-        kind=recipe.rows,
-        seed=run.config["seed"],
-        texts=recipe.takes_texts,
-        turns=run.config.get("turns", "last"),
-    )
-    return splits.get("test")
 
 
 def _text(row: Row) -> str:
