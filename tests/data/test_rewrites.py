@@ -108,6 +108,15 @@ def test_prompt_of_two_answers_may_have_another_name(tmp_path: Path) -> None:
         (("response_0", "response_1"), "label", [0, 1], '"label" has [0, 1]'),
         (("response_1", "response_2"), "winner", [0, 1], '"winner" has [0, 1]'),
         (("response_0", "response_1"), "winner", [1, 1], '"winner" has [1]'),  # perhaps "yes"
+        *(
+            (("answer_0", "answer_1"), name, [0, 1], f'"{name}" has [0, 1]')  # 1 means "yes"
+            for name in (
+                "answer_0_preferred",
+                "is_answer_0_better",
+                "prefer_answer0",
+                "winner_is_first",
+            )
+        ),
         (("response_a", "response_b"), "winner", [True, False], '"winner" has [false, true]'),
         (("response1", "response2"), "overall_preference", [1, 2], "has [1, 2]"),
         (("response_a", "response_b"), "winner", ["gpt-4", "llama"], "no column names it"),

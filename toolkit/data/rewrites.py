@@ -37,6 +37,7 @@ WINNER = re.compile(
 STRENGTH = re.compile("strength|score|margin", re.IGNORECASE)
 SIDE = rf"(?:(?:model|assistant|option|system|{NOUN})[ _-]?)?"
 NEARLY_ALL = 0.9
+FLAG_WORDS = ("is", "was", "first", "second", "left", "right")
 TIES = {"tie", "tied", "equal", "same", "both", "draw"}
 BAD_TIES = {"neither", "none", "both bad", "tie (bothbad)", "tie (both bad)", "bothbad"}
 # The sign tells the better answer: negative for the first one, as the HelpSteer datasets document.
@@ -225,6 +226,12 @@ class Pair:
                 return side
         return None
 
+    @property
+    def is_flag(self) -> bool:
+        """Whether the column's name is about one answer (`is_answer_0_better`): its 1 may mean "yes"."""
+        words = set(re.split(r"[^a-z0-9]+|(?<=[a-z])(?=[0-9])", self.winner.lower()))
+        return bool(words & {*self.ends, *FLAG_WORDS})
+
     def is_clear(self, values: Sequence[Any]) -> bool:
         """Whether nearly all values name an answer, and numbers name both: 1 may mean "yes"."""
         sides = [self.side(v) for v in values if str(v).lower() not in BAD_TIES]
@@ -232,7 +239,9 @@ class Pair:
         if self.winner.lower() in SIGNED:
             return min(numbers, default=0) < 0 and len(numbers) >= NEARLY_ALL * len(values)
         if 2 * len(numbers) > len(values) and (
-            self.winner.lower().startswith("label") or set(map(self.side, numbers)) != {1, 2}
+            self.is_flag
+            or self.winner.lower().startswith("label")
+            or set(map(self.side, numbers)) != {1, 2}
         ):
             return False
         return sides.count(None) <= (1 - NEARLY_ALL) * len(sides) and bool({1, 2} & set(sides))
