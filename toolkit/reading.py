@@ -4,12 +4,14 @@ A few bytes can stand for gigabytes: a sparse file, an alias of an alias, or a n
 print. All functions read only regular files, because a pipe could block.
 """
 
+import inspect
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import yaml
 
@@ -44,6 +46,51 @@ def read_text(file: Path, *, at_most: int = MAX_BYTES) -> str:
 def read_json(file: Path, *, at_most: int = MAX_BYTES) -> Any:
     """The value in a JSON file. Raises: OSError if it cannot be read, otherwise ValueError."""
     return parse_json(read_text(file, at_most=at_most))
+
+
+def read_mapping(
+    file: Path, types: Mapping[str, Any] | None = None, *, at_most: int = MAX_BYTES
+) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Args:
+        types: name -> type of some of its values, such as `list[int]`; a value may only be missing if its
+            type includes None.
+
+    Raises: OSError if the file cannot be read, otherwise ValueError.
+    """
+    content = read_json(file, at_most=at_most)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a mapping, got {_short(content)}")
+    check_types({name: content.get(name) for name in types or ()}, types or {})
+    return content
+
+
+def check_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first value of `content` that has not its type in `types`."""
+    for name, value in content.items():
+        if name in types and not _matches(value, types[name]):
+            expected = inspect.formatannotation(types[name]).replace("typing.", "")
+            raise ValueError(f"`{name}` must be {expected}, got {_short(value)}")
+
+
+def _matches(value: Any, expected: Any) -> bool:
+    """Whether a JSON value has a type; a whole number is also a float."""
+    if isinstance(expected, UnionType):
+        return any(_matches(value, kind) for kind in get_args(expected))
+    if expected is Any:
+        return True
+    if expected is float:
+        return type(value) in (int, float)
+    if type(value) is not (get_origin(expected) or expected):
+        return False
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(_matches(part, get_args(expected)[-1]) for part in parts)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:59] + '…'} ({type(value).__name__})"
 
 
 def parse_json(text: str | bytes) -> Any:

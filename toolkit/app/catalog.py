@@ -148,8 +148,8 @@ def _entry(
         tidy(no_reference, root),
         holds(run) == "reward model",
         is_supervised(run),
-        str(run.weights.get(WEIGHTS_FILE, "")) if isinstance(run.weights, dict) else "",
-        isinstance(run.inputs, dict) and ROWS["test"] in run.inputs,
+        run.weights.get(WEIGHTS_FILE, ""),
+        ROWS["test"] in run.inputs,
     )
 
 

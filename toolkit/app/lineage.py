@@ -45,10 +45,10 @@ class Lineage:
         while True:
             if is_supervised(current):
                 sft = current
-            parent = current.parents.get("adapter") if isinstance(current.parents, dict) else None
+            parent = current.parents.get("adapter")
             if not parent:
                 return sft, ""
-            parent_run = self.find(str(parent))
+            parent_run = self.find(parent)
             if parent_run is None or parent_run.path in visited:
                 return sft, "" if sft else f"its parent {parent} is not in the runs folder"
             current = parent_run

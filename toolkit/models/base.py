@@ -27,7 +27,7 @@ from toolkit.models.tokenizer import has_tokenizer, load_tokenizer, saved_templa
 from toolkit.models.vocabulary import check_vocabulary
 from toolkit.models.weight_files import CONVERT, weight_files
 from toolkit.options.config import is_local_path
-from toolkit.reading import read_json
+from toolkit.reading import check_types, read_mapping
 from toolkit.runs.integrity import HASHED_WHOLE
 from toolkit.runs.run import write_json
 from toolkit.world import resolve_base
@@ -234,8 +234,10 @@ def saved_fingerprint(folder: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        return dict(read_json(file))
-    except (OSError, ValueError, TypeError) as error:
+        content = read_mapping(file)
+        check_types(content, dict.fromkeys(content, str))
+        return content
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: damaged ({error})") from error
 
 

@@ -24,6 +24,7 @@ from toolkit.runs.run import write_json
 from toolkit.trainers.totals import read_state
 
 EXPERIENCE_FILE, STATE_FILE = "experience.safetensors", "ppo_state.json"
+STATE = {"kl_coef": float, "stopped": bool, "metrics": dict[str, list[float]]}
 
 
 @dataclass
@@ -113,7 +114,7 @@ class PPOCheckpoints:
 
     def load(self, folder: Path) -> None:
         """Load weights, open rollout, β and averaged policy from a checkpoint."""
-        state = read_state(folder / STATE_FILE)
+        state = read_state(folder / STATE_FILE, STATE)
         self.load_weights(folder)
         try:
             experience = Experience.load(folder / EXPERIENCE_FILE, self.args.device)
@@ -121,9 +122,9 @@ class PPOCheckpoints:
             raise CheckpointError(
                 f"{folder / EXPERIENCE_FILE}: cannot be read ({error})"
             ) from error
-        self.kl_control.coef = float(state["kl_coef"])
+        self.kl_control.coef = state["kl_coef"]
         self.open_rollout.experience = experience
-        self.open_rollout.stopped = bool(state["stopped"])
+        self.open_rollout.stopped = state["stopped"]
         self.open_rollout.metrics = defaultdict(list, state["metrics"])
 
     def load_weights(self, folder: Path) -> None:

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 # The files that answers depend on. Only these names are looked up; paths in a manifest are not followed.
 HASHED = (
@@ -28,18 +28,16 @@ def hashes(folder: Path) -> dict[str, str]:
     return {name: sha256(folder / name) for name in HASHED if (folder / name).is_file()}
 
 
-def changed(folder: Path, recorded: Any) -> str | None:
+def changed(folder: Path, recorded: Mapping[str, str]) -> str | None:
     """The file that was changed after the run finished; None if no file was, or no hash is recorded.
 
     Args:
         folder: the run's directory.
-        recorded: `weights` of its manifest, file -> sha256; a value of another type is ignored.
+        recorded: `weights` of its manifest, file -> sha256.
     """
-    if not isinstance(recorded, Mapping):
-        return None
     for name in HASHED:
         expected, file = recorded.get(name), folder / name
-        if not isinstance(expected, str) or not file.is_file():
+        if expected is None or not file.is_file():
             continue
         if (size := too_large(file)) is not None:
             return size

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError
-from toolkit.reading import read_json
+from toolkit.reading import read_mapping
 from toolkit.runs.integrity import WITHIN_A_RUN, changed
 from toolkit.runs.locking import LOCK
+from toolkit.runs.replacing import members as list_members
 from toolkit.runs.resuming import adapter_damage
 from toolkit.runs.run import ENSEMBLE, HEAD_FILE, MANIFEST, Run
 
@@ -69,7 +70,13 @@ def require_reward_models(path: str) -> list[str]:
                 f"{path}: this ensemble is {run.state}, not finished; continue it with "
                 "--resume_from_checkpoint true"
             )
-        members = [str(run.path / f"member-{i}") for i in range(run.config["ensemble"])]
+        size, found = run.config.get("ensemble"), len(list_members(run.path))
+        if size != found:
+            raise CheckpointError(
+                f"{path}: `ensemble` in {MANIFEST} is {size}, but the folder holds {found} members; put "
+                "the others back, or train again"
+            )
+        members = [str(run.path / f"member-{i}") for i in range(found)]
     for member in members:
         require_adapter(member, "reward_model")
         if not (Path(member) / HEAD_FILE).is_file():
@@ -112,9 +119,10 @@ def base_options(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return Run.load(folder).config
     except CheckpointError:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            name = read_json(Path(path) / "adapter_config.json").get("base_model_name_or_path")
-            return {"model_name_or_path": name}
+        name = "base_model_name_or_path"
+        with contextlib.suppress(OSError, ValueError):
+            config = read_mapping(Path(path) / "adapter_config.json", {name: str | None})
+            return {"model_name_or_path": config.get(name)}
     return {}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError
-from toolkit.reading import read_json
+from toolkit.reading import read_mapping
 
 MANIFEST = "run.json"
 ENSEMBLE = "reward_ensemble"  # recipe of a run whose reward models are runs in its subfolders
@@ -20,7 +20,9 @@ ROLE_FILES = ("head.safetensors", "value", "reward_report.json", "calibration.pn
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    folders = (f for f in run.glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdigit())
+    folders = (
+        f for f in run.glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdecimal()
+    )
     return sorted(folders, key=step_of)
 
 
@@ -33,7 +35,7 @@ def members(run: Path) -> list[Path]:
     """The folders of an ensemble's reward models; empty for any other run."""
     if _manifest(run).get("recipe") != ENSEMBLE:
         return []
-    return sorted(f for f in run.glob("member-*") if f.name.removeprefix("member-").isdigit())
+    return sorted(f for f in run.glob("member-*") if f.name.removeprefix("member-").isdecimal())
 
 
 def has_finished(folder: Path) -> bool:
@@ -112,7 +114,7 @@ def remove_leftovers(folder: Path, *, locked: bool = True) -> None:
         shutil.rmtree(folder / INCOMING, ignore_errors=True)
     for file in folder.glob(".*.[0-9]*"):  # a temporary file's name ends with the process id
         id = file.suffix[1:]
-        if id.isdigit() and file.is_file() and (locked or not _is_running(int(id))):
+        if id.isdecimal() and file.is_file() and (locked or not _is_running(int(id))):
             file.unlink(missing_ok=True)
 
 
@@ -159,6 +161,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
     """The content of run.json; empty if it is missing or damaged."""
     file = folder / MANIFEST
     try:
-        return dict(read_json(file)) if file.is_file() else {}
-    except (OSError, ValueError, TypeError):
+        return read_mapping(file) if file.is_file() else {}
+    except (OSError, ValueError):
         return {}

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from toolkit.errors import CheckpointError
-from toolkit.reading import read_json
+from toolkit.reading import read_json, read_mapping
 from toolkit.runs.integrity import HASHED, sha256
 from toolkit.runs.replacing import checkpoints, has_finished
 from toolkit.runs.run import ADAPTER_FILES, write_json
@@ -97,8 +97,8 @@ def _contents(checkpoint: Path) -> dict[str, Any] | None:
     """The entries of `contents.json`: empty if the file is damaged, None if it is missing."""
     file = checkpoint / CONTENTS
     try:
-        return dict(read_json(file)) if file.is_file() else None
-    except (OSError, ValueError, TypeError):
+        return read_mapping(file) if file.is_file() else None
+    except (OSError, ValueError):
         return {}
 
 
@@ -111,9 +111,9 @@ def _file_damage(checkpoint: Path, name: str, recorded: Any) -> str | None:
     file, entry = checkpoint / name, {"bytes": recorded} if isinstance(recorded, int) else recorded
     if not isinstance(entry, dict):
         return f"{CONTENTS} is damaged: its entry of {name} is not a mapping"
-    if entry and not file.is_file():
-        return f"{name} is missing"
     try:
+        if entry and not file.is_file():
+            return f"{name} is missing"
         size = file.stat().st_size
         if entry.get("bytes", size) != size:
             return f"{name} has {size} bytes, expected {entry['bytes']}"

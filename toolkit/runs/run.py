@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from toolkit.errors import CheckpointError, Interrupted
-from toolkit.reading import parse_json, read_bytes, read_json
+from toolkit.reading import check_types, parse_json, read_bytes, read_mapping
 from toolkit.runs import replacing
 from toolkit.runs.card import CARD, model_card, refuse_other_card
 from toolkit.runs.integrity import hashes
@@ -28,6 +28,7 @@ ENSEMBLE, MANIFEST = replacing.ENSEMBLE, replacing.MANIFEST
 WEIGHTS_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"  # the head of a reward model or a value
 MAX_METRICS_BYTES = 256 << 20
+MAX_SECONDS = 1e11  # of a manifest's times, since 1970; a date in the year 5138
 CONVERT_ADAPTER = (
     "convert it in Python: safetensors.torch.save_file(torch.load('adapter_model.bin', "
     "weights_only=True), 'adapter_model.safetensors')"
@@ -190,27 +191,30 @@ class Run:
         if file.exists() and not file.is_file():
             raise CheckpointError(f"{file}: expected a file, found a folder, a pipe or a device")
         try:
-            saved = read_json(file)
+            saved = read_mapping(file)
+            check_types(saved, {f.name: f.type for f in cls._written()})
+            for name in ("started", "seconds"):
+                if not 0 <= (saved.get(name) or 0) < MAX_SECONDS:
+                    raise ValueError(f"`{name}` must be in 0…{MAX_SECONDS:g}, got {saved[name]}")
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: run.json is missing; name a run directory") from error
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file}: damaged manifest ({error}); train again") from error
-        known = cls._written()
-        recipe = saved.get("recipe") if isinstance(saved, dict) else None
-        if not isinstance(recipe, str) or saved.get("schema") != SCHEMA:
+        if "recipe" not in saved or saved.get("schema") != SCHEMA:
             raise CheckpointError(f"{file}: not a manifest of schema {SCHEMA}; train again")
-        return cls(Path(path), **{k: v for k, v in saved.items() if k in known})
+        names = [f.name for f in cls._written()]
+        return cls(Path(path), **{name: saved[name] for name in names if name in saved})
 
     def save(self) -> None:
         """Write `run.json` atomically."""
-        content = {name: getattr(self, name) for name in self._written()}
+        content = {f.name: getattr(self, f.name) for f in self._written()}
         write_json(self.path / MANIFEST, {"schema": SCHEMA} | content)
 
     @classmethod
-    def _written(cls) -> list[str]:
-        """The names of the manifest's fields."""
-        names = (f.name for f in dataclasses.fields(cls))
-        return [name for name in names if name != "path" and not name.startswith("_")]
+    def _written(cls) -> list[dataclasses.Field[Any]]:
+        """The manifest's fields."""
+        fields = dataclasses.fields(cls)
+        return [f for f in fields if f.name != "path" and not f.name.startswith("_")]
 
     def finish(self, **results: Any) -> "Run":
         """Mark the run finished and add results."""

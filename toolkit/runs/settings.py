@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError
-from toolkit.reading import read_json
+from toolkit.reading import read_mapping
 from toolkit.runs.integrity import hashes
 from toolkit.runs.provenance import plain
 
@@ -84,10 +84,10 @@ def read_settings(checkpoint: Path) -> dict[str, Any] | None:
     """
     file = checkpoint / SETTINGS_FILE
     try:
-        return dict(read_json(file, at_most=MAX_SETTINGS_BYTES))
+        return read_mapping(file, at_most=MAX_SETTINGS_BYTES)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
 
 
@@ -138,13 +138,19 @@ def require_same(
 
 def _has_no_effect(name: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     """Whether `max_steps` replaces this option in both runs."""
-    steps = [settings.get("max_steps", -1) for settings in (saved, current)]
+    steps = [_length(settings, "max_steps") for settings in (saved, current)]
     return name != "max_steps" and min(steps) > 0
 
 
 def _is_longer(name: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     """Whether a run only gets more steps, and its earlier steps keep their learning rate."""
-    old, new = (settings.get(name) or -1 for settings in (saved, current))
+    old, new = (_length(settings, name) for settings in (saved, current))
     kind, warmup = current.get("lr_scheduler_type"), current.get("warmup_steps") or 0
     independent = kind == "constant" or (kind in ENDLESS and not 0 < warmup < 1)
     return bool(independent and 0 < old < new)
+
+
+def _length(settings: Mapping[str, Any], name: str) -> float:
+    """The value of an option in `LENGTH`; -1 if it is not a number."""
+    value = settings.get(name)
+    return value if isinstance(value, int | float) else -1

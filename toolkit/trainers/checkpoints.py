@@ -24,6 +24,21 @@ from toolkit.runs.settings import SETTINGS_FILE, read_settings, require_same, se
 from toolkit.trainers.callbacks import AFTER_FULL_DISK, RunCallback
 from toolkit.trainers.totals import LoggedTotals, read_state
 
+# the types of those values in `trainer_state.json` that a resumed training uses
+STATE: dict[str, Any] = {
+    "global_step": int,
+    "max_steps": int,
+    "epoch": float | None,
+    "train_batch_size": int | None,
+    "num_input_tokens_seen": int | None,
+    "total_flos": float | None,
+    "log_history": list[dict[str, Any]] | None,
+    "best_metric": float | None,
+    "best_global_step": int | None,
+    "best_model_checkpoint": str | None,
+    "stateful_callbacks": dict[str, Any] | None,
+}
+
 
 class WholeCheckpoints(LoggedTotals):
     """Mixin for a `transformers.Trainer` that makes each folder `checkpoint-<step>` complete.
@@ -90,12 +105,7 @@ class WholeCheckpoints(LoggedTotals):
             )
         else:
             require_same(checkpoint, saved, self.settings)
-        step, end = _global_step(checkpoint), self.args.max_steps
-        if 0 < end < step:  # the library would train one more step
-            raise CheckpointError(
-                f"{checkpoint}: saved at step {step}, but this training ends at step {end}; increase "
-                "max_steps, or resume from an earlier checkpoint"
-            )
+        _require_before(_global_step(checkpoint), self.args.max_steps, checkpoint)
         if self.base_fingerprint:
             check_fingerprint(checkpoint, self.base_fingerprint)
 
@@ -139,6 +149,7 @@ class WholeCheckpoints(LoggedTotals):
                     shutil.rmtree(folder)
         if self._resumed is None:
             return
+        _require_before(step, state.max_steps, self._resumed)
         if state.best_model_checkpoint is None and state.best_global_step:
             best = Path(self.args.output_dir) / f"checkpoint-{state.best_global_step}"
             if best.is_dir():  # the library stores its old path, which is wrong in a moved run
@@ -288,11 +299,29 @@ def _readable(checkpoint: str | None, file: str) -> Iterator[None]:
 
 
 def _global_step(checkpoint: Path) -> int:
+    """The step of a checkpoint. Raises: CheckpointError if `trainer_state.json` is damaged."""
     file = checkpoint / "trainer_state.json"
-    step = read_state(file).get("global_step")
-    if not isinstance(step, int):
-        raise CheckpointError(f"{file}: `global_step` must be an integer, got {step!r}")
+    state = read_state(file, STATE)
+    try:
+        TrainerState(**state)
+    except (TypeError, AttributeError) as error:  # an unknown name, or callbacks of a wrong type
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    step, end = int(state["global_step"]), int(state["max_steps"])
+    if not 1 <= step <= end:
+        raise CheckpointError(
+            f"{file}: `global_step` must be in 1…`max_steps` ({end}), got {step}; resume from another "
+            "checkpoint"
+        )
     return step
+
+
+def _require_before(step: int, end: int, checkpoint: Path) -> None:
+    """Raise CheckpointError if a training ends before a checkpoint's step; 0 or less: unknown."""
+    if 0 < end < step:  # the library would train one more step, or none
+        raise CheckpointError(
+            f"{checkpoint}: saved at step {step}, but this training ends at step {end}; increase "
+            "max_steps, or resume from an earlier checkpoint"
+        )
 
 
 def _sync(path: Path) -> None:

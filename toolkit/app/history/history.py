@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.app.catalog import place_name, printable, tidy
-from toolkit.app.history.logs import Log, number
+from toolkit.app.history.logs import Log
 from toolkit.app.lineage import Lineage
 from toolkit.runs.listing import list_runs
 from toolkit.runs.run import Run
@@ -117,8 +117,8 @@ class History:
             printable(run.recipe),
             printable(state),
             tidy(detail, self.root),
-            _time(run.started),
-            _time(run.seconds),
+            run.started or None,
+            run.seconds,
             self._made_from(run),
             run,
         )
@@ -132,7 +132,7 @@ class History:
 
     def _made_from(self, run: Run) -> str:
         """The names of the parents, or of the base, in one line."""
-        parents = [self._parent(value)[0] for value in _parents(run).values()]
+        parents = [self._parent(value)[0] for value in run.parents.values()]
         return ", ".join(dict.fromkeys(parents)) or base_name(run)
 
     def _parent(self, value: str) -> tuple[str, Run | None]:
@@ -155,10 +155,9 @@ class History:
             yield f"{first} …"
             return
         yield first
-        parents = _parents(run)
-        if "adapter" not in parents and base_name(run):
+        if "adapter" not in run.parents and base_name(run):
             yield f"{indent}  trained on the base {base_name(run)}"
-        for kind, value in list(parents.items())[:MAX_GENERATIONS]:
+        for kind, value in list(run.parents.items())[:MAX_GENERATIONS]:
             name, parent = self._parent(value)
             above = iter([name])
             if parent is not None:
@@ -196,22 +195,10 @@ def _last_write(folder: Path) -> float:
         return 0.0
 
 
-def _parents(run: Run) -> dict[str, str]:
-    """The valid parents of a manifest: kind -> path."""
-    parents = run.parents if isinstance(run.parents, dict) else {}
-    return {str(k): v for k, v in parents.items() if isinstance(v, str)}
-
-
 def base_name(run: Run) -> str:
     """The base's id, or "" if the manifest has none."""
-    id = run.base.get("id") if isinstance(run.base, dict) else None
+    id = run.base.get("id")
     return printable(id) if id else ""
-
-
-def _time(value: object) -> float | None:
-    """The value if it is a number that can be a time, or None."""
-    seconds = number(value)
-    return seconds if seconds is not None and 0 < seconds < 1e11 else None
 
 
 def duration(seconds: float | None) -> str:

@@ -60,11 +60,9 @@ def run_results(record: Record) -> str:
     run = record.run
     if run is None:
         return ""
-    lines = []
-    if isinstance(run.results, dict):
-        results = list(run.results.items())[:MAX_SETTINGS]
-        lines += [f"{printable(key)}: {_result(value)}" for key, value in results]
-    if isinstance(run.versions, dict) and run.versions:
+    results = list(run.results.items())[:MAX_SETTINGS]
+    lines = [f"{printable(key)}: {_result(value)}" for key, value in results]
+    if run.versions:
         known = list(run.versions.items())[:MAX_SETTINGS]
         versions = [f"  {printable(key)}: {_result(value)}" for key, value in known]
         lines += ["versions", *versions]
@@ -101,8 +99,7 @@ def _settings(record: Record) -> dict[str, str]:
     run = record.run
     if run is None:
         return {}
-    config = run.config if isinstance(run.config, dict) else {}
-    shown = [(k, v) for k, v in config.items() if v not in (None, [], {}, "")][:MAX_SETTINGS]
+    shown = [(k, v) for k, v in run.config.items() if v not in (None, [], {}, "")][:MAX_SETTINGS]
     return {"base": base_name(run)} | {printable(k): _setting(v) for k, v in shown}
 
 
