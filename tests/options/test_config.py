@@ -6,7 +6,7 @@ import pytest
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from toolkit.errors import ConfigError
-from toolkit.options.arguments import ParentArguments
+from toolkit.options.arguments import EvaluateArguments, LabelArguments, ParentArguments
 from toolkit.options.command_line import parse
 from toolkit.options.config import better_name, options_of
 from toolkit.options.old_names import INSTEAD, REMOVED, RENAMED
@@ -211,3 +211,15 @@ def test_removed_options_lead_to_no_similar_option():
     assert "`target_kl`" in better_name("early_stopping", known["ppo"])
     for name in REMOVED:
         assert better_name(name, known["ppo"]) == "; its library removed it; remove it"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (EvaluateArguments, {"runs": ["a"], "samples_per_prompt": 10**9}),
+        (LabelArguments, {"completions": 10**9}),
+    ],
+)
+def test_too_many_answers_per_prompt_are_rejected(arguments, options):
+    with pytest.raises(ValueError, match=r"1000, got .*1000000000"):
+        arguments(**options)

@@ -25,15 +25,18 @@ INVALID_NUMBERS = [
     ("max_grad_norm", "-1", "at least 0, got -1.0"),
     ("max_steps", "-7", "at least 1, or -1 to train for"),
     ("max_steps", "0", "at least 1, or -1 to train for"),
-    ("per_device_eval_batch_size", "0", "at least 1, got 0"),
-    ("gradient_accumulation_steps", "0", "at least 1, got 0"),
+    ("per_device_eval_batch_size", "0", "in 1…65536, got 0"),
+    ("gradient_accumulation_steps", "0", "in 1…65536, got 0"),
     ("logging_steps", "-1", "above 0, got -1.0"),
     ("save_steps", "-3", "above 0, got -3.0"),
     ("save_total_limit", "-1", "at least 0, got -1"),
     ("eval_steps", "0", "above 0, got 0.0"),
     ("seed", "-1", "in 0…4294967295, got -1"),
     ("seed", "4294967296", "in 0…4294967295, got 4294967296"),
-    ("dataloader_num_workers", "-1", "at least 0, got -1"),
+    ("dataloader_num_workers", "-1", "in 0…256, got -1"),
+    ("dataloader_num_workers", "100000", "in 0…256, got 100000"),
+    ("per_device_train_batch_size", "1000000", "in 1…65536, got 1000000"),
+    ("lora_r", "1000000000", "in 1…65536, got 1000000000"),
 ]
 INVALID_NUMBERS_OF_RECIPE = [
     ("sft", "max_length", "0", "at least 1, got 0"),
@@ -45,7 +48,10 @@ INVALID_NUMBERS_OF_RECIPE = [
     ("dpo", "beta", "0", "above 0, got 0.0"),
     ("dpo", "label_smoothing", "0.7", "in 0…0.5, got 0.7"),
     ("dpo", "loss_weights", "-1", "at least 0, got -1.0"),
-    ("dpo", "pad_to_multiple_of", "-1", "at least 1, got -1"),
+    ("dpo", "pad_to_multiple_of", "-1", "in 1…65536, got -1"),
+    ("sft", "dataset_num_proc", "100000", "in 1…256, got 100000"),
+    ("reward", "ensemble", "1000000", "in 1…256, got 1000000"),
+    ("ppo", "num_mini_batches", "1000000", "in 1…65536, got 1000000"),
     ("kto", "beta", "-1", "above 0, got -1.0"),
     ("kto", "desirable_weight", "-1", "at least 0, got -1.0"),
 ]
@@ -163,7 +169,7 @@ def test_pretrain_rejects_empty_layers(capsys, tmp_path):
     pretrain = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pretrain)
     words = ["--output_dir", str(tmp_path / "base"), "--max_steps", "1", "--hidden_size", "0"]
-    with pytest.raises(ConfigError, match="pretrain: `hidden_size` must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="pretrain: `hidden_size` must be in 1…65536, got 0"):
         pretrain.main(*parse(pretrain.arguments(), words))
 
 

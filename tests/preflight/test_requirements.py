@@ -70,7 +70,7 @@ def bad_options(tmp_path, sft_run, reward_run):
         "an empty batch": (
             "sft",
             ["--per_device_train_batch_size", "0"],
-            "`per_device_train_batch_size` must be at least 1, got 0",
+            "`per_device_train_batch_size` must be in 1…65536, got 0",
         ),
         "no epoch": ("sft", ["--num_train_epochs", "0"], "raise it, or set `max_steps`"),
         "a stream without an end": ("sft", STREAM, "`dataset_streaming` needs `max_steps`"),

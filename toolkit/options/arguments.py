@@ -6,6 +6,8 @@ from typing import Literal
 
 from toolkit.reading import parse_json
 
+MAX_SAMPLES = 1000  # answers per prompt
+
 
 @dataclass
 class SourceArguments:
@@ -223,10 +225,10 @@ class LabelArguments:
 
     def __post_init__(self) -> None:
         counts = (self.completions, self.base_completions, self.written_vices)
-        if min(counts) < 0 or sum(counts) < 2:
+        if min(counts) < 0 or not 2 <= sum(counts) <= MAX_SAMPLES:
             raise ValueError(
                 "`completions`, `base_completions` and `written_vices` must each be 0 or more, and "
-                f"their sum 2 or more, got {counts}"
+                f"their sum in 2…{MAX_SAMPLES}, got {counts}"
             )
         for name, most in (("train_prompts", 2000), ("test_prompts", 450)):
             if not 1 <= getattr(self, name) <= most:  # the world has few more questions
@@ -339,6 +341,10 @@ class EvaluateArguments:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"`{name}` must be at least {low}, got {value}")
+        if self.samples_per_prompt > MAX_SAMPLES:
+            raise ValueError(
+                f"`samples_per_prompt` must be in 1…{MAX_SAMPLES}, got {self.samples_per_prompt}"
+            )
         for name, values in (
             ("temperature", [self.temperature]),
             ("other_temperatures", self.other_temperatures or []),

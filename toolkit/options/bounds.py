@@ -8,6 +8,8 @@ from typing import Any
 from toolkit.errors import ConfigError
 
 SEEDS = 2**32 - 1  # numpy's highest
+PROCESSES = 256
+SIZE = 1 << 16  # of a batch or a layer: a mistyped number must not take all memory
 
 # (lowest, whether the lowest itself is excluded, highest): option names
 BOUNDS: dict[tuple[float, bool, float], tuple[str, ...]] = {
@@ -16,7 +18,7 @@ BOUNDS: dict[tuple[float, bool, float], tuple[str, ...]] = {
     ),
     (0, False, math.inf): (
         "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "eval_delay",
-        "dataloader_num_workers", "save_total_limit", "neftune_noise_alpha",
+        "save_total_limit", "neftune_noise_alpha",
         "center_rewards_coefficient",
         "desirable_weight", "undesirable_weight", "router_aux_loss_coef", "loss_weights",
     ),
@@ -26,12 +28,17 @@ BOUNDS: dict[tuple[float, bool, float], tuple[str, ...]] = {
     (0, False, 0.5): ("label_smoothing",),  # above 0.5 most labels would be wrong
     (0, False, SEEDS): ("seed", "data_seed"),
     (1, False, math.inf): (
+        "eval_accumulation_steps", "max_length", "ref_model_sync_steps",
+    ),
+    (0, False, PROCESSES): ("dataloader_num_workers",),
+    (1, False, PROCESSES): ("dataset_num_proc", "dataloader_prefetch_factor", "ensemble"),
+    (1, False, SIZE): (
         "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-        "eval_accumulation_steps", "max_length", "dataset_num_proc",
-        "pad_to_multiple_of", "ref_model_sync_steps", "precompute_ref_batch_size", "vocab_size",
-        "tokenizer_documents", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_mini_batches", "ptx_batch_size", "precompute_ref_batch_size", "pad_to_multiple_of",
+        "lora_r", "num_virtual_tokens", "hidden_size", "intermediate_size", "num_hidden_layers",
         "num_attention_heads", "width",
     ),
+    (1, False, 1 << 20): ("rollout_batch_size", "vocab_size", "tokenizer_documents"),
 }  # fmt: skip
 WHOLE_ABOVE_1 = ("logging_steps", "save_steps", "eval_steps")  # below 1: a share of all steps
 
