@@ -21,6 +21,7 @@ from toolkit.options.stage_options import (
 )
 from toolkit.reading import read_bytes, read_json, read_text
 from toolkit.recipe import AnyCommand, Recipe, commands, files, find, with_words
+from toolkit.runs.code_files import files_of
 from toolkit.runs.integrity import content_of
 from toolkit.runs.locking import lock_folder
 from toolkit.runs.replacing import REPLACES, has_finished, remove_leftovers
@@ -145,7 +146,7 @@ class Pipeline:
             words = [word.replace(home, "{output_dir}") for word in self.words(stage)[2:]]
             named = _texts(load_yaml(stage.config) | stage.options | {"output_dir": None})
             if "--reward_funcs" in words:
-                named += [name.rpartition(":")[0] for name in self.reward_funcs]
+                named += [str(file) for name in self.reward_funcs for file in files_of(name)]
             inputs = content_of(named, written=self.output_dir)
             parts += [stage.recipe, *words, config, *inputs]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

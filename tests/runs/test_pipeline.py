@@ -238,6 +238,24 @@ def test_command_line_gives_reward_functions_to_stages_that_have_them(write, tmp
         Pipeline.read(str(write(ONE)), reward_funcs=[name])
 
 
+@pytest.mark.parametrize("module", ["judges/rewards.py", "judges.rewards"])
+def test_fingerprint_covers_modules_beside_the_reward_function(
+    write, tmp_path, monkeypatch, module
+):
+    """Nothing is imported: the functions may load a model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "judges").mkdir()
+    (tmp_path / "judges" / "rewards.py").write_text("from .scale import SCALE\nraise ValueError\n")
+    scale, file = tmp_path / "judges" / "scale.py", str(write(GOOD))
+
+    def fingerprint(text):
+        scale.write_text(text)
+        return Pipeline.read(file, reward_funcs=[f"{module}:f"]).fingerprint(1)
+
+    assert fingerprint("SCALE = 1") == fingerprint("SCALE = 1") != fingerprint("SCALE = 2")
+
+
 ONE = """
 output_dir: {out}
 seed: 0
