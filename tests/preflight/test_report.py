@@ -49,6 +49,17 @@ def test_start_report_estimates_disk_from_parent(tiny_base, sft_run, tmp_path, c
     assert "preflight: checkpoints need up to" in capsys.readouterr().out
 
 
+def test_start_report_names_checkpoints_that_cannot_be_resumed(tiny_base, tmp_path, capsys):
+    words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path]
+    words += ["--save_only_model", "true", "--save_strategy"]
+    tokenizer, rows = AutoTokenizer.from_pretrained(tiny_base), Dataset.from_list(SEQUENCES)
+    for strategy in ("steps", "no"):
+        stage = stage_of("sft", *words, strategy)
+        print_report(stage.recipe, stage.options, tokenizer, rows, collator)
+        warned = "with `save_only_model` the run cannot be resumed" in capsys.readouterr().out
+        assert warned == (strategy == "steps")
+
+
 def test_start_report_survives_unknown_rows(tiny_base, tmp_path, capsys):
     stage = stage_of("sft", "--model_name_or_path", tiny_base, "--output_dir", tmp_path)
     rows = Dataset.from_list([{"text": "a"}])

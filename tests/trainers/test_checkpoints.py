@@ -158,6 +158,16 @@ class InEvaluation(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_interruption_without_optimizer_names_no_checkpoint(ppo_roles, tokenizer, tmp_path):
+    trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, **SAVING, save_only_model=True)
+    trainer.add_callback(AtStep(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    message = "SIGTERM at step 4; there is no checkpoint to resume from"
+    with pytest.raises(Interrupted, match=message), interruptible(trainer):
+        trainer.train()
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing; .*`save_only_model`"):
+        last_checkpoint(tmp_path, True)
+
+
 def test_interruption_keeps_newest_beside_best_checkpoint(ppo_roles, tokenizer, tmp_path):
     """With a limit of one the library removes all but the best at the end of a run."""
     options = SAVING | {"eval_strategy": "steps", "eval_steps": 2, "greater_is_better": False}

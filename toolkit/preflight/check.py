@@ -16,6 +16,7 @@ from toolkit.preflight.findings import (
     Findings,
     check_adapters,
     check_disk,
+    check_saving,
     check_tokens,
     size,
     stored_parts,
@@ -74,6 +75,7 @@ def check_stage(stage: Stage, *, gpu_memory_gb: float | None = None) -> Findings
     memory = device_memory(gpu_memory_gb, use_cpu=stage.args.use_cpu)
     parts = _check_memory(stage, tokenizer, longest_row(rows, lengths), memory, findings)
     check_disk(stage, parts or stored_parts(stage), optimizer_steps(stage.args, rows), findings)
+    check_saving(stage.args, findings)
     return findings
 
 

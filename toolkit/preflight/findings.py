@@ -135,6 +135,18 @@ def stored_parts(stage: Stage) -> dict[str, int] | None:
     return {"adapters": size, "heads": 0, "optimizer": 2 * size}
 
 
+def check_saving(args: Any, findings: Findings) -> None:
+    """Report checkpoints from which a run cannot be resumed."""
+    if (
+        args.save_only_model
+        and str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
+    ):
+        findings.warnings.append(
+            "with `save_only_model` the run cannot be resumed, because its checkpoints hold no optimizer; "
+            "set it to false if the run may be interrupted"
+        )
+
+
 def check_disk(
     stage: Stage, parts: dict[str, int] | None, steps: int | None, findings: Findings
 ) -> None:

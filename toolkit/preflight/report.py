@@ -8,7 +8,14 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.preflight.dry_run import undisturbed
 from toolkit.preflight.fake_model import base_config
-from toolkit.preflight.findings import DISK, Findings, check_disk, check_tokens, stored_parts
+from toolkit.preflight.findings import (
+    DISK,
+    Findings,
+    check_disk,
+    check_saving,
+    check_tokens,
+    stored_parts,
+)
 from toolkit.preflight.rows import layout_of, percentiles, row_tokens
 from toolkit.recipe import Options, Recipe
 from toolkit.stages import Stage
@@ -40,6 +47,7 @@ def _report(
     findings = Findings()
     lengths = row_tokens(rows, stage.max_length)
     check_disk(stage, stored_parts(stage), optimizer_steps(stage.args, rows), findings)
+    check_saving(stage.args, findings)
     with undisturbed():
         config = base_config(stage.model, trust_remote_code=stage.args.trust_remote_code)
         check_tokens(tokenizer, rows, lengths, collator, config.get_text_config(), findings)

@@ -73,7 +73,8 @@ def damage(checkpoint: Path) -> str | None:
     """The reason why a checkpoint is incomplete or damaged, or None."""
     for name in REQUIRED:
         if not (checkpoint / name).is_file():
-            return f"{name} is missing"
+            only = name == "optimizer.pt" and "; was it saved with `save_only_model`?"
+            return f"{name} is missing{only or ''}"
     contents = _contents(checkpoint)
     if contents is None:
         if (checkpoint / LOSS_FILE).is_file():

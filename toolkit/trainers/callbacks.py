@@ -141,10 +141,12 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
     if stop.signal is None or (finished and not second):
         return
     name, step = signal.Signals(stop.signal).name, trainer.state.global_step
-    checkpoint = last_checkpoint(str(trainer.args.output_dir), True)
+    checkpoint = None
+    with suppress(CheckpointError):  # no checkpoint is complete, as with `save_only_model`
+        checkpoint = last_checkpoint(str(trainer.args.output_dir), True)
     advice = f"{checkpoint} is complete, continue with --resume_from_checkpoint true"
     raise Interrupted(
         f"{f'a second signal, {name},' if second else name} at step {step}; "
-        f"{advice if checkpoint else 'there is no checkpoint'}",
+        f"{advice if checkpoint else 'there is no checkpoint to resume from'}",
         stop.signal,
     )
