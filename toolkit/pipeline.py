@@ -19,7 +19,7 @@ from toolkit.options.stage_options import (
     require_keys,
     stage_options,
 )
-from toolkit.reading import read_bytes, read_json, read_text
+from toolkit.reading import check_types, read_bytes, read_mapping, read_text
 from toolkit.recipe import AnyCommand, Recipe, commands, files, find, with_words
 from toolkit.runs.code_files import files_of
 from toolkit.runs.integrity import content_of
@@ -29,6 +29,8 @@ from toolkit.runs.run import MANIFEST, write_json
 from toolkit.runs.signals import run_child as _call
 
 STATE_FILE = "pipeline.json"
+# the types of a stage's values in it
+ENTRY = {"fingerprint": str, "finished": bool, "seconds": float | None, "replaces": str | None}
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,8 @@ def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
     Raises: ToolkitError, with the end of the log, if a stage fails; CheckpointError if another
         process runs a pipeline in the directory.
     """
-    lock = lock_folder(
-        pipeline.output_dir, ".pipeline.lock"
-    )  # a stage may write to the same folder
+    # a name of its own, because a stage may write to the same folder
+    lock = lock_folder(pipeline.output_dir, ".pipeline.lock")
     try:
         remove_leftovers(pipeline.output_dir)
         return _run_stages(pipeline)
@@ -202,6 +203,12 @@ def _run_stages(pipeline: Pipeline) -> dict[str, float]:
         done[stage.name].pop("before", None)
         write_json(state_file, done)
         print(f"\r{label} finished in {seconds:.0f} s, at most {peak_mb} MB", flush=True)
+        if pipeline.fingerprint(at) != fingerprint:
+            print(
+                f"warning: a config or an input of {stage.name} or of an earlier stage changed while "
+                "it ran; start the pipeline again to repeat what has changed",
+                flush=True,
+            )
     return _timings(done)
 
 
@@ -243,11 +250,22 @@ def _timings(done: dict[str, Any]) -> dict[str, float]:
 
 
 def _read_state(file: Path) -> dict[str, Any]:
+    """The entries of the stages; a stage whose entry is damaged runs again."""
     try:
-        state = read_json(file)
+        return {name: entry for name, entry in read_mapping(file).items() if _is_entry(entry)}
     except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) else {}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a value is the entry of a stage, with values of the right types."""
+    if not isinstance(entry, dict) or (entry.get("finished") and entry.get("seconds") is None):
+        return False
+    try:
+        check_types(entry, ENTRY)
+    except ValueError:
+        return False
+    return entry.get("before") is None or _is_entry(entry["before"])
 
 
 def _last_entry(entry: dict[str, Any], directory: Path, fingerprint: str) -> dict[str, Any]:

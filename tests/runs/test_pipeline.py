@@ -1,6 +1,7 @@
 """The pipeline's YAML and what makes a stage run again."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -330,6 +331,48 @@ def test_a_stage_that_died_before_it_began_does_not_go_on_from_the_run_it_replac
     run_pipeline(Pipeline.read(file))
     assert Run.load(stages.folder).started > first
     assert stages.asked == [False] * 4  # never from what was there
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        3,
+        [],
+        *({"seconds": "x"}, {"seconds": None}, {"fingerprint": 3}, {"finished": "x"}),
+        *({"replaces": [1]}, {"before": 3}, {"before": {"fingerprint": 3}}),
+    ],
+)
+def test_stage_with_damaged_entry_runs_again(write, tmp_path, stages, entry):
+    file, state = str(write(ONE)), tmp_path / "runs" / "pipeline.json"
+    run_pipeline(Pipeline.read(file))
+    old = json.loads(state.read_text())["reward"]
+    state.write_text(json.dumps({"reward": old | entry if isinstance(entry, dict) else entry}))
+    run_pipeline(Pipeline.read(file))
+    assert len(stages.asked) == 2 and Run.load(stages.folder).state == "finished"
+
+
+def test_change_while_a_stage_runs_is_reported(write, tmp_path, stages, monkeypatch, capsys):
+    file, rows = str(write(ONE)), tmp_path / "rows.jsonl"
+    (tmp_path / "stage.yaml").write_text(f"dataset_name: {rows}\n")
+    rows.write_text("{}\n")
+    monkeypatch.setattr(stages, "die", lambda _: rows.write_text('{"edited": 1}\n'))
+    run_pipeline(Pipeline.read(file))
+    assert "warning: a config or an input of reward or of an" in capsys.readouterr().out
+    run_pipeline(Pipeline.read(file))  # repeats the stage
+    assert len(stages.asked) == 2 and "warning" not in capsys.readouterr().out
+
+
+def test_stage_whose_folder_was_deleted_runs_again(write, tmp_path, stages):
+    """The output folder is a link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "real")
+    file = str(write(ONE))
+    run_pipeline(Pipeline.read(file))
+    run_pipeline(Pipeline.read(file))
+    assert len(stages.asked) == 1
+    shutil.rmtree(stages.folder)
+    run_pipeline(Pipeline.read(file))
+    assert len(stages.asked) == 2 and Run.load(stages.folder).state == "finished"
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -14,8 +14,8 @@ def refuse_other_card(folder: Path) -> None:
     """Raise CheckpointError if a folder without a run has a README.md, which a run would replace."""
     if (folder / CARD).exists():
         raise CheckpointError(
-            f"{folder}: holds a {CARD} that is not of a run, and the run would replace it; choose another "
-            "output_dir"
+            f"{folder}: holds a {CARD} that is not of a run, and the run would replace it; remove it, or "
+            "choose another output_dir"
         )
 
 
