@@ -230,8 +230,11 @@ def test_class_labels_of_unknown_names_are_no_labels(tmp_path: Path, names: list
         (["data_train", "data_test"], ["data_train"]),
         (["chats", "validation"], ["chats"]),
         (["chats", "chats_heldout", "hold-out"], ["chats"]),
-        (["latest", "contest"], ["contest", "latest"]),
+        (["latest", "contest", "testimonials"], ["contest", "latest", "testimonials"]),
         (["validation", "eval-1"], ["eval-1", "validation"]),
+        (["data", "testset"], ["data"]),
+        (["data", "tests", "TestData", "xyz-validationset", "myEvals", "QATest"], ["data"]),
+        (["training", "evals"], ["training"]),
     ],
 )
 def test_files_for_testing_are_not_trained_on(
@@ -241,6 +244,58 @@ def test_files_for_testing_are_not_trained_on(
         write_rows(tmp_path / f"{name}.jsonl", pairs(1, prefix=name))
     prompts = load(str(tmp_path))["train"]["prompt"]
     assert list(prompts) == [f"{name}0" for name in training]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("trainset", "testset"),
+        ("training", "test"),
+        ("train", "test_data"),
+        ("train_v2", "testing_v2"),
+        ("TrainData", "TestData"),
+        ("myTrain", "myTest"),
+        ("mytrain", "mytest"),
+        ("sft_train", "sft_heldout_test"),
+    ],
+)
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_names_of_train_and_test_files_may_vary(
+    tmp_path: Path, train: str, test: str, is_folder: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if is_folder and train == "mytrain":
+        pytest.skip("only the names of files are compared")
+    for name in (train, test):
+        file = tmp_path / (f"{name}/a.jsonl" if is_folder else f"{name}.jsonl")
+        file.parent.mkdir(exist_ok=True)
+        write_rows(file, pairs(1, prefix=name))
+    splits = load(str(tmp_path))
+    assert {split: rows["prompt"][0] for split, rows in splits.items()} == {
+        "train": f"{train}0",
+        "test": f"{test}0",
+    }
+    output = capsys.readouterr().out
+    for split, name in {"train": train, "test": test}.items():
+        file_name = f"{name}/a.jsonl" if is_folder else f"{name}.jsonl"
+        assert (f"{split} files: {file_name}" in output) == (name != split)
+
+
+@pytest.mark.parametrize("folder", ["tests", "testset", "Eval", "held_out"])
+def test_subfolder_for_testing_is_not_trained_on(tmp_path: Path, folder: str) -> None:
+    for name in (folder, "testimonials", ".test_cache"):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "t.jsonl", pairs(1, start=9))
+    write_rows(tmp_path / "data.jsonl", pairs(2))
+    splits = load(str(tmp_path))
+    assert {split: rows.to_list() for split, rows in splits.items()} == {"train": pairs(2)}
+
+
+def test_files_that_do_not_belong_together_are_no_splits(tmp_path: Path) -> None:
+    for name in ("train_a", "train_b", "test_a", "test_b"):
+        write_rows(tmp_path / f"{name}.jsonl", pairs(1, prefix=name))
+    splits = load(str(tmp_path))
+    assert list(splits) == ["train"]
+    assert splits["train"]["prompt"][:] == ["train_a0", "train_b0"]
 
 
 def test_json_by_column_gives_its_rows(tmp_path: Path) -> None:

@@ -147,13 +147,13 @@ def test_questions_that_two_splits_share_are_counted(
     assert "1 test rows have a prompt of the train split" in capsys.readouterr().out
 
 
-def test_column_split_with_test_rows_raises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("test", ["test", "testset", "evals"])
+def test_column_split_with_test_rows_raises(tmp_path: Path, test: str) -> None:
     data = [
-        row | {"split": name}
-        for row, name in zip(pairs(3), ("train", "train", "test"), strict=True)
+        row | {"split": name} for row, name in zip(pairs(3), ("train", "train", test), strict=True)
     ]
     file = write_rows(tmp_path / "d.jsonl", data)
-    with pytest.raises(DatasetError, match='the column "split" marks rows as test'):
+    with pytest.raises(DatasetError, match=f'the column "split" marks rows as {test}'):
         load(file)
     assert len(load(file, columns={"split": "part"})["train"]) == 3
     for name, some in (("train", data[:2]), ("test", data[2:])):

@@ -13,12 +13,16 @@ NAME = re.compile(
     r"(?P<split>.+?)(-(?P<shard>\d+)-of-(?P<shards>\d+))?\.(jsonl|json|csv|tsv|parquet)(\.gz)?",
     re.IGNORECASE,
 )
-# A part of a name such as test_sft.jsonl or data_test.csv: this file is not for training.
+# Parts of names such as train_v2.jsonl, testset.jsonl or data-test.csv: one for training, and ones that
+# are not. A word such as "latest" or "testimonials" is no such part.
+PART = r"(?<![a-z])({})s?([_ -]?(set|data|split|file)s?)?(?![a-z])"
+TRAIN = re.compile(PART.format("train|training"))
+TEST = re.compile(PART.format("test|testing"))
 HELD_OUT = re.compile(
-    "(?<![a-z])(test|testing|valid|validation|val|dev|eval|evaluation|held[_-]?out|hold[_-]?out)(?![a-z])",
-    re.IGNORECASE,
+    PART.format("test|testing|valid|validation|val|dev|eval|evaluation|(held|hold)[_ -]?out")
 )
-SPLIT_FOLDER = re.compile("train|test|valid|val|dev|eval", re.IGNORECASE)
+IN_A_WORD = re.compile("test|validation|valid|val|dev|eval")
+CAMEL = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 MOST_SHARDS = 100_000
 # Files that `datasets` writes next to the data.
 SAVED, SAVED_DICT, ABOUT = "state.json", "dataset_dict.json", "dataset_infos.json"
@@ -28,9 +32,10 @@ def find_files(path: Path) -> dict[str, list[Path]]:
     """The data files of each split.
 
     A single file is the split "train". In a folder (and its subfolder `data`) a file's name in
-    lower case is the name of its split; all files of a subfolder `train` or `test` belong to that
-    split. Without a split "train" or "test", all files are "train", except files whose names mark
-    them as test data, if there are others.
+    lower case is the name of its split; all files of a subfolder such as `train` or `testset` belong
+    to that split. Without a split "train" or "test", all files are "train", except files whose names
+    mark them as test data, if there are others. Two names that differ only in "train" and "test",
+    such as `trainset` and `testset`, are also the splits "train" and "test".
 
     Raises: DatasetError if the file or folder does not exist, the folder has no data file, two
         files are the same split, or a shard is missing.
@@ -44,19 +49,25 @@ def find_files(path: Path) -> dict[str, list[Path]]:
             )
         return {"train": [path]}
     splits: dict[str, list[Path]] = {}
+    names: dict[str, str] = {}
     for file in _data_files([*path.glob("*"), *path.glob("data/*")]):
         match = NAME.fullmatch(file.name)
         assert match is not None
-        files = splits.setdefault(match["split"].lower(), [])
+        split = split_name(file)
+        files = splits.setdefault(split, [])
         if files and not match["shard"]:
-            raise _twice(path, match["split"].lower(), files[0], file)
+            raise _twice(path, split, files[0], file)
         files.append(file)
-    for folder in _split_folders(path):
-        files, split = _data_files(folder.glob("*")), folder.name.lower()
+        names[split] = _spaced(match["split"])
+    for folder in sorted([*path.glob("*/"), *path.glob("data/*/")]):
+        name, split = _spaced(folder.name), folder.name.lower()
+        if name[0] == "." or not (TRAIN.search(name) or HELD_OUT.search(name)):
+            continue
+        files = _data_files(folder.glob("*"))
         if files and split in splits:
             raise _twice(path, split, splits[split][0], folder)
         if files:
-            splits[split] = files
+            splits[split], names[split] = files, name
     if not splits:
         raise DatasetError(
             f"{path}: no data file; add one ({', '.join(EXTENSIONS)}, also as .gz), or name the "
@@ -64,10 +75,59 @@ def find_files(path: Path) -> dict[str, list[Path]]:
         )
     for split, files in splits.items():
         _check_shards(path, split, files)
-    if not splits.keys() & {"train", "test"}:
-        training = [split for split in splits if not HELD_OUT.search(split)] or list(splits)
-        splits["train"] = [file for split in training for file in splits[split]]
+    _find_train_and_test(splits, names)
     return splits
+
+
+def split_name(file: Path) -> str:
+    """The split that a data file's name stands for."""
+    match = NAME.fullmatch(file.name)
+    assert match is not None
+    return match["split"].lower()
+
+
+def is_held_out(name: str) -> bool:
+    """Whether the name of a split marks it as data for testing."""
+    return bool(HELD_OUT.search(_spaced(name)))
+
+
+def _spaced(name: str) -> str:
+    """A name in lower case, with a space between the words of `camelCase`."""
+    return CAMEL.sub(" ", name).lower()
+
+
+def _find_train_and_test(splits: dict[str, list[Path]], names: dict[str, str]) -> None:
+    """Add the splits "train" and "test" if files of other names are certainly these splits.
+
+    Args:
+        splits: the files by split; changed in place.
+        names: the words of each split's name.
+    """
+    for split in splits:  # `mytest`, which is a part for testing only if there is `mytrain`
+        partner = IN_A_WORD.sub("train", split)
+        if partner != split and partner in splits:
+            names[split] = IN_A_WORD.sub(r" \g<0> ", split)
+            names[partner] = partner.replace("train", " train ")
+    held_out = [split for split in splits if HELD_OUT.search(names[split])]
+    training = [split for split in splits if split not in held_out]
+    if not splits.keys() & {"train", "test"}:
+        splits["train"] = [file for split in training or held_out for file in splits[split]]
+    pairs = [
+        (splits[train], splits[test])
+        for train in training
+        for test in held_out
+        if TRAIN.search(names[train]) and TEST.search(names[test])
+        if _rest(names[train]) == _rest(names[test])
+        if splits.get("train", splits[train]) == splits[train]
+        if splits.get("test", splits[test]) == splits[test]
+    ]
+    if len(pairs) == 1:
+        splits["train"], splits["test"] = pairs[0]
+
+
+def _rest(name: str) -> str:
+    """A name without its parts such as "trainset" and "test"."""
+    return re.sub(r"[\W_]+", "", HELD_OUT.sub("", TRAIN.sub("", name)))
 
 
 def find_saved(path: Path) -> dict[str, Path]:
@@ -101,11 +161,6 @@ def _data_files(paths: Iterable[Path]) -> list[Path]:
         for p in paths
         if NAME.fullmatch(p.name) and p.name[0] != "." and p.name not in names and p.is_file()
     )
-
-
-def _split_folders(path: Path) -> list[Path]:
-    folders = [*path.glob("*/"), *path.glob("data/*/")]
-    return sorted(folder for folder in folders if SPLIT_FOLDER.match(folder.name))
 
 
 def _twice(path: Path, split: str, first: Path, second: Path) -> DatasetError:

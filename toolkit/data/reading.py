@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from toolkit.data.folders import HELD_OUT
+from toolkit.data.folders import is_held_out
 from toolkit.data.formats import common_columns
 from toolkit.data.messages import Row
 from toolkit.data.ranking import finite_number
@@ -104,7 +104,7 @@ def _read(source: Source, parts: Sequence[Part], max_rows: int | None) -> list[C
 def _check_one_split(rows: Sequence[Row], *, place: str) -> None:
     """Raise DatasetError if a column `split` puts some of the rows into a test split."""
     names = {name for row in rows if isinstance(name := row.get("split"), str)}
-    held_out = sorted(name for name in names if HELD_OUT.search(name))
+    held_out = sorted(name for name in names if is_held_out(name))
     if held_out and len(names) > len(held_out):
         raise DatasetError(
             f'{place}: the column "split" marks rows as {", ".join(held_out)}, but all rows of a file '

@@ -8,6 +8,7 @@ from toolkit.data.checks import count_contradictions
 from toolkit.data.columns import has_equal_scores
 from toolkit.data.convert import Conversion, Kind
 from toolkit.data.files import separator
+from toolkit.data.folders import split_name
 from toolkit.data.formats import FORMATS, common_columns
 from toolkit.data.layout import LABEL_COLUMNS, SYSTEM_COLUMNS, Layout
 from toolkit.data.messages import LOSS_KEYS, MASK_KEYS, THOUGHT_KEYS, Row
@@ -75,10 +76,9 @@ def _source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> 
     if source.format is None:
         reason = f"by its columns {', '.join(FORMATS[format].columns)}"
     line = f"{source.place}: {format} ({reason}), {count} -> {kind} ({_list_sizes(sizes)})"
-    paths = [Path(chunk.place) for chunk in loaded.chunks["train"]]
-    files = [path.name for path in paths if path.is_file() and not _is_train(path)]
-    if Path(source.place).is_dir() and files:
-        line += f"; train files: {_list_names(files)}"
+    for split, split_chunks in loaded.chunks.items():
+        files = _files(source.place, split, split_chunks)
+        line += f"; {split} files: {_list_names(files)}" if files else ""
     line += "".join(f"; {note}" for note in loaded.layout.notes)
     separators = {separator(Path(chunk.place)) for chunk in chunks} - {None}
     line += "".join(f"; {name} separate the fields" for name in sorted(map(str, separators)))
@@ -97,8 +97,15 @@ def _source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> 
     return line + (f"; unused splits: {', '.join(source.unused)}" if source.unused else "")
 
 
-def _is_train(path: Path) -> bool:
-    return any(name.lower().startswith("train") for name in (path.name, path.parent.name))
+def _files(place: str, split: str, chunks: Sequence[Chunk]) -> list[str]:
+    """The files of a folder that are a split, unless each has the split's name."""
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        return []
+    paths = [Path(chunk.place) for chunk in chunks if Path(chunk.place).is_file()]
+    if all(split in (split_name(path), path.parent.name.lower()) for path in paths):
+        return []
+    return [str(path.relative_to(folder)) for path in paths]
 
 
 def _list_sizes(sizes: Mapping[str, int]) -> str:
