@@ -7,6 +7,7 @@ import pytest
 from tests.data.helpers import assistant, user
 from toolkit.data import convert_row, convert_rows, detect_format
 from toolkit.data.convert import Kind, check_conversion
+from toolkit.data.formats import FORMATS
 from toolkit.errors import DatasetError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -547,3 +548,16 @@ def test_detection_uses_columns_of_most_rows() -> None:
     assert detect_format(rows, place="x") == "prompt-completion"
     with pytest.raises(DatasetError, match=r"x: no known format has the columns answer, question"):
         detect_format([{"question": "a", "answer": "b"}], place="x")
+
+
+@pytest.mark.parametrize("end", ["\r\n\r\n", "\r\r", "\n \t\n", "\r\n \r\n", "\n\r\n"])
+def test_transcripts_of_other_line_ends_are_read(end: str) -> None:
+    turns = ["Human: Sky?\r\nHuman: is no turn", "Assistant: Why?", "Human: So.", "Assistant: "]
+    row = {name: end + end.join(turns) + name for name in ("chosen", "rejected")}
+    parts = FORMATS["hh"].read(row)
+    prompt = [user("Sky?\r\nHuman: is no turn"), assistant("Why?"), user("So.")]
+    assert parts == {
+        "prompt": prompt,
+        "chosen": [assistant("chosen")],
+        "rejected": [assistant("rejected")],
+    }

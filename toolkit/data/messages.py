@@ -30,7 +30,8 @@ BAD |= {"harmful", "is_harmful", "incorrect", "thumbs_down", "flagged"}
 # Keys of a message that change it, and that training on text cannot read.
 UNREADABLE_KEYS = {"tool_calls", "function_call", "tools", "functions", "images", "image"}
 UNREADABLE_KEYS |= {"videos", "video", "audios", "audio", "train_detail", "training_detail"}
-TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+LINE_END = r"(?:\r\n|\r(?!\n)|\n)"
+TURN = re.compile(rf"(?:\A\s*|{LINE_END}[ \t]*{LINE_END})(Human|Assistant):")
 
 
 def user(content: str) -> Message:
