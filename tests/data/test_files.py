@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.helpers import load, pairs, write_rows
+from tests.data.helpers import assistant, load, pairs, user, write_rows
 from toolkit.data import check_source
 from toolkit.errors import DatasetError
 
@@ -159,6 +159,36 @@ def test_csv_keeps_spaces_and_separators_in_texts(tmp_path: Path) -> None:
     assert load(str(file))["train"].to_list() == expected
 
 
+@pytest.mark.parametrize(
+    ("header", "records"),
+    [
+        ('prompt,completion,"Good? (1 = no; 2 = so; 3 = yes)"', ["Sky?,Blue.,1", "Snow?,White.,2"]),
+        ('prompt,completion,"a; b; c"', ['Sky?,Blue.,"1; 2; 3"', 'Snow?,White.,"1; 2; 3"']),
+        ("prompt;completion;id, name", ["Sky?;Blue.;1", "Snow?;White.;2"]),
+        ("prompt;completion;id", ["Sky?;Blue.;a, b, c", "Snow?;White.;d, e, f"]),
+        ('\nprompt,completion,"a | b | c"', ["Sky?,Blue.,1", "", "Snow?,White.,2"]),
+        ('prompt,completion,"a, b"', ["Sky?,Blue., 1", "Snow?,White., 2"]),
+    ],
+)
+def test_separator_gives_records_of_equal_length(
+    tmp_path: Path, header: str, records: list[str]
+) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text("\n".join([header, *records, ""]))
+    assert load(str(file))["train"].to_list() == SKY
+    file.write_text("\n".join([header, *records, "Sea?", ""]))
+    name = "';'" if ";id" in header else "commas"
+    with pytest.raises(DatasetError, match=f"has 1 fields separated by {name}, the header has 3"):
+        load(str(file))
+    assert len(load(str(file), drop_bad_rows=True)["train"]) == 2
+
+
+def test_spaces_after_a_quoted_comma_stay(tmp_path: Path) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text('"prompt",completion,"a, b"\nSky?, Blue., 1\n')
+    assert load(str(file))["train"]["completion"] == [" Blue."]
+
+
 def test_csv_without_header_raises(tmp_path: Path) -> None:
     file = tmp_path / "d.csv"
     file.write_text("Sky?,Blue.\nSnow?,White.\n")
@@ -185,6 +215,34 @@ def test_parquet_with_nested_messages_is_read(tmp_path: Path) -> None:
     Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
     (row,) = load(str(tmp_path / "d.parquet"))["train"].to_list()
     assert row["completion"] == [{"role": "assistant", "content": "Blue."}]
+
+
+def test_maps_in_parquet_are_objects(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    text = pyarrow.string()
+    message = pyarrow.map_(text, text)
+    answers = pyarrow.map_(text, pyarrow.list_(message))
+    items = [[("role", role), ("content", role)] for role in ("user", "assistant")]
+    flat = pyarrow.table({"messages": pyarrow.array([items], pyarrow.list_(message))})
+    nested = pyarrow.table(
+        {
+            "prompt": pyarrow.array([items[:1]], pyarrow.list_(message)),
+            "completion": pyarrow.array([items[1:]], pyarrow.list_(message)),
+            "about": pyarrow.array([[("a", items)]], answers),
+        }
+    )
+    expected = [{"prompt": [user("user")], "completion": [assistant("assistant")]}]
+    for table in (flat, nested):
+        parquet.write_table(table, tmp_path / "d.parquet")
+        for streaming in (False, True):
+            script = {"dataset_streaming": streaming}
+            assert load(str(tmp_path / "d.parquet"), script=script)["train"].to_list() == expected
+    twice = pyarrow.array([[[("role", "user"), ("role", "user")]]], pyarrow.list_(message))
+    parquet.write_table(pyarrow.table({"messages": twice}), tmp_path / "d.parquet")
+    with pytest.raises(DatasetError, match="duplicate key was 'role'"):
+        load(str(tmp_path / "d.parquet"))
 
 
 @pytest.mark.parametrize("names", [["bad", "good"], ["chosen", "rejected"], ["like", "dislike"]])

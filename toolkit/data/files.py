@@ -1,9 +1,11 @@
 """Reads local data files as rows with their row numbers."""
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
 import zlib
@@ -23,6 +25,7 @@ BLANK = codecs.BOM_UTF8 + b" \t\r\n"
 SPACE = re.compile(r"\s*")
 # The names under which an object in a .json file has its rows.
 WRAPPERS = {"data", "rows", "examples", "instances", "records", "samples"}
+SAMPLE = 50  # records from which the separator of a CSV file is found
 BATCH = 256  # rows of a Parquet file in memory at a time
 
 
@@ -60,8 +63,8 @@ def separator(path: Path) -> str | None:
     if _extension(path) != ".csv" or not path.is_file():
         return None
     with _open(path) as file:
-        delimiter = _delimiter(_as_text(file).readline(), path)
-    return {",": None, "\t": "tabs"}.get(delimiter, f"'{delimiter}'")
+        delimiter = _delimiter(_as_text(file), path)
+    return None if delimiter == "," else _name(delimiter)
 
 
 def _is_zipped(path: Path) -> bool:
@@ -231,17 +234,19 @@ def _reason(error: Exception) -> str:
 def _csv(file: TextIO, path: Path) -> Iterator[Any]:
     limit = csv.field_size_limit(FIELD_LIMIT)  # the default is 128 KiB; some texts are longer
     try:
-        start = file.readline()
-        delimiter = _delimiter(start, path)
+        delimiter = _delimiter(file, path)
         # `a, b` as the header: the spaces are no part of the fields
-        spaced = f"{delimiter} " in start
+        start = _records(file, delimiter, 1, skip_spaces=False)
+        names = [name for record in start for name in record[1:]]
+        spaced = bool(names) and all(name.startswith(" ") for name in names)
         file.seek(0)
         reader = csv.reader(file, delimiter=delimiter, skipinitialspace=spaced, strict=True)
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.strip() for name in next(filter(None, reader), [])]
         if any(map(LOST_BYTE.search, header)):
             raise DatasetError(f"{path} line 1: not UTF-8 text; save the file as UTF-8")
         if len(set(header)) != len(header):
-            raise DatasetError(f"{path}: the header has a column twice: {', '.join(header)}")
+            columns = f"{', '.join(header)} (separated by {_name(delimiter)})"
+            raise DatasetError(f"{path}: the header has a column twice: {columns}")
         for fields in reader:
             if any(map(LOST_BYTE.search, fields)):
                 reason = f"line {reader.line_num} is not UTF-8 text; save the file as UTF-8"
@@ -251,25 +256,49 @@ def _csv(file: TextIO, path: Path) -> Iterator[Any]:
                 yield dict(zip(header, fields, strict=True))
             elif fields:
                 reason = f"line {reader.line_num} has {len(fields)} fields"
+                reason += f" separated by {_name(delimiter)}"
                 yield Unreadable(f"{reason}, the header has {len(header)}", ",".join(fields))
     except csv.Error as error:
-        raise DatasetError(f"{path} line {reader.line_num}: not CSV ({error})") from error
+        place = f"{path} line {reader.line_num}"
+        separated = f"separated by {_name(delimiter)}"
+        raise DatasetError(f"{place}: not CSV {separated} ({error})") from error
     finally:
         csv.field_size_limit(limit)
 
 
-def _delimiter(header: str, path: Path) -> str:
-    """The separator that gives the header the most fields; a comma if there is only one field."""
+def _delimiter(file: TextIO, path: Path) -> str:
+    """The separator with which most of the first records are as long as the header; or a comma.
+
+    With several such separators, quotes decide: `1,"a; b"` has a quote inside a field if `;` separates
+    the fields. Then the number of fields decides.
+    """
     if _extension(path) == ".tsv":
         return "\t"
-    return max(",;\t|", key=lambda character: len(_fields(header, character)))
+    ranks = {}
+    for delimiter in ",;\t|":
+        records = _records(file, delimiter, SAMPLE)
+        lengths = [len(record) for record in records]
+        quotes = sum(field.count('"') % 2 for record in records for field in record)
+        if lengths and lengths[0] > 1:
+            share = lengths.count(lengths[0]) / len(lengths)
+            ranks[delimiter] = (share, -quotes, lengths[0])
+    return max(ranks, key=lambda delimiter: ranks[delimiter], default=",")
 
 
-def _fields(line: str, delimiter: str) -> list[str]:
-    try:
-        return next(csv.reader([line], delimiter=delimiter), [])
-    except csv.Error:
-        return []
+def _records(
+    file: TextIO, delimiter: str, count: int, *, skip_spaces: bool = True
+) -> list[list[str]]:
+    """The first records of a CSV file that are not empty, up to one that cannot be read."""
+    file.seek(0)
+    reader = csv.reader(file, delimiter=delimiter, skipinitialspace=skip_spaces)
+    records: list[list[str]] = []
+    with contextlib.suppress(csv.Error):
+        records.extend(itertools.islice(filter(None, reader), count))
+    return records
+
+
+def _name(delimiter: str) -> str:
+    return {",": "commas", "\t": "tabs"}.get(delimiter, f"'{delimiter}'")
 
 
 def _parquet(file: Any, path: Path) -> Iterator[Any]:
@@ -280,7 +309,10 @@ def _parquet(file: Any, path: Path) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(file) as table:
             names = label_names_of_parquet(table.schema_arrow.metadata)
             for batch in table.iter_batches(batch_size=BATCH):
-                yield from with_names(batch.to_pylist(), names)
+                # Spark writes an object as a map, which would become a list of pairs
+                yield from with_names(batch.to_pylist(maps_as_pydicts="strict"), names)
+    except KeyError as error:  # a key twice in a map
+        raise DatasetError(f"{path}: {error.args[0]}; write each key once") from error
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"{path}: not a Parquet file ({reason})") from error
