@@ -8,6 +8,7 @@ import signal
 import time
 from contextlib import contextmanager
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -145,3 +146,31 @@ def test_second_signal_ends_run_at_once(runs):
     assert message in Run.load(runs.place / "twice").error
     assert checkpoints(runs.place / "twice") == []
     assert Run.load(runs.place / "twice").state == "failed"
+
+
+WORKERS = ("--dataloader_num_workers", "2")
+
+
+@pytest.mark.slow
+def test_signal_to_data_workers_keeps_checkpoint(runs):
+    """systemd and Slurm send a signal to all processes of a job, and a pipeline forwards it."""
+    with runs.waiting("all", *WORKERS) as process:
+        workers = psutil.Process(process.pid).children()
+        assert len(workers) == 2
+        for worker in workers:
+            worker.send_signal(signal.SIGTERM)
+        runs.send(process, signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        (runs.place / "go").touch()
+        assert process.wait(PATIENCE) == 143, runs.text()[-2000:]
+    assert [c.name for c in checkpoints(runs.place / "all")] == ["checkpoint-2"]
+    assert runs.text().count("stopping after this step") == 1
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+
+
+@pytest.mark.slow
+def test_data_workers_of_killed_run_end(runs):
+    with runs.waiting("killed", *WORKERS) as process:
+        workers = psutil.Process(process.pid).children()
+        process.kill()
+        assert not psutil.wait_procs(workers, timeout=20)[1]

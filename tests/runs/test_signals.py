@@ -83,7 +83,42 @@ def test_stage_that_finishes_despite_signal_counts(tmp_path):
 
 def test_third_signal_kills_stage(tmp_path):
     with pytest.raises(Interrupted, match="exit code -9"):
-        run(tmp_path, *[signal.SIGTERM] * 3, count=9)
+        run(tmp_path, *SIGNALS, count=9)
+
+
+def test_signal_repeated_at_once_counts_once(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, signal.SIGTERM, signal.SIGTERM, signal.SIGINT, count=2)
+    assert (tmp_path / "log").read_text().split() == ["15", "2"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the sender of a signal is unknown")
+def test_forked_process_ignores_signals_of_others(tmp_path):
+    """Only SIGTERM of its parent ends it, which `terminate` sends."""
+    script = """
+import multiprocessing, os, signal, subprocess, time
+from toolkit.runs.signals import receive_signals
+
+def work(connection):
+    connection.send("started")
+    time.sleep(60)
+
+receive_signals(lambda number, frame: print("received", number, flush=True))
+receiver, sender = multiprocessing.Pipe()
+child = multiprocessing.get_context("fork").Process(target=work, args=(sender,))
+child.start()
+receiver.recv()
+for name in ("INT", "TERM", "HUP"):
+    subprocess.run(["kill", f"-{name}", str(child.pid)], check=True)
+time.sleep(0.3)
+print("alive", child.is_alive(), flush=True)
+child.terminate()
+child.join(10)
+print("ended", child.exitcode, flush=True)
+"""
+    words = [sys.executable, "-c", script]
+    printed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert printed.stdout.split("\n") == ["alive True", "ended 0", ""], printed.stderr
 
 
 def test_stage_of_killed_pipeline_stops(tmp_path):

@@ -284,6 +284,16 @@ def test_other_threads_keep_their_signal_handlers(ppo_roles, tokenizer, tmp_path
     assert handlers == [handler]
 
 
+def test_data_workers_ignore_stop_signals(ppo_roles, tokenizer, tmp_path, monkeypatch):
+    """Also workers that are not forked."""
+    calls = []
+    monkeypatch.setattr("toolkit.trainers.checkpoints.ignore_signals", lambda: calls.append(1))
+    trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, held_out=prompts())
+    for loader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader()):
+        loader.worker_init_fn(0)
+    assert calls == [1, 1]
+
+
 def test_checkpoints_of_another_training_are_rejected(run, make_ppo_roles, tokenizer):
     options = {"save_strategy": "steps", "save_steps": 2}
     for nothing in (None, False, "false"):

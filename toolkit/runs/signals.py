@@ -1,9 +1,12 @@
 """Signals that stop a run or a pipeline: Ctrl-C, SIGTERM, and SIGHUP of a closed terminal."""
 
 import contextlib
+import math
+import multiprocessing.util
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,22 +17,68 @@ from toolkit.errors import Interrupted
 
 PARENT = "TOOLKIT_PARENT"  # process id of the pipeline that started this command
 PARENT_CHECK_S = 1.0
+REPEAT_S = 1.0  # systemd and a pipeline both signal a stage; this is not the user's second signal
 Receiver = Callable[[int, FrameType | None], None]
 
 
 def receive_signals(receive: Receiver) -> dict[int, Any]:
     """Call `receive` on each stop signal; return the earlier handlers for `restore_handlers`.
 
-    Outside the main thread, Python cannot handle signals, so the call does nothing there. SIGHUP stays
-    ignored under `nohup`.
+    A repetition of a signal within `REPEAT_S` is ignored. Processes that multiprocessing forks meanwhile
+    ignore the signals; see `ignore_signals`. Outside the main thread, Python cannot handle signals, so the
+    call does nothing there. SIGHUP stays ignored under `nohup`.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
+    received: dict[int, float] = {}
+    process = os.getpid()
+
+    def receive_once(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a fork, before `ignore_signals`
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        now = time.monotonic()
+        if now - received.get(number, -math.inf) > REPEAT_S:
+            received[number] = now
+            receive(number, frame)
+
+    def after_fork(handler: Receiver) -> None:
+        if signal.getsignal(signal.SIGTERM) is handler:
+            ignore_signals()
+
+    # the entries disappear with `receive_once`; `datasets` uses the library multiprocess
+    for util in (multiprocessing.util, sys.modules.get("multiprocess.util")):
+        if util is not None:
+            util.register_after_fork(receive_once, after_fork)
     numbers = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # missing on Windows
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
         numbers.append(hangup)
-    return {number: signal.signal(number, receive) for number in numbers}
+    return {number: signal.signal(number, receive_once) for number in numbers}
+
+
+def ignore_signals() -> None:
+    """Let a child process ignore stop signals, so that its parent can finish a step and then end it.
+
+    A terminal, systemd or Slurm sends a signal to all processes. SIGTERM from the parent still ends the
+    child, because this is how multiprocessing and DataLoader end their processes.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows: the sender is unknown
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    elif signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}):
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process at a SIGTERM from the parent, or from anyone if the parent has ended."""
+    while True:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        if sender == parent or os.getppid() != parent:
+            os._exit(0)
 
 
 def restore_handlers(handlers: Mapping[int, Any]) -> None:

@@ -2,8 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,6 +22,7 @@ from toolkit.runs.replacing import INCOMING, checkpoints, step_of
 from toolkit.runs.resuming import damage, last_checkpoint, list_contents
 from toolkit.runs.run import Run, write_json
 from toolkit.runs.settings import SETTINGS_FILE, read_settings, require_same, settings_of
+from toolkit.runs.signals import ignore_signals
 from toolkit.trainers.callbacks import AFTER_FULL_DISK, RunCallback
 from toolkit.trainers.totals import LoggedTotals, read_state
 
@@ -93,6 +95,13 @@ class WholeCheckpoints(LoggedTotals):
             return output
         finally:
             self.args.eval_on_start = at_start
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's data loader, whose workers ignore stop signals however they are started."""
+        loader = super()._get_dataloader(*args, **kwargs)  # type: ignore[misc]
+        own = getattr(loader, "base_dataloader", loader)
+        own.worker_init_fn = partial(_start_worker, own.worker_init_fn)
+        return loader
 
     def _check_fits(self, checkpoint: Path) -> None:
         """Raise CheckpointError if this training cannot resume from a checkpoint; change nothing."""
@@ -296,6 +305,12 @@ def _readable(checkpoint: str | None, file: str) -> Iterator[None]:
             f"{checkpoint}: {file} is damaged or belongs to another training ({reason}); resume from an "
             "earlier checkpoint: --resume_from_checkpoint FOLDER"
         ) from error
+
+
+def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
+    ignore_signals()
+    if start is not None:
+        start(number)
 
 
 def _global_step(checkpoint: Path) -> int:
