@@ -12,7 +12,7 @@ from toolkit.data.files import read_rows, stream_rows
 from toolkit.data.folders import find_files, find_saved
 from toolkit.errors import DatasetError
 from toolkit.options.arguments import DataArguments, SourceArguments
-from toolkit.options.config import is_local_path
+from toolkit.options.config import SHIPPED, is_local_path
 from toolkit.runs.replacing import MANIFEST, has_finished
 
 if TYPE_CHECKING:
@@ -101,12 +101,18 @@ def _check_name(name: str, config: str | None) -> None:
         raise DatasetError(
             f"{name}: `dataset_config` {config!r} is only for hub datasets; remove it"
         )
-    folder = Path(name).expanduser()
+    folder = _path(name)
     if (folder / MANIFEST).is_file() and not has_finished(folder):
         raise DatasetError(
             f"{name}: the run that writes these rows has not finished; start it again (recipes/label.py)"
         )
     find_saved(folder) or find_files(folder)
+
+
+def _path(name: str) -> Path:
+    """The path of a local dataset: a file, a folder, or a data file that is shipped beside the configs."""
+    path, shipped = Path(name).expanduser(), SHIPPED / "recipes" / "configs" / name
+    return shipped if not path.exists() and shipped.is_file() else path
 
 
 def _local_names(entry: Any) -> list[str]:
@@ -184,7 +190,7 @@ def _check_split(name: str, splits: Mapping[str, Any], split: str, option: str) 
 def _splits_of(name: str, config: str | None, *, streaming: bool = False) -> dict[str, list[Part]]:
     if is_local_path(name) and not name.startswith(WORLD):
         read = stream_rows if streaming else read_rows
-        saved = find_saved(Path(name).expanduser())
+        saved = find_saved(_path(name))
         if saved:
             return {
                 split: [
@@ -194,7 +200,7 @@ def _splits_of(name: str, config: str | None, *, streaming: bool = False) -> dic
             }
         return {
             split: [Part(str(file), partial(read, file)) for file in files]
-            for split, files in find_files(Path(name).expanduser()).items()
+            for split, files in find_files(_path(name)).items()
         }
     readers: dict[str, Callable[[], Iterable[Any]]]
     if name.startswith(WORLD):
