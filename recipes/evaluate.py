@@ -10,18 +10,15 @@ Writes  report.json, report.md, report.txt and the plots (PNG).
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
-from toolkit.options.arguments import DataArguments, EvaluateArguments
+from toolkit.options.arguments import EvaluateArguments
 from toolkit.reading import parse_json
 from toolkit.recipe import Command, holds, is_supervised
 from toolkit.runs.parents import base_options, made_with, require_adapter
-from toolkit.runs.run import MANIFEST, Run
-
-FEW_SHOT = 4  # demonstrations before each prompt of a base without a chat template of its own
+from toolkit.runs.run import Run
 
 
 def main(args, model) -> Run:
@@ -48,16 +45,15 @@ def main(args, model) -> Run:
 
     from transformers import set_seed
 
-    from toolkit.data.auxiliary import held_out_texts, load_demonstrations, load_split
+    from toolkit.data.auxiliary import held_out_texts
     from toolkit.evaluation.evaluate import Checkpoint, evaluate_all, role_ids
-    from toolkit.evaluation.held_out import held_out_prompts, held_out_rows
+    from toolkit.evaluation.inputs import read_inputs, samplings, shown_to_base
     from toolkit.evaluation.judge import judge_reward_model
     from toolkit.evaluation.render import to_text, write
     from toolkit.evaluation.report import build, examples
     from toolkit.models.arguments import reject_adapter_options
     from toolkit.models.base import base_tokenizer
     from toolkit.models.roles import REWARD
-    from toolkit.sampling.settings import Sampling
     from toolkit.trainers.load_policy import load_roles
 
     reject_adapter_options(
@@ -75,23 +71,8 @@ def main(args, model) -> Run:
         trust = args.trust_remote_code
         parent = sources[sft].path
         tokenizer = base_tokenizer(model, parent=parent, trust_remote_code=trust)
-        options = {"drop_bad_rows": args.drop_bad_rows, "seed": args.seed, "tokenizer": tokenizer}
-        if args.prompts is None:
-            later = [run for name, run in sources.items() if name != sft]
-            rows = held_out_prompts([*later, sources[sft]], tokenizer)
-        else:
-            rows = load_split(args.prompts, args.prompts_split, option="prompts_split", **options)
-        prompts = [row["prompt"] for row in rows][: args.max_prompts] * args.samples_per_prompt
-        data_args = DataArguments(drop_bad_rows=args.drop_bad_rows)
-        demonstrations = load_demonstrations(
-            args.demonstrations, data_args, seed=args.seed, tokenizer=tokenizer
-        )
-        if args.comparisons is None and judges and (Path(args.reward_model) / MANIFEST).is_file():
-            comparisons = held_out_rows(Run.load(args.reward_model), tokenizer)
-        else:
-            comparisons = load_split(
-                args.comparisons, "test", option="comparisons", kind="preference", **options
-            )
+        later = [source for name, source in sources.items() if name != sft]
+        inputs = read_inputs(args, [*later, sources[sft]], tokenizer)
         roles, tokenizer = load_roles(model, parent=parent, trust_remote_code=trust)
         run.base = roles.fingerprint
         ids = role_ids(sources)
@@ -102,23 +83,17 @@ def main(args, model) -> Run:
         names = [REWARD] if len(judges) == 1 else [f"{REWARD}_{i}" for i in range(len(judges))]
         for name, judge in zip(names, judges, strict=True):
             roles.attach(name, judge, head=True)
-        main, others = Sampling(args.max_new_tokens, args.temperature), None
-        if args.other_temperatures is not None:
-            others = {f"{t:g}": replace(main, temperature=t) for t in args.other_temperatures}
-        few_shot = args.few_shot
-        if few_shot is None:
-            own = base_tokenizer(model, parent=None, trust_remote_code=trust).chat_template
-            few_shot = 0 if own and own == tokenizer.chat_template else FEW_SHOT
+        main, others = samplings(args)
         evaluation = evaluate_all(
             roles,
             tokenizer,
             checkpoints,
-            prompts,
+            inputs.prompts,
             sampling=main,
             others=others,
             sft=sft,
             rewards=names,
-            few_shot=[tuple(map(_as_text, row)) for row in demonstrations[:few_shot]],
+            few_shot=shown_to_base(args, model, inputs.demonstrations, tokenizer),
             texts=held_out_texts(args.texts, tokenizer),
             batch_size=args.batch_size,
             generation_batch_size=args.generation_batch_size,
@@ -126,13 +101,13 @@ def main(args, model) -> Run:
             show_progress=True,
         )
         reward_report = None
-        if judges and comparisons:
+        if judges and inputs.comparisons:
             reward_report = judge_reward_model(
                 roles,
                 tokenizer,
-                comparisons,
-                demonstrations=demonstrations,
-                labeler_agreement=_agreement(args.comparisons),
+                inputs.comparisons,
+                demonstrations=inputs.demonstrations,
+                labeler_agreement=inputs.labeler_agreement,
                 rewards=names,
                 seed=args.seed,
                 batch_size=args.batch_size,
@@ -146,17 +121,6 @@ def main(args, model) -> Run:
         (run.path / "report.txt").write_text(to_text(report), encoding="utf-8")
         print(to_text(report))
         return run.finish()
-
-
-def _as_text(side):
-    """The text of a prompt or a completion; for messages, the text of the last message."""
-    return side if isinstance(side, str) else side[-1]["content"]
-
-
-def _agreement(comparisons):
-    """The share of pairs on which two labelers agree, if recipes/label.py made the comparisons."""
-    is_run = (Path(comparisons) / "run.json").is_file()
-    return Run.load(comparisons).results.get("test_agreement") if is_run else None
 
 
 def _timings(text):

@@ -279,3 +279,22 @@ def test_evaluation_reads_only_test_split_in_batches(
     assert (report["prompts"], report["few_shot"]) == (2, 0)  # the base has a chat template
     assert report["checkpoints"]["sft"]["other_sampling"] == {}
     assert report["reward_model"]["pairs"] == 2
+
+
+@pytest.mark.slow
+def test_report_uses_base_and_held_out_rows_of_runs(tiny_base, tmp_path, capsys):
+    data = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"Is it {i}?", "chosen": "Yes.", "rejected": "No."} for i in range(12)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    few = {"dataset_name": data, "test_split_size": 0.25, "max_steps": 1}
+    base = {"model_name_or_path": tiny_base, "dtype": "bfloat16"}
+    sft = call("sft", tmp_path / "sft", **base, **few)
+    reward = call("reward", tmp_path / "reward", parent=sft, **few)
+    words = ["--runs", sft, "--reward_model", reward, "--output_dir", tmp_path / "report"]
+    words += ["--max_new_tokens", 4, "--demonstrations", data]
+    assert run(find("evaluate"), list(map(str, words))) == 0
+    assert f"prompts: 3 that {sft} held out" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["prompts"], report["reward_model"]["pairs"], report["few_shot"]) == (3, 3, 0)
+    config = Run.load(tmp_path / "report").config
+    assert (config["model_name_or_path"], config["dtype"]) == (str(tiny_base), "bfloat16")
