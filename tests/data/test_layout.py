@@ -148,6 +148,59 @@ def test_prompt_that_only_most_answers_repeat_raises(tmp_path: Path) -> None:
     assert load(write_rows(tmp_path / "d.jsonl", data))["train"].to_list() == data
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("Photosynthesis", "Photosynthesis is a process"),
+        ("The French Revolution", "The French Revolution began"),
+        ("Ode to the sea", "Ode to the sea\n\nO sea"),
+        ("Yahoo!", "Yahoo! is a company"),
+        ("Acme (a firm)", "Acme (a firm) sells"),
+        ("I feel sad today", "I feel sad today too"),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 6])
+def test_answers_that_begin_with_their_subject_stay(
+    tmp_path: Path, prompt: str, answer: str, others: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [{"prompt": prompt, "completion": f"{answer} {i}."} for i in range(14)]
+    data += [{"prompt": prompt, "completion": f"No {i}."} for i in range(others)]
+    assert load(write_rows(tmp_path / "d.jsonl", data))["train"].to_list() == data
+    assert f"; 14 of {len(data)} answers start with their prompt, which stays" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("rest", ["s are things.", "'s tail", "-like"])
+def test_prompt_is_never_cut_inside_a_word(tmp_path: Path, rest: str) -> None:
+    words = ("cat", "the cat", "a white cat on the mat")
+    data = [{"prompt": word, "completion": word + rest} for word in words]
+    file = write_rows(tmp_path / "d.jsonl", data)
+    assert load(file)["train"].to_list() == data
+    repeats = [{"prompt": f"Q{i}?", "completion": f"Q{i}? A"} for i in range(30)]
+    train = load(write_rows(tmp_path / "d.jsonl", [*repeats, *data]))["train"].to_list()
+    assert [row["completion"] for row in train] == [*[" A"] * 30, *[r["completion"] for r in data]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rest"),
+    [
+        ("What is gravity?", " A force"),
+        ("天空是什么颜色？", "蓝色"),
+        ("Write a poem about the sea", "\nO sea"),
+        ("Write a poem about the sea\n", "O sea"),
+        ("[INST] Sky [/INST]", "Blue"),
+        ("Write a poem about the sea", "<|assistant|>O sea"),
+        ('Say "blue."', " Blue"),
+    ],
+)
+def test_copy_of_prompt_before_a_border_is_cut(tmp_path: Path, prompt: str, rest: str) -> None:
+    data = [{"prompt": prompt, "completion": f"{prompt}{rest} {i}."} for i in range(9)]
+    data.append({"prompt": "Tell me more", "completion": "Tell me more All is said."})
+    train = load(write_rows(tmp_path / "d.jsonl", data))["train"]
+    assert train["completion"] == [*(f"{rest} {i}." for i in range(9)), " All is said."]
+
+
 def test_dialogues_that_repeat_each_question_are_cut(tmp_path: Path) -> None:
     answers = [assistant("Sky? Blue."), assistant("And snow?\nWhite.")]
     data = [{"messages": [user("Sky?"), answers[0], user("And snow?"), answers[1]]}]

@@ -5,6 +5,7 @@ message. This can only be detected from all rows together, or from the first row
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,12 @@ SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "system_instructi
 LABEL_COLUMNS = ("label", "kto_tag")
 SAMPLE = 1000  # rows from which a layout is found
 MOST = 0.5
+# The end of a prompt that its answer would not begin with: a sentence's or a template mark's, such as
+# `[/INST]`. After one word only a question or a colon is such an end: "Inc." may be part of a name.
+END = re.compile(r"""[.?!:…。？！：>\]]["'”’»*_]*\Z""")
+END_OF_WORD = re.compile(r"""[?:。？：>\]]["'”’»*_]*\Z""")
+NEXT_LINE = re.compile(r"[ \t]*[\r\n<\[#|]")  # or a template mark
+TITLE = 4  # words of a prompt that may be the title above its answer
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,8 @@ class Layout:
     Args:
         stored: columns whose lists are stored as text.
         is_chat: whether texts become messages, because some rows have a system message.
-        repeats: whether the answers start with their prompt, which is then cut.
+        repeats: whether the answers start with a copy of their prompt, which is then cut.
+        kept: how many answers start with their prompt if it is not cut; "" for few.
         rewrites: changes of widespread layouts to the columns of a format.
         hint: why columns of two answers, or a label, are not read, for error messages.
     """
@@ -37,6 +45,7 @@ class Layout:
     stored: tuple[str, ...] = ()
     is_chat: bool = False
     repeats: bool = False
+    kept: str = ""
     rewrites: tuple[Rewrite, ...] = ()
     hint: str = ""
 
@@ -50,6 +59,8 @@ class Layout:
             notes.append("texts became messages, because rows have a system message")
         if self.repeats:
             notes.append("the prompt was cut from the beginning of the answers")
+        if self.kept:
+            notes.append(f"{self.kept}, which stays: it may be part of the answer")
         return notes
 
     def parse(self, row: Row) -> Row:
@@ -133,8 +144,8 @@ def find_layout(
 
     with_system = [row for row in objects if any(not is_blank(row.get(n)) for n in SYSTEM_COLUMNS)]
     is_chat = any(_needs_chat(_try(read, row) or {}, row) for row in with_system[:SAMPLE])
-    repeats = _repeats_prompt([_try(read, row) or {} for row in objects[::step]], place)
-    return format, replace(layout, is_chat=is_chat, repeats=repeats)
+    repeats, kept = _find_repeats([_try(read, row) or {} for row in objects[::step]], place)
+    return format, replace(layout, is_chat=is_chat, repeats=repeats, kept=kept)
 
 
 def _needs_chat(parts: Row, row: Row) -> bool:
@@ -173,25 +184,35 @@ def _try(function: Any, row: Row) -> Any:
         return None
 
 
-def _repeats_prompt(parts: Sequence[Row], place: str) -> bool:
-    """Whether (nearly) all answers start with their prompt.
+def _find_repeats(parts: Sequence[Row], place: str) -> tuple[bool, str]:
+    """Whether (nearly) all answers start with a copy of their prompt; else, how many start with it.
 
-    Raises: DatasetError if most answers start with it, but not nearly all: cutting would be a guess.
+    "Osmosis" -> "Osmosis is …" is no copy: the answer may begin with its subject.
+
+    Raises: DatasetError if most answers start with a copy, but not nearly all: cutting would be a guess.
     """
-    starts = [_is_repeat(answer, prompt) for one in parts for prompt, answer in _exchanges(one)]
-    share = sum(starts) / len(starts) if starts else 0.0
-    if MOST <= share < NEARLY_ALL:
+    exchanges = [exchange for one in parts for exchange in _exchanges(one)]
+    ends = [(p, answer[end:]) for p, answer in exchanges if (end := _cut_at(answer, p)) is not None]
+    starts = [(prompt, rest) for prompt, rest in ends if not is_blank(rest)]
+    if len(starts) < MOST * len(exchanges) or not starts:
+        return False, ""
+    count = f"{len(starts)} of {len(exchanges)} answers start with their prompt"
+    if sum(itertools.starmap(_is_copy, starts)) < MOST * len(exchanges):
+        return False, count
+    if len(starts) < NEARLY_ALL * len(exchanges):
         raise DatasetError(
-            f"{place}: {sum(starts)} of {len(starts)} answers start with their prompt, the others "
-            "do not; cut the prompt from these answers, since the model would learn to repeat it"
+            f"{place}: {count}, the others do not; cut the prompt from these answers, since the "
+            "model would learn to repeat it"
         )
-    return share >= NEARLY_ALL
+    return True, ""
 
 
-def _is_repeat(answer: str, prompt: str) -> bool:
-    """Whether an answer starts with its prompt and continues; a copy of it does not count."""
-    end = _cut_at(answer, prompt)
-    return end is not None and not is_blank(answer[end:])
+def _is_copy(prompt: str, rest: str) -> bool:
+    """Whether a prompt at the beginning of an answer is certainly a copy, not the answer's subject."""
+    words = prompt.split()
+    if (END if len(words) > 1 else END_OF_WORD).search(prompt.strip()):
+        return True
+    return len(words) > TITLE and bool(NEXT_LINE.match(rest) or prompt.endswith(("\r", "\n")))
 
 
 def _exchanges(parts: Row) -> list[tuple[str, str]]:
@@ -224,12 +245,16 @@ def _content(value: str | list[Message]) -> str:
 
 
 def _cut_at(answer: str, prompt: str) -> int | None:
-    """Where the text after the prompt begins; None if the answer does not start with it."""
-    if answer.startswith(prompt):
-        return len(prompt)
+    """Where the text after the prompt begins; None if the answer does not start with it.
+
+    "cats" does not start with "cat": after a word, a blank or a template mark must follow.
+    """
     blanks = len(answer) - len(answer.lstrip())
-    if answer.lstrip().startswith(prompt.strip()):
-        return blanks + len(prompt.strip())
+    for begin, start in ((0, prompt), (blanks, prompt.strip())):
+        end = begin + len(start)
+        if answer.startswith(start, begin):
+            is_inside = start[-1:].isalnum() and not re.match(r"[\s<\[#|]|\Z", answer[end:])
+            return None if is_inside else end
     return None
 
 
