@@ -5,8 +5,8 @@
 
 Reads   the base and a run of SFT, PPO or DPO.
 Writes  a new directory: weights, config, the tokens that end an answer, the tokenizer with its chat
-        template, and run.json with the largest difference of a logit between the merged model and
-        base with adapter.
+        template, and run.json with the differences between the merged model and base with adapter
+        on a probe text: most likely tokens, KL, logits.
 """
 
 import sys
@@ -31,6 +31,7 @@ def main(merge, model) -> Run:
     from toolkit.models.base import fingerprint, load_base
     from toolkit.models.export_merged import (
         dequantized,
+        differences,
         merge_into_base,
         probe_logits,
         require_full_precision,
@@ -58,12 +59,12 @@ def main(merge, model) -> Run:
         adapted = adapted_base(base, run.base, merge.parent)
         before = probe_logits(adapted, tokenizer)
         merged = merge_into_base(adapted, dtype=getattr(torch, model.dtype))
-        difference = (probe_logits(merged, tokenizer) - before).abs().max().item()
-        print(f"merged in {model.dtype}: logits differ by at most {difference:.2g}")
+        compared = differences(before, probe_logits(merged, tokenizer))
+        print(f"merged in {model.dtype}: {compared}")
         run.begin()
         merged.save_pretrained(run.path)
         tokenizer.save_pretrained(run.path)
-        return run.finish(largest_logit_difference=difference)
+        return run.finish(**compared._asdict())
 
 
 def arguments() -> tuple[type, ...]:

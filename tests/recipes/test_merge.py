@@ -1,6 +1,7 @@
 """A merged run equals base with adapter in plain transformers; other merges raise an error."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from tests.conftest import ROOT, fresh_roles, lora, randomise
 from tests.models.methods import call
 from toolkit.cli import run
 from toolkit.errors import CheckpointError
-from toolkit.models.export_merged import dequantized
+from toolkit.models.export_merged import dequantized, differences
 from toolkit.models.roles import POLICY
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.recipe import find
@@ -75,7 +76,22 @@ def test_plain_transformers_loads_merged_model(tiny_base, sft_run, tmp_path):
     run = Run.load(tmp_path / "merged")
     assert (run.recipe, run.state, run.parents) == ("merge", "finished", {"adapter": str(sft_run)})
     assert run.results["largest_logit_difference"] < 2e-5
+    assert run.results["same_greedy_token"] == 1.0
+    assert 0 <= run.results["mean_kl"] < 1e-6
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+def test_differences_by_hand():
+    """At the first position 2 : 1 becomes 8 : 1, at the second nothing changes."""
+    before = torch.tensor([[math.log(2), 0.0], [1.0, 2.0]])
+    after = torch.tensor([[math.log(8), 0.0], [1.0, 2.0]])
+    result = differences(before, after)
+    kl = 2 / 3 * math.log(3 / 4) + 1 / 3 * math.log(3)  # of (2/3, 1/3) from (8/9, 1/9)
+    assert result.mean_kl == pytest.approx(kl / 2, abs=1e-6)
+    assert result.largest_logit_difference == pytest.approx(math.log(4))
+    assert result.same_greedy_token == 1.0
+    assert differences(before, -before).same_greedy_token == 0.0
+    assert "at 100% of the positions of a probe text; KL 0.087 nats per token" in str(result)
 
 
 def test_merged_model_keeps_tokenizer_template_and_eos(tiny_base, sft_run, tmp_path):

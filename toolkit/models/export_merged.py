@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel, PromptLearningConfig
@@ -128,6 +129,31 @@ def merge_into_base(model: PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
         warnings.filterwarnings("ignore", "All adapters are already merged")
         merged: PreTrainedModel = model.merge_and_unload()  # removes PEFT's layers
     return merged.to(dtype)
+
+
+class Differences(NamedTuple):
+    """How the predictions of a merged model differ from those of base and adapter."""
+
+    same_greedy_token: float  # share of positions with the same most likely token
+    mean_kl: float  # KL(base and adapter ‖ merged), nats per token
+    largest_logit_difference: float
+
+    def __str__(self) -> str:
+        return (
+            f"the most likely token is the same at {self.same_greedy_token:.0%} of the positions of a "
+            f"probe text; KL {self.mean_kl:.2g} nats per token; logits differ by at most "
+            f"{self.largest_logit_difference:.2g}"
+        )
+
+
+def differences(before: Tensor, after: Tensor) -> Differences:
+    """Compare logits `(T, V)` before and after merging."""
+    old, new = before.log_softmax(-1), after.log_softmax(-1)
+    kl = nn.functional.kl_div(new, old, reduction="none", log_target=True).sum(-1)
+    same = (before.argmax(-1) == after.argmax(-1)).float()
+    return Differences(
+        same.mean().item(), kl.mean().clamp_min(0).item(), (after - before).abs().max().item()
+    )
 
 
 @torch.no_grad()
