@@ -335,7 +335,7 @@ def test_names_of_train_and_test_files_may_vary(
     output = capsys.readouterr().out
     for split, name in {"train": train, "test": test}.items():
         file_name = f"{name}/a.jsonl" if is_folder else f"{name}.jsonl"
-        assert (f"{split} files: {file_name}" in output) == (name != split)
+        assert (f"the {split} rows are from {file_name}" in output) == (name != split)
 
 
 @pytest.mark.parametrize("folder", ["tests", "testset", "Eval", "held_out"])

@@ -114,7 +114,7 @@ def test_folder_without_split_names_is_all_train(
     write_rows(tmp_path / "b.jsonl", pairs(1, start=1))
     write_rows(tmp_path / "a.jsonl", pairs(1))
     assert load(str(tmp_path))["train"].to_list() == pairs(2)
-    assert capsys.readouterr().out.endswith("(train 2); train files: a.jsonl, b.jsonl\n")
+    assert capsys.readouterr().out.endswith("(train 2); the train rows are from a.jsonl, b.jsonl\n")
     splits = load(str(tmp_path), script={"dataset_test_split": "b"})
     assert splits["train"].to_list() == pairs(1)
     assert splits["test"].to_list() == pairs(1, start=1)

@@ -78,7 +78,7 @@ def _source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> 
     line = f"{source.place}: {format} ({reason}), {count} -> {kind} ({_list_sizes(sizes)})"
     for split, split_chunks in loaded.chunks.items():
         files = _files(source.place, split, split_chunks)
-        line += f"; {split} files: {_list_names(files)}" if files else ""
+        line += f"; the {split} rows are from {_list_names(files)}" if files else ""
     line += "".join(f"; {note}" for note in loaded.layout.notes)
     separators = {separator(Path(chunk.place)) for chunk in chunks} - {None}
     line += "".join(f"; {name} separate the fields" for name in sorted(map(str, separators)))
