@@ -36,11 +36,14 @@ def main(words: Sequence[str]) -> int:
 
 
 def check(config: str, options: list[str], recipe: str | None, gpu_memory_gb: float | None) -> int:
-    from toolkit.preflight.check import check_stage
     from toolkit.stages import find_stages
 
+    stages = find_stages(config, options, recipe=recipe)
+
+    from toolkit.preflight.check import check_stage  # heavy
+
     failed = 0
-    for stage in find_stages(config, options, recipe=recipe):
+    for stage in stages:
         print(f"=== {stage.name or stage.recipe.name} ({stage.recipe.name})", flush=True)
         try:
             with exit_is_error(stage.recipe.name):

@@ -20,6 +20,7 @@ LAYERS = {  # a module imports its own package and lower layers
     "toolkit.kernels": 4,
     "toolkit.models": 5,
     "toolkit.recipe": 6,
+    "toolkit.early": 7,
     "toolkit.pipeline": 7,
     "toolkit.stages": 9,
     "toolkit.sampling": 6,

@@ -4,15 +4,18 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from toolkit import __version__
+from toolkit.early import HELP as HELP_OPTIONS
+from toolkit.early import check_early
 from toolkit.errors import ToolkitError, exit_is_error
 from toolkit.options.command_line import report_interrupt, run_cli, system_error
 from toolkit.options.output import keep_going
 from toolkit.recipe import AnyCommand, Command, Recipe, commands, find
 from toolkit.runs.signals import stop_with_parent
 
-HELP = ("-h", "--help", "help")
+HELP = (*HELP_OPTIONS, "help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,9 +72,13 @@ def _run(command: AnyCommand, words: Sequence[str]) -> int:
             with exit_is_error(f"toolkit {command.name}"):
                 return train(command, *configs)
 
-        classes, function = command.argument_classes(), train
+        def classes() -> Sequence[type]:
+            check_early(command, words)
+            return command.argument_classes()
+
+        function: Any = train
     elif command.arguments is not None:
-        classes, function = command.arguments(), command.run
+        classes, function = command.arguments, command.run
     else:
         return _run_words(command, words)
     prog = f"toolkit {command.name}"

@@ -3,11 +3,13 @@
 import argparse
 import copy
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit.early import check_early
 from toolkit.errors import ConfigError
 from toolkit.options.command_line import parse
 from toolkit.options.config import find_config, is_local_path, load_yaml, options_of
@@ -68,7 +70,8 @@ def find_stages(
     Args:
         config: the YAML of a recipe or of a pipeline.
         words: further options of the command line; for a pipeline only those that run code.
-        recipe: a recipe's name; default: the one in the file's name, or the only one with these options.
+        recipe: a recipe's name; default: the one in the file's name (my-sft-2), or the only one with
+            these options.
 
     Raises: ConfigError for a YAML that fits no recipe, or several.
     """
@@ -85,6 +88,7 @@ def find_stages(
             )
         return _pipeline(Pipeline.read(config, **vars(code)))
     chosen = find_recipe(recipe or _recipe_of(config, content))
+    check_early(chosen, ["--config", config, *words])
     options = parse(chosen.argument_classes(), ["--config", config, *words])
     return [Stage(chosen, Options(*options))]
 
@@ -109,9 +113,10 @@ def _pipeline(pipeline: Pipeline) -> list[Stage]:
 def _recipe_of(config: str, content: Mapping[str, Any]) -> str:
     """The recipe in the name of a YAML, or the only one that has all its options."""
     known = recipes()
-    name = Path(config).stem.split("-")[0]
-    if name in known:
-        return name
+    stem, longest_first = Path(config).stem.lower(), sorted(known, key=len, reverse=True)
+    named = re.findall(f"(?<![a-z0-9])({'|'.join(longest_first)})(?![a-z0-9])", stem)
+    if len(set(named)) == 1 or (named and stem.startswith(named[0])):  # not after-sft-dpo
+        return str(named[0])
     matching = [
         name
         for name, recipe in known.items()

@@ -200,8 +200,20 @@ def test_recipe_of_yaml_comes_from_name_or_options(tmp_path):
     file.write_text("dataset_name: world:prompts\nresponse_length: 8\n")
     assert [stage.recipe.name for stage in find_stages(str(file))] == ["ppo"]
     file.write_text("dataset_name: world:demonstrations\n")
-    with pytest.raises(ConfigError, match=r"--recipe .*sft"):
-        find_stages(str(file))
+    for name, recipe in {
+        "naive_sft": "sft",
+        "my-dpo-v2": "dpo",
+        "DPO.small": "dpo",
+        "sft_for_dpo": "sft",
+    }.items():
+        named = tmp_path / f"{name}.yaml"
+        named.write_text(file.read_text())
+        assert [stage.recipe.name for stage in find_stages(str(named))] == [recipe]
+    for name in ("mine", "after-sft-dpo", "\u4f60", "presft"):
+        unnamed = tmp_path / f"{name}.yaml"
+        unnamed.write_text(file.read_text())
+        with pytest.raises(ConfigError, match=r"--recipe .*sft"):
+            find_stages(str(unnamed))
     assert find_stages(str(file), recipe="sft")[0].recipe.name == "sft"
 
 

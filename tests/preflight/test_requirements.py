@@ -123,7 +123,7 @@ CASES = [
 def test_check_and_recipe_reject_same_options(name, bad_options, tiny_base, tmp_path, capsys):
     recipe, words, message = bad_options[name]
     own = [] if "--output_dir" in words else ["--output_dir", tmp_path / "run"]
-    if recipe in ("dpo", "reward"):
+    if recipe in ("dpo", "reward", "kto"):
         own += PAIRS
     words = [str(w) for w in ("--model_name_or_path", tiny_base, *own, *words)]
     with pytest.raises(ToolkitError, match=message) as raised:

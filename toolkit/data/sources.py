@@ -67,7 +67,7 @@ def check_source(
             other = "datasets" if mixture.datasets else "dataset_name"
             raise DatasetError(f"`sources` and `{other}` both name the data: leave one out")
         for source in data_args.sources:
-            _check_name(source.dataset_name, source.dataset_config)
+            check_name(source.dataset_name, source.dataset_config)
         return
     for entry in mixture.datasets:
         for name in _local_names(entry):
@@ -77,7 +77,7 @@ def check_source(
         return
     if not script.dataset_name:
         raise DatasetError("no dataset: set `dataset_name` (a file, a folder or a hub name)")
-    _check_name(script.dataset_name, script.dataset_config)
+    check_name(script.dataset_name, script.dataset_config)
 
 
 def _check_stream(mixture: "DatasetMixtureConfig", data_args: DataArguments | None) -> None:
@@ -94,7 +94,8 @@ def _check_stream(mixture: "DatasetMixtureConfig", data_args: DataArguments | No
             )
 
 
-def _check_name(name: str, config: str | None) -> None:
+def check_name(name: str, config: str | None) -> None:
+    """Check that a local dataset exists; raises DatasetError."""
     if name.startswith(WORLD) or not is_local_path(name):
         return
     if config:

@@ -101,7 +101,7 @@ def _require_finite(instances: Sequence[Any]) -> None:
 
 def run_cli(
     main: Callable[..., Any],
-    dataclass_types: Sequence[type],
+    dataclass_types: Sequence[type] | Callable[[], Sequence[type]],
     argv: Sequence[str] | None = None,
     *,
     description: str = "",
@@ -109,12 +109,15 @@ def run_cli(
 ) -> int:
     """Parse and call `main` with the instances; an input error is one line and exit code 2.
 
+    `dataclass_types` may also be a function that returns the classes.
     With TOOLKIT_TRACEBACK=1 in the environment, the traceback is also printed.
     """
     parsed: tuple[Any, ...] = ()
     try:
-        parsed = parse(dataclass_types, argv, description=description, prog=prog)
-        _require_local_model(parsed)
+        types = dataclass_types() if callable(dataclass_types) else dataclass_types
+        parsed = parse(types, argv, description=description, prog=prog)
+        for arguments in parsed:
+            require_local_model(getattr(arguments, "model_name_or_path", None))
         main(*parsed)
     except ToolkitError as error:
         if os.environ.get("TOOLKIT_TRACEBACK", "0") != "0":
@@ -163,12 +166,10 @@ def _disk_is_full(error: Exception) -> bool:
     return type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
 
 
-def _require_local_model(parsed: Sequence[Any]) -> None:
+def require_local_model(name: str | None) -> None:
     """Report a missing model folder before the data is read, which can take minutes."""
-    for arguments in parsed:
-        name = getattr(arguments, "model_name_or_path", None)
-        if name and is_local_path(name) and not Path(name).expanduser().is_dir():
-            raise ConfigError(f"model_name_or_path: {name} is not a folder; correct the path")
+    if name and is_local_path(name) and not Path(name).expanduser().is_dir():
+        raise ConfigError(f"model_name_or_path: {name} is not a folder; correct the path")
 
 
 def _split_config_flag(words: list[str]) -> list[str]:

@@ -69,19 +69,9 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
     loaded = load_yaml(path)
     known = options_of(dataclass_types)
     for key, value in loaded.items():
-        if key == "trust_remote_code" and value is False:
+        reject_key(path, key, value, known)
+        if key == "trust_remote_code":
             continue
-        option = code_option(key, value)
-        if option is not None:
-            code, example = RUNS_PYTHON[option]
-            raise ConfigError(
-                f"{path}: `{option}` cannot be set in a file, because it runs {code}. If you trust that "
-                f"code, add --{option} {example} on the command line"
-            )
-        if key == "env":
-            raise ConfigError(f"{path}: `env` is not supported; set the variables in your shell")
-        if key not in known:
-            raise ConfigError(f"{path}: unknown option `{str(key)[:80]}`{better_name(key, known)}")
         hint, choices = known[key]
         if key == "resume_from_checkpoint" and isinstance(value, bool):  # documented as a boolean
             loaded[key] = value
@@ -92,6 +82,22 @@ def read_config(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
                 f"{path}: `{key}` must be one of {', '.join(map(str, choices))}, got {value!r}"
             )
     return loaded
+
+
+def reject_key(path: str, key: Any, value: Any, known: typing.Collection[str]) -> None:
+    """Raise ConfigError if a config file cannot set an option. `known` has the names of all options."""
+    is_off = key == "trust_remote_code" and value is False
+    option = None if is_off else code_option(key, value)
+    if option is not None:
+        code, example = RUNS_PYTHON[option]
+        raise ConfigError(
+            f"{path}: `{option}` cannot be set in a file, because it runs {code}. If you trust that "
+            f"code, add --{option} {example} on the command line"
+        )
+    if key == "env":
+        raise ConfigError(f"{path}: `env` is not supported; set the variables in your shell")
+    if key not in known and not is_off:
+        raise ConfigError(f"{path}: unknown option `{str(key)[:80]}`{better_name(key, known)}")
 
 
 def code_option(key: Any, value: Any) -> str | None:
