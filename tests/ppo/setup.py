@@ -40,6 +40,7 @@ def make(
         "gradient_checkpointing": False,
         "report_to": [],
         "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
         "num_mini_batches": 2,
         "num_ppo_epochs": 2,
         "total_episodes": 16,

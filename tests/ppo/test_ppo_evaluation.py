@@ -68,6 +68,7 @@ def test_evaluation_metrics_are_means_over_held_out_rows(trainer, monkeypatch):
     left = scores.clamp(-0.5, 0.5) - 0.25 * lengths - 1.5 * unfinished
     expected = {
         "scores": scores.mean(),
+        "penalised_scores": left.mean(),
         "kl": kls.mean(),
         "rlhf_reward": (left - BETA * kls).mean(),
         "length": lengths.mean(),
@@ -75,7 +76,7 @@ def test_evaluation_metrics_are_means_over_held_out_rows(trainer, monkeypatch):
     }
     expected = {f"eval_objective/{name}": value.item() for name, value in expected.items()}
     assert metrics == pytest.approx(expected, abs=1e-4)
-    assert len({round(value, 2) for value in expected.values()}) == 5
+    assert len({round(value, 2) for value in expected.values()}) == 6
 
 
 def test_each_sample_has_its_own_completion_and_score(trainer, tokenizer, monkeypatch, tmp_path):

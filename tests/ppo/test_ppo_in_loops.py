@@ -144,6 +144,7 @@ def check_rollout(roles, step, args, stop):
         "objective/kl": mean(kl),
         "objective/scores": mean([s["score"] for s in expected_rows]),
         "objective/non_score_reward": -SETTINGS["kl_coef"] * mean(kl),
+        "objective/penalised_scores": mean(scores),
         "objective/rlhf_reward": mean(scores) - SETTINGS["kl_coef"] * mean(kl),
         "objective/entropy": mean([-sum(s["logprobs"]) for s in expected_rows]),
         "objective/length": mean(list(map(len, experience.completions))),

@@ -232,13 +232,13 @@ def test_evaluation_during_training_chooses_best_checkpoint(make_ppo_roles, toke
     undisturbed = [p for n, p in plain.model.named_parameters() if ".default." in n]
     assert all(torch.equal(a, b) for a, b in zip(steps.weights[-1], undisturbed, strict=True))
     rows = [r for r in logged(tmp_path / "run") if "eval_objective/scores" in r]
-    assert [r["step"] for r in rows] == [3, 6, 9, 12]
-    best = max(rows, key=lambda r: r["eval_objective/rlhf_reward"])["step"]
+    assert [r["step"] for r in rows] == [0, 3, 6, 9, 12]
+    best = max(rows[1:], key=lambda r: r["eval_objective/rlhf_reward"])["step"]
     assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / f"checkpoint-{best}")
     final = [p for n, p in roles.model.named_parameters() if ".default." in n]
     assert all(torch.equal(a, b) for a, b in zip(final, steps.weights[best - 1], strict=True))
     samples = [json.loads(r) for r in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
-    assert len(samples) == 4 * 4
+    assert len(samples) == 5 * 4
     assert {"step", "prompt", "completion", "score"} == set(samples[0])
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
@@ -247,7 +247,7 @@ def test_evaluation_during_training_chooses_best_checkpoint(make_ppo_roles, toke
         make_ppo_roles(), tokenizer, prompts(), tmp_path / "run", total_episodes=8, **evaluated
     )
     again.train()
-    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 2 * 4
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_unmeasured_best_metric_is_rejected_before_training(make_choosing, tmp_p
     rows = [r for r in logged(tmp_path) if "eval_objective/scores" in r]
     measured = {n.removeprefix("eval_") for n in rows[0] if n.startswith("eval_")}
     assert measured == set(EVALUATED)
-    best = max(rows, key=lambda r: r["eval_objective/rlhf_reward"])["step"]
+    best = max(rows[1:], key=lambda r: r["eval_objective/rlhf_reward"])["step"]
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
 
 
@@ -475,12 +475,12 @@ def test_function_metrics_and_columns_are_logged(ppo_roles, tokenizer, tmp_path)
         **settings,
     )
     trainer.train()
-    assert steps == [0, 4, 8]  # two rollouts, and an evaluation
+    assert steps == [0, 0, 4, 8]  # an evaluation, two rollouts, and an evaluation
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["judged/share"] for row in rows if "judged/share" in row] == [0.5, 0.5]
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     texts = [row["completion"][0]["content"] for row in samples]
     assert [row["letters"] for row in samples] == list(map(len, texts))
     assert all(isinstance(row["score"], float) for row in samples)
-    assert {row["step"] for row in samples} == {8}
+    assert {row["step"] for row in samples} == {0, 8}
     assert max(row["step"] for row in rows) == 8

@@ -12,7 +12,7 @@ from tests.ppo.setup import make, prompts
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import REWARD
 from toolkit.ppo.roles import attach_ppo_roles
-from toolkit.ppo.rollout import aggregate, subtract_penalties, weighted_sum
+from toolkit.ppo.rollout import aggregate, penalties, weighted_sum
 
 pytestmark = pytest.mark.slow
 
@@ -35,16 +35,10 @@ def test_weighted_sum_counts_none_as_zero():
 
 
 def test_penalties_by_hand():
-    penalised = subtract_penalties(
-        torch.tensor([5.0, -5.0, 0.5]),
-        torch.tensor([10, 20, 30]),
-        torch.tensor([True, False, False]),
-        clip=2.0,
-        missing_eos=1.0,
-        per_token=0.01,
-    )
-    expected = torch.tensor([2.0 - 0.1, -2.0 - 0.2 - 1.0, 0.5 - 0.3 - 1.0])
-    torch.testing.assert_close(penalised, expected)
+    lengths, ended = torch.tensor([10, 20, 30]), torch.tensor([True, False, False])
+    both = penalties(lengths, ended, missing_eos=1.0, per_token=0.01)
+    torch.testing.assert_close(both, torch.tensor([0.1, 0.2 + 1.0, 0.3 + 1.0]))
+    assert penalties(lengths, ended, missing_eos=None, per_token=0.0).tolist() == [0.0, 0.0, 0.0]
 
 
 def rollout_of(trainer):

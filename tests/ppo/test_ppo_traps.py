@@ -409,7 +409,6 @@ def test_resumed_run_has_identical_log_and_weights(make_ppo_roles, tokenizer, tm
         "logging_steps": 2,  # a mean over two steps, of which one is before the checkpoint
         "eval_strategy": "steps",
         "eval_steps": 100,
-        "eval_on_start": True,
     }
     runs, weights = {}, {}
     for name, resume in (("whole", None), ("again", f"checkpoint-{saved}")):

@@ -5,17 +5,22 @@ import json
 import pytest
 
 from tests.conftest import ROOT
+from tests.ppo.separate_models import make_ragged
 from tests.ppo.setup import make, prompts
 from toolkit.evaluation.evaluate import gold_metrics, gold_monitor
+from toolkit.models.roles import REWARD
 from toolkit.ppo import trainer as trainer_module
 from toolkit.ppo.warnings import (
     CHECKS,
     WatchCallback,
+    cut_answers,
     fewer_ends,
     high_kl,
+    large_penalties,
     longer_answers,
     lower_gold,
     more_refusals,
+    small_rollout,
     warned,
 )
 
@@ -119,10 +124,52 @@ def test_checks_ignore_rows_without_their_metrics():
         assert check([{"loss": 1.0}]) is None
 
 
+@pytest.mark.parametrize(
+    ("episodes", "prompts", "error"),
+    [(16, 16, "25%"), (64, 4, "50%"), (1, 1, "100%"), (32, 32, None), (128, 8, None)],
+)
+def test_small_rollout(episodes, prompts, error):
+    """The sampling error of a mean of n is 1/√n."""
+    warning = small_rollout(episodes, prompts)
+    assert (warning is None) == (error is None)
+    assert error is None or f"mean score is {error} of the spread" in warning
+
+
+def test_large_penalties():
+    """A penalty of 1 that 41 % of the answers get has a standard deviation of √(.41 · .59) = .49."""
+    assert large_penalties(0.49, 0.49) is None
+    assert large_penalties(0.0, 0.0) is None
+    line = large_penalties(0.49, 0.25)
+    assert "vary more (standard deviation 0.49) than the scores (0.25)" in line
+
+
+def test_cut_answers():
+    assert cut_answers(0.5, 32) is None
+    assert "68% of the answers are cut at response_length 32" in cut_answers(0.32, 32)
+
+
+@pytest.mark.slow
+def test_rollout_warnings_are_printed_and_logged_once(ppo_roles, tokenizer, tmp_path, capsys):
+    """Two rollouts of eight answers of different length, all with the same score."""
+    make_ragged(ppo_roles)
+    ppo_roles.heads[REWARD].weight.data.zero_()
+    options = {"length_penalty": 0.5, "callbacks": [WatchCallback()]}
+    trainer = make(ppo_roles, tokenizer, prompts(), tmp_path, **options)
+    trainer.train()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["objective/penalties_std"] > rows[0]["objective/scores_std"] == 0
+    printed = capsys.readouterr().out
+    for name in ("small_rollout", "penalties"):
+        (row,) = [row for row in rows if f"warning/{name}" in row]
+        assert row["step"] == 1
+        assert printed.count(f"! step 1: {row[f'warning/{name}']}") == 1
+    assert len(warned(trainer.state.log_history)) >= 2
+
+
 @pytest.mark.slow
 def test_warning_is_printed_and_logged_once(ppo_roles, tokenizer, tmp_path, monkeypatch, capsys):
     """A user's metric gets worse from the fourth evaluation on."""
-    refused = iter([0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5])
+    refused = iter([0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5])
     calls = []
 
     def worse_and_worse(prompts, completions, answer):
@@ -140,20 +187,20 @@ def test_warning_is_printed_and_logged_once(ppo_roles, tokenizer, tmp_path, monk
         eval_strategy="steps",
         eval_steps=1,
     )
-    measure, scores = trainer_module.evaluation_metrics, iter(range(8))
+    measure, scores = trainer_module.evaluation_metrics, iter(range(9))
 
     def rising(*args, **kwargs):
         return measure(*args, **kwargs) | {"objective/scores": float(next(scores))}
 
     monkeypatch.setattr(trainer_module, "evaluation_metrics", rising)
     trainer.train()
-    assert calls == [("user", "assistant", ["x"] * 4)] * 8
+    assert calls == [("user", "assistant", ["x"] * 4)] * 9
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     (row,) = [row for row in rows if "warning/over_refusal" in row]
     assert row["step"] == 4
     assert "from 0% to 17%" in row["warning/over_refusal"]
     assert "eval_gold/nothing" not in row
-    assert warned(trainer.state.log_history) == [row["warning/over_refusal"]]
+    assert row["warning/over_refusal"] in warned(trainer.state.log_history)
     assert capsys.readouterr().out.count("! step 4: over-optimisation: the held-out score") == 1
 
 

@@ -27,7 +27,9 @@ AtLeast2 = Annotated[T, Bound("at least 2", lambda x: x >= 2)]
 Share = Annotated[T, Bound("in [0, 1]", lambda x: 0 <= x <= 1)]
 Fraction = Annotated[T, Bound("between 0 and 1", lambda x: 0 < x < 1)]
 # the metrics of an evaluation during training; `eval_metrics` may add others
-EVALUATED = tuple(f"objective/{name}" for name in "scores kl rlhf_reward length ended".split())
+EVALUATED = tuple(
+    f"objective/{name}" for name in "scores kl penalised_scores rlhf_reward length ended".split()
+)
 
 
 def option(default: Any, help: str, *choices: str) -> Any:
@@ -53,6 +55,9 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     adam_epsilon: float = option(1e-5, "Adam's epsilon; 1e-5 is usual in RLHF (arXiv:2403.17031).")
     total_episodes: AtLeast1[int | None] = option(
         None, "Episodes to sample; default num_train_epochs × prompts × num_generations."
+    )
+    gradient_accumulation_steps: AtLeast1[int] = option(
+        8, "Passes per optimizer step; with 8 episodes per pass, a rollout has 64 (docs/ppo.md)."
     )
     num_ppo_epochs: AtLeast1[int] = option(4, "Passes over each rollout.")
     num_mini_batches: AtLeast1[int] = option(1, "Minibatches per rollout.")
@@ -114,6 +119,9 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     )
     greater_is_better: bool | None = option(
         None, "Whether a higher metric is better; default: true, but false for a KL or loss."
+    )
+    eval_on_start: bool | None = option(
+        None, "Evaluate before the first rollout; default: if `eval_strategy` is set."
     )
     missing_eos_penalty: float | None = option(
         None, "Penalty subtracted from the score of a completion without an end token."

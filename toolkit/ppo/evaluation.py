@@ -25,6 +25,7 @@ def evaluation_metrics(
     kl = kl.masked_fill(~rollout.mask, 0.0).sum(1)
     means = {  # EVALUATED of config.py lists the names
         "objective/scores": scores.raw,
+        "objective/penalised_scores": scores.penalised,
         "objective/kl": kl,
         "objective/rlhf_reward": scores.penalised - kl_coef * kl,
         "objective/length": rollout.mask.sum(1).float(),

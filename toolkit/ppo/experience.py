@@ -82,6 +82,8 @@ def make_experience(
         "objective/non_score_reward": -kl_coef * completion_kl,
         "objective/scores": scores.raw.mean(),
         "objective/scores_std": scores.raw.std(unbiased=False),
+        "objective/penalised_scores": scores.penalised.mean(),
+        "objective/penalties_std": scores.penalties.std(unbiased=False),
         "objective/rlhf_reward": -kl_coef * completion_kl + scores.penalised.mean(),
         "objective/length": mask.sum(1).float().mean(),
         "objective/ended": scores.ended.float().mean(),

@@ -49,6 +49,7 @@ class RolloutScores:
     """The scores of a rollout's completions, in reward units."""
 
     raw: Tensor  # (B,), reward models and functions together
+    penalties: Tensor  # (B,), for length and for a missing end
     penalised: Tensor  # (B,), clipped and minus penalties: what PPO maximises
     ended: Tensor  # (B,) bool, whether the completion ends with a stop token
     samples: Samples
@@ -142,27 +143,18 @@ def weighted_sum(rewards: Mapping[str, Sequence[float]], weights: Sequence[float
     return torch.stack([w * t for w, t in zip(weights, tensors, strict=True)]).sum(0)
 
 
-def subtract_penalties(
-    scores: Tensor,
-    lengths: Tensor,
-    ended: Tensor,
-    *,
-    clip: float | None,
-    missing_eos: float | None,
-    per_token: float,
+def penalties(
+    lengths: Tensor, ended: Tensor, *, missing_eos: float | None, per_token: float
 ) -> Tensor:
-    """Scores clipped to ±clip, minus the penalties for length and for a missing end. All `(B,)`.
+    """The penalties for length and for a missing end, in reward units. All `(B,)`.
 
     Args:
-        scores: reward units.
         lengths: tokens.
         ended: bool.
-        clip: largest absolute score; None leaves scores as they are.
-        missing_eos: subtracted if a completion did not end; None subtracts nothing.
-        per_token: subtracted for each token.
+        missing_eos: penalty of a completion that did not end; None is 0.
+        per_token: penalty of each token.
     """
-    clipped = scores if clip is None else scores.clamp(-clip, clip)
-    return clipped - per_token * lengths - (missing_eos or 0.0) * (~ended).float()
+    return per_token * lengths + (missing_eos or 0.0) * (~ended).float()
 
 
 @dataclass
@@ -256,15 +248,15 @@ class RolloutMaker:
             )
         ends = [bool(ids) and ids[-1] in self.stop for ids in rollout.completions]
         ended = torch.tensor(ends, device=raw.device)
-        penalised = subtract_penalties(
-            raw,
+        subtracted = penalties(
             rollout.mask.sum(1),
             ended,
-            clip=args.reward_clip,
             missing_eos=args.missing_eos_penalty,
             per_token=args.length_penalty,
         )
-        return RolloutScores(raw, penalised, ended, samples, metrics, context.columns)
+        clip = args.reward_clip
+        penalised = (raw if clip is None else raw.clamp(-clip, clip)) - subtracted
+        return RolloutScores(raw, subtracted, penalised, ended, samples, metrics, context.columns)
 
     def _samples(self, rows: Sequence[dict[str, Any]], rollout: Rollout) -> Samples:
         """The rollout as text; completions are messages if prompts are."""

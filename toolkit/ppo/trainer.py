@@ -301,8 +301,8 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         The random numbers are the same each time, and the training's random state is not changed.
         With `ema_decay` the averaged policy is evaluated, because the finished run holds it.
 
-        Returns: `eval_objective/scores`, `…/kl`, `…/rlhf_reward`, `…/length`, `…/ended`, and the
-            numbers of `eval_metrics`.
+        Returns: `eval_objective/scores` (without penalties), `…/penalised_scores`, `…/kl`,
+            `…/rlhf_reward`, `…/length`, `…/ended`, and the numbers of `eval_metrics`.
         Raises: ConfigError without held-out rows, or if `metric_for_best_model` is not measured.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
