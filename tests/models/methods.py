@@ -25,6 +25,7 @@ DATA = {
     "ppo": {
         "dataset_name": "world:prompts",
         "total_episodes": 8,
+        "gradient_accumulation_steps": 1,
         "response_length": 4,
         "max_steps": 2,
         "max_length": None,

@@ -52,7 +52,8 @@ def test_real_data_trains_every_recipe(folder, capsys):
     assert dpo.state == "finished"
     ppo = call("ppo", "--dataset_name", HH, "--parent", folder / "sft", "--max_rows", 16,
                "--reward_model", folder / "reward", "--output_dir", folder / "ppo",
-               "--total_episodes", 8, "--per_device_train_batch_size", 4, "--logging_steps", 1,
+               "--total_episodes", 8, "--per_device_train_batch_size", 4,
+               "--gradient_accumulation_steps", 1, "--logging_steps", 1,
                "--response_length", 16, "--max_prompt_length", 256)  # fmt: skip
     assert ppo.state == "finished"
     for run in (sft, reward, dpo, ppo):

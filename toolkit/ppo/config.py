@@ -48,7 +48,9 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     `num_ppo_epochs` epochs.
     """
 
-    learning_rate: float = option(3e-6, "Peak learning rate.")
+    learning_rate: float = option(
+        1e-4, "Peak learning rate; an adapter needs at least ten times that of full fine-tuning."
+    )
     value_learning_rate: NotNegative[float | None] = option(
         None, "Peak learning rate of the value (the critic); default: learning_rate."
     )
@@ -138,6 +140,8 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         self._set_best_metric()
         super().__post_init__()
+        if self.eval_on_start is None:  # so that curves of held-out metrics begin before training
+            self.eval_on_start = self.eval_strategy != "no"
         hints = get_type_hints(type(self), include_extras=True)
         for f in dataclasses.fields(self):
             value, choices = getattr(self, f.name), f.metadata.get("choices")
