@@ -12,6 +12,7 @@ The parts of the page are in toolkit/app/.
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, cast
 
@@ -23,6 +24,8 @@ from toolkit.recipe import Command
 if TYPE_CHECKING:
     import gradio as gr
 
+    from toolkit.app.bases import Base
+    from toolkit.app.catalog import Catalog
     from toolkit.app.judgements.battles import Battles
     from toolkit.app.workbench import Workbench
 
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.ask is not None or arguments.conversation is not None:
             from toolkit.app.answering.cli_command import answer_once
 
-            return answer_once(open_workbench(arguments), arguments)
+            return answer_once(open_workbench(arguments, bases_of(arguments)), arguments)
         return run_page(arguments)
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -65,14 +68,16 @@ def run_page(arguments: AppArguments) -> int:
     store = Store(arguments.judgements or arguments.runs / FILE)
     if store.problem is not None:
         print(f"warning: {store.problem}", file=sys.stderr, flush=True)
-    loading = LoadingWorkbench(arguments.model_name_or_path, arguments.runs)
+    bases = bases_of(arguments)
+    loading = LoadingWorkbench(bases[0].id, arguments.runs)
     workbench = cast("Workbench", loading)
     page = build(workbench, Battles(workbench, store), prompts)
     url = serve(page, host=arguments.host, port=port, login=login, host_names=arguments.host_names)
     if not arguments.smoke:
         print(f"Compare checkpoints at {url} (Ctrl+C stops it)", flush=True)
     try:
-        loading.load(lambda: open_workbench(arguments))
+        loading.load(lambda: open_workbench(arguments, bases))
+        print_bases(loading.catalog)
         if arguments.smoke:
             from toolkit.app.web.smoke import smoke
 
@@ -84,20 +89,62 @@ def run_page(arguments: AppArguments) -> int:
     return 0
 
 
-def open_workbench(arguments: AppArguments) -> "Workbench":
-    """Load the base and scan the runs folder."""
+def print_bases(catalog: "Catalog") -> None:
+    """List the bases of the runs, if there are several."""
+    if len(catalog.bases) > 1:
+        names = [f"{b}{', loaded' if b.label == catalog.base else ''}" for b in catalog.bases]
+        print(f"Bases of the runs: {'; '.join(names)}", flush=True)
+        print("The page's menu Base and --base NAME load another one.", flush=True)
+
+
+def bases_of(arguments: AppArguments) -> list["Base"]:
+    """The bases to load, the first choice first: the named one, or those of the runs."""
+    from toolkit.app.bases import EMBEDDED, Base, find_bases, named_base
+    from toolkit.app.catalog import BASE_ID
+    from toolkit.runs.listing import list_runs
+
+    if arguments.model_name_or_path is not None:
+        return [Base(arguments.model_name_or_path, arguments.model_name_or_path)]
+    bases = find_bases(list_runs(arguments.runs)[0], arguments.runs)
+    if arguments.base is not None:
+        return [named_base(bases, arguments.base)]
+    words = [*(arguments.checkpoint or ()), arguments.reward or BASE_ID]
+    names = {word.removeprefix("./") for word in words if word != BASE_ID}
+    return [b for b in bases if names & set(b.runs)][:1] or list(bases) or [EMBEDDED]
+
+
+def open_workbench(arguments: AppArguments, bases: list["Base"]) -> "Workbench":
+    """Load the first base that can be loaded, and scan the runs folder.
+
+    Raises: CheckpointError or ConfigError if none can be loaded.
+    """
     from toolkit.app.answering.cli_command import base_options
     from toolkit.app.workbench import Workbench
 
-    workbench = Workbench.open(
-        arguments.model_name_or_path,
-        arguments.runs,
-        revision=arguments.model_revision,
-        load_in_4bit=arguments.load_in_4bit,
-        load_in_8bit=arguments.load_in_8bit,
-    )
+    if arguments.model_name_or_path is not None:
+        workbench = Workbench.open(
+            arguments.model_name_or_path,
+            arguments.runs,
+            model_revision=arguments.model_revision,
+            load_in_4bit=arguments.load_in_4bit,
+            load_in_8bit=arguments.load_in_8bit,
+        )
+    else:
+        workbench = open_first(bases, arguments.runs)
     workbench.cli_options = base_options(arguments)
     return workbench
+
+
+def open_first(bases: list["Base"], runs: Path) -> "Workbench":
+    """Load the first base that can be loaded. Raises: the error of the last one."""
+    from toolkit.app.workbench import Workbench
+
+    for base in bases[:-1]:
+        try:
+            return Workbench.open_base(base, runs)
+        except ToolkitError as error:
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+    return Workbench.open_base(bases[-1], runs)
 
 
 def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr.Blocks":

@@ -27,9 +27,13 @@ CHROMIUM = Path("/usr/bin/chromium")
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a two-layer Llama of hidden size 32."""
-    folder = tmp_path_factory.mktemp("base") / "tiny"
+    return write_base(tmp_path_factory.mktemp("base") / "tiny", seed=0)
+
+
+def write_base(folder: Path, *, seed: int) -> str:
+    """Write a tiny base with random weights; returns its folder."""
     tokenizer = train_tokenizer(["What is it? I do not know it.", "Hello there."], vocab_size=300)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -75,7 +75,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["--auth", "me", "--password", "secret"], "unrecognized"),
         (["--runs", "app.py"], "is not a folder"),
         (["--ask", "Hi", "--model_name_or_path", "./nowhere"], "./nowhere"),
-        (["--ask", "Hi", "--model_revision", "a1b2"], "a1b2 applies only to models of the hub"),
+        (
+            ["--ask", "Hi", "--model_name_or_path", "world:base", "--model_revision", "a1b2"],
+            "a1b2 applies only to models of the hub",
+        ),
     ],
 )
 def test_error_is_one_line(

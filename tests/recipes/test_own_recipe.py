@@ -115,8 +115,7 @@ def test_own_recipe_needs_no_other_edit(pipeline, tmp_path, capsys):
         tmp_path / "runs",
         base_name="base",
         problem=lambda run: run.adapter_problem(),
-        identify=lambda path: path.name,
         load_error=lambda path: None,
     )
-    assert {"first", "second"} <= set(catalog.checkpoints)
+    assert {"first", "second"} <= {entry.name for entry in catalog.checkpoints.values()}
     assert catalog.broken == ()

@@ -25,7 +25,8 @@ class AppArguments:
     runs: Path
     host: str
     port: int
-    model_name_or_path: str
+    base: str | None
+    model_name_or_path: str | None
     model_revision: str
     load_in_4bit: bool
     load_in_8bit: bool
@@ -113,17 +114,17 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     add("--port", type=int, default=7860, help="port to listen on (default: 7860)")
     add(
-        "--model_name_or_path",
-        default="world:base",
-        help="the base of the runs: a folder, a hub id, or world:base (default)",
+        "--base",
+        metavar="NAME",
+        help="which base to load if the runs have several (default: that of the newest run)",
     )
     add(
-        "--model_revision",
-        default="main",
-        help="the commit of the hub model that the runs were trained on (default: main)",
+        "--model_name_or_path",
+        help="the base, instead of that of the runs: a folder, a hub id, or world:base",
     )
-    add("--load_in_4bit", action="store_true", help="the runs were trained on a 4-bit base")
-    add("--load_in_8bit", action="store_true", help="the runs were trained on an 8-bit base")
+    add("--model_revision", default="main", help="the commit of a named hub model (default: main)")
+    add("--load_in_4bit", action="store_true", help="load the named base in 4 bit")
+    add("--load_in_8bit", action="store_true", help="load the named base in 8 bit")
     add(
         "--auth",
         metavar="USER",
@@ -160,6 +161,14 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
     arguments = AppArguments(**vars(parser.parse_args(argv)))
     if not 0 < arguments.port < 65536:
         raise ConfigError(f"--port must be between 1 and 65535, got {arguments.port}")
+    details = (arguments.model_revision != "main", arguments.load_in_4bit, arguments.load_in_8bit)
+    if arguments.model_name_or_path is None and any(details):
+        raise ConfigError(
+            "--model_revision, --load_in_4bit and --load_in_8bit are for a base that "
+            "--model_name_or_path names; remove them, because runs record how their base was loaded"
+        )
+    if arguments.model_name_or_path is not None and arguments.base is not None:
+        raise ConfigError("--base and --model_name_or_path exclude each other; remove one")
     if arguments.load_in_4bit and arguments.load_in_8bit:
         raise ConfigError("--load_in_4bit and --load_in_8bit exclude each other; remove one")
     if arguments.runs.exists() and not arguments.runs.is_dir():

@@ -1,10 +1,13 @@
 """The catalog of checkpoints and reward models below the runs folder, and of unusable runs."""
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from toolkit.app.bases import Base, find_bases
 from toolkit.app.lineage import Lineage
+from toolkit.app.texts import place_name, printable, tidy
 from toolkit.errors import ToolkitError
 from toolkit.options.config import is_local_path
 from toolkit.recipe import holds, is_supervised
@@ -51,16 +54,29 @@ class Entry:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The result of a scan, by id; `broken` holds (name, reason) of each run that cannot be used."""
+    """The result of a scan, by id; `broken` holds (name, reason) of each run that cannot be used.
+
+    `bases` holds the bases to choose from, `base` the label of the loaded one. Both are empty if the user
+    named the base.
+    """
 
     checkpoints: dict[str, Entry]
     rewards: dict[str, Entry]
     broken: tuple[tuple[str, str], ...] = ()
+    bases: tuple[Base, ...] = ()
+    base: str = ""
 
     @property
     def empty(self) -> bool:
         """Whether the base is the only checkpoint."""
         return len(self.checkpoints) == 1
+
+    @property
+    def unusable(self) -> dict[str, str]:
+        """The reason for each run that cannot be used, also because it was trained on another base."""
+        others = [base for base in self.bases if base.label != self.base]
+        elsewhere = {name: f"trained on {base.label}" for base in others for name in base.runs}
+        return elsewhere | dict(self.broken)
 
     @property
     def with_test_rows(self) -> dict[str, Entry]:
@@ -78,8 +94,8 @@ def scan(
     root: Path,
     *,
     base_name: str,
+    base: Base | None = None,
     problem: Callable[[Run], str | None],
-    identify: Callable[[Path], str],
     load_error: Callable[[Path], str | None],
 ) -> Catalog:
     """Inspect every run below `root`. A damaged run does not affect the others.
@@ -87,8 +103,8 @@ def scan(
     Args:
         root: the runs folder.
         base_name: the base's folder or hub id.
+        base: the loaded base, beside which the bases of other runs are offered; None offers none.
         problem: returns why a run cannot be used, or None; it may also raise an error.
-        identify: returns the id of a run's directory, the same at every scan.
         load_error: returns why an earlier attempt to load the run's adapter failed, or None.
     """
     runs, damaged = list_runs(root)
@@ -96,8 +112,15 @@ def scan(
         (place_name(b.path, root), tidy(b.reason.removeprefix(f"{b.path}: "), root))
         for b in damaged
     ]
+    bases = () if base is None else find_bases(runs, root)
+    if base is not None and base.key not in {b.key for b in bases}:
+        bases = (*bases, replace(base, runs=()))
+    loaded = next((b.label for b in bases if base is not None and b.key == base.key), "")
+    elsewhere = {name for b in bases if b.label != loaded for name in b.runs}
     usable: list[Run] = []
     for run in runs:
+        if place_name(run.path, root) in elsewhere:
+            continue
         try:
             if holds(run) in ("other", "ensemble") and run.adapter_problem() is not None:
                 continue
@@ -115,31 +138,36 @@ def scan(
     lineage, usable_paths = Lineage(runs), {run.path for run in usable}
     for run in usable:
         try:
-            entry = _entry(run, lineage, usable_paths, root, identify)
+            entry = _entry(run, lineage, usable_paths, root)
             entries[entry.id] = entry
         except Exception as error:
             broken.append((place_name(run.path, root), tidy(f"unreadable lineage: {error}", root)))
     first_sft = next((e.id for e in entries.values() if e.is_sft and e.reference == e.id), BASE_ID)
-    base = only_base(base_name, reference=first_sft).checkpoints
     return Catalog(
-        base | {id: e for id, e in entries.items() if not e.is_reward},
+        only_base(base_name, reference=first_sft).checkpoints
+        | {id: e for id, e in entries.items() if not e.is_reward},
         {id: e for id, e in entries.items() if e.is_reward},
         tuple(sorted(broken)),
+        bases,
+        loaded,
     )
 
 
-def _entry(
-    run: Run, lineage: Lineage, usable: set[Path], root: Path, identify: Callable[[Path], str]
-) -> Entry:
+def run_id(path: Path) -> str:
+    """A run's id on the page, the same after every scan, change of the base and restart."""
+    return f"run_{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+
+
+def _entry(run: Run, lineage: Lineage, usable: set[Path], root: Path) -> Entry:
     ancestor, no_reference = lineage.reference(run)
     reference: str | None = None if no_reference else BASE_ID
     if ancestor is not None:
-        reference = identify(ancestor.path) if ancestor.path in usable else None
+        reference = run_id(ancestor.path) if ancestor.path in usable else None
         ancestor_name = place_name(ancestor.path, root)
         no_reference = "" if reference else f"its SFT run {ancestor_name} cannot be used"
     name = place_name(run.path, root)
     return Entry(
-        identify(run.path),
+        run_id(run.path),
         f"./{name}" if name == BASE_ID else name,  # `--checkpoint base` is the base itself
         printable(run.recipe),
         run.path,
@@ -216,21 +244,3 @@ def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
     if sum(f.stat().st_size for f in files if f.is_file()) <= MAX_BYTES_HASHED_IN_SCAN:
         return changed(run.path, run.weights)
     return None
-
-
-def place_name(path: Path, root: Path) -> str:
-    """A run's name on the page: its path below the runs folder."""
-    name = path.relative_to(root).as_posix() if path != root else path.resolve().name
-    return printable(name)
-
-
-def tidy(reason: str, root: Path) -> str:
-    """A reason on one line, with paths relative to the runs folder."""
-    return printable(" ".join(reason.replace(f"{root}/", "").split()), longest=400)
-
-
-def printable(text: object, *, longest: int = 80) -> str:
-    """Text from the disk, cut to `longest`; control characters and invalid bytes are replaced."""
-    decoded = str(text).encode("utf-8", "replace").decode("utf-8")
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in decoded)
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"

@@ -1,4 +1,4 @@
-"""The page's texts, and the numbers of an answer as plain text."""
+"""The page's texts, the numbers of an answer as plain text, and text from the disk."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,3 +77,21 @@ def _capitalized(text: str) -> str:
 def two_decimals(number: float) -> str:
     """Two decimals; −0.00 becomes 0.00."""
     return f"{round(number, 2) + 0.0:.2f}"
+
+
+def place_name(path: Path, root: Path) -> str:
+    """A run's name on the page: its path below the runs folder."""
+    name = path.relative_to(root).as_posix() if path != root else path.resolve().name
+    return printable(name)
+
+
+def tidy(reason: str, root: Path) -> str:
+    """A reason on one line, with paths relative to the runs folder."""
+    return printable(" ".join(reason.replace(f"{root}/", "").split()), longest=400)
+
+
+def printable(text: object, *, longest: int = 80) -> str:
+    """Text from the disk, cut to `longest`; control characters and invalid bytes are replaced."""
+    decoded = str(text).encode("utf-8", "replace").decode("utf-8")
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in decoded)
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"

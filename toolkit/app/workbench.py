@@ -3,11 +3,12 @@
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.app.answering.adapter_cache import AdapterCache
@@ -16,19 +17,22 @@ from toolkit.app.answering.engine import Engine
 from toolkit.app.answering.metrics import AnswerMetrics
 from toolkit.app.answering.request import Answer, Message, Request, Settings, checked_request
 from toolkit.app.answering.tokens import LockedTokenizer
-from toolkit.app.answering.work_queue import Column, Comparison, Job
+from toolkit.app.answering.work_queue import AnswersInOrder, Column, Comparison, Job
+from toolkit.app.bases import Base, base_key
 from toolkit.app.catalog import Catalog, Inspector, scan
 from toolkit.app.chat_template import choose_template, render_apart
 from toolkit.app.choices import baseline_prompts, example_prompts
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
+from toolkit.models.arguments import ModelArguments
 from toolkit.models.base import fingerprint, load_base
 from toolkit.models.independence import context_of
 from toolkit.models.roles import Roles
+from toolkit.models.template_process import TemplateProcess
 from toolkit.models.tokenizer import stop_ids
 from toolkit.runs.run import Run
 from toolkit.sampling.compatibility import check_supported
 
-__all__ = ["Answer", "Comparison", "Workbench"]
+__all__ = ["Answer", "AnswersInOrder", "Comparison", "Workbench"]
 
 
 class Workbench:
@@ -43,10 +47,15 @@ class Workbench:
         base_fingerprint: dict[str, str],
         runs: Path,
         unusable: Mapping[Path, str] | None = None,
+        choice: Base | None = None,
     ) -> None:
-        """`unusable` holds the reason for each run that is already known to be unusable."""
+        """`unusable` holds the reason for each run that is already known to be unusable.
+
+        `choice` is the base among those of the runs; None if the user named it, and no other is offered.
+        """
         self.tokenizer = tokenizer
         self.runs = runs
+        self.choice = choice and replace(choice, key=base_key(base_fingerprint))
         self.cli_options: list[str] = []  # the app's options, for the commands that the page shows
         self.roles = Roles(base.eval(), base_fingerprint)
         self.stop = stop_ids(base, tokenizer)
@@ -65,42 +74,68 @@ class Workbench:
         self.engine = Engine(self.metrics)
         self._scan_lock = threading.Lock()
         self._scanned = -math.inf
-        self._ids: dict[Path, str] = {}
         self._inspector = Inspector(self.roles.fingerprint)
         self.catalog = self.refresh()
 
     @classmethod
-    def open(
-        cls,
-        model_name: str,
-        runs: Path,
-        *,
-        revision: str = "main",
-        load_in_4bit: bool = False,
-        load_in_8bit: bool = False,
-    ) -> "Workbench":
-        """Load the base, on the GPU if there is one.
+    def open(cls, model_name: str, runs: Path, **options: Any) -> "Workbench":
+        """Load the base that a user names, by default in full precision or, on a GPU, in bfloat16.
 
-        The quantization must be that of the runs. Python code that comes with a base is never run.
+        Args:
+            options: further options of `ModelArguments`. The quantization must be that of the runs.
 
         Raises: CheckpointError or ConfigError if the base cannot be loaded.
         """
-        import torch
-        from trl import ModelConfig
+        return cls._open(ModelArguments(model_name, **{"dtype": _dtype()} | options), runs)
 
-        cuda = torch.cuda.is_available()
-        model = ModelConfig(
-            model_name_or_path=model_name,
-            model_revision=revision,
-            dtype="bfloat16" if cuda else "float32",
-            load_in_4bit=load_in_4bit,
-            load_in_8bit=load_in_8bit,
-        )
-        run, unusable = choose_template(runs, model_name, revision=revision)
-        base, tokenizer = load_base(model, parent=run)
-        check_supported(base)
-        render_apart(tokenizer, model_name)
-        return cls(base, tokenizer, fingerprint(model, tokenizer), runs, unusable)
+    @classmethod
+    def open_base(cls, base: Base, runs: Path) -> "Workbench":
+        """Load a base that the manifests of runs name, in their precision; or the embedded base.
+
+        Raises: CheckpointError or ConfigError if the base cannot be loaded or has changed.
+        """
+        default = ModelArguments(base.id, dtype=_dtype())
+        return cls._open(base.options() if base.config else default, runs, base)
+
+    @classmethod
+    def _open(cls, model: ModelArguments, runs: Path, base: Base | None = None) -> "Workbench":
+        """Load a base. Python code that comes with it is never run."""
+        name = str(model.model_name_or_path)
+        run, unusable = choose_template(runs, name, revision=model.model_revision)
+        try:
+            loaded, tokenizer = load_base(model, parent=run)
+        except ToolkitError:
+            raise
+        except Exception as error:  # an option from a file can have any value
+            raise CheckpointError(f"{name}: cannot load the base model ({error})") from error
+        check_supported(loaded)
+        found = fingerprint(model, tokenizer)
+        if base is not None and base.key not in (None, base_key(found)):
+            raise CheckpointError(
+                f"{base}: the base has changed since its runs were trained: {base.id} had the weights "
+                f"and quantization {base.key}, and now has {base_key(found)}"
+            )
+        render_apart(tokenizer, name)
+        return cls(loaded, tokenizer, found, runs, unusable, base)
+
+    def close(self) -> None:
+        """End all answers, which keep their text, and free the base's memory."""
+        self.engine.close()
+        for tensor in (*self.roles.base.parameters(), *self.roles.base.buffers()):
+            tensor.data = tensor.data.new_empty(0)
+        if isinstance(self.tokenizer.apply_chat_template, TemplateProcess):
+            self.tokenizer.apply_chat_template.close()
+
+    @property
+    def base(self) -> str:
+        """Weights and quantization of the base, as text."""
+        return " ".join(base_key(self.roles.fingerprint) or ())
+
+    @property
+    def command_options(self) -> list[str]:
+        """The options of a command that uses the same base and runs."""
+        several = len(self.catalog.bases) > 1
+        return [*self.cli_options, *(["--base", self.catalog.base] if several else [])]
 
     def refresh(self, *, max_age_s: float = 0.0) -> Catalog:
         """Scan the runs folder. The ids of known runs stay the same.
@@ -114,8 +149,8 @@ class Workbench:
             self.catalog = scan(
                 self.runs,
                 base_name=self.roles.fingerprint["id"],
+                base=self.choice,
                 problem=self._inspector.problem,
-                identify=self._identify,
                 load_error=self.adapters.load_error,
             )
             self._scanned = time.monotonic()
@@ -148,7 +183,7 @@ class Workbench:
 
     def compare(
         self, prompt: object, checkpoints: object, **settings: Unpack[Settings]
-    ) -> "AnswersInOrder":
+    ) -> AnswersInOrder:
         """The complete answer of each checkpoint, in the requested order.
 
         If a checkpoint fails, its answer has a `problem`; the other answers are not affected.
@@ -255,35 +290,9 @@ class Workbench:
         tokens = min(request.sampling.max_new_tokens, room)
         return replace(request, sampling=replace(request.sampling, max_new_tokens=tokens))
 
-    def _identify(self, path: Path) -> str:
-        return self._ids.setdefault(path, f"run_{len(self._ids):06d}")
 
-
-class AnswersInOrder(Iterator[Answer]):
-    """Yields complete answers one by one. `close` cancels the others, even before the first `next`."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        self._comparison = comparison
-        self._answers = self.beats()
-
-    def __next__(self) -> Answer:
-        return next(answer for answer in self._answers if answer is not None)
-
-    def beats(self) -> Iterator[Answer | None]:
-        """Yield the answers and, between them, None several times a second.
-
-        After a page was closed, its event handler can only end when it yields.
-        """
-        count = 0
-        for answers in self._comparison:
-            yield None
-            while count < len(answers) and answers[count].done:
-                yield answers[count]
-                count += 1
-
-    def close(self) -> None:
-        """Cancel the answers that are not complete."""
-        self._comparison.close()
+def _dtype() -> str:
+    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def _room(context: int, length: int) -> int:

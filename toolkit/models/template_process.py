@@ -42,14 +42,18 @@ class TemplateProcess:
         request = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         line = self._ask(json.dumps(request))
         if not line:
-            self._process.kill()
-            self._process.wait()
+            self.close()
             self._process = self._start()
             raise ConfigError(f"rendering took longer than {RENDER_S:.0f} s")
         answer = json.loads(line)
         if "error" in answer:
             raise ConfigError(str(answer["error"]))
         return str(answer["text"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
 
     def _start(self) -> "subprocess.Popen[str]":
         words = [sys.executable, "-P", "-m", "toolkit.models.template_process"]

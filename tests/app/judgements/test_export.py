@@ -192,7 +192,7 @@ def test_ranking_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read) == 1 + 9  # the prompt, the answers
 
 
-def test_commands_are_quoted_and_contain_the_base() -> None:
+def test_commands_are_quoted_and_use_the_base_of_the_parent() -> None:
     base = {"id": "org/it's a model", "quantization": "4bit-nf4-double"}
     commands = training_commands(
         Path("my runs/j"), base=base, parent=Path("my runs/$sft"), runs=Path("r")
@@ -201,10 +201,6 @@ def test_commands_are_quoted_and_contain_the_base() -> None:
     assert words[:2] == ["toolkit", "dpo"]
     options = dict(zip(words[2::2], words[3::2], strict=True))
     assert options == {
-        "--model_name_or_path": "org/it's a model",
-        "--load_in_4bit": "true",
-        "--bnb_4bit_quant_type": "nf4",
-        "--use_bnb_nested_quant": "true",
         "--dataset_name": "my runs/j/preference.jsonl",
         "--parent": "my runs/$sft",
         "--output_dir": "r/judged/dpo",
@@ -222,7 +218,7 @@ def test_new_recipe_gets_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TOOLKIT_RECIPES", str(tmp_path))
     assert training_files()["ipo"] == "preference.jsonl"
     commands = training_commands(Path("j"), base=BASE, parent=Path("sft"), runs=Path("r"))
-    assert commands["ipo"].startswith("toolkit ipo --model_name_or_path world:base")
+    assert commands["ipo"].startswith("toolkit ipo --dataset_name")
 
 
 @pytest.mark.parametrize("recipe", ["reward", "dpo", "kto"])

@@ -13,13 +13,15 @@ MAX_UNDO = 10
 class Turn:
     """A prompt and the answers to it, by checkpoint id.
 
-    The answers were generated with `sampling` and scored by the reward run named `reward`.
+    The answers were generated with `sampling` on the base `base` (see `Workbench.base`) and scored by the
+    reward run named `reward`.
     """
 
     prompt: str
     answers: dict[str, Answer] = field(default_factory=dict)
     sampling: Drawing | None = None
     reward: str | None = None
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,13 @@ class Chat:
         """A copy with these answers to the last turn."""
         return self._with_last(answers={a.checkpoint: a for a in answers})
 
-    def with_sampling(self, sampling: Drawing, reward: str | None) -> "Chat":
+    def with_sampling(self, sampling: Drawing, reward: str | None, base: str = "") -> "Chat":
         """A copy whose last turn has these settings."""
-        return self._with_last(sampling=sampling, reward=reward)
+        return self._with_last(sampling=sampling, reward=reward, base=base)
+
+    def is_of(self, base: str) -> bool:
+        """Whether the last answers were generated on this base, as far as that is known."""
+        return bool(self.turns) and self.turns[-1].base in ("", base)
 
     def without_answers(self) -> "Chat":
         """A copy without the answers to the last turn; `undone` brings them back."""

@@ -28,7 +28,7 @@ def cli_command(
     """The command that repeats an answer, as one line for a shell.
 
     Args:
-        options: `base_options` of the app, so that the command uses the same base and runs.
+        options: `command_options` of the workbench, so that the command uses the same base and runs.
         checkpoint: name of the checkpoint.
         reward: the reward run's name.
     """
@@ -53,7 +53,7 @@ def cli_command(
 def base_options(arguments: AppArguments) -> list[str]:
     """The options that select the base and the runs."""
     words = [] if str(arguments.runs) == "runs" else ["--runs", str(arguments.runs)]
-    if arguments.model_name_or_path != "world:base":
+    if arguments.model_name_or_path is not None:
         words += ["--model_name_or_path", arguments.model_name_or_path]
     if arguments.model_revision != "main":
         words += ["--model_revision", arguments.model_revision]
@@ -104,9 +104,9 @@ def _id(catalog: Catalog, name: str, *, reward: bool = False) -> str:
     for entry in entries.values():
         if entry.name == name:
             return entry.id
-    for broken, reason in catalog.broken:
-        if broken == name:
-            raise CheckpointError(f"{name} cannot be used: {reason}")
+    if name in catalog.unusable:
+        on = f" (the loaded base is {catalog.base})" if catalog.base else ""
+        raise CheckpointError(f"{name} cannot be used: {catalog.unusable[name]}{on}")
     known = ", ".join(e.name for e in entries.values()) or "none"
     kind = "reward run" if reward else "checkpoint"
     raise CheckpointError(f"no {kind} is named {name!r}; known: {known}")

@@ -47,6 +47,7 @@ class Engine:
         self._batches: dict[str | None, RowBatch] = {}  # by role; None is the shared batch
         self._searches: deque[tuple[Job, Column]] = deque()  # the first one is running
         self._search: BeamSearch | None = None
+        self._closed = False
 
     def submit(self, job: Job) -> Comparison:
         """Queue a job.
@@ -72,6 +73,13 @@ class Engine:
             future.cancel()
             raise BusyError("busy: this question did not start in time; try again") from error
 
+    def close(self) -> None:
+        """End the running answers, which keep their text; queued and later questions get an error."""
+        self._closed = True
+        self._wake()
+        while (thread := self._thread) is not None:
+            thread.join()
+
     def _wake(self) -> None:
         with self._lock:
             self._work.set()
@@ -88,7 +96,7 @@ class Engine:
             except Exception as error:  # a bug here must not end the thread
                 self._reset(error)
             busy = self._running or self._searches or self.queue
-            if busy or self._work.wait(IDLE_S):
+            if busy or self._work.wait(0 if self._closed else IDLE_S):
                 continue
             with self._lock:
                 if not self._work.is_set():
@@ -96,6 +104,8 @@ class Engine:
                     return
 
     def _turn(self) -> None:
+        if self._closed:
+            self._stop_all()
         self.queue.run_calls()
         self._remove_stopped()
         self._start_jobs()
@@ -105,6 +115,13 @@ class Engine:
                 self._advance(key, batch)
         self._advance_search()
         self._running = [job for job in self._running if not job.done]
+
+    def _stop_all(self) -> None:
+        self.queue.cancel_calls()
+        while (job := self.queue.take_job(max_columns=MAX_ROWS)) is not None:
+            self._fail(job, job.columns, BusyError("another base is loading; ask again"))
+        for column in (c for job in self._running for c in job.columns):
+            column.stopped = column.stopped or "stopped, because another base is loading"
 
     def _reset(self, error: Exception) -> None:
         """Fail the running jobs; queued jobs stay."""

@@ -12,7 +12,8 @@ from toolkit.app.answering.adapter_cache import AdapterCache
 from toolkit.app.answering.changes import Alternative, Changes, Token
 from toolkit.app.answering.request import Answer, Request
 from toolkit.app.answering.tokens import LockedTokenizer
-from toolkit.app.catalog import Catalog, Entry, Stamp, file_stamp, tidy
+from toolkit.app.catalog import Catalog, Entry, Stamp, file_stamp
+from toolkit.app.texts import tidy
 from toolkit.errors import ToolkitError
 from toolkit.kernels.chunked_logprobs import VocabularyHead
 from toolkit.models.heads import HEAD_FILE, ScalarHead

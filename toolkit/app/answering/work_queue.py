@@ -125,6 +125,33 @@ class Comparison:
             self._wake()
 
 
+class AnswersInOrder(Iterator[Answer]):
+    """Yields complete answers one by one. `close` cancels the others, even before the first `next`."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+        self._answers = self.beats()
+
+    def __next__(self) -> Answer:
+        return next(answer for answer in self._answers if answer is not None)
+
+    def beats(self) -> Iterator[Answer | None]:
+        """Yield the answers and, between them, None several times a second.
+
+        After a page was closed, its event handler can only end when it yields.
+        """
+        count = 0
+        for answers in self._comparison:
+            yield None
+            while count < len(answers) and answers[count].done:
+                yield answers[count]
+                count += 1
+
+    def close(self) -> None:
+        """Cancel the answers that are not complete."""
+        self._comparison.close()
+
+
 class WorkQueue:
     """Jobs that have not begun, and calls. Any thread adds to the queue; only the engine's thread takes."""
 
@@ -170,6 +197,11 @@ class WorkQueue:
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
+
+    def cancel_calls(self) -> None:
+        """Cancel all queued calls."""
+        while self.calls:
+            self.calls.popleft()[0].cancel()
 
     def drop_cancelled(self) -> None:
         """Remove cancelled jobs."""

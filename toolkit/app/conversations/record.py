@@ -67,6 +67,7 @@ def _turn(values: dict[str, Any], ids: Mapping[str, str]) -> Turn:
         {answer.checkpoint: answer for answer in answers},
         None if sampling is None else Drawing(**sampling),
         values["reward"],
+        str(values.get("base", "")),
     )
 
 

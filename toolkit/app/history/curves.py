@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.app.catalog import printable
 from toolkit.app.history.logs import Log
+from toolkit.app.texts import printable
 from toolkit.evaluation.plots import PALETTE, short_name
 
 MAX_RUNS, MAX_CURVES = 6, 6

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.app.catalog import place_name, printable, tidy
+from toolkit.app.catalog import run_id
 from toolkit.app.history.logs import Log
 from toolkit.app.lineage import Lineage
+from toolkit.app.texts import place_name, printable, tidy
 from toolkit.runs.listing import list_runs
 from toolkit.runs.run import Run
 
@@ -55,7 +56,6 @@ class History:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
-        self._ids: dict[Path, str] = {}
         self._logs: dict[Path, Log] = {}
         self._lineage = Lineage([])
         self._records: dict[str, Record] = {}
@@ -111,7 +111,7 @@ class History:
         if state == "finished" and name in unusable:
             state, detail = "broken", unusable[name]
         return Record(
-            self._id(run.path),
+            run_id(run.path),
             name,
             run.path,
             printable(run.recipe),
@@ -125,10 +125,7 @@ class History:
 
     def _broken(self, path: Path, reason: str) -> Record:
         name = place_name(path, self.root)
-        return Record(self._id(path), name, path, "unknown", "broken", tidy(reason, self.root))
-
-    def _id(self, path: Path) -> str:
-        return self._ids.setdefault(path, f"run_{len(self._ids):06d}")
+        return Record(run_id(path), name, path, "unknown", "broken", tidy(reason, self.root))
 
     def _made_from(self, run: Run) -> str:
         """The names of the parents, or of the base, in one line."""

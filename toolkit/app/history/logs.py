@@ -7,7 +7,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from toolkit.app.catalog import printable
+from toolkit.app.texts import printable
 from toolkit.runs.integrity import open_inside
 
 MAX_BYTES_PER_READ = 16 << 20  # a longer log is read in several calls, so that none takes long

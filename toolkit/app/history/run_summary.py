@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolkit.app.catalog import printable
 from toolkit.app.history.curves import CHOSEN_AT_FIRST
 from toolkit.app.history.history import History, Record, base_name, duration, moment
+from toolkit.app.texts import printable
 
 MAX_REASON = 110  # characters in the table; the full reason is below it
 MAX_VALUE = 200  # characters of a setting

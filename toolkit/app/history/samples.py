@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.app.catalog import printable
 from toolkit.app.history.logs import number
+from toolkit.app.texts import printable
 from toolkit.reading import parse_json
 from toolkit.runs.integrity import open_inside
 

@@ -109,7 +109,7 @@ def training_commands(
     return {
         recipe: shlex.join(
             [
-                *("toolkit", recipe, *_base_options(recipe, base)),
+                *("toolkit", recipe, *_config(recipe, base)),
                 *("--dataset_name", str(folder / file), "--parent", str(parent)),
                 *("--output_dir", str(runs / "judged" / recipe)),
                 # visitors can type text that the chat template does not allow
@@ -120,20 +120,10 @@ def training_commands(
     }
 
 
-def _base_options(recipe: str, base: Mapping[str, str]) -> list[str]:
-    """The shipped config for the embedded base, if there is one, or the base's name and quantization."""
+def _config(recipe: str, base: Mapping[str, str]) -> list[str]:
+    """The shipped config for the embedded base, if there is one; a recipe uses the base of its parent."""
     config = f"world/{recipe}"
-    if base["id"] == BASE_NAME and config in shipped_configs():
-        return ["--config", config]
-    bits, *details = base["quantization"].split("-")  # none, 8bit, 4bit-nf4, 4bit-nf4-double
-    options = ["--model_name_or_path", base["id"]]
-    if bits != "none":
-        options += [f"--load_in_{bits}", "true"]
-    if bits == "4bit":
-        options += ["--bnb_4bit_quant_type", details[0]]
-    if "double" in details:
-        options += ["--use_bnb_nested_quant", "true"]
-    return options
+    return ["--config", config] if base["id"] == BASE_NAME and config in shipped_configs() else []
 
 
 def _battle_rows(judgement: Judgement) -> list[tuple[str, Row]]:

@@ -1,7 +1,7 @@
 """The tab Compare: a chat with several checkpoints side by side."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gradio as gr
 
@@ -9,7 +9,7 @@ from toolkit.app.answering import request as limits
 from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import MAX_COLUMNS
 from toolkit.app.catalog import Catalog
-from toolkit.app.choices import SHARED_SCAN_S, checkpoint_choices, reward_choices
+from toolkit.app.choices import SHARED_SCAN_S, checkpoint_choices, example_prompts, reward_choices
 from toolkit.app.conversations.store import Conversations
 from toolkit.app.judgements.store import Store
 from toolkit.app.tabs.compare_columns import build_columns
@@ -22,12 +22,14 @@ from toolkit.app.tabs.compare_events import (
     unsent,
 )
 from toolkit.app.tabs.compare_history import HistoryEvents
-from toolkit.app.tabs.parts import temperature_and_length
-from toolkit.app.tabs.run_menus import REWARD_MENU, RUN_MENU
+from toolkit.app.tabs.parts import errors_as_toast, temperature_and_length
+from toolkit.app.tabs.run_menus import BASE_MENU, REWARD_MENU, RUN_MENU, base_update
 from toolkit.app.texts import LOADING, NO_RUNS, PROMPT_KEYS, markdown
 from toolkit.app.web.scripts import PANEL, PANEL_BUTTON, PROMPT, QUESTION
+from toolkit.world import BASE_NAME
 
 if TYPE_CHECKING:
+    from toolkit.app.loading import LoadingWorkbench
     from toolkit.app.workbench import Workbench
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -49,7 +51,7 @@ def compare_tab(
     with gr.Row(equal_height=False, elem_classes="compare"):
         with gr.Column(elem_id=PANEL, scale=0, min_width=0):
             new, titles, delete = _conversations()
-            checkpoints, reward, reload = _models(workbench)
+            base, checkpoints, reward, reload = _models(workbench)
             settings = _sampling()
             rendered = gr.Checkbox(
                 False, label="Show Markdown", info="Links, images and HTML stay text."
@@ -57,7 +59,7 @@ def compare_tab(
             broken_box, broken = _explanations()
         with gr.Column(elem_classes="chat", scale=1, min_width=0):
             no_runs = gr.Markdown(NO_RUNS, visible=workbench.ready and workbench.catalog.empty)
-            welcome = _welcome(workbench.examples())
+            welcome, examples = _welcome(workbench.examples())
             columns, stops, votes = build_columns()
             with gr.Row(elem_classes="chat-actions"):
                 gr.Button("Settings", size="sm", min_width=0, elem_id=PANEL_BUTTON)
@@ -123,17 +125,29 @@ def compare_tab(
     def lists_of(catalog: Catalog, chosen: list[str] | None, scorer: str | None) -> list[Any]:
         models = checkpoint_choices(catalog, chosen or [])
         rewards = reward_choices(catalog, scorer)
-        title = f"Runs that cannot be used ({len(catalog.broken)})"
+        unusable = catalog.unusable
+        title = f"Runs that cannot be used here ({len(unusable)})"
         return [
             gr.update(value=NO_RUNS, visible=catalog.empty),
             gr.update(choices=models.choices, value=models.chosen),
             gr.update(choices=rewards.choices, value=rewards.chosen[0]),
-            gr.update(visible=bool(catalog.broken), label=title),
-            "\n".join(f"{name}: {reason}" for name, reason in catalog.broken),
+            gr.update(visible=bool(unusable), label=title),
+            "\n".join(f"{name}: {reason}" for name, reason in unusable.items()),
+            base_update(catalog),
+            gr.update(visible=bool(workbench.examples())),
         ]
 
-    lists = [no_runs, checkpoints, reward, broken_box, broken]
+    def switch(label: str) -> Iterator[list[Any]]:
+        yield [gr.update(value=LOADING, visible=True), *(gr.skip() for _ in lists[1:])]
+        with errors_as_toast(workbench.runs):
+            cast("LoadingWorkbench", workbench).switch(label)
+        yield lists_of(workbench.catalog, [], None)
+
+    lists = [no_runs, checkpoints, reward, broken_box, broken, base, examples]
     chosen = [checkpoints, reward]
+    changed = base.input(switch, base, lists, concurrency_limit=1, **PRIVATE)
+    changed.success(history.new, [chat, visit], outputs, **PRIVATE)
+    changed.failure(reload_lists, chosen, lists, **PRIVATE)
     reload.click(reload_lists, chosen, lists, api_name="refresh")
     page.load(history.identify, browser, [browser, visit, rendered], queue=False, **PRIVATE)
     page.load(load_lists, chosen, lists, concurrency_limit=None, api_visibility="private").then(
@@ -158,7 +172,11 @@ def _conversations() -> tuple[gr.Button, gr.Radio, gr.Button]:
     return new, titles, delete
 
 
-def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button]:
+def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown, gr.Button]:
+    info = (
+        "The model that the checkpoints adapt. A change stops all answers, also of other visitors."
+    )
+    base = gr.Dropdown([], label="Base", info=info, visible=False, elem_classes=BASE_MENU)
     models, rewards = checkpoint_choices(workbench.catalog), reward_choices(workbench.catalog)
     checkpoints = gr.Dropdown(
         models.choices,
@@ -174,7 +192,7 @@ def _models(workbench: "Workbench") -> tuple[gr.Dropdown, gr.Dropdown, gr.Button
     reward = gr.Dropdown(
         rewards.choices, value=scorer, label="Reward model", info=info, elem_classes=REWARD_MENU
     )
-    return checkpoints, reward, gr.Button("Reload runs", size="sm")
+    return base, checkpoints, reward, gr.Button("Reload runs", size="sm")
 
 
 def _sampling() -> list[Any]:
@@ -216,14 +234,15 @@ def _explanations() -> tuple[gr.Accordion, gr.Textbox]:
     return broken_box, broken
 
 
-def _welcome(examples: list[str]) -> gr.Column:
-    """What an empty chat shows."""
+def _welcome(examples: list[str]) -> tuple[gr.Column, gr.Row]:
+    """What an empty chat shows, and in it the questions for the embedded world."""
     with gr.Column(elem_classes="welcome") as welcome:
         gr.Markdown(markdown("compare"))
-        with gr.Row(elem_classes="questions"):  # a script of the page fills in the prompt
-            for example in examples:
+        with gr.Row(elem_classes="questions", visible=bool(examples)) as questions:
+            # a script of the page fills in the prompt
+            for example in examples or example_prompts(BASE_NAME):
                 gr.Button(example, size="sm", min_width=0, scale=0, elem_classes=QUESTION)
-    return welcome
+    return welcome, questions
 
 
 def _prompt() -> gr.Textbox:

@@ -57,7 +57,7 @@ def column_updates(
     *,
     shown: int,
     markdown: bool,
-    options: list[str],
+    options: list[str] | None,
 ) -> list[Any]:
     """Updates of all columns, where the page shows the first `shown`.
 
@@ -66,7 +66,7 @@ def column_updates(
 
     Args:
         markdown: show answers as Markdown instead of plain text.
-        options: the app's options for commands.
+        options: the app's options for commands; None shows no commands.
     """
     updates: list[Any] = []
     votable = chat.votable
@@ -126,10 +126,10 @@ def _message(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-def _command(chat: Chat, answer: Answer, options: list[str]) -> str:
+def _command(chat: Chat, answer: Answer, options: list[str] | None) -> str:
     """The command that prints the last answer; "" if its settings are not known."""
     turn = chat.turns[-1]
-    if turn.sampling is None:
+    if turn.sampling is None or options is None:
         return ""
     return cli_command(
         options,

@@ -10,12 +10,11 @@ import gradio as gr
 
 from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import MAX_COLUMNS, MAX_SEED, Answer, clamp
-from toolkit.app.catalog import tidy
 from toolkit.app.choices import checkpoint_choices, reward_choices, reward_id
 from toolkit.app.conversations.store import Conversations
 from toolkit.app.tabs.compare_columns import PARTS, column_updates, skip
 from toolkit.app.tabs.parts import errors_as_toast, token_count
-from toolkit.app.texts import PROMPT_KEYS
+from toolkit.app.texts import PROMPT_KEYS, tidy
 from toolkit.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -104,13 +103,14 @@ class CompareEvents:
         key = _session(visitor)
         conversations = {c: chat.conversation(c) for c in checkpoints or () if isinstance(c, str)}
         with errors_as_toast():
+            base, options = self.workbench.base, self.workbench.command_options
             comparison = self.workbench.stream(
                 conversations, checkpoints, reward=reward_id(reward), **settings
             )
         request, rewards = comparison.request, comparison.catalog.rewards
         scorer = None if request.reward is None else rewards[request.reward].name
         shown, chat = chat.columns, replace(chat, columns=len(request.checkpoints))
-        chat = self.saved(visit.owner, chat.with_sampling(request.sampling, scorer))
+        chat = self.saved(visit.owner, chat.with_sampling(request.sampling, scorer, base))
         running = self._running[key] = _Running(comparison, chat, visit)
         before: list[Answer] = []
         last_yield = time.monotonic()
@@ -138,7 +138,7 @@ class CompareEvents:
                     [] if done else before,
                     shown=shown,
                     markdown=running.visit.markdown,
-                    options=self.workbench.cli_options,
+                    options=options,
                 )
                 yield [*front, *parts]
                 before = list(answers)
@@ -162,7 +162,7 @@ class CompareEvents:
             [],
             shown=MAX_COLUMNS,
             markdown=visit.markdown,
-            options=self.workbench.cli_options if chat.turns else [],
+            options=self.workbench.command_options if self.is_current(chat) else None,
         )
         return [*self._front(chat, visit, prompt), *parts]
 
@@ -182,6 +182,10 @@ class CompareEvents:
             gr.update(visible=chat.votable),
             gr.update(visible=bool(chat.earlier)),
         ]
+
+    def is_current(self, chat: Chat) -> bool:
+        """Whether the last answers were generated on the base in memory."""
+        return bool(chat.turns) and chat.is_of(self.workbench.base)
 
     def streams(self, visitor: gr.Request) -> bool:
         """Whether answers stream to the visitor."""

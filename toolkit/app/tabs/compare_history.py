@@ -106,6 +106,8 @@ class HistoryEvents:
         """Store that the answer in column `best` is better than the others; None is a tie."""
         ids = list(chat.answers)
         id = None if best is None else ids[best] if best < len(ids) else ""
+        if chat.turns and not self.events.is_current(chat):
+            raise gr.Error("Choose the base of these answers first.", print_exception=False)
         with errors_as_toast(self.judgements.path.parent):
             base = self.events.workbench.roles.fingerprint
             new = self.judgements.add(named_vote(chat, id, base))

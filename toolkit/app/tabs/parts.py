@@ -12,10 +12,9 @@ import gradio as gr
 from gradio.components.plot import PlotData
 
 from toolkit.app.answering import request as limits
-from toolkit.app.catalog import tidy
 from toolkit.app.choices import SHARED_SCAN_S, checkpoint_choices
 from toolkit.app.tabs.run_menus import RUN_MENU
-from toolkit.app.texts import LOADING, ONLY_THE_BASE
+from toolkit.app.texts import LOADING, ONLY_THE_BASE, tidy
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from toolkit.app.catalog import Catalog
+from toolkit.app.choices import checkpoint_choices
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
 
 # classes of the menus
 RUN_MENU, REWARD_MENU, TEST_ROWS_MENU = "run-menu", "reward-menu", "test-rows-menu"
-MENUS = (RUN_MENU, REWARD_MENU, TEST_ROWS_MENU)
+BASE_MENU = "base-menu"
+MENUS = (RUN_MENU, REWARD_MENU, TEST_ROWS_MENU, BASE_MENU)
 REFRESH_S = 5  # while the page is open
 
 
@@ -28,7 +30,7 @@ def follow_runs(page: gr.Blocks, workbench: "Workbench") -> None:
         if not workbench.ready:
             return [gr.skip() for _ in range(len(menus) + 1)]
         catalog = workbench.refresh(max_age_s=REFRESH_S)
-        now = repr([(e.id, e.label) for kind in MENUS for e in _runs(catalog, kind)])
+        now = repr((catalog.base, [_found(catalog, kind) for kind in MENUS]))
         if now == before:
             return [gr.skip() for _ in range(len(menus) + 1)]
         return [now, *(_update(m, v, catalog) for m, v in zip(menus, values, strict=True))]
@@ -45,24 +47,37 @@ def _kind(block: Any) -> str | None:
     return next((k for k in MENUS if k in classes), None)
 
 
-def _runs(catalog: Catalog, kind: str | None) -> list[Any]:
+def _found(catalog: Catalog, kind: str | None) -> list[tuple[str, str]]:
+    """The choices that a scan found for a kind of menu, as (label, value)."""
+    if kind == BASE_MENU:
+        return [(str(base), base.label) for base in catalog.bases]
     kinds = {REWARD_MENU: catalog.rewards, TEST_ROWS_MENU: catalog.with_test_rows}
-    return list(kinds.get(str(kind), catalog.checkpoints).values())
+    return [(e.label, e.id) for e in kinds.get(str(kind), catalog.checkpoints).values()]
 
 
 def _choices(menu: Any, catalog: Catalog) -> list[tuple[str, str]]:
-    """A menu's choices: the runs, and its own fixed choices such as "no score"."""
+    """A menu's choices: those found, and its own fixed choices such as "no score"."""
     fixed = [(label, id) for label, id in menu.choices if not str(id).startswith("run_")]
-    runs = [(e.label, e.id) for e in _runs(catalog, _kind(menu))]
-    ids = {id for _, id in runs}
-    return [*runs, *((label, id) for label, id in fixed if id not in ids)]
+    found = _found(catalog, _kind(menu))
+    ids = {id for _, id in found}
+    return [*found, *((label, id) for label, id in fixed if id not in ids)]
+
+
+def base_update(catalog: Catalog) -> Any:
+    """The menu of bases, which is visible if there are several."""
+    choices = _found(catalog, BASE_MENU)
+    return gr.update(choices=choices, value=catalog.base or None, visible=len(choices) > 1)
 
 
 def _update(menu: Any, value: Any, catalog: Catalog) -> Any:
     """A menu's choices, without the deleted runs in its value."""
+    if _kind(menu) == BASE_MENU:
+        return base_update(catalog)
     choices = _choices(menu, catalog)
     ids = [id for _, id in choices]
     kept = [id for id in value or () if id in ids] if menu.multiselect else value
+    if menu.multiselect and len(kept) < len(value or ()):  # deleted, or of another base
+        kept = checkpoint_choices(catalog, kept).chosen
     empty = value is None and _kind(menu) != REWARD_MENU  # a page opened early has no reward model
     if not menu.multiselect and not empty and value not in ids:
         kept = ids[0] if ids and _kind(menu) != TEST_ROWS_MENU else None
