@@ -288,8 +288,9 @@ def test_base_that_cannot_be_loaded_brings_the_old_one_back(
 def test_page_menu_switches_the_base(loading: LoadingWorkbench, tmp_path: Path) -> None:
     workbench = cast(Workbench, loading)
     page = app.build(workbench, Battles(workbench, Store(tmp_path / "j.sqlite")), [])
-    event = next(f.fn for f in page.fns.values() if f.name == "switch")
-    first, last = event("other")
+    event = next(f for f in page.fns.values() if f.name == "switch")
+    assert [name for _, name in event.targets] == ["select"]  # `input` occurs twice for a choice
+    first, last = event.fn("other")
     assert first[0]["visible"] and "loading" in first[0]["value"]
     _, checkpoints, reward, box, unusable, base, examples = last
     chosen = checkpoint_choices(loading.catalog).chosen

@@ -145,7 +145,8 @@ def compare_tab(
 
     lists = [no_runs, checkpoints, reward, broken_box, broken, base, examples]
     chosen = [checkpoints, reward]
-    changed = base.input(switch, base, lists, concurrency_limit=1, **PRIVATE)
+    # `input` occurs twice for one choice, the second time when the menu loses the focus
+    changed = base.select(switch, base, lists, concurrency_limit=1, **PRIVATE)
     changed.success(history.new, [chat, visit], outputs, **PRIVATE)
     changed.failure(reload_lists, chosen, lists, **PRIVATE)
     reload.click(reload_lists, chosen, lists, api_name="refresh")
