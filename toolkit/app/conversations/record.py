@@ -31,7 +31,7 @@ def from_json(text: str, ids: Mapping[str, str]) -> Chat:
     """The chat in a text.
 
     Args:
-        ids: checkpoint ids by name. Ids change at a restart of the app, names do not.
+        ids: checkpoint ids by name. A name stays the same if the runs folder is moved.
 
     Raises: ValueError, TypeError, KeyError or AttributeError for any other text.
     """
