@@ -73,7 +73,7 @@ def find_bases(runs: Iterable[Run], root: Path) -> tuple[Base, ...]:
     known = [run for run in runs if base_key(run.base) is not None]
     usable = [run for run in known if run.adapter_problem() is None] or known
     groups: dict[Key | None, list[Run]] = {}
-    for run in sorted(usable, key=_started, reverse=True):
+    for run in sorted(usable, key=lambda run: run.started, reverse=True):
         groups.setdefault(base_key(run.base), []).append(run)
     bases = [_base(group, root) for group in list(groups.values())[:MAX_BASES]]
     uses = Counter(base.label for base in bases)
@@ -84,10 +84,9 @@ def find_bases(runs: Iterable[Run], root: Path) -> tuple[Base, ...]:
     )
 
 
-def base_key(fingerprint: object) -> Key | None:
+def base_key(fingerprint: Mapping[str, Any]) -> Key | None:
     """Weights and quantization in a base's fingerprint; None if the fingerprint is damaged."""
-    values = fingerprint if isinstance(fingerprint, Mapping) else {}
-    id, *key = (values.get(name) for name in ("id", "weights", "quantization"))
+    id, *key = (fingerprint.get(name) for name in ("id", "weights", "quantization"))
     return (str(key[0]), str(key[1])) if isinstance(id, str) and all(key) else None
 
 
@@ -103,18 +102,13 @@ def named_base(bases: Iterable[Base], label: object) -> Base:
 def _base(runs: list[Run], root: Path) -> Base:
     newest, id = runs[0], str(runs[0].base["id"])
     weights, quantization = key = base_key(newest.base) or ("", "")
-    config = {"dtype": newest.base.get("dtype")}
-    config |= newest.config if isinstance(newest.config, dict) else {}
+    config = {"dtype": newest.base.get("dtype"), **newest.config}
     commit = weights.removeprefix(f"{id}@")
     if commit not in (weights, "unknown"):
         config["model_revision"] = commit
     name = Path(id).name if is_local_path(id) else id
     label = printable(name if quantization == "none" else f"{name} {quantization}")
     return Base(label, id, config, key, tuple(place_name(run.path, root) for run in runs))
-
-
-def _started(run: Run) -> float:
-    return max(0.0, run.started) if isinstance(run.started, int | float) else 0.0
 
 
 def _is_cached(name: str, revision: str) -> bool:

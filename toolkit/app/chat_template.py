@@ -1,7 +1,6 @@
 """Chooses the run whose chat template the app uses, because all checkpoints get the same prompts."""
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +12,6 @@ from toolkit.models.template_process import TemplateProcess
 from toolkit.models.tokenizer import BUILT_IN, has_tokenizer, load_tokenizer, saved_template
 from toolkit.recipe import is_supervised
 from toolkit.runs.listing import list_runs
-from toolkit.runs.run import Run
 from toolkit.world import resolve_base
 
 
@@ -27,10 +25,10 @@ def choose_template(
 
     Returns: the run, or None; and the reason for each run whose template does not work.
     """
-    runs = [run for run in list_runs(folder)[0] if _base(run).get("id") == base_name]
-    uses = Counter(str(_base(run).get("chat_template")) for run in runs)
+    runs = [run for run in list_runs(folder)[0] if run.base.get("id") == base_name]
+    uses = Counter(str(run.base.get("chat_template")) for run in runs)
     candidates = [run for run in runs if is_supervised(run) and has_tokenizer(run.path)]
-    candidates.sort(key=lambda run: -uses[str(_base(run).get("chat_template"))])
+    candidates.sort(key=lambda run: -uses[str(run.base.get("chat_template"))])
     refused: dict[Path, str] = {}
     for run in candidates:
         try:
@@ -65,8 +63,3 @@ def _check(run: Path, base_name: str, revision: str) -> None:
     if template is not None and not _is_trusted(template, base_name):
         check_rendering(template, run)
     load_tokenizer(str(resolve_base(base_name)), revision=revision, parent=run)
-
-
-def _base(run: Run) -> Mapping[str, object]:
-    """The base's fingerprint in a manifest; empty if it is damaged."""
-    return run.base if isinstance(run.base, dict) else {}
