@@ -17,13 +17,13 @@ from toolkit.errors import ConfigError
 from toolkit.options.arguments import EvaluateArguments
 from toolkit.reading import parse_json
 from toolkit.recipe import Command, holds, is_supervised
-from toolkit.runs.parents import base_options, made_with, require_adapter
+from toolkit.runs.inputs import require_separate
+from toolkit.runs.parents import base_options, made_with, require_adapter, require_reward_models
 from toolkit.runs.run import Run
 
 
 def main(args, model) -> Run:
-    from toolkit.runs.parents import require_reward_models
-
+    require_separate(args.output_dir, args, model, may_hold_runs=True)
     for folder in args.runs:
         require_adapter(folder, "runs")
     judges = [] if args.reward_model is None else require_reward_models(args.reward_model)

@@ -18,6 +18,7 @@ from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import LabelArguments
 from toolkit.recipe import Command
+from toolkit.runs.inputs import require_separate
 from toolkit.runs.parents import base_options, made_with, require_adapter
 from toolkit.runs.run import Run
 
@@ -25,6 +26,7 @@ from toolkit.runs.run import Run
 def main(labels, model) -> Run:
     if labels.parent is None:
         raise ConfigError("label: `parent` is missing; name the SFT run: --parent runs/world/sft")
+    require_separate(labels.output_dir, labels, model)
     require_adapter(labels.parent, "parent")
 
     from transformers import set_seed

@@ -15,6 +15,7 @@ from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import MergeArguments
 from toolkit.recipe import Command
+from toolkit.runs.inputs import require_separate
 from toolkit.runs.parents import base_options, made_with, require_adapter, require_new
 from toolkit.runs.run import Run
 
@@ -22,6 +23,7 @@ from toolkit.runs.run import Run
 def main(merge, model) -> Run:
     if merge.parent is None:
         raise ConfigError("merge: `parent` is missing; name the run: --parent runs/world/ppo")
+    require_separate(merge.output_dir, merge, model)
     require_adapter(merge.parent, "parent")
     require_new(merge.output_dir, recipe="merge")
 

@@ -22,6 +22,7 @@ from toolkit.options.stage_options import (
 from toolkit.reading import check_types, read_bytes, read_mapping, read_text
 from toolkit.recipe import AnyCommand, Recipe, commands, files, find, with_words
 from toolkit.runs.code_files import files_of
+from toolkit.runs.inputs import require_separate
 from toolkit.runs.integrity import content_of
 from toolkit.runs.locking import lock_folder
 from toolkit.runs.replacing import REPLACES, has_finished, remove_leftovers
@@ -105,6 +106,12 @@ class Pipeline:
             raise ConfigError(f"{file}: `stages` is empty; add at least one stage")
         seed = content["seed"] if seed is None else seed
         pipeline = cls(directory, seed, tuple(stages), trust_remote_code, tuple(reward_funcs))
+        for stage in stages:
+            require_separate(
+                pipeline.directory(stage),
+                load_yaml(stage.config) | stage.options,
+                may_hold_runs=not isinstance(pipeline.command_of(stage), Recipe),
+            )
         check_folders({stage.name: pipeline.directory(stage) for stage in stages}, file)
         if reward_funcs and not any(map(pipeline._takes_reward_functions, stages)):
             raise ConfigError(

@@ -12,6 +12,7 @@ from toolkit.models.arguments import ModelArguments, reject_adapter_options
 from toolkit.options.bounds import check_numbers
 from toolkit.options.unsupported import reject_unsupported, reject_unusable
 from toolkit.recipe import Options, Recipe, recipes
+from toolkit.runs.inputs import require_separate
 from toolkit.runs.parents import base_options, made_with, require_adapter
 from toolkit.runs.replacing import refuse_unfinished
 from toolkit.runs.resuming import is_requested, last_checkpoint
@@ -43,6 +44,7 @@ def check_requirements(
         check_numbers(name, config)
         reject_unsupported(name, config)
     reject_unusable(name, recipe.rows, args)
+    require_separate(args.output_dir, *_on_base_of_parents(options, planned_runs))
     if recipe.needs_parent and parent is None:
         raise ConfigError(f"{name}: `parent` is missing; add the SFT run: --parent runs/world/sft")
     if parent is not None:
