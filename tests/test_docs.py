@@ -68,7 +68,7 @@ OLD_OPTIONS = {
 }
 
 
-def test_an_option_of_the_old_trainer_is_the_same_or_documented():
+def test_old_ppo_options_are_the_same_or_documented():
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     table = text.split("## From `trl.experimental.ppo` to here", 1)[1].split("\n## ", 1)[0]
     ours = {field.name: field.default for field in dataclasses.fields(PPOConfig)}

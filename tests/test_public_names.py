@@ -10,7 +10,7 @@ import toolkit
 from tests.conftest import ROOT
 
 
-def test_all_lists_what_the_docs_list():
+def test_all_lists_the_names_in_the_docs():
     """docs/python.md has one table row for each public name."""
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8").split("\n## ", 1)[0]
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(toolkit.__all__)

@@ -96,7 +96,7 @@ def test_pipe_does_not_block(tmp_path):
         read_json(tmp_path / "run.json")
 
 
-def test_sparse_file_is_not_read_whole(tmp_path):
+def test_sparse_file_is_not_read_completely(tmp_path):
     sparse(tmp_path / "run.json")
     with pytest.raises(ValueError, match=r"run\.json is larger than 1 MiB"):
         read_bytes(tmp_path / "run.json")
@@ -115,7 +115,7 @@ def test_sparse_files_of_a_run_are_refused(tmp_path):
         saved_template(tmp_path)
 
 
-def test_hostile_state_of_a_checkpoint_is_named(tmp_path):
+def test_damaged_checkpoint_state_is_named(tmp_path):
     place = tmp_path / "checkpoint-1"
     place.mkdir()
     for name in REQUIRED:

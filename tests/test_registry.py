@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "code", ["def", "import nothing_like_it", "raise SystemExit(3)", "HELPER = 1", "RECIPE = 'x'"]
 )
-def test_broken_own_file_is_reported_and_left_out(folder, code, capsys):
+def test_broken_recipe_file_is_reported_and_skipped(folder, code, capsys):
     (folder / "broken.py").write_text(code, encoding="utf-8")
     (folder / "mine.py").write_text(COMMAND.format("mine"), encoding="utf-8")
     assert main(["--help"]) == 0
@@ -55,7 +55,7 @@ def test_missing_folder_is_an_error(monkeypatch, tmp_path):
         files()
 
 
-def test_shipped_config_is_found_beside_a_folder_of_its_name(tmp_path, monkeypatch):
+def test_shipped_config_is_found_despite_folder_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "world" / "sft").mkdir(parents=True)
     assert find_config("world/sft") == find_config("world/sft.yaml")
@@ -72,14 +72,14 @@ def test_stage_name_stays_inside_the_output_folder(tmp_path, name):
         Pipeline.read(str(file))
 
 
-def test_binary_file_is_no_pipeline(tmp_path):
+def test_binary_file_is_rejected_as_pipeline(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not a YAML file"):
         Pipeline.read(str(file))
 
 
-def test_interrupt_while_command_loads_is_one_line(folder, capsys):
+def test_interrupt_while_command_loads_prints_one_line(folder, capsys):
     (folder / "slow.py").write_text(COMMAND.format("slow").replace("print", "stop"), "utf-8")
     code = "def stop(words):\n    raise KeyboardInterrupt\n" + (folder / "slow.py").read_text(
         "utf-8"

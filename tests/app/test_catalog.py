@@ -49,7 +49,7 @@ def test_ids_hide_paths_and_stay_the_same(workbench: Workbench, make_run: MakeRu
         assert id == "base" or (id.startswith("run_") and name not in id)
 
 
-def test_missing_runs_folder_gives_the_base_alone(tiny_base: str, tmp_path: Path) -> None:
+def test_missing_runs_folder_lists_only_the_base(tiny_base: str, tmp_path: Path) -> None:
     catalog = Workbench.open(tiny_base, tmp_path / "none").catalog
     assert catalog.empty and catalog.broken == () and list(catalog.checkpoints) == ["base"]
 

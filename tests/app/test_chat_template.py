@@ -69,7 +69,7 @@ def huge(file: Path) -> None:
         (lambda f: f.write_text("{{ raise_exception('no') }}"), "was changed"),
     ],
 )
-def test_damaged_template_breaks_its_run_alone(
+def test_damaged_template_breaks_only_its_run(
     tiny_base: str, runs: Path, damage: Callable[[Path], Any], reason: str
 ) -> None:
     good = Workbench.open(tiny_base, runs)
@@ -95,7 +95,7 @@ def test_repaired_template_is_used_again(tiny_base: str, runs: Path) -> None:
     assert "a_sft" not in dict(workbench.refresh().broken)
 
 
-def test_template_that_cannot_be_rendered_breaks_its_run_alone(
+def test_failing_template_breaks_only_its_run(
     tiny_base: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check(template: str, place: Path) -> None:
@@ -117,7 +117,7 @@ def test_template_of_most_runs_comes_first(tiny_base: str, runs: Path) -> None:
     assert set(dict(workbench.catalog.broken)) == {"a_sft", "damaged"}
 
 
-def test_no_usable_template_leaves_the_bases_own(tiny_base: str, runs: Path) -> None:
+def test_base_template_is_used_without_a_working_template(tiny_base: str, runs: Path) -> None:
     own = load_tokenizer(tiny_base).chat_template
     for name in ("a_sft", "sft"):
         replace_template(runs / name, b"")
@@ -153,7 +153,7 @@ def test_rendering_has_limits_of_time_and_memory(
 
 
 @pytest.mark.slow
-def test_rendering_in_a_process_accepts_what_works(tmp_path: Path) -> None:
+def test_rendering_in_a_process_accepts_working_templates(tmp_path: Path) -> None:
     check_rendering(ECHO, tmp_path)
     with pytest.raises(CheckpointError, match=r"cannot be used \(TemplateSyntaxError"):
         check_rendering("{% for", tmp_path)
@@ -161,7 +161,7 @@ def test_rendering_in_a_process_accepts_what_works(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bomb", [LOOP, "{{ 9 ** (9 ** (messages | length * 2)) }}"])
-def test_template_that_hangs_in_a_long_conversation_stops_no_other(
+def test_hanging_template_does_not_stop_other_conversations(
     bomb: str, tiny_base: str, runs: Path
 ) -> None:
     own = (Path(tiny_base) / "chat_template.jinja").read_text()

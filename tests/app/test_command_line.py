@@ -25,7 +25,7 @@ def parsed(*words: str) -> AppArguments:
     return parse_arguments(words, description="")
 
 
-def test_smoke_asks_all_checkpoints(
+def test_smoke_prompts_all_checkpoints(
     tiny_base: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app.main(["--smoke", "--model_name_or_path", tiny_base, "--runs", str(runs)]) == 0
@@ -35,7 +35,7 @@ def test_smoke_asks_all_checkpoints(
         assert f"| {name}: " in line
 
 
-def test_smoke_without_runs_asks_the_base(
+def test_smoke_without_runs_prompts_the_base(
     tiny_base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--smoke", "--model_name_or_path", tiny_base, "--runs", str(tmp_path / "none")]
@@ -81,7 +81,7 @@ def test_help_imports_nothing_heavy() -> None:
         ),
     ],
 )
-def test_error_is_one_line(
+def test_error_prints_one_line(
     words: list[str],
     message: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -26,7 +26,7 @@ from toolkit.app.workbench import Workbench
 pytestmark = pytest.mark.slow
 
 
-def test_question_waits_until_the_base_is_loaded(tiny_base: str, runs: Path) -> None:
+def test_question_is_queued_until_the_base_is_loaded(tiny_base: str, runs: Path) -> None:
     loading = LoadingWorkbench(tiny_base, runs)
     assert not loading.ready and list(loading.catalog.checkpoints) == ["base"]
     assert loading.catalog.checkpoints["base"].label == "base (tiny)"

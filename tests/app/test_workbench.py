@@ -201,7 +201,7 @@ def test_overflowing_checkpoint_does_not_affect_others(
     assert (ppo.text, ppo.problem) == (alone.text, None)
 
 
-def test_missing_reward_head_costs_only_the_score(workbench: Workbench, runs: Path) -> None:
+def test_missing_reward_head_gives_answers_without_score(workbench: Workbench, runs: Path) -> None:
     (runs / "reward" / "head.safetensors").unlink()
     answer = ask(workbench, "sft", reward="reward")[0]
     assert answer.text and answer.score is None and answer.kl == 0.0

@@ -56,7 +56,7 @@ def test_ranking_keeps_its_group_or_gets_one(tmp_path: Path) -> None:
     assert blanks["train"]["group_id"] == [first] * 3 + [second] * 3
 
 
-def test_columns_that_trl_acts_on_are_left_out(
+def test_columns_that_trl_uses_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = {"images": [], "tools": "", "ref_chosen_logps": 0.0, "id": 1}

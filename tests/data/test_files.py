@@ -246,7 +246,7 @@ def test_maps_in_parquet_are_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["bad", "good"], ["chosen", "rejected"], ["like", "dislike"]])
-def test_names_of_class_labels_tell_which_answer_is_good(tmp_path: Path, names: list[str]) -> None:
+def test_class_label_names_mark_the_good_answer(tmp_path: Path, names: list[str]) -> None:
     from datasets import ClassLabel, Dataset
 
     rows = [{**pair, "label": i % 2} for i, pair in enumerate(pairs(4))]
@@ -262,7 +262,7 @@ def test_names_of_class_labels_tell_which_answer_is_good(tmp_path: Path, names: 
 
 
 @pytest.mark.parametrize("names", [["math", "code"], ["positive", "negative"]])
-def test_class_labels_of_unknown_names_are_no_labels(tmp_path: Path, names: list[str]) -> None:
+def test_class_labels_with_unknown_names_are_ignored(tmp_path: Path, names: list[str]) -> None:
     from datasets import ClassLabel, Dataset
 
     rows = [{**pair, "label": i % 2} for i, pair in enumerate(pairs(4))]
@@ -348,7 +348,7 @@ def test_subfolder_for_testing_is_not_trained_on(tmp_path: Path, folder: str) ->
     assert {split: rows.to_list() for split, rows in splits.items()} == {"train": pairs(2)}
 
 
-def test_files_that_do_not_belong_together_are_no_splits(tmp_path: Path) -> None:
+def test_unrelated_files_are_not_splits(tmp_path: Path) -> None:
     for name in ("train_a", "train_b", "test_a", "test_b"):
         write_rows(tmp_path / f"{name}.jsonl", pairs(1, prefix=name))
     splits = load(str(tmp_path))

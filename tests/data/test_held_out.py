@@ -77,7 +77,7 @@ def test_turns_of_a_dialogue_count_once(tmp_path: Path) -> None:
     assert held_out(other, "preference") == held_out(other, "unpaired") == first
 
 
-def test_dialogue_after_a_greeting_stays_on_one_side(tmp_path: Path) -> None:
+def test_dialogue_after_a_greeting_stays_in_one_split(tmp_path: Path) -> None:
     rows = [
         {"prompt": [assistant("Hi."), user(f"q{n}"), assistant("a"), user("more")][:length]}
         for n in range(8)

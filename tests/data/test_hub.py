@@ -68,7 +68,7 @@ def streamed(name: str, tokenizer: Any, **script: Any) -> Any:
     return open_stream(args, mixture, data_args, splits, tokenizer), splits
 
 
-def test_cached_dataset_is_read_whole_and_as_stream(
+def test_cached_dataset_is_read_at_once_and_as_stream(
     cache_dataset: Callable[..., str], tokenizer: Any
 ) -> None:
     name = cache_dataset("org", "set", train=pairs(COUNT), test=pairs(5, start=COUNT))

@@ -58,7 +58,7 @@ def test_dialogues_become_examples(tmp_path: Path, capsys: pytest.CaptureFixture
     assert " became " not in capsys.readouterr().out
 
 
-def test_dialogue_stays_on_one_side_of_a_split(tmp_path: Path) -> None:
+def test_dialogue_stays_in_one_split(tmp_path: Path) -> None:
     names = [write_rows(tmp_path / f"{n}.jsonl", [dialogue(f"{n}{i}", 3) for i in range(20)])
              for n in "ab"]  # fmt: skip
     sources = [{"dataset_name": name} for name in names]

@@ -343,7 +343,7 @@ def test_whole_dialogues_may_repeat_a_part_of_the_prompt(tmp_path: Path, prompt:
 
 
 @pytest.mark.parametrize("tools", ["[]", " [ ]", "{}", "null", ""])
-def test_no_tools_as_text_is_no_tool(tmp_path: Path, tools: str) -> None:
+def test_text_none_as_tools_means_no_tools(tmp_path: Path, tools: str) -> None:
     turns = [DIALOGUE[0], DIALOGUE[1] | {"tool_calls": tools}]
     data = [{"messages": turns, "tools": tools}]
     assert rows(tmp_path, data) == [{"prompt": DIALOGUE[:1], "completion": DIALOGUE[1:]}]

@@ -111,7 +111,7 @@ CASES = {  # a template, a row, the part of the message that names the problem
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_template_that_changes_texts_stops_with_a_way_out(
+def test_template_that_changes_texts_raises_with_a_fix(
     name: str, tmp_path: Path, tokenizer: Any
 ) -> None:
     tokenizer.chat_template, row, message = CASES[name]
@@ -128,7 +128,7 @@ def test_template_that_changes_texts_stops_with_a_way_out(
 
 
 @pytest.mark.parametrize("kind", ["prompt-completion", "preference", "unpaired", "prompt-only"])
-def test_row_that_the_template_rejects_is_named_and_dropped(
+def test_row_rejected_by_template_is_named_and_dropped(
     kind: str, tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer.chat_template = NO_SYSTEM
@@ -162,7 +162,7 @@ def test_templates_that_keep_all_texts_pass(tmp_path: Path, tokenizer: Any) -> N
         assert len(check_texts(splits, tokenizer, DataArguments())["train"]) == 2
 
 
-def test_answers_that_render_alike_are_no_comparison(tmp_path: Path, tokenizer: Any) -> None:
+def test_answers_that_render_alike_are_rejected(tmp_path: Path, tokenizer: Any) -> None:
     tokenizer.chat_template = (TRL / "qwen3.jinja").read_text()
     thoughts = "<think>Hm.</think>", "<think>\nHm.\n</think>\n\n"
     chosen, rejected = ([assistant(f"{thought}Blue.")] for thought in thoughts)
@@ -231,9 +231,7 @@ def test_demonstrations_and_prompts_of_other_recipes_are_checked(
 THOUGHT = "<think>\nSix sevens are forty-two.\n</think>\n\n"
 
 
-def test_thought_in_its_own_key_becomes_a_part_of_the_answer(
-    tmp_path: Path, tokenizer: Any
-) -> None:
+def test_reasoning_content_becomes_a_part_of_the_answer(tmp_path: Path, tokenizer: Any) -> None:
     keys = ("reasoning_content", "reasoning", "thinking")
     answers = [assistant("42.") | {key: "Six sevens are forty-two.\n"} for key in keys]
     answers += [assistant(f"{THOUGHT}42."), assistant("42.") | {"reasoning_content": None}]

@@ -192,7 +192,7 @@ def test_one_question_and_answer_raise_with_their_renaming(
         rows(tmp_path, [row], "prompt-completion")
 
 
-def test_answers_without_a_judgement_are_no_ranking(tmp_path: Path) -> None:
+def test_answers_without_a_judgement_are_rejected(tmp_path: Path) -> None:
     data = [{"prompt": "Sky?", "answers": [{"text": "Blue.", "start": 3}]}]
     with pytest.raises(DatasetError, match="its format is prompt-only"):
         rows(tmp_path, data)

@@ -175,7 +175,7 @@ def test_option_that_needs_all_rows_raises(option: str) -> None:
         check_source(script, mixture, DataArguments(**options))
 
 
-def test_later_rows_of_a_stream_are_read_like_the_first(tmp_path: Path, stream_of: Any) -> None:
+def test_later_stream_rows_have_the_format_of_the_first(tmp_path: Path, stream_of: Any) -> None:
     rows = [
         {
             "system": "Be brief." if i % 2 else None,

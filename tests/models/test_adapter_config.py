@@ -116,7 +116,7 @@ def test_layers_come_from_the_weights_instead_of_patterns(sft_run, changes, mode
     assert torch.equal(logits(roles, POLICY), logits(expected, POLICY))
 
 
-def test_prompt_adapter_loads_no_tokenizer_that_it_names(tmp_path, pristine, monkeypatch):
+def test_prompt_adapter_does_not_load_its_tokenizer(tmp_path, pristine, monkeypatch):
     model = get_peft_model(
         pristine, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     )
@@ -137,7 +137,7 @@ def fails(*_, **__):
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("damage", ["shape", "error in PEFT", "config", "head"])
-def test_failed_attach_leaves_the_base_as_it_was(model_config, sft_run, first, damage, monkeypatch):
+def test_failed_attach_does_not_change_the_base(model_config, sft_run, first, damage, monkeypatch):
     roles = fresh_roles(model_config)
     if not first:
         roles.create(REFERENCE, lora())

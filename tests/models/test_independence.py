@@ -103,7 +103,7 @@ def test_rope_that_switches_is_rejected_beyond_its_limit(config, dtype):
             check_padded_rows(model, shortest, LIMIT + 1, shorten="`x`")
 
 
-def test_rows_that_are_never_in_one_batch_may_be_long():
+def test_rows_in_separate_batches_may_be_long():
     """But a dynamic rope keeps the frequencies of the longest row until a row within the limit comes."""
     alone = {"shorten": "`max_length`", "one_per_batch": True}
     for config in (DYNAMIC, LONG_ROPE):
@@ -147,7 +147,7 @@ def test_model_with_nan_is_rejected():
         check_padded_rows(model, 9, 60, shorten="`x`")
 
 
-def test_context_is_the_length_up_to_which_rows_are_independent():
+def test_context_is_the_longest_independent_length():
     """By types of layers, too, as Gemma 3 has them; ALiBi has no limit."""
     assert [independent_length(c) for c in (DYNAMIC, LONG_ROPE, YARN)] == [LIMIT, LIMIT, None]
     assert [context_of(c) for c in (DYNAMIC, LONG_ROPE, YARN)] == [LIMIT, LIMIT, 128]

@@ -309,7 +309,7 @@ def test_dora_on_8bit_cpu_base_names_fix(tiny_base, tmp_path):
     assert roles.model is None
 
 
-def test_base_of_run_is_used_unless_a_base_is_named():
+def test_base_of_run_is_the_default():
     config = {"model_name_or_path": "some/base", "dtype": "bfloat16", "load_in_4bit": True}
     config |= {"lora_r": 64, "use_bnb_nested_quant": True}
     model = ModelArguments().with_base_of(config)

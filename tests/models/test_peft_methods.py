@@ -94,7 +94,7 @@ def test_measured_table_counts_parameters_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_recipes_support_what_the_table_lists(
+def test_recipes_support_the_methods_in_the_table(
     method, sft_runs, dpo_runs, tiny_base, tmp_path, capsys
 ):
     sft, cells = sft_runs(method), table()[method]

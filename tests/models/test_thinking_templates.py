@@ -86,7 +86,7 @@ def test_answers_with_thoughts_need_the_thinking_template(qwen3, tmp_path):
         assert trained == f"{THOUGHT}42.<|im_end|>"
 
 
-def test_thoughts_reach_a_template_that_reads_only_their_key(qwen3, tmp_path):
+def test_thoughts_are_passed_as_reasoning_content(qwen3, tmp_path):
     """Qwen3.8's template reads `reasoning_content` alone, and else writes an empty thought."""
     own = QWEN3.with_name("qwen3_8.jinja").read_text()
     (qwen3 / "chat_template.jinja").write_text(own)

@@ -73,7 +73,7 @@ def test_yaml_then_command_line(read):
         ("bf16: true\nfp16: true", "At most one of fp16 and bf16"),
     ],
 )
-def test_wrong_yaml_is_one_clear_line(read, text, message):
+def test_wrong_yaml_raises_one_line(read, text, message):
     with pytest.raises(ConfigError) as caught:
         read(text)
     assert message in str(caught.value)
@@ -97,7 +97,7 @@ def test_wrong_yaml_is_one_clear_line(read, text, message):
         (["--config", "no/such.yaml"], "no/such.yaml: neither a config file"),
     ],
 )
-def test_wrong_command_lines_are_one_clear_line(words, message):
+def test_wrong_command_line_raises_one_line(words, message):
     with pytest.raises(ConfigError) as caught:
         parse(CLASSES, words)
     assert message in str(caught.value)
@@ -142,7 +142,7 @@ class Precision:
         ("", ["--fp16", "true", "--output_dir", "bf16"], False, True),
     ],
 )
-def test_a_card_that_emulates_bf16_gets_fp16_unless_told_otherwise(
+def test_gpu_that_emulates_bf16_uses_fp16_by_default(
     tmp_path, monkeypatch, text, words, bf16, fp16
 ):
     def as_a_t4(including_emulation=True):
@@ -175,25 +175,25 @@ def test_resume_may_be_a_switch(read):
         """model_init_kwargs: '[{"trust\\u005fremote_code": true}]'""",
     ],
 )
-def test_no_file_switches_on_code_that_comes_with_a_model(read, text):
+def test_file_cannot_enable_trust_remote_code(read, text):
     with pytest.raises(ConfigError, match=r"cannot be set in a file.*--trust_remote_code true"):
         read(text)
 
 
-def test_no_file_names_a_kernel_of_the_hub(read):
+def test_file_cannot_name_a_kernel_of_the_hub(read):
     with pytest.raises(ConfigError, match=r"`attn_implementation` cannot be set in a file"):
         read("attn_implementation: somebody/kernel")
     assert read("attn_implementation: sdpa")[2].attn_implementation == "sdpa"
 
 
-def test_the_command_line_does(read):
+def test_command_line_can_enable_trust_remote_code(read):
     _, training, *_ = read("trust_remote_code: false\nlora_r: 8", "--trust_remote_code", "true")
     assert training.trust_remote_code is True
     _, training, *_ = read("lora_r: 8")
     assert training.trust_remote_code is False
 
 
-def test_old_names_lead_to_options_that_exist():
+def test_replacements_of_old_names_exist():
     """Every current name is an option of a recipe, and no old name is one of SFT's."""
     known = {
         recipe: options_of(command.argument_classes()) for recipe, command in recipes().items()
@@ -205,7 +205,7 @@ def test_old_names_lead_to_options_that_exist():
     assert not set(REMOVED) & every
 
 
-def test_removed_options_lead_to_no_similar_option():
+def test_removed_option_suggests_no_other_option():
     known = {n: options_of(find_recipe(n).argument_classes()) for n in ("dpo", "ppo")}
     assert "`loss_type: [sigmoid, sft]`" in better_name("rpo_alpha", known["dpo"])
     assert "`target_kl`" in better_name("early_stopping", known["ppo"])

@@ -46,7 +46,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_output_dir_that_cannot_be_a_folder_is_one_line(bad_paths, name):
+def test_unusable_output_dir_raises_one_line(bad_paths, name):
     path, reason = bad_paths[name]
     with pytest.raises(ConfigError, match=reason) as error:
         parse([ScriptArguments, SFTConfig], ["--output_dir", path, "--bf16", "false"])
@@ -68,7 +68,7 @@ def test_word_of_other_bytes_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["parent", "dataset_name", "config", "reward_model"])
-def test_too_long_path_of_any_option_is_one_line(option, tmp_path, capsys):
+def test_too_long_path_raises_one_line(option, tmp_path, capsys):
     words = ["ppo", "--config", "world/ppo", "--output_dir", str(tmp_path / "run")]
     words = ["ppo"] if option == "config" else words
     assert main([*words, f"--{option}", "/" + "a" * 300]) == 2
@@ -76,7 +76,7 @@ def test_too_long_path_of_any_option_is_one_line(option, tmp_path, capsys):
     assert "File name too long" in error or "no such" in error
 
 
-def test_pipeline_config_with_too_long_name_is_one_line(capsys):
+def test_too_long_config_name_raises_one_line(capsys):
     assert main(["pipeline", "--config", "a" * 300]) == 2
     assert "cannot be used (File name too long)" in capsys.readouterr().err
 

@@ -30,9 +30,7 @@ def changed(roles, before):
     return {n for n, p in now if not torch.equal(p, before[n])}
 
 
-def test_run_starts_at_ratio_one_and_changes_only_policy_and_value(
-    ppo_roles, tokenizer, dataset, tmp_path, capsys
-):
+def test_ppo_changes_only_policy_and_value(ppo_roles, tokenizer, dataset, tmp_path, capsys):
     before = snapshot(ppo_roles)
     trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run")
     trainer.train()

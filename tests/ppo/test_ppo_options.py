@@ -89,7 +89,7 @@ def test_scores_are_clipped_and_penalised(ppo_roles, tokenizer, tmp_path):
     assert row["objective/rlhf_reward"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_policy_learns_from_reward_function_alone(model_config, sft_run, tokenizer, tmp_path):
+def test_policy_learns_from_reward_function_only(model_config, sft_run, tokenizer, tmp_path):
     """Without a reward model the reward rises during training."""
     torch.manual_seed(0)
     roles = roles_with(model_config, sft_run, [], value="zero")

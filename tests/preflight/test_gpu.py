@@ -9,7 +9,7 @@ from toolkit.preflight.gpu import gpu_memory_gb
     ("visible", "gpu"),
     [(None, "0"), ("0", "0"), ("1,0", "1"), ("GPU-ab12", "GPU-ab12"), ("", None), ("-1", None)],
 )
-def test_memory_is_read_of_gpu_that_run_would_use(visible, gpu, tmp_path, monkeypatch):
+def test_memory_is_read_from_the_gpu_of_the_run(visible, gpu, tmp_path, monkeypatch):
     driver = tmp_path / "nvidia-smi"
     driver.write_text('#!/bin/sh\necho "$@" > "$0.words"\necho 8192\n')
     driver.chmod(0o755)

@@ -24,7 +24,7 @@ def collator(rows):
     return {"labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def test_start_report_changes_no_random_state_and_starts_no_process(
+def test_start_report_keeps_random_state_and_starts_no_process(
     tiny_base, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(multiprocessing, "get_context", None)

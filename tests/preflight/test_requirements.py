@@ -133,7 +133,7 @@ def test_check_and_recipe_reject_same_options(name, bad_options, tiny_base, tmp_
     assert str(raised.value) in capsys.readouterr().out
 
 
-def test_base_of_parent_is_used_unless_a_base_is_named(tiny_base, sft_run, tmp_path):
+def test_base_of_parent_is_the_default(tiny_base, sft_run, tmp_path):
     Run(sft_run, "sft", state="finished", config={"model_name_or_path": str(tiny_base)}).save()
     words = ["--parent", str(sft_run), "--output_dir", str(tmp_path / "run"), *PAIRS]
     options, _ = check_requirements(find_recipe("dpo"), stage_of("dpo", *words).options)

@@ -108,7 +108,7 @@ for name in {names}:
         ("pipeline", ["--config", "no.yaml"], "ConfigError: no.yaml: neither a config file"),
     ],
 )
-def test_input_error_is_one_line_and_exit_code_2(recipe, words, message, capfd):
+def test_input_error_prints_one_line_and_exits_2(recipe, words, message, capfd):
     try:
         code = main([recipe, *words])
     except SystemExit as end:
@@ -183,7 +183,7 @@ def test_adapter_benchmark_writes_its_table(tmp_path):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_full_disk_is_one_line_with_place_and_fix(tmp_path, capsys, named):
+def test_full_disk_prints_one_line_with_place_and_fix(tmp_path, capsys, named):
     """The error of a full disk names a file only if the file could not be created."""
 
     def main(script, training):
@@ -198,7 +198,7 @@ def test_full_disk_is_one_line_with_place_and_fix(tmp_path, capsys, named):
     assert len(error.splitlines()) == 1
 
 
-def test_safetensors_full_disk_is_one_line(capsys):
+def test_full_disk_in_safetensors_prints_one_line(capsys):
     def main(script):
         raise SafetensorError(reason)
 

@@ -208,7 +208,7 @@ def test_ensemble_trains_resumes_and_rewards_ppo(tiny_base, sft_run, tmp_path):
     assert abs(section["demonstration_mean"]) < 0.2
 
 
-def test_ppo_trains_on_python_rewards_alone(tiny_base, sft_run, tmp_path, capsys):
+def test_ppo_trains_on_python_rewards_only(tiny_base, sft_run, tmp_path, capsys):
     """Without a reward model, the value is an adapter that starts from zero."""
     code, folder = tmp_path / "mine.py", tmp_path / "run"
     code.write_text(

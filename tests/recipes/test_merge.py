@@ -244,7 +244,7 @@ def test_adapter_on_stored_4_bit_base_merges_into_dequantized_weights(tiny_base,
     assert getattr(merged.config, "quantization_config", None) is None
 
 
-def test_base_whose_quantization_cannot_be_undone_names_a_way_out(pristine, monkeypatch):
+def test_quantization_that_cannot_be_undone_names_a_fix(pristine, monkeypatch):
     def dequantize(self, dtype=None):
         raise NotImplementedError("no implementation")  # as transformers does for such methods
 

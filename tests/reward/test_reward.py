@@ -227,7 +227,7 @@ def test_new_adapter_without_use_peft_is_rejected(model_config, tokenizer):
         scalar_adapter(base, fingerprint(model_config, tokenizer), parent=None, model=model_config)
 
 
-def test_pairs_end_at_eos_and_long_ones_are_counted(tokenizer, capsys):
+def test_pairs_end_at_eos_and_long_pairs_are_counted(tokenizer, capsys):
     rows = preferences((1, 2, 400))
     pairs = tokenize_pairs(rows, tokenizer, max_length=64, place="train")
     assert len(pairs) == 2

@@ -309,7 +309,7 @@ def test_rewards_are_read_before_another_function_runs(buffer, asynchronous):
     assert call(lambda **_: f(1.0), lambda **_: f(2.0)) == [[1.0, 1.0], [2.0, 2.0]]
 
 
-def test_function_may_return_a_column_that_it_got():
+def test_function_may_return_an_input_column():
     samples = dataclasses.replace(SAMPLES, columns={"score": [1.0, 2.0]})
     functions = [lambda score, **_: score, lambda score, **_: score.clear() or [0.0, 0.0]]
     rewards = call_reward_functions(functions, samples, RewardContext())

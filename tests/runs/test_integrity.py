@@ -32,7 +32,7 @@ def reasons(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["run.json", "base.json", "adapter_config.json", "value"])
-def test_a_link_out_of_the_folder_is_not_followed(root, name):
+def test_link_out_of_the_folder_is_not_followed(root, name):
     (root / "bad").mkdir()
     (root / "bad" / "run.json").write_text('{"schema": 1, "recipe": "sft"}')
     (root / "bad" / name).unlink(missing_ok=True)
@@ -41,14 +41,14 @@ def test_a_link_out_of_the_folder_is_not_followed(root, name):
     assert reasons(root) == {"bad": f"{name} is a link that leads out of the runs folder"}
 
 
-def test_a_link_within_a_roles_folder_is_not_followed_either(root):
+def test_link_inside_a_role_folder_is_not_followed(root):
     (root / "bad" / "value").mkdir(parents=True)
     (root / "bad" / "run.json").write_text('{"schema": 1, "recipe": "ppo"}')
     (root / "bad" / "value" / "head.safetensors").symlink_to(root.parent / "outside/secret.json")
     assert "head.safetensors is a link" in reasons(root)["bad"]
 
 
-def test_a_link_that_stays_inside_is_fine(root):
+def test_link_to_the_inside_is_read(root):
     (root / "good" / "metrics.jsonl").symlink_to(root / "good" / "run.json")
     assert reasons(root) == {}
 
@@ -77,19 +77,19 @@ def test_a_device_is_not_read(root):
 
 
 @pytest.mark.parametrize("name", ["../../outside/secret.json", "a\0b"])
-def test_strange_names_open_nothing(root, name):
+def test_unsafe_names_open_no_file(root, name):
     with pytest.raises((OSError, ValueError)):
         open_inside(root / "good" / name, root)
 
 
-def test_a_file_that_is_too_large_is_not_read_whole(root):
+def test_too_large_file_is_not_read(root):
     (root / "good" / "long").write_bytes(b"x" * 11)
     assert read_inside(root / "good" / "long", root, at_most=11) == b"x" * 11
     with pytest.raises(OSError, match="more than"):
         read_inside(root / "good" / "long", root, at_most=10)
 
 
-def test_finishing_records_what_the_files_are(root):
+def test_finish_records_hashes_of_files(root):
     run = Run.start(root / "sft", recipe="sft")
     (run.path / "value").mkdir()
     for name in ("adapter_model.safetensors", "value/head.safetensors"):

@@ -129,7 +129,7 @@ def test_stages_that_cannot_run_are_rejected(write, stages, message):
         Pipeline.read(str(write(text)))
 
 
-def test_a_changed_config_changes_its_stage_and_all_that_follow(write, tmp_path):
+def test_changed_config_repeats_its_stage_and_later_ones(write, tmp_path):
     file = write(GOOD)
     first = Pipeline.read(str(file))
     before = [first.fingerprint(i) for i in range(2)]
@@ -142,7 +142,7 @@ def test_a_changed_config_changes_its_stage_and_all_that_follow(write, tmp_path)
     assert Pipeline.read(str(file)).fingerprint(0) != before[0]
 
 
-def test_changed_data_changes_the_stage_that_names_it(write, tmp_path):
+def test_changed_data_changes_the_fingerprint(write, tmp_path):
     file, rows = write(GOOD), tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
     (tmp_path / "stage.yaml").write_text(f"dataset_name: {rows}\n")
@@ -163,7 +163,7 @@ def test_changed_data_changes_the_stage_that_names_it(write, tmp_path):
         """model_init_kwargs: '{{"trust\\u005fremote_code": true}}'""",
     ],
 )
-def test_code_that_comes_with_a_model_is_asked_for_on_the_command_line_alone(write, option):
+def test_only_command_line_enables_trust_remote_code(write, option):
     text = GOOD.replace('runs: ["{{sft}}", x]', option)
     assert text != GOOD
     with pytest.raises(
@@ -222,7 +222,7 @@ def test_negative_numbers_are_values(write):
     )
 
 
-def test_command_line_gives_reward_functions_to_stages_that_have_them(write, tmp_path):
+def test_command_line_reward_functions_reach_stages_with_the_option(write, tmp_path):
     functions = tmp_path / "rewards.py"
     functions.write_text("def f(**_): return [0.0]\n")
     file = str(write(GOOD))
@@ -310,9 +310,7 @@ def stages(tmp_path, monkeypatch):
     return made
 
 
-def test_a_stage_that_died_before_it_began_does_not_go_on_from_the_run_it_replaces(
-    write, tmp_path, stages
-):
+def test_killed_stage_does_not_resume_from_replaced_run(write, tmp_path, stages):
     """The finished run is as it was, and of another configuration."""
     file = str(write(ONE))
     run_pipeline(Pipeline.read(file))
@@ -376,7 +374,7 @@ def test_stage_whose_folder_was_deleted_runs_again(write, tmp_path, stages):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_change_that_is_taken_back_costs_nothing(write, tmp_path, stages, finished):
+def test_reverted_change_repeats_no_stage(write, tmp_path, stages, finished):
     """A typo in an option: what had finished is done, what had not goes on from its checkpoint."""
     file = str(write(ONE))
     if not finished:
@@ -396,7 +394,7 @@ def test_a_change_that_is_taken_back_costs_nothing(write, tmp_path, stages, fini
     assert stages.asked == [False] * 4 + ([] if finished else [True])
 
 
-def test_what_did_not_finish_stays_until_a_changed_stage_begins(write, tmp_path, stages):
+def test_unfinished_run_stays_until_changed_stage_begins(write, tmp_path, stages):
     file = str(write(ONE))
     stages.dies = "training"
     with pytest.raises(ToolkitError, match="stage reward failed"):
@@ -412,7 +410,7 @@ def test_what_did_not_finish_stays_until_a_changed_stage_begins(write, tmp_path,
     assert stages.asked == [False] * 4  # and never from the earlier asking's checkpoint
 
 
-def test_a_pipeline_that_was_moved_is_done(write, tmp_path, stages):
+def test_moved_pipeline_repeats_no_stage(write, tmp_path, stages):
     file = write(ONE)
     run_pipeline(Pipeline.read(str(file)))
     (tmp_path / "runs").rename(tmp_path / "moved")
@@ -420,7 +418,7 @@ def test_a_pipeline_that_was_moved_is_done(write, tmp_path, stages):
     assert len(stages.asked) == 1
 
 
-def test_a_lost_stage_and_the_later_ones_run_again(write, tmp_path, monkeypatch, capsys):
+def test_deleted_stage_and_later_stages_run_again(write, tmp_path, monkeypatch, capsys):
     ran = []
 
     def call(words, output, more):
@@ -458,7 +456,7 @@ def test_one_process_runs_a_pipeline_at_a_time(write, tmp_path, stages):
     run_pipeline(Pipeline.read(file))
 
 
-def test_a_stage_that_died_while_it_trained_goes_on_unless_it_has_changed(write, tmp_path, stages):
+def test_killed_stage_resumes_unless_it_has_changed(write, tmp_path, stages):
     file = str(write(ONE))
     stages.dies = "training"
     for _ in range(2):

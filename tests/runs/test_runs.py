@@ -48,13 +48,13 @@ def test_a_run_is_written_read_and_finished(tmp_path):
     assert "`b`" in (tmp_path / "a" / "README.md").read_text()
 
 
-def test_a_failing_run_says_why(tmp_path):
+def test_failed_run_records_its_error(tmp_path):
     with pytest.raises(ZeroDivisionError), Run.start(tmp_path, recipe="sft"):
         _ = 1 / 0
     assert Run.load(tmp_path).error == "ZeroDivisionError: division by zero"
 
 
-def test_an_output_folder_that_cannot_be_is_named_and_left_alone(tmp_path):
+def test_unusable_output_folder_is_named_and_unchanged(tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("mine")
     for path in (file, file / "run"):
@@ -90,7 +90,7 @@ def test_secrets_are_not_written(tmp_path):
     assert "hf_secret" not in (tmp_path / "run.json").read_text()
 
 
-def test_listing_shows_broken_runs_and_takes_nothing_down(tmp_path):
+def test_listing_includes_broken_runs(tmp_path):
     Run.start(tmp_path / "good", recipe="sft").finish()
     for name, text in (("cut", '{"schema": 1, "rec'), ("other", '{"schema": 9, "recipe": "x"}')):
         (tmp_path / name).mkdir()
@@ -118,7 +118,7 @@ def test_the_last_complete_checkpoint_is_chosen(tmp_path):
         last_checkpoint(tmp_path, str(tmp_path / "checkpoint-11"))
 
 
-def test_a_checkpoint_half_copied_or_half_removed_is_not_chosen(tmp_path):
+def test_incomplete_checkpoint_is_not_chosen(tmp_path):
     checkpoint(tmp_path, 9)
     place = checkpoint(tmp_path, 10)
     (place / "value").mkdir()
@@ -226,12 +226,12 @@ def test_parent_with_changed_files_is_rejected(tmp_path):
         (folder / "adapter_model.safetensors").write_bytes(b"x")
 
 
-def test_a_missing_parent_is_said_at_once(tmp_path):
+def test_missing_parent_is_reported_at_the_start(tmp_path):
     with pytest.raises(CheckpointError, match=r"parent: .* holds no adapter"):
         require_adapter(str(tmp_path / "none"), "parent")
 
 
-def test_a_run_that_did_not_finish_is_no_parent(tmp_path):
+def test_unfinished_run_cannot_be_a_parent(tmp_path):
     run = Run.start(tmp_path / "run", recipe="sft")
     for name in COMPLETE[:2]:
         (run.path / name).write_bytes(b"x")
@@ -245,7 +245,7 @@ def test_a_run_that_did_not_finish_is_no_parent(tmp_path):
     require_adapter(str(checkpoint(tmp_path / "run", 3)), "parent")
 
 
-def test_checkpoints_of_a_finished_run_do_not_reach_the_next(tmp_path):
+def test_new_run_does_not_use_checkpoints_of_finished_run(tmp_path):
     Run.start(tmp_path, recipe="sft").finish()
     checkpoint(tmp_path, 9)
     Run.start(tmp_path, recipe="sft", resume=str(tmp_path / "checkpoint-9"))
@@ -257,7 +257,7 @@ def test_checkpoints_of_a_finished_run_do_not_reach_the_next(tmp_path):
 
 
 @pytest.mark.parametrize("resumes", [False, True])
-def test_a_finished_run_stays_until_the_next_begins(tmp_path, capsys, resumes):
+def test_finished_run_stays_until_the_next_begins(tmp_path, capsys, resumes):
     """What fails while data and models are loaded costs nothing."""
     Run.start(tmp_path, recipe="reward_ensemble").finish(steps=9)
     place = checkpoint(tmp_path, 9)
@@ -289,7 +289,7 @@ def test_a_finished_run_stays_until_the_next_begins(tmp_path, capsys, resumes):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_run_that_fails_as_it_begins_leaves_the_finished_one_whole(tmp_path, monkeypatch, killed):
+def test_failed_start_keeps_the_finished_run(tmp_path, monkeypatch, killed):
     """Its manifest cannot be written: the disk is full, or the process is gone just before."""
     Run.start(tmp_path, recipe="sft").finish()
     checkpoint(tmp_path, 9)
@@ -314,7 +314,7 @@ def test_a_run_that_fails_as_it_begins_leaves_the_finished_one_whole(tmp_path, m
     assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
 
 
-def test_what_is_resumed_is_the_recipes_own_and_in_its_folder(tmp_path):
+def test_resume_rejects_other_recipe_or_folder(tmp_path):
     Run.start(tmp_path / "sft", recipe="sft").fail(RuntimeError("out of memory"))
     Run.start(tmp_path / "dpo", recipe="dpo").fail(RuntimeError("out of memory"))
     own, other = checkpoint(tmp_path / "sft", 9), checkpoint(tmp_path / "dpo", 4)
@@ -325,7 +325,7 @@ def test_what_is_resumed_is_the_recipes_own_and_in_its_folder(tmp_path):
     assert own.is_dir()
 
 
-def test_a_copy_of_a_checkpoint_is_none(tmp_path):
+def test_renamed_checkpoint_is_kept_and_not_resumed(tmp_path):
     Run.start(tmp_path, recipe="sft").finish()
     checkpoint(tmp_path, 4).rename(tmp_path / "checkpoint-4-good")
     Run.start(tmp_path, recipe="sft").begin()
@@ -333,7 +333,7 @@ def test_a_copy_of_a_checkpoint_is_none(tmp_path):
     assert last_checkpoint(tmp_path, True) is None
 
 
-def test_checkpoints_of_which_none_is_whole_are_named_with_the_reason(tmp_path):
+def test_incomplete_checkpoints_are_named_with_the_reason(tmp_path):
     Run.start(tmp_path, recipe="sft").fail(RuntimeError("out of memory"))
     (checkpoint(tmp_path, 4) / "optimizer.pt").unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint-4: cannot .*optimizer.pt is missing"):
@@ -356,14 +356,14 @@ def test_two_processes_do_not_finish_one_folder(tmp_path):
     assert "another process writes to it" in second.stderr
 
 
-def test_a_folder_that_is_only_called_like_a_member_is_left_alone(tmp_path):
+def test_folder_named_like_a_member_is_kept(tmp_path):
     Run.start(tmp_path / "member-1", recipe="sft").finish()
     Run.start(tmp_path, recipe="sft").finish()
     Run.start(tmp_path, recipe="sft").begin()
     assert Run.load(tmp_path / "member-1").state == "finished"
 
 
-def test_what_an_ensemble_has_so_far_is_not_thrown_away(tmp_path):
+def test_finished_members_of_an_ensemble_are_kept(tmp_path):
     Run.start(tmp_path, recipe="reward_ensemble").fail(RuntimeError("out of memory"))
     Run.start(tmp_path / "member-0", recipe="reward").finish()
     with pytest.raises(CheckpointError, match="holds member-0 of a run that did not finish"):
@@ -378,7 +378,7 @@ def test_what_an_ensemble_has_so_far_is_not_thrown_away(tmp_path):
     assert last_checkpoint(tmp_path / "member-3", True).endswith("checkpoint-9")
 
 
-def test_a_run_of_another_kind_leaves_no_role_behind(tmp_path):
+def test_run_of_another_recipe_removes_old_roles(tmp_path):
     """An SFT run in the place of a reward model is none, nor has it PPO's value."""
     Run.start(tmp_path, recipe="reward").finish()
     (tmp_path / "value").mkdir()
@@ -392,7 +392,7 @@ def test_a_run_of_another_kind_leaves_no_role_behind(tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == [".lock", "README.md", "run.json"]
 
 
-def test_a_folder_of_somebodys_own_is_left_alone(tmp_path):
+def test_unknown_folder_is_kept(tmp_path):
     Run.start(tmp_path, recipe="reward").finish()
     for name in ("last", "value"):
         (tmp_path / name).mkdir()
@@ -402,7 +402,7 @@ def test_a_folder_of_somebodys_own_is_left_alone(tmp_path):
     assert (tmp_path / "value" / "notes.txt").exists()
 
 
-def test_checkpoints_on_another_disk_are_left_there(tmp_path):
+def test_checkpoints_on_another_disk_are_kept(tmp_path):
     run = tmp_path / "run"
     Run.start(run, recipe="sft").finish()
     checkpoint(tmp_path / "disk", 4)
@@ -412,7 +412,7 @@ def test_checkpoints_on_another_disk_are_left_there(tmp_path):
     assert (tmp_path / "disk" / "checkpoint-4" / "optimizer.pt").exists()
 
 
-def test_a_finished_run_that_cannot_be_put_aside_is_still_finished(tmp_path, monkeypatch):
+def test_finished_run_that_cannot_be_moved_stays_finished(tmp_path, monkeypatch):
     Run.start(tmp_path, recipe="sft").finish()
     checkpoint(tmp_path, 4)
 
@@ -428,7 +428,7 @@ def test_a_finished_run_that_cannot_be_put_aside_is_still_finished(tmp_path, mon
     assert last_checkpoint(tmp_path, True).endswith("checkpoint-4")
 
 
-def test_checkpoints_of_an_unfinished_run_are_not_thrown_away(tmp_path):
+def test_checkpoints_of_unfinished_run_are_kept(tmp_path):
     Run.start(tmp_path, recipe="sft").fail(RuntimeError("out of memory"))
     checkpoint(tmp_path, 9)
     with pytest.raises(CheckpointError, match=r"checkpoint-9 of a run that did not finish"):
@@ -436,13 +436,13 @@ def test_checkpoints_of_an_unfinished_run_are_not_thrown_away(tmp_path):
     assert last_checkpoint(tmp_path, True).endswith("checkpoint-9")
 
 
-def test_metrics_survive_a_cut_line(tmp_path):
+def test_metrics_with_a_truncated_line_are_read(tmp_path):
     run = Run.start(tmp_path, recipe="sft")
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
     assert run.metrics() == [{"step": 1}]
 
 
-def test_leftovers_of_killed_process_are_removed_at_the_next_start(tmp_path):
+def test_next_start_removes_files_of_killed_process(tmp_path):
     folder = tmp_path / "run"
     (folder / ".incoming" / "checkpoint-3").mkdir(parents=True)
     names = (".run.json.4194304999", f".metrics.jsonl.{os.getpid()}", ".pipeline.json.1")

@@ -107,7 +107,7 @@ def test_rows_of_all_roles_share_batches(roles: Any, monkeypatch: pytest.MonkeyP
     assert same == again != other
 
 
-def test_cache_forgets_columns_of_rows_that_left(roles: Any) -> None:
+def test_cache_drops_columns_of_finished_rows(roles: Any) -> None:
     decoding = batch(roles)
     decoding.join([row(1, "sft", max_new_tokens=2)])  # the longest prompt
     later = row(3, "dpo", max_new_tokens=6)

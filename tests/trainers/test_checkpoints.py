@@ -442,7 +442,7 @@ def test_save_model_elsewhere_writes_finished_run(make_ppo_roles, tokenizer, tmp
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_pickle_that_cannot_be_loaded_is_one_line(run, ppo_roles, tokenizer, tmp_path, file):
+def test_unreadable_pickle_raises_one_line(run, ppo_roles, tokenizer, tmp_path, file):
     """A pickle that would run code, as another program may have written it."""
     checkpoint, proof = run / "checkpoint-4", tmp_path / "code-ran"
     torch.save({"state": Payload(proof)}, checkpoint / file)

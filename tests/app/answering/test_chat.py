@@ -13,7 +13,7 @@ def two_turns() -> Chat:
     return chat
 
 
-def test_undo_brings_back_what_a_change_removed() -> None:
+def test_undo_restores_removed_turns() -> None:
     chat = two_turns()
     for changed in (chat.without_answers(), chat.without_last()):
         assert changed.turns != chat.turns
@@ -25,7 +25,7 @@ def test_undo_brings_back_what_a_change_removed() -> None:
     assert deleted.undone().turns == chat.turns
 
 
-def test_undo_goes_back_several_steps() -> None:
+def test_undo_reverts_several_steps() -> None:
     chat = two_turns()
     changed = chat.without_last().without_last()
     assert changed.undone().undone() == chat

@@ -112,7 +112,7 @@ def test_lineage_with_a_missing_or_circular_parent(root: Path) -> None:
     assert "gone�/away (not in the runs folder)" in history.lineage(by_name["orphan"])
 
 
-def test_runs_that_all_name_each_other_have_a_short_lineage(root: Path) -> None:
+def test_circular_parents_have_a_short_lineage(root: Path) -> None:
     names = [f"all/run_{number}" for number in range(13)]
     for name in names:
         others = {

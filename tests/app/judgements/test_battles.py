@@ -106,7 +106,7 @@ def test_repeated_vote_is_stored_once(battles: Battles) -> None:
     assert battles.store.all() == [first]
 
 
-def test_vote_can_be_undone_and_given_again(battles: Battles) -> None:
+def test_vote_can_be_undone_and_repeated(battles: Battles) -> None:
     final = last(battles.battle("Why?", POOL))
     with pytest.raises(ConfigError, match="no vote to undo"):
         battles.undo(final.id)
@@ -274,7 +274,7 @@ def test_simulated_labeler_agrees_with_gold() -> None:
     assert verdict(calm, question.prompt, (better, better), rng) == TIE
 
 
-def test_a_visitor_who_leaves_cancels_all_answers(
+def test_closing_the_page_cancels_all_answers(
     fake: FakeWorkbench, battles: Battles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[FakeAnswers] = []

@@ -336,7 +336,7 @@ def _read_and_vote(folder: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("existing", ["none", "empty file", "closed", "killed writer"])
-def test_full_disk_allows_reading_and_names_what_to_do(tmp_path: Path, existing: str) -> None:
+def test_full_disk_allows_reading_and_names_the_fix(tmp_path: Path, existing: str) -> None:
     file, ids = tmp_path / "j.sqlite", []
     if existing == "empty file":
         file.touch()
@@ -383,7 +383,7 @@ def test_read_only_folder_with_rows_in_wal_can_be_read() -> None:
         assert error == READ_ONLY.format(path=file)
 
 
-def test_locked_file_names_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_file_names_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.app.judgements.store.LOCK_TIMEOUT_S", 0.05)
     store = Store(tmp_path / "j.sqlite")
     other = sqlite3.connect(store.path, isolation_level=None)
