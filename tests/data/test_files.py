@@ -87,7 +87,7 @@ def test_shard_in_two_formats_raises(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("drop", [False, True])
-@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.jsonl.gz"])
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.jsonl.gz", "d.ndjson"])
 @pytest.mark.parametrize(
     "text",
     [
@@ -187,6 +187,13 @@ def test_spaces_after_a_quoted_comma_stay(tmp_path: Path) -> None:
     file = tmp_path / "d.csv"
     file.write_text('"prompt",completion,"a, b"\nSky?, Blue., 1\n')
     assert load(str(file))["train"]["completion"] == [" Blue."]
+
+
+def test_separator_line_of_excel_raises(tmp_path: Path) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text("sep=;\nprompt;completion\nSky?;Blue.\n")
+    with pytest.raises(DatasetError, match="line 1: got Excel's sep=; remove this line"):
+        load(str(file))
 
 
 def test_csv_without_header_raises(tmp_path: Path) -> None:
@@ -372,3 +379,21 @@ def test_json_by_column_gives_its_rows(tmp_path: Path) -> None:
     file.write_text(json.dumps(columns | {"prompt": ["q"]}))
     with pytest.raises(DatasetError, match="row 1 of 1"):
         load(str(file))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_json_of_another_shape_is_named(tmp_path: Path, count: int) -> None:
+    rows = pairs(count)
+    split = {"columns": [*rows[0]], "index": [*range(count)], "data": [[*r.values()] for r in rows]}
+    shapes = {
+        "apart from their values": split,
+        "with the rows under their keys": {f"id{i}": row for i, row in enumerate(rows)},
+    }
+    for message, value in shapes.items():
+        (tmp_path / "d.json").write_text(json.dumps(value))
+        with pytest.raises(DatasetError) as caught:
+            load(str(tmp_path / "d.json"))
+        problem, _, formats = str(caught.value).partition(". Rename the columns, with")
+        assert message in problem
+        assert "write a list of rows" in problem
+        assert "prompt-only" in formats

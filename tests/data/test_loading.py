@@ -267,7 +267,7 @@ def test_csv_record_of_wrong_length_raises(tmp_path: Path) -> None:
         ("d.csv", b"prompt\n", "the dataset has no rows"),
         ("d.jsonl", b"[\n 1,\n]", ": not JSON ("),
         ("d.jsonl", b'[\n{,\n{"prompt": "q"}\n]', "d.jsonl line 2: not JSON"),
-        ("d.txt", b"x", "must end in .jsonl, .json, .csv, .tsv, .parquet or .gz"),
+        ("d.txt", b"x", "must end in .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .gz"),
     ],
 )
 def test_broken_file_raises_one_error(

@@ -48,7 +48,7 @@ def stream_rows(path: Path) -> Iterator[Any]:
         with _open(path) as file:
             if extension in TABLES:
                 yield from _csv(_as_text(file), path)
-            elif extension == ".jsonl":
+            elif extension in (".jsonl", ".ndjson"):
                 yield from _jsonl(file, path)
             elif extension == ".parquet":
                 yield from _parquet(io.BytesIO(file.read()) if _is_zipped(path) else file, path)
@@ -183,9 +183,8 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
         line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if line.strip():
             try:
-                text = (
-                    line.decode().rstrip().removesuffix(",")
-                )  # the rows of a list without brackets
+                # a comma follows the rows of a list without brackets
+                text = line.decode().rstrip().removesuffix(",")
                 yield json.loads(text, object_pairs_hook=_object)
             except UnicodeDecodeError as error:
                 reason = f"line {number} is not UTF-8 text at byte {error.start + 1}"
@@ -244,6 +243,8 @@ def _csv(file: TextIO, path: Path) -> Iterator[Any]:
         header = [name.strip() for name in next(filter(None, reader), [])]
         if any(map(LOST_BYTE.search, header)):
             raise DatasetError(f"{path} line 1: not UTF-8 text; save the file as UTF-8")
+        if header and header[0].startswith("sep="):
+            raise DatasetError(f"{path} line 1: got Excel's {header[0]}; remove this line")
         if len(set(header)) != len(header):
             columns = f"{', '.join(header)} (separated by {_name(delimiter)})"
             raise DatasetError(f"{path}: the header has a column twice: {columns}")

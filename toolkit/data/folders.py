@@ -7,10 +7,10 @@ from pathlib import Path
 
 from toolkit.errors import DatasetError
 
-EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 # train.jsonl, train-00000-of-00002.parquet (a shard on the hub), test.json.gz
 NAME = re.compile(
-    r"(?P<split>.+?)(-(?P<shard>\d+)-of-(?P<shards>\d+))?\.(jsonl|json|csv|tsv|parquet)(\.gz)?",
+    r"(?P<split>.+?)(-(?P<shard>\d+)-of-(?P<shards>\d+))?\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz)?",
     re.IGNORECASE,
 )
 # Parts of names such as train_v2.jsonl, testset.jsonl or data-test.csv: one for training, and ones that

@@ -235,12 +235,13 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-def detect_format(rows: Sequence[Any], *, place: str) -> str:
+def detect_format(rows: Sequence[Any], *, place: str, hint: str = "") -> str:
     """The name of the rows' format, detected from the columns that at least half of them have.
 
     Args:
         rows: all rows; those that are no dictionaries are ignored.
         place: the file or dataset, for error messages.
+        hint: a sentence for the error of unknown columns.
 
     Raises: DatasetError if there are no rows, if no format has their columns, or if a column next
         to `chosen` and `rejected` is probably a prompt that would be lost.
@@ -274,11 +275,23 @@ def detect_format(rows: Sequence[Any], *, place: str) -> str:
         problem += "; if each row is one message, write each dialogue as one row of `messages`"
     if CSV.search(place):
         problem += "; the first line of a CSV file must have the names of its columns"
+    hint = hint or _shape(objects)
     known = "; ".join(f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items())
     raise DatasetError(
-        f"{place}: {problem}. "
+        f"{place}: {problem}. {hint}{' ' if hint else ''}"
         f"Rename the columns, with `columns: {{yours: theirs}}`, to those of a format: {known}."
     )
+
+
+def _shape(rows: Sequence[Row]) -> str:
+    """How to rewrite a JSON file that has its rows in another shape; "" if it has not."""
+    fix = "write a list of rows: [{…}, {…}]."
+    if {"columns", "data"} <= rows[0].keys() <= {"columns", "data", "index"}:
+        return f"The file has the names of the columns apart from their values (pandas' `split`); {fix}"
+    values = list(rows[0].values())
+    if len(rows) == 1 and all(isinstance(v, dict) and v.keys() == values[0].keys() for v in values):
+        return f"The file is one object, with the rows under their keys; {fix}"
+    return ""
 
 
 def common_columns(rows: Sequence[Row]) -> set[str]:

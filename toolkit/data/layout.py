@@ -132,10 +132,7 @@ def find_layout(
     layout = replace(layout, rewrites=tuple(rewrites), hint=hint)
     if layout.stored or rewrites or any("kto_tag" in row for row in objects):
         rows = layout.try_parse(objects[::step]) or rows
-    try:
-        format = format or detect_format(rows, place=place)
-    except DatasetError as error:
-        raise DatasetError(f"{error} {hint}".strip()) from error
+    format = format or detect_format(rows, place=place, hint=hint)
     if format not in FORMATS:
         return format, layout
 

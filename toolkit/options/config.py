@@ -236,7 +236,7 @@ def is_local_path(name: str) -> bool:
         os.path.exists(name)
         or name.startswith((".", "/", "~"))
         or name.count("/") > 1
-        or Path(name).suffix in {".json", ".jsonl", ".gz", ".csv", ".parquet"}
+        or Path(name).suffix in {".json", ".jsonl", ".ndjson", ".gz", ".csv", ".tsv", ".parquet"}
     )
 
 
