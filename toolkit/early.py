@@ -18,6 +18,7 @@ from toolkit.options.config import (
     reject_key,
 )
 from toolkit.recipe import Recipe, files
+from toolkit.runs.inputs import require_separate
 from toolkit.runs.parents import require_adapter, require_reward_models
 
 HELP = {"-h", "--help"}
@@ -89,7 +90,9 @@ def _check_paths(values: Mapping[str, Any]) -> None:
     model, data, parent = (
         values.get(name) for name in ("model_name_or_path", "dataset_name", "parent")
     )
-    rewards = values.get("reward_model")
+    rewards, output = values.get("reward_model"), values.get("output_dir")
+    if isinstance(output, str):
+        require_separate(output, values)
     if isinstance(model, str):
         require_local_model(model)
     if isinstance(parent, str) and not Path(parent).is_dir():

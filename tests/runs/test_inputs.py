@@ -62,6 +62,11 @@ def test_output_folder_that_is_an_input_is_rejected(place, option, name, output,
         ("dataset_name", "data", "."),
         ("dataset_name", "world:corpus", "."),
         ("model_name_or_path", "model", "model/run"),
+        ("parent", None, "sft"),
+        ("parent", 5, "sft"),
+        ("runs", [5, "a\0b", "x" * 5000], "sft"),
+        ("sources", [{}], "sft"),
+        ("parent", "sft", "a\0b"),
     ],
 )
 def test_separate_output_folder_is_accepted(place, option, name, output):

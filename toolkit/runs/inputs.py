@@ -31,16 +31,18 @@ def require_separate(
 
     Raises: ConfigError that names the option.
     """
-    output = Path(output_dir).expanduser().resolve()
+    if "\0" in str(output_dir):
+        return  # `check_output_dir` reports it
+    output = _resolved(output_dir)
     for option, name in _inputs(configs):
-        folder = Path(name).expanduser().resolve()
-        folder = folder.parent if folder.is_file() else folder
-        is_part = folder.name.startswith(_PARTS) and (folder.parent / MANIFEST).is_file()
+        path = _resolved(name)
+        folder = path.parent if os.path.isfile(path) else path
+        is_part = folder.name.startswith(_PARTS) and os.path.isfile(folder.parent / MANIFEST)
         run = folder.parent if is_part else folder
         relation = None
         if output in (folder, run):
-            relation = "is the folder of" if output != Path(name).resolve() else "is"
-        elif (run / MANIFEST).is_file() or option in ("parent", "reward_model", "runs"):
+            relation = "is" if output == path else "is the folder of"
+        elif os.path.isfile(run / MANIFEST) or option in ("parent", "reward_model", "runs"):
             if run in output.parents:
                 relation = "lies in"
             elif output in run.parents and not may_hold_runs:
@@ -52,6 +54,11 @@ def require_separate(
             )
 
 
+def _resolved(name: str | os.PathLike[str]) -> Path:
+    """The path without links; a path that cannot be read stays, because other checks report it."""
+    return Path(os.path.realpath(os.path.expanduser(name)))
+
+
 def _inputs(configs: Any) -> Iterator[tuple[str, str]]:
     """The option and the value of each input."""
     for config in configs:
@@ -59,8 +66,8 @@ def _inputs(configs: Any) -> Iterator[tuple[str, str]]:
         for option in OPTIONS:
             value = options.get(option)
             for entry in value if isinstance(value, list) else [value]:
-                if isinstance(entry, str):
+                if not isinstance(entry, str):  # an entry of a mixture, or a value of a wrong type
+                    parts = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
+                    entry = parts.get("dataset_name") or parts.get("path")
+                if isinstance(entry, str) and "\0" not in entry:
                     yield option, entry
-                elif entry is not None:  # of a mixture
-                    parts = entry if isinstance(entry, dict) else vars(entry)
-                    yield option, str(parts.get("dataset_name") or parts.get("path"))
