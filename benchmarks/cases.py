@@ -79,7 +79,7 @@ CASES = {
 
 
 def prepare(case: Case, folder: Path, *, sft: Path | None, reward: Path | None) -> None:
-    """Write what both sides read: `case.json`, `prompts.json`, the base, and a reward model.
+    """Write the inputs of both sides: `case.json`, `prompts.json`, the base, and a reward model.
 
     The old trainer takes whole models, so the world's SFT adapter and reward model are merged into
     copies of the base. Our side reads the adapters of the runs.
@@ -102,7 +102,7 @@ def prepare(case: Case, folder: Path, *, sft: Path | None, reward: Path | None) 
 
 
 def read(folder: Path) -> tuple[Case, list[dict[str, Any]], dict[str, str]]:
-    """Read what `prepare` wrote: the case, its prompts (`prompt` and `ids` each), and its runs."""
+    """Read the output of `prepare`: the case, its prompts (`prompt` and `ids` each), and its runs."""
     content = json.loads((folder / CASE_FILE).read_text(encoding="utf-8"))
     runs = content.pop("runs")
     prompts = json.loads((folder / PROMPTS_FILE).read_text(encoding="utf-8"))["prompts"]

@@ -1,4 +1,4 @@
-"""What the scripts share: a command line, Markdown tables, JSON input, timing."""
+"""Common parts of the scripts: a command line, Markdown tables, JSON input, timing."""
 
 import argparse
 import json

@@ -58,7 +58,7 @@ def machine() -> dict[str, Any]:
 
 
 def to_markdown(entries: list[dict[str, Any]]) -> str:
-    """A Markdown table with one line per case; a dash stands for numbers that the old trainer lacks."""
+    """A Markdown table with one line per case; a dash marks numbers that the old trainer lacks."""
     lines = []
     for entry in entries:
         ours, peer = entry["ours"], entry.get("peer")

@@ -1,4 +1,4 @@
-"""Seconds per phase and the memory that a process adds: what each side of the benchmark measures.
+"""Seconds per phase and the memory that a process adds: the measurements of each side of the benchmark.
 
 The environment of TRL 1.12 has no `toolkit`, so this file imports the standard library and torch only.
 """

@@ -36,7 +36,7 @@ Numbers = dict[str, Any]
 
 
 def main(folders: list[Path], output_dir: Path) -> None:
-    """Train what is missing, print the table and write ranking.json."""
+    """Train the missing models, print the table and write ranking.json."""
     seeds: dict[str, dict[str, Numbers]] = {}
     for folder in folders:
         pairs = round(PROMPTS_PER_STEP * _pairs_per_prompt(folder))

@@ -116,7 +116,7 @@ def _overview() -> str:
 
 
 def _quiet_libraries() -> None:
-    """Silence library messages about which a user can do nothing.
+    """Silence library messages that ask for no action of the user.
 
     bitsandbytes reports at import that an optional CPU kernel is absent; transformers warns of
     future option names that TRL's configs still use.

@@ -49,7 +49,7 @@ class BusyError(ToolkitError):
 
 @contextmanager
 def exit_is_error(place: str, kind: type[ToolkitError] = ConfigError) -> Iterator[None]:
-    """Turn `sys.exit` in a user's code into an error inside the block, whatever the exit code.
+    """Turn `sys.exit` in a user's code into an error inside the block, for any exit code.
 
     Otherwise a run that a user's code stops could end with exit code 0.
     """

@@ -213,7 +213,7 @@ def _run_stages(pipeline: Pipeline) -> dict[str, float]:
         if pipeline.fingerprint(at) != fingerprint:
             print(
                 f"warning: a config or an input of {stage.name} or of an earlier stage changed while "
-                "it ran; start the pipeline again to repeat what has changed",
+                "it ran; start the pipeline again to repeat the changed stages",
                 flush=True,
             )
     return _timings(done)

@@ -1,6 +1,6 @@
 """Read untrusted JSON and YAML, with limits for size, depth and the length of numbers.
 
-A few bytes can stand for gigabytes: a sparse file, an alias of an alias, or a number that takes minutes to
+A few bytes can expand to gigabytes: a sparse file, an alias of an alias, or a number that takes minutes to
 print. All functions read only regular files, because a pipe could block.
 """
 
@@ -67,7 +67,7 @@ def read_mapping(
 
 
 def check_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first value of `content` that has not its type in `types`."""
+    """Raise ValueError for the first value of `content` whose type differs from `types`."""
     for name, value in content.items():
         if name in types and not _matches(value, types[name]):
             expected = inspect.formatannotation(types[name]).replace("typing.", "")

@@ -1,4 +1,4 @@
-"""Commands and recipes: what a file in `recipes/` declares, and how a command's file is found.
+"""Commands and recipes: the declarations of a file in `recipes/`, and the search for a command's file.
 
 The folder of the recipes is the only registry. `TOOLKIT_RECIPES` names further folders, so that you can add
 a recipe as one file without an edit here.
@@ -64,7 +64,7 @@ class _Named:
 
 @dataclass(frozen=True)
 class Command(_Named):
-    """What `toolkit NAME` runs: one file in `recipes/` that defines `COMMAND` or `RECIPE`.
+    """A command, run by `toolkit NAME`: one file in `recipes/` that defines `COMMAND` or `RECIPE`.
 
     Args:
         name: the name of the file without `.py`.
@@ -102,7 +102,7 @@ class Recipe(_Named):
             earlier pipeline stages will write (directory -> stage), and returns the resolved options.
         save: writes files and returns results for run.json; default: writes adapter and tokenizer.
         fit: replaces `build`, training and `save` if a recipe trains several models in one run.
-        holds: what a finished run directory holds, in words.
+        holds: the content of a finished run directory, in words.
         needs_parent: `parent` is required.
         takes_texts: whether plain text rows without a prompt are also accepted.
         drops_long_rows: rows longer than `max_length` are left out; default: truncated.
@@ -202,7 +202,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def holds(run: Run) -> Holds:
-    """What a run directory holds, from its recipe or, if the recipe is unknown, from its files."""
+    """The content of a run directory, from its recipe or, if the recipe is unknown, from its files."""
     if run.recipe == ENSEMBLE:
         return "ensemble"
     command = _known(run)
@@ -252,7 +252,7 @@ def _import(file: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever a file raises while it is imported
+    except (Exception, SystemExit) as error:  # a file may raise anything during its import
         raise ConfigError(
             f"{file}: cannot be imported ({type(error).__name__}: {error})"
         ) from error

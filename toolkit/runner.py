@@ -20,7 +20,7 @@ def train(recipe: Recipe, *configs: Any) -> Run:
     """Run a recipe: check, load, build, report, train and save; record the run.
 
     Args:
-        recipe: what to train.
+        recipe: the recipe to train.
         configs: its parsed options, in the order of `Options`.
 
     Returns: the finished run.

@@ -35,7 +35,7 @@ def test_examples_convert_to_every_kind_of_their_content(name: str) -> None:
 
 
 def test_table_of_contents_agrees_with_code() -> None:
-    rows = docs_table("What a recipe makes of the rows")
+    rows = docs_table("Rows that a recipe makes")
     assert {row[0] for row in rows} == {format.content for format in FORMATS.values()}
     for content, *cells in rows:
         kinds = ("prompt-completion", "preference", "unpaired", "prompt-only")

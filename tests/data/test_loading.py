@@ -259,7 +259,7 @@ def test_csv_record_of_wrong_length_raises(tmp_path: Path) -> None:
         ("d.jsonl.gz", b"plain", "cannot read the file"),
         ("d.jsonl.gz", CUT_GZIP, "cannot read the file"),
         ("d.parquet", b"plain", "not a Parquet file"),
-        ("d.csv", b"prompt,prompt\na,b\n", "the header has a column twice"),
+        ("d.csv", b"prompt,prompt\na,b\n", "the header repeats a column"),
         ("d.jsonl", b'{"prompt": "a", "prompt": "b"}\n', 'an object has the key "prompt" twice'),
         ("d.json", b'[{"prompt": "a", "prompt": "b"}]', 'an object has the key "prompt" twice'),
         ("d.csv", b'prompt\n"a', "not CSV"),

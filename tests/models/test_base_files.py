@@ -116,8 +116,8 @@ EIGHT_BIT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 @pytest.mark.parametrize(
     ("stored", "option", "message"),
     [
-        ({"quant_method": "superquant"}, None, "superquant, which transformers does not know"),
-        ({"bits": 4}, None, "an unnamed method, which transformers does not know"),
+        ({"quant_method": "superquant"}, None, "superquant, which transformers does not support"),
+        ({"bits": 4}, None, "an unnamed method, which transformers does not support"),
         (BITNET, None, "bitnet, whose layers pass no gradients to adapters.*bitsandbytes, gptq"),
         (EIGHT_BIT, "load_in_4bit", "already stored quantized with bitsandbytes in 8bit; remove"),
         ({"quant_method": "gptq", "bits": 4}, "load_in_8bit", "already .* with gptq; remove"),

@@ -1,4 +1,4 @@
-"""Stands for a workbench that is still loading, so that the page is served before the base is loaded."""
+"""A placeholder for the workbench while the base loads, so that the page is served at once."""
 
 import gc
 import threading

@@ -10,7 +10,7 @@ Names = Mapping[str, list[str]]
 def label_names(features: Any) -> Names:
     """The names of each column of class labels.
 
-    The numbers alone mislead: with the names `chosen` and `rejected`, 0 is good.
+    The numbers alone are ambiguous: with the names `chosen` and `rejected`, 0 is good.
 
     Args:
         features: the columns' types, as `Features.to_dict()` of `datasets` writes them.

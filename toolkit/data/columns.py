@@ -38,7 +38,7 @@ def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
         row: the row, with the columns of `format`.
         parts: the parts that the format's reader returned.
         format: a name in `FORMATS`.
-        kind: what the recipe trains on; "prompt-only" also accepts the prompts of bad answers.
+        kind: the rows to train on; "prompt-only" also accepts the prompts of bad answers.
     """
     content = FORMATS[format].content
     read, context = _columns_read(format), _context(format)
@@ -78,7 +78,7 @@ def _is_weight(name: str, value: Any) -> bool:
 
 
 def _is_bad(name: str, value: Any) -> bool:
-    """Whether a column says that the row's answer is bad."""
+    """Whether a column marks the row's answer as bad."""
     if name in LABEL_COLUMNS and not isinstance(value, bool):
         # 1 and 0 may be a topic, but not 1 and -1
         is_bad = as_label(value) is False or str(value).lower() in ("negative", "-1", "-1.0")
@@ -87,7 +87,7 @@ def _is_bad(name: str, value: Any) -> bool:
 
 
 def _contradicts(name: str, value: Any) -> bool:
-    """Whether a column says that the chosen answer is not the better one."""
+    """Whether a column contradicts that the chosen answer is better."""
     if name == "margin":
         return (finite_number(value) or 0) < 0
     if name in WINNERS and str(value).lower().startswith(NO_WINNER):

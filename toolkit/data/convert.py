@@ -144,7 +144,7 @@ def convert_rows(
         rows: dictionaries with the columns of `format`.
         place: the file or dataset, for error messages.
         format: a name in `FORMATS` that can be converted to `kind` (see `check_conversion`).
-        kind: what the recipe trains on.
+        kind: the kind of rows that the recipe trains on.
         drop_bad_rows: list malformed rows in the result instead of raising an error.
         pairs, turns: see `convert_row`.
         numbers: the rows' numbers in the file, from 1; None if `rows` are its first rows.
@@ -201,7 +201,7 @@ def convert_row(
     Args:
         row: a dictionary with the columns of `format`.
         format: a name in `FORMATS` that can be converted to `kind` (see `check_conversion`).
-        kind: what the recipe trains on.
+        kind: the kind of rows that the recipe trains on.
         pairs: "all" pairs of a ranking, or the "best" completion against each of the others.
         turns: which assistant messages of a dialogue become prompt-completion rows, each with the
             messages before it as its prompt: "all" or the "last". Messages without loss do not
@@ -294,7 +294,7 @@ def style_error(*, plain: bool) -> RowError:
 
 
 def _keep_one_style(good: list[ConvertedRow]) -> tuple[list[ConvertedRow], list[FailedRow]]:
-    """Keep the more common style: TRL looks at a single row to tell text from messages."""
+    """Keep the more common style: TRL checks only one row to distinguish text from messages."""
     used = [row for row in good if row.rows]
     few = {row.number for row in used if is_plain(row.rows[0])}
     if not few or len(few) == len(used):

@@ -247,7 +247,7 @@ def _csv(file: TextIO, path: Path) -> Iterator[Any]:
             raise DatasetError(f"{path} line 1: got Excel's {header[0]}; remove this line")
         if len(set(header)) != len(header):
             columns = f"{', '.join(header)} (separated by {_name(delimiter)})"
-            raise DatasetError(f"{path}: the header has a column twice: {columns}")
+            raise DatasetError(f"{path}: the header repeats a column: {columns}")
         for fields in reader:
             if any(map(LOST_BYTE.search, fields)):
                 reason = f"line {reader.line_num} is not UTF-8 text; save the file as UTF-8"

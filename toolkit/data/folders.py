@@ -14,7 +14,7 @@ NAME = re.compile(
     re.IGNORECASE,
 )
 # Parts of names such as train_v2.jsonl, testset.jsonl or data-test.csv: one for training, and ones that
-# are not. A word such as "latest" or "testimonials" is no such part.
+# are not. The words "latest" and "testimonials" are not such parts.
 PART = r"(?<![a-z])({})s?([_ -]?(set|data|split|file)s?)?(?![a-z])"
 TRAIN = re.compile(PART.format("train|training"))
 TEST = re.compile(PART.format("test|testing"))
@@ -80,7 +80,7 @@ def find_files(path: Path) -> dict[str, list[Path]]:
 
 
 def split_name(file: Path) -> str:
-    """The split that a data file's name stands for."""
+    """The split that a data file's name indicates."""
     match = NAME.fullmatch(file.name)
     assert match is not None
     return match["split"].lower()

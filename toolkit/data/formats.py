@@ -63,7 +63,7 @@ class Format:
 
     Args:
         columns: the columns that identify the format; every row must have them.
-        content: what a row holds: a "text", a "prompt", a prompt with one good "completion", a
+        content: the content of a row: a "text", a "prompt", a prompt with one good "completion", a
             completion with a "label" (good or bad), or a "comparison" of two or more completions.
         read: returns the parts of a row (see the module's docstring); raises RowError.
         optional: further columns that `read` uses.
@@ -90,7 +90,7 @@ def read_prompt_completion(row: Row) -> Row:
 
 
 def labelled(read: Callable[[Row], Row]) -> Callable[[Row], Row]:
-    """Extend a reader: the column `label` tells whether the (last) answer is good."""
+    """Extend a reader: the column `label` marks the (last) answer as good or bad."""
 
     def read_labelled(row: Row) -> Row:
         parts = read(row)

@@ -31,7 +31,7 @@ TITLE = 4  # words of a prompt that may be the title above its answer
 
 @dataclass(frozen=True)
 class Layout:
-    """What all rows of a dataset have in common.
+    """The common properties of all rows of a dataset.
 
     Args:
         stored: columns whose lists are stored as text.
@@ -51,7 +51,7 @@ class Layout:
 
     @property
     def notes(self) -> list[str]:
-        """What was changed in the rows, for the printed line."""
+        """The changes of the rows, for the printed line."""
         notes = [rewrite.note for rewrite in self.rewrites]
         if self.stored:
             notes.append(f"lists stored as text in {', '.join(self.stored)} were read")

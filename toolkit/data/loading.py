@@ -54,7 +54,7 @@ def load_splits(
         mixture: TRL's `datasets`, which replace `dataset_name` if set; and `test_split_size`, used
             if the dataset has no test split.
         data_args: how rows are read; its `sources` are this project's mixture.
-        kind: what the recipe trains on (see `toolkit.data.convert`).
+        kind: the kind of rows that the recipe trains on (see `toolkit.data.convert`).
         seed: determines which prompts are held out and which rows a mixture draws.
         texts: accept rows of text without a prompt, and return them as kind "text".
         turns: which assistant messages of a dialogue become prompt-completion rows: "all" or "last".

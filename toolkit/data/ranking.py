@@ -198,7 +198,7 @@ def _wins(ranked: Row) -> Iterator[tuple[int, int]]:
 def ranked_to_pairs(row: Row, *, pairs: Pairs = "all") -> list[Row]:
     """The pairs of a ranked row that are not tied, as `{"prompt", "chosen", "rejected"}`.
 
-    Two equal completions count as tied whatever their ranks: no model can prefer one of them.
+    Two equal completions are tied even if their ranks differ: no model can prefer one of them.
 
     Args:
         row: `{"prompt", "completions": [K], "ranks": [K]}`, or "scores" instead of "ranks".

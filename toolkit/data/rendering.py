@@ -144,7 +144,7 @@ def texts_of(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def misread(tokenizer: "PreTrainedTokenizerBase", row: Row) -> tuple[str, str] | None:
-    """A part of a row's text and what the model reads there, if the tokenizer changes the text.
+    """A part of a row's text, and its decoded tokens, if the tokenizer changes the text.
 
     Unicode's compatible forms and whitespace at the ends are not compared.
     """

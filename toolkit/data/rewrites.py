@@ -30,7 +30,7 @@ RANK_KEYS, SCORE_KEYS = {"rank"}, {"score", "rating", "reward"}
 NOUN = "response|answer|output|completion|conversation|reply|generation|candidate|summary|human_ref"
 ANSWER = re.compile(rf"(?P<stem>.*(?:{NOUN}))[ _-]?(?P<end>[a-d0-4])", re.IGNORECASE)
 ENDS = (("a", "b"), ("0", "1"), ("1", "2"))
-# A column that tells which of two answers is better.
+# A column that names the better of two answers.
 WINNER = re.compile(
     r"(winner|better|safer|prefer|verdict|^labels?$|^choice$)(?!.*_unused$)", re.IGNORECASE
 )
@@ -40,7 +40,7 @@ NEARLY_ALL = 0.9
 FLAG_WORDS = ("is", "was", "first", "second", "left", "right")
 TIES = {"tie", "tied", "equal", "same", "both", "draw"}
 BAD_TIES = {"neither", "none", "both bad", "tie (bothbad)", "tie (both bad)", "bothbad"}
-# The sign tells the better answer: negative for the first one, as the HelpSteer datasets document.
+# The sign marks the better answer: negative for the first one, as the HelpSteer datasets document.
 SIGNED = ("overall_preference", "preference_strength")
 
 

@@ -15,7 +15,7 @@ class RowError(DatasetError):
 
     Args:
         check: the name of the failed check.
-        message: what was expected.
+        message: the expected content.
         got: the values that the row has instead; the message describes them.
     """
 
@@ -26,7 +26,7 @@ class RowError(DatasetError):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands for a row that the parser cannot read, so that later rows keep their numbers."""
+    """A placeholder for a row that cannot be parsed, so that later rows keep their numbers."""
 
     reason: str
     text: str
@@ -85,7 +85,7 @@ def error_message(
     Args:
         failed: failed rows of one place.
         total: number of rows of the place; None or 0 if unknown.
-        fix: the last sentence, which tells the user what to do; by default, fix or drop the rows.
+        fix: the last sentence, with the user's next step; by default, fix or drop the rows.
     """
     first = failed[0]
     same = [f for f in failed if f.check == first.check]

@@ -175,7 +175,7 @@ def _mixture_source(source: SourceArguments, data_args: DataArguments) -> Source
 
 
 def _unused(splits: Mapping[str, Sequence[Part]], used: Mapping[str, Sequence[Part]]) -> list[str]:
-    """The splits of which no part is read."""
+    """The splits that are not read, not even in part."""
     places = {part.place for parts in used.values() for part in parts}
     return sorted(
         split for split, parts in splits.items() if not places & {part.place for part in parts}

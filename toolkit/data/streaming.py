@@ -87,7 +87,7 @@ class Stream:
     def table(self, *, seed: int) -> "IterableDataset":
         """The rows as an endless dataset for trainers, shuffled within a window of 1000 rows.
 
-        A trainer that resumes does not know its pass over the stream or the row in it. In an
+        A resumed trainer cannot find its pass over the stream or the row in it. In an
         endless dataset, it only skips the rows that it has read.
         """
         from datasets import IterableDataset

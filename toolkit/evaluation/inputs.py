@@ -1,4 +1,4 @@
-"""The data of an evaluation: what its options name, or else what the runs held out."""
+"""The data of an evaluation: from its options, or else the rows that the runs held out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -85,7 +85,7 @@ class RewardJudge:
         return {} if folder is None else write_reward_report(section, folder)
 
     def judge_mean(self, folder: Path) -> dict[str, Any]:
-        """Write the report on the mean score of all judged models; return the main numbers."""
+        """Write the report on the mean score of all evaluated models; return the main numbers."""
         return write_reward_report(self.mean_section(), folder)
 
     def section(self, scorer: Scorer) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def judge_scorer(
     longer, shorter = (np.array([len(ids) for _, ids in sides[side]]) for side in SIDES)
     accuracy = win_rate(chosen, rejected, seed=seed, groups=groups)
     margins = _margins(comparisons)
-    # each answer counts once, however many pairs it is in
+    # each answer counts once, even if it is in several pairs
     answers = {(g, _key(p)) for side in SIDES for g, p in zip(groups, sides[side], strict=True)}
     rows = [(score[key], len(key[1]), group) for group, key in sorted(answers)]
     shown = [_pair(tokenizer, *demonstration) for demonstration in demonstrations]
@@ -247,7 +247,7 @@ def _pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt
 
 def _check(rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
-        raise DatasetError("the reward model cannot be judged without comparisons; got 0 rows")
+        raise DatasetError("the reward model cannot be evaluated without comparisons; got 0 rows")
     for number, row in enumerate(rows, 1):
         for column in COLUMNS:
             if column not in row:

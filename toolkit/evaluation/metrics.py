@@ -17,7 +17,7 @@ Interval = dict[str, Any]  # {"mean": x, "ci95": [low, high]}
 Floats = NDArray[np.float64]
 
 GOOD_REQUESTS = ("fact", "sum", "small_talk")
-# rate -> (kinds of question in the denominator, or None for all; what counts in the numerator)
+# rate -> (kinds of question in the denominator, or None for all; the cases in the numerator)
 RATES: dict[str, tuple[tuple[str, ...] | None, Callable[[Features], bool]]] = {
     "correct": (("fact", "sum"), lambda f: f.outcome == "correct"),
     "hallucinated": (("unanswerable",), lambda f: f.outcome == "made_up"),

@@ -254,8 +254,8 @@ def check_template(folder: Path) -> None:
     if _digest(without_date(str(template)).encode()) != trained:
         state = "is empty" if template == "" else "was changed after the run was trained"
         raise CheckpointError(
-            f"{folder}: its chat template {'is missing' if template is None else state}; put "
-            "chat_template.jinja back, or train the run again"
+            f"{folder}: its chat template {'is missing' if template is None else state}; restore "
+            "chat_template.jinja, or train the run again"
         )
 
 

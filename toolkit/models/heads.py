@@ -14,7 +14,7 @@ MAX_HEAD_BYTES = 16 << 20
 
 
 class ScalarHead(nn.Module):
-    """Maps hidden states `(…, d)` to scalars `(…)`, in float32 whatever the trunk's precision."""
+    """Maps hidden states `(…, d)` to scalars `(…)`, in float32 for any precision of the trunk."""
 
     def __init__(self, hidden_size: int, *, zero: bool = False) -> None:
         """Start with weights of std 1/√(d+1) (Ziegler et al. 2019, arXiv:1909.08593) or zeros."""

@@ -102,7 +102,7 @@ def check_padded_rows(
         return last
 
     with evaluating(causal):
-        states(batch[1:, :1], attention[1:, :1])  # resets what an earlier long row changed
+        states(batch[1:, :1], attention[1:, :1])  # reverts the changes of an earlier long row
         whole, prefix = (states(batch[1:, :n], attention[1:, :n]) for n in (length, half))
         alone = states(batch[1:, :shortest], attention[1:, :shortest])
         before = {name: buffer.clone() for name, buffer in causal.named_buffers()}
@@ -124,13 +124,13 @@ def check_padded_rows(
         )
     if not _close(causal, prefix[-COMPARED:], whole[:half][-COMPARED:]):
         raise ConfigError(
-            f"{name_of(causal)}: what the model computes for a token depends on later tokens, so it cannot "
+            f"{name_of(causal)}: the model's output for a token depends on later tokens, so it cannot "
             "learn to write text token by token; use a causal language model"
         )
     if changed or not _close(causal, together[-COMPARED:], alone[-COMPARED:]):
         limit = "" if most is None else f" to at most {most} tokens"
         raise ConfigError(
-            f"{name_of(causal)}: a row of {longest} tokens changes what the model computes for shorter "
+            f"{name_of(causal)}: a row of {longest} tokens changes the model's output for shorter "
             f"rows{f' (its {changed[0]})' if changed else ''}, so the numbers of a row would depend on "
             f"the rows beside it; limit the length of rows with {shorten}{limit}, or use another base"
         )

@@ -44,7 +44,7 @@ def check_stored_quantization(config: Mapping[str, Any], model: "ModelConfig", n
     method = BITSANDBYTES if bits else str(stored.get("quant_method", "an unnamed method"))
     problem = None
     if f"{method}_{bits}" not in AUTO_QUANTIZER_MAPPING and method not in AUTO_QUANTIZER_MAPPING:
-        problem = "which transformers does not know"
+        problem = "which transformers does not support"
     elif not _passes_gradients(dict(stored)):
         problem = "whose layers pass no gradients to adapters"
     if problem is not None:

@@ -47,7 +47,7 @@ def check_rendering(template: str, place: Path) -> None:
 def problem(template: str) -> str | None:
     """Why a template cannot be used, or None. The call may not end.
 
-    Raises: whatever Jinja raises.
+    Raises: the errors of Jinja.
     """
     from transformers.utils.chat_template_utils import _compile_jinja_template
 

@@ -106,7 +106,7 @@ def check_word(word: Any, place: str) -> None:
 def check_size(content: Mapping[str, Any], file: str) -> None:
     """Check the seed, the number of stages and the stages' names.
 
-    Raises: ConfigError that names what is wrong.
+    Raises: ConfigError that names the fault.
     """
     seed, stages = content["seed"], content["stages"]
     if isinstance(seed, bool) or not 0 <= seed <= SEEDS:

@@ -1,4 +1,4 @@
-"""Options of TRL and transformers that recipes ignore, wholly or in part, and what to use instead."""
+"""Options of TRL and transformers that recipes ignore, wholly or in part, and their replacements."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ _PREFERENCE = "`label_smoothing` is the option of preference losses"
 _SAMPLING = "PPO samples in its own order, from `seed`; remove it"
 _BATCHES = "PPO evaluates in batches of `generation_batch_size`"
 
-# argument class -> option -> what to use instead
+# argument class -> option -> its replacement
 UNSUPPORTED: dict[str, dict[str, str]] = {
     "TrainingArguments": {
         "average_tokens_across_devices": _ONE_PROCESS,
@@ -105,7 +105,7 @@ BY_LENGTH = ("group_by_length", "batch_rebalance")  # need rows with the column 
 def reject_unsupported(recipe: str, config: Any) -> None:
     """Reject options of a config that the recipe would ignore, unless they have their default.
 
-    Raises: ConfigError that names the option and what to use instead.
+    Raises: ConfigError that names the option and its replacement.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
     for kind in type(config).__mro__:

@@ -50,7 +50,7 @@ class RolloutScores:
 
     raw: Tensor  # (B,), reward models and functions together
     penalties: Tensor  # (B,), for length and for a missing end
-    penalised: Tensor  # (B,), clipped and minus penalties: what PPO maximises
+    penalised: Tensor  # (B,), clipped and minus penalties: PPO's objective
     ended: Tensor  # (B,) bool, whether the completion ends with a stop token
     samples: Samples
     metrics: Metrics

@@ -79,7 +79,7 @@ def check_tokens(
     limit = independent_length(config)
     if limit is not None and layout != "prompt" and min(lengths) <= limit < max(lengths):
         findings.warnings.append(
-            f"rows of more than {limit} tokens change what the base computes for the other rows of their "
+            f"rows of more than {limit} tokens change the base's output for the other rows of their "
             f"batch: set `max_length: {limit}`"
         )
     context = getattr(config, "max_position_embeddings", None)
@@ -136,7 +136,7 @@ def stored_parts(stage: Stage) -> dict[str, int] | None:
 
 
 def check_saving(args: Any, findings: Findings) -> None:
-    """Report checkpoints from which a run cannot be resumed."""
+    """Report an option that makes checkpoints unusable for resuming."""
     if (
         args.save_only_model
         and str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"

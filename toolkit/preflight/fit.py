@@ -17,7 +17,7 @@ from toolkit.preflight.isolated_process import LIMIT_S, run_isolated
 from toolkit.stages import Stage
 
 TRIED_BATCH = 64  # larger batches are computed from a straight line, and not tried
-# layers of the dry runs: a first, inner ones and a last; every further layer adds what the fourth adds
+# layers of the dry runs: a first, inner ones and a last; every further layer adds as much as the fourth
 SHALLOW = (3, 4)
 NO_SEARCH_LIMIT_S = 60.0
 _CGROUP = Path("/sys/fs/cgroup/memory.max")

@@ -26,7 +26,7 @@ def check_requirements(
     """Check that a recipe can start with these options; nothing is loaded, written or changed.
 
     For a stage of a pipeline, `planned` holds the directories that earlier stages will write. Then no
-    checkpoint is looked up, because the pipeline decides what to resume.
+    checkpoint is looked up, because the pipeline decides about resuming.
 
     Returns: the resolved options (an ensemble's directory becomes those of its members; without
         `model_name_or_path`, the base is that of the parent; with `use_cpu` on a machine with a GPU, the

@@ -64,7 +64,7 @@ def _load(name: str) -> RewardFunction:
     path, attribute = _split(name)
     try:
         module = _import_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
-    except (Exception, SystemExit) as error:  # whatever a module raises while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything during its import
         reason = f"{type(error).__name__}: {error}{_line_of(error)}"
         raise ConfigError(f"reward_funcs: {path} cannot be imported ({reason})") from error
     function = getattr(module, attribute, None)

@@ -43,7 +43,7 @@ JUDGING = "judging"  # in a finished run's results until its report is written
 
 @dataclass(frozen=True)
 class Comparisons:
-    """The rows that a reward model is trained and judged on; none is longer than `max_length`.
+    """The rows that a reward model is trained and evaluated on; none is longer than `max_length`.
 
     `train` and `test` are rows of `group_comparisons`; `test_rows` are the test split's rows before
     tokenization; `demonstrations` are (prompt, completion).
@@ -227,7 +227,7 @@ class Judge(Protocol):
         """Judge one model, and write its report into any `folder`; return the main numbers."""
 
     def judge_mean(self, folder: Path) -> dict[str, Any]:
-        """Write the report on the mean score of all judged models; return the main numbers."""
+        """Write the report on the mean score of all evaluated models; return the main numbers."""
 
 
 def train_reward_models(

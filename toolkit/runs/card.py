@@ -11,7 +11,7 @@ CARD = "README.md"
 
 
 def refuse_other_card(folder: Path) -> None:
-    """Raise CheckpointError if a folder without a run has a README.md, which a run would replace."""
+    """Raise CheckpointError if a run would replace the README.md of another project."""
     if (folder / CARD).exists():
         raise CheckpointError(
             f"{folder}: holds a {CARD} that is not of a run, and the run would replace it; remove it, or "

@@ -18,7 +18,7 @@ def files_of(name: str) -> list[Path]:
         return with_imports(Path(module))
     try:
         spec = importlib.util.find_spec(module)  # imports the packages that contain the module
-    except (Exception, SystemExit):  # whatever they raise
+    except (Exception, SystemExit):  # a package may raise anything during its import
         return []
     return [] if spec is None or not spec.has_location else with_imports(Path(str(spec.origin)))
 

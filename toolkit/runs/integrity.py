@@ -44,7 +44,7 @@ def changed(folder: Path, recorded: Mapping[str, str]) -> str | None:
         if (actual := sha256(file)) != expected:
             return (
                 f"{name} was changed after the run finished: its sha256 is {actual[:12]}…, run.json "
-                f"has {expected[:12]}…; put the file back or train the run again"
+                f"has {expected[:12]}…; restore the file or train the run again"
             )
     return None
 

@@ -109,9 +109,9 @@ def made_with(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def base_options(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The options with which a run loaded its base, by the config of the run that holds an adapter.
+    """The options that selected the base of an adapter, from the config of the adapter's run.
 
-    Returns: for an adapter made elsewhere, only the base's name from its config; empty if that is unknown.
+    Returns: for an adapter made elsewhere, only the base's name from its config; empty without a name.
     """
     folder = Path(path)
     if folder.name.startswith("checkpoint-") and not (folder / MANIFEST).is_file():

@@ -40,7 +40,7 @@ FREE: Mapping[str, str] = {
     "a training that diverged continues with a lower limit": "max_grad_norm",
     "the members of an ensemble are independent": "ensemble",
 }
-# The rows that these give are compared instead, except for a stream, of which only the first are known.
+# Their rows are compared instead; for a stream, only the first rows and these options.
 DATA = """dataset_name dataset_config dataset_train_split dataset_test_split datasets sources columns
     dataset_format max_rows pairs turns drop_bad_rows drop_duplicates test_split_size""".split()
 LENGTH = ("max_steps", "total_episodes", "num_train_epochs")

@@ -74,7 +74,7 @@ def ignore_signals() -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """End this process at a SIGTERM from the parent, or from anyone if the parent has ended."""
+    """End this process at a SIGTERM from the parent, or from any process if the parent has ended."""
     while True:
         sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
         if sender == parent or os.getppid() != parent:

@@ -34,7 +34,7 @@ def require_room(
         base: the model.
         tokens: length limit of a completion.
         option: name of the option that sets `tokens`.
-        fix: last sentence of the message, which tells the user what to do.
+        fix: last sentence of the message, with the user's next step.
 
     Raises: ConfigError that describes the first prompt that is too long.
     """

@@ -83,7 +83,7 @@ def _keep_until(step: int, file: Path) -> None:
             kept.append(line)
     shorter = file.with_name(f".{file.name}.{os.getpid()}")
     shorter.write_bytes(b"".join(line + b"\n" for line in kept if step))
-    shorter.replace(file)  # atomic, so that no crash loses what was logged
+    shorter.replace(file)  # atomic, so that a crash loses no logged values
 
 
 def _number(value: Any) -> Any:

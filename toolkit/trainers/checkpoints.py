@@ -97,7 +97,7 @@ class WholeCheckpoints(LoggedTotals):
             self.args.eval_on_start = at_start
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """The library's data loader, whose workers ignore stop signals however they are started."""
+        """The library's data loader, whose workers ignore stop signals with any start method."""
         loader = super()._get_dataloader(*args, **kwargs)  # type: ignore[misc]
         own = getattr(loader, "base_dataloader", loader)
         own.worker_init_fn = partial(_start_worker, own.worker_init_fn)

@@ -1,4 +1,4 @@
-"""What training changed in one answer, per token: log-ratio to the reference, value and entropy."""
+"""The changes of one answer through training, per token: log-ratio to the reference, value and entropy."""
 
 import difflib
 import math

@@ -15,7 +15,7 @@ from toolkit.runs.run import Run
 def held_out_prompts(run: Run) -> list[str]:
     """The distinct prompts of the run's test split, as lines that `parse_prompts` reads.
 
-    Prompts with several messages, and prompts that are too long to be asked, are left out.
+    Prompts with several messages, and too long prompts, are left out.
 
     Raises: ConfigError if the rows are on the hub, cannot be read, or are not those that the run recorded.
         So a manifest made elsewhere cannot make the app download a dataset or show the rows of other files.
@@ -38,7 +38,7 @@ def held_out_prompts(run: Run) -> list[str]:
         raise ConfigError(f"{reason}. Open a file with prompts instead") from error
     texts = [text for row in rows if (text := _text(row))]
     if not texts:
-        raise ConfigError("no held-out prompt of this run is a single message that can be asked")
+        raise ConfigError("this run has no held-out prompt of one message within the length limit")
     return list(dict.fromkeys(map(_line, texts)))
 
 
@@ -51,7 +51,7 @@ def _datasets(run: Run) -> list[str]:
 
 
 def _text(row: Row) -> str:
-    """The prompt's text; "" for a prompt that *Batch* cannot ask."""
+    """The prompt's text; "" for a prompt that *Batch* cannot use."""
     prompt = row.get("prompt")
     if isinstance(prompt, list):
         roles = [message["role"] for message in prompt]

@@ -164,7 +164,7 @@ class Conversations:
             try:
                 yield db
             finally:
-                db.close()  # rolls back what was not committed
+                db.close()  # rolls back uncommitted changes
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

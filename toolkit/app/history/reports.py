@@ -14,7 +14,7 @@ from toolkit.runs.integrity import read_inside
 
 MAX_TEXT, MAX_PICTURE = 1 << 20, 8 << 20  # bytes
 MAX_PIXELS = 16 << 20
-# What begins a tag, an image, a link, the target of a link, or an address that becomes a link, and
+# The start of each tag, image, link, link target or address that becomes a link, and
 # the entity that shows it as text. `<br>` breaks the lines in the cells of a table.
 INERT = {"![": "!&#91;", "](": "]&#40;", "]:": "]&#58;", "][": "]&#91;", "://": "&#58;//"} | {
     "<": "&lt;",

@@ -240,7 +240,7 @@ class Store:
                 db.execute("PRAGMA synchronous = FULL")  # a commit waits for the disk
                 yield db
             finally:
-                db.close()  # rolls back what was not committed
+                db.close()  # rolls back uncommitted changes
 
     def _reader(self, stack: ExitStack) -> sqlite3.Connection:
         """A connection for reading, which works even if SQLite cannot write files beside the database."""

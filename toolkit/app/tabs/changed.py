@@ -142,7 +142,7 @@ def _question(workbench: "Workbench") -> tuple[Any, ...]:
     info = "Filled in from the last turn on Compare; earlier turns are included."
     prompt = gr.Textbox(label="Prompt", info=info, lines=2, max_lines=6)
     show_token_count(workbench, prompt)
-    info = "The checkpoint's own answer or any text: see how likely the checkpoint finds it."
+    info = "The checkpoint's own answer or any text: see how likely it is under the checkpoint."
     answer = gr.Textbox(label="Answer to analyze", info=info, lines=3, max_lines=10)
     show_token_count(workbench, answer)
     info = "The scale is shown below the coloured tokens."

@@ -236,7 +236,7 @@ def _explanations() -> tuple[gr.Accordion, gr.Textbox]:
 
 
 def _welcome(examples: list[str]) -> tuple[gr.Column, gr.Row]:
-    """What an empty chat shows, and in it the questions for the embedded world."""
+    """The content of an empty chat, with the questions for the embedded world."""
     with gr.Column(elem_classes="welcome") as welcome:
         gr.Markdown(markdown("compare"))
         with gr.Row(elem_classes="questions", visible=bool(examples)) as questions:

@@ -52,7 +52,7 @@ class CompareEvents:
     def answering(
         self, begin: Callable[[Chat, str, str], Chat], *, wait: bool = False
     ) -> Callable[..., Iterator[list[Any]]]:
-        """An event handler that has the checkpoints answer; its first output is the prompt.
+        """An event handler that runs the checkpoints; its first output is the prompt.
 
         Args:
             begin: (chat, prompt, system message) -> the chat to answer.
@@ -272,7 +272,7 @@ def repeat_turn(chat: Chat, prompt: str, system: str) -> Chat:
 
 
 def require_turns(chat: Chat) -> None:
-    """Raise the page's error if nothing was asked yet."""
+    """Raise the page's error if the chat is empty."""
     if not chat.turns:
         raise gr.Error("Ask something first.", print_exception=False)
 

@@ -29,7 +29,7 @@ class HistoryEvents:
         """The visit of a browser, which gets its secret if it has none.
 
         Args:
-            browser: what the browser stores, see `gr.BrowserState`.
+            browser: the data that the browser stores, see `gr.BrowserState`.
         """
         stored = browser if isinstance(browser, Mapping) else {}
         user, secret = getattr(visitor, "username", None), stored.get("secret")
@@ -42,7 +42,7 @@ class HistoryEvents:
     def restore(self, chat: Chat, visit: Visit, visitor: gr.Request) -> list[Any]:
         """Show the conversation in the page's address, or else the owner's newest one.
 
-        If the visitor has already asked something, nothing changes.
+        Nothing changes if the visitor has already sent a prompt.
         """
         nothing = skip(FRONT + PARTS * MAX_COLUMNS + 1)
         if chat.turns or self.events.streams(visitor):

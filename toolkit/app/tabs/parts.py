@@ -1,4 +1,4 @@
-"""What several tabs share: the page's style, common fields and error messages."""
+"""Common parts of several tabs: the page's style, fields and error messages."""
 
 import html
 import json

@@ -20,7 +20,7 @@ REFRESH_S = 5  # while the page is open
 def follow_runs(page: gr.Blocks, workbench: "Workbench") -> None:
     """Add new runs to the menus of the page, and remove deleted and broken ones.
 
-    Gradio accepts only the choices that it knows, and at first it knows those of the start. An API
+    Gradio accepts only a menu's own choices, at first those of the app's start. An API
     client that has not called `/refresh` gets the choices of the last scan.
     """
     menus = [b for b in page.blocks.values() if _kind(b)]

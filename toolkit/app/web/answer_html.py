@@ -4,7 +4,7 @@ import html
 
 from markdown_it import MarkdownIt
 
-# What could load or open something stays as it was written, and so does HTML.
+# HTML, images and links stay plain text, because they could load or open something.
 _MARKDOWN = MarkdownIt("js-default", {"html": False, "linkify": False, "breaks": True}).disable(
     ["image", "link", "autolink", "reference"]
 )
