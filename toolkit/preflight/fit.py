@@ -1,11 +1,8 @@
 """Predicts the peak memory of a run's phases, and the largest batch that fits into a device."""
 
-import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.preflight.dry_run import DryRun, DryTraining, Peak, dry_run
 from toolkit.preflight.fake_model import base_config
 from toolkit.preflight.isolated_process import LIMIT_S, run_isolated
+from toolkit.runs.memory import memory_limit
 from toolkit.stages import Stage
 
 TRIED_BATCH = 64  # larger batches are computed from a straight line, and not tried
 # layers of the dry runs: a first, inner ones and a last; every further layer adds as much as the fourth
 SHALLOW = (3, 4)
 NO_SEARCH_LIMIT_S = 60.0
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,7 @@ def device_memory(gpu_memory_gb: float | None, *, use_cpu: bool) -> Memory:
     if not use_cpu and torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         return Memory(int(gpu.total_memory), gpu.name, True)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no limit
-        total = min(total, int(_CGROUP.read_text(encoding="utf-8")))
-    return Memory(total, "this machine's memory", False)
+    return Memory(memory_limit(), "this machine's memory", False)
 
 
 def predict(

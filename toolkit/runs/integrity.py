@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+from toolkit.runs.memory import memory_limit
+
 # The files that answers depend on. Only these names are looked up; paths in a manifest are not followed.
 HASHED = (
     "adapter_config.json",
@@ -51,10 +53,10 @@ def changed(folder: Path, recorded: Mapping[str, str]) -> str | None:
 
 def too_large(file: Path) -> str | None:
     """Why a file must not be read whole, or None. A sparse file can have terabytes but use no disk."""
-    size, memory = file.stat().st_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size <= memory // 2:
+    size = file.stat().st_size
+    if size <= memory_limit() // 2:
         return None
-    return f"{file.name} has {size >> 30} GiB, more than half of this machine's memory"
+    return f"{file.name} has {size / 2**30:.1f} GiB, more than half of the memory of this process"
 
 
 def sha256(file: Path) -> str:
