@@ -31,7 +31,8 @@ def test_menus_follow_new_and_deleted_runs(tmp_path: Path) -> None:
     assert update["value"] == ["run_000000"]
     assert [id for _, id in update["choices"]] == ["base", "run_000000"]
     assert _update(one, "run_000001", deleted)["value"] == "base"
-    assert _update(one, None, deleted)["value"] is None
+    for menu, value in ((one, None), (one, "run_000000"), (several, ["base"])):
+        assert "value" not in _update(menu, value, deleted)  # a visitor may choose another one now
     assert _update(reward, None, fake.catalog)["value"] == "run_000009"
     assert _update(reward, "run_000009", deleted)["value"] == "no_score"
 
@@ -42,5 +43,5 @@ def test_menu_of_held_out_prompts_lists_runs_with_test_rows(tmp_path: Path) -> N
     assert _update(held_out, None, catalog)["choices"] == []
     scorer = Entry("run_000009", "rm", "reward", is_reward=True, has_test_rows=True)
     update = _update(held_out, None, Catalog(catalog.checkpoints, {scorer.id: scorer}))
-    assert update["choices"] == [("rm (reward)", "run_000009")] and update["value"] is None
+    assert update["choices"] == [("rm (reward)", "run_000009")] and "value" not in update
     assert _update(held_out, "run_000009", catalog)["value"] is None  # no other run is chosen

@@ -81,6 +81,8 @@ def _update(menu: Any, value: Any, catalog: Catalog) -> Any:
     empty = value is None and _kind(menu) != REWARD_MENU  # a page opened early has no reward model
     if not menu.multiselect and not empty and value not in ids:
         kept = ids[0] if ids and _kind(menu) != TEST_ROWS_MENU else None
+    if kept == value or (not kept and not value):  # the visitor may be choosing another one
+        return gr.update(choices=choices)
     return gr.update(choices=choices, value=kept)
 
 
