@@ -168,6 +168,21 @@ def test_signal_while_loading_marks_run_failed(tmp_path, number):
     assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
+def test_error_that_hides_signal_is_interruption(tmp_path):
+    """As in `datasets` with `dataset_num_proc`, which waits for its processes when it is interrupted."""
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            raise TimeoutError
+
+    with pytest.raises(Interrupted, match="was stopped"), Run.start(tmp_path, recipe="sft"):
+        work()
+    assert "Interrupted" in Run.load(tmp_path).error
+
+
 def test_signal_in_final_save_names_checkpoint(tmp_path):
     def train(run):
         run.begin()

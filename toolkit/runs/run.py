@@ -21,7 +21,13 @@ from toolkit.runs.integrity import hashes
 from toolkit.runs.locking import lock_folder
 from toolkit.runs.provenance import commit, plain, versions
 from toolkit.runs.settings import changed_options, hash_adapter, kept
-from toolkit.runs.signals import raise_interrupt, receive_signals, restore_handlers, signal_of
+from toolkit.runs.signals import (
+    interrupt_of,
+    raise_interrupt,
+    receive_signals,
+    restore_handlers,
+    signal_of,
+)
 
 SCHEMA = 1
 ENSEMBLE, MANIFEST = replacing.ENSEMBLE, replacing.MANIFEST
@@ -278,7 +284,8 @@ class Run:
         """Mark a run failed on an error. Raises: Interrupted if a signal ended the block."""
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)  # a further signal must not prevent `fail`
-        stopped = self._interrupted(error) if isinstance(error, KeyboardInterrupt) else None
+        interrupt = interrupt_of(error)
+        stopped = None if interrupt is None else self._interrupted(interrupt)
         try:
             if error is not None and self.state != "finished":
                 self.fail(stopped or error)

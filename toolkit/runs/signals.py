@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TextIO
 
-from toolkit.errors import Interrupted
+from toolkit.errors import Interrupted, ToolkitError
 
 PARENT = "TOOLKIT_PARENT"  # process id of the pipeline that started this command
 PARENT_CHECK_S = 1.0
@@ -90,6 +90,13 @@ def restore_handlers(handlers: Mapping[int, Any]) -> None:
 def raise_interrupt(number: int, frame: FrameType | None) -> None:
     """A handler that raises KeyboardInterrupt with the signal's number for every stop signal."""
     raise KeyboardInterrupt(number)
+
+
+def interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The KeyboardInterrupt that an error is or hides: `datasets` raises another one while it ends."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = None if isinstance(error, ToolkitError) else error.__context__
+    return error
 
 
 def signal_of(error: KeyboardInterrupt) -> signal.Signals:
