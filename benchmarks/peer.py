@@ -2,8 +2,8 @@
 
     .venv/peer/bin/python benchmarks/peer.py CASE_FOLDER RESULT.json
 
-The setup is that of its own script with `--use_peft`: the policy is the base with a LoRA adapter, the
-reference is the same base with the adapter switched off (its cheapest option), the reward model and
+The setup equals its own script with `--use_peft`. The policy is the base with a LoRA adapter. The
+reference is the same base with the adapter switched off (its cheapest option). The reward model and
 the critic are whole models, and all weights of the critic are trained.
 
 Reads   the case's folder. Writes the numbers of `Meter.write`: one side of benchmark.json.

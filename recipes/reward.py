@@ -60,7 +60,9 @@ def fit(training) -> dict:
     if data.test_rows:
         judge = RewardJudge(tokenizer, data.test_rows, data.demonstrations)
     else:
-        print("reward model not judged: there are no held-out comparisons; set `test_split_size`")
+        print(
+            "reward model not evaluated: there are no held-out comparisons; set `test_split_size`"
+        )
     train_reward_models(trainer, data, options, training.run, resume=training.resume, judge=judge)
     return {}
 

@@ -2,8 +2,8 @@
 
 The public names are in `__all__`; each is imported from its module when it is first used, so that
 `import toolkit` stays cheap. Importing the package sets `HF_HUB_DISABLE_TELEMETRY=1` and
-`GRADIO_ANALYTICS_ENABLED=False` unless the environment already sets them, because huggingface_hub and
-Gradio read them at import.
+`GRADIO_ANALYTICS_ENABLED=False`, because huggingface_hub and Gradio read them at import. Values of the
+environment are kept.
 """
 
 import importlib

@@ -86,7 +86,7 @@ def _run(command: AnyCommand, words: Sequence[str]) -> int:
 
 
 def _run_words(command: Command, words: Sequence[str]) -> int:
-    """Run a command that reads its words itself; a system error about a path is one line."""
+    """Run a command that reads its words itself; a system error about a path prints one line."""
     try:
         return int(command.run(words))
     except OSError as error:

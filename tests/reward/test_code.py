@@ -47,7 +47,7 @@ def test_changed_module_beside_reward_changes_hash(hash_of, line):
     assert hash_of(**files, scale="SCALE = 25.0") != first
 
 
-def test_module_that_an_imported_module_imports_is_covered(hash_of):
+def test_indirectly_imported_module_is_covered(hash_of):
     files = {"__init__": "", "rewards": f"from .scale import SCALE\n{REWARD}"}
     files |= {"scale": "from .deeper import SCALE"}
     assert hash_of(**files, deeper="SCALE = 1.0") != hash_of(**files, deeper="SCALE = 25.0")

@@ -51,7 +51,7 @@ def render_apart(tokenizer: PreTrainedTokenizerBase, base_name: str) -> None:
 
 
 def _is_trusted(template: str, base_name: str) -> bool:
-    """Whether a template is built in, or the one of a base on this disk."""
+    """Whether a template is built in or belongs to a base on this disk."""
     base = Path(resolve_base(base_name))
     return template in {*BUILT_IN.values(), saved_template(base) if base.is_dir() else None}
 

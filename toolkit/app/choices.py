@@ -46,7 +46,7 @@ def checkpoint_choices(catalog: Catalog, chosen: Iterable[str] = ()) -> Choices:
 
 
 def _first_choice(catalog: Catalog) -> list[str]:
-    """The base, SFT, and finished runs with other weights: of each recipe one before a second one.
+    """The base, SFT, and finished runs with other weights: one run of each recipe, then the others.
 
     PPO is last, because a list's last choice is the most trained one.
     """

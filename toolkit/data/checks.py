@@ -142,7 +142,7 @@ def _find_failed(splits: Splits, split: str, check: RowCheck) -> dict[int, Faile
 
 
 def _require_suitable_template(failed: Sequence[FailedRow], *, total: int) -> None:
-    """Raise DatasetError if the chat template fails for most rows: dropping most rows is no fix."""
+    """Raise DatasetError if the chat template fails for most rows: do not drop most of a dataset."""
     unsuitable = [row for row in failed if row.check == TEMPLATE_CHECK]
     if 2 * len(unsuitable) > total:
         fix = (

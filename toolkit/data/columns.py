@@ -118,7 +118,7 @@ def _check_context(name: str, value: Any, prompt: Any) -> None:
     if not isinstance(parts, list):
         return
     if not all(isinstance(p, str) and any(p.strip() in text for text in texts) for p in parts):
-        raise _unread(name, value, "the prompt does not contain it, so the model would not see it")
+        raise _unread(name, value, "the prompt does not contain it, so the model would not read it")
 
 
 @lru_cache(maxsize=256)

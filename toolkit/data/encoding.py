@@ -124,11 +124,11 @@ def _has_thought_key(tokenizer: "PreTrainedTokenizerBase", template: str) -> boo
 
 def _with_thought_key(message: Message) -> Message:
     """The message with the thought of an answer in `reasoning_content`."""
-    thought, end, said = message["content"].partition(END_OF_THOUGHT)
+    thought, end, answer = message["content"].partition(END_OF_THOUGHT)
     if message["role"] != "assistant" or not end:
         return message
     thought = thought.strip().removeprefix(THOUGHT).strip()
-    return message | {"content": said.lstrip(), "reasoning_content": thought}
+    return message | {"content": answer.lstrip(), "reasoning_content": thought}
 
 
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: list[Message]) -> str:
@@ -158,7 +158,7 @@ def _dropped(
 ) -> frozenset[int]:
     """The messages that the template leaves out of a conversation with these roles, from 0.
 
-    A real message may also be a part of another one, which would hide that it is left out.
+    A real message may be part of another message, so that its omission would not be detected.
     """
     words = [f"word{number}word" for number in range(len(roles))]
     messages = [{"role": r, "content": word} for r, word in zip(roles, words, strict=True)]

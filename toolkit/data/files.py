@@ -101,7 +101,7 @@ def _jsonl(file: IO[bytes], path: Path) -> Iterator[Any]:
             yield from rows
             return
         file.seek(0)
-        if first.startswith(b"[") and _continues(first):  # its lines are no rows
+        if first.startswith(b"[") and _continues(first):  # its lines are not rows
             yield from _json(file.read().removeprefix(codecs.BOM_UTF8), path)
             return
     # bytes.splitlines() splits at \n and \r only. str.splitlines() also splits at
@@ -234,7 +234,7 @@ def _csv(file: TextIO, path: Path) -> Iterator[Any]:
     limit = csv.field_size_limit(FIELD_LIMIT)  # the default is 128 KiB; some texts are longer
     try:
         delimiter = _delimiter(file, path)
-        # `a, b` as the header: the spaces are no part of the fields
+        # `a, b` as the header: the spaces are not part of the fields
         start = _records(file, delimiter, 1, skip_spaces=False)
         names = [name for record in start for name in record[1:]]
         spaced = bool(names) and all(name.startswith(" ") for name in names)

@@ -239,7 +239,7 @@ def detect_format(rows: Sequence[Any], *, place: str, hint: str = "") -> str:
     """The name of the rows' format, detected from the columns that at least half of them have.
 
     Args:
-        rows: all rows; those that are no dictionaries are ignored.
+        rows: all rows; only dictionaries are used.
         place: the file or dataset, for error messages.
         hint: a sentence for the error of unknown columns.
 

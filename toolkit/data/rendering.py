@@ -165,14 +165,14 @@ def _contains(text: str, answer: str, *, prompt: str) -> bool:
     The prompt may end with the opening tag of the answer's thought. If the prompt ends with an empty
     thought, or the template writes one before the answer, the answer's thought would be the second.
     """
-    *thoughts, said = answer.split(END_OF_THOUGHT)
+    *thoughts, reply = answer.split(END_OF_THOUGHT)
     if thoughts:
         if prompt.endswith(END_OF_THOUGHT) or text.count(END_OF_THOUGHT) != len(thoughts):
             return False
         if prompt.endswith(THOUGHT):
             text = THOUGHT + text
     parts = [part for thought in thoughts for part in (*thought.partition(THOUGHT), END_OF_THOUGHT)]
-    pattern = r"\s*".join(re.escape(part.strip()) for part in (*parts, said))
+    pattern = r"\s*".join(re.escape(part.strip()) for part in (*parts, reply))
     return re.search(pattern, text) is not None
 
 

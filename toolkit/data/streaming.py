@@ -170,7 +170,7 @@ class Stream:
 
 
 def first_rows(table: "Dataset | IterableDataset", most: int = STREAM_HEAD) -> "Dataset":
-    """A trainer's rows; of an endless stream only the first ones."""
+    """A trainer's rows, or the first rows of an endless stream."""
     from datasets import Dataset
 
     if isinstance(table, Dataset):

@@ -121,7 +121,7 @@ def _dialogues(conversions: Iterable[Conversion], kind: Kind) -> str:
 
 
 def _unread_columns(rows: Sequence[Row], format: str) -> list[str]:
-    """The columns that the model does not see."""
+    """The columns that the model does not read."""
     known = {*FORMATS[format].columns, *FORMATS[format].optional} | READ_IN_EVERY_FORMAT
     known |= set(LABEL_COLUMNS) if "label" in known else set()
     return sorted(map(str, common_columns(rows) - known))

@@ -99,7 +99,7 @@ def evaluate_all(
     The answers of all checkpoints under all samplings share batches.
 
     Args:
-        checkpoints: display name -> checkpoint; `sft` names the one that the others are compared with.
+        checkpoints: display name -> checkpoint; the others are compared with `sft`.
         prompts: texts or messages.
         sampling: the main sampling, used for all checkpoints; T = 0.7 by default.
         others: further samplings by name; by default none, or T = 1 and greedy if all prompts are questions
@@ -151,7 +151,7 @@ def evaluate_all(
 
 
 def other_samplings(main: Sampling) -> dict[str, Sampling]:
-    """The samplings T = 1 and greedy, except the one that equals the main sampling."""
+    """The samplings T = 1 and greedy, without the main sampling."""
     samplings = {"1.0": replace(main, temperature=1.0), "0": replace(main, temperature=0.0)}
     return {key: s for key, s in samplings.items() if s != main}
 

@@ -97,5 +97,5 @@ def _has_manifest(folder: str) -> bool:
 
 
 def _last_text(side: Text) -> str:
-    """The text of a prompt or a completion; of messages, the text of the last one."""
+    """The text of a prompt or a completion, or of its last message."""
     return side if isinstance(side, str) else str(side[-1]["content"])

@@ -180,7 +180,7 @@ def members_agreement(gaps: Floats) -> float | None:
     """How often two members of an ensemble order a pair alike, as a mean over pairs of members.
 
     Args:
-        gaps: `(M, N)`, each member's score of the chosen side minus that of the rejected side.
+        gaps: `(M, N)`, each member's score of the chosen side minus its score of the rejected side.
 
     Returns: between 0 and 1; None for fewer than two members.
     """

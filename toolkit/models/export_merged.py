@@ -51,8 +51,8 @@ def require_mergeable(run: str | Path) -> None:
     config, _ = read_adapter(folder)
     if (folder / HEAD_FILE).is_file() or config.task_type == "SEQ_CLS":
         raise CheckpointError(
-            f"{folder} is a reward model or a value, whose head a language model's checkpoint "
-            "cannot hold; merge a run of SFT, PPO or DPO"
+            f"{folder} is a reward model or a value: a language model's checkpoint cannot store its "
+            "head; merge a run of SFT, PPO or DPO"
         )
     if isinstance(config, PromptLearningConfig):
         raise CheckpointError(

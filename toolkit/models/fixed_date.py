@@ -17,7 +17,7 @@ _MACRO = re.compile(
 
 
 def fix_date(template: str, *, saved: str | None = None) -> str:
-    """The template with a fixed date in place of the current one: that of `saved`, or today's.
+    """The template with a fixed date: the date of `saved`, or else today's date.
 
     A macro at the template's start replaces transformers' function `strftime_now`. A template with
     a fixed date, or with computed date formats, is returned unchanged.

@@ -1,6 +1,6 @@
 """Roles: adapters on one shared base, attached, switched and saved without side effects.
 
-PEFT's `set_adapter` freezes every adapter except the one that it activates, and PEFT's contexts
+PEFT's `set_adapter` freezes every adapter except the active one, and PEFT's contexts
 activate another adapter at their end. A switch here changes only which adapter is active: the set
 of trainable parameters stays the same, also if the block raises an error.
 """

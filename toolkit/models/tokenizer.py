@@ -196,9 +196,9 @@ def _thinking(tokenizer: PreTrainedTokenizerBase) -> str:
             f"`enable_thinking`; {tokenizer.name_or_path} has none"
         )
     _require_texts(tokenizer, template, f"chat_template: {THINKING}")
-    thinks = THINKS + template
-    by_default, enabled = (_render(tokenizer, t, prompt=True) for t in (template, thinks))
-    return template if by_default == enabled else thinks
+    thinking = THINKS + template
+    by_default, enabled = (_render(tokenizer, t, prompt=True) for t in (template, thinking))
+    return template if by_default == enabled else thinking
 
 
 def _prompt_is_prefix(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:

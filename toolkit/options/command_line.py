@@ -107,7 +107,7 @@ def run_cli(
     description: str = "",
     prog: str | None = None,
 ) -> int:
-    """Parse and call `main` with the instances; an input error is one line and exit code 2.
+    """Parse and call `main` with the instances; an input error prints one line and exits with 2.
 
     `dataclass_types` may also be a function that returns the classes.
     With TOOLKIT_TRACEBACK=1 in the environment, the traceback is also printed.

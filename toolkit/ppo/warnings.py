@@ -97,7 +97,7 @@ def large_penalties(penalties_std: float, scores_std: float) -> str | None:
 
 
 def cut_answers(ended: float, response_length: int) -> str | None:
-    """Warn if most answers are cut: then a score is that of an unfinished text.
+    """Warn if most answers are cut: their scores would be scores of unfinished texts.
 
     Args:
         ended: share of the answers that end with a stop token.
@@ -168,7 +168,7 @@ def more_refusals(rows: Sequence[Row]) -> str | None:
 
 
 def lower_gold(rows: Sequence[Row]) -> str | None:
-    """Warn if gold utility fell below that of the best evaluation (Gao et al. 2022, arXiv:2210.10760)."""
+    """Warn if gold utility is lower than at the best evaluation (Gao et al. 2022, arXiv:2210.10760)."""
     best, last = _best_and_last(rows, GOLD, max)
     if last[GOLD] >= best[GOLD] - MAX_GOLD_FALL:
         return None

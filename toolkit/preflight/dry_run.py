@@ -124,7 +124,7 @@ class DryTraining(Training):
 
     @property
     def rows(self) -> Dataset:
-        """The training rows; of a stream, the first rows."""
+        """The training rows, or the first rows of a stream."""
         return self.splits["train"]
 
     @property

@@ -34,7 +34,7 @@ def run_isolated(
         fresh: start a new process without a GPU instead of a fork, which would be faster. Default: fork,
             unless this process uses a GPU (a forked process cannot) or the system has no fork.
 
-    Raises: ConfigError if `work` raises an error, the process dies or takes too long, or `work` or its
+    Raises: ConfigError if `work` raises an error, the process crashes or takes too long, or `work` or its
         result cannot be pickled.
     """
     if fresh is None:
@@ -59,7 +59,7 @@ def run_isolated(
             raise ConfigError(f"given up after {limit_s:.0f} s")
         succeeded, result = receive.recv()
     except (EOFError, OSError) as error:
-        raise ConfigError("the process died") from error
+        raise ConfigError("the process crashed") from error
     except (pickle.UnpicklingError, AttributeError, ImportError) as error:
         raise ConfigError(f"the result cannot be read ({error})") from error
     finally:

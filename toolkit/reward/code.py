@@ -1,4 +1,4 @@
-"""A hash of a reward function's code, so that a resumed run notices a changed reward."""
+"""A hash of a reward function's code, so that a resumed run detects a changed reward."""
 
 import functools
 import hashlib

@@ -139,7 +139,7 @@ class RewardContext:
         self.columns[column] = [copy.deepcopy(value) for value in values]
 
     def arguments_for(self, function: RewardFunction) -> dict[str, Any]:
-        """Those of the arguments that are parameters of a function."""
+        """The arguments that are parameters of a function."""
         try:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError):  # some built-in callables have no signature

@@ -243,7 +243,7 @@ def train_reward_models(
 
     Args:
         configs: the recipe's arguments: script, RewardConfig, model, mixture, RewardArguments.
-        judge: judges the trained models; None if there are no held-out comparisons.
+        judge: evaluates the trained models; None if there are no held-out comparisons.
 
     Returns: the finished run. If judging raises an error, the run is finished all the same.
     """

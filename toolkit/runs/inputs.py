@@ -20,7 +20,7 @@ _PARTS = ("checkpoint-", "member-", *WITHIN_A_RUN)
 def require_separate(
     output_dir: str | os.PathLike[str], *configs: Any, may_hold_runs: bool = False
 ) -> None:
-    """Check that the output folder is no input; links are followed, and nothing is created.
+    """Check that the output folder is not an input; links are followed, and nothing is created.
 
     The folder of a dataset or a model must be another one. A run that is read must also not lie in the
     output folder, nor the output folder in the run.

@@ -98,7 +98,7 @@ def _stamp(file: Path) -> tuple[int, ...]:
 
 @cache
 def _content_hash(file: Path, stamp: tuple[int, ...]) -> str:
-    """The sha256 of a file; for large weight files, of the size, the first and the last part.
+    """The sha256 of a file, or of the size, start and end of a large weight file.
 
     Args:
         stamp: a value that changes with the file, so that one process hashes it once.

@@ -23,7 +23,7 @@ def lock_folder(folder: Path, name: str = LOCK) -> FileLock:
     Raises: CheckpointError if the folder cannot be created or written to safely, or another process
         holds the lock.
     """
-    # not thread-local: a run may be finished by another thread than the one that started it
+    # not thread-local: another thread may finish the run
     lock = FileLock(folder / name, blocking=False, thread_local=False, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)

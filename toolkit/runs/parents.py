@@ -45,7 +45,7 @@ def require_adapter(run: str, option: str) -> None:
 
 
 def require_unchanged(folder: Path) -> None:
-    """Check by hashes that an adapter is unchanged: of a finished run, its role folder, a checkpoint.
+    """Check by hashes that the adapter of a finished run, role folder or checkpoint is unchanged.
 
     Raises: CheckpointError that names the changed file.
     """

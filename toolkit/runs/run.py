@@ -152,7 +152,7 @@ class Run:
         work = replacing.checkpoints(run.path) or replacing.members(run.path)
         if found is not None and (found.state == "finished" or resume is not None or work):
             run._replaced = found
-            replacing.put_back(run.path)  # set aside by a run that died in `begin`
+            replacing.put_back(run.path)  # moved by a run that was killed in `begin`
             replacing.hold_dropped(run.path)
         else:
             run.save()

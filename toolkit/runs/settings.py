@@ -23,7 +23,7 @@ FREE: Mapping[str, str] = {
         hub_always_push hub_revision save_strategy save_steps save_total_limit save_only_model
         save_on_each_node eval_strategy eval_steps eval_delay eval_on_start eval_prompts
         do_train do_eval do_predict restore_callback_states_from_checkpoint""",
-    "it changes how the machine computes, not what": """
+    "it changes speed, memory or rounding, not the objective": """
         use_cpu device_map attn_implementation local_rank ddp_backend ddp_timeout
         ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph debug
         skip_memory_metrics full_determinism torch_compile torch_compile_backend torch_compile_mode
@@ -51,7 +51,7 @@ _FREE = frozenset(" ".join(FREE.values()).split())
 
 
 def settings_of(configs: Iterable[Any]) -> dict[str, Any]:
-    """Those options of some configs that a resumed run must keep, as JSON values."""
+    """The options of some configs that a resumed run must keep, as JSON values."""
     return kept({name: value for config in configs for name, value in plain(config).items()})
 
 

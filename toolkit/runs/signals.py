@@ -24,8 +24,8 @@ Receiver = Callable[[int, FrameType | None], None]
 def receive_signals(receive: Receiver) -> dict[int, Any]:
     """Call `receive` on each stop signal; return the earlier handlers for `restore_handlers`.
 
-    A repetition of a signal within `REPEAT_S` is ignored. Processes that multiprocessing forks meanwhile
-    ignore the signals; see `ignore_signals`. Outside the main thread, Python cannot handle signals, so the
+    A repetition of a signal within `REPEAT_S` is ignored. Processes forked by multiprocessing ignore
+    the signals; see `ignore_signals`. Outside the main thread, Python cannot handle signals, so the
     call does nothing there. SIGHUP stays ignored under `nohup`.
     """
     if threading.current_thread() is not threading.main_thread():

@@ -260,7 +260,7 @@ class WholeCheckpoints(LoggedTotals):
             self.args.save_total_limit = limit
 
     def _require_finite(self) -> None:
-        """Raise DivergedError, which names a weight, if a trained weight is infinite or NaN."""
+        """Raise DivergedError with a weight's name if a trained weight is infinite or NaN."""
         named = self.model.named_parameters()
         bad = [n for n, p in named if p.requires_grad and not bool(torch.isfinite(p).all())]
         if bad:

@@ -56,17 +56,17 @@ class Chat:
         return bool(self.turns) and self.turns[-1].base in ("", base)
 
     def without_answers(self) -> "Chat":
-        """A copy without the answers to the last turn; `undone` brings them back."""
+        """A copy without the answers to the last turn; `undone` restores them."""
         return self._undoable().with_answers([]) if self.turns else self
 
     def without_last(self) -> "Chat":
-        """A copy without the last turn; `undone` brings it back."""
+        """A copy without the last turn; `undone` restores it."""
         turns = self.turns[:-1]
         columns = len(turns[-1].answers) if turns else 0
         return replace(self._undoable(), turns=turns, columns=columns)
 
     def deleted(self) -> "Chat":
-        """An empty chat; `undone` brings this one back as a new conversation."""
+        """An empty chat; `undone` restores this chat as a new conversation."""
         chat = self._undoable()
         return Chat(columns=self.columns, earlier=chat.earlier)
 

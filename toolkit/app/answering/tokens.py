@@ -18,7 +18,7 @@ class LockedTokenizer:
         self._lock = threading.Lock()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation and generation prompt; without a chat template, of the joined texts.
+        """The ids of a conversation and generation prompt, or of the joined texts without a chat template.
 
         Raises: ConfigError if the chat template rejects the messages, such as a system message.
         """

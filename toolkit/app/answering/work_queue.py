@@ -16,7 +16,7 @@ from toolkit.sampling.row_batch import Row
 
 MAX_WAITING = 32  # requests, and as many calls
 REFRESH_S = 0.05  # between two updates of a growing answer
-HEARTBEAT_S = 0.25  # at most this long until a closed page is noticed
+HEARTBEAT_S = 0.25  # at most this long until a closed page is detected
 
 T = TypeVar("T")
 

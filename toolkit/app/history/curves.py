@@ -39,7 +39,7 @@ class Line:
 
 
 def metric_names(logs: Iterable[Log]) -> list[str]:
-    """The metrics of all logs: those of `SHOWN_FIRST`, then the others by name.
+    """The metrics of all logs: first `SHOWN_FIRST`, then the others by name.
 
     A metric on held-out data is drawn with the same metric on training data, if there is one.
     """

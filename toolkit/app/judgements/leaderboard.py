@@ -195,7 +195,7 @@ def _pair_verdicts(
 ) -> list[tuple[tuple[int, int], str]]:
     """One judgement's verdict on each pair of checkpoints, independent of the display order.
 
-    A checkpoint may have several answers in a ranking. Of two checkpoints, the ranking prefers the one that
+    A checkpoint may have several answers in a ranking. The ranking prefers the checkpoint of a pair that
     wins more pairs of their answers.
     """
     answers = list(zip(players, ranks, strict=True))

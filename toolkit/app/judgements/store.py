@@ -276,9 +276,7 @@ class Store:
         except sqlite3.OperationalError as error:
             code = error.sqlite_errorcode & 0xFF
             kind = DiskFullError if code in DISK_FULL else DatasetError
-            reason = REASONS.get(
-                code, "see whether the file and its folder can be read and written"
-            )
+            reason = REASONS.get(code, "check that the file and its folder can be read and written")
             raise kind(f"{self.path}: cannot be used ({error}): {reason}") from error
         except (sqlite3.DatabaseError, ValueError, TypeError, KeyError) as error:
             raise self._damaged(str(error)) from error

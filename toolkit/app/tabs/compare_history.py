@@ -70,7 +70,7 @@ class HistoryEvents:
         return self.events.settled(Chat(columns=chat.columns), visit, "")
 
     def delete(self, chat: Chat, visit: Visit, visitor: gr.Request) -> list[Any]:
-        """Delete the conversation; `undo` brings it back until the page is closed."""
+        """Delete the conversation; `undo` restores it until the page is closed."""
         chat = self.events.leave(visitor) or chat
         require_turns(chat)
         with errors_as_toast(self.events.conversations.path.parent):
