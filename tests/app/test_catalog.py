@@ -12,9 +12,12 @@ import pytest
 
 from tests.app.conftest import MakeRun, edit_json
 from toolkit.app import catalog as module
+from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.cli_command import _id, cli_command
+from toolkit.app.answering.request import Answer
 from toolkit.app.choices import NO_REWARD_RUN, NO_SCORE, checkpoint_choices, reward_choices
 from toolkit.app.lineage import Lineage
+from toolkit.app.tabs.compare_columns import column_updates
 from toolkit.app.workbench import Workbench
 from toolkit.runs.run import Run
 from toolkit.sampling.settings import Drawing
@@ -140,7 +143,30 @@ def test_names_from_the_disk_are_printable(workbench: Workbench, make_run: MakeR
     for shown in [*names, *(reason for _, reason in catalog.broken)]:
         assert shown.isprintable()
         shown.encode("utf-8")
-    assert max(map(len, names)) == 80
+
+
+def test_long_names_stay_complete_and_exact(workbench: Workbench) -> None:
+    runs = workbench.runs
+    folders = [runs / "sweep" / f"{'x' * 140}-{end}" for end in ("seed-0", "seed-1", "\1", "\2")]
+    for folder in folders:
+        shutil.copytree(runs / "dpo", folder)
+    catalog = workbench.refresh()
+    named = {e.name: e for e in catalog.checkpoints.values() if e.path in folders}
+    assert len(named) == len({e.label for e in named.values()}) == 4
+    assert f"sweep/{folders[1].name}" in named
+    for name, entry in named.items():
+        assert _id(catalog, name) == entry.id
+    answers = [Answer(e.id, name, "Hi", 1, True) for name, e in named.items()]
+    updates = column_updates(
+        Chat().with_prompt("Hi").with_answers(answers),
+        answers,
+        [],
+        shown=0,
+        markdown=False,
+        options=[],
+    )
+    titles = {u["label"] for u in updates if u.get("label")}
+    assert len(titles) == 4 and max(map(len, titles)) < 80
 
 
 def test_choices_start_with_base_and_sft(workbench: Workbench) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.evaluation.conftest import entry, interval
 from toolkit.errors import DatasetError
 from toolkit.evaluation.failures import warnings
-from toolkit.evaluation.plots import draw_all, short_name
+from toolkit.evaluation.plots import draw_all, short_name, short_names
 from toolkit.evaluation.render import PLOTS, as_text, to_markdown, to_text, write
 from toolkit.evaluation.report import validate
 
@@ -199,3 +199,9 @@ def test_plots_accept_special_characters_in_names(report, tmp_path):
 def test_short_name_keeps_both_ends():
     assert short_name("ppo-run-number-12", 9) == "ppo-…r-12"
     assert short_name("ppo", 9) == "ppo"
+
+
+def test_short_names_of_different_names_differ():
+    names = ["run-a" * 10, "run-a" * 5 + "-b-" + "run-a" * 5, "ppo", "ppo"]
+    short = short_names(names, 9)
+    assert short[2:] == ["ppo", "ppo"] and short[0] != short[1]

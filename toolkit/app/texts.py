@@ -80,9 +80,14 @@ def two_decimals(number: float) -> str:
 
 
 def place_name(path: Path, root: Path) -> str:
-    """A run's name on the page: its path below the runs folder."""
+    """A run's name: its whole path below the runs folder, so that no two runs share a name.
+
+    Backslashes, control characters and invalid bytes are escaped.
+    """
     name = path.relative_to(root).as_posix() if path != root else path.resolve().name
-    return printable(name)
+    return "".join(
+        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in name
+    )
 
 
 def tidy(reason: str, root: Path) -> str:

@@ -141,12 +141,13 @@ def draw_rates(report: Mapping[str, Any], file: Path) -> Path | None:
     with figure_file(file, height=4.4) as figure:
         ax = figure.subplots()
         width = 0.82 / len(entries)
+        names = short_names(list(entries))
         for i, (name, entry) in enumerate(entries.items()):
             left = [x + (i - (len(entries) - 1) / 2) * width for x in range(len(SHOWN_RATES))]
             rates = [entry["rates"].get(key) for key in SHOWN_RATES]
             colour = _colour(report["checkpoints"], name)
             bars = ax.bar(left, [r or 0.0 for r in rates], width * 0.92, color=colour)
-            bars.set_label(short_name(name))
+            bars.set_label(names[i])
             if len(entries) <= 5:
                 shares = ["" if r is None else f"{100 * r:.0f}" for r in rates]
                 ax.bar_label(bars, shares, padding=1.5, fontsize=9)
@@ -225,7 +226,7 @@ def error_bar(interval: Mapping[str, Any]) -> list[list[float]]:
 
 def _names_down(ax: Any, entries: Mapping[str, Any]) -> None:
     """Write the checkpoints' names along the y axis, the first on top."""
-    ax.set_yticks(range(len(entries)), [short_name(name) for name in entries])
+    ax.set_yticks(range(len(entries)), short_names(list(entries)))
     ax.set_ylim(len(entries) - 0.45, -0.55)
     ax.tick_params(axis="y", length=0)
 
@@ -239,3 +240,12 @@ def short_name(name: str, longest: int = LONGEST_NAME) -> str:
     """A long name without its middle, because names often differ at their ends."""
     start = (longest - 1) // 2
     return name if len(name) <= longest else f"{name[:start]}…{name[start + 1 - longest :]}"
+
+
+def short_names(names: Sequence[str], longest: int = LONGEST_NAME) -> list[str]:
+    """The short form of each name, longer than `longest` if two names would look the same."""
+    while True:
+        short = [short_name(name, longest) for name in names]
+        if len(set(short)) == len(set(names)):
+            return short
+        longest += 8

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.evaluation.failures import warnings
-from toolkit.evaluation.plots import draw_all, short_name
+from toolkit.evaluation.plots import draw_all, short_names
 from toolkit.evaluation.report import Example, Report, sampling_name, validate
 from toolkit.runs.run import write_json
 
@@ -134,7 +134,7 @@ def to_text(report: Report) -> str:
     rows = [list(columns), *([cell(e) for cell in columns.values()] for e in entries.values())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     room = max(8, TERMINAL - sum(widths) - len(widths))
-    names = [short_name(printable(name), room) for name in ("checkpoint", *entries)]
+    names = short_names([printable(name) for name in ("checkpoint", *entries)], room)
     longest = max(map(len, names))
     lines = [
         " ".join([name.ljust(longest), *(c.rjust(w) for c, w in zip(row, widths, strict=True))])

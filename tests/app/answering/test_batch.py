@@ -11,6 +11,7 @@ import pytest
 from tests.app.judgements.fake_workbench import FakeWorkbench
 from toolkit.app.answering import batch
 from toolkit.app.answering.batch import BatchRow, answer_all, parse_prompts, to_csv, to_jsonl
+from toolkit.app.tabs.batch import _filled
 from toolkit.errors import BusyError, ConfigError
 
 POOL = ["run_000000", "run_000001"]
@@ -20,6 +21,14 @@ def test_prompts_are_lines_or_json_objects() -> None:
     rows = [{"prompt": "In JSON?", "x": 1}, {"prompt": [{"role": "user", "content": "A message?"}]}]
     lines = ["Plain?", "", "  Plain?  ", "{not JSON", *map(json.dumps, rows)]
     assert parse_prompts("\r\n".join(lines)) == ["Plain?", "{not JSON", "In JSON?", "A message?"]
+
+
+def test_buttons_fill_in_one_line_per_prompt() -> None:
+    prompts = ["Plain?", "Two\nlines?", "{brace}", '{"prompt": "JSON"}', "A\u2028separator"]
+    text, status = _filled(prompts, "prompts")
+    assert parse_prompts(text) == prompts and status == "5 prompts."
+    text, status = _filled([str(i) for i in range(501)], "prompts")
+    assert len(parse_prompts(text)) == 500 and status == "The first 500 of 501 prompts."
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pytest
 from trl import DatasetMixtureConfig, ScriptArguments
 
 from tests.app.conftest import edit_json
-from toolkit.app.answering.batch import parse_prompts
 from toolkit.app.answering.held_out import held_out_prompts
 from toolkit.data.loading import load_splits
 from toolkit.data.splits import hash_rows
@@ -49,8 +48,7 @@ def reply(text: str) -> list[dict[str, str]]:
 
 
 def test_prompts_of_the_test_split_fill_batch(run: Run) -> None:
-    lines = held_out_prompts(run)
-    assert parse_prompts("\n".join(lines)) == ["Why?", "Two\nlines?", "{brace}"]
+    assert held_out_prompts(run) == ["Why?", "Two\nlines?", "{brace}"]
 
 
 def test_changed_rows_are_rejected(run: Run) -> None:

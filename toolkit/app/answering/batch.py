@@ -62,6 +62,12 @@ def parse_prompts(text: object) -> list[str]:
     return list(prompts)
 
 
+def prompt_line(prompt: str) -> str:
+    """A prompt as one line that `parse_prompts` reads."""
+    text = prompt.strip()
+    return json.dumps({"prompt": text}) if len(text.splitlines()) > 1 or text[:1] == "{" else text
+
+
 def _prompt(line: str, number: int) -> str:
     if not line.startswith("{"):
         return line

@@ -1,6 +1,5 @@
 """The held-out prompts of a run: the test split of the dataset that its run.json records."""
 
-import json
 import sys
 
 from toolkit.app.answering.request import MAX_PROMPT_CHARACTERS
@@ -13,7 +12,7 @@ from toolkit.runs.run import Run
 
 
 def held_out_prompts(run: Run) -> list[str]:
-    """The distinct prompts of the run's test split, as lines that `parse_prompts` reads.
+    """The distinct prompts of the run's test split.
 
     Prompts with several messages, and too long prompts, are left out.
 
@@ -39,7 +38,7 @@ def held_out_prompts(run: Run) -> list[str]:
     texts = [text for row in rows if (text := _text(row))]
     if not texts:
         raise ConfigError("this run has no held-out prompt of one message within the length limit")
-    return list(dict.fromkeys(map(_line, texts)))
+    return list(dict.fromkeys(texts))
 
 
 def _datasets(run: Run) -> list[str]:
@@ -58,7 +57,3 @@ def _text(row: Row) -> str:
         prompt = prompt[0]["content"] if roles == ["user"] else ""
     text = prompt.strip() if isinstance(prompt, str) else ""
     return text if len(text) <= MAX_PROMPT_CHARACTERS else ""
-
-
-def _line(text: str) -> str:
-    return json.dumps({"prompt": text}) if len(text.splitlines()) > 1 or text[0] == "{" else text

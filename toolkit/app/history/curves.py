@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.app.history.logs import Log
 from toolkit.app.texts import printable
-from toolkit.evaluation.plots import PALETTE, short_name
+from toolkit.evaluation.plots import PALETTE, short_names
 
 MAX_RUNS, MAX_CURVES = 6, 6
 CHOSEN_AT_FIRST = 4
@@ -77,14 +77,15 @@ def draw(key: str, lines: Sequence[Line], smoothing: float = 0.0) -> dict[str, A
             values themselves are drawn pale.
     """
     traces: list[Any] = []
-    for line in lines:
+    names = short_names([line.name for line in lines], MAX_NAME)
+    for line, short in zip(lines, names, strict=True):
         x, y = _drawn_points(line.points)
         style = {
             "color": PALETTE[line.place % len(PALETTE)],
             "width": 2,
             "dash": "dash" if line.held_out else "solid",
         }
-        name = short_name(line.name, MAX_NAME) + (", held out" if line.held_out else "")
+        name = short + (", held out" if line.held_out else "")
         mode = "lines+markers" if len(x) <= MARKED_POINTS else "lines"
         trace: dict[str, Any] = {
             "x": x,

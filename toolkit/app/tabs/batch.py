@@ -14,6 +14,7 @@ from toolkit.app.answering.batch import (
     BatchRow,
     answer_all,
     parse_prompts,
+    prompt_line,
     to_csv,
     to_jsonl,
 )
@@ -120,11 +121,8 @@ def batch_tab(page: gr.Blocks, workbench: "Workbench", prompts: Sequence[str] = 
 
     def take_held_out(id: Any) -> list[str]:
         with parts.errors_as_toast(workbench.runs):
-            lines = workbench.held_out_prompts(id)
-        count = (
-            len(lines) if len(lines) <= MAX_PROMPTS else f"The first {MAX_PROMPTS} of {len(lines)}"
-        )
-        return ["\n".join(lines[:MAX_PROMPTS]), f"{count} held-out prompts."]
+            of_run = workbench.held_out_prompts(id)
+        return _filled(of_run, "held-out prompts")
 
     def write(answers: list[BatchRow]) -> list[str]:
         with parts.errors_as_toast():
@@ -136,8 +134,10 @@ def batch_tab(page: gr.Blocks, workbench: "Workbench", prompts: Sequence[str] = 
         return [str(folder / name) for name in ("batch.csv", "batch.jsonl")]
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    started_with.click(lambda: "\n".join(prompts), None, text, **private)
-    examples.click(lambda: "\n".join(workbench.examples()), None, text, **private)
+    started_with.click(lambda: _filled(prompts, "prompts"), None, [text, status], **private)
+    examples.click(
+        lambda: _filled(workbench.examples(), "examples"), None, [text, status], **private
+    )
     held_out.input(take_held_out, held_out, [text, status], api_name="held_out")
     streaming: dict[str, Any] = {"concurrency_limit": None, "show_progress": "minimal"}
     inputs = [text, pool, reward, temperature, tokens, seed]
@@ -148,6 +148,15 @@ def batch_tab(page: gr.Blocks, workbench: "Workbench", prompts: Sequence[str] = 
     )
     made = make.click(write, rows, files, api_name="batch_files")
     made.success(lambda: gr.update(visible=True), None, files, **private)
+
+
+def _filled(prompts: Sequence[str], kind: str) -> list[str]:
+    """The text of the prompts' field, and a status with their number."""
+    shown = [prompt_line(prompt) for prompt in prompts[:MAX_PROMPTS]]
+    count = (
+        len(shown) if len(shown) == len(prompts) else f"The first {MAX_PROMPTS} of {len(prompts)}"
+    )
+    return ["\n".join(shown), f"{count} {kind}."]
 
 
 def _cells(rows: Sequence[BatchRow]) -> list[list[Any]]:

@@ -10,7 +10,9 @@ from toolkit.app.answering.cli_command import cli_command
 from toolkit.app.answering.request import MAX_COLUMNS, Answer
 from toolkit.app.texts import answer_line, answer_numbers
 from toolkit.app.web.answer_html import markdown_html, numbers_html, plain_html
+from toolkit.evaluation.plots import short_names
 
+MAX_TITLE = 60  # characters of a name above a column
 PARTS = 5  # per column: itself, answers, stop button, vote button, command
 
 
@@ -70,6 +72,7 @@ def column_updates(
     """
     updates: list[Any] = []
     votable = chat.votable
+    titles = short_names([answer.name for answer in answers], MAX_TITLE)
     for number in range(MAX_COLUMNS):
         answer = answers[number] if number < len(answers) else None
         if answer is None:
@@ -81,7 +84,7 @@ def column_updates(
         else:
             updates += [
                 gr.update(visible=True),
-                gr.update(value=_messages(chat, answer, markdown), label=answer.name),
+                gr.update(value=_messages(chat, answer, markdown), label=titles[number]),
                 gr.update(visible=not answer.done),
                 gr.update(visible=votable),
                 gr.update(value=_command(chat, answer, options)),

@@ -11,7 +11,7 @@ from toolkit.app.judgements.leaderboard import MIN_PROMPTS, MIN_VOTES, Board, le
 from toolkit.app.tabs.judgement_list import judgement_list
 from toolkit.app.tabs.parts import column_widths, errors_as_toast, plotly
 from toolkit.app.texts import markdown
-from toolkit.evaluation.plots import PALETTE
+from toolkit.evaluation.plots import PALETTE, short_names
 
 if TYPE_CHECKING:
     from toolkit.app.judgements.store import Store
@@ -27,7 +27,7 @@ HEADERS = {  # column -> minimum pixels and share of the width, %
     "Votes": (80, 11),
     "Prompts": (90, 13),
 }
-MAX_NAME = 28  # characters of a name in the plot
+MAX_NAME = 28  # characters of a name in the plot and above a column
 
 
 def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
@@ -100,7 +100,8 @@ def _standings_rows(board: Board) -> list[list[str]]:
 
 def _wins_headers(board: Board) -> list[str]:
     """A column for each checkpoint."""
-    return ["Checkpoint", *(f"over {standing.name}" for standing in board.standings)]
+    names = short_names([standing.name for standing in board.standings], MAX_NAME)
+    return ["Checkpoint", *(f"over {name}" for name in names)]
 
 
 def _wins_rows(board: Board) -> list[list[str]]:
@@ -139,7 +140,7 @@ def interval_plot(board: Board) -> dict[str, Any] | None:
         assert interval is not None
         above.append(interval[1] - rating)
         below.append(rating - interval[0])
-    names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name, *_ in rated]
+    names = short_names([name for name, *_ in rated], MAX_NAME)
     points = {
         "x": [rating for _, rating, _ in rated],
         "y": list(range(len(rated))),
