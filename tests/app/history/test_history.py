@@ -21,7 +21,7 @@ from toolkit.app.history.curves import (
     smoothed,
 )
 from toolkit.app.history.history import MAX_LINES, STALLED_AFTER_S, History, Record, duration
-from toolkit.app.history.reports import read_report
+from toolkit.app.history.reports import PLAIN, ReportShown, read_report
 from toolkit.app.history.run_summary import ALL, DIFFERENT, MAIN, default_runs, settings_table
 from toolkit.app.history.samples import read_samples
 from toolkit.evaluation.plots import styled
@@ -162,7 +162,7 @@ def test_settings_of_two_runs(root: Path) -> None:
     begin(root / "b", "ppo", seed=1, kl_coef=0.1, bf16=False)
     both = [records(root)["a"], records(root)["b"]]
     assert settings_table(both, MAIN) == (
-        ["setting", "a", "b"],
+        ["Setting", "a", "b"],
         [["base", "world:base", "world:base"], ["seed", "1", "1"], ["kl_coef", "0.05", "0.1"]],
     )
     assert settings_table(both, DIFFERENT)[1] == [["kl_coef", "0.05", "0.1"], ["zeta", "1, 2", ""]]
@@ -342,6 +342,38 @@ def test_report_is_safe_markdown_with_decoded_pictures(root: Path) -> None:
     for start in ("![", "](", "][", "]:", "://", "www.", "@", "<i", "<h"):
         assert start not in rest
     assert "schema" in report.summary and "damaged" in report.summary
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{'|a' * 600}|\n{'|-' * 600}|\n" + "x\n" * 600,
+        f"> {'|a' * 600}|\n> {'|-' * 600}|\n" + "> x\n" * 600,
+        f"{'|a' * 600}|\r{'|-' * 600}|\r" + "x\r" * 600,
+        "\n".join("  " * (i % 100) + "- a" for i in range(200)),
+        "- " * 100 + "a",
+        ">" * 100 + "a",
+        "*a **a " * 1000,
+        "`a" * 1000,
+        "# x\n" * 11_000,
+        "x" * 20_001,
+        "word\n" * 60_000,
+    ],
+)
+def test_report_that_stops_a_browser_is_plain_text(root: Path, text: str) -> None:
+    folder = root / "all"
+    (folder / "report.md").write_bytes(b"small")
+    assert read_report(folder, root) == ReportShown("small")
+    (folder / "report.md").write_bytes(text.encode())
+    report = read_report(folder, root)
+    assert report.markdown == "" and report.summary.startswith(PLAIN)
+    assert max(map(len, report.summary.split("\n"))) <= 1000
+    assert report.summary.replace("\n", "").endswith(text[-50:].replace("\n", ""))
+
+
+def test_diagrams_of_a_report_are_not_drawn(root: Path) -> None:
+    (root / "all" / "report.md").write_text("```mermaid\ngraph TD;\n```")
+    assert "mermaid" not in read_report(root / "all", root).markdown
 
 
 def test_duration_formats() -> None:

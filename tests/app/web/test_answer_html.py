@@ -50,6 +50,12 @@ def test_plain_text_is_unchanged() -> None:
         assert "<" not in plain_html(text)
 
 
+def test_markdown_too_large_to_lay_out_stays_plain_text() -> None:
+    table = "|a" * 300 + "|\n" + "|-" * 300 + "|\n" + "x\n" * 100
+    assert markdown_html(table) == table
+    assert "<td>x</td>" in markdown_html("|a|b|\n|-|-|\n|x|y|")
+
+
 @pytest.mark.parametrize("text", ["[" * 8000, ">" * 8000, "*a_" * 3000, "`" * 8000, "- " * 4000])
 def test_deep_markdown_takes_no_time(text: str) -> None:
     start = time.process_time()

@@ -165,7 +165,7 @@ def latest_values(
             points = log.series[key].points if key in log.series else []
             row.append(_value(points[-1][1]) if points else "")
         rows.append(row)
-    return ["run", "step", *(printable(k) for k in keys)], rows
+    return ["Run", "Step", *(printable(k) for k in keys)], rows
 
 
 def log_notes(keys: Sequence[str], logs: Mapping[str, Log]) -> str:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.app.web.markdown_size import is_light
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.render import PLOTS, to_text
 from toolkit.evaluation.report import validate
@@ -14,6 +15,10 @@ from toolkit.runs.integrity import read_inside
 
 MAX_TEXT, MAX_PICTURE = 1 << 20, 8 << 20  # bytes
 MAX_PIXELS = 16 << 20
+MAX_LINE = 1000  # characters
+PLAIN = (
+    "report.md is shown as plain text: its tables, lists or paragraphs are too large to lay out."
+)
 # The start of each tag, image, link, link target or address that becomes a link, and
 # the entity that shows it as text. `<br>` breaks the lines in the cells of a table.
 INERT = {"![": "!&#91;", "](": "]&#40;", "]:": "]&#58;", "][": "]&#91;", "://": "&#58;//"} | {
@@ -21,12 +26,13 @@ INERT = {"![": "!&#91;", "](": "]&#40;", "]:": "]&#58;", "][": "]&#91;", "://": 
     "&lt;br>": "<br>",
     "www.": "www&#46;",
     "@": "&#64;",
+    "mermaid": "mermai&#100;",  # a code block of this language would be drawn as a diagram
 }
 
 
 @dataclass(frozen=True)
 class ReportShown:
-    """`markdown` with its pictures, and a `summary`: a JSON report that `markdown` does not contain."""
+    """`markdown` with its pictures, and a `summary`: plain text that `markdown` does not contain."""
 
     markdown: str = ""
     summary: str = ""
@@ -44,11 +50,16 @@ def read_report(folder: Path, root: Path) -> ReportShown:
     """
     text = _text(folder / "report.md", root)
     pictures = {f"![{caption}]({name})": name for name, caption in PLOTS.items()}
-    lines = text.split("\n")
+    light = is_light(text)
+    lines = text.split("\n") if light else []
     lines += [image for image in pictures if image not in lines]
     shown = [_picture(folder, root, pictures[x]) if x in pictures else inert(x) for x in lines]
     summary, damaged = _summary(folder, root)
-    return ReportShown("\n".join(shown).strip(), summary if damaged or not text else "")
+    if not light:
+        summary = f"{PLAIN}\n\n{text}"
+    elif text and not damaged:
+        summary = ""
+    return ReportShown("\n".join(shown).strip(), _folded(summary))
 
 
 def inert(line: str) -> str:
@@ -56,6 +67,12 @@ def inert(line: str) -> str:
     for start, entity in INERT.items():
         line = line.replace(start, entity)
     return line
+
+
+def _folded(text: str) -> str:
+    """Text without very long lines: one line of a megabyte stops a browser."""
+    starts = ((line, range(0, max(1, len(line)), MAX_LINE)) for line in text.split("\n"))
+    return "\n".join(line[i : i + MAX_LINE] for line, places in starts for i in places)
 
 
 def _summary(folder: Path, root: Path) -> tuple[str, bool]:

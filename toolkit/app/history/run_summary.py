@@ -91,7 +91,7 @@ def settings_table(records: Sequence[Record], which: str) -> tuple[list[str], li
     rows = [row for row in rows if any(row[1:])]
     if which == DIFFERENT:
         rows = [row for row in rows if len(set(row[1:])) > 1]
-    return ["setting", *(record.name for record in records)], rows
+    return ["Setting", *(record.name for record in records)], rows
 
 
 def _settings(record: Record) -> dict[str, str]:

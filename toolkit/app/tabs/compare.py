@@ -73,7 +73,7 @@ def compare_tab(
             ask_new = gr.Button(visible=False)  # for API clients
 
     inputs = [chat, visit, prompt, checkpoints, reward, *settings]
-    outputs = [chat, prompt, titles, welcome, actions, equal, undo, *columns]
+    outputs = [chat, prompt, titles, delete, welcome, actions, equal, undo, *columns]
     stream: dict[str, Any] = {
         "concurrency_limit": None,  # the engine has a shorter queue with an error message
         "show_progress": "hidden",
@@ -169,7 +169,7 @@ def _conversations() -> tuple[gr.Button, gr.Radio, gr.Button]:
             visible=False,
             elem_classes="conversations",
         )
-        delete = gr.Button("Delete this conversation", size="sm")
+        delete = gr.Button("Delete this conversation", size="sm", visible=False)
     return new, titles, delete
 
 

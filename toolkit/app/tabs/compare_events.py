@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from toolkit.app.workbench import Comparison, Workbench
 
 HEARTBEAT_S = 1.0  # Gradio can end the event of a closed page only when it yields
-FRONT = 7  # outputs before the columns: chat, prompt, history, welcome, actions, equal, undo
+# outputs before the columns: chat, prompt, history, delete, welcome, actions, equal, undo
+FRONT = 8
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ class CompareEvents:
             chat,
             gr.update(submit_btn=not busy, stop_btn=busy, **typed),
             gr.update(choices=titles, value=current, visible=bool(titles)),
+            gr.update(visible=bool(chat.turns)),
             gr.update(visible=not chat.turns),
             gr.update(visible=bool(chat.turns)),
             gr.update(visible=chat.votable),

@@ -17,6 +17,11 @@ from toolkit.app.tabs.parts import errors_as_toast
 from toolkit.app.web.answer_html import plain_html
 from toolkit.app.web.scripts import CONVERSATION, NEW_CHAT
 
+NOT_HERE = (
+    "The conversation in this address cannot be opened: it was deleted, or it belongs to another "
+    "browser or to one that stores nothing."
+)
+
 
 class HistoryEvents:
     """Event handlers that change which conversation the page shows, or judge its last turn."""
@@ -51,6 +56,8 @@ class HistoryEvents:
         if open_before == NEW_CHAT:
             return [*self.events.settled(chat, visit), gr.skip()]
         ids = [id for _, id in self.events.conversations.titles(visit.owner)]
+        if open_before and open_before not in ids:
+            gr.Warning(NOT_HERE)
         id = open_before if open_before in ids else next(iter(ids), None)
         return (self._shown(visit, id) if id else None) or nothing
 

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 REFRESH_S = 5  # while the page is open
 COLUMNS = {
-    "run": "220px",
-    "recipe": "100px",
-    "state": "420px",
-    "started": "170px",
-    "duration": "130px",
-    "trained from": "290px",
+    "Run": "220px",
+    "Recipe": "100px",
+    "State": "420px",
+    "Started": "170px",
+    "Duration": "130px",
+    "Trained from": "290px",
 }
 
 
@@ -55,7 +55,7 @@ def runs_tab(page: gr.Blocks, workbench: "Workbench") -> None:
     info = "Moving average over the steps, against noise. 0 draws the values themselves."
     smoothing = gr.Slider(0, 0.99, value=0, step=0.01, label="Smoothing", info=info)
     plots = _plots()
-    latest = run_table("Latest values", ["run", "step"], max_height=260)
+    latest = run_table("Latest values", ["Run", "Step"], max_height=260)
     info = "Warnings of the runs, values that are not finite, and damaged lines."
     notes = gr.Textbox(
         label="About these logs", info=info, max_lines=8, interactive=False, visible=False
@@ -183,7 +183,7 @@ def _settings() -> tuple[gr.Radio, gr.Dataframe]:
     with gr.Accordion("Settings of these runs", open=False):
         info = "From each run's run.json, without the settings that have no value."
         which = gr.Radio([MAIN, DIFFERENT, ALL], value=MAIN, label="Which settings", info=info)
-        config = run_table("Settings", ["setting"], max_height=500)
+        config = run_table("Settings", ["Setting"], max_height=500)
     return which, config
 
 

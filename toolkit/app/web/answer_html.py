@@ -4,6 +4,8 @@ import html
 
 from markdown_it import MarkdownIt
 
+from toolkit.app.web.markdown_size import is_light
+
 # HTML, images and links stay plain text, because they could load or open something.
 _MARKDOWN = MarkdownIt("js-default", {"html": False, "linkify": False, "breaks": True}).disable(
     ["image", "link", "autolink", "reference"]
@@ -16,7 +18,12 @@ def plain_html(text: str) -> str:
 
 
 def markdown_html(text: str) -> str:
-    """Markdown as HTML with code blocks, lists and tables; it has no links or scripts and loads nothing."""
+    """Markdown as HTML with code blocks, lists and tables; it has no links or scripts and loads nothing.
+
+    Markdown that is too large to lay out stays plain text.
+    """
+    if not is_light(text):
+        return plain_html(text)
     return f'<div class="markdown">{_MARKDOWN.render(text).strip()}</div>'
 
 

@@ -8,7 +8,13 @@
   // On a narrow page some tabs are in the menu "More tabs".
   const TAB = "button[role=tab], .overflow-dropdown button";
   const tabs = () => [...document.querySelectorAll(TAB)];
-  const wanted = () => decodeURIComponent(location.hash.slice(1));
+  const wanted = () => {
+    try {
+      return decodeURIComponent(location.hash.slice(1));
+    } catch {
+      return ""; // such as #100%
+    }
+  };
   const openWanted = () => {
     const all = tabs();
     const name = wanted() || (all[0] && slug(all[0]));

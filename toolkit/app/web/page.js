@@ -175,7 +175,43 @@
   document.addEventListener("input", redraw);
   setInterval(redraw, 200); // Gradio sets a field without an event
 
+  // ---- A message of the page itself, below a field. It stays until it is replaced by another or "".
+  const showNote = (selector, text) => {
+    const place = find(selector);
+    const note = place?.querySelector(".page-note") || (place && append(place, "page-note note"));
+    if (!note) return;
+    note.setAttribute("role", "alert");
+    if (note.textContent !== text) note.textContent = text;
+  };
+
+  // ---- The browser's storage holds the secret that opens earlier conversations again.
+  try {
+    localStorage.setItem("toolkit-test", "");
+    localStorage.removeItem("toolkit-test");
+  } catch {
+    const lost = "This browser stores nothing, so a conversation ends with this page.";
+    setInterval(() => showNote("#compare-use", lost), 1000);
+  }
+
   // ---- Batch: the browser reads a file into the box, so that nothing is uploaded.
+  const fillFrom = async (file, box) => {
+    if (!file.size) throw Error("the file is empty. Choose a text file with one prompt per line.");
+    if (file.size > TOOLKIT.maxFile)
+      throw Error(`the file has ${Math.ceil(file.size / 2 ** 20)} MiB. Choose one of at most ${TOOLKIT.maxFile / 2 ** 20} MiB.`);
+    const bytes = new Uint8Array(await file.arrayBuffer());
+    const mark = bytes[0] * 256 + bytes[1]; // a byte order mark of UTF-16
+    const encoding = { 0xfffe: "utf-16le", 0xfeff: "utf-16be" }[mark] || "utf-8";
+    let text = "\0";
+    try {
+      text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
+    } catch {
+      // handled below, as a binary file is
+    }
+    if (text.includes("\0")) throw Error("the file is not a text in UTF-8. Save it as UTF-8 and open it again.");
+    if (!text.trim()) throw Error("the file has only white space. Choose one with one prompt per line.");
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  };
   document.addEventListener("click", (event) => {
     const box = find(`#${TOOLKIT.batchPrompts} textarea`);
     if (!event.target.closest(`#${TOOLKIT.batchFile}`) || !box) return;
@@ -183,8 +219,9 @@
     picker.type = "file";
     picker.accept = ".txt,.jsonl,text/plain";
     picker.onchange = async () => {
-      box.value = await picker.files[0].text();
-      box.dispatchEvent(new Event("input", { bubbles: true }));
+      const file = picker.files[0];
+      const note = await fillFrom(file, box).then(() => "", (e) => `${file.name}: ${e.message}`);
+      showNote("#" + TOOLKIT.batchPrompts, note);
     };
     picker.click();
   });

@@ -16,6 +16,7 @@ PANEL, PANEL_BUTTON = "compare-panel", "compare-panel-button"
 CONVERSATION, NEW_CHAT = "chat", "new"  # of the address, such as ?chat=new
 BOARD, ORDER, ANSWER, PLACE_BUTTON = "rank-board", "rank-order", "rank-answer-", "rank-place-"
 BATCH_FILE, BATCH_PROMPTS = "batch-file", "batch-prompts"
+MAX_FILE = 4 << 20  # bytes that the button "Open a file" puts into the box
 
 # key -> elem_id of the button that it clicks
 ARENA_KEYS: Mapping[str, str] = {
@@ -56,6 +57,7 @@ _SETTINGS = {
     "questionHint": "Put this question into the box.",
     "batchFile": BATCH_FILE,
     "batchPrompts": BATCH_PROMPTS,
+    "maxFile": MAX_FILE,
     "board": BOARD,
     "order": ORDER,
     "answer": ANSWER,
