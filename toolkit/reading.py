@@ -39,8 +39,14 @@ def read_bytes(file: Path, *, at_most: int = MAX_BYTES) -> bytes:
 
 
 def read_text(file: Path, *, at_most: int = MAX_BYTES) -> str:
-    """The text of a UTF-8 file; raises the errors of `read_bytes`, and ValueError for other text."""
-    return read_bytes(file, at_most=at_most).decode("utf-8")
+    """The text of a UTF-8 file without a byte order mark.
+
+    Raises: the errors of `read_bytes`, and ValueError for other text.
+    """
+    try:
+        return read_bytes(file, at_most=at_most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text; save the file as UTF-8") from error
 
 
 def read_json(file: Path, *, at_most: int = MAX_BYTES) -> Any:

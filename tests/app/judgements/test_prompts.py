@@ -20,6 +20,19 @@ def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     assert read_prompts(file) == ["Why?", "How?"]
 
 
+def test_text_file_of_another_system_is_read_or_rejected(tmp_path: Path) -> None:
+    file = tmp_path / "P.TXT"
+    file.write_bytes("Größe?\rWhy?".encode("utf-8-sig"))
+    assert read_prompts(file) == ["Größe?", "Why?"]
+    for content in ("Größe?".encode("cp1252"), "Größe?".encode("utf-16")):
+        file.write_bytes(content)
+        with pytest.raises(DatasetError, match="not UTF-8 text; save the file as UTF-8"):
+            read_prompts(file)
+    file.write_bytes(b"Why?\0")
+    with pytest.raises(DatasetError, match="binary data"):
+        read_prompts(file)
+
+
 def test_data_file_of_any_format_gives_its_prompts(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     rows = [

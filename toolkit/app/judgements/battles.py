@@ -242,9 +242,12 @@ def read_prompts(path: Path) -> list[str]:
 
     Raises: DatasetError if the file cannot be read or no prompt is left.
     """
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         try:
-            texts = read_text(path, at_most=MAX_PROMPT_FILE_BYTES).split("\n")
+            text = read_text(path, at_most=MAX_PROMPT_FILE_BYTES)
+            if "\0" in text:
+                raise ValueError("binary data; expected a text file")
+            texts = text.replace("\r", "\n").split("\n")
         except (OSError, ValueError) as error:
             raise DatasetError(f"{path}: cannot read the prompts ({error})") from error
     else:
