@@ -46,6 +46,23 @@ def test_browser_without_storage_is_told(address: str, browser: Any) -> None:
     page.locator(".toast-body", has_text=NOT_HERE).wait_for()
 
 
+def test_copy_works_without_the_clipboard_of_https(address: str, browser: Any) -> None:
+    page = browser.new_page(viewport=WIDE)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.goto(address)
+    page.locator(".token", has_text="sft (sft)").first.wait_for(state="attached")
+    page.get_by_label("Prompt").first.fill("Who?")
+    page.keyboard.press("Enter")
+    page.wait_for_function(ENDED, timeout=60000)
+    page.evaluate(
+        "document.addEventListener('copy', () => (window.copied = String(getSelection())))"
+    )
+    page.get_by_label("Copy message").first.dispatch_event("click")
+    assert page.evaluate("copied") == "Who?" and errors == []
+
+
 def test_storing_browser_is_told_nothing(address: str, browser: Any) -> None:
     page = browser.new_page(viewport=WIDE)
     page.goto(address)

@@ -105,6 +105,16 @@
     if (question) fillPrompt(question.textContent.trim()).focus();
   });
 
+  const copy = (text) => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    // a page of plain http that is not on this machine has no clipboard
+    const box = document.body.appendChild(document.createElement("textarea"));
+    box.value = text;
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+  };
+
   // ---- The copy button of a message. Gradio's own would copy the escaped text.
   document.addEventListener("click", (event) => {
     const button = event.target.closest(".answers button");
@@ -118,6 +128,6 @@
     if (!message) return;
     event.stopPropagation();
     event.preventDefault();
-    navigator.clipboard.writeText(message.innerText.trim());
+    copy(message.innerText.trim());
   }, true);
 })();
