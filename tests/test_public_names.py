@@ -21,7 +21,7 @@ def test_public_name_is_importable(name):
     assert getattr(toolkit, name) is not None
 
 
-def test_type_checkers_see_every_public_name():
+def test_type_checkers_find_every_public_name():
     text = (ROOT / "toolkit" / "__init__.py").read_text(encoding="utf-8")
     assert set(re.findall(r"^    from toolkit\S+ import (\w+) as \1$", text, re.MULTILINE)) == {
         name for name in toolkit.__all__ if name != "__version__"

@@ -257,7 +257,7 @@ def test_switch_ends_running_answers(
     assert queued == []
 
 
-def test_base_that_cannot_be_loaded_brings_the_old_one_back(
+def test_failed_load_restores_the_old_base(
     loading: LoadingWorkbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = next(b for b in loading.catalog.bases if b.label == "other")

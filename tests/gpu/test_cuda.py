@@ -57,7 +57,7 @@ def test_logprobs_equal_those_of_the_cpu(kernels, make_ppo_roles):
         torch.testing.assert_close(on_gpu, on_cpu, atol=1e-3, rtol=1e-3)
 
 
-def test_a_small_cuda_benchmark_case_runs(tmp_path):
+def test_small_cuda_benchmark_case_runs(tmp_path):
     small = {"hidden": 128, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate": 256}
     case = dataclasses.replace(
         CASES["cuda-0.5b"],

@@ -288,7 +288,7 @@ def test_float32_base_under_autocast_uses_peft(tiny_base, fused_calls):
 
 
 @pytest.mark.parametrize("precision", BASES)
-def test_a_fused_layer_can_be_copied_and_pickled(precision, tiny_base):
+def test_fused_layer_can_be_copied_and_pickled(precision, tiny_base):
     policy = policy_on(tiny_base, BASES[precision][0], fused=True)
     layer = next(iter(lora_layers(policy).values()))
     expected = layer_results(layer)["out"]

@@ -189,7 +189,7 @@ def test_only_full_attention_by_sdpa_shares_rows(config, expected):
     assert supports_shared_rows(SimpleNamespace(config=config, base_model=trunk)) is expected
 
 
-def test_a_trunk_that_ignores_positions_does_not_share_rows():
+def test_trunk_that_ignores_positions_shares_no_rows():
     """Bart's decoder accepts `position_ids` as an extra argument and ignores them."""
     config = BartConfig(
         vocab_size=99, d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2

@@ -28,7 +28,7 @@ def test_environment_variable_turns_kernels_off(value, expected):
     assert ran.stdout.strip() == expected
 
 
-def test_the_switch_is_restored_after_an_error():
+def test_switch_is_restored_after_an_error():
     before = kernels_enabled()
 
     def fail():

@@ -133,7 +133,7 @@ def test_base_stored_in_unsuitable_quantization_is_refused(base, stored, option,
 
 
 @pytest.mark.parametrize("declared", ["</s>", [2, None], {}])
-def test_stop_tokens_that_are_no_ids_are_refused(base, declared):
+def test_invalid_stop_tokens_are_rejected(base, declared):
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": declared}))
     with pytest.raises(CheckpointError, match="`eos_token_id` of its generation config must"):
         loaded(base)

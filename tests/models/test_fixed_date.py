@@ -69,7 +69,7 @@ def test_child_renders_the_date_of_its_parent(day, tiny_base, template, tmp_path
         load_tokenizer(str(tiny_base), chat_template="plain", parent=tmp_path / "sft")
 
 
-def test_date_is_no_part_of_the_fingerprint(day, tiny_base, template, model_config):
+def test_fingerprint_ignores_the_date(day, tiny_base, template, model_config):
     prints = []
     for number in (1, 2):
         day(number)

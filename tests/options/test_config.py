@@ -112,7 +112,7 @@ def test_values_are_never_executed(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_machine_without_gpu_needs_no_option(read):
+def test_machine_without_gpu_needs_no_option(read):
     import torch
 
     _, training, *_ = read("output_dir: x")

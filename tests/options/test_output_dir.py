@@ -97,6 +97,6 @@ def test_other_system_errors_keep_their_traceback():
 
 def test_run_replaces_no_readme_of_another_project(tmp_path):
     (tmp_path / "README.md").write_text("my project")
-    with pytest.raises(CheckpointError, match=r"holds a README\.md that is not of a run"):
+    with pytest.raises(CheckpointError, match=r"contains a README\.md without a run"):
         Run.start(tmp_path, recipe="sft")
     assert (tmp_path / "README.md").read_text() == "my project"

@@ -199,7 +199,7 @@ def test_isolated_process_may_die_or_hang():
 
 
 @pytest.mark.slow
-def test_fresh_process_sees_no_gpu(monkeypatch):
+def test_fresh_process_uses_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert run_isolated(partial(os.getenv, "CUDA_VISIBLE_DEVICES"), fresh=True) == ""
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"

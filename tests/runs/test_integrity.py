@@ -55,7 +55,7 @@ def test_link_to_the_inside_is_read(root):
 
 @pytest.mark.parametrize("name", ["run.json", "adapter_model.safetensors", "metrics.jsonl"])
 @pytest.mark.timeout(10)
-def test_a_pipe_does_not_block(root, name):
+def test_pipe_does_not_block(root, name):
     (root / "bad").mkdir()
     (root / "bad" / "run.json").write_text('{"schema": 1, "recipe": "sft"}')
     (root / "bad" / name).unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def test_a_pipe_does_not_block(root, name):
             Run.load(root / "bad")
 
 
-def test_a_device_is_not_read(root):
+def test_device_is_not_read(root):
     (root / "bad").mkdir()
     (root / "bad" / "run.json").symlink_to("/dev/zero")
     assert "out of the runs folder" in reasons(root)["bad"]

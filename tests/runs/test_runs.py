@@ -33,7 +33,7 @@ def checkpoint(folder, step, *, missing=None):
     return place
 
 
-def test_a_run_is_written_read_and_finished(tmp_path):
+def test_run_is_written_read_and_finished(tmp_path):
     with Run.start(tmp_path / "a", recipe="sft", parents={"adapter": "b", "reward": None}) as run:
         assert Run.load(tmp_path / "a").state == "running"
         run.base = {"id": "world:base"}
@@ -104,7 +104,7 @@ def test_listing_includes_broken_runs(tmp_path):
     assert all(isinstance(b, BrokenRun) and b.reason for b in broken)
 
 
-def test_the_last_complete_checkpoint_is_chosen(tmp_path):
+def test_last_complete_checkpoint_is_chosen(tmp_path):
     checkpoint(tmp_path, 9)
     checkpoint(tmp_path, 10)
     checkpoint(tmp_path, 11, missing="optimizer.pt")
@@ -340,7 +340,7 @@ def test_incomplete_checkpoints_are_named_with_the_reason(tmp_path):
         last_checkpoint(tmp_path, True)
 
 
-def test_a_machine_without_git_has_no_commit(monkeypatch):
+def test_machine_without_git_has_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert commit() is None
 

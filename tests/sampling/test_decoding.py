@@ -214,7 +214,7 @@ def test_tokens_are_drawn_by_their_probability():
     assert ((share - probs).abs() <= 4 * noise).all(), share
 
 
-def test_the_last_token_of_a_large_vocabulary_is_drawn():
+def test_last_token_of_large_vocabulary_is_drawn():
     probs = torch.full((1, 200_000), 1e-9)
     probs[0, 77], probs[0, -1] = 0.75, 0.25
     torch.manual_seed(0)

@@ -141,7 +141,7 @@ def test_rows_may_join_and_leave_between_tokens(roles: Any) -> None:
         assert single.ids == (expected[: len(single.ids)] if single in gone else expected)
 
 
-def test_a_seed_gives_the_same_tokens_in_any_batch(roles: Any) -> None:
+def test_seed_gives_the_same_tokens_in_any_batch(roles: Any) -> None:
     first, decoding = row(0, "sft", temperature=1.0, seed=4), batch(roles)
     decoding.join([first])
     finish(decoding)

@@ -82,7 +82,7 @@ class Workbench:
         """Load the base that a user names, by default in full precision or, on a GPU, in bfloat16.
 
         Args:
-            options: further options of `ModelArguments`. The quantization must be that of the runs.
+            options: further options of `ModelArguments`. The quantization must equal the runs'.
 
         Raises: CheckpointError or ConfigError if the base cannot be loaded.
         """

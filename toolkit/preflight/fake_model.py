@@ -39,8 +39,8 @@ def new_fake_mode() -> FakeTensorMode:
 def fake_tensors(mode: FakeTensorMode) -> Iterator[None]:
     """Inside the block, new tensors are fake, and modules with fake tensors can be converted and copied.
 
-    `Module.to` swaps a tensor with its conversion, which fake tensors do not allow. PyTorch's own deep
-    copy of a fake tensor, which PEFT makes of a score layer, reads its data and damages the memory of
+    `Module.to` swaps a tensor with its conversion, which fake tensors do not allow. PEFT
+    copies a score layer. PyTorch's own deep copy of a fake tensor reads its data and damages the memory of
     the process. Trainers do not move their model to the device.
     """
     with (

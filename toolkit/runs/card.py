@@ -14,7 +14,7 @@ def refuse_other_card(folder: Path) -> None:
     """Raise CheckpointError if a run would replace the README.md of another project."""
     if (folder / CARD).exists():
         raise CheckpointError(
-            f"{folder}: holds a {CARD} that is not of a run, and the run would replace it; remove it, or "
+            f"{folder}: contains a {CARD} without a run, and the run would replace it; remove it, or "
             "choose another output_dir"
         )
 

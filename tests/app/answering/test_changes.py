@@ -100,7 +100,7 @@ def test_text_diff_contains_both_texts(first: str, second: str) -> None:
     assert "".join(text for text, kind in parts if kind != "-") == second
 
 
-def test_each_checkpoint_sees_only_its_own_answers(workbench: Workbench) -> None:
+def test_context_contains_only_the_checkpoints_own_answers(workbench: Workbench) -> None:
     ids = ids_of(workbench)
     chat = Chat(system="Be brief.").with_prompt("Hello")
     chat = chat.with_answers(list(workbench.compare("Hello", [ids["sft"], ids["dpo"]])))

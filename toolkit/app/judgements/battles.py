@@ -293,8 +293,8 @@ def _reply(answer: "Answer", seed: int) -> Reply:
     if answer.problem is not None:  # the page must not show the checkpoint's name
         logging.getLogger(__name__).warning("%s: no answer: %s", answer.name, answer.problem)
         raise ConfigError(
-            "one of the checkpoints did not answer, so there is nothing to judge; use the Compare "
-            "tab to find out which and why, then remove it here"
+            "one of the checkpoints did not answer, so there is nothing to judge; find the failing "
+            "checkpoint on Compare, then remove it here"
         )
     return Reply(answer.checkpoint, answer.name, answer.text, seed, answer.adapter)
 
