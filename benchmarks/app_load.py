@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def time_runs(root: Path) -> None:
-    """Time the pages that list runs, after a first look, which hashes the weights."""
+    """Time the pages that list runs. An untimed first load hashes the weights."""
     workbench, history = Workbench.open("world:base", root), History(root)
     history.records()
     print(f"{len(workbench.catalog.checkpoints) - 1} checkpoints below the runs")
@@ -58,7 +58,7 @@ def time_runs(root: Path) -> None:
 
 
 def look_again(history: History) -> None:
-    """Look after the cached result has expired; sleeping takes no CPU time."""
+    """Load the page when the cached result has expired. The wait takes no CPU time."""
     time.sleep(SCAN_INTERVAL_S)
     history.records()
 

@@ -45,7 +45,7 @@ def sparse(file, size=1 << 40):
         ("{", "Expecting property name"),
     ],
 )
-def test_json_beyond_the_bounds_is_refused(text, reason):
+def test_json_beyond_the_bounds_is_rejected(text, reason):
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
 
@@ -73,7 +73,7 @@ def test_json_of_tokenizers_is_read():
         ("a: \0", "special characters are not allowed"),
     ],
 )
-def test_yaml_beyond_the_bounds_is_refused(tmp_path, text, reason):
+def test_yaml_beyond_the_bounds_is_rejected(tmp_path, text, reason):
     with pytest.raises(ValueError, match=reason):
         parse_yaml(text)
     (tmp_path / "a.yaml").write_text(text)
@@ -102,7 +102,7 @@ def test_sparse_file_is_not_read_completely(tmp_path):
         read_bytes(tmp_path / "run.json")
 
 
-def test_sparse_files_of_a_run_are_refused(tmp_path):
+def test_sparse_files_of_a_run_are_rejected(tmp_path):
     for name in ("run.json", "base.json", "metrics.jsonl", "chat_template.jinja"):
         sparse(tmp_path / name)
     with pytest.raises(CheckpointError, match=r"damaged manifest \(run\.json is larger than 1 MiB"):

@@ -51,7 +51,7 @@ class Stage:
     def starting_adapter(self) -> tuple[str | None, Any]:
         """The adapter that this run starts from: the path of a run, or the options of a new adapter.
 
-        Parents that are stages yet to run are followed to the stage that starts the adapter.
+        If a parent stage has not run yet, this is the adapter that the parent stage starts from.
         """
         parent, model = self.parent, self.model
         while parent is not None and not has_adapter_config(parent):

@@ -70,7 +70,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("field", REFUSED)
-def test_fields_beyond_plain_lora_are_refused_by_name(sft_run, field):
+def test_fields_beyond_plain_lora_are_rejected_by_name(sft_run, field):
     edit(sft_run, **{field: REFUSED[field]})
     assert outcome(sft_run) != "accepted"
     assert field in outcome(sft_run)

@@ -23,7 +23,7 @@ def base(tiny_base, tmp_path):
     return shutil.copytree(tiny_base, tmp_path / "base")
 
 
-def test_pickled_weights_are_refused_with_conversion(base, tokenizer):
+def test_pickled_weights_are_rejected_with_conversion(base, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(base)
     (base / "model.safetensors").unlink()
     torch.save(model.state_dict(), base / "pytorch_model.bin")
@@ -42,7 +42,7 @@ def test_pickled_weights_are_refused_with_conversion(base, tokenizer):
 
 
 @pytest.mark.parametrize("added", ["token", "pad", "template"])
-def test_tokenizer_larger_than_embeddings_is_refused(base, added):
+def test_tokenizer_larger_than_embeddings_is_rejected(base, added):
     tokenizer = AutoTokenizer.from_pretrained(base)
     if added == "token":
         tokenizer.add_tokens(["<new>"])
@@ -123,7 +123,7 @@ EIGHT_BIT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
         ({"quant_method": "gptq", "bits": 4}, "load_in_8bit", "already .* with gptq; remove"),
     ],
 )
-def test_base_stored_in_unsuitable_quantization_is_refused(base, stored, option, message):
+def test_base_stored_in_unsuitable_quantization_is_rejected(base, stored, option, message):
     _change_config(quantization_config=stored)(base)
     options = {} if option is None else {option: True}
     model = ModelConfig(model_name_or_path=str(base), **options)

@@ -79,7 +79,7 @@ def test_fingerprint_ignores_the_date(day, tiny_base, template, model_config):
     assert prints[0] != fresh_roles(model_config).fingerprint
 
 
-def test_other_templates_stay_as_they_are():
+def test_other_templates_are_unchanged():
     for template in ("{{ messages }}", "{{ strftime_now(format) }}", ""):
         assert fix_date(template) == without_date(template) == template
     assert without_date(fix_date(DATED)) == DATED

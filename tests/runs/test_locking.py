@@ -13,7 +13,7 @@ from toolkit.runs.run import Run
 
 
 @pytest.mark.parametrize("name", [LOCK, "run.json", "metrics.jsonl", "ppo.log"])
-def test_links_to_files_are_refused(tmp_path, name):
+def test_links_to_files_are_rejected(tmp_path, name):
     target, folder = tmp_path / "thesis.txt", tmp_path / "run"
     target.write_text("three years of work")
     folder.mkdir()
@@ -32,7 +32,7 @@ def test_dangling_link_creates_no_file(tmp_path):
     assert not (tmp_path / "created").exists()
 
 
-def test_folder_in_the_place_of_the_lock_is_refused(tmp_path):
+def test_folder_in_the_place_of_the_lock_is_rejected(tmp_path):
     (tmp_path / LOCK).mkdir()
     with pytest.raises(CheckpointError, match=r"\.lock: Is a directory"):
         lock_folder(tmp_path)

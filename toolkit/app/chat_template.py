@@ -29,17 +29,17 @@ def choose_template(
     uses = Counter(str(run.base.get("chat_template")) for run in runs)
     candidates = [run for run in runs if is_supervised(run) and has_tokenizer(run.path)]
     candidates.sort(key=lambda run: -uses[str(run.base.get("chat_template"))])
-    refused: dict[Path, str] = {}
+    rejected: dict[Path, str] = {}
     for run in candidates:
         try:
             _check(run.path, base_name, revision)
         except ToolkitError as error:
-            refused[run.path] = str(error)
+            rejected[run.path] = str(error)
         except Exception as error:  # a tokenizer's libraries raise many kinds
-            refused[run.path] = f"its chat template cannot be used ({error})"
+            rejected[run.path] = f"its chat template cannot be used ({error})"
         else:
-            return run.path, refused
-    return None, refused
+            return run.path, rejected
+    return None, rejected
 
 
 def render_apart(tokenizer: PreTrainedTokenizerBase, base_name: str) -> None:

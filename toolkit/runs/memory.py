@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """The bytes of memory that this process may use: the machine's, or the lowest limit that holds.
+    """The memory that this process may use, in bytes: the machine's memory or a lower limit.
 
     Limits are those of this process's control groups (v1 and v2) and of all groups around them, as
     Docker, Kubernetes, Slurm and systemd set them, and of `ulimit -v`. A group of v1 without a limit has

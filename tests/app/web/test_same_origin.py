@@ -43,7 +43,7 @@ def status(path: str = "/gradio_api/queue/join", method: str = "POST", **headers
         "file://",
     ],
 )
-def test_other_origins_are_refused(method: str, origin: str) -> None:
+def test_other_origins_are_rejected(method: str, origin: str) -> None:
     assert status("/", method, origin=origin) == 403
     assert status("/gradio_api/call/compare", method, origin=origin) == 403
 
@@ -88,7 +88,7 @@ def test_other_sites_may_only_open_the_page(site: str) -> None:
         "new_in_a_later_gradio",
     ],
 )
-def test_unused_routes_are_refused_before_the_body_is_read(path: str) -> None:
+def test_unused_routes_are_rejected_before_the_body_is_read(path: str) -> None:
     async def fails(*_: Any) -> None:
         raise AssertionError("reached")
 

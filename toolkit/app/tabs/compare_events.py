@@ -264,7 +264,7 @@ def next_turn(chat: Chat, prompt: str, system: str) -> Chat:
 
 
 def unsent(sent: str, typed: str) -> str:
-    """The prompt field after an error: the prompt that was not sent, before the text typed since."""
+    """The prompt field after an error: the unsent prompt, followed by the text typed later."""
     return typed if typed.startswith(sent) else f"{sent}\n{typed}".rstrip()
 
 

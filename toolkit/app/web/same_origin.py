@@ -62,7 +62,7 @@ def _refusal(scope: Message) -> str | None:
     if origin is not None:
         own = (headers.get(b"host", ""), headers.get(b"x-forwarded-host", ""))
         if _place(origin) not in {_place(f"//{host}") for host in own if host}:
-            return "requests of other web pages are refused"
+            return "requests of other web pages are rejected"
     site = headers.get(b"sec-fetch-site", "none")
     if site in ("same-origin", "none"):
         return None
@@ -72,7 +72,7 @@ def _refusal(scope: Message) -> str | None:
         and headers.get(b"sec-fetch-mode") == "navigate"
         and headers.get(b"sec-fetch-dest") == "document"
     )
-    return None if opens_the_page else "requests of other web pages are refused"
+    return None if opens_the_page else "requests of other web pages are rejected"
 
 
 def _place(url: str) -> tuple[str | None, int | None] | None:
