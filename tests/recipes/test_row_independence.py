@@ -62,7 +62,7 @@ def test_base_that_switches_with_longest_row_is_rejected(
         options |= {"gradient_accumulation_steps": 1, "response_length": 48}
     assert call(recipe, switching_base, tmp_path / "run", **options) == 2
     error = capsys.readouterr().err
-    assert "ConfigError: " in error and "tokens changes what the model computes" in error
+    assert "ConfigError: " in error and "the rows beside it" in error
     option = "`max_prompt_length` and `response_length`" if recipe == "ppo" else "`max_length`"
     assert f"limit the length of rows with {option} to at most 40 tokens" in error
     assert Run.load(tmp_path / "run").state == "failed"

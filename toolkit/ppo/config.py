@@ -58,7 +58,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     total_episodes: AtLeast1[int | None] = option(
         None, "Episodes to sample; default num_train_epochs × prompts × num_generations."
     )
-    gradient_accumulation_steps: AtLeast1[int] = option(
+    gradient_accumulation_steps: int = option(
         8, "Passes per optimizer step; with 8 episodes per pass, a rollout has 64 (docs/ppo.md)."
     )
     num_ppo_epochs: AtLeast1[int] = option(4, "Passes over each rollout.")
