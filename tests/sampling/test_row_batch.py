@@ -13,7 +13,8 @@ from tests.app.conftest import make_run, runs, runs_template, tiny_base  # noqa:
 from toolkit.app.workbench import Workbench
 from toolkit.kernels import use_kernels
 from toolkit.kernels.fused_lora import FusedLoraLinear
-from toolkit.sampling.row_batch import Row, RowBatch, choose, sample_rows
+from toolkit.sampling.decoding import pad_left
+from toolkit.sampling.row_batch import Row, RowBatch, choose
 from toolkit.sampling.settings import Drawing
 
 pytestmark = pytest.mark.slow
@@ -86,25 +87,22 @@ def test_greedy_rows_equal_each_row_alone(
         assert len({tuple(alone(roles, row(0, n))) for n in ("sft", None, "dpo", "wide")}) == 4
 
 
-def test_rows_of_all_roles_share_batches(roles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three at a time; DoRA is by itself; equal contexts of a role are prefilled once."""
-    names = ["sft", None, "dpo", "wide", "dora"]
-    rows = [row(i, name) for name in names for i in (0, 1, 2, 3, 0)]
-    rows += [row(1, "sft", temperature=1.0, seed=seed) for seed in (5, 5, 6)]
-    done: list[Row] = []
-    prefilled, join = [], RowBatch.join
+def test_equal_contexts_of_a_role_are_prefilled_once(
+    roles: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(0, "sft"), row(0, "dpo"), row(0, "sft"), row(1, "sft")]
+    prefilled = []
 
-    def recorded(self: RowBatch, joining: list[Row]) -> None:
-        prefilled.append(len(joining))
-        join(self, joining)
-        assert len(self.rows) <= 3
+    def recorded(prompts: list[list[int]], pad: int) -> Any:
+        prefilled.append(len(prompts))
+        return pad_left(prompts, pad)
 
-    monkeypatch.setattr(RowBatch, "join", recorded)
-    sample_rows(roles, rows, stop=[2], pad_id=0, batch_size=3, progress=done.append)
-    assert len(done) == len(rows) == sum(prefilled) and all(r.done for r in rows)
-    assert [r.ids for r in rows[:25]] == [alone(roles, r) for r in rows[:25]]
-    same, again, other = (r.ids for r in rows[25:])
-    assert same == again != other
+    monkeypatch.setattr("toolkit.sampling.row_batch.pad_left", recorded)
+    decoding = batch(roles)
+    decoding.join(rows)
+    finish(decoding)
+    assert prefilled == [3]
+    assert [r.ids for r in rows] == [alone(roles, r) for r in rows]
 
 
 def test_cache_drops_columns_of_finished_rows(roles: Any) -> None:

@@ -5,22 +5,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.encoding import Prompt, encode_prompt
-from toolkit.errors import ConfigError, DatasetError, DivergedError
+from toolkit.errors import ConfigError, DatasetError
 from toolkit.evaluation.metrics import MAIN, behaviour_rates, rounded
 from toolkit.evaluation.scoring import evaluating, pad_id, score_ids, summed_logprobs
 from toolkit.models.roles import REWARD, Roles
 from toolkit.models.tokenizer import stop_ids
-from toolkit.sampling.generation import Completion, check_sampling
-from toolkit.sampling.row_batch import Row, sample_rows
-from toolkit.sampling.settings import Drawing, Sampling
+from toolkit.sampling.generation import Completion, check_sampling, complete
+from toolkit.sampling.settings import Sampling
 from toolkit.world.gold import Features, features
 from toolkit.world.questions import parse
 
-SEEDS = 1_000_003  # distance of the answers' seeds between two seeds of an evaluation
 MAIN_TEMPERATURE = 0.7  # at T = 1, most of a win can come from a sharper distribution
 GOLD_RATES = ("correct", "hallucinated", "harmful_compliance", "over_refusal", "polite")
 Scores = dict[tuple[int, tuple[int, ...]], float]  # (prompt's row, token ids) -> score
@@ -96,8 +95,6 @@ def evaluate_all(
 ) -> Evaluation:
     """Sample, score and compare checkpoints whose adapters are attached to one base.
 
-    The answers of all checkpoints under all samplings share batches.
-
     Args:
         checkpoints: display name -> checkpoint; the others are compared with `sft`.
         prompts: texts or messages.
@@ -109,7 +106,7 @@ def evaluate_all(
             answer. The base's answers are scored as answers to the prompt without these turns.
         texts: held-out pretraining documents for lm_loss.
         generation_batch_size: answers sampled together.
-        seed: every answer has its own random numbers, the same ones for each checkpoint and sampling.
+        seed: set before each checkpoint and sampling, so that all of them draw the same numbers.
         show_progress: show a progress bar with the checkpoint's name.
 
     Returns: the measurements. The global random state, modes and active adapters are restored.
@@ -131,11 +128,18 @@ def evaluate_all(
     steps = (1 + len(samplings)) * len(checkpoints) * len(prompts)
     with (
         evaluating(roles),
+        torch.random.fork_rng(),
         tqdm(total=steps, disable=None if show_progress else True, unit="answer") as bar,
     ):
-        completions = bench.sample(
-            checkpoints, samplings, seed=seed, batch_size=generation_batch_size, bar=bar
-        )
+        completions: dict[str, dict[str, list[Completion]]] = {}
+        for name, checkpoint in checkpoints.items():
+            bar.set_description(f"{name}: answers")
+            completions[name] = {}
+            for key, s in samplings.items():
+                completions[name][key] = bench.sample(
+                    checkpoint, s, seed=seed, batch_size=generation_batch_size
+                )
+                bar.update(len(prompts))
         bar.set_description("scores")
         every = [rows for by_key in completions.values() for rows in by_key.values()]
         proxy = bench.score(every, rewards) if rewards else None
@@ -272,55 +276,19 @@ class _Bench:
                 check_sampling(self.roles.base, list(map(len, ids)), tokens, fix=fix)
 
     def sample(
-        self,
-        checkpoints: Mapping[str, Checkpoint],
-        samplings: Mapping[str, Sampling],
-        *,
-        seed: int,
-        batch_size: int,
-        bar: Any,
-    ) -> dict[str, dict[str, list[Completion]]]:
-        """One answer per prompt of each checkpoint under each sampling.
-
-        Raises: DivergedError if a checkpoint's logits are not finite.
-        """
-        names: dict[int, str] = {}
-        rows: dict[tuple[str, str], list[Row]] = {}
-        for name, checkpoint in checkpoints.items():
-            prompts = self.shown_ids if checkpoint.role is None else self.ids
-            for key, s in samplings.items():
-                drawn = [
-                    Drawing(s.max_new_tokens, s.temperature, seed=SEEDS * seed + number)
-                    for number in range(len(prompts))
-                ]
-                rows[name, key] = [
-                    Row(ids, checkpoint.role, drawing)
-                    for ids, drawing in zip(prompts, drawn, strict=True)
-                ]
-                names |= {id(row): name for row in rows[name, key]}
-
-        def done(row: Row) -> None:
-            name = names[id(row)]
-            if row.diverged:
-                raise DivergedError(
-                    f"{name}: its logits are not finite, so no token can be sampled. Training has "
-                    "diverged; evaluate an earlier checkpoint"
-                )
-            bar.set_description(f"{name}: answers", refresh=False)
-            bar.update()
-
-        every = [row for by_name in rows.values() for row in by_name]
-        sample_rows(
-            self.roles, every, stop=self.stop, pad_id=self.pad, batch_size=batch_size, progress=done
-        )
-        return {
-            name: {key: [self._completion(row) for row in rows[name, key]] for key in samplings}
-            for name in checkpoints
-        }
-
-    def _completion(self, row: Row) -> Completion:
-        text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
-        return Completion(row.ids, str(text), row.ended)
+        self, checkpoint: Checkpoint, sampling: Sampling, *, seed: int, batch_size: int
+    ) -> list[Completion]:
+        """One answer per prompt. Merged weights are faster than a batch of several adapters."""
+        torch.manual_seed(seed)
+        with self.roles.merged(checkpoint.role) as model:
+            return complete(
+                model,
+                self.tokenizer,
+                self.prompts if checkpoint.role else self.shown,
+                sampling=sampling,
+                stop=self.stop,
+                batch_size=batch_size,
+            )
 
     def score(self, completions: Iterable[list[Completion]], rewards: Sequence[str]) -> Scores:
         """The mean score of each distinct answer to a prompt, so that equal answers tie exactly."""

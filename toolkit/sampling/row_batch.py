@@ -4,8 +4,7 @@ If eight checkpoints answer a prompt, their rows are one batch: the base's weigh
 for all eight. A row's tokens depend only on its own prompt, adapter, settings and seed.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -16,7 +15,6 @@ from transformers import DynamicCache
 from toolkit.kernels.chunked_logprobs import VocabularyHead
 from toolkit.models.roles import Roles
 from toolkit.sampling.decoding import (
-    LEAVE_AT,
     GrowingLayer,
     draw,
     growing_cache,
@@ -163,39 +161,6 @@ class RowBatch:
 
 def _wider(attention: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(attention, (length - attention.shape[1], 0))
-
-
-def sample_rows(
-    roles: Roles,
-    rows: Iterable[Row],
-    *,
-    stop: Sequence[int],
-    pad_id: int,
-    batch_size: int,
-    progress: Callable[[Row], None] = lambda row: None,
-) -> None:
-    """Decode rows of any roles until all are done; up to `batch_size` of them share a batch.
-
-    Rows whose adapter cannot share a batch, such as DoRA, are decoded by themselves.
-
-    Args:
-        progress: called with each row when it is done.
-    """
-    groups: dict[str | None, deque[Row]] = {}
-    for row in sorted(rows, key=lambda row: (len(row.prompt), row.prompt)):
-        shares = row.adapter is None or roles.can_mix(row.adapter)
-        groups.setdefault(None if shares else row.adapter, deque()).append(row)
-    for waiting in groups.values():
-        batch = RowBatch(roles, stop=stop, pad_id=pad_id)
-        try:
-            while waiting or batch.rows:
-                room = batch_size - len(batch.rows)
-                if waiting and batch.joinable and room >= min(LEAVE_AT * batch_size, len(waiting)):
-                    batch.join([waiting.popleft() for _ in range(min(room, len(waiting)))])
-                for row in batch.step():
-                    progress(row)
-        finally:
-            batch.pause()
 
 
 def choose(logits: Tensor, rows: Sequence[Row]) -> Tensor:

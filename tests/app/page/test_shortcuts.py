@@ -107,8 +107,9 @@ def test_vote_is_undone_next_battle_starts_and_judgements_change(
 
         page.get_by_role("tab", name="Leaderboard").click()
         page.get_by_role("button", name="Judgements: review, edit, delete").click()
-        menu = page.get_by_label("Judgement to edit or delete")
-        menu.click()
+        # the menu has its choices when the list is filled
+        page.locator(".ratings td", has_text="A is better").first.wait_for(state="attached")
+        page.get_by_label("Judgement to edit or delete").click()
         page.get_by_role("option", name="1: A is better").click()
         wait_for_status(page, "Number 1 is chosen")
         assert store.all()[0].replies[0].text in field(page, "Prompt and answers").input_value()
