@@ -153,7 +153,7 @@ def test_ppo_saves_average_and_logs_gold_metrics(tiny_base, sft_run, reward_run,
     evaluated = [row for row in run.metrics() if "eval_gold/over_refusal" in row]
     assert [row["step"] for row in evaluated] == [0, 4, 8]
     assert len((ppo / "samples.jsonl").read_text().splitlines()) == 3 * 24
-    assert run.results["warnings"] == []
+    assert any("a rollout of" in warning for warning in run.results["warnings"])  # 8 answers
 
 
 @pytest.mark.slow

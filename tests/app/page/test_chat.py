@@ -186,6 +186,7 @@ def test_nothing_is_lost_without_undo(server: Server, browser: Any) -> None:
     send(page, "it " * 200)
     page.locator("#compare-use", has_text="the context of the base is 128").wait_for()
     page.locator(".toast-body", has_text="shorten the prompt").wait_for()
+    page.wait_for_function("() => document.querySelector('#compare-prompt textarea').value")
 
     send(page, "Who?")
     settle(page, 1)
