@@ -196,9 +196,9 @@ def test_prompt_is_never_cut_inside_a_word(tmp_path: Path, rest: str) -> None:
 )
 def test_copy_of_prompt_before_a_border_is_cut(tmp_path: Path, prompt: str, rest: str) -> None:
     data = [{"prompt": prompt, "completion": f"{prompt}{rest} {i}."} for i in range(9)]
-    data.append({"prompt": "Tell me more", "completion": "Tell me more All is said."})
+    data.append({"prompt": "Tell me more", "completion": "Tell me more The rest follows."})
     train = load(write_rows(tmp_path / "d.jsonl", data))["train"]
-    assert train["completion"] == [*(f"{rest} {i}." for i in range(9)), " All is said."]
+    assert train["completion"] == [*(f"{rest} {i}." for i in range(9)), " The rest follows."]
 
 
 def test_dialogues_that_repeat_each_question_are_cut(tmp_path: Path) -> None:

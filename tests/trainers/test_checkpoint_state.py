@@ -8,20 +8,10 @@ import pytest
 
 from tests.ppo.setup import make, prompts
 from toolkit.errors import CheckpointError
-from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.checkpoints import STATE_FILE
 from toolkit.runs.resuming import LOSS_FILE, list_contents
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def finished_run(build_ppo_roles, tiny_base, tmp_path_factory):
-    """A training of eight steps with checkpoints 4 and 8; do not change."""
-    folder = tmp_path_factory.mktemp("finished")
-    saving = {"save_strategy": "steps", "save_steps": 4}
-    make(build_ppo_roles(), load_tokenizer(str(tiny_base)), prompts(), folder, **saving).train()
-    return folder
 
 
 def edit(checkpoint, file, **values):

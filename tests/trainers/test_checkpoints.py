@@ -17,7 +17,6 @@ from transformers import TrainerCallback
 from tests.ppo.setup import make, prompts
 from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from toolkit.models import adapters
-from toolkit.models.tokenizer import load_tokenizer
 from toolkit.runs.resuming import CONTENTS, last_checkpoint, list_contents
 from toolkit.runs.run import Run
 from toolkit.trainers.callbacks import interruptible
@@ -26,15 +25,6 @@ from toolkit.trainers.checkpoints import INCOMING
 pytestmark = pytest.mark.slow
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
-
-
-@pytest.fixture(scope="module")
-def finished_run(build_ppo_roles, tiny_base, tmp_path_factory):
-    """A training of eight steps with checkpoints 4 and 8; do not change."""
-    folder = tmp_path_factory.mktemp("finished")
-    saving = {"save_strategy": "steps", "save_steps": 4}
-    make(build_ppo_roles(), load_tokenizer(str(tiny_base)), prompts(), folder, **saving).train()
-    return folder
 
 
 @pytest.fixture

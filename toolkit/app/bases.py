@@ -91,7 +91,10 @@ def base_key(fingerprint: Mapping[str, Any]) -> Key | None:
 
 
 def named_base(bases: Iterable[Base], label: object) -> Base:
-    """The base with this label. Raises: ConfigError if there is none."""
+    """The base with this label.
+
+    Raises: ConfigError for an unknown label.
+    """
     labels = {base.label: base for base in bases}
     if label not in labels:
         known = ", ".join(labels) or "none"
