@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 WIDE = {"width": 1400, "height": 900}
 NO_STORAGE = """for (const name of ['localStorage', 'sessionStorage'])
-  Object.defineProperty(window, name, {get() { throw new DOMException('denied', 'SecurityError') }})"""
+  Object.defineProperty(window, name, {configurable: true, get() {
+    throw new DOMException('denied', 'SecurityError') }})"""
 ENDED = """() => !document.querySelector('#compare-prompt .stop-button') &&
   document.querySelector('.numbers')"""
 

@@ -184,7 +184,17 @@
     if (note.textContent !== text) note.textContent = text;
   };
 
-  // ---- The browser's storage holds the secret that opens earlier conversations again.
+  // ---- The browser's storage holds the secret that opens earlier conversations again. Gradio reads
+  // it and often shows no page if the browser denies that, so the page then gets an empty storage.
+  for (const name of ["localStorage", "sessionStorage"]) {
+    try {
+      window[name].getItem("toolkit-test");
+    } catch {
+      const denied = () => { throw Error("This browser stores nothing."); };
+      const value = { length: 0, key: () => null, getItem: () => null, setItem: denied, removeItem() {}, clear() {} };
+      Object.defineProperty(window, name, { value, configurable: true });
+    }
+  }
   try {
     localStorage.setItem("toolkit-test", "");
     localStorage.removeItem("toolkit-test");
