@@ -4,7 +4,7 @@
         --runs runs/world/sft runs/world/ppo --output_dir runs/world/report
 
 Reads   the runs, the reward run (or an ensemble's mean score), prompts, comparisons,
-        demonstrations.
+        demonstrations. --reward_funcs adds Python functions to the score, as in PPO.
 Writes  report.json, report.md, report.txt and the plots (PNG).
 """
 
@@ -54,6 +54,7 @@ def main(args, model) -> Run:
     from toolkit.models.arguments import reject_adapter_options
     from toolkit.models.base import base_tokenizer
     from toolkit.models.roles import REWARD
+    from toolkit.reward.functions import load_reward_functions
     from toolkit.trainers.load_policy import load_roles
 
     reject_adapter_options(
@@ -62,6 +63,7 @@ def main(args, model) -> Run:
         made_with=[made_with(run.path) for run in sources.values()],
     )
     model = model.with_base_of(base_options(sources[sft].path))
+    functions = load_reward_functions(args.reward_funcs)
     began = time.monotonic()
     parents = {name: str(run.path) for name, run in sources.items()}
     with Run.start(
@@ -93,6 +95,8 @@ def main(args, model) -> Run:
             others=others,
             sft=sft,
             rewards=names,
+            reward_funcs=functions,
+            columns=inputs.columns,
             few_shot=shown_to_base(args, model, inputs.demonstrations, tokenizer),
             texts=held_out_texts(args.texts, tokenizer),
             batch_size=args.batch_size,
@@ -117,7 +121,7 @@ def main(args, model) -> Run:
         logs = (source.metrics() for source in sources.values())
         curves = next((rows for rows in logs if any("objective/kl" in row for row in rows)), [])
         run.begin()
-        write(run.path, report, examples=examples(evaluation, 8), training=curves)
+        write(run.path, report, examples=examples(evaluation), training=curves)
         (run.path / "report.txt").write_text(to_text(report), encoding="utf-8")
         print(to_text(report))
         return run.finish()

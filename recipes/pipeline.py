@@ -15,7 +15,7 @@ from pathlib import Path
 
 from toolkit.cli import run as run_command
 from toolkit.errors import ToolkitError
-from toolkit.options.stage_options import code_arguments
+from toolkit.options.stage_options import pipeline_arguments
 from toolkit.pipeline import Pipeline, run_pipeline
 from toolkit.recipe import Command
 
@@ -52,7 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="YAML of the pipeline")
     parser.add_argument("--output_dir", help="directory of all stages (default: the YAML's)")
     parser.add_argument("--seed", type=int, help="seed of every stage (default: the YAML's seed)")
-    code_arguments(parser)
+    pipeline_arguments(parser)
     return parser
 
 

@@ -16,6 +16,7 @@ from toolkit.options.stage_options import (
     check_folders,
     check_size,
     check_word,
+    read_values,
     require_keys,
     stage_options,
 )
@@ -63,23 +64,27 @@ class Pipeline:
         seed: int | None = None,
         trust_remote_code: bool = False,
         reward_funcs: Sequence[str] = (),
+        values: Sequence[str] = (),
     ) -> "Pipeline":
         """Read a pipeline's YAML and check it, including the existence of every stage's config.
 
         Args:
             trust_remote_code: for every stage; only the command line may set it.
             reward_funcs: for every stage that has this option; only the command line may set them.
+            values: `NAME=TEXT` each, in place of the YAML's `values`.
 
         Raises: ConfigError that names the file, the key, the expected and the actual value.
         """
         file = find_config(file)
         content = load_yaml(file)
-        require_keys(content, {"output_dir": str, "seed": int, "stages": dict}, file)
+        types = {"output_dir": str, "seed": int, "stages": dict, "values": dict}
+        require_keys(content, types, file, {"values"})
         check_word(content["output_dir"], f"{file}: `output_dir`")
         check_size(content, file)
         output_dir = content["output_dir"] if output_dir is None else output_dir
         check_output_dir(output_dir)
         directory = Path(output_dir).expanduser()
+        texts = read_values(content, values, file)
         stages: list[Stage] = []
         for name, stage in content["stages"].items():
             place = f"{file}: stage `{name}`"
@@ -98,7 +103,7 @@ class Pipeline:
             except ConfigError as error:
                 raise ConfigError(f"{place}: `config` {error}") from error
             check_word(config_file, f"{place}: `config`")
-            known = {s.name: str(directory / s.name) for s in stages}
+            known = texts | {s.name: str(directory / s.name) for s in stages}
             known["output_dir"] = str(directory)
             options = stage_options(stage.get("options", {}), known, place)
             stages.append(Stage(name, stage["recipe"], config_file, options))

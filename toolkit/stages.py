@@ -13,7 +13,7 @@ from toolkit.early import check_early
 from toolkit.errors import ConfigError
 from toolkit.options.command_line import parse
 from toolkit.options.config import find_config, is_local_path, load_yaml, options_of
-from toolkit.options.stage_options import code_arguments
+from toolkit.options.stage_options import pipeline_arguments
 from toolkit.pipeline import Pipeline
 from toolkit.reading import read_json
 from toolkit.recipe import Options, Recipe, find_recipe, recipes
@@ -69,7 +69,7 @@ def find_stages(
 
     Args:
         config: the YAML of a recipe or of a pipeline.
-        words: further options of the command line; for a pipeline only those that run code.
+        words: further options of the command line; for a pipeline only `--values` and those that run code.
         recipe: a recipe's name; default: the one in the file's name (my-sft-2), or the only one with
             these options.
 
@@ -79,7 +79,7 @@ def find_stages(
     content = load_yaml(config)
     if recipe is None and "stages" in content:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        code_arguments(parser)
+        pipeline_arguments(parser)
         code, others = parser.parse_known_args(words)
         if others:
             raise ConfigError(

@@ -1,12 +1,14 @@
 """The evaluation of a tiny random model, and each number against a slow loop without batches."""
 
+import math
+
 import pytest
 import torch
 
 from tests.evaluation.conftest import corpus
 from tests.scores import score_rows
 from toolkit.data.encoding import encode_completion, encode_prompt
-from toolkit.errors import CheckpointError, ConfigError, DatasetError
+from toolkit.errors import CheckpointError, ConfigError, DatasetError, RewardError
 from toolkit.evaluation.evaluate import (
     MAIN,
     Checkpoint,
@@ -141,6 +143,51 @@ def test_scores_match_one_row_at_a_time(evaluation, roles, tokenizer, prompts):
             hidden = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
             score = roles.heads["reward"](hidden.hidden_states[-1][0, -1]).item()
         assert answers.proxy[row] == pytest.approx(score, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["base", "other"])
+def test_base_perplexity_matches_slow_loop(evaluation, roles, tokenizer, prompts, name):
+    answers = evaluation.checkpoints[name].answers[MAIN].completions
+    roles.model.eval()
+    with torch.no_grad(), roles.using(None) as model:
+        sums = [
+            slow_logprob(model, encode_prompt(tokenizer, prompt), c.ids, 1.0)
+            for prompt, c in zip(prompts, answers, strict=True)
+        ]
+    expected = math.exp(-sum(sums) / sum(len(c.ids) for c in answers))
+    assert evaluation.checkpoints[name].base_perplexity == pytest.approx(expected, rel=1e-3)
+
+
+def test_reward_functions_are_added_to_the_score(evaluation, roles, tokenizer, prompts):
+    def has_length(prompts, completions, completion_ids, label, **_):
+        assert all(isinstance(c[0]["content"], str) for c in completions)
+        return [x + len(ids) for ids, x in zip(completion_ids, label, strict=True)]
+
+    columns = {"label": list(range(len(prompts)))}
+    rewards = dict(reward_funcs=[has_length], columns=columns)
+    both = evaluate_one(roles, tokenizer, prompts, rewards=["reward"], **rewards)
+    alone = evaluate_one(roles, tokenizer, prompts, rewards=[], **rewards)
+    model = evaluate_one(roles, tokenizer, prompts, rewards=["reward"])
+    both, alone, model = (e.checkpoints["sft"].answers[MAIN] for e in (both, alone, model))
+    lengths = [i + len(c.ids) for i, c in enumerate(alone.completions)]
+    assert alone.proxy == lengths
+    expected = [a + b for a, b in zip(model.proxy, lengths, strict=True)]
+    assert both.proxy == pytest.approx(expected, abs=1e-6)
+    gain = build(evaluation)["checkpoints"]["other"]["gain_vs_sft"]["proxy"]
+    ours, theirs = (evaluation.checkpoints[n].answers[MAIN].proxy for n in ("other", "sft"))
+    difference = (sum(ours) - sum(theirs)) / len(ours)
+    assert gain["mean"] == pytest.approx(difference, abs=1e-3)
+
+
+def test_completion_without_any_reward_stops_the_evaluation(roles, tokenizer, prompts):
+    with pytest.raises(RewardError, match="have no reward"):
+        evaluate_one(
+            roles,
+            tokenizer,
+            prompts,
+            rewards=[],
+            reward_funcs=[lambda prompts, **_: [None] * len(prompts)],
+        )
 
 
 def test_without_world_or_reward_model_values_are_none(roles, tokenizer):

@@ -12,7 +12,8 @@ from tests.ppo.setup import make, prompts
 from toolkit.models.heads import ScalarHead
 from toolkit.models.roles import REWARD
 from toolkit.ppo.roles import attach_ppo_roles
-from toolkit.ppo.rollout import aggregate, penalties, weighted_sum
+from toolkit.ppo.rollout import aggregate, penalties
+from toolkit.reward.functions import weighted_sum
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ def test_ensemble_scores_by_hand(how, expected):
 
 def test_weighted_sum_counts_none_as_zero():
     rewards = {"f": [2.0, 3.0], "g": [1.0, math.nan]}
-    assert weighted_sum(rewards, [0.5, 10.0]).tolist() == [0.5 * 2 + 10, 0.5 * 3]
+    assert weighted_sum(rewards, [0.5, 10.0]) == [0.5 * 2 + 10, 0.5 * 3]
 
 
 def test_penalties_by_hand():

@@ -57,11 +57,30 @@ def test_options_name_earlier_stages(write, tmp_path):
     assert words[words.index("--output_dir") + 1] == "elsewhere/sft"
 
 
+def test_values_replace_their_names(write):
+    text = GOOD.replace("seed: 0", "seed: 0\nvalues: {{pairs: mine.jsonl}}")
+    file = str(write(text.replace('"{{sft}}", x', '"{{pairs}}", x')))
+    for values, expected in ((), "mine.jsonl"), (["pairs=a=b.csv"], "a=b.csv"):
+        pipeline = Pipeline.read(file, values=values)
+        words = pipeline.words(pipeline.stages[1])
+        assert words[words.index("--runs") + 1] == expected
+    for values, message in (
+        (["pairs"], "expected NAME=TEXT"),
+        (["x=y"], r"`values` \(pairs\), got 'x=y'"),
+        (["pairs=--config"], "would be read as another option"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Pipeline.read(file, values=values)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
+        ("seed: 0", "seed: 0\nvalues: {{sft: x}}", "names, which no stage has, to texts"),
+        ("seed: 0", "seed: 0\nvalues: {{x: 1}}", "to texts; got 'x': 1"),
+        ("seed: 0", "seed: 0\nvalues: [x]", "`values` must be dict"),
         ("recipe: ppo", "recipe: grpo", "`recipe` must be one of"),
-        ("{{sft}}", "{{dpo}}", "names `dpo`, which is not an earlier stage"),
+        ("{{sft}}", "{{dpo}}", "names `dpo`, which is neither an earlier stage"),
         ("seed: 0", "seed: x", "`seed` must be int"),
         ("seed: 0", "sead: 0", "unknown key `sead`"),
         ("config: {config}", "config: no.yaml", "`config` no.yaml: neither a config file"),

@@ -1,5 +1,6 @@
 """Samples the answers of every checkpoint on one base and scores them row by row."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,14 @@ from toolkit.evaluation.metrics import MAIN, behaviour_rates, rounded
 from toolkit.evaluation.scoring import evaluating, pad_id, score_ids, summed_logprobs
 from toolkit.models.roles import REWARD, Roles
 from toolkit.models.tokenizer import stop_ids
+from toolkit.reward.functions import (
+    RewardContext,
+    RewardFunction,
+    Samples,
+    call_reward_functions,
+    require_rewards,
+    weighted_sum,
+)
 from toolkit.sampling.generation import Completion, check_sampling, complete
 from toolkit.sampling.settings import Sampling
 from toolkit.world.gold import Features, features
@@ -37,8 +46,8 @@ class Checkpoint:
 class Answers:
     """One checkpoint's answers under one sampling setting, one row per prompt.
 
-    `proxy` is the reward model's score (the mean score of an ensemble), or None without a reward
-    model. `features` is None for prompts outside the embedded world.
+    `proxy` is the score: the reward model's (the mean score of an ensemble) plus the sum of the reward
+    functions, or None without any of these. `features` is None for prompts outside the embedded world.
     """
 
     completions: list[Completion]
@@ -53,12 +62,17 @@ class Answers:
 
 @dataclass(frozen=True)
 class Measured:
-    """A checkpoint's answers by sampling, kl in nats per completion, lm_loss in nats per token."""
+    """A checkpoint's answers by sampling, kl in nats per completion, lm_loss in nats per token.
+
+    `base_perplexity` is the perplexity of the main sampling's answers under the bare base: exp of the mean
+    −log p per token at temperature 1. None if every answer is empty.
+    """
 
     recipe: str
     answers: dict[str, Answers]
     kl_to_sft: list[float] | None
     lm_loss: float | None
+    base_perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,8 @@ def evaluate_all(
     others: Mapping[str, Sampling] | None = None,
     sft: str = "sft",
     rewards: Sequence[str] = (REWARD,),
+    reward_funcs: Sequence[RewardFunction] = (),
+    columns: Mapping[str, Sequence[Any]] | None = None,
     few_shot: Sequence[tuple[str, str]] = (),
     texts: Sequence[str] = (),
     seed: int = 0,
@@ -102,6 +118,8 @@ def evaluate_all(
         others: further samplings by name; by default none, or T = 1 and greedy if all prompts are questions
             of the embedded world.
         rewards: the roles whose mean score is the proxy, each with a head; empty without a reward model.
+        reward_funcs: functions whose sum is added to the proxy, as in PPO (docs/ppo.md).
+        columns: further columns of the prompts' rows, which the functions get.
         few_shot: (question, answer) turns before each prompt of the bare base, which was never trained to
             answer. The base's answers are scored as answers to the prompt without these turns.
         texts: held-out pretraining documents for lm_loss.
@@ -111,7 +129,7 @@ def evaluate_all(
 
     Returns: the measurements. The global random state, modes and active adapters are restored.
     Raises: ConfigError for an unknown `sft` or prompts that leave no room for an answer,
-        DatasetError without prompts.
+        DatasetError without prompts, RewardError for a result that is no finite number.
     """
     if sft not in checkpoints:
         known = ", ".join(checkpoints) or "none"
@@ -143,13 +161,16 @@ def evaluate_all(
         bar.set_description("scores")
         every = [rows for by_key in completions.values() for rows in by_key.values()]
         proxy = bench.score(every, rewards) if rewards else None
+        if reward_funcs:
+            proxy = bench.add_rewards(every, proxy, reward_funcs, columns or {})
         measured = {}
         for name, checkpoint in checkpoints.items():
             bar.set_description(f"{name}: log-probabilities")
             answers = {key: bench.answers(rows, proxy) for key, rows in completions[name].items()}
             kl = bench.kl(completions[name][MAIN], checkpoint, checkpoints[sft], main.temperature)
             loss = lm_loss(roles, tokenizer, texts, role=checkpoint.role, batch_size=batch_size)
-            measured[name] = Measured(checkpoint.recipe, answers, kl, loss)
+            surprise = bench.base_perplexity(completions[name][MAIN])
+            measured[name] = Measured(checkpoint.recipe, answers, kl, loss, surprise)
             bar.update(len(prompts))
     return Evaluation(list(prompts), sft, seed, main, measured, len(few_shot))
 
@@ -301,6 +322,35 @@ class _Bench:
         means = [sum(scores) / len(each) for scores in zip(*each, strict=True)]
         return dict(zip(keys, means, strict=True))
 
+    def add_rewards(
+        self,
+        completions: Iterable[list[Completion]],
+        proxy: Scores | None,
+        functions: Sequence[RewardFunction],
+        columns: Mapping[str, Sequence[Any]],
+    ) -> Scores:
+        """The scores plus the sum of the functions' rewards; each distinct answer is scored once."""
+        texts = {(row, tuple(c.ids)): c.text for rows in completions for row, c in enumerate(rows)}
+        samples = Samples.of(
+            [self.prompts[row] for row, _ in texts],
+            list(texts.values()),
+            [list(ids) for _, ids in texts],
+            {name: [values[row] for row, _ in texts] for name, values in columns.items()},
+        )
+        rewards = call_reward_functions(functions, samples, RewardContext())
+        if proxy is None:
+            require_rewards(rewards, samples)
+        sums = zip(texts, weighted_sum(rewards), strict=True)
+        return {key: (proxy or {}).get(key, 0.0) + x for key, x in sums}
+
+    def base_perplexity(self, completions: list[Completion]) -> float | None:
+        """The perplexity of answers under the bare base, without demonstrations."""
+        tokens = sum(len(c.ids) for c in completions)
+        if not tokens:
+            return None
+        sums = self._logprobs(completions, self.ids, None, temperature=1.0)
+        return math.exp(-sum(sums) / tokens)
+
     def answers(self, completions: list[Completion], proxy: Scores | None) -> Answers:
         """The completions with their scores and, in the embedded world, their gold features."""
         rows = list(enumerate(completions))
@@ -318,14 +368,25 @@ class _Bench:
             return None
         own_prompts = self.shown_ids if own.role is None else self.ids
         ours, theirs = (
-            summed_logprobs(
-                self.roles,
-                [(p, c.ids) for p, c in zip(prompts, completions, strict=True)],
-                role=role,
-                temperature=temperature,
-                pad_id=self.pad,
-                batch_size=self.batch_size,
-            )
+            self._logprobs(completions, prompts, role, temperature=temperature)
             for role, prompts in ((own.role, own_prompts), (sft.role, self.ids))
         )
         return [a - b for a, b in zip(ours, theirs, strict=True)]
+
+    def _logprobs(
+        self,
+        completions: list[Completion],
+        prompts: list[list[int]],
+        role: str | None,
+        *,
+        temperature: float,
+    ) -> list[float]:
+        """log p of each completion after its prompt, in nats."""
+        return summed_logprobs(
+            self.roles,
+            [(p, c.ids) for p, c in zip(prompts, completions, strict=True)],
+            role=role,
+            temperature=temperature,
+            pad_id=self.pad,
+            batch_size=self.batch_size,
+        )

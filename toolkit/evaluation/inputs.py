@@ -21,9 +21,13 @@ FEW_SHOT = 4  # demonstrations before each prompt of a base without a chat templ
 
 @dataclass(frozen=True)
 class Inputs:
-    """Prompts, demonstrations, comparisons, and the share of pairs on which two labelers agree."""
+    """Prompts, their other columns, demonstrations, comparisons, and the labelers' agreement.
+
+    The agreement is the share of pairs of sampled answers for which two labelers prefer the same one.
+    """
 
     prompts: list[Text]
+    columns: dict[str, list[Any]]
     demonstrations: list[tuple[Text, Text]]
     comparisons: list[Row]
     labeler_agreement: float | None
@@ -62,8 +66,9 @@ def read_inputs(
     agreement = None
     if dataset is not None and _has_manifest(dataset):  # a run of recipes/label.py
         agreement = Run.load(dataset).results.get("test_agreement")
-    prompts = [row["prompt"] for row in rows][: args.max_prompts]
-    return Inputs(prompts * args.samples_per_prompt, demonstrations, comparisons, agreement)
+    rows = rows[: args.max_prompts] * args.samples_per_prompt
+    columns = {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
+    return Inputs(columns.pop("prompt", []), columns, demonstrations, comparisons, agreement)
 
 
 def samplings(args: EvaluateArguments) -> tuple[Sampling, dict[str, Sampling] | None]:

@@ -83,6 +83,7 @@ def to_markdown(
     columns = _columns(entries) | {
         "KL to SFT": lambda e: _number(e["kl_to_sft"], 2),
         "lm_loss": lambda e: _number(e["lm_loss"], 3),
+        "perplexity": lambda e: _number(e.get("base_perplexity"), 1),
     }
     parts = [
         "# Evaluation",
@@ -90,7 +91,8 @@ def to_markdown(
         f"T = {sampling['temperature']:g}. Intervals are 95 % bootstrap intervals over prompts.",
         _entries_table(entries, columns),
         "Win rates are over the SFT model's answers to the same prompts, ties counting half. KL is "
-        "in nats per answer, length in tokens, lm_loss in nats per token of pretraining text.",
+        "in nats per answer, length in tokens, lm_loss in nats per token of pretraining text, and "
+        "perplexity that of the answers under the bare base: a high one means odd text.",
         _base_prompting(report),
     ]
     problems = warnings(report)

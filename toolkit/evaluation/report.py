@@ -77,12 +77,13 @@ def _checkpoint(
     by_sampling = {
         key: _summary(a, reference[key], groups, seed) for key, a in measured.answers.items()
     }
-    kl, loss = measured.kl_to_sft, measured.lm_loss
+    kl, loss, surprise = measured.kl_to_sft, measured.lm_loss, measured.base_perplexity
     return {
         "recipe": measured.recipe,
         **by_sampling.pop(MAIN),
         "kl_to_sft": None if kl is None else rounded(np.mean(kl)),
         "lm_loss": None if loss is None else rounded(loss),
+        "base_perplexity": None if surprise is None else rounded(surprise),
         "other_sampling": by_sampling,
     }
 
@@ -91,22 +92,26 @@ def _summary(answers: "Answers", theirs: "Answers", groups: list[str], seed: int
     """The numbers of one checkpoint for one sampling."""
     means: dict[str, Any] = {}
     wins: dict[str, Any] = {}
+    gains: dict[str, Any] = {}
     for judge in ("gold", "proxy"):
         ours, other = getattr(answers, judge), getattr(theirs, judge)
         known = ours is not None and other is not None
         means[judge] = mean_interval(ours, seed=seed, groups=groups) if known else None
         wins[judge] = win_rate(ours, other, seed=seed, groups=groups) if known else None
+        gain = np.subtract(ours, other) if known else None
+        gains[judge] = mean_interval(gain, seed=seed, groups=groups) if known else None
     completions = answers.completions
     return {
         **means,
         "win_rate_vs_sft": wins,
+        "gain_vs_sft": gains,
         "length": round(float(np.mean([len(c.ids) for c in completions])), 3),
         "ended": rounded(np.mean([c.ended for c in completions])),
         "rates": None if answers.features is None else behaviour_rates(answers.features),
     }
 
 
-def examples(evaluation: "Evaluation", count: int = 8) -> list[Example]:
+def examples(evaluation: "Evaluation", count: int = 10) -> list[Example]:
     """`count` prompts with every checkpoint's answer under the main sampling.
 
     In the embedded world the prompts alternate between kinds of question; otherwise they are the first.
@@ -157,6 +162,8 @@ def validate(report: Any) -> None:
             checkpoint["recipe"].fail("text")
         for key in ("kl_to_sft", "lm_loss"):
             checkpoint[key].number(null=True)
+        if "base_perplexity" in checkpoint.value:  # reports of earlier versions lack it
+            checkpoint["base_perplexity"].number(low=1, null=True)
         _validate_summary(checkpoint)
         if "other_sampling" in checkpoint.value:
             for summary in checkpoint["other_sampling"].items():

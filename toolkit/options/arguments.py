@@ -267,6 +267,13 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Run of a reward model, or an ensemble (its mean score is used)."},
     )
+    reward_funcs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Python reward functions, as for PPO; their sum is added to the reward model's score, "
+            "or is the score. They run code, so they can only be set on the command line."
+        },
+    )
     comparisons: str | None = field(
         default=None,
         metadata={

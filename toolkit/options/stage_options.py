@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ _SET_BY_PIPELINE = ("config", "help", "resume_from_checkpoint", "timings")
 def stage_options(
     options: Mapping[Any, Any], known: Mapping[str, str], place: str
 ) -> dict[str, Any]:
-    """A stage's options, in which `{name}` is replaced by the directory of that earlier stage.
+    """A stage's options, in which `{name}` is replaced by its text in `known`.
 
     Args:
-        known: the directories of the earlier stages by name.
+        known: the pipeline's `values`, and the directories of the earlier stages, by name.
         place: the stage, for messages.
 
-    Raises: ConfigError for an unknown stage, an option that runs code, or a name or value that the
+    Raises: ConfigError for an unknown name, an option that runs code, or a name or value that the
         command line would read as another option.
     """
     filled = {}
@@ -70,8 +70,39 @@ def require_keys(
             raise ConfigError(f"{place}: `{key}` must be {kind.__name__}, got {content.get(key)!r}")
 
 
-def code_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that run code; a pipeline's YAML must not set them."""
+def read_values(content: Mapping[str, Any], given: Sequence[str], file: str) -> dict[str, str]:
+    """The texts that replace `{name}` in the stages' options: the YAML's `values`, or `NAME=TEXT`.
+
+    Raises: ConfigError for a value that is not text, or a name that is unknown or a stage's.
+    """
+    values = content.get("values", {})
+    for name, value in values.items():
+        if not isinstance(value, str) or name in content["stages"] or name == "output_dir":
+            raise ConfigError(
+                f"{file}: `values` must map names, which no stage has, to texts; got {name!r}: {value!r}"
+            )
+    changed = {}
+    for word in given:
+        name, equals, value = word.partition("=")
+        if not equals or name not in values:
+            known = ", ".join(map(str, values)) or "none"
+            raise ConfigError(
+                f"--values: expected NAME=TEXT with a name that {file} lists in `values` ({known}), "
+                f"got {word!r}"
+            )
+        changed[name] = value
+    return values | changed
+
+
+def pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--values`, and the options that run code, which a pipeline's YAML must not set."""
+    parser.add_argument(
+        "--values",
+        nargs="+",
+        default=(),
+        metavar="NAME=TEXT",
+        help="texts in place of the YAML's `values`",
+    )
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run Python that comes with the model"
     )
@@ -156,14 +187,16 @@ def _refuse_code(name: Any, value: Any, place: str) -> None:
 
 
 def _filled(value: Any, known: Mapping[str, str], place: str) -> Any:
-    """Replace `{name}` by the directory of the earlier stage with this name."""
+    """Replace `{name}` by its text in `known`."""
     if isinstance(value, list):
         return [_filled(v, known, place) for v in value]
     if not isinstance(value, str):
         return value
     for name in re.findall(r"\{(\w+)\}", value):
         if name not in known:
-            raise ConfigError(f"{place}: {value!r} names `{name}`, which is not an earlier stage")
+            raise ConfigError(
+                f"{place}: {value!r} names `{name}`, which is neither an earlier stage nor in `values`"
+            )
     return re.sub(r"\{(\w+)\}", lambda m: known[m[1]], value)
 
 

@@ -1,7 +1,7 @@
 """Rollouts: sample completions from the policy, run every role on them, and score them."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from toolkit.reward.functions import (
     Samples,
     call_reward_functions,
     require_rewards,
+    weighted_sum,
 )
 from toolkit.sampling.decoding import Decoded
 from toolkit.sampling.generation import sample
@@ -137,12 +138,6 @@ def aggregate(model_scores: Tensor, *, how: str, std_coef: float) -> Tensor:
     raise ValueError(f"how must be mean, min or mean_minus_std, got {how!r}")
 
 
-def weighted_sum(rewards: Mapping[str, Sequence[float]], weights: Sequence[float]) -> Tensor:
-    """Σ weight · reward over reward functions, `(B,)`; a NaN (the function returned None) adds 0."""
-    tensors = [torch.tensor(numbers).nan_to_num(0.0) for numbers in rewards.values()]
-    return torch.stack([w * t for w, t in zip(weights, tensors, strict=True)]).sum(0)
-
-
 def penalties(
     lengths: Tensor, ended: Tensor, *, missing_eos: float | None, per_token: float
 ) -> Tensor:
@@ -234,7 +229,7 @@ class RolloutMaker:
             if not len(model_scores):
                 require_rewards(rewards, samples)
             weights = args.reward_weights or [1.0] * len(rewards)
-            raw = raw + weighted_sum(rewards, weights).to(raw.device)
+            raw = raw + torch.tensor(weighted_sum(rewards, weights), device=raw.device)
             for name, numbers in rewards.items():
                 metrics[f"rewards/{name}/mean"] = float(torch.tensor(numbers).nanmean())
             metrics |= {name: sum(xs) / len(xs) for name, xs in context.metrics.items()}
@@ -259,14 +254,9 @@ class RolloutMaker:
         return RolloutScores(raw, subtracted, penalised, ended, samples, metrics, context.columns)
 
     def _samples(self, rows: Sequence[dict[str, Any]], rollout: Rollout) -> Samples:
-        """The rollout as text; completions are messages if prompts are."""
+        """The rollout as text."""
         decode = self.tokenizer.decode
         texts = [decode(ids, skip_special_tokens=True) for ids in rollout.completions]
-        completions = [
-            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-            for row, text in zip(rows, texts, strict=True)
-        ]
         others = [name for name in rows[0] if name not in ("prompt", "prompt_ids")]
         columns = {name: [row[name] for row in rows] for name in others}
-        prompts = [row["prompt"] for row in rows]
-        return Samples(prompts, completions, rollout.completions, columns)
+        return Samples.of([row["prompt"] for row in rows], texts, rollout.completions, columns)

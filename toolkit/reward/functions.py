@@ -105,6 +105,21 @@ class Samples:
     completion_ids: list[list[int]]
     columns: dict[str, list[Any]]
 
+    @classmethod
+    def of(
+        cls,
+        prompts: list[Any],
+        texts: Sequence[str],
+        ids: list[list[int]],
+        columns: dict[str, list[Any]],
+    ) -> "Samples":
+        """Samples from completions as text; a completion becomes a message if its prompt is messages."""
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        return cls(prompts, completions, ids, columns)
+
     def copies(self) -> dict[str, list[Any]]:
         """Keyword arguments for one function, copied because the function may change them."""
         arguments = {"prompts": self.prompts, "completions": self.completions}
@@ -187,6 +202,22 @@ def call_reward_functions(
                 f"{len(samples.completions)} completions"
             )
     return rewards
+
+
+def weighted_sum(
+    rewards: Mapping[str, Sequence[float]], weights: Sequence[float] | None = None
+) -> list[float]:
+    """Σ weight · reward over reward functions, one number per completion.
+
+    Args:
+        rewards: the result of `call_reward_functions`; a NaN (the function returned None) adds 0.
+        weights: one per function; by default 1.
+    """
+    rows = zip(*rewards.values(), strict=True)
+    weights = weights or [1.0] * len(rewards)
+    return [
+        sum(w * r for w, r in zip(weights, row, strict=True) if not math.isnan(r)) for row in rows
+    ]
 
 
 def require_rewards(rewards: Mapping[str, Sequence[float]], samples: Samples) -> None:
