@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 $(1)/python -m pytest -n $(WORKERS) --dist loadfile
 FAST := -m "not slow and not browser and not gpu"
 
 .PHONY: quickstart test quick lint types unit newest oldest docs wheel
-.PHONY: seeds tradeoff ranking adapters base benchmark parity soak clean
+.PHONY: real seeds tradeoff ranking adapters base benchmark parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/toolkit quickstart
@@ -87,6 +87,20 @@ seeds: $(VENV)/.installed
 	done
 	$(BIN)/python benchmarks/seeds.py $(SEEDS:%=runs/seeds/%)
 
+# SmolLM2-135M-Instruct: PPO towards a positive tone with three seeds; reward model, PPO and DPO on
+# preferences; the numbers of docs/real.md. About 75 minutes on two cores.
+PREFERENCES := Anthropic/hh-rlhf
+REAL := toolkit pipeline --output_dir runs/real/$$run --values base=build/smollm2-135m
+real: $(VENV)/.installed
+	$(PIP) -e '.[app,real]'
+	$(BIN)/python -m benchmarks.real_model --out build/smollm2-135m
+	for run in 0 1 2; do \
+	  $(BIN)/$(REAL) --config smollm2-135m/tone --seed $$run \
+	    --reward_funcs toolkit.reward.examples:positive_tone || exit 1; \
+	done
+	run=preferences; $(BIN)/$(REAL) preferences=$(PREFERENCES) --config smollm2-135m/pipeline
+	$(BIN)/python benchmarks/real.py runs/real/0 runs/real/1 runs/real/2 --preferences runs/real/preferences
+
 # PPO-ptx with several γ: loss on pretraining text and win rate
 tradeoff: $(VENV)/.installed
 	$(BIN)/toolkit pipeline --config world/tradeoff
@@ -113,7 +127,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e '.[app,dev]'
+	$(PIP) -e '.[app,dev,real]'
 	@touch $@
 
 clean:
