@@ -1,9 +1,12 @@
-"""PPO against TRL 1.12's PPOTrainer: episodes per second and memory, both sides in turn.
+"""PPO against TRL 1.12's PPOTrainer, and SFT, reward and DPO against TRL 1.16; both sides in turn.
 
     make benchmark      # creates the old trainer's environment and a quickstart, then runs:
     python benchmarks/benchmark.py --sft runs/quickstart/sft --reward runs/quickstart/reward --growth
 
-Reads   the quickstart's SFT and reward runs, for the case `world`.
+    python benchmarks/benchmark.py --cases smollm2-fp32 smollm2-bf16 sft reward dpo
+
+Reads   the quickstart's SFT and reward runs, for the case `world`; SmolLM2-135M-Instruct in build/ (it is
+        obtained once), for the second command.
 Writes  benchmark.json and benchmark.md: the tables of docs/performance.md, docs/results/benchmark-cpu.json.
         With --growth also growth.json and growth.png of our side alone: docs/results/growth.json.
 """
@@ -23,9 +26,11 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     gpu = torch.cuda.is_available()
-    cases = args.cases or [name for name, case in CASES.items() if gpu or not case.cuda]
+    default = (name for name, case in CASES.items() if (gpu or not case.cuda) and not case.real)
+    cases = args.cases or list(default)
     require_known("case", cases, CASES)
-    peer = None if args.ours_alone else require_peer(args.peer)
+    is_alone = args.ours_alone or all(CASES[name].recipe != "ppo" for name in cases)
+    peer = None if is_alone else require_peer(args.peer)
     head = {"schema": 1, "machine": machine() | {"date": datetime.date.today().isoformat()}}
     entries = []
     for name in cases:

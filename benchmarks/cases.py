@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import ROOT
+from benchmarks.real_model import obtain
 from toolkit.errors import ConfigError
 from toolkit.runs.run import write_json
 
-CASE_FILE, PROMPTS_FILE = "case.json", "prompts.json"
-BASE, REWARD, ADAPTER = "base", "reward", "reward-adapter"
+CASE_FILE, PROMPTS_FILE, ROWS_FILE = "case.json", "prompts.json", "rows.jsonl"
+BASE, REWARD, ADAPTER, POLICY = "base", "reward", "reward-adapter", "sft-adapter"
+REAL_BASE = ROOT / "build" / "smollm2-135m"
+REAL_DATA = ROOT / "recipes" / "configs" / "smollm2-135m"
 PAD, EOS = 0, 2
 
 
@@ -21,7 +25,8 @@ class Case:
 
     `batch` is episodes per rollout; `prompt` and `completion` are tokens per row. `micro_batch` rows
     go through a model at once on both sides (in `world`, as many as in its recipe). With `forced` no
-    completion ends early. `rollouts` are timed, after one warm-up rollout.
+    completion ends early. `rollouts` are timed, after one warm-up rollout. `real`: SmolLM2-135M-Instruct
+    and the prompts of its preset. For a `recipe` other than PPO, `rollouts` are optimizer steps.
     """
 
     name: str
@@ -30,7 +35,7 @@ class Case:
     prompt: int
     completion: int
     rollouts: int
-    hidden: int = 0  # 0: the embedded world's SFT policy
+    hidden: int = 0  # 0: the embedded world's SFT policy, or the real model
     layers: int = 0
     heads: int = 0
     kv_heads: int = 0
@@ -43,11 +48,13 @@ class Case:
     dtype: str = "float32"
     bits: int = 0
     cuda: bool = False
+    real: bool = False
+    recipe: str = "ppo"
 
     @property
     def world(self) -> bool:
         """Whether the case trains the embedded world's policy."""
-        return self.hidden == 0
+        return self.hidden == 0 and not self.real
 
 
 _SMALL: dict[str, Any] = dict(hidden=256, layers=4, heads=4, intermediate=608, vocabulary=4096)
@@ -63,6 +70,9 @@ _QWEN_FULL: dict[str, Any] = dict(  # the shape of Qwen2.5-1.5B
 _CUDA: dict[str, Any] = dict(batch=64, micro_batch=8, prompt=128, completion=256, rollouts=1)
 _CUDA |= dict(forced=False, dtype="bfloat16", cuda=True)
 _CPU: dict[str, Any] = dict(prompt=32, completion=48)
+_REAL: dict[str, Any] = dict(batch=16, micro_batch=8, prompt=0, completion=60, rollouts=1)
+_REAL |= dict(forced=False, real=True)
+_STEPS: dict[str, Any] = _REAL | dict(batch=8, rollouts=10, dtype="bfloat16")
 
 CASES = {
     case.name: case
@@ -70,6 +80,11 @@ CASES = {
         Case("world", batch=64, micro_batch=32, prompt=0, completion=64, rollouts=4, forced=False),
         Case("fixed-5m", batch=64, micro_batch=8, rollouts=2, **_CPU, **_SMALL),
         Case("fixed-129m", batch=16, micro_batch=4, rollouts=1, **_CPU, **_MIDDLE),
+        Case("smollm2-fp32", **_REAL),
+        Case("smollm2-bf16", dtype="bfloat16", **_REAL),
+        Case("sft", recipe="sft", **_STEPS),
+        Case("reward", recipe="reward", **_STEPS),
+        Case("dpo", recipe="dpo", **_STEPS),
         Case("cuda-0.5b", **_QWEN_HALF, **_CUDA),
         Case("cuda-0.5b-4bit", bits=4, **_QWEN_HALF, **_CUDA),
         Case("cuda-1.5b", **_QWEN_FULL, **_CUDA),
@@ -79,7 +94,9 @@ CASES = {
 
 
 def prepare(case: Case, folder: Path, *, sft: Path | None, reward: Path | None) -> None:
-    """Write the inputs of both sides: `case.json`, `prompts.json`, the base, and a reward model.
+    """Write the inputs of both sides: `case.json`, `prompts.json`, the base, and the adapters.
+
+    For SFT, reward and DPO also `rows.jsonl`, one row for each place in a batch.
 
     The old trainer takes whole models, so the world's SFT adapter and reward model are merged into
     copies of the base. Our side reads the adapters of the runs.
@@ -90,15 +107,21 @@ def prepare(case: Case, folder: Path, *, sft: Path | None, reward: Path | None) 
 
     set_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
-    if not case.world:
+    runs: dict[str, str] = {}
+    if case.real:
+        runs = {"sft": str(folder / POLICY), "reward": str(folder / ADAPTER)}
+        prompts = _real(case, folder)
+    elif not case.world:
         prompts = _random(case, folder)
     elif sft is not None and reward is not None:
-        prompts = _world(folder, sft, reward)
+        prompts, runs = _world(folder, sft, reward), {"sft": str(sft), "reward": str(reward)}
     else:
         raise ConfigError("the case world needs --sft and --reward, runs of `make quickstart`")
-    runs = {"sft": str(sft), "reward": str(reward)} if case.world else {}
     write_json(folder / CASE_FILE, dataclasses.asdict(case) | {"runs": runs})
     write_json(folder / PROMPTS_FILE, {"prompts": prompts})
+    if case.recipe != "ppo":
+        rows = "".join(json.dumps(row) + "\n" for row in _rows(case, prompts))
+        (folder / ROWS_FILE).write_text(rows, encoding="utf-8")
 
 
 def read(folder: Path) -> tuple[Case, list[dict[str, Any]], dict[str, str]]:
@@ -112,14 +135,10 @@ def read(folder: Path) -> tuple[Case, list[dict[str, Any]], dict[str, str]]:
 def _random(case: Case, folder: Path) -> list[dict[str, Any]]:
     """Write a random Llama, a tokenizer of one word per token, and prompts of equal length."""
     import torch
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from toolkit.models.adapters import write_adapter
-    from toolkit.models.heads import ScalarHead
 
     words = {"<pad>": PAD, "<unk>": 1, "<eos>": EOS}
     words |= {f"w{i}": i for i in range(3, case.vocabulary)}
@@ -144,13 +163,59 @@ def _random(case: Case, folder: Path) -> list[dict[str, Any]]:
     if not case.forced:
         _let_completions_end(model, case)
     model.to(getattr(torch, case.dtype)).save_pretrained(folder / BASE)
-    adapted = get_peft_model(model, LoraConfig(r=case.lora_r, target_modules="all-linear"))
-    write_adapter(
-        folder / ADAPTER, adapted.peft_config["default"], get_peft_model_state_dict(adapted)
-    )
-    ScalarHead(case.hidden).save(folder / ADAPTER)
+    _write_adapters(model, case, folder)
     ids = torch.randint(3, case.vocabulary, (4 * case.batch, case.prompt)).tolist()
     return [{"prompt": " ".join(f"w{i}" for i in row), "ids": row} for row in ids]
+
+
+def _real(case: Case, folder: Path) -> list[dict[str, Any]]:
+    """Link the real model; write its adapters and the prompts of its preset."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from toolkit.data.encoding import encode_prompt
+
+    base = folder / BASE
+    base.unlink(missing_ok=True)
+    base.symlink_to(obtain(REAL_BASE), target_is_directory=True)
+    _write_adapters(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), case, folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    lines = (REAL_DATA / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["prompt"] for line in lines]
+    return [{"prompt": text, "ids": encode_prompt(tokenizer, text)} for text in texts]
+
+
+def _rows(case: Case, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Demonstrations or pairs for all steps; the rejected answer is that of the next prompt."""
+    lines = (REAL_DATA / "demonstrations.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    if not case.real:
+        rows = [{"prompt": p["prompt"], "completion": f" {p['prompt']}"} for p in prompts]
+    chosen = [row["completion"] for row in rows]
+    if case.recipe != "sft":
+        rows = [
+            {"prompt": row["prompt"], "chosen": answer, "rejected": other}
+            for row, answer, other in zip(rows, chosen, chosen[1:] + chosen[:1], strict=True)
+        ]
+    return rows[: case.batch * (1 + case.rollouts)]
+
+
+def _write_adapters(model: Any, case: Case, folder: Path) -> None:
+    """Write a small random LoRA as SFT and as reward adapter; changes the model."""
+    import torch
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    from toolkit.models.adapters import write_adapter
+    from toolkit.models.heads import ScalarHead
+
+    adapted = get_peft_model(model, LoraConfig(r=case.lora_r, target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=1e-3)
+    for name in (POLICY, ADAPTER):
+        weights = get_peft_model_state_dict(adapted)
+        write_adapter(folder / name, adapted.peft_config["default"], weights)
+    ScalarHead(model.config.hidden_size).save(folder / ADAPTER)
 
 
 def _let_completions_end(model: Any, case: Case) -> None:

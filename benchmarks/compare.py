@@ -17,9 +17,12 @@ from benchmarks.meter import PHASES
 from toolkit.errors import ConfigError, ToolkitError
 
 PEER_NAME = "trl 1.12.0 PPOTrainer"
+STEP_SIDES = ("stock", "ours")
+STEP_NUMBERS = {"step_s": "overhead", "startup_s": "startup_ratio"}
 SIDES = {"adapter": "", "head": "-trunk"}  # `value_role`, and the suffix of the case's name
 HEADER = ["case", "ours, episodes/s", "TRL 1.12", "times as fast", "memory MB", "TRL 1.12", "share"]
 HEADER += ["efficiency: generate", "score", "update"]
+STEP_HEADER = ["recipe", "ours, s per step", "TRL's", "ratio", "startup s", "TRL's", "ratio"]
 
 
 def compare(
@@ -33,14 +36,12 @@ def compare(
         rounds: runs of each side, in turn.
         roles: the value roles to measure, of `SIDES`.
     """
-    sides = ["peer", *roles] if peer else roles
-    results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for number in range(rounds):
-        for side, numbers in results.items():
-            file = folder / f"{side}-{number}.json"
-            _run(_command(side, folder, file, peer), file.with_suffix(".log"))
-            numbers.append(json.loads(file.read_text(encoding="utf-8")))
-            print(f"  {side}: {numbers[-1]['episodes_per_s']:.2f} episodes/s", flush=True)
+    if case.recipe != "ppo":
+        commands = {side: _module("steps", "--side", side) for side in STEP_SIDES}
+        return [_step_entry(case, _in_turn(commands, folder, rounds))]
+    commands = {"peer": [str(peer), str(ROOT / "benchmarks" / "peer.py")]} if peer else {}
+    commands |= {role: _module("ours", "--value_role", role) for role in roles}
+    results = _in_turn(commands, folder, rounds)
     return [_entry(case, folder, role, results[role], results.get("peer")) for role in roles]
 
 
@@ -58,9 +59,19 @@ def machine() -> dict[str, Any]:
 
 
 def to_markdown(entries: list[dict[str, Any]]) -> str:
-    """A Markdown table with one line per case; a dash marks numbers that the old trainer lacks."""
-    lines = []
+    """A Markdown table with one line per case of PPO, and one with a line per other recipe.
+
+    A dash marks numbers that the old trainer lacks.
+    """
+    lines, step_lines = [], []
     for entry in entries:
+        if "overhead" in entry:
+            cells = [entry["name"]]
+            for number, ratio in STEP_NUMBERS.items():
+                cells += [f"{entry[side][number]:.2f}" for side in ("ours", "peer")]
+                cells.append(f"{entry[ratio]:.2f}")
+            step_lines.append(cells)
+            continue
         ours, peer = entry["ours"], entry.get("peer")
         theirs = ["–"] * 4
         if peer:
@@ -70,7 +81,10 @@ def to_markdown(entries: list[dict[str, Any]]) -> str:
         memory = f"{ours['peak_memory_mb']:.0f}"
         speed = f"{ours['episodes_per_s']:.2f}"
         lines.append([entry["name"], speed, *theirs[:2], memory, *theirs[2:], *efficiency])
-    return markdown_table(HEADER, lines) + "\n"
+    tables = [
+        markdown_table(*table) for table in ((HEADER, lines), (STEP_HEADER, step_lines)) if table[1]
+    ]
+    return "\n\n".join(tables) + "\n"
 
 
 def require_peer(python: Path) -> Path:
@@ -83,11 +97,22 @@ def require_peer(python: Path) -> Path:
     return python
 
 
-def _command(side: str, folder: Path, result: Path, peer: Path | None) -> list[str]:
-    if side == "peer":
-        return [str(peer), str(ROOT / "benchmarks" / "peer.py"), str(folder), str(result)]
-    module = [sys.executable, "-m", "benchmarks.ours"]
-    return [*module, str(folder), str(result), "--value_role", side]
+def _module(name: str, *words: str) -> list[str]:
+    return [sys.executable, "-m", f"benchmarks.{name}", *words]
+
+
+def _in_turn(
+    commands: dict[str, list[str]], folder: Path, rounds: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Run each side's command with the case's folder and a result file, side after side."""
+    results: dict[str, list[dict[str, Any]]] = {side: [] for side in commands}
+    for number in range(rounds):
+        for side, numbers in results.items():
+            file = folder / f"{side}-{number}.json"
+            _run([*commands[side], str(folder), str(file)], file.with_suffix(".log"))
+            numbers.append(json.loads(file.read_text(encoding="utf-8")))
+            print(f"  {side}: {numbers[-1]}", flush=True)
+    return results
 
 
 def _run(command: list[str], log: Path) -> None:
@@ -116,6 +141,19 @@ def _entry(
     entry["floor_s"] = {phase: round(seconds, 4) for phase, seconds in floor.items()}
     entry["efficiency"] = {p: round(floor[p] / mine["seconds"][p], 3) for p in PHASES}
     return entry
+
+
+def _step_entry(case: Case, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    stock, ours = (
+        {
+            number: round(statistics.median(run[number] for run in results[side]), 4)
+            for number in STEP_NUMBERS
+        }
+        for side in STEP_SIDES
+    )
+    entry = {"name": case.name, "rounds": len(results["ours"]), "ours": ours, "peer": stock}
+    ratios = {name: round(ours[n] / stock[n], 3) for n, name in STEP_NUMBERS.items()}
+    return entry | ratios
 
 
 def _floor(case: Case, folder: Path, completion: float, *, own_trunk: bool) -> dict[str, float]:

@@ -91,7 +91,7 @@ def main(folder, result):
             PPOConfig(
                 output_dir=output,
                 use_cpu=not case["cuda"],
-                bf16=case["cuda"],
+                bf16=case["dtype"] == "bfloat16",
                 gradient_checkpointing=False,
                 report_to=[],
                 disable_tqdm=True,

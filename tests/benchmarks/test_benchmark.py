@@ -94,6 +94,18 @@ def test_case_is_measured_in_benchmark_schema(tmp_path):
 
 
 @pytest.mark.slow
+def test_recipe_is_measured_against_trl_trainer(tmp_path):
+    case = dataclasses.replace(TINY, name="dpo", recipe="dpo")
+    prepare(case, tmp_path, sft=None, reward=None)
+    (entry,) = compare(case, tmp_path, peer=None, rounds=1)
+    ours, stock = entry["ours"], entry["peer"]
+    assert entry["overhead"] == pytest.approx(ours["step_s"] / stock["step_s"], rel=0.05)
+    assert entry["startup_ratio"] == pytest.approx(ours["startup_s"] / stock["startup_s"], rel=0.05)
+    assert min(*ours.values(), *stock.values()) > 0
+    assert to_markdown([entry]).splitlines()[2].startswith("| dpo | ")
+
+
+@pytest.mark.slow
 def test_profile_splits_update_by_kind_of_operation(tmp_path):
     long_rows = dataclasses.replace(
         TINY, prompt=64, completion=64
