@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 $(1)/python -m pytest -n $(WORKERS) --dist loadfile
 FAST := -m "not slow and not browser and not gpu"
 
 .PHONY: quickstart test quick lint types unit newest oldest docs wheel
-.PHONY: real seeds tradeoff ranking adapters base benchmark parity soak clean
+.PHONY: real seeds tradeoff ranking adapters base benchmark gpu parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/toolkit quickstart
@@ -70,6 +70,10 @@ $(VENV)/peer/.installed: constraints.txt
 # PPO against TRL 1.12's PPOTrainer, in turn; about 25 minutes on two cores
 benchmark: $(VENV)/.installed $(VENV)/peer/.installed runs/quickstart/reward/run.json
 	$(BIN)/python benchmarks/benchmark.py --sft runs/quickstart/sft --reward runs/quickstart/reward --growth
+
+# tests, precision, memory of the presets and speed on a GPU; ten minutes on one H200
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu.py --output docs/results/cuda.json
 
 runs/quickstart/reward/run.json:
 	$(MAKE) --no-print-directory quickstart

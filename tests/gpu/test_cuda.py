@@ -7,8 +7,9 @@ import pytest
 import torch
 from trl import ModelConfig
 
-from benchmarks.cases import CASES, prepare
+from benchmarks.cases import prepare
 from benchmarks.compare import compare
+from benchmarks.gpu import small_case
 from tests.conftest import fresh_roles
 from tests.ppo.setup import make, prompts
 from toolkit.kernels import use_kernels
@@ -58,16 +59,7 @@ def test_logprobs_equal_those_of_the_cpu(kernels, make_ppo_roles):
 
 
 def test_small_cuda_benchmark_case_runs(tmp_path):
-    small = {"hidden": 128, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate": 256}
-    case = dataclasses.replace(
-        CASES["cuda-0.5b"],
-        **small,
-        vocabulary=512,
-        batch=8,
-        micro_batch=4,
-        prompt=16,
-        completion=16,
-    )
+    case = small_case("cuda-0.5b")
     prepare(case, tmp_path, sft=None, reward=None)
     entries = compare(case, tmp_path, peer=None, rounds=1)
     assert [entry["name"] for entry in entries] == ["cuda-0.5b", "cuda-0.5b-trunk"]
