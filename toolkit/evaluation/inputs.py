@@ -67,8 +67,10 @@ def read_inputs(
     if dataset is not None and _has_manifest(dataset):  # a run of recipes/label.py
         agreement = Run.load(dataset).results.get("test_agreement")
     rows = rows[: args.max_prompts] * args.samples_per_prompt
-    columns = {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
-    return Inputs(columns.pop("prompt", []), columns, demonstrations, comparisons, agreement)
+    others = [name for name in (rows[0] if rows else ()) if name != "prompt"]
+    columns = {name: [row.get(name) for row in rows] for name in others}
+    prompts = [row["prompt"] for row in rows]
+    return Inputs(prompts, columns, demonstrations, comparisons, agreement)
 
 
 def samplings(args: EvaluateArguments) -> tuple[Sampling, dict[str, Sampling] | None]:

@@ -98,7 +98,7 @@ def _summary(answers: "Answers", theirs: "Answers", groups: list[str], seed: int
         known = ours is not None and other is not None
         means[judge] = mean_interval(ours, seed=seed, groups=groups) if known else None
         wins[judge] = win_rate(ours, other, seed=seed, groups=groups) if known else None
-        gain = np.subtract(ours, other) if known else None
+        gain = np.subtract(ours, other) if known else []
         gains[judge] = mean_interval(gain, seed=seed, groups=groups) if known else None
     completions = answers.completions
     return {

@@ -75,7 +75,7 @@ def read_values(content: Mapping[str, Any], given: Sequence[str], file: str) -> 
 
     Raises: ConfigError for a value that is not text, or a name that is unknown or a stage's.
     """
-    values = content.get("values", {})
+    values: dict[str, str] = content.get("values", {})
     for name, value in values.items():
         if not isinstance(value, str) or name in content["stages"] or name == "output_dir":
             raise ConfigError(
