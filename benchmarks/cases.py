@@ -1,4 +1,4 @@
-"""The benchmark's cases, and the models and prompts that both sides of a case read."""
+"""The benchmark's cases, and their models and prompts, which this toolkit and TRL both load."""
 
 import dataclasses
 import json

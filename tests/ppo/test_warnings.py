@@ -129,10 +129,10 @@ def test_checks_ignore_rows_without_their_metrics():
     [(16, 16, "25%"), (64, 4, "50%"), (1, 1, "100%"), (32, 32, None), (128, 8, None)],
 )
 def test_small_rollout(episodes, prompts, error):
-    """The sampling error of a mean of n is 1/√n."""
+    """The standard error of a mean of n is 1/√n."""
     warning = small_rollout(episodes, prompts)
     assert (warning is None) == (error is None)
-    assert error is None or f"mean score is {error} of the spread" in warning
+    assert error is None or f"mean score is {error} of the scores' standard deviation" in warning
 
 
 def test_large_penalties():

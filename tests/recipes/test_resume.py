@@ -246,7 +246,7 @@ def test_checkpoint_of_earlier_version_is_accepted_with_warning(again, capsys):
     list_contents(checkpoint)
     assert resume(beta=0.7) == 0
     printed = capsys.readouterr().out
-    assert printed.count("written by an earlier version, without settings.json") == 1
+    assert printed.count("has no settings.json, because an earlier version") == 1
     assert "beta" in Run.load(folder / "run").resumed[0]["changed"]
 
 

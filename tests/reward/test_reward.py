@@ -253,7 +253,9 @@ def test_group_of_several_prompts_becomes_a_ranking_each(group, tokenizer, capsy
     ]
     data = prepare({"train": Dataset.from_list(rows)}, tokenizer, [])
     assert [len(row["ids"]) for row in data.train] == [3, 2, 2]
-    assert "train: 1 values of `group_id` are shared by several prompts" in capsys.readouterr().out
+    assert (
+        "train: some of the 1 values of `group_id` have several prompts" in capsys.readouterr().out
+    )
 
 
 def test_rows_beyond_max_length_are_not_scored(tokenizer, capsys):

@@ -220,7 +220,7 @@ def file_stamp(folder: Path) -> Stamp:
 
 
 def _problem(run: Run, fingerprint: dict[str, str]) -> str | None:
-    from safetensors import safe_open  # these import torch, and the page is served before that
+    from safetensors import safe_open  # imports torch, and the page is served before that
 
     from toolkit.models.adapter_config import read_config
     from toolkit.models.base import check_fingerprint

@@ -50,7 +50,7 @@ def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
         if name in WEIGHTS and _is_weight(name, value):
             raise _unread(name, value, "rows cannot have weights; repeat or remove the row")
         if name in EXCLUDED and as_flag(value) is True:
-            raise _unread(name, value, "the row is marked to be left out; remove it")
+            raise _unread(name, value, "this value marks the row as deleted; remove the row")
         if content == "completion" and kind != "prompt-only" and _is_bad(name, value):
             fix = f"if it labels the answer, set `columns: {{{name}: label}}`"
             if name in LABEL_COLUMNS:

@@ -268,7 +268,7 @@ def _csv(file: TextIO, path: Path) -> Iterator[Any]:
 
 
 def _delimiter(file: TextIO, path: Path) -> str:
-    """The separator with which most of the first records are as long as the header; or a comma.
+    """The delimiter with which most of the first records have as many fields as the header, or a comma.
 
     With several such separators, quotes decide: `1,"a; b"` has a quote inside a field if `;` separates
     the fields. Then the number of fields decides.

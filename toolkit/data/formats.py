@@ -90,7 +90,7 @@ def read_prompt_completion(row: Row) -> Row:
 
 
 def labelled(read: Callable[[Row], Row]) -> Callable[[Row], Row]:
-    """Extend a reader: the column `label` marks the (last) answer as good or bad."""
+    """A reader that also reads `label`: whether the answer (in a dialogue, the last one) is good or bad."""
 
     def read_labelled(row: Row) -> Row:
         parts = read(row)

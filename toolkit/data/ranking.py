@@ -249,12 +249,12 @@ def best_completion(ranked: Row) -> Any:
 
 
 def group_id(ranked: Row) -> int:
-    """A number that the rows made from one ranking share."""
+    """The number of a ranking; all rows that are made from the ranking have it."""
     return hash_id([ranked["prompt"], ranked["completions"]])
 
 
 def ranking_id(row: Mapping[str, Any]) -> int:
-    """A number that the pairs of one ranking share; depends on their prompt and any `group_id`.
+    """The number of the ranking of a pair, from its prompt and any `group_id`.
 
     A dataset's own `group_id` may cover several prompts, but one ranking has only one prompt.
     """

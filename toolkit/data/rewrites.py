@@ -98,7 +98,7 @@ def _most(rows: Sequence[Row], name: str, fits: Callable[[Any], bool]) -> bool:
 
 
 def _is_transposed(value: Any) -> bool:
-    """Whether an object has lists of equal length where a list of objects is expected."""
+    """Whether a value is one object of equally long lists, although a list of objects is expected."""
     if not isinstance(value, dict) or not all(isinstance(v, list) for v in value.values()):
         return False
     known = {"role", "from"} | QUESTION_KEYS | TEXT_KEYS

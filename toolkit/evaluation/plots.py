@@ -182,7 +182,7 @@ def draw_calibration(section: Mapping[str, Any], file: Path) -> Path | None:
         below.bar(predicted, pairs, width=0.03, color="#BBBBBB")
         below.set_ylabel("pairs")
         below.set_xlim(0.49, 1.01)
-        below.set_xlabel("the reward model's probability for the side it prefers")
+        below.set_xlabel("the reward model's probability for its preferred answer")
         figure.align_ylabels([above, below])
     return file
 

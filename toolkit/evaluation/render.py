@@ -91,8 +91,8 @@ def to_markdown(
         f"T = {sampling['temperature']:g}. Intervals are 95 % bootstrap intervals over prompts.",
         _entries_table(entries, columns),
         "Win rates are over the SFT model's answers to the same prompts, ties counting half. KL is "
-        "in nats per answer, length in tokens, lm_loss in nats per token of pretraining text, and "
-        "perplexity that of the answers under the bare base: a high one means odd text.",
+        "in nats per answer, length in tokens, and lm_loss in nats per token of pretraining text. "
+        "Perplexity is that of the answers under the base without an adapter; a high value means odd text.",
         _base_prompting(report),
     ]
     problems = warnings(report)

@@ -44,7 +44,7 @@ UNSUPPORTED: dict[str, dict[str, str]] = {
         "local_rank": _ONE_PROCESS,
         "log_level_replica": _ONE_PROCESS,
         "log_on_each_node": _ONE_PROCESS,
-        "optim_target_modules": "optimizers of single layers work only without adapters; remove it",
+        "optim_target_modules": "layer-wise optimizers work only without adapters; remove it",
         "parallelism_config": _ONE_PROCESS,
         "prediction_loss_only": _MEASURED,
         "restore_callback_states_from_checkpoint": "a resumed run restores all of its state; remove it",

@@ -12,7 +12,7 @@ MAX_REFUSAL_RISE = 0.08  # of the share of good requests that are refused
 MAX_GOLD_FALL = 0.15  # of gold utility
 MAX_LENGTH_RATIO = 1.5  # length of the answers, divided by their length at first
 MAX_ENDED_FALL = 0.2  # of the share of answers that end
-# The mean score of n answers has a sampling error of 1/√n of their spread: 25 % for 16 answers,
+# The mean score of n answers has a standard error of 1/√n of their standard deviation: 25 % for 16 answers,
 # 18 % for 32, 12 % for 64. Advantages are relative to this mean.
 MIN_EPISODES = 32
 MIN_PROMPTS = 8  # with fewer, an update follows the differences between a few prompts
@@ -74,9 +74,9 @@ def small_rollout(episodes: int, prompts: int) -> str | None:
     if episodes >= MIN_EPISODES and prompts >= MIN_PROMPTS:
         return None
     return (
-        f"a rollout of {episodes} answers to {prompts} prompts is small: the sampling error of its mean "
-        f"score is {min(episodes, prompts) ** -0.5:.0%} of the spread of the scores, so its advantages "
-        f"are noisy; use at least {MIN_EPISODES} answers to {MIN_PROMPTS} prompts: "
+        f"a rollout of {episodes} answers to {prompts} prompts is small: the standard error of its mean "
+        f"score is {min(episodes, prompts) ** -0.5:.0%} of the scores' standard deviation, so its "
+        f"advantages are noisy; use at least {MIN_EPISODES} answers to {MIN_PROMPTS} prompts: "
         "raise gradient_accumulation_steps or num_mini_batches"
     )
 
@@ -92,7 +92,7 @@ def large_penalties(penalties_std: float, scores_std: float) -> str | None:
     return (
         f"the penalties vary more (standard deviation {penalties_std:.2f}) than the scores "
         f"({scores_std:.2f}), so training follows the penalties; lower missing_eos_penalty or "
-        "length_penalty below the spread of the scores, or raise response_length"
+        "length_penalty below the standard deviation of the scores, or raise response_length"
     )
 
 

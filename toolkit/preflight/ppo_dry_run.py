@@ -68,7 +68,7 @@ class PPODryRun(DryRun):
             return [reading, self._peak("sampling", tracker, **parts)]
 
     def _scoring(self, prompt: list[int]) -> Peak:
-        """Run the passes of reference, value, reward and, if it is rescored, the policy."""
+        """Run the passes of reference, value and reward, and the policy's pass if PPO rescores answers."""
         args, maker = self.args, self.trainer.rollouts
         rows = min(args.local_rollout_forward_batch_size, args.rollout_batch_size)
         shape = (rows, args.response_length)

@@ -34,7 +34,7 @@ def print_report(
     """
     try:
         lines = _report(Stage(recipe, options), tokenizer, rows, collator)
-    except Exception as error:  # a model or rows of an unknown kind: the run starts all the same
+    except Exception as error:  # an unknown kind of model or rows must not stop the run
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         lines = [f"no report ({reason})"]
     for line in lines:

@@ -119,7 +119,7 @@ def tokenize_pairs(
         groups, rankings = (len(set(t["group_id"]) - {None}) for t in (rows, encoded))
         if rankings > groups:
             print(
-                f"{place}: {groups} values of `group_id` are shared by several prompts; they become "
+                f"{place}: some of the {groups} values of `group_id` have several prompts; they become "
                 f"{rankings} rankings, one per prompt"
             )
     if max_length is None:

@@ -107,7 +107,7 @@ def _sampled_states(causal: Any, rows: list[list[int]]) -> Tensor:
 
 
 def _check_scoring(causal: Any, rows: list[list[int]], alone: Tensor) -> None:
-    """Compare each row alone with the rows scored in one batch, packed if the kernels pack."""
+    """Check that a row has the same log-probabilities alone and in a batch, packed if kernels are on."""
     long, short = rows
     scored = [long, example(causal, len(short), 2), short]
     prompts, last = [row[:-1] for row in scored], [row[-1:] for row in scored]

@@ -108,8 +108,8 @@ class WholeCheckpoints(LoggedTotals):
         saved = self.saved_settings(checkpoint)
         if saved is None:
             print(
-                f"warning: {checkpoint} was written by an earlier version, without {SETTINGS_FILE}, so the "
-                "settings and data of this run are not compared with it",
+                f"warning: {checkpoint} has no {SETTINGS_FILE}, because an earlier version of the toolkit "
+                "wrote it, so this run's settings and data are not compared with the checkpoint's",
                 flush=True,
             )
         else:

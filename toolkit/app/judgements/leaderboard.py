@@ -51,7 +51,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Board:
-    """The standings, from best to worst, then unrated checkpoints; the tables have the same order.
+    """The standings from best to worst, unrated checkpoints last; `wins`, `comparisons` in this order.
 
     `wins` `(N, N)` counts the row's wins over the column (ties half) among `comparisons` `(N, N)`.
     """

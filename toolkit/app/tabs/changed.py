@@ -86,7 +86,7 @@ def changed_tab(tab: gr.Tab, workbench: "Workbench", chat: gr.State) -> None:
         answers = chat.turns[-1].answers if chat.turns else {}
         models = checkpoint_choices(workbench.catalog)
         known = [i for _, i in models.choices]
-        last = next(reversed(answers), models.chosen[-1])  # the most trained checkpoint
+        last = next(reversed(answers), models.chosen[-1])  # the last of the list
         selected = id if id in (answers or known) else last
         reply = answers.get(selected)
         value = selected if selected in known else models.chosen[-1]

@@ -54,7 +54,7 @@ def compare_tab(
             base, checkpoints, reward, reload = _models(workbench)
             settings = _sampling()
             rendered = gr.Checkbox(
-                False, label="Show Markdown", info="Links, images and HTML stay text."
+                False, label="Show Markdown", info="Links, images and HTML are shown as text."
             )
             broken_box, broken = _explanations()
         with gr.Column(elem_classes="chat", scale=1, min_width=0):
