@@ -2,7 +2,7 @@
 
     make gpu
     python benchmarks/gpu.py --parts memory:qwen3-4b-qlora --output docs/results/cuda.json    # add a part
-    python benchmarks/gpu.py --tiny --output runs/gpu/tiny.json    # small shapes, also on a CPU
+    python benchmarks/gpu.py --tiny    # small shapes, also on a CPU; writes runs/gpu/tiny.json
 
 No hub is needed: the models are random, except SmolLM2-135M-Instruct if it is in build/smollm2-135m. Each
 part is a process with a time limit. The JSON is written after each part, and a part that fails is recorded.
@@ -22,12 +22,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from xml.etree import ElementTree
 
 import torch
 
@@ -44,11 +42,13 @@ LIMITS = {"tests": 90.0, "precision": 90.0, "memory:qwen3-0.6b": 90.0, "speed:cu
 LIMITS |= {"memory:qwen3-8b-qlora": 180.0, "speed:cuda-1.5b-4bit": 150.0}
 LIMITS |= {part: 150.0 for name in PRESETS if (part := f"memory:{name}") not in LIMITS}
 SHORTEST_S = 20.0  # a part is not started with less time
+SFT = "--max_steps 3 --per_device_train_batch_size 8 --learning_rate 2e-4 --logging_steps 1"
+SFT += " --eval_strategy no --save_strategy no"
 PRECISIONS = {
-    "float32": {"dtype": "float32", "bf16": "false"},
-    "bfloat16": {"dtype": "bfloat16", "bf16": "true"},
-    "8 bit": {"dtype": "bfloat16", "bf16": "true", "load_in_8bit": "true"},
-    "4 bit": {"dtype": "bfloat16", "bf16": "true", "load_in_4bit": "true"},
+    "float32": "--dtype float32 --bf16 false",
+    "bfloat16": "--dtype bfloat16 --bf16 true",
+    "8 bit": "--dtype bfloat16 --bf16 true --load_in_8bit true",
+    "4 bit": "--dtype bfloat16 --bf16 true --load_in_4bit true",
 }
 LOSS_TOLERANCE = 0.5  # nats per token; 4 bit changes the loss of a small model by some tenths
 SMALL_PRESET: dict[str, Any] = dict(
@@ -148,14 +148,16 @@ def tests(_: str, record: Record, __: argparse.Namespace) -> None:
     """The tests of tests/gpu; without a GPU they are all skipped."""
     import pytest
 
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        pytest.main(["-m", "gpu", f"--junitxml={report}", str(ROOT / "tests" / "gpu")])
-        (suite,) = ElementTree.parse(report).getroot().findall("testsuite")
-    counts = {key: int(suite.attrib[key]) for key in ("tests", "failures", "errors", "skipped")}
-    with recorded(record, dict(counts)):
-        if counts["failures"] + counts["errors"]:
-            raise ToolkitError(f"tests/gpu: {counts}; the log names the tests")
+    class Counts:
+        def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+            stats, outcomes = terminalreporter.stats, ("passed", "skipped", "failed", "error")
+            self.by_outcome = {f"{key} tests": len(stats.get(key, [])) for key in outcomes}
+
+    counts = Counts()
+    code = pytest.main(["-m", "gpu", str(ROOT / "tests" / "gpu")], plugins=[counts])
+    with recorded(record, counts.by_outcome):
+        if code:
+            raise ToolkitError(f"pytest tests/gpu: exit code {code}; the log names the tests")
 
 
 def precision(_: str, record: Record, args: argparse.Namespace) -> None:
@@ -168,17 +170,17 @@ def precision(_: str, record: Record, args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = REAL_BASE if is_real else save_weights(shape("qwen3-0.6b", args), Path(folder))
         for name, options in PRECISIONS.items():
-            options = options | {"model_name_or_path": str(base), "output_dir": f"{folder}/{name}"}
-            options |= {"config": "smollm2-135m/sft" if is_real else "world/sft", "max_steps": "3"}
-            options |= {"per_device_train_batch_size": "8", "learning_rate": "2e-4"}
-            options |= {"eval_strategy": "no", "save_strategy": "no", "logging_steps": "1"}
-            words = [word for key, value in options.items() for word in (f"--{key}", value)]
-            row = {"model": "SmolLM2-135M" if is_real else "random", "precision": name}
+            output = f"{folder}/{name}"
+            words = ["--model_name_or_path", str(base), "--output_dir", output, *options.split()]
+            words += ["--config", "smollm2-135m/sft" if is_real else "world/sft", *SFT.split()]
+            row: dict[str, Any] = {
+                "model": "SmolLM2-135M" if is_real else "random",
+                "precision": name,
+            }
             with recorded(record, row):
                 if toolkit(["sft", *words]):
                     raise ToolkitError(f"toolkit sft {' '.join(words)}: failed; see the log")
-                metrics = Run.load(f"{folder}/{name}").metrics()
-                losses = [round(r["loss"], 4) for r in metrics if "loss" in r]
+                losses = [round(r["loss"], 4) for r in Run.load(output).metrics() if "loss" in r]
                 exact = exact or losses
                 off = max(abs(a - b) for a, b in zip(losses, exact, strict=True))
                 row |= {"losses": losses, "off": round(off, 4)}
@@ -199,29 +201,36 @@ def memory(name: str, record: Record, args: argparse.Namespace) -> None:
         tokenizer, training = load_tokenizer(folder), stages(name, folder)
         for stage in training:
             options = (SMALL_ARGS if args.tiny else {}) | {"save_strategy": "no", "max_steps": 2}
-            options |= {"eval_on_start": False}
+            options |= {"eval_strategy": "no", "eval_on_start": False}
             options |= {"use_cpu": True, "optim": "adamw_torch"} if use_cpu else {}
             for option in options.keys() & vars(stage.args).keys():
                 setattr(stage.args, option, options[option])
         rows = [dict(full_rows(stage, tokenizer)[0]) for stage in training]
-        # in other processes, forked before this one uses the GPU
+        # in processes that are forked before this one uses the GPU
         predictions = [
-            pool.submit(predict, stage, tokenizer, row, device, always_largest=False, limit_s=150)
+            pool.submit(predict, stage, tokenizer, row, device, always_largest=False, fresh=False)
             for stage, row in zip(training, rows, strict=True)
         ]
-        peaks = [max(p.result()[0], key=lambda peak: peak.total).total for p in predictions]
+        wait(predictions)
         save_weights(shape(name, args), Path(folder))
-        for stage, row, peak in zip(training, rows, peaks, strict=True):
-            numbers = {"stage": stage.recipe.name, "predicted_gb": round(peak / GB, 3)}
+        for stage, row, prediction in zip(training, rows, predictions, strict=True):
+            numbers: dict[str, Any] = {"stage": stage.recipe.name}
             with recorded(record, numbers):
                 measured = added_memory(stage, row, Path(folder))
-                numbers |= {"measured_gb": round(measured / GB, 3)}
-                numbers |= {"off": round(peak / measured - 1, 3)}
+                numbers["measured_gb"] = round(measured / GB, 3)
+                peak = max(peak.total for peak in prediction.result()[0])
+                numbers |= {
+                    "predicted_gb": round(peak / GB, 3),
+                    "off": round(peak / measured - 1, 3),
+                }
 
 
 def added_memory(stage: Any, row: dict[str, Any], base: Path) -> float:
     """The bytes that two steps on copies of one row add to this process, or to the GPU."""
-    from benchmarks.memory import train
+    from datasets import Dataset
+
+    from benchmarks.memory import RealBase
+    from toolkit.models.tokenizer import load_tokenizer
 
     gc.collect()
     cuda = torch.cuda.is_available()
@@ -229,9 +238,14 @@ def added_memory(stage: Any, row: dict[str, Any], base: Path) -> float:
         torch.cuda.empty_cache()
     reset_peak()
     before = torch.cuda.memory_allocated() if cuda else process_megabytes("VmRSS") * 2**20
-    sizes = {"batch": stage.args.per_device_train_batch_size}
-    sizes |= {"accumulate": stage.args.gradient_accumulation_steps}
-    train(SimpleNamespace(stage=lambda _: stage, row=lambda: row, **sizes), base)
+    training = RealBase(stage, load_tokenizer(str(base)))
+    trainer = training.recipe.build(training)
+    rows = stage.args.per_device_train_batch_size * stage.args.gradient_accumulation_steps
+    trainer.train_dataset = Dataset.from_list([row] * rows)
+    trainer.base_fingerprint = {}
+    if stage.recipe.name == "ppo":
+        trainer.rollouts.stop = []  # all completions have full length, as in the prediction
+    trainer.train()
     peak = torch.cuda.max_memory_allocated() if cuda else process_megabytes("VmHWM") * 2**20
     return float(peak - before)
 
@@ -292,8 +306,10 @@ if __name__ == "__main__":
     options.add_argument("--parts", nargs="+", default=list(LIMITS), help=", ".join(LIMITS))
     options.add_argument("--tiny", action="store_true", help="small shapes, on a GPU or a CPU")
     options.add_argument("--limit_s", type=float, default=570.0, help="seconds for all parts (570)")
-    options.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "cuda.json")
+    options.add_argument("--output", type=Path, help="the JSON (docs/results/cuda.json)")
     options.add_argument("--peer", type=Path, default=ROOT / ".venv" / "peer" / "bin" / "python")
     options.add_argument("--child", help=argparse.SUPPRESS)
     args = options.parse_args()
+    default = Path("runs/gpu/tiny.json" if args.tiny else "docs/results/cuda.json")
+    args.output = args.output or ROOT / default
     run_main(run_child if args.child else main, args)
