@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,60 @@ def test_maps_in_parquet_are_objects(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"messages": twice}), tmp_path / "d.parquet")
     with pytest.raises(DatasetError, match="duplicate key was 'role'"):
         load(str(tmp_path / "d.parquet"))
+
+
+def test_repeated_names_in_parquet_raise(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = pyarrow.array(["Sky?"])
+    names = ["prompt", "completion", "completion"]
+    twice = pyarrow.StructArray.from_arrays([texts, texts], names=["a", "a"])
+    for table, message in (
+        (pyarrow.table([texts] * 3, names=names), f"repeats a column: {', '.join(names)}"),
+        (pyarrow.table({"prompt": texts, "meta": twice}), "duplicate field names .*each key once"),
+    ):
+        parquet.write_table(table, tmp_path / "d.parquet")
+        for streaming in (False, True):
+            with pytest.raises(DatasetError, match=message):
+                load(str(tmp_path / "d.parquet"), script={"dataset_streaming": streaming})
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "message"),
+    [
+        ({"completion": "Blue."}, {"weight": Decimal("0.50")}, "rows cannot have weights"),
+        ({"completion": "Blue."}, {"is_safe": Decimal("0.00")}, "a bad answer would be learned"),
+        ({"completion": "Blue."}, {"deleted": Decimal("1.00")}, "marked to be left out"),
+        (
+            {"chosen": "Blue.", "rejected": "Red."},
+            {"scores": {"chosen": Decimal("1.50"), "rejected": Decimal("4.50")}},
+            "must not be worse",
+        ),
+        ({"completion": "Blue.", "label": Decimal("0.00")}, {}, None),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("name", ["saved", "d.parquet"])
+def test_decimals_are_numbers(
+    tmp_path: Path, row: dict[str, Any], more: dict[str, Any], message: str | None, name: str
+) -> None:
+    import pyarrow
+    from datasets import Dataset
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist([{"prompt": "Sky?"} | row | more])
+    parquet.write_table(table, tmp_path / "d.parquet")
+    Dataset(table).with_format("numpy").save_to_disk(tmp_path / "saved")
+    kind = "unpaired" if "label" in row else "prompt-completion"
+    for streaming in (False, True):
+        script = {"dataset_streaming": streaming}
+        if message is None:
+            labels = load(str(tmp_path / name), kind=kind, script=script)["train"]["label"]
+            assert list(labels) == [False]
+            continue
+        with pytest.raises(DatasetError, match=message):
+            load(str(tmp_path / name), kind=kind, script=script)
 
 
 @pytest.mark.parametrize("names", [["bad", "good"], ["chosen", "rejected"], ["like", "dislike"]])

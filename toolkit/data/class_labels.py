@@ -1,7 +1,8 @@
-"""The names of the numbers in a column of labels, as `ClassLabel` of `datasets` stores them."""
+"""Rows of typed tables (Parquet, `datasets`): names of class labels, and JSON's types for numbers."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Number
 from typing import Any
 
 Names = Mapping[str, list[str]]
@@ -31,12 +32,24 @@ def label_names_of_parquet(metadata: Mapping[bytes, bytes] | None) -> Names:
         return {}
 
 
-def with_names(rows: Iterable[Any], names: Names) -> Iterator[Any]:
-    """The rows with names in place of numbers."""
-    for row in rows:
+def table_rows(rows: Iterable[Any], names: Names) -> Iterator[Any]:
+    """The rows with JSON's types, and with names in place of the numbers of class labels."""
+    for row in map(_plain, rows):
         new = {
             column: values[row[column]]
             for column, values in names.items()
             if isinstance(row.get(column), int) and 0 <= row[column] < len(values)
         }
         yield row | new if new else row
+
+
+def _plain(value: Any) -> Any:
+    """A value with an int or a float in place of each Decimal or NumPy number, also inside lists."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, int | float) or not isinstance(value, Number):
+        return value
+    number = float(value)  # type: ignore[arg-type]
+    return int(value) if number.is_integer() else number  # type: ignore[call-overload]

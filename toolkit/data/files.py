@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
-from toolkit.data.class_labels import label_names_of_parquet, with_names
+from toolkit.data.class_labels import label_names_of_parquet, table_rows
 from toolkit.data.row_errors import Unreadable, as_json
 from toolkit.errors import DatasetError
 
@@ -245,9 +245,7 @@ def _csv(file: TextIO, path: Path) -> Iterator[Any]:
             raise DatasetError(f"{path} line 1: not UTF-8 text; save the file as UTF-8")
         if header and header[0].startswith("sep="):
             raise DatasetError(f"{path} line 1: got Excel's {header[0]}; remove this line")
-        if len(set(header)) != len(header):
-            columns = f"{', '.join(header)} (separated by {_name(delimiter)})"
-            raise DatasetError(f"{path}: the header repeats a column: {columns}")
+        _check_header(header, path, f" (separated by {_name(delimiter)})")
         for fields in reader:
             if any(map(LOST_BYTE.search, fields)):
                 reason = f"line {reader.line_num} is not UTF-8 text; save the file as UTF-8"
@@ -265,6 +263,11 @@ def _csv(file: TextIO, path: Path) -> Iterator[Any]:
         raise DatasetError(f"{place}: not CSV {separated} ({error})") from error
     finally:
         csv.field_size_limit(limit)
+
+
+def _check_header(names: list[str], path: Path, note: str = "") -> None:
+    if len(set(names)) != len(names):
+        raise DatasetError(f"{path}: the header repeats a column: {', '.join(names)}{note}")
 
 
 def _delimiter(file: TextIO, path: Path) -> str:
@@ -308,12 +311,13 @@ def _parquet(file: Any, path: Path) -> Iterator[Any]:
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
+            _check_header(table.schema_arrow.names, path)
             names = label_names_of_parquet(table.schema_arrow.metadata)
             for batch in table.iter_batches(batch_size=BATCH):
                 # Spark writes an object as a map, which would become a list of pairs
-                yield from with_names(batch.to_pylist(maps_as_pydicts="strict"), names)
-    except KeyError as error:  # a key twice in a map
-        raise DatasetError(f"{path}: {error.args[0]}; write each key once") from error
+                yield from table_rows(batch.to_pylist(maps_as_pydicts="strict"), names)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"{path}: not a Parquet file ({reason})") from error
+    except (KeyError, ValueError) as error:  # a key twice in a map or an object
+        raise DatasetError(f"{path}: {error.args[0]}; write each key once") from error

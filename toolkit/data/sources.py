@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.data.class_labels import label_names, with_names
+from toolkit.data.class_labels import label_names, table_rows
 from toolkit.data.files import read_rows, stream_rows
 from toolkit.data.folders import find_files, find_saved
 from toolkit.errors import DatasetError
@@ -232,7 +232,8 @@ def _read_saved(folder: Path, *, streaming: bool) -> Iterable[Any]:
 def _rows_of(table: Any, streaming: bool) -> Iterable[Any]:
     """The rows of a table of `datasets`, or an iterator over them for a stream."""
     names = label_names(table.features and table.features.to_dict())
-    rows = with_names(table if streaming else table.to_list(), names)
+    table = table.with_format(None)  # a saved format such as NumPy's has other types
+    rows = table_rows(table if streaming else table.to_list(), names)
     return rows if streaming else list(rows)
 
 
