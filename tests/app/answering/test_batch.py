@@ -21,6 +21,8 @@ def test_prompts_are_lines_or_json_objects() -> None:
     rows = [{"prompt": "In JSON?", "x": 1}, {"prompt": [{"role": "user", "content": "A message?"}]}]
     lines = ["Plain?", "", "  Plain?  ", "{not JSON", *map(json.dumps, rows)]
     assert parse_prompts("\r\n".join(lines)) == ["Plain?", "{not JSON", "In JSON?", "A message?"]
+    other = ["A\u2028B", "C\x85D", "E\x0bF\x0cG\x1eH"]  # str.splitlines splits at these
+    assert parse_prompts("\r".join(other)) == other
 
 
 def test_buttons_fill_in_one_line_per_prompt() -> None:
@@ -37,6 +39,7 @@ def test_buttons_fill_in_one_line_per_prompt() -> None:
         (None, "no prompts"),
         (" \n", "no prompts"),
         ('ok\n{"question": "x"}', 'line 2: a JSON line needs "prompt"'),
+        ('ok\r\n{ "prompt": "x"', "line 2: not valid JSON"),
         ("x" * 8001, "line 1: the prompt has 8,001 characters"),
         ("\n".join(map(str, range(501))), "501 prompts; at most 500"),
     ],

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 MAX_PROMPTS = 500
 AT_ONCE = 4  # prompts that wait for their answers; other visitors' questions have room in the queue
 BUSY_WAIT_S = 0.5
+LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines also splits at U+2028, U+0085 and form feeds
 FORMULA = tuple("=+-@\t\r")  # a spreadsheet computes a cell that starts with one of these
 
 
@@ -43,7 +45,7 @@ def parse_prompts(text: object) -> list[str]:
     Raises: ConfigError if a line is not usable or there are too many.
     """
     prompts: dict[str, None] = {}
-    for number, line in enumerate(str(text or "").splitlines(), start=1):
+    for number, line in enumerate(LINE_END.split(str(text or "")), start=1):
         prompt = _prompt(line.strip(), number)
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise ConfigError(
@@ -65,7 +67,7 @@ def parse_prompts(text: object) -> list[str]:
 def prompt_line(prompt: str) -> str:
     """A prompt as one line that `parse_prompts` reads."""
     text = prompt.strip()
-    return json.dumps({"prompt": text}) if len(text.splitlines()) > 1 or text[:1] == "{" else text
+    return json.dumps({"prompt": text}) if LINE_END.search(text) or text[:1] == "{" else text
 
 
 def _prompt(line: str, number: int) -> str:
@@ -73,7 +75,11 @@ def _prompt(line: str, number: int) -> str:
         return line
     try:
         row = parse_json(line)
-    except ValueError:
+    except ValueError as error:
+        if line[1:].lstrip().startswith('"prompt"'):
+            raise ConfigError(
+                f"line {number}: not valid JSON ({error}); correct the line"
+            ) from error
         return line  # a prompt may start with a brace
     prompt = row.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], dict):
