@@ -81,8 +81,3 @@ def reward_choices(catalog: Catalog, chosen: str | None = None) -> Choices:
     choices = [(e.label, e.id) for e in catalog.rewards.values()] + [("no score", NO_SCORE)]
     kept = [id for _, id in choices if id == chosen]
     return Choices(choices, kept or [choices[0][1]])
-
-
-def reward_id(chosen: object) -> object:
-    """The chosen reward model, or None for no score. Not validated."""
-    return None if chosen in (NO_SCORE, NO_REWARD_RUN) else chosen

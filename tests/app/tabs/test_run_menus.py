@@ -1,13 +1,20 @@
 """The menus of runs follow the runs folder."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import gradio as gr
+import pytest
 
 from tests.app.judgements.fake_workbench import FakeWorkbench
+from toolkit.app.answering.chat import Chat
 from toolkit.app.catalog import Catalog, Entry
+from toolkit.app.choices import NO_REWARD_RUN, NO_SCORE
+from toolkit.app.tabs.batch import batch_tab
+from toolkit.app.tabs.compare_events import CompareEvents, Visit
 from toolkit.app.tabs.run_menus import REWARD_MENU, RUN_MENU, TEST_ROWS_MENU, _update, follow_runs
+from toolkit.errors import ConfigError
 
 
 def test_menus_follow_new_and_deleted_runs(tmp_path: Path) -> None:
@@ -16,7 +23,7 @@ def test_menus_follow_new_and_deleted_runs(tmp_path: Path) -> None:
         base = [("base", "base")]
         several = gr.Dropdown(base, multiselect=True, elem_classes=RUN_MENU)
         one = gr.Dropdown(base, elem_classes=RUN_MENU)
-        reward = gr.Dropdown([("no score", "no_score")], elem_classes=REWARD_MENU)
+        reward = gr.Dropdown([("no reward run found", NO_REWARD_RUN)], elem_classes=REWARD_MENU)
         follow_runs(page, cast(Any, fake))
     later = FakeWorkbench(tmp_path / "later", "sft dpo").catalog
     scorer = Entry("run_000009", "rm", "reward", is_reward=True)
@@ -34,7 +41,34 @@ def test_menus_follow_new_and_deleted_runs(tmp_path: Path) -> None:
     for menu, value in ((one, None), (one, "run_000000"), (several, ["base"])):
         assert "value" not in _update(menu, value, deleted)  # a visitor may choose another one now
     assert _update(reward, None, fake.catalog)["value"] == "run_000009"
-    assert _update(reward, "run_000009", deleted)["value"] == "no_score"
+    assert _update(reward, NO_SCORE, fake.catalog)["choices"][-1] == ("no score", NO_SCORE)
+    assert "value" not in _update(reward, NO_SCORE, fake.catalog)
+    assert _update(reward, "run_000009", deleted)["value"] == NO_REWARD_RUN
+
+
+@pytest.mark.parametrize(("chosen", "used"), [(None, "run_000009"), (NO_SCORE, None)])
+def test_batch_and_compare_before_the_first_refresh_use_the_default_reward_model(
+    tmp_path: Path, chosen: str | None, used: str | None
+) -> None:
+    fake, rewards = FakeWorkbench(tmp_path / "runs"), []
+    scorer = Entry("run_000009", "rm", "reward", is_reward=True)
+    fake.catalog = Catalog(fake.catalog.checkpoints, {scorer.id: scorer})
+    with gr.Blocks(analytics_enabled=False) as page:
+        batch_tab(page, cast(Any, fake))
+    batch = next(fn.fn for fn in page.fns.values() if fn.api_name == "batch")
+    list(cast(Any, batch)("Who?", ["run_000000"], chosen, 0, 4, 0))
+    assert fake.calls[-1]["reward"] == used
+
+    def stream(*inputs: Any, reward: Any) -> None:
+        rewards.append(reward)
+        raise ConfigError("not needed")
+
+    compared = SimpleNamespace(base="", command_options=[], refresh=fake.refresh, stream=stream)
+    events = CompareEvents(cast(Any, compared), cast(Any, None))
+    visitor = cast(Any, SimpleNamespace(session_hash="visitor"))
+    with pytest.raises(gr.Error):
+        next(events._answer(Chat(), Visit(), ["run_000000"], chosen, {}, visitor))
+    assert rewards == [used]
 
 
 def test_menu_of_held_out_prompts_lists_runs_with_test_rows(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from toolkit.app.answering.batch import (
     to_csv,
     to_jsonl,
 )
-from toolkit.app.choices import reward_choices, reward_id
+from toolkit.app.choices import reward_choices
 from toolkit.app.tabs import parts
 from toolkit.app.tabs.run_menus import REWARD_MENU, TEST_ROWS_MENU
 from toolkit.app.texts import markdown, two_decimals
@@ -108,11 +108,10 @@ def batch_tab(page: gr.Blocks, workbench: "Workbench", prompts: Sequence[str] = 
             questions = parse_prompts(lines)
             ids = parts.pool_or_default(workbench, chosen)
             settings = {"temperature": heat, "max_new_tokens": length, "seed": number}
+            settings["reward"] = parts.reward_or_default(workbench, scorer)
             total, shown = len(questions), 0.0
             answers: list[BatchRow] = []
-            for answers in answer_all(
-                workbench, questions, ids, reward=reward_id(scorer), **settings
-            ):
+            for answers in answer_all(workbench, questions, ids, **settings):
                 if time.monotonic() - shown > UPDATE_S:
                     shown = time.monotonic()
                     done = f"{len(answers)} of {total * len(ids)} answers…"

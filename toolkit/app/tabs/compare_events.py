@@ -10,10 +10,10 @@ import gradio as gr
 
 from toolkit.app.answering.chat import Chat
 from toolkit.app.answering.request import MAX_COLUMNS, MAX_SEED, Answer, clamp
-from toolkit.app.choices import checkpoint_choices, reward_choices, reward_id
+from toolkit.app.choices import checkpoint_choices
 from toolkit.app.conversations.store import Conversations
 from toolkit.app.tabs.compare_columns import PARTS, column_updates, skip
-from toolkit.app.tabs.parts import errors_as_toast, token_count
+from toolkit.app.tabs.parts import errors_as_toast, reward_or_default, token_count
 from toolkit.app.texts import PROMPT_KEYS, tidy
 from toolkit.errors import DatasetError
 
@@ -98,15 +98,14 @@ class CompareEvents:
     ) -> Iterator[list[Any]]:
         """Updates of the page: first of all parts, then only of those that changed."""
         if not checkpoints and reward is None:  # the page has not loaded its lists yet
-            catalog = self.workbench.refresh()
-            checkpoints = checkpoint_choices(catalog).chosen
-            reward = reward_choices(catalog).chosen[0]
+            checkpoints = checkpoint_choices(self.workbench.refresh()).chosen
+        reward = reward_or_default(self.workbench, reward)
         key = _session(visitor)
         conversations = {c: chat.conversation(c) for c in checkpoints or () if isinstance(c, str)}
         with errors_as_toast():
             base, options = self.workbench.base, self.workbench.command_options
             comparison = self.workbench.stream(
-                conversations, checkpoints, reward=reward_id(reward), **settings
+                conversations, checkpoints, reward=reward, **settings
             )
         request, rewards = comparison.request, comparison.catalog.rewards
         scorer = None if request.reward is None else rewards[request.reward].name

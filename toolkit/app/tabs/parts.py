@@ -12,7 +12,13 @@ import gradio as gr
 from gradio.components.plot import PlotData
 
 from toolkit.app.answering import request as limits
-from toolkit.app.choices import SHARED_SCAN_S, checkpoint_choices
+from toolkit.app.choices import (
+    NO_REWARD_RUN,
+    NO_SCORE,
+    SHARED_SCAN_S,
+    checkpoint_choices,
+    reward_choices,
+)
 from toolkit.app.tabs.run_menus import RUN_MENU
 from toolkit.app.texts import LOADING, ONLY_THE_BASE, tidy
 from toolkit.errors import ToolkitError
@@ -148,6 +154,13 @@ def pool_or_default(workbench: "Workbench", chosen: Any) -> Any:
     if chosen or workbench.ready:
         return chosen
     return checkpoint_choices(workbench.refresh()).chosen
+
+
+def reward_or_default(workbench: "Workbench", chosen: Any) -> Any:
+    """The visitor's reward model, None for no score; the default one as in `pool_or_default`."""
+    if chosen is None:
+        chosen = reward_choices(workbench.refresh(max_age_s=SHARED_SCAN_S)).chosen[0]
+    return None if chosen in (NO_SCORE, NO_REWARD_RUN) else chosen
 
 
 def temperature_and_length() -> tuple[gr.Slider, gr.Slider]:

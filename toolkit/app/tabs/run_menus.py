@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from toolkit.app.catalog import Catalog
-from toolkit.app.choices import checkpoint_choices
+from toolkit.app.choices import checkpoint_choices, reward_choices
 
 if TYPE_CHECKING:
     from toolkit.app.workbench import Workbench
@@ -56,7 +56,9 @@ def _found(catalog: Catalog, kind: str | None) -> list[tuple[str, str]]:
 
 
 def _choices(menu: Any, catalog: Catalog) -> list[tuple[str, str]]:
-    """A menu's choices: those found, and its own fixed choices such as "no score"."""
+    """A menu's choices: those found, and its own fixed choices such as the base."""
+    if _kind(menu) == REWARD_MENU:
+        return reward_choices(catalog).choices
     fixed = [(label, id) for label, id in menu.choices if not str(id).startswith("run_")]
     found = _found(catalog, _kind(menu))
     ids = {id for _, id in found}
