@@ -1,5 +1,6 @@
 """The token numbers of an answer equal plain passes of freshly loaded models; the chat's messages."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -85,19 +86,29 @@ def test_scaled_keeps_the_sign() -> None:
 
 
 def test_text_diff_marks_changed_words() -> None:
-    assert text_diff("No, it is red.", "No, it was not red.") == [
-        ("No, it ", None),
-        ("is", "-"),
-        ("was not", "+"),
-        (" red.", None),
-    ]
+    parts = [("No, it", None), (" is", "-"), (" was not", "+"), (" red.", None)]
+    assert text_diff("No, it is red.", "No, it was not red.") == (parts, False)
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_text_diff_contains_both_texts(first: str, second: str) -> None:
-    parts = text_diff(first, second)
+    parts, _ = text_diff(first, second)
     assert "".join(text for text, kind in parts if kind != "+") == first
     assert "".join(text for text, kind in parts if kind != "-") == second
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "cut"),
+    [
+        ("x " * 4000, "x y " * 2000, True),
+        ("?" * 8000, " ".join("abc" * 1300), True),
+        ("x" * 8000, "y" * 7999, False),
+    ],
+)
+def test_work_of_text_diff_is_bounded(first: str, second: str, cut: bool) -> None:
+    start = time.process_time()
+    assert text_diff(first, second)[1] is cut
+    assert time.process_time() - start < 3  # about 0.2 s; without a limit many minutes
 
 
 def test_context_contains_only_the_checkpoints_own_answers(workbench: Workbench) -> None:

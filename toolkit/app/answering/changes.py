@@ -1,10 +1,12 @@
 """The changes of one answer through training, per token: log-ratio to the reference, value and entropy."""
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
+MAX_WORDS = 1000  # of each text in `text_diff`, whose work is the product of both numbers
 LOG_RATIO, VALUE, ENTROPY = "log_ratio", "value", "entropy"
 
 
@@ -61,16 +63,31 @@ def scaled(numbers: list[float | None]) -> tuple[list[float | None], float]:
     return [None if n is None else n / largest for n in numbers], largest
 
 
-def text_diff(first: str, second: str) -> list[tuple[str, str | None]]:
-    """Merge two texts word by word: `-` marks words of the first text, `+` of the second, None of both."""
-    a, b = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (first, second))
-    parts: list[tuple[str, str | None]] = []
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        if kind == "equal":
-            parts.append(("".join(a[i:j]), None))
-            continue
-        if j > i:
-            parts.append(("".join(a[i:j]), "-"))
-        if m > k:
-            parts.append(("".join(b[k:m]), "+"))
-    return parts
+def text_diff(first: str, second: str) -> tuple[list[tuple[str, str | None]], bool]:
+    """Merge two texts word by word, with as many common words as possible.
+
+    Returns: the parts: `-` marks words of the first text, `+` of the second, None of both; and whether a
+        text was cut to its first `MAX_WORDS` words.
+    """
+    texts = [re.findall(r"\s*(?:\w+|[^\w\s])|\s+", text) for text in (first, second)]
+    a, b = (words[:MAX_WORDS] for words in texts)
+    # common[i][j]: the length of the longest common subsequence of a[i:] and b[j:]
+    common = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i in reversed(range(len(a))):
+        row, below = common[i], common[i + 1]
+        for j in reversed(range(len(b))):
+            row[j] = below[j + 1] + 1 if a[i] == b[j] else max(below[j], row[j + 1])
+    words: list[tuple[str, str | None]] = []
+    i = j = 0
+    while i < len(a) or j < len(b):
+        if i < len(a) and j < len(b) and a[i] == b[j]:
+            words.append((a[i], None))
+            i, j = i + 1, j + 1
+        elif i < len(a) and (j == len(b) or common[i + 1][j] >= common[i][j + 1]):
+            words.append((a[i], "-"))
+            i += 1
+        else:
+            words.append((b[j], "+"))
+            j += 1
+    parts = [("".join(w for w, _ in run), kind) for kind, run in groupby(words, itemgetter(1))]
+    return parts, any(len(words) > MAX_WORDS for words in texts)

@@ -4,8 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from toolkit.app.answering.changes import ENTROPY, LOG_RATIO, VALUE, Changes, scaled, text_diff
+from toolkit.app.answering.changes import (
+    ENTROPY,
+    LOG_RATIO,
+    MAX_WORDS,
+    VALUE,
+    Changes,
+    scaled,
+    text_diff,
+)
 from toolkit.app.answering.chat import Chat
+from toolkit.app.answering.request import MAX_PROMPT_CHARACTERS
 from toolkit.app.choices import checkpoint_choices
 from toolkit.app.tabs.parts import column_widths, errors_as_toast, show_token_count
 from toolkit.app.tabs.run_menus import RUN_MENU
@@ -247,12 +256,14 @@ def _diff(
     if reply is None or reply.problem is not None:
         fix = "ask it on Compare, together with this one"
         return [[], f"{names[second]} has no answer to this prompt: {fix}."]
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        most = f"at most {MAX_PROMPT_CHARACTERS:,} are compared"
+        return [[], f"The answer has {len(text):,} characters; {most}. Shorten it."]
     labels = {None: None, "-": THIS, "+": OTHER}
-    parts = [(part, labels[kind]) for part, kind in text_diff(text, reply.text)]
-    return [
-        parts,
-        f"Green: only in the answer of {names.get(id, id)}. Red: only in that of {reply.name}.",
-    ]
+    parts, cut = text_diff(text, reply.text)
+    note = f"Green: only in the answer of {names.get(id, id)}. Red: only in that of {reply.name}."
+    note += f" Only the first {MAX_WORDS:,} words of each answer are compared." if cut else ""
+    return [[(part, labels[kind]) for part, kind in parts], note]
 
 
 def _visible(text: str) -> str:
