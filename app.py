@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from toolkit.app.answering.cli_command import answer_once
 
             return answer_once(open_workbench(arguments, bases_of(arguments)), arguments)
-        return run_page(arguments)
+        from toolkit.app.web.server import private_files
+
+        with private_files():
+            return run_page(arguments)
     except ToolkitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

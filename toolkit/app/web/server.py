@@ -1,11 +1,17 @@
 """Serves the page: the port, the middleware and Gradio's launch options."""
 
+import os
 import socket
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from toolkit.app.arguments import LOOPBACK_NAMES
 from toolkit.errors import ConfigError
+from toolkit.runs.signals import raise_interrupt, receive_signals, restore_handlers
+
+TEMP_DIR = "GRADIO_TEMP_DIR"
 
 
 def serve(
@@ -62,6 +68,28 @@ def serve(
         max_threads=128,  # each streaming visitor holds one; the engine accepts 80
     )
     return str(url)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Store Gradio's copies of downloads in a folder that only this user can read, and remove it.
+
+    Without this, Gradio uses a folder that all users of the machine share. Start the block before Gradio is
+    imported. It also ends after SIGTERM. A folder that the environment names is used and kept.
+    """
+    handlers = receive_signals(raise_interrupt)
+    try:
+        if os.environ.get(TEMP_DIR):
+            yield
+            return
+        with tempfile.TemporaryDirectory(prefix="toolkit-", ignore_cleanup_errors=True) as folder:
+            os.environ[TEMP_DIR] = folder
+            try:
+                yield
+            finally:
+                del os.environ[TEMP_DIR]
+    finally:
+        restore_handlers(handlers)
 
 
 def free_port() -> int:
