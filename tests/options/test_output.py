@@ -19,12 +19,27 @@ sys.stdout.flush()
 """
 
 
-def run(stdout, **variables):
-    words = [sys.executable, "-c", COMMAND]
+def run(stdout, command=COMMAND, **variables):
+    words = [sys.executable, "-c", command]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"} | variables
     return subprocess.run(
         words, stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT, env=environment, check=False
     )
+
+
+CONTROLS = """
+from toolkit.options.output import keep_going
+keep_going()
+print("title \\x1b]0;owned\\x07, screen \\x9b2J, \\x1b[31mred\\x1b[0m\\r\\ttab")
+from tqdm import tqdm
+for _ in tqdm(range(1), position=1): pass
+"""
+
+
+def test_control_characters_are_escaped_and_nested_bars_stay():
+    result = run(subprocess.PIPE, CONTROLS)
+    assert result.stdout == b"title \\x1b]0;owned\\x07, screen \\x9b2J, \x1b[31mred\x1b[0m\r\ttab\n"
+    assert b"100%" in result.stderr and b"\x1b[A" in result.stderr and b"\\x" not in result.stderr
 
 
 def test_closed_pipe_does_not_end_command():

@@ -1,15 +1,20 @@
-"""Make standard output harmless: a closed pipe, a missing character or a full disk stops no run."""
+"""Make standard output harmless: it stops no run, and text from files cannot control the terminal."""
 
 import io
+import re
 import sys
 from typing import Any
+
+# C0 and C1 control characters except \t, \n and \r; sequences for colours stay, for libraries
+CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+UP = re.compile(r"(\x1b\[A)+")  # tqdm moves to the bar above
 
 
 def keep_going() -> None:
     """Let a command finish even if its output cannot be written; that output is then lost.
 
     Without this, `toolkit sft | head` would stop training when `head` closes the pipe. A character
-    that the encoding lacks, such as `…` in ASCII, is written as an escape.
+    that the encoding lacks, such as `…` in ASCII, and a control character are written as escapes.
     """
     for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
         stream = getattr(sys, name)
@@ -20,12 +25,21 @@ def keep_going() -> None:
 
 
 def _lossy(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    return io.TextIOWrapper(
+    return _PlainText(
         io.BufferedWriter(_LossyFile(stream.fileno(), "wb", closefd=False)),
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering,
     )
+
+
+class _PlainText(io.TextIOWrapper):
+    """A text stream that escapes control characters."""
+
+    def write(self, text: str, /) -> int:
+        if not UP.fullmatch(text):
+            text = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+        return super().write(text)
 
 
 class _LossyFile(io.FileIO):
