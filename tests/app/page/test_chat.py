@@ -1,5 +1,6 @@
 """Compare as a chat, in a real browser: keys, limits, stored conversations, Markdown, votes, addresses."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ CODE = (
     "Look:\n\n```python\ndef f(x):\n    return x < 1\n```\n\n"
     "![a](http://attacker.invalid/a.png) [b](http://attacker.invalid) <img src=x onerror=alert(1)>"
 )
-FILLED = "text => document.querySelector('#compare-prompt textarea').value === text"
+FILLED = "text => document.querySelector('#compare-prompt textarea')?.value === text"
 
 
 class Server:
@@ -207,6 +208,28 @@ def test_nothing_is_lost_without_undo(server: Server, browser: Any) -> None:
         settle(page, 1)
         assert page.locator(".bot.message").first.inner_text() == first, name
     assert page.locator(".conversations label").count() == 1
+
+
+def test_prompt_survives_a_lost_server(server: Server, browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    opened(page, server)
+    box = page.locator("#compare-prompt textarea")
+    page.route(re.compile("queue/join"), lambda route: route.abort())
+    send(page, "Are you there?")
+    page.wait_for_function(FILLED, arg="")
+    page.wait_for_function(FILLED, arg="Are you there?")  # after Gradio's error
+    page.unroute_all()
+    server.stop()
+    page.locator(".toast-body", has_text="Connection to the server was lost").wait_for()
+    box.press("Enter")
+    page.wait_for_timeout(300)
+    assert box.input_value() == "Are you there?"
+    with page.expect_event("load"):  # Gradio reloads the page when the server is back
+        server.start()
+    page.wait_for_function(FILLED, arg="Are you there?")
+    send(page, "Are you there?")
+    settle(page, 1)
+    assert box.input_value() == ""
 
 
 def test_long_text_is_not_cut_on_the_other_tabs(server: Server, browser: Any) -> None:

@@ -94,6 +94,8 @@ def test_vote_is_undone_next_battle_starts_and_judgements_change(
         for verdicts in ("12", "2"):  # the first of two quick keys is the vote
             page.keyboard.press("n")  # draws a prompt, and starts
             page.wait_for_function("() => !document.getElementById('arena-a').disabled")
+            field(page, "Reason (optional)").fill("clearer")
+            leave_fields(page)
             page.keyboard.type(verdicts)
             wait_for_status(page, "Saved: ")
             page.wait_for_function("() => !document.getElementById('arena-undo').disabled")
@@ -101,6 +103,9 @@ def test_vote_is_undone_next_battle_starts_and_judgements_change(
         page.keyboard.press("u")
         wait_for_status(page, "The vote is deleted")
         page.wait_for_timeout(100)
+        assert field(page, "Reason (optional)").input_value() == "clearer"
+        field(page, "Reason (optional)").fill("")
+        leave_fields(page)
         page.keyboard.press("t")
         wait_for_status(page, "Saved: Tie")
         assert [j.verdict for j in store.all()] == ["a", "tie"]

@@ -125,9 +125,10 @@ class Battles:
         """
         return self._judge(id, BATTLE, verdict=verdict, **details)
 
-    def undo(self, id: object) -> None:
+    def undo(self, id: object) -> Judgement:
         """Delete the vote on a battle, which then waits for another verdict.
 
+        Returns: the deleted judgement.
         Raises: ConfigError if the battle has no stored vote; DatasetError as `vote`.
         """
         judged = self.store.get(id) if isinstance(id, str) and id.isascii() else None
@@ -138,6 +139,7 @@ class Battles:
         with self._lock:
             self._expire(room=1)
             self._pending[judged.id] = (time.monotonic(), pending)
+        return judged
 
     def rank(self, id: object, ranks: Sequence[int], **details: object) -> Judgement:
         """Store the ranks of a ranking's answers, like `vote`; `details` may include `likert`, `flags`."""

@@ -93,8 +93,8 @@ def arena_tab(page: gr.Blocks, battles: "Battles", prompts: Sequence[str] = ()) 
 
     def undo_vote(id: str) -> list[Any]:
         with parts.errors_as_toast(root):
-            battles.undo(id)
-        return [UNDONE, gr.skip(), *enabled(vote=True)]
+            judged = battles.undo(id)
+        return [UNDONE, judged.reason or gr.skip(), *enabled(vote=True)]
 
     controls = [*buttons, following, undo]
     drawn = following.click(

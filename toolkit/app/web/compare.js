@@ -52,7 +52,7 @@
   });
 
   // ---- The prompt is cleared when it is sent, so that the next one can be typed at once. While
-  // answers stream, it cannot be sent.
+  // answers stream, it cannot be sent. After an error it comes back; the server may be gone by then.
   const PROMPT = "#" + TOOLKIT.prompt;
   const fillPrompt = (text) => {
     const box = find(PROMPT + " textarea");
@@ -61,13 +61,27 @@
     return box;
   };
   let sending = 0; // a timer: Gradio reads the prompt after the event
+  let unsent = ""; // until its answers stream
+  let errors = 0; // the length of Gradio's error messages, which share a box
+  const shownErrors = () => find(".toast-body.error")?.textContent || "";
+  const isLost = () => shownErrors().includes("Connection to the server was lost");
   const clear = () => {
     clearTimeout(sending);
     sending = 0;
+    unsent = find(PROMPT + " textarea").value;
+    errors = shownErrors().length;
     fillPrompt("");
   };
+  const restoreUnsent = () => {
+    if (!unsent) return;
+    const failed = isLost() || shownErrors().length > errors;
+    errors = Math.min(errors, shownErrors().length);
+    if (failed && !find(PROMPT + " textarea")?.value) fillPrompt(unsent);
+    if (failed || find(PROMPT + " .stop-button")) unsent = "";
+  };
+  new MutationObserver(restoreUnsent).observe(document, { childList: true, subtree: true });
   const clearSent = () => {
-    if (!find(PROMPT + " .stop-button")) sending = setTimeout(clear);
+    if (!find(PROMPT + " .stop-button") && !isLost()) sending = setTimeout(clear);
   };
   document.addEventListener("keydown", () => sending && clear(), true); // a key before the timer
   document.addEventListener("keypress", (event) => {
@@ -77,6 +91,23 @@
   document.addEventListener("click", (event) => {
     if (event.target.closest(PROMPT + " .submit-button")) clearSent();
   });
+
+  // ---- The typed prompt survives a reload. Gradio reloads the page when a lost server is back.
+  const storeTyped = () => {
+    try {
+      sessionStorage.setItem("toolkit-prompt", find(PROMPT + " textarea").value);
+    } catch {
+      // no storage, or it is full
+    }
+  };
+  const restoreTyped = setInterval(() => {
+    const box = find(PROMPT + " textarea");
+    if (!box) return;
+    clearInterval(restoreTyped);
+    const typed = sessionStorage.getItem("toolkit-prompt");
+    if (typed && !box.value) fillPrompt(typed);
+    addEventListener("pagehide", storeTyped);
+  }, 50);
 
   // ---- Enter that ends the input of a Chinese, Japanese or Korean word does not send the prompt.
   document.addEventListener("keydown", (event) => {
