@@ -41,13 +41,14 @@ def requirements(options: Options, planned) -> Options:
 def build(training):
     from toolkit.trainers.supervised import KTOTrainer
 
+    held_out, seed = training.held_out, training.args.seed
     return KTOTrainer(
         training.policy(),  # the parent's adapter; the trainer copies it to the reference
         args=training.args,
         processing_class=training.tokenizer,
         # shuffled here, so that a row's neighbour is an answer to another prompt
-        train_dataset=training.rows.shuffle(seed=training.args.seed),
-        eval_dataset=training.held_out,
+        train_dataset=training.rows.shuffle(seed=seed),
+        eval_dataset=None if held_out is None else held_out.shuffle(seed=seed),
         callbacks=training.callbacks,
     )
 

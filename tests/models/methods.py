@@ -22,6 +22,7 @@ DATA = {
     "sft": {"dataset_name": "world:demonstrations", "use_peft": True},
     "dpo": {"dataset_name": "world:comparisons"},
     "reward": {"dataset_name": "world:comparisons"},
+    "kto": {"dataset_name": "world:comparisons"},
     "ppo": {
         "dataset_name": "world:prompts",
         "total_episodes": 8,

@@ -54,23 +54,25 @@ def test_kto_rewards_separate_starting_from_sft(tiny_base, sft_run, tmp_path, ca
 
 def test_kl_completions_come_from_other_prompts(tiny_base, sft_run, tmp_path, monkeypatch):
     """In the comparisons' order every second row would follow its own prompt's other answer."""
-    rows = []
+    splits = []
 
     class Recorded(supervised.KTOTrainer):
         _name = "KTO"
 
         def __init__(self, model, **kwargs):
             super().__init__(model, **kwargs)
-            rows.extend(self.train_dataset)
+            splits.extend([list(self.train_dataset), list(self.eval_dataset)])
 
     monkeypatch.setattr(supervised, "KTOTrainer", Recorded)
-    call(tiny_base, sft_run, tmp_path / "kto", max_rows=200, max_steps=1)
-    completions = {}
-    for row in rows:
-        completions.setdefault(str(row["prompt"]), []).append(row["completion_ids"])
-    own = [row["KL_completion_ids"] in completions[str(row["prompt"])] for row in rows]
-    assert len(rows) == 400
-    assert sum(own) / len(own) < 0.1
+    options = {"max_rows": 200, "max_steps": 1, "test_split_size": 0.5}
+    call(tiny_base, sft_run, tmp_path / "kto", eval_strategy="steps", eval_steps=1, **options)
+    for rows in splits:
+        completions = {}
+        for row in rows:
+            completions.setdefault(str(row["prompt"]), []).append(row["completion_ids"])
+        own = [row["KL_completion_ids"] in completions[str(row["prompt"])] for row in rows]
+        assert len(own) >= 100
+        assert sum(own) / len(own) < 0.1
 
 
 @pytest.mark.parametrize("method", ["dora", "ia3", "prefix"])

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trl import RewardTrainer
 
 from toolkit.trainers.checkpoints import WholeCheckpoints
+from toolkit.trainers.weighted_evaluation import OTHERS, WeightedEvaluation
 
 FEATURES = Features(
     {
@@ -77,6 +78,7 @@ class RankingCollator:
 
     `better`, `worse`, `margins` and `weights` are `(pairs,)`. A weight is 1 / (pairs of the prompt ·
     prompts), so that the weighted sum is the mean over prompts of the mean over pairs.
+    `prompts` is a scalar.
     """
 
     pad_token_id: int
@@ -99,6 +101,7 @@ class RankingCollator:
             "worse": torch.tensor(worse),
             "margins": torch.tensor(margins),
             "weights": torch.tensor(weights),
+            "prompts": torch.tensor(len(rows)),
         }
 
 
@@ -119,7 +122,7 @@ def ranking_loss(
     return -(weights * nn.functional.logsigmoid(difference)).sum()
 
 
-class RankingTrainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
+class RankingTrainer(WeightedEvaluation, WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
     """TRL's RewardTrainer for rows of `group_comparisons`; the batch size counts prompts, not pairs.
 
     The score is read at the last attended token, so pad may equal EOS. The score layer is trained in
@@ -135,6 +138,10 @@ class RankingTrainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(FEATURES)
+
+    def batch_weights(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """Prompts, or completions."""
+        return {OTHERS: inputs["prompts"], "mean_reward": len(inputs["input_ids"])}
 
     def compute_loss(
         self,

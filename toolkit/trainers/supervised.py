@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraModel, PeftModel
+from peft import AdaLoraModel, PeftModel, PromptTuningConfig
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import DPOTrainer as TrlDPOTrainer
@@ -17,11 +17,12 @@ from toolkit.models.adapters import fill, read_adapter
 from toolkit.models.roles import POLICY, REFERENCE
 from toolkit.trainers.checkpoints import WholeCheckpoints
 from toolkit.trainers.row_tokenizer import SharedEncoding
+from toolkit.trainers.weighted_evaluation import OTHERS, WeightedEvaluation
 
 ADALORA_WARMUP, ADALORA_FINAL = 0.1, 0.3  # shares of the steps before and after pruning
 
 
-class _Supervised(SharedEncoding, WholeCheckpoints):
+class _Supervised(WeightedEvaluation, SharedEncoding, WholeCheckpoints):
     """Tokenizes rows as all recipes do; can resume virtual tokens, which PEFT alone cannot."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -41,6 +42,12 @@ class SFTTrainer(_Supervised, TrlSFTTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         if adalora(self.model) is not None:
             self.add_callback(RankAllocation())
+
+    def batch_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """All metrics are means over the tokens that carry a loss."""
+        config = getattr(self.model, "active_peft_config", None)
+        first = 0 if isinstance(config, PromptTuningConfig) else 1  # virtual tokens predict token 0
+        return {OTHERS: (inputs["labels"][:, first:] != -100).sum()}
 
     def compute_loss(
         self,
@@ -74,9 +81,32 @@ class _WithReference(_Supervised):
 class DPOTrainer(_WithReference, TrlDPOTrainer):  # type: ignore[misc]
     """TRL's DPOTrainer with complete checkpoints."""
 
+    def batch_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Pairs, or the tokens of their completions."""
+        chosen, rejected = inputs["completion_mask"].chunk(2)
+        return {OTHERS: len(chosen)} | _token_weights(chosen, rejected)
+
 
 class KTOTrainer(_WithReference, TrlKTOTrainer):  # type: ignore[misc]
     """TRL's KTOTrainer with complete checkpoints."""
+
+    def batch_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Rows of a label, or the tokens of their completions."""
+        mask, good = inputs["completion_mask"], torch.as_tensor(inputs["label"]).bool()
+        sides = {"chosen": good.sum(), "rejected": (~good).sum()}
+        rows = {f"{name}/{side}": n for side, n in sides.items() for name in ("rewards", "logps")}
+        return {OTHERS: len(good)} | rows | _token_weights(mask[good], mask[~good])
+
+
+def _token_weights(chosen: Tensor, rejected: Tensor) -> dict[str, Any]:
+    """The tokens of the metrics that are means over tokens, from the masks of the completions."""
+    tokens = {"chosen": chosen[:, 1:].sum(), "rejected": rejected[:, 1:].sum()}
+    return {
+        "entropy": tokens["chosen"] + tokens["rejected"],
+        "mean_token_accuracy": tokens["chosen"],  # DPO only
+        "logits/chosen": tokens["chosen"],
+        "logits/rejected": tokens["rejected"],
+    }
 
 
 @torch.no_grad()
