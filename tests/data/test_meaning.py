@@ -118,6 +118,36 @@ def test_dialogue_without_an_answer_to_learn_is_counted(
         (PAIR | {"margin": -0.5}, "preference", "would be learned as the better one"),
         (PAIR | {"margin": "-1"}, None, "would be learned as the better one"),
         (ANSWER | {"label": "negative"}, None, "write true or false"),
+        # as a European spreadsheet writes them
+        (ANSWER | {"weight": "0,5"}, None, "rows cannot have weights"),
+        (ANSWER | {"weight": "0,500"}, None, '"weight" must be 0.500 or 0500, got "0,500"'),
+        (ANSWER | {"train": "No"}, None, "rows cannot have weights"),
+        (ANSWER | {"deleted": " Yes"}, None, "the row is marked to be left out"),
+        (ANSWER | {"deleted": "x"}, None, "must be true, yes, y, 1, false, no, n or 0"),
+        (PAIR | {"skip": 2}, "preference", "must be true, yes, y, 1, false, no, n or 0"),
+        (ANSWER | {"is_safe": "No"}, None, "set `columns: {is_safe: label}`"),
+        (ANSWER | {"is_safe": "0"}, None, "set `columns: {is_safe: label}`"),
+        (ANSWER | {"is_safe": "x"}, None, "must be true, yes, y, 1, false, no, n or 0"),
+        (ANSWER | {"is_toxic": 0.8}, None, "must be true, yes, y, 1, false, no, n or 0"),
+        (ANSWER | {"flagged": "x"}, None, "must be true, yes, y, 1, false, no, n or 0"),
+        (ANSWER | {"label": "no"}, None, "write true or false"),
+        (
+            {"messages": [DIALOGUE[0], DIALOGUE[1] | {"is_safe": "x"}]},
+            None,
+            '"messages" message 2 "is_safe" must be true, yes',
+        ),
+        (PAIR | {"preferred": "no"}, "preference", "would be learned as the better one"),
+        (PAIR | {"margin": "-0,5"}, "preference", "would be learned as the better one"),
+        (
+            PAIR | {"chosen_score": "1,5", "rejected_score": "4,5"},
+            "preference",
+            "must not be worse",
+        ),
+        (
+            PAIR | {"chosen_score": "1,5", "rejected_score": "1,250"},
+            "preference",
+            '"chosen_score" must be 1.250 or 1250',
+        ),
     ],
 )
 def test_column_that_changes_the_meaning_raises_or_is_dropped(
@@ -153,12 +183,16 @@ def test_metadata_stops_no_recipe(tmp_path: Path, kind: str) -> None:
         "context": "Sky?",
         "winner": "gpt-4",
         "chosen_score": 4.0,
-        "rejected_score": 4.0,
+        "rejected_score": 3.0,
         "chosen_model": "b",
         "rejected_model": "a",
         "is_safe": True,
         "is_good": 1,
         "deleted": False,
+        "skip": "n",
+        "toxic": 0.2,
+        "correct": "B",
+        "thumbs_up": "17",
         "documents": ["?"],
         "system": "",
     }
@@ -173,6 +207,7 @@ def test_metadata_stops_no_recipe(tmp_path: Path, kind: str) -> None:
         ({"messages": DIALOGUE, "label": True}, {"label": False}),
         ({"messages": DIALOGUE, "label": 1}, {"label": 0}),
         ({"messages": DIALOGUE, "label": "good"}, {"label": "bad"}),
+        ({"messages": DIALOGUE, "label": "Yes"}, {"label": "no"}),
         ({"conversations": DIALOGUE, "kto_tag": True}, {"kto_tag": False}),
         (
             {"instruction": "Sky?", "input": "", "output": "Blue.", "kto_tag": "true"},
@@ -393,6 +428,7 @@ def test_renamed_answers_that_are_in_order_are_read(tmp_path: Path) -> None:
         ("label", [0, 1]),
         ("labels", [1, -1]),
         ("better_answer", [True, False]),
+        ("better_answer", ["yes", "no"]),
         ("preferred", ["chosen", "rejected"]),
     ],
 )
@@ -430,11 +466,25 @@ def test_column_that_does_not_contradict_the_pair_is_kept(
     assert len(rows(tmp_path, data, "preference")) == 2
 
 
-def test_equal_scores_of_a_pair_are_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pair_of_equal_scores_is_a_tie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], streaming: bool
 ) -> None:
-    scores = [(4, 4), (4, 3), ("2.0", 2), (None, 1)]
-    data = [PAIR | {"chosen_score": a, "rejected_score": b} for a, b in scores]
-    file = write_rows(tmp_path / "d.jsonl", data)
-    load(file, kind="preference")
-    assert "; 2 pairs have equal scores for chosen and rejected;" in capsys.readouterr().out
+    ties: list[dict[str, Any]] = [
+        {"chosen_score": "2.0", "rejected_score": 2},
+        {"scores": {"chosen": 4, "rejected": 4}},
+        {"rating": [9.0, 9.0], "status": "tie"},  # distilabel's Orca pairs
+        {"rating": [9.0, 9.0]},
+        {"status": "tie"},
+    ]
+    pairs: list[dict[str, Any]] = [
+        {"chosen_score": 4, "rejected_score": 3, "score": {"chosen": 2, "rejected": 2}},
+        {"chosen_score": None, "rejected_score": 1},
+        {"rating": [8.0, 9.0], "status": "swapped"},
+        {"rejected_ratings": [3, 3]},
+    ]
+    data = [PAIR | {"prompt": f"q{i}"} | more for i, more in enumerate([*ties, *pairs])]
+    script = {"dataset_streaming": streaming}
+    for kind, count in (("preference", 4), ("unpaired", 8), ("prompt-completion", 9)):
+        assert len(rows(tmp_path, data, kind, script=script)) == count
+        assert ("; 5 rows contain only ties" in capsys.readouterr().out) == (count != 9)

@@ -10,9 +10,14 @@ from typing import Any
 
 from toolkit.data.formats import FORMATS, as_label
 from toolkit.data.layout import LABEL_COLUMNS, SYSTEM_COLUMNS
-from toolkit.data.messages import UNREADABLE_KEYS, Row, as_flag, is_absent, is_blank, says_bad
-from toolkit.data.ranking import finite_number
+from toolkit.data.messages import UNREADABLE_KEYS, Row, is_absent, is_blank
 from toolkit.data.row_errors import RowError, describe
+from toolkit.data.values import (
+    as_flag,
+    as_word,
+    read_number,
+    says_bad,
+)
 
 # TRL detects a dataset's type from these columns, so a kind's rows must not have others of them.
 TRL_COLUMNS = {"prompt", "completion", "chosen", "rejected", "messages", "label", "text"}
@@ -72,14 +77,14 @@ def _unread(name: str, value: Any, problem: str) -> RowError:
 def _is_weight(name: str, value: Any) -> bool:
     """Whether a value is a weight other than 1, or a list of weights per token. Text is metadata."""
     if isinstance(value, str):
-        value = finite_number(value) if as_flag(value) is None else as_flag(value)
+        value = read_number(value, name) if as_flag(value) is None else as_flag(value)
     neutral = value is False if name == "mask" else value == 1
     return isinstance(value, bool | int | float | list) and not neutral
 
 
 def _is_bad(name: str, value: Any) -> bool:
     """Whether a column marks the row's answer as bad."""
-    if name in LABEL_COLUMNS and not isinstance(value, bool):
+    if name in LABEL_COLUMNS and as_word(value) is None:
         # 1 and 0 may be a topic, but not 1 and -1
         is_bad = as_label(value) is False or str(value).lower() in ("negative", "-1", "-1.0")
         return as_flag(value) is None and is_bad
@@ -89,10 +94,10 @@ def _is_bad(name: str, value: Any) -> bool:
 def _contradicts(name: str, value: Any) -> bool:
     """Whether a column contradicts that the chosen answer is better."""
     if name == "margin":
-        return (finite_number(value) or 0) < 0
+        return (read_number(value, name) or 0) < 0
     if name in WINNERS and str(value).lower().startswith(NO_WINNER):
         return True
-    return name in WINNERS.union(LABEL_COLUMNS) and (as_flag(value), type(value)) == (False, bool)
+    return name in WINNERS.union(LABEL_COLUMNS) and as_word(value) is False
 
 
 @lru_cache(maxsize=256)
@@ -139,10 +144,17 @@ def _scores(row: Row) -> Iterator[tuple[str, float, float]]:
         pair: Any = (value, row[other] if other != name else None)
         if isinstance(value, dict):
             pair = value.get("chosen"), value.get("rejected")
-        chosen, rejected = map(finite_number, pair)
+        elif _is_equal_pair(value) and not any(side in name for side in ("chosen", "rejected")):
+            pair = value
+        chosen, rejected = (read_number(score, name) for score in pair)
         if chosen is not None and rejected is not None:
             is_rank = "rank" in name.lower()  # 1 is best
             yield (name, -chosen, -rejected) if is_rank else (name, chosen, rejected)
+
+
+def _is_equal_pair(value: Any) -> bool:
+    """Whether a list has two equal values. Distilabel's order is not that of chosen and rejected."""
+    return isinstance(value, list) and len(value) == 2 and value[0] == value[1]
 
 
 def _check_scores(row: Row) -> None:
@@ -154,10 +166,11 @@ def _check_scores(row: Row) -> None:
             raise RowError("contradictory scores", expected, chosen, rejected)
 
 
-def has_equal_scores(row: Row) -> bool:
-    """Whether a row has scores for the chosen and rejected answers, and all of them are equal."""
+def is_tie(row: Row) -> bool:
+    """Whether all scores of the chosen and the rejected answer are equal, or `status` is "tie"."""
     scores = list(_scores(row))
-    return bool(scores) and all(chosen == rejected for _, chosen, rejected in scores)
+    equal = bool(scores) and all(chosen == rejected for _, chosen, rejected in scores)
+    return equal or row.get("status") == "tie"
 
 
 def extra_columns(row: Row, *, format: str, kind: str) -> Row:
@@ -189,7 +202,7 @@ def read_group(value: Any) -> int | str | None:
 def _number(value: Any, name: str) -> float | None:
     if is_blank(value):
         return None
-    number = finite_number(value)
+    number = read_number(value, name)
     if number is None:
         raise RowError("not a number", f'"{name}" must be a finite number', value)
     return number

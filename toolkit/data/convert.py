@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from toolkit.data.columns import check_columns, extra_columns, read_group
+from toolkit.data.columns import check_columns, extra_columns, is_tie, read_group
 from toolkit.data.formats import FORMATS, Content
 from toolkit.data.layout import PLAIN, Layout
 from toolkit.data.messages import Message, Row
@@ -228,6 +228,8 @@ def convert_row(
         return rows if group is None else [new_row | {"group_id": group} for new_row in rows]
     if "messages" in parts:
         parts = _dialogue_prompt(parts["messages"])
+    if "chosen" in parts and kind != "prompt-only" and is_tie(row):
+        return []
     rows = _rows_of_kind(parts, kind, pairs)
     extra = extra_columns(row, format=format, kind=kind)
     if "completions" in parts and kind != "prompt-only" and extra.get("group_id") is None:

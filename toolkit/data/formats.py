@@ -31,7 +31,6 @@ from toolkit.data.messages import (
     Row,
     as_completion,
     as_dialogue,
-    as_flag,
     as_prompt,
     as_text,
     assistant,
@@ -42,6 +41,7 @@ from toolkit.data.messages import (
 )
 from toolkit.data.ranking import read_ranked, read_ultrafeedback
 from toolkit.data.row_errors import RowError, Unreadable, as_json, describe
+from toolkit.data.values import as_flag
 from toolkit.errors import DatasetError
 
 Content = Literal["text", "prompt", "completion", "label", "comparison"]
@@ -116,7 +116,7 @@ def _last_answer(parts: Row) -> Row:
 
 
 def as_label(value: Any) -> bool | None:
-    """The bool of a label (a boolean, 1 or 0, or a word such as "good"); None for other values."""
+    """The bool of a label (a flag such as true or 1, or a word such as "good"); None for other values."""
     flag = as_flag(value)
     return LABELS.get(str(value).strip().lower()) if flag is None else flag
 

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from toolkit.data.row_errors import RowError
+from toolkit.data.values import KNOWN_FLAGS, as_flag, is_unclear, says_bad
 
 Message = dict[str, str]
 Row = dict[str, Any]
@@ -22,11 +23,6 @@ THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 LOSS_KEYS = {"weight", "train", "training", "trainable", "train_on_turn", "learn"}
 LOSS_KEYS |= {"loss", "loss_mask", "loss_weight"}
 MASK_KEYS = {"mask", "masked", "ignore"}
-# Flags of an answer; one of the first kind is false, or one of the second true, if it is bad.
-GOOD = {"label", "kto_tag", "good", "is_good", "desirable", "is_desirable", "accepted", "preferred"}
-GOOD |= {"safe", "is_safe", "correct", "is_correct", "thumbs_up"}
-BAD = {"rejected", "is_rejected", "bad", "is_bad", "undesirable", "toxic", "is_toxic", "unsafe"}
-BAD |= {"harmful", "is_harmful", "incorrect", "thumbs_down", "flagged"}
 # Keys of a message that change it, and that training on text cannot read.
 UNREADABLE_KEYS = {"tool_calls", "function_call", "tools", "functions", "images", "image"}
 UNREADABLE_KEYS |= {"videos", "video", "audios", "audio", "train_detail", "training_detail"}
@@ -107,10 +103,14 @@ def _has_loss(message: Row, name: str) -> bool:
     """Whether an answer carries a loss: no key of the message excludes it."""
     found = True
     for key, value in message.items():
+        if is_blank(value):
+            continue
+        if is_unclear(key, value):
+            raise RowError("not a flag", f'{name} "{key}" must be {KNOWN_FLAGS}', value)
         if says_bad(key, value):
             problem = f'{name} "{key}" marks the answer as bad; set its weight to 0 or remove it'
             raise RowError("a bad answer", problem, value)
-        if value is None or key not in LOSS_KEYS | MASK_KEYS:
+        if key not in LOSS_KEYS | MASK_KEYS:
             continue
         flag = as_flag(value)
         if flag is None or (key in MASK_KEYS and not isinstance(value, bool)):
@@ -118,23 +118,6 @@ def _has_loss(message: Row, name: str) -> bool:
             raise RowError("not a weight", f'{name} "{key}" must be {allowed}', value)
         found = found and flag == (key in LOSS_KEYS)
     return found
-
-
-def as_flag(value: Any) -> bool | None:
-    """A bool from a boolean, from 1 or 0, or from their text; None for anything else."""
-    if not isinstance(value, bool | int | float | str):
-        return None
-    return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(
-        str(value).strip().lower()
-    )
-
-
-def says_bad(name: str, value: Any) -> bool:
-    """Whether a column or key is a flag that marks an answer as bad."""
-    is_number = isinstance(value, int) and name.startswith("is_")
-    if not is_number and str(value).lower() not in ("true", "false"):
-        return False  # a category or a probability
-    return (name in GOOD and as_flag(value) is False) or (name in BAD and as_flag(value) is True)
 
 
 def is_blank(value: Any) -> bool:

@@ -22,6 +22,7 @@ from toolkit.data.messages import (
     user,
 )
 from toolkit.data.row_errors import RowError
+from toolkit.data.values import finite_number, read_number
 
 Pairs = Literal["all", "best"]
 
@@ -113,7 +114,8 @@ def _check_agreement(ranks: list[int], scores: Any) -> None:
     """Raise RowError if ranks and scores order two completions differently."""
     if not isinstance(scores, list) or len(scores) != len(ranks):
         return
-    pairs = itertools.permutations(zip(ranks, map(finite_number, scores), strict=True), 2)
+    numbers = [read_number(score, "scores") for score in scores]
+    pairs = itertools.permutations(zip(ranks, numbers, strict=True), 2)
     for (rank, score), (other_rank, other) in pairs:
         if rank < other_rank and score is not None and other is not None and score < other:
             expected = '"ranks" (1 is best) must agree with "scores" or be left out'
@@ -156,19 +158,6 @@ def _mean_ratings(annotations: list[Any]) -> list[float | None]:
     if not shared or len(ratings) < len(annotations):
         return [None] * len(annotations)
     return [sum(item[aspect] for aspect in shared) / len(shared) for item in ratings]
-
-
-def finite_number(value: Any) -> float | None:
-    """The value as a finite number, also from text ("4"); None for anything else, such as "N/A"."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _ranked(prompt: Any, completions: list[Any], ranks: list[int]) -> Row:

@@ -9,10 +9,10 @@ from typing import Any
 from toolkit.data.folders import is_held_out
 from toolkit.data.formats import common_columns
 from toolkit.data.messages import Row
-from toolkit.data.ranking import finite_number
 from toolkit.data.rewrites import WINNER, answer_columns, names_second
 from toolkit.data.row_errors import as_json
 from toolkit.data.sources import Part, Source
+from toolkit.data.values import finite_number
 from toolkit.errors import DatasetError
 
 STREAM_HEAD = 1000  # rows of a stream that are read and checked before training

@@ -16,8 +16,8 @@ from typing import Any
 
 from toolkit.data.formats import LIKELY_PROMPTS, common_columns
 from toolkit.data.messages import Row, get_column, is_blank
-from toolkit.data.ranking import finite_number
 from toolkit.data.row_errors import RowError, as_json
+from toolkit.data.values import as_flag, finite_number
 
 DIALOGUES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat")
 ANSWER_LISTS = ("completions", "answers", "responses", "candidates", "outputs", "generations")
@@ -296,7 +296,8 @@ def answer_columns(rows: Sequence[Row], columns: set[str]) -> Pair | None:
 
 def names_second(name: str, values: Collection[Any]) -> bool:
     """Whether a column's values name one of two answers, and not always the first."""
-    numbers = {float(v) if isinstance(v, bool) else finite_number(v) for v in values}
+    flags = {value: as_flag(value) for value in values}
+    numbers = {finite_number(v) if flag is None else float(flag) for v, flag in flags.items()}
     if numbers == {1, 2}:
         return not STRENGTH.search(name)
     if numbers <= {0, 1, -1}:

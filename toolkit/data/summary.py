@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.data.checks import count_contradictions
-from toolkit.data.columns import has_equal_scores
 from toolkit.data.convert import Conversion, Kind
 from toolkit.data.files import separator
 from toolkit.data.folders import split_name
@@ -88,8 +87,6 @@ def _source_line(loaded: LoadedSource, kind: Kind, sizes: Mapping[str, int]) -> 
         line += "".join(f"; {n} rows {reason}" for reason, n in result.unused.items())
     line += _dialogues(loaded.conversions.values(), kind)
     rows = loaded.layout.try_parse(row for chunk in chunks for row in chunk.rows)
-    if "chosen" in FORMATS[format].columns and (equal := sum(map(has_equal_scores, rows))):
-        line += f"; {equal} pairs have equal scores for chosen and rejected"
     columns = _unread_columns(rows, format)
     line += f"; columns not read: {_list_names(columns)}" if columns else ""
     keys = _unread_keys(rows, format)
