@@ -275,7 +275,7 @@ def test_repeated_names_in_parquet_raise(tmp_path: Path) -> None:
     [
         ({"completion": "Blue."}, {"weight": Decimal("0.50")}, "rows cannot have weights"),
         ({"completion": "Blue."}, {"is_safe": Decimal("0.00")}, "a bad answer would be learned"),
-        ({"completion": "Blue."}, {"deleted": Decimal("1.00")}, "marked to be left out"),
+        ({"completion": "Blue."}, {"deleted": Decimal("1.00")}, "marks the row as deleted"),
         (
             {"chosen": "Blue.", "rejected": "Red."},
             {"scores": {"chosen": Decimal("1.50"), "rejected": Decimal("4.50")}},

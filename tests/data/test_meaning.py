@@ -120,9 +120,13 @@ def test_dialogue_without_an_answer_to_learn_is_counted(
         (ANSWER | {"label": "negative"}, None, "write true or false"),
         # as a European spreadsheet writes them
         (ANSWER | {"weight": "0,5"}, None, "rows cannot have weights"),
-        (ANSWER | {"weight": "0,500"}, None, '"weight" must be 0.500 or 0500, got "0,500"'),
+        (
+            ANSWER | {"weight": "0,500"},
+            None,
+            '"weight" must be a clear number: write 0.500 or 0500, got "0,500"',
+        ),
         (ANSWER | {"train": "No"}, None, "rows cannot have weights"),
-        (ANSWER | {"deleted": " Yes"}, None, "the row is marked to be left out"),
+        (ANSWER | {"deleted": " Yes"}, None, "marks the row as deleted"),
         (ANSWER | {"deleted": "x"}, None, "must be true, yes, y, 1, false, no, n or 0"),
         (PAIR | {"skip": 2}, "preference", "must be true, yes, y, 1, false, no, n or 0"),
         (ANSWER | {"is_safe": "No"}, None, "set `columns: {is_safe: label}`"),
@@ -146,7 +150,7 @@ def test_dialogue_without_an_answer_to_learn_is_counted(
         (
             PAIR | {"chosen_score": "1,5", "rejected_score": "1,250"},
             "preference",
-            '"chosen_score" must be 1.250 or 1250',
+            '"chosen_score" must be a clear number: write 1.250',
         ),
     ],
 )

@@ -13,8 +13,10 @@ from toolkit.data.layout import LABEL_COLUMNS, SYSTEM_COLUMNS
 from toolkit.data.messages import UNREADABLE_KEYS, Row, is_absent, is_blank
 from toolkit.data.row_errors import RowError, describe
 from toolkit.data.values import (
+    KNOWN_FLAGS,
     as_flag,
     as_word,
+    is_unclear,
     read_number,
     says_bad,
 )
@@ -54,9 +56,14 @@ def check_columns(row: Row, parts: Row, *, format: str, kind: str) -> None:
             raise _unread(name, value, "training supports only text")
         if name in WEIGHTS and _is_weight(name, value):
             raise _unread(name, value, "rows cannot have weights; repeat or remove the row")
+        learns_all = content == "completion" and kind != "prompt-only"
+        if (name in EXCLUDED and as_flag(value) is None) or (
+            learns_all and is_unclear(name, value)
+        ):
+            raise _unread(name, value, f"it must be {KNOWN_FLAGS}")
         if name in EXCLUDED and as_flag(value) is True:
             raise _unread(name, value, "this value marks the row as deleted; remove the row")
-        if content == "completion" and kind != "prompt-only" and _is_bad(name, value):
+        if learns_all and _is_bad(name, value):
             fix = f"if it labels the answer, set `columns: {{{name}: label}}`"
             if name in LABEL_COLUMNS:
                 fix = "if it labels the answer, write true or false"

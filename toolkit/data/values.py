@@ -58,7 +58,7 @@ def finite_number(value: Any) -> float | None:
         return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
-    match = DECIMAL_COMMA.fullmatch(str(value).strip())
+    match = _decimal_comma(value)
     try:
         number = float(f"{match[1]}.{match[2]}" if match and len(match[2]) != 3 else value)
     except (ValueError, OverflowError):
@@ -68,8 +68,14 @@ def finite_number(value: Any) -> float | None:
 
 def read_number(value: Any, name: str) -> float | None:
     """Like `finite_number`. Raises: RowError for text such as "1,500", which may be 1500 or 1.5."""
-    match = DECIMAL_COMMA.fullmatch(value.strip()) if isinstance(value, str) else None
+    match = _decimal_comma(value)
     if match and len(match[2]) == 3:
-        expected = f'"{name}" must be {match[1]}.{match[2]} or {match[1]}{match[2]}'
+        expected = (
+            f'"{name}" must be a clear number: write {match[1]}.{match[2]} or {match[1]}{match[2]}'
+        )
         raise RowError("ambiguous number", expected, value)
     return finite_number(value)
+
+
+def _decimal_comma(value: Any) -> re.Match[str] | None:
+    return DECIMAL_COMMA.fullmatch(value.strip()) if isinstance(value, str) else None
