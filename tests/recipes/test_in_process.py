@@ -1,6 +1,7 @@
 """Training recipes in this process: on a 4-bit base, resumed, with ensembles and averages."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,27 @@ def call(recipe, folder, **options):
         words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
     assert run(find(recipe), words) == 0
     return folder
+
+
+@pytest.mark.slow
+def test_umask_decides_who_reads_a_run(tiny_base, sft_run, reward_run, tmp_path):
+    few = {"model_name_or_path": tiny_base, "max_rows": 16, "parent": sft_run}
+    episodes = {"total_episodes": 16, "gradient_accumulation_steps": 1, "response_length": 8}
+    umask = os.umask(0o002)
+    try:
+        call("dpo", tmp_path / "dpo", dataset_name="world:comparisons", **few, **STEPS)
+        ppo = few | episodes | STEPS | {"max_steps": -1, "ema_decay": 0.9}
+        call("ppo", tmp_path / "ppo", reward_model=reward_run, **ppo)
+        merging = ["--parent", str(sft_run), "--output_dir", str(tmp_path / "merged")]
+        merging += ["--model_name_or_path", tiny_base]
+        assert run(find("merge"), ["--config", f"{WORLD}/merge.yaml", *merging]) == 0
+    finally:
+        os.umask(umask)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    names = {str(file.relative_to(tmp_path)) for file in files if file.suffix == ".safetensors"}
+    assert {"dpo/checkpoint-4/adapter_model.safetensors", "merged/model.safetensors"} < names
+    assert {"ppo/value/head.safetensors", "ppo/checkpoint-2/ema.safetensors"} < names
+    assert [str(file) for file in files if file.stat().st_mode & 0o060 != 0o060] == []
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from transformers import TrainerCallback
 
 from tests.ppo.setup import make, prompts
 from toolkit.errors import CheckpointError, ConfigError, DivergedError, Interrupted
-from toolkit.models import adapters
 from toolkit.runs.resuming import CONTENTS, last_checkpoint, list_contents
 from toolkit.runs.run import Run
 from toolkit.trainers.callbacks import interruptible
@@ -99,7 +98,7 @@ def test_run_resumes_after_full_disk_at_end(make_ppo_roles, tokenizer, tmp_path,
         raise SafetensorError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapters, "save_file", full)
+        patch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(
             CheckpointError, match=r"cannot be written .*No space left.*resume_from"
         ):

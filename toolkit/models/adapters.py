@@ -12,12 +12,13 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from toolkit.errors import CheckpointError
 from toolkit.models.adapter_config import KEY_PREFIX, read_config
 from toolkit.models.base import save_fingerprint
+from toolkit.models.weight_files import save_tensors
 from toolkit.runs.integrity import too_large
 from toolkit.runs.parents import require_unchanged
 from toolkit.runs.run import WEIGHTS_FILE
@@ -100,9 +101,8 @@ def save_adapter(
 def write_adapter(folder: Path, config: PeftConfig, weights: dict[str, Tensor]) -> None:
     """Write an adapter's weights and config in PEFT's format."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     sort_sets(config)
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(weights, folder / WEIGHTS_FILE)
     inference, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(folder))
     config.inference_mode = inference

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError
+from toolkit.models.weight_files import save_tensors
 from toolkit.runs.run import HEAD_FILE as HEAD_FILE
 
 MAX_HEAD_BYTES = 16 << 20
@@ -30,8 +31,8 @@ class ScalarHead(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write `head.safetensors`: weight `(1, d)` and bias `(1,)`, float32."""
-        tensors = {k: v.detach().float().cpu().contiguous() for k, v in self.state_dict().items()}
-        save_file(tensors, folder / HEAD_FILE)
+        tensors = {name: tensor.float() for name, tensor in self.state_dict().items()}
+        save_tensors(tensors, folder / HEAD_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> "ScalarHead":

@@ -1,8 +1,13 @@
 """The weight files in a model's folder: only safetensors, because opening a pickle can run code."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.runs.run import apply_umask
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LFS_POINTER = b"version https://git-lfs"
@@ -41,3 +46,12 @@ def weight_files(folder: Path) -> list[Path]:
 def is_weights(file: Path) -> bool:
     """Whether a pickle holds a model's weights, not training options or an optimizer's state."""
     return file.stem not in ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
+
+
+def save_tensors(tensors: "dict[str, Tensor]", file: Path) -> None:
+    """Write a safetensors file with the permissions of any other file."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, file, metadata={"format": "pt"})
+    apply_umask(file)

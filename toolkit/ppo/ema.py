@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import CheckpointError
 from toolkit.models.roles import POLICY, Roles, belongs_to
+from toolkit.models.weight_files import save_tensors
 
 EMA_FILE, LAST = "ema.safetensors", "last"
 
@@ -72,7 +73,7 @@ class PolicyEMA(TrainerCallback):  # type: ignore[misc]
 
     def save(self, folder: Path) -> None:
         """Write the average in float32."""
-        save_file({n: t.cpu().contiguous() for n, t in self.average.items()}, folder / EMA_FILE)
+        save_tensors(self.average, folder / EMA_FILE)
 
     def load(self, folder: Path) -> None:
         """Load the average from a checkpoint.

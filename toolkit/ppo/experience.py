@@ -5,10 +5,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from toolkit.models.passes import Batch, collate
+from toolkit.models.weight_files import save_tensors
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.rollout import Metrics, Rollout, RolloutScores
 
@@ -37,12 +38,12 @@ class Experience(Rollout):
 
     def save(self, file: Path) -> None:
         """Write everything to one safetensors file, so that training resumes inside a rollout."""
-        tensors = {f.name: getattr(self, f.name).cpu().contiguous() for f in fields(self)[2:]}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
         for name in ("prompts", "completions"):
             rows = getattr(self, name)
             tensors[name] = torch.tensor([token for row in rows for token in row])
             tensors[name + "_lengths"] = torch.tensor([len(row) for row in rows])
-        save_file(tensors, file)
+        save_tensors(tensors, file)
 
     @classmethod
     def load(cls, file: Path, device: torch.device) -> "Experience":

@@ -225,6 +225,8 @@ class Run:
     def finish(self, **results: Any) -> "Run":
         """Mark the run finished and add results."""
         self.begin()
+        for file in self.path.rglob("*.safetensors"):
+            apply_umask(file)
         weights = hashes(self.path)
         self.state, self.error = "finished", None
         self._take_time()
@@ -350,6 +352,14 @@ class Run:
 def _within(folder: Path, resume: Path) -> bool:
     """Whether `resume` is a checkpoint in the folder, or the folder itself."""
     return folder.resolve() in (resume.resolve(), resume.parent.resolve())
+
+
+def apply_umask(file: Path) -> None:
+    """Give a file the permissions of any other new file. Safetensors lets only the user read its files."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    with contextlib.suppress(OSError):  # such as a file system without permissions
+        file.chmod(0o666 & ~umask)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -20,7 +20,7 @@ from toolkit.models.base import check_fingerprint, save_fingerprint
 from toolkit.models.peft_methods import library_reason
 from toolkit.runs.replacing import INCOMING, checkpoints, step_of
 from toolkit.runs.resuming import damage, last_checkpoint, list_contents
-from toolkit.runs.run import Run, write_json
+from toolkit.runs.run import Run, apply_umask, write_json
 from toolkit.runs.settings import SETTINGS_FILE, read_settings, require_same, settings_of
 from toolkit.runs.signals import ignore_signals
 from toolkit.trainers.callbacks import AFTER_FULL_DISK, RunCallback
@@ -199,6 +199,8 @@ class WholeCheckpoints(LoggedTotals):
                 self.state.save_to_json(str(written / "trainer_state.json"))
             list_contents(written)
             for path in (*written.rglob("*"), written):
+                if path.is_file():
+                    apply_umask(path)
                 _sync(path)
             os.replace(written, final)
             _sync(run_dir)
