@@ -9,15 +9,15 @@ import pytest
 from toolkit.early import _known_options, check_early
 from toolkit.errors import ToolkitError
 from toolkit.options.config import options_of
-from toolkit.recipe import FOLDERS, find_recipe, recipes
+from toolkit.recipe import FOLDERS, files, find_recipe, recipes
 
 ROW = '{"prompt": "a", "completion": "b"}\n'
 
 
 def test_names_in_source_files_include_every_option():
-    known = set(_known_options())
     for recipe in recipes().values():
-        assert options_of(recipe.argument_classes()).keys() <= known, recipe.name
+        known = _known_options(files()[recipe.name])
+        assert options_of(recipe.argument_classes()).keys() <= set(known), recipe.name
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,36 @@ def test_usable_options_pass(tmp_path):
         check_early(recipe, ["--config", "missing"])
 
 
-def test_options_of_own_recipe_are_left_to_the_parser(tmp_path, monkeypatch):
-    text = (
-        "from toolkit.recipe import Recipe\n"
-        "RECIPE = Recipe('mine', 'x', rows='text', arguments=lambda: (int, int), build=print)\n"
-    )
-    (tmp_path / "mine.py").write_text(text)
-    monkeypatch.setenv(FOLDERS, str(tmp_path))
-    check_early(find_recipe("mine"), ["--of_my_own", "1"])
+OWN_RECIPE = """
+from dataclasses import dataclass
+from toolkit.recipe import Recipe
+
+@dataclass
+class Own:
+    of_my_own: int = 0
+
+RECIPE = Recipe('mine', 'x', rows='text', arguments=lambda: (int, Own), build=print)
+"""
+
+
+@pytest.fixture
+def own_recipe(tmp_path, monkeypatch):
+    """A recipe `mine` in its own folder, with an option of its own."""
+    file = tmp_path / "recipes" / "mine.py"
+    file.parent.mkdir()
+    file.write_text(OWN_RECIPE)
+    monkeypatch.setenv(FOLDERS, str(file.parent))
+    return find_recipe("mine")
+
+
+def test_options_of_own_recipe_are_left_to_the_parser(own_recipe):
+    check_early(own_recipe, ["--of_another_file", "1"])
+
+
+def test_recipe_of_the_project_may_define_options_in_its_file(own_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("toolkit.early.SHIPPED", tmp_path)
+    file = tmp_path / "c.yaml"
+    file.write_text("of_my_own: 1\n")
+    check_early(own_recipe, ["--config", str(file), "--of-my-own", "1"])
+    with pytest.raises(ToolkitError, match="did you mean `of_my_own`"):
+        check_early(own_recipe, ["--of_my_won", "1"])

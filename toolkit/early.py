@@ -22,7 +22,7 @@ from toolkit.runs.inputs import require_separate
 from toolkit.runs.parents import require_adapter, require_reward_models
 
 HELP = {"-h", "--help"}
-# the files that define the options of the shipped recipes, by package
+# the files that define the options of the recipes in `recipes/`, beside the recipe's own file, by package
 DEFINITIONS = {
     "trl": ("trainer/*config.py", "scripts/utils.py"),
     "transformers": ("training_args.py",),
@@ -38,8 +38,8 @@ def check_early(recipe: Recipe, words: Sequence[str]) -> None:
     if HELP & set(words):
         return
     options = _options(words)
-    file = files().get(recipe.name)  # another recipe may have options of its own
-    known = _known_options() if file and file.parent == SHIPPED / "recipes" else []
+    file = files().get(recipe.name)  # a file elsewhere may import its options from further files
+    known = _known_options(file) if file and file.parent == SHIPPED / "recipes" else []
     for name in options if known else ():
         if name not in {*known, "config"} and not name.startswith("no_"):
             hint = better_name(name, known) or "; --help lists the options"
@@ -67,12 +67,12 @@ def _options(words: Sequence[str]) -> dict[str, list[str]]:
     return options
 
 
-def _known_options() -> list[str]:
-    """The annotated names in `DEFINITIONS`: all options of the shipped recipes, and other names.
+def _known_options(recipe: Path) -> list[str]:
+    """The annotated names in a recipe's file and in `DEFINITIONS`: all its options, and other names.
 
     Returns: an empty list if a version of a library has other files.
     """
-    names: set[str] = set()
+    sources = [recipe]
     for package, patterns in DEFINITIONS.items():
         spec = find_spec(package)  # does not import the package
         folder = Path(str(spec.origin)).parent if spec else Path()
@@ -80,9 +80,9 @@ def _known_options() -> list[str]:
             found = sorted(folder.glob(pattern))
             if not found:
                 return []
-            text = "\n".join(file.read_text(encoding="utf-8") for file in found)
-            names |= set(re.findall(r"^    (\w+): ", text, re.MULTILINE))
-    return sorted(names)
+            sources += found
+    text = "\n".join(file.read_text(encoding="utf-8") for file in sources)
+    return sorted(set(re.findall(r"^    (\w+): ", text, re.MULTILINE)))
 
 
 def _check_paths(values: Mapping[str, Any]) -> None:
