@@ -54,8 +54,8 @@ def fit(training) -> dict:
     from toolkit.reward.training import train_reward_models
 
     data, trainer = prepare(training)
-    options, tokenizer = training.options, training.tokenizer
-    print_report(training.recipe, options, tokenizer, data.train)
+    recipe, options, tokenizer = training.recipe, training.options, training.tokenizer
+    print_report(recipe, options, tokenizer, data.train)
     judge = None
     if data.test_rows:
         judge = RewardJudge(tokenizer, data.test_rows, data.demonstrations)
@@ -63,7 +63,15 @@ def fit(training) -> dict:
         print(
             "reward model not evaluated: there are no held-out comparisons; set `test_split_size`"
         )
-    train_reward_models(trainer, data, options, training.run, resume=training.resume, judge=judge)
+    train_reward_models(
+        trainer,
+        data,
+        options,
+        training.run,
+        recipe=recipe.name,
+        resume=training.resume,
+        judge=judge,
+    )
     return {}
 
 

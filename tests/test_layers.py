@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from toolkit.recipe import recipes
 
 LAYERS = {  # a module imports its own package and lower layers
     "toolkit": 0,
@@ -61,6 +62,43 @@ def test_imports_only_lower_layers(file):
         if name.startswith("toolkit.") and module != "toolkit":
             same = name.split(".")[1] == (module.split(".") + [""])[1]
             assert same or layer(name) < layer(module), name
+
+
+def recipe_names(tree):
+    """Names of training recipes in comparisons, cases, sets, tuples, constants and `recipe=`."""
+    names = recipes().keys()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            places = [node.left, *node.comparators]
+        elif isinstance(node, ast.Call):
+            is_search = isinstance(node.func, ast.Name) and node.func.id.startswith("find")
+            places = [k.value for k in node.keywords if k.arg == "recipe"]
+            places += [n for a in node.args for n in ast.walk(a)] if is_search else []
+        elif isinstance(node, ast.Set | ast.Tuple):
+            places = [e for e in node.elts if not is_constant(e, {"reward"})]  # also a column
+        elif isinstance(node, ast.Assign | ast.MatchValue):
+            places = [node.value]
+        else:
+            continue
+        yield from (place.value for place in places if is_constant(place, names))
+
+
+def is_constant(node, values):
+    return isinstance(node, ast.Constant) and node.value in values
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["e.recipe == 'ppo'", "name in ('dpo', 'a')", "KTO = 'kto'", "start(recipe='reward')"]
+    + ["find_recipe('reward' if many else name)", "match name:\n    case 'sft':\n        pass"],
+)
+def test_search_for_recipe_names_finds_them(code):
+    assert len(list(recipe_names(ast.parse(code)))) == 1
+
+
+@pytest.mark.parametrize("file", FILES, ids=[str(f.relative_to(ROOT)) for f in FILES])
+def test_no_module_names_a_recipe(file):
+    assert list(recipe_names(ast.parse(file.read_text(encoding="utf-8")))) == []
 
 
 def test_design_page_lists_the_layers_in_order():

@@ -219,6 +219,12 @@ def is_supervised(run: Run) -> bool:
     return isinstance(recipe, Recipe) and recipe.is_supervised
 
 
+def is_online(run: Run) -> bool:
+    """Whether a run's policy was trained on its own answers, as in PPO."""
+    recipe = _known(run)
+    return isinstance(recipe, Recipe) and recipe.rows == "prompt-only"
+
+
 def _known(run: Run) -> AnyCommand | None:
     """The command that wrote a run; None if the command is missing or cannot be imported."""
     try:

@@ -10,7 +10,7 @@ from toolkit.data.splits import hash_rows
 from toolkit.errors import ConfigError
 from toolkit.evaluation.held_out import held_out_prompts, held_out_rows
 from toolkit.options.arguments import DataArguments
-from toolkit.runs.run import Run
+from toolkit.runs.run import ENSEMBLE, Run
 from toolkit.runs.settings import ROWS
 
 
@@ -46,6 +46,14 @@ def test_held_out_rows_are_test_rows_of_training(make_run):
         assert held_out_rows(run) == list(splits["test"])
     assert held_out_rows(make_run(size=None)[0]) == []
     assert held_out_rows(Run(run.path, "sft")) == []  # made elsewhere
+
+
+def test_ensemble_held_out_the_rows_of_its_members(make_run):
+    run, splits = make_run(ENSEMBLE)
+    (run.path / "member-0").mkdir(parents=True)
+    for one in (run, Run(run.path / "member-0", "dpo")):
+        one.save()
+    assert held_out_rows(run) == list(splits["test"])
 
 
 def test_first_run_with_held_out_prompts_decides(make_run, tokenizer, capsys):

@@ -10,7 +10,7 @@ from toolkit.app.lineage import Lineage
 from toolkit.app.texts import place_name, printable, tidy
 from toolkit.errors import ToolkitError
 from toolkit.options.config import is_local_path
-from toolkit.recipe import holds, is_supervised
+from toolkit.recipe import holds, is_online, is_supervised
 from toolkit.runs.integrity import HASHED, changed
 from toolkit.runs.listing import list_runs
 from toolkit.runs.run import MANIFEST, WEIGHTS_FILE, Run
@@ -29,7 +29,7 @@ class Entry:
 
     `path` is None for the base. `reference` is the id of the checkpoint that KL is measured
     against, or None with the reason in `no_reference`. `is_sft` means trained on demonstrations,
-    `has_test_rows` that the run recorded a test split.
+    `is_online` on its own answers, `has_test_rows` that the run recorded a test split.
     `weights` is the sha256 of the adapter that the manifest recorded, or "".
     """
 
@@ -42,6 +42,7 @@ class Entry:
     no_reference: str = ""
     is_reward: bool = False
     is_sft: bool = False
+    is_online: bool = False
     weights: str = ""
     has_test_rows: bool = False
 
@@ -176,6 +177,7 @@ def _entry(run: Run, lineage: Lineage, usable: set[Path], root: Path) -> Entry:
         tidy(no_reference, root),
         holds(run) == "reward model",
         is_supervised(run),
+        is_online(run),
         run.weights.get(WEIGHTS_FILE, ""),
         ROWS["test"] in run.inputs,
     )

@@ -10,8 +10,6 @@ from toolkit.world import BASE_NAME
 from toolkit.world.questions import distinct_questions
 
 CHOSEN_AT_FIRST = 4
-PPO = "ppo"
-PREFERRED = (PPO, "dpo", "kto")  # recipes that train from SFT
 SHARED_SCAN_S = 2.0  # the tabs of a page that opens share one scan
 EXAMPLES, BASELINE_PROMPTS = 8, 32
 NO_SCORE, NO_REWARD_RUN = "no_score", "no_reward_run"
@@ -59,11 +57,11 @@ def _first_choice(catalog: Catalog) -> list[str]:
     left.sort(key=lambda e: e.reference != sft)
     while left and len(chosen) < CHOSEN_AT_FIRST:
         used = Counter(e.recipe for e in chosen)
-        best = min(left, key=lambda e: (used[e.recipe], e.recipe not in PREFERRED, e.recipe != PPO))
+        best = min(left, key=lambda e: (used[e.recipe], e.is_sft, not e.is_online))
         left.remove(best)
         if not best.weights or best.weights not in {e.weights for e in chosen}:
             chosen.append(best)
-    return [e.id for e in sorted(chosen, key=lambda e: e.recipe == PPO)]
+    return [e.id for e in sorted(chosen, key=lambda e: e.is_online)]
 
 
 def _most_used_reference(entries: list[Entry]) -> str | None:

@@ -11,6 +11,7 @@ from toolkit.data.splits import hash_rows, question_key
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import DataArguments
 from toolkit.recipe import find_recipe
+from toolkit.runs.replacing import members
 from toolkit.runs.run import ENSEMBLE, Run
 from toolkit.runs.settings import ROWS
 
@@ -31,7 +32,8 @@ def held_out_rows(run: Run, tokenizer: "PreTrainedTokenizerBase | None" = None) 
     config = run.config
     if not any(name in run.inputs for name in ROWS.values()):  # not a training run
         return []
-    recipe = find_recipe("reward" if run.recipe == ENSEMBLE else run.recipe)
+    one = Run.load(members(run.path)[0]) if run.recipe == ENSEMBLE else run
+    recipe = find_recipe(one.recipe)
     script, mixture, data_args = (
         cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
         for cls in (ScriptArguments, DatasetMixtureConfig, DataArguments)

@@ -236,6 +236,7 @@ def train_reward_models(
     configs: Sequence[Any],
     run: Run,
     *,
+    recipe: str,
     resume: str | None,
     judge: Judge | None,
 ) -> Run:
@@ -243,13 +244,14 @@ def train_reward_models(
 
     Args:
         configs: the recipe's arguments: script, RewardConfig, model, mixture, RewardArguments.
+        recipe: the recipe's name, which an ensemble's members record.
         judge: evaluates the trained models; None if there are no held-out comparisons.
 
     Returns: the finished run. If judging raises an error, the run is finished all the same.
     """
     _, training, _, _, start = configs
     if start.ensemble > 1:
-        return _train_ensemble(trainer, comparisons, configs, run, judge)
+        return _train_ensemble(trainer, comparisons, configs, run, recipe, judge)
     results = trainer.train(comparisons, training, start, run=run, resume=resume)
     run.finish(**results, **({JUDGING: "pending"} if judge else {}))
     return run if judge is None else _judge(trainer, run, judge)
@@ -260,6 +262,7 @@ def _train_ensemble(
     comparisons: Comparisons,
     configs: Sequence[Any],
     run: Run,
+    recipe: str,
     judge: Judge | None,
 ) -> Run:
     """Train one reward model after the other on the same base, each a run in `member-<number>`.
@@ -284,12 +287,14 @@ def _train_ensemble(
         else:
             resume = last_checkpoint(own.output_dir, resuming)
             with Run.start(
-                own.output_dir, recipe="reward", configs=one, parents={**run.parents}, resume=resume
+                own.output_dir, recipe=recipe, configs=one, parents={**run.parents}, resume=resume
             ) as member:
                 member.base, member.inputs = run.base, run.inputs
                 if number:
                     set_seed(own.seed)
-                train_reward_models(trainer, comparisons, one, member, resume=resume, judge=judge)
+                train_reward_models(
+                    trainer, comparisons, one, member, recipe=recipe, resume=resume, judge=judge
+                )
         trainer.release()
     return run.finish(**(judge.judge_mean(run.path) if judge else {"members": len(members)}))
 
