@@ -26,7 +26,8 @@ from benchmarks.common import parser, read_json, require_known, run_main
 from benchmarks.meter import process_megabytes, reset_peak
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.preflight.dry_run import DryTraining, Peak, dry_run
+from toolkit.preflight.dry_run import DryTraining, Peak
+from toolkit.preflight.ppo_dry_run import dry_run
 from toolkit.recipe import Options, find_recipe
 from toolkit.stages import Stage
 

@@ -1,6 +1,7 @@
 """Each module imports only lower layers, and the cheap ones stay cheap."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -36,7 +37,14 @@ LAYERS = {  # a module imports its own package and lower layers
     "toolkit.cli": 13,
     "toolkit.__main__": 14,
 }
+
+
+def module_of(file):
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 FILES = sorted((ROOT / "toolkit").rglob("*.py"))
+MODULES = {module_of(file): file for file in FILES}
 
 
 def layer(module: str) -> int:
@@ -44,17 +52,24 @@ def layer(module: str) -> int:
     return LAYERS[".".join(parts[:2])]
 
 
-def imported(file):
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def imported(file, *, types=True):
+    """The names that a file imports, also inside functions; `types`: also those for type checks."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    blocks = [
+        n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)
+    ]
+    skipped = set() if types else {node for block in blocks for node in ast.walk(block)}
+    for node in [node for node in ast.walk(tree) if node not in skipped]:
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+            yield from {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
 @pytest.mark.parametrize("file", FILES, ids=[str(f.relative_to(ROOT)) for f in FILES])
 def test_imports_only_lower_layers(file):
-    module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    module = module_of(file)
     for name in imported(file):
         assert not name.startswith(("recipes", "benchmarks")), f"{module} imports {name}"
         tab = module.startswith("toolkit.app.tabs")
@@ -62,6 +77,11 @@ def test_imports_only_lower_layers(file):
         if name.startswith("toolkit.") and module != "toolkit":
             same = name.split(".")[1] == (module.split(".") + [""])[1]
             assert same or layer(name) < layer(module), name
+
+
+def test_no_modules_import_each_other():
+    graph = {m: {*imported(file, types=False)} - {m} for m, file in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def recipe_names(tree):

@@ -17,11 +17,12 @@ from toolkit.models.arguments import ModelArguments
 from toolkit.models.base import load_base
 from toolkit.models.roles import POLICY, Roles
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.preflight.dry_run import DryTraining, Peak, dry_run
+from toolkit.preflight.dry_run import DryTraining, Peak
 from toolkit.preflight.fake_model import fake_base, fake_tensors, new_fake_mode, stored_bytes
 from toolkit.preflight.fit import Planner
 from toolkit.preflight.isolated_process import run_isolated
 from toolkit.preflight.memory_tracker import ACTIVATIONS, LOGITS, MemoryTracker
+from toolkit.preflight.ppo_dry_run import dry_run
 from toolkit.sampling.decoding import decode
 
 RECORDED = json.loads((ROOT / "docs/results/preflight.json").read_text(encoding="utf-8"))["cases"]

@@ -32,7 +32,6 @@ from toolkit.models.peft_methods import build_peft_config
 from toolkit.models.prompt_and_ia3_adapters import HOOKED
 from toolkit.models.roles import POLICY
 from toolkit.ppo.roles import attach_ppo_roles
-from toolkit.ppo.trainer import PPOTrainer
 from toolkit.preflight.fake_model import (
     UntrainedRoles,
     fake_base,
@@ -278,18 +277,6 @@ class DryRun:
             "heads": heads,
             "optimizer": sum(_state_bytes(p, optimizer) for _, p in named if p.requires_grad),
         }
-
-
-def dry_run(training: DryTraining, *, cuda: bool = False) -> DryRun:
-    """Build the trainer of a dry training, ready to run a step.
-
-    Raises: ConfigError as `DryTraining.build`.
-    """
-    from toolkit.preflight.ppo_dry_run import PPODryRun
-
-    trainer = training.build()
-    kind = PPODryRun if isinstance(trainer, PPOTrainer) else DryRun
-    return kind(training, trainer, cuda=cuda)
 
 
 def _state_bytes(parameter: Tensor, optimizer: str) -> int:

@@ -13,7 +13,8 @@ from transformers.utils import is_liger_kernel_available
 from toolkit.errors import ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.preflight.dry_run import DryTraining, dry_run
+from toolkit.preflight.dry_run import DryTraining
+from toolkit.preflight.ppo_dry_run import dry_run
 from toolkit.recipe import Options, Recipe
 from toolkit.stages import Stage
 from toolkit.world import BASE_NAME, resolve_base

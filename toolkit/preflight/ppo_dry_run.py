@@ -1,4 +1,4 @@
-"""PPO's phases on fake tensors: sampling, scoring, and the update of policy and value."""
+"""PPO's phases on fake tensors: sampling, scoring, and the update; `dry_run` selects them for PPO."""
 
 from typing import Any
 
@@ -8,7 +8,8 @@ from toolkit.kernels.chunked_logprobs import VocabularyHead
 from toolkit.models.passes import collate
 from toolkit.models.roles import POLICY, belongs_to
 from toolkit.ppo.rollout import read_by_roles
-from toolkit.preflight.dry_run import DryRun, Peak
+from toolkit.ppo.trainer import PPOTrainer
+from toolkit.preflight.dry_run import DryRun, DryTraining, Peak
 from toolkit.sampling.decoding import Decoded, GrowingLayer, growing_cache, next_token, read
 
 TOKEN = 1  # the id of every token: memory does not depend on it
@@ -100,6 +101,16 @@ class PPODryRun(DryRun):
                 updater.pretraining_step(0)
 
         return self._update(step)
+
+
+def dry_run(training: DryTraining, *, cuda: bool = False) -> DryRun:
+    """Build the trainer of a dry training, ready to run a step.
+
+    Raises: ConfigError as `DryTraining.build`.
+    """
+    trainer = training.build()
+    kind = PPODryRun if isinstance(trainer, PPOTrainer) else DryRun
+    return kind(training, trainer, cuda=cuda)
 
 
 def _fill(layer: Any, tokens: int) -> None:
