@@ -53,6 +53,12 @@ def lora(r: int = 4, **kwargs) -> LoraConfig:
     return LoraConfig(r=r, target_modules="all-linear", task_type="CAUSAL_LM", **kwargs)
 
 
+def trainable_names(roles: Roles) -> list[str]:
+    """Names of all trainable parameters."""
+    module = roles.model or roles.base
+    return [n for n, p in module.named_parameters() if p.requires_grad]
+
+
 def randomise(roles: Roles, name: str, *, seed: int, scale: float = 0.05) -> None:
     """Give an adapter weights that do something; LoRA's B starts at zero."""
     generator = torch.Generator().manual_seed(seed)

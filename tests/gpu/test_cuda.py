@@ -10,7 +10,7 @@ from trl import ModelConfig
 from benchmarks.cases import prepare
 from benchmarks.compare import compare
 from benchmarks.gpu import small_case
-from tests.conftest import fresh_roles
+from tests.conftest import fresh_roles, trainable_names
 from tests.ppo.setup import make, prompts
 from toolkit.kernels import use_kernels
 from toolkit.models.passes import collate, completion_logprobs
@@ -36,7 +36,7 @@ def test_ppo_trains_only_policy_and_value(
     before = {n: p.detach().clone() for n, p in roles.model.named_parameters()}
     make(roles, tokenizer, prompts(), tmp_path, use_cpu=False, bf16=True).train()
     changed = {n for n, p in roles.model.named_parameters() if not torch.equal(before[n], p)}
-    assert changed == set(roles.trainable_names())
+    assert changed == set(trainable_names(roles))
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert abs(first["objective/kl"]) < 1e-2
     assert first["val/ratio"] == pytest.approx(1.0, abs=0.02)

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import fresh_roles, lora, randomise
+from tests.conftest import fresh_roles, lora, randomise, trainable_names
 from toolkit.errors import CheckpointError
 from toolkit.kernels.packing import padded
 from toolkit.models.base import check_fingerprint, save_fingerprint
@@ -32,24 +32,24 @@ def logits(roles, name, batch):
 
 
 def test_switching_restores_active_and_trainable(ppo_roles):
-    before = ppo_roles.trainable_names()
+    before = trainable_names(ppo_roles)
     assert any(".default." in n for n in before)
     assert any(".value." in n for n in before)
     assert not any(".ref." in n or ".reward." in n for n in before)
     for name in (REFERENCE, VALUE, REWARD, None, POLICY):
         with ppo_roles.using(name):
-            assert ppo_roles.trainable_names() == before
-        assert ppo_roles.trainable_names() == before
+            assert trainable_names(ppo_roles) == before
+        assert trainable_names(ppo_roles) == before
         assert ppo_roles.model.active_adapters == [POLICY]
 
 
 @pytest.mark.parametrize("name", [REFERENCE, None])
 def test_error_inside_using_restores_everything(ppo_roles, batch, name):
-    before, trainable = logits(ppo_roles, POLICY, batch), ppo_roles.trainable_names()
+    before, trainable = logits(ppo_roles, POLICY, batch), trainable_names(ppo_roles)
     with pytest.raises(RuntimeError, match="boom"), ppo_roles.using(name):
         raise RuntimeError("boom")
     assert ppo_roles.model.active_adapters == [POLICY]
-    assert ppo_roles.trainable_names() == trainable
+    assert trainable_names(ppo_roles) == trainable
     assert torch.equal(logits(ppo_roles, POLICY, batch), before)
 
 
@@ -79,7 +79,7 @@ def test_detach_does_not_change_other_roles(ppo_roles):
     ppo_roles.detach(POLICY)
     left = dict(ppo_roles.model.named_parameters())
     assert not [n for n in frozen if n in left and left[n].requires_grad]
-    assert any(".value." in n for n in ppo_roles.trainable_names())
+    assert any(".value." in n for n in trainable_names(ppo_roles))
 
 
 def test_bare_base_equals_pristine_base(ppo_roles, pristine, batch):

@@ -6,6 +6,7 @@ import pytest
 from peft import LoraConfig
 from transformers import BertConfig, BertLMHeadModel
 
+from tests.conftest import trainable_names
 from tests.ppo.setup import make, prompts
 from toolkit.errors import ConfigError
 from toolkit.models.roles import POLICY, VALUE, Roles, belongs_to
@@ -112,7 +113,7 @@ def test_layer_named_value_is_not_the_value_role(tmp_path):
         if name == "ref":
             for parameter in roles.parameters(name):
                 parameter.requires_grad_(False)
-    trained = roles.trainable_names()
+    trained = trainable_names(roles)
     assert trained
     assert not [name for name in trained if belongs_to(name, "ref")]
     both = [n for n in trained if belongs_to(n, "value") and belongs_to(n, "default")]

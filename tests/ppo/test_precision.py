@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 from trl import ModelConfig
 
-from tests.conftest import fresh_roles
+from tests.conftest import fresh_roles, trainable_names
 from tests.ppo.setup import make, prompts
 from toolkit.models.passes import collate, completion_logprobs, scores, state_values
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
@@ -46,7 +46,7 @@ def test_quantized_ppo_trains_only_policy_and_value(
     make_roles, tokenizer, tmp_path, quantization, bf16
 ):
     roles = make_roles(quantization)
-    trainable = set(roles.trainable_names())
+    trainable = set(trainable_names(roles))
     assert all(p.dtype == torch.float32 for p in roles.model.parameters() if p.requires_grad)
     trainer = make(roles, tokenizer, prompts(), tmp_path, bf16=bf16)
     # 4-bit layers (uint8) may be repacked on a CPU; their outputs are compared below

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trl import ModelConfig
 
-from tests.conftest import fresh_roles, lora, randomise
+from tests.conftest import fresh_roles, lora, randomise, trainable_names
 from tests.ppo.setup import make, prompts
 from tests.ppo.test_precision import Gradients
 from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE
@@ -95,7 +95,7 @@ def test_dora_and_rslora_start_at_ratio_one(make_roles, tokenizer, tmp_path, kin
         assert first["policy/approxkl_avg"] == pytest.approx(0.0, abs=square)
         assert first["objective/kl"] == pytest.approx(0.0, abs=1e-3)
     plain, checkpointed = gradients[False], gradients[True]
-    assert plain.keys() == checkpointed.keys() == set(roles.trainable_names())
+    assert plain.keys() == checkpointed.keys() == set(trainable_names(roles))
     of_policy = [n for n in plain if f".{POLICY}." in n]
     assert any("magnitude" in n for n in of_policy) is (kind == "use_dora")
     assert len(plain) > len(of_policy) > 0

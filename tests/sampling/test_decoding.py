@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig
 from trl import ModelConfig
 
-from tests.conftest import fresh_roles, lora, randomise
+from tests.conftest import fresh_roles, lora, randomise, trainable_names
 from toolkit.data.encoding import encode_completion
 from toolkit.errors import DivergedError
 from toolkit.models.passes import collate, policy_pass, spread
@@ -138,7 +138,7 @@ def test_sampled_logprobs_and_values_equal_a_later_pass(ppo_roles, merged):
 
 def test_merging_changes_no_sample_and_restores_the_base(ppo_roles, pristine):
     """Afterwards the base is identical to the bit, also after an error."""
-    names, completions = ppo_roles.trainable_names(), []
+    names, completions = trainable_names(ppo_roles), []
     options = {"sampling": Sampling(max_new_tokens=12), "stop": [2], "pad_id": 0}
     for context in (ppo_roles.using, ppo_roles.merged):
         torch.manual_seed(0)
@@ -147,7 +147,7 @@ def test_merging_changes_no_sample_and_restores_the_base(ppo_roles, pristine):
     assert completions[0] == completions[1]
     with pytest.raises(RuntimeError, match="boom"), ppo_roles.merged(VALUE):
         raise RuntimeError("boom")
-    assert ppo_roles.trainable_names() == names
+    assert trainable_names(ppo_roles) == names
     assert not any(getattr(m, "merged", False) for m in ppo_roles.model.modules())
     ids = torch.tensor([PROMPTS[0]])
     with torch.no_grad():

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from tests.app.conftest import make_run, runs, runs_template, tiny_base  # noqa: F401  (fixtures)
+from tests.conftest import trainable_names
 from toolkit.app.workbench import Workbench
 from toolkit.kernels import use_kernels
 from toolkit.kernels.fused_lora import FusedLoraLinear
@@ -155,13 +156,13 @@ def test_seed_gives_the_same_tokens_in_any_batch(roles: Any) -> None:
 def test_pause_restores_the_base(roles: Any) -> None:
     ids = torch.tensor([PROMPTS[2]])
     with torch.no_grad():
-        logits, names = roles.model(ids).logits, roles.trainable_names()
+        logits, names = roles.model(ids).logits, trainable_names(roles)
         decoding = batch(roles)
         decoding.join([row(0, "sft"), row(1, "dpo")])
         decoding.step()
         decoding.pause()
         assert torch.equal(roles.model(ids).logits, logits)
-    assert roles.trainable_names() == names
+    assert trainable_names(roles) == names
 
 
 def test_dora_rows_form_a_batch_of_their_own(roles: Any) -> None:

@@ -56,11 +56,6 @@ class Roles:
         """The attached reward roles: `reward`, or `reward_0`, `reward_1`, … of an ensemble."""
         return [n for n in self.heads if n == REWARD or n.startswith(f"{REWARD}_")]
 
-    def trainable_names(self) -> list[str]:
-        """Names of all trainable parameters."""
-        module = self.model or self.base
-        return [n for n, p in module.named_parameters() if p.requires_grad]
-
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters of a role's adapter and head."""
         assert self.model is not None

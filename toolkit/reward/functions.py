@@ -37,15 +37,6 @@ def load_reward_functions(names: Sequence[str]) -> list[RewardFunction]:
     return [_load(name) for name in names]
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Check the names as `load_reward_functions` does, but run no code.
-
-    Raises: ConfigError if a name has another form or its file is missing.
-    """
-    for name in names:
-        _split(name)
-
-
 def _split(name: str) -> tuple[str, str]:
     """The module and the function of a name, checked without running any code."""
     module, _, function = name.rpartition(":")

@@ -236,7 +236,7 @@
     picker.click();
   });
 
-  // ---- Tooltips on buttons and tabs. See `hint_key` in scripts.py.
+  // ---- Tooltips on buttons and tabs, by their label without numbers, brackets and arrows
   const hintKey = (label) =>
     label.replace(/\([^)]*\)|[0-9]+|[▼▲◀]/g, "").replace(/\s+/g, " ").trim();
   const addHints = () => {

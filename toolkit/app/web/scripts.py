@@ -1,7 +1,6 @@
 """The page's style and script, and the script's settings: element ids, shortcuts and tooltips."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,15 +35,11 @@ RANK_KEYS: Mapping[str, str] = {str(n): f"{PLACE_BUTTON}{n}" for n in range(1, 1
     "Escape": "rank-clear",
 }
 
-# Tooltips by the `hint_key` of a button or tab: Gradio itself explains only fields.
+# Tooltips by the label of a button or tab without numbers, brackets and arrows (`hintKey` in page.js).
+# Gradio itself explains only fields.
 HINTS: Mapping[str, str] = {
     key: hint for hints in json.loads(_file("hints.json")).values() for key, hint in hints.items()
 }
-
-
-def hint_key(label: str) -> str:
-    """A button's label without numbers, brackets and arrows, which is its key in `HINTS`."""
-    return " ".join(re.sub(r"\([^)]*\)|[0-9]+|[▼▲◀]", "", label).split())
 
 
 _SETTINGS = {
