@@ -233,9 +233,8 @@ def test_sound_run_is_hashed_again_only_after_a_change(
     file = workbench.runs / "dpo" / "adapter_model.safetensors"
     before, times = file.read_bytes(), file.stat()
     file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    os.utime(
-        file, ns=(times.st_atime_ns, times.st_mtime_ns)
-    )  # mtime is unchanged, but ctime is not
+    # mtime is unchanged, but ctime is not
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "was changed after the run finished" in broken(workbench)["dpo"]
     assert "dpo" in broken(workbench) and hashed == ["dpo", "dpo"]
     file.write_bytes(before)

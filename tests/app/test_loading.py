@@ -103,9 +103,8 @@ def test_judging_before_loading_uses_the_default_choice(
     _, judgement = battles._pending[last[0]]
     assert len(judgement.replies) == answers
     assert {r.name for r in judgement.replies} <= {"base", "sft", "dpo", "ppo"}
-    with pytest.raises(
-        gr.Error, match="choose at least"
-    ):  # after loading, an empty list is a choice
+    # after loading, an empty list is a choice
+    with pytest.raises(gr.Error, match="choose at least"):
         next(begin(*inputs))
 
 

@@ -107,9 +107,8 @@ def test_recipe_is_measured_against_trl_trainer(tmp_path):
 
 @pytest.mark.slow
 def test_profile_splits_update_by_kind_of_operation(tmp_path):
-    long_rows = dataclasses.replace(
-        TINY, prompt=64, completion=64
-    )  # attention is 1 % of TINY's time
+    # attention is 1 % of TINY's time
+    long_rows = dataclasses.replace(TINY, prompt=64, completion=64)
     prepare(long_rows, tmp_path, sft=None, reward=None)
     script = ROOT / "benchmarks" / "profile_updates.py"
     command = [sys.executable, str(script), str(tmp_path), "--threads", "1"]

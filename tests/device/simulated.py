@@ -152,9 +152,8 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def _refuse_mixtures(func: Any, args: Any, there: list[Tensor], here: list[Tensor]) -> None:
     if not there or func in _COPIES:
         return
-    shapes = [
-        tuple(x.shape) for x in here if x.dim() > 0
-    ]  # zero-dimensional tensors may be on any device
+    # zero-dimensional tensors may be on any device
+    shapes = [tuple(x.shape) for x in here if x.dim() > 0]
     if func in _INDEXING:
         shapes = [] if isinstance(args[0], Simulated) else [tuple(args[0].shape)]
     if shapes:

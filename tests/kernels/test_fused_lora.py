@@ -248,9 +248,8 @@ def test_fused_layers_equal_peft_under_autocast(precision, tiny_base, fused_call
             assert distance(results[key], tensor) < 2**-7, (name, key)  # bfloat16 keeps 8 bits
         with torch.no_grad():
             peft_layer.lora_B["default"].weight.zero_()
-        assert (
-            distance(results["out"], layer_results(peft_layer)["out"]) > 0.1
-        )  # the adapter counts
+        # the adapter counts
+        assert distance(results["out"], layer_results(peft_layer)["out"]) > 0.1
 
 
 @pytest.mark.parametrize("precision", BASES)

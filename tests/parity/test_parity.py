@@ -308,9 +308,8 @@ def test_difference_eos_ends_completion_by_default(tmp_path, monkeypatch):
     assert ends.any(1).sum() == 6 and ends.argmax(1).tolist() != [6] * 8
     assert not recorded["padding_mask"].any()
     replay = Replay("unstopped", tmp_path, monkeypatch)
-    assert replay.trainer.rollouts.stop == [
-        2
-    ]  # tests/sampling/test_decoding.py tests where sampling stops
+    # tests/sampling/test_decoding.py tests where sampling stops
+    assert replay.trainer.rollouts.stop == [2]
     experience = Replay("ended", tmp_path, monkeypatch).train()
     assert sorted(experience["mask"].sum(1).tolist()) == [1, 2, 3, 4, 5, 6, 7, 7]
 
@@ -408,9 +407,8 @@ def test_difference_statistics_ignore_padding(tmp_path, monkeypatch):
     assert replay.logged("policy/entropy_avg") != pytest.approx(entropy, abs=1e-3)
     expected = _entropy_over_real_tokens(replay)
     assert replay.logged("policy/entropy_avg") == pytest.approx(expected, abs=1e-5)
-    assert (
-        replay.recorded["logprobs"][~mask] == 1.0
-    ).all()  # their value at padding, which is not a log-probability
+    # their value at padding, which is not a log-probability
+    assert (replay.recorded["logprobs"][~mask] == 1.0).all()
     assert not experience["logprobs"][~mask].any()
 
 

@@ -34,18 +34,16 @@ def test_ppo_changes_only_policy_and_value(ppo_roles, tokenizer, dataset, tmp_pa
     before = snapshot(ppo_roles)
     trainer = make(ppo_roles, tokenizer, dataset, tmp_path / "run")
     trainer.train()
-    assert (
-        trainer.state.global_step == 2 * 2 * 2
-    )  # 16 episodes: 2 rollouts × 2 epochs × 2 minibatches
+    # 16 episodes: 2 rollouts × 2 epochs × 2 minibatches
+    assert trainer.state.global_step == 2 * 2 * 2
     changed_names = changed(ppo_roles, before)
     assert any(f".{POLICY}." in n for n in changed_names)
     assert any(f".{VALUE}." in n for n in changed_names)
     assert any(n.startswith("heads.value") for n in changed_names)
     fixed = (f".{REFERENCE}.", f".{REWARD}.", "heads.reward")
     assert not [n for n in changed_names if any(part in n for part in fixed)]
-    assert all(
-        ".lora_" in n or n.startswith("heads.") for n in changed_names
-    )  # the base is bit-identical
+    # the base is bit-identical
+    assert all(".lora_" in n or n.startswith("heads.") for n in changed_names)
     rows = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["val/ratio"] == pytest.approx(1.0, abs=1e-4)
     assert rows[0]["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-8)

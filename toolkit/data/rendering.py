@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 COMPLETIONS = ("completion", "chosen", "rejected")
 NEVER = r"(?!)"  # a pattern that matches nothing
 SHORTEST_MARK = 4  # a blank line or "A:" is part of many texts
-CHAT_MARK = re.compile(
-    r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]"
-)  # of the common chat templates
+# of the common chat templates
+CHAT_MARK = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]")
 
 
 class RowCheck:

@@ -132,9 +132,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         needs_grad: bool = ctx.needs_input_grad[0]
         outputs: list[tuple[Tensor, Tensor]] = []
-        gradients: list[
-            tuple[Tensor, Tensor | None]
-        ] = []  # d logprob / d hidden, d entropy / d hidden
+        # d logprob / d hidden, d entropy / d hidden
+        gradients: list[tuple[Tensor, Tensor | None]] = []
         for states, targets in _slices(head, hidden, tokens):
             with torch.set_grad_enabled(needs_grad):
                 states = states.detach().requires_grad_(needs_grad)

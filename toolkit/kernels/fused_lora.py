@@ -25,9 +25,8 @@ from toolkit.kernels import kernels_enabled
 
 def use_fused_layers(config: PeftConfig) -> None:
     """Make PEFT build the layers of this module for a LoRA config; does nothing if kernels are off."""
-    if kernels_enabled() and hasattr(
-        config, "_register_custom_module"
-    ):  # only LoRA configs have it
+    # only LoRA configs have this method
+    if kernels_enabled() and hasattr(config, "_register_custom_module"):
         config._register_custom_module({nn.Linear: _fused_layer})
 
 

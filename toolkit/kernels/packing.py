@@ -66,9 +66,8 @@ def pack(input_ids: Tensor, attention: Tensor, *, share_rows: bool) -> Rows:
         return flat.index_copy(0, places, values).view(len(rows), width)
 
     packed_ids = scatter(input_ids[attention])
-    if len(rows) == len(
-        lengths
-    ):  # positions that count on over the padding keep SDPA's causal path
+    if len(rows) == len(lengths):
+        # positions that count on over the padding keep SDPA's causal path
         positions = torch.arange(width, device=input_ids.device).repeat(len(rows), 1)
         return Rows(packed_ids, positions, None, places)
     positions = scatter((attention.long().cumsum(-1) - 1)[attention])

@@ -104,10 +104,8 @@ def code_option(key: Any, value: Any) -> str | None:
     """The option of `RUNS_PYTHON` that a key sets, directly or in mappings, lists or JSON text."""
     if key in RUNS_PYTHON and (key != "attn_implementation" or "/" in str(value)):
         return str(key)
-    if isinstance(value, str) and value.lstrip()[:1] in (
-        "{",
-        "[",
-    ):  # options of mappings accept JSON
+    # options of mappings accept JSON
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
             value = parse_json(value)
         except ValueError:
@@ -159,10 +157,8 @@ def _matches(value: Any, option: Any, place: str) -> tuple[bool, Any]:
         return value in typing.get_args(option), value
     if origin is list or option is list:
         inner = (typing.get_args(option) or (Any,))[0]
-        if (
-            isinstance(value, str) and inner is str
-        ):  # one word is a list of one, as on the command line
-            value = [value]
+        if isinstance(value, str) and inner is str:
+            value = [value]  # as on the command line
         if not isinstance(value, list):
             return False, value
         return True, [_checked(v, inner, f"{place}[{i}]") for i, v in enumerate(value)]
@@ -247,9 +243,8 @@ def check_output_dir(path: str) -> None:
     """
     reason = None if path.isprintable() else "its name has a control character"
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(path).parts):
-        reason = reason or os.strerror(
-            errno.ENAMETOOLONG
-        )  # also in a folder that does not exist yet
+        # also in a folder that does not exist yet
+        reason = reason or os.strerror(errno.ENAMETOOLONG)
     try:
         if reason is None:
             os.lstat(Path(path) / ("x" * 80))  # as long as the names of temporary files

@@ -121,9 +121,8 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         )
         self.open_rollout = OpenRollout()
         self._micro_step: int | None = None  # passes since training began; None: not yet known
-        self._loss = self._approx_kl = torch.zeros(
-            ()
-        )  # sums over the minibatch so far; nats per token
+        # sums over the minibatch so far; nats per token
+        self._loss = self._approx_kl = torch.zeros(())
         self.rollouts = RolloutMaker(roles, args, processing_class, functions, lambda: self.state)
         self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         ptx = encode_texts(ptx_texts, processing_class, args)

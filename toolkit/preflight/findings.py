@@ -124,10 +124,8 @@ def stored_parts(stage: Stage) -> dict[str, int] | None:
 
     Includes Adam's two states. None for a new adapter, whose size is not known.
     """
-    names = [
-        stage.parent,
-        *stage.rewards[:1],
-    ]  # PPO's value has the shape of the first reward model
+    # PPO's value has the shape of the first reward model
+    names = [stage.parent, *stage.rewards[:1]]
     files = [Path(name) / WEIGHTS_FILE for name in names if name is not None]
     if not files or not all(file.is_file() for file in files):
         return None

@@ -132,9 +132,8 @@ def _is_running(process: int) -> bool:
 def hold_dropped(folder: Path) -> None:
     """Move a finished run's list of dropped rows away, so that the next run does not overwrite it."""
     listed, held = folder / DROPPED_FILE, folder / f".{DROPPED_FILE}"
-    if (
-        listed.is_file() and not held.exists()
-    ):  # else an earlier start was killed: keep what is held
+    # if both exist, an earlier start was killed: keep what is held
+    if listed.is_file() and not held.exists():
         os.replace(listed, held)
 
 

@@ -285,9 +285,8 @@ def test_samples_of_a_run_that_trains(root: Path, monkeypatch: pytest.MonkeyPatc
         for i in (1, 2)
     ]
     file = folder / "samples.jsonl"
-    file.write_text(
-        "".join(json.dumps(r) + "\n" for r in rows) + '{"step": 20, "compl'
-    )  # being written
+    # being written
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 20, "compl')
     samples = read_samples(folder, root)
     assert samples.steps == [0, 10] and not samples.cut
     assert samples.table(10) == (

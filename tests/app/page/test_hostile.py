@@ -112,9 +112,8 @@ def test_shown_text_runs_and_loads_nothing(address: str, browser: Any) -> None:
     page.keyboard.press("Enter")
     bubbles = "[...document.querySelectorAll('.answers .bot.message')]"
     attacks = f"{bubbles}.filter(b => /attack/.test(b.innerText)).length"
-    page.wait_for_function(
-        f"n => {attacks} >= n", arg=2, timeout=60000
-    )  # the base's answer and the run's
+    # the base's answer and the run's
+    page.wait_for_function(f"n => {attacks} >= n", arg=2, timeout=60000)
 
     page.get_by_role("tab", name="Runs").click()
     page.locator(".toolkit-curve .js-plotly-plot").first.wait_for(timeout=60000)

@@ -231,9 +231,8 @@ def test_what_changed_shows_html_as_text(address: str, browser: Any) -> None:
     page.locator(".coloured .token .text").first.click()
     page.get_by_text("Likeliest tokens at position 1,").wait_for()
     heights = "() => [...document.querySelectorAll('.tokens th')].map(h => h.clientHeight)"
-    assert (
-        0 < max(page.evaluate(heights)) < 50
-    )  # no heading wraps, as it would over an empty column
+    # no heading wraps, as it would over an empty column
+    assert 0 < max(page.evaluate(heights)) < 50
     assert page.title() == "toolkit: compare checkpoints"
     assert problems == []
 
