@@ -1,6 +1,7 @@
 """The report at the start of a run: rows, disk and warnings; it predicts nothing and stops nothing."""
 
 import multiprocessing
+import subprocess
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ def test_start_report_keeps_random_state_and_starts_no_process(
     tiny_base, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(multiprocessing, "get_context", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
     stage = stage_of("sft", "--model_name_or_path", tiny_base, "--output_dir", tmp_path)
     tokenizer, rows = AutoTokenizer.from_pretrained(tiny_base), Dataset.from_list(SEQUENCES)
     torch.manual_seed(3)

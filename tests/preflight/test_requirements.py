@@ -199,6 +199,21 @@ def test_several_gpus_are_rejected(monkeypatch, sft_run, reward_run, recipe):
     assert stage.model.device_map is None
 
 
+def test_requirements_leave_their_options_unchanged(
+    tmp_path, tiny_base, sft_run, reward_run, monkeypatch
+):
+    Run(sft_run, "sft", state="finished", config={"model_name_or_path": str(tiny_base)}).save()
+    rewards = ensemble_of(tmp_path / "rewards", reward_run)
+    options = stage_of("ppo", "--parent", sft_run, "--reward_model", rewards).options
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    before = [dataclasses.asdict(config) for config in options]
+    resolved, _ = check_requirements(find_recipe("ppo"), options, planned={})
+    assert [dataclasses.asdict(config) for config in options] == before
+    model = resolved.model
+    assert (model.model_name_or_path, model.device_map) == (str(tiny_base), "cpu")
+    assert len(resolved.rewards) == 2
+
+
 def ensemble_of(folder, reward_run, members=2):
     for number in range(members):
         shutil.copytree(reward_run, folder / f"member-{number}")
