@@ -1,7 +1,8 @@
-"""The registry of commands: shipped files first, files of TOOLKIT_RECIPES that are broken left out."""
+"""The registry of commands: names are unique, and broken files of TOOLKIT_RECIPES are left out."""
 
 import pytest
 
+from tests.conftest import ROOT
 from toolkit.cli import main
 from toolkit.errors import ConfigError
 from toolkit.options.config import find_config
@@ -36,10 +37,16 @@ def test_broken_recipe_file_is_reported_and_skipped(folder, code, capsys):
     assert holds(run) == "other"
 
 
-def test_shipped_command_cannot_be_replaced(folder):
-    (folder / "sft.py").write_text(COMMAND.format("sft"), encoding="utf-8")
-    assert files()["sft"].parent != folder
-    assert commands()["sft"] is find("sft")
+@pytest.mark.parametrize("name", ["sft", "app"])
+def test_shipped_command_cannot_be_replaced(folder, name, capsys):
+    (folder / f"{name}.py").write_text(COMMAND.format(name), encoding="utf-8")
+    assert main([name]) == 2
+    assert f"{name}.py has the name of another command" in capsys.readouterr().err
+
+
+def test_folder_of_shipped_recipes_may_be_named(monkeypatch):
+    monkeypatch.setenv(FOLDERS, str(ROOT / "recipes"))
+    assert find("sft") is commands()["sft"]
 
 
 def test_name_is_an_identifier(folder, capsys):

@@ -148,20 +148,24 @@ AnyCommand = Command | Recipe
 def files() -> dict[str, Path]:
     """The file of each command by name: the shipped ones, then those of `TOOLKIT_RECIPES`.
 
-    If several files have the same name, the first is used. A file is ignored if its name starts with `_` or
-    is not a Python identifier.
+    A file is ignored if its name starts with `_` or is not a Python identifier.
 
-    Raises: ConfigError for a folder that does not exist.
+    Raises: ConfigError for a folder that does not exist, and for two files with the same name.
     """
     own = [Path(f).expanduser() for f in os.environ.get(FOLDERS, "").split(os.pathsep) if f]
     for folder in own:
         if not folder.is_dir():
             raise ConfigError(f"{FOLDERS}: {folder} is not a folder; correct the variable")
-    found = [file for folder in (SHIPPED / "recipes", *own) for file in sorted(folder.glob("*.py"))]
+    shipped = [*sorted((SHIPPED / "recipes").glob("*.py")), SHIPPED / "app.py"]
     by_name: dict[str, Path] = {}
-    for file in (*found, SHIPPED / "app.py"):
-        if file.stem.isidentifier() and not file.stem.startswith("_"):
-            by_name.setdefault(file.stem, file)
+    for file in (*shipped, *(file for folder in own for file in sorted(folder.glob("*.py")))):
+        if not file.stem.isidentifier() or file.stem.startswith("_"):
+            continue
+        first = by_name.setdefault(file.stem, file)
+        if first.resolve() != file.resolve():
+            raise ConfigError(
+                f"{FOLDERS}: {file} has the name of another command, {first}; rename the file"
+            )
     return by_name
 
 
