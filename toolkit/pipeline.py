@@ -36,8 +36,8 @@ ENTRY = {"fingerprint": str, "finished": bool, "seconds": float | None, "replace
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One call of a command; `options` override the config."""
+class StageCall:
+    """A stage of a pipeline: one call of a command; `options` override the config."""
 
     name: str
     recipe: str
@@ -51,7 +51,7 @@ class Pipeline:
 
     output_dir: Path
     seed: int
-    stages: tuple[Stage, ...]
+    stages: tuple[StageCall, ...]
     trust_remote_code: bool = False
     reward_funcs: tuple[str, ...] = ()
 
@@ -85,7 +85,7 @@ class Pipeline:
         check_output_dir(output_dir)
         directory = Path(output_dir).expanduser()
         texts = read_values(content, values, file)
-        stages: list[Stage] = []
+        stages: list[StageCall] = []
         for name, stage in content["stages"].items():
             place = f"{file}: stage `{name}`"
             if not re.fullmatch(r"\w[\w-]*", str(name)) or not isinstance(name, str):
@@ -106,7 +106,7 @@ class Pipeline:
             known = texts | {s.name: str(directory / s.name) for s in stages}
             known["output_dir"] = str(directory)
             options = stage_options(stage.get("options", {}), known, place)
-            stages.append(Stage(name, stage["recipe"], config_file, options))
+            stages.append(StageCall(name, stage["recipe"], config_file, options))
         if not stages:
             raise ConfigError(f"{file}: `stages` is empty; add at least one stage")
         seed = content["seed"] if seed is None else seed
@@ -124,17 +124,17 @@ class Pipeline:
             )
         return pipeline
 
-    def directory(self, stage: Stage) -> Path:
+    def directory(self, stage: StageCall) -> Path:
         """The directory that a stage writes to: its option `output_dir`, by default its name."""
         return Path(stage.options.get("output_dir", self.output_dir / stage.name)).expanduser()
 
-    def command_of(self, stage: Stage) -> AnyCommand:
+    def command_of(self, stage: StageCall) -> AnyCommand:
         """The command that a stage runs."""
         command = find(stage.recipe)
         assert command is not None
         return command
 
-    def words(self, stage: Stage) -> list[str]:
+    def words(self, stage: StageCall) -> list[str]:
         """The options of a stage's command line."""
         words = ["--config", stage.config]
         options = {"seed": self.seed} | stage.options | {"output_dir": self.directory(stage)}
@@ -145,7 +145,7 @@ class Pipeline:
             words += ["--reward_funcs", *self.reward_funcs]
         return words + (["--trust_remote_code", "true"] if self.trust_remote_code else [])
 
-    def _takes_reward_functions(self, stage: Stage) -> bool:
+    def _takes_reward_functions(self, stage: StageCall) -> bool:
         command = self.command_of(stage)
         if isinstance(command, Recipe):
             return "reward_funcs" in options_of(command.argument_classes())
@@ -225,7 +225,7 @@ def _run_stages(pipeline: Pipeline) -> dict[str, float]:
 
 
 def _run_stage(
-    pipeline: Pipeline, stage: Stage, *, resume: bool, timings: dict[str, float]
+    pipeline: Pipeline, stage: StageCall, *, resume: bool, timings: dict[str, float]
 ) -> tuple[float, int]:
     command, words = pipeline.command_of(stage), pipeline.words(stage)
     if isinstance(command, Recipe):
