@@ -1,29 +1,27 @@
-"""Peak memory of two real training steps against the prediction of `check`.
+"""Peak memory of two real training steps on SmolLM2 against the prediction of `check`.
 
-    python benchmarks/memory.py --cases sft-small dpo-small
+    python benchmarks/memory.py --cases sft-bfloat16 dpo-4bit
 
-Each case trains in its own process. Measured is the memory that training adds: the peak resident size
-minus the size before the base is loaded. A toy of the same kind trains first, so that libraries, thread
-pools and caches do not count. glibc returns freed memory at once.
+Each case trains in its own process, with the system's allocator as in any run. Measured is the memory that
+training adds: the peak resident size minus the size before the base is loaded.
 
 Writes  docs/results/preflight.json, where other cases are kept: the table of docs/preflight.md.
 """
 
-import gc
 import json
 import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from argparse import SUPPRESS, Namespace
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import parser, read_json, require_known, run_main
-from benchmarks.meter import process_megabytes, reset_peak
+from benchmarks.meter import process_megabytes
+from benchmarks.real_model import obtain
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preflight.dry_run import DryTraining, Peak
@@ -31,37 +29,32 @@ from toolkit.preflight.ppo_dry_run import dry_run
 from toolkit.recipe import Options, find_recipe
 from toolkit.stages import Stage
 
-ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "MALLOC_TOP_PAD_": "0",
-}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 COMPLETIONS = 4  # per prompt of the reward model's rankings
+BATCHES = {"sft": 8, "reward": 2, "dpo": 4, "kto": 8, "ppo": 8}
+EVALUATED = {"sft": 16, "reward": 8, "dpo": 16, "kto": 16, "ppo": 64}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration. `length` is tokens per row, prompt and completion together, also in PPO.
+    """One configuration; the default base has the shape of SmolLM2-135M.
 
-    `generation` is the number of rows that PPO samples together; 0 is `batch`.
+    `length` is tokens per row, prompt and completion together, also in PPO. `precision` is float32,
+    bfloat16 or 4bit. `evaluated` is the number of rows that are evaluated together; 0: no evaluation.
     """
 
     name: str
     recipe: str
-    hidden: int = 256
-    layers: int = 4
-    vocabulary: int = 4096
+    hidden: int = 576
+    layers: int = 30
+    vocabulary: int = 49152
     batch: int = 16
-    length: int = 256
+    length: int = 128
+    precision: str = "float32"
     checkpointing: bool = False
-    four_bit: bool = False
-    accumulate: int = 1
-    bf16: bool = False
-    generation: int = 0
+    evaluated: int = 0
 
-    def save_base(self, folder: Path) -> None:
+    def save_base(self, folder: Path, *, weights: bool = True) -> None:
         """Write a random Llama of this shape, with the embedded world's tokenizer."""
         from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
@@ -69,31 +62,35 @@ class Case:
 
         set_seed(0)
         tokenizer = AutoTokenizer.from_pretrained(resolve_base(None))
+        heads = self.hidden // 64
         config = LlamaConfig(
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
             intermediate_size=self.hidden * 8 // 3 // 64 * 64,
             num_hidden_layers=self.layers,
-            num_attention_heads=self.hidden // 64,
+            num_attention_heads=heads,
+            num_key_value_heads=heads if heads % 3 else heads // 3,
+            tie_word_embeddings=True,
             max_position_embeddings=4096,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        LlamaForCausalLM(config).save_pretrained(folder)
+        (LlamaForCausalLM(config) if weights else config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     def model(self, folder: Path) -> ModelArguments:
         """The options of the base and of a new LoRA on every linear layer."""
+        four_bit = self.precision == "4bit"
         return ModelArguments(
             model_name_or_path=str(folder),
-            dtype="bfloat16" if self.four_bit or self.bf16 else "float32",
+            dtype="bfloat16" if four_bit else self.precision,
             use_peft=True,
             lora_r=16,
             lora_target_modules=TARGETS,
-            load_in_4bit=self.four_bit,
+            load_in_4bit=four_bit,
             bnb_4bit_quant_type="nf4",
-            use_bnb_nested_quant=self.four_bit,
+            use_bnb_nested_quant=four_bit,
         )
 
     def training(self, folder: Path) -> Any:
@@ -101,22 +98,20 @@ class Case:
         common: dict[str, Any] = {
             "output_dir": str(folder),
             "use_cpu": True,
-            "bf16": self.bf16,
+            "bf16": self.precision != "float32",
             "gradient_checkpointing": self.checkpointing,
             "per_device_train_batch_size": self.batch,
-            "gradient_accumulation_steps": self.accumulate,
+            "per_device_eval_batch_size": self.evaluated or 8,
+            "gradient_accumulation_steps": 1,
             "max_steps": 2,
+            "eval_strategy": "steps" if self.evaluated else "no",
+            "eval_steps": 1,
             "save_strategy": "no",
             "report_to": [],
             "disable_tqdm": True,
         }
         if self.recipe == "ppo":
-            common |= {
-                "response_length": self.length // 2,
-                "num_ppo_epochs": 1,
-                "local_rollout_forward_batch_size": self.batch,
-                "generation_batch_size": self.generation or self.batch,
-            }
+            common |= {"response_length": self.length // 2, "num_ppo_epochs": 2}
         else:
             common["max_length"] = self.length
         return find_recipe(self.recipe).arguments()[0](**common)
@@ -129,8 +124,8 @@ class Case:
         own = recipe.arguments()[1]()
         if recipe.needs_parent:
             own.parent = str(folder / "parent")
-        if hasattr(own, "reward_model"):
-            own.reward_model = [str(folder / "reward")]
+        if self.recipe == "ppo":
+            own.reward_model, own.eval_prompts = [str(folder / "reward")], self.evaluated or 1
         configs = (self.training(folder / "run"), self.model(folder), DatasetMixtureConfig(), own)
         return Stage(recipe, Options(ScriptArguments(), *configs))
 
@@ -142,6 +137,12 @@ class Case:
         rows: dict[str, dict[str, Any]] = {
             "sft": {"input_ids": ids, "completion_mask": [0] * half + [1] * len(answer)},
             "dpo": {"prompt_ids": ids[:half], "chosen_ids": answer, "rejected_ids": answer},
+            "kto": {
+                "prompt_ids": ids[:half],
+                "completion_ids": answer,
+                "KL_completion_ids": answer,
+                "label": True,
+            },
             "reward": {
                 "ids": ranked,
                 "better": [0, 1, 2],
@@ -154,17 +155,22 @@ class Case:
 
 
 CASES = (
-    Case("sft-small", "sft"),
-    Case("sft-small-checkpointing", "sft", batch=32, checkpointing=True, accumulate=2),
-    Case("sft-large", "sft", 768, 12, 32000, batch=2, length=128),
-    Case("sft-large-4bit", "sft", 768, 12, 32000, batch=4, length=128, four_bit=True),
-    Case("dpo-small", "dpo", batch=8),
-    Case("dpo-large-checkpointing", "dpo", 768, 12, 32000, batch=2, length=192, checkpointing=True),
-    Case("reward-small", "reward", batch=4),
-    Case("reward-large", "reward", 768, 12, 32000, batch=1, length=96),
-    Case("ppo-small", "ppo", batch=32, length=128),
-    Case("ppo-large", "ppo", 768, 12, 32000, batch=4, length=96),
-    Case("ppo-sampling", "ppo", batch=1, length=384, accumulate=64, generation=64),
+    *(
+        Case(
+            f"{recipe}-{precision}{'-checkpointing' if checkpointing else ''}",
+            recipe,
+            batch=batch,
+            precision=precision,
+            checkpointing=checkpointing,
+        )
+        for recipe, batch in BATCHES.items()
+        for precision in ("float32", "bfloat16", "4bit")
+        for checkpointing in (False, True)
+    ),
+    *(
+        Case(f"{recipe}-evaluation", recipe, batch=2, checkpointing=True, evaluated=rows)
+        for recipe, rows in EVALUATED.items()
+    ),
 )
 
 
@@ -184,8 +190,13 @@ def train(case: Case, base: Path) -> None:
 
     training = RealBase(case.stage(base), load_tokenizer(str(base)))
     trainer = training.recipe.build(training)
-    trainer.train_dataset = Dataset.from_list([case.row()] * case.batch * case.accumulate)
+    trainer.train_dataset = Dataset.from_list([case.row()] * case.batch)
     trainer.base_fingerprint = {}
+    if case.evaluated:
+        trainer.eval_dataset = Dataset.from_list([case.row()] * case.evaluated)
+        trainer.args.eval_strategy = "steps"
+    if case.recipe == "ppo":
+        trainer.rollouts.stop = []  # all completions have full length
     trainer.train()
 
 
@@ -195,65 +206,53 @@ def predict_case(case: Case, base: Path, *, layers: int | None = None) -> list[P
     return dry_run(training).peaks(case.row(), case.batch)
 
 
-def measure_here(case: Case) -> float:
+def measure_here(case: Case, base: Path) -> float:
     """Megabytes that training a case adds to this process."""
     import torch
 
-    from toolkit.models.runtime import release_memory
-
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        toy, base = Path(folder) / "toy", Path(folder) / "base"
-        small = replace(case, hidden=64, layers=1, vocabulary=2048, batch=2, length=32)
-        small.save_base(toy)
-        case.save_base(base)
-        train(small, toy)
-        gc.collect()
-        release_memory()
-        reset_peak()
-        before = process_megabytes("VmRSS")
-        train(case, base)
-        return process_megabytes("VmHWM") - before
+    before = process_megabytes("VmRSS")
+    train(case, base)
+    return process_megabytes("VmHWM") - before
 
 
-def measure(case: Case) -> float:
+def measure(case: Case, base: Path) -> float:
     """`measure_here` in a new process."""
-    child = ["--child", json.dumps(asdict(case))]
+    child = ["--base", str(base), "--child", json.dumps(asdict(case))]
     command = [sys.executable, "-m", "benchmarks.memory", *child]
-    environment = os.environ | ALLOCATOR | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if process.returncode != 0:
         raise RuntimeError(f"{case.name}: {process.stderr[-2000:]}")
     return float(process.stdout.strip().splitlines()[-1].removeprefix("added_mb "))
 
 
-def compare(case: Case) -> dict[str, Any]:
+def compare(case: Case, base: Path) -> dict[str, Any]:
     """A case's measured and predicted peak in megabytes, and the parts of the prediction."""
-    with tempfile.TemporaryDirectory() as folder:
-        case.save_base(Path(folder))
-        highest = max(predict_case(case, Path(folder)), key=lambda peak: peak.total)
-    predicted, measured = highest.total / 2**20, measure(case)
+    highest = max(predict_case(case, base), key=lambda peak: peak.total)
+    predicted, measured = highest.total / 2**20, measure(case, base)
     return {
         "case": asdict(case),
-        "measured_mb": round(measured, 1),
-        "predicted_mb": round(predicted, 1),
+        "measured_mb": round(measured),
+        "predicted_mb": round(predicted),
         "off": round(predicted / measured - 1, 3),
         "phase": highest.phase,
-        "parts_mb": {name: round(size / 2**20, 1) for name, size in highest.parts.items()},
+        "parts_mb": {name: round(size / 2**20) for name, size in highest.parts.items()},
     }
 
 
 def main(args: Namespace) -> None:
     """Compare the cases; write the JSON after each."""
     if args.child:
-        print(f"added_mb {measure_here(Case(**json.loads(args.child)))}")
+        print(f"added_mb {measure_here(Case(**json.loads(args.child)), args.base)}")
         return
     cases = {case.name: case for case in CASES}
     require_known("case", args.cases, cases)
+    base = obtain(args.base)
     kept = read_json(args.out, fix="remove it")["cases"] if args.out.is_file() else []
     rows = {row["case"]["name"]: row for row in kept}
     for name in args.cases:
-        row = rows[name] = compare(cases[name])
+        row = rows[name] = compare(cases[name], base)
         numbers = f"{row['predicted_mb']:.0f} MB predicted, {row['measured_mb']:.0f} MB measured"
         print(f"{name}: {numbers}, {row['off']:+.1%}", flush=True)
         content = {
@@ -270,5 +269,6 @@ if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--cases", nargs="*", default=[c.name for c in CASES], help="(all)")
     options.add_argument("--out", type=Path, default=Path("docs/results/preflight.json"))
+    options.add_argument("--base", type=Path, default=Path("build/smollm2-135m"), help="SmolLM2")
     options.add_argument("--child", help=SUPPRESS)
     run_main(main, options.parse_args())

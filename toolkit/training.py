@@ -111,10 +111,14 @@ class Training:
     @property
     def held_out(self) -> Dataset | None:
         """The rows to evaluate on, at most `eval_prompts`, or None if no evaluation is planned."""
-        evaluates = self._eval_strategy != "no" or self.args.eval_on_start
-        rows = self.splits.get("test") if evaluates else None
+        rows = self.splits.get("test") if self.evaluates else None
         most = getattr(self.own, "eval_prompts", None)
         return rows if rows is None or most is None else rows.select(range(min(most, len(rows))))
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the training evaluates on held-out rows."""
+        return self._eval_strategy != "no" or bool(self.args.eval_on_start)
 
     @property
     def _eval_strategy(self) -> str:

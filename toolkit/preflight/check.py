@@ -40,7 +40,7 @@ SAMPLES = 2
 NO_LIMIT_LENGTH = 512  # tokens of a row that an earlier stage writes, if no option limits them
 SHOWN_PARTS = 4  # parts of a peak that one line shows
 PARTS = {"kv_cache": "KV cache", "merged_weights": "merged weights"}
-PHASES = {"update": "updating", "reading": "reading prompts"}
+PHASES = {"update": "updating", "evaluation": "evaluating", "reading": "reading prompts"}
 # options that lower the memory of a batch of one
 SMALLER = ["max_length", "local_rollout_forward_batch_size", "generation_batch_size"]
 SMALLER += ["response_length"]

@@ -44,6 +44,9 @@ from toolkit.stages import Stage, has_adapter_config
 from toolkit.training import Training
 
 EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
+# share of the forward pass's blocks that glibc keeps in holes of its heap: fitted to
+# docs/results/preflight.json, for a base in 16 bits, and for float32 and quantized bases
+FRAGMENTATION_16, FRAGMENTATION = 0.14, 0.30
 ADAM_8BIT = 2 + 8 / 256  # bytes of two states per parameter, with two float32 scales per 256
 # rows of every kind, short enough for any limit
 TOY_ROWS = [
@@ -85,6 +88,9 @@ class DryTraining(Training):
     ) -> None:
         super().__init__(stage.recipe, stage.options)
         self.stage, self.layers, self.mode = stage, layers, new_fake_mode()
+        self.evaluated = 0  # rows of an evaluation that are in memory together
+        if self.evaluates:
+            self.evaluated = getattr(self.own, "eval_prompts", self.args.per_device_eval_batch_size)
         self.tokenizer = tokenizer
         self.base_bytes = self.vocabulary = 0
         self._folder = tempfile.TemporaryDirectory()
@@ -128,7 +134,7 @@ class DryTraining(Training):
 
     @property
     def held_out(self) -> None:
-        """None: evaluations are not predicted."""
+        """None: the batch of an evaluation repeats a training row."""
 
     @property
     def callbacks(self) -> list[TrainerCallback]:
@@ -209,11 +215,17 @@ class DryTraining(Training):
 class DryRun:
     """A trainer's step on fake tensors: `compute_loss` and backward. `cuda`: count as a GPU does."""
 
+    is_fused = False  # whether the passes are autograd functions of our own
+
     def __init__(self, training: DryTraining, trainer: Any, *, cuda: bool) -> None:
         self.trainer, self.args, self.cuda = trainer, trainer.args, cuda
-        self.mode = training.mode
+        self.mode, self.evaluated = training.mode, training.evaluated
         self.base_bytes, self.vocabulary = training.base_bytes, training.vocabulary
         self.model = trainer.model
+        is_quantized = training.model.load_in_4bit or training.model.load_in_8bit
+        is_half = (self.args.bf16 or self.args.fp16) and (self.is_fused or not is_quantized)
+        self.share = FRAGMENTATION_16 if is_half else FRAGMENTATION
+        self.forward = 0  # bytes
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs or None
@@ -223,30 +235,52 @@ class DryRun:
     def peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
         """The peak of every phase for a batch that repeats this row."""
         with undisturbed(), heads_as_on_cuda(self.cuda):
-            return self._peaks(row, batch)
+            peaks = self._peaks(row, batch)
+        for peak in (
+            peaks
+        ):  # an evaluation finds the holes of the update; PPO returns them before it samples
+            if not self.cuda and peak.phase in ("update", "evaluation"):
+                peak.parts["fragmentation"] = round(self.share * self.forward)
+        return peaks
 
     def _peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
-        inputs = self.trainer.data_collator([copy.deepcopy(row) for _ in range(batch)])
         self.trainer.current_gradient_accumulation_steps = 1
+        inputs = self._inputs(row, batch)
 
         def step() -> None:
-            with self.trainer.accelerator.autocast():
-                loss = self.trainer.compute_loss(self.model, dict(inputs))
-            loss.backward()
+            self._loss(inputs).backward()
 
-        return [self._update(step)]
+        peaks = [self._update(step)]
+        if self.evaluated:
+            inputs = self._inputs(row, self.evaluated)
+            self.model.eval()
+            with self._tracker() as tracker, torch.no_grad():
+                self._loss(inputs)
+            self.model.train()
+            peaks.append(self._peak("evaluation", tracker))
+        return peaks
+
+    def _inputs(self, row: dict[str, Any], batch: int) -> dict[str, Any]:
+        return dict(self.trainer.data_collator([copy.deepcopy(row) for _ in range(batch)]))
+
+    def _loss(self, inputs: dict[str, Any]) -> Any:
+        with self.trainer.accelerator.autocast():
+            return self.trainer.compute_loss(self.model, dict(inputs))
 
     def _update(self, step: Any) -> Peak:
         """The peak of forward and backward; with accumulation, earlier gradients exist at the same time."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         tracker = self._tracker()
+        tracker.is_fused = self.is_fused
         with tracker:
             for _ in range(2 if self.args.gradient_accumulation_steps > 1 else 1):
                 tracker.restart()
+                tracker.forward = 0
                 step()
             gradients = tracker.bytes_at_peak([p.grad for p in trained if p.grad is not None])
         for parameter in trained:
             parameter.grad = None
+        self.forward = tracker.forward
         return self._peak("update", tracker, gradients=gradients)
 
     def _tracker(self) -> MemoryTracker:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_iter
 aten = torch.ops.aten
 CHUNK = 32768  # vocabulary columns of the buffer that TRL's fused head multiplies into
 MAX_REAL_BYTES = 1 << 20
+MAPPED = 32 << 20  # bytes; glibc serves a smaller block from its heap
 ACTIVATIONS, LOGITS = "activations", "logits"
 
 
@@ -35,13 +36,16 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             buffer, whose columns beyond the vocabulary are allocated but never written.
 
     `peak` is the highest number of bytes, `at_peak` its parts, `peak_number` the operation's number.
+    `forward` is the sum of all blocks that forward passes with gradients allocate from glibc's heap. With
+    `is_fused`, passes without gradients count, too: the forward of an autograd function is one.
     """
 
     def __init__(self, mode: FakeTensorMode | None, vocabulary: int, *, resident: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.mode, self.vocabulary, self.resident = mode, vocabulary, resident
         self.held: Counter[str] = Counter()
-        self.total = self.peak = self.number = self.peak_number = 0
+        self.total = self.peak = self.number = self.peak_number = self.forward = 0
+        self.is_fused = False
         self.at_peak: Counter[str] = Counter()
         self.created: dict[int, int] = {}  # storage: number of the operation
 
@@ -91,6 +95,9 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         part = LOGITS if self.vocabulary in shape or CHUNK in shape[-1:] else ACTIVATIONS
         if self.resident and shape[-1:] == (CHUNK,):
             size = size * min(self.vocabulary, CHUNK) // CHUNK
+        is_forward = torch._C._current_graph_task_id() < 0  # not in a backward pass
+        if size < MAPPED and is_forward and (torch.is_grad_enabled() or self.is_fused):
+            self.forward += size
         self.created[key] = self.number
         finalizer = weakref.finalize(storage, self._forget, key, part, size)
         finalizer.atexit = False

@@ -22,6 +22,8 @@ class PPODryRun(DryRun):
     prefills the prompts, samples one token with a full cache, and scores completions of full length.
     """
 
+    is_fused = True
+
     def _held(self) -> dict[str, int]:
         parts = super()._held()
         if self.args.ema_decay is not None:
@@ -38,6 +40,11 @@ class PPODryRun(DryRun):
             peaks = [*self._sampling(prompt), self._scoring(prompt)]
         return [*peaks, self._ppo_update(prompt, batch)]
 
+    @property
+    def _rows_at_once(self) -> int:
+        """Rows of a rollout, or of a larger evaluation, which samples and scores in the same way."""
+        return max(int(self.args.rollout_batch_size), self.evaluated)
+
     @torch.no_grad()
     def _sampling(self, prompt: list[int]) -> list[Peak]:
         """Prefill the prompts, and sample the last token of the longest completions.
@@ -46,7 +53,7 @@ class PPODryRun(DryRun):
         """
         args, made = self.args, self.args.response_length - 1
         size = args.generation_batch_size or args.local_rollout_forward_batch_size
-        rows = min(size, args.rollout_batch_size)
+        rows = min(size, self._rows_at_once)
         tracker = self._tracker()
         with tracker, self.trainer.roles.merged(POLICY) as policy:
             adapted: Any = policy
@@ -71,7 +78,7 @@ class PPODryRun(DryRun):
     def _scoring(self, prompt: list[int]) -> Peak:
         """Run the passes of reference, value and reward, and the policy's pass if PPO rescores answers."""
         args, maker = self.args, self.trainer.rollouts
-        rows = min(args.local_rollout_forward_batch_size, args.rollout_batch_size)
+        rows = min(args.local_rollout_forward_batch_size, self._rows_at_once)
         shape = (rows, args.response_length)
         completions = [[TOKEN] * args.response_length] * rows
         tracker = self._tracker()
