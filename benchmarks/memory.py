@@ -171,6 +171,8 @@ CASES = (
         Case(f"{recipe}-evaluation", recipe, batch=2, checkpointing=True, evaluated=rows)
         for recipe, rows in EVALUATED.items()
     ),
+    Case("sft-large", "sft", batch=8, length=256, precision="bfloat16"),
+    Case("reward-large", "reward", batch=4, length=256, precision="bfloat16"),
 )
 
 
