@@ -22,10 +22,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -35,7 +37,9 @@ from benchmarks.common import ROOT, markdown_table, parser, read_json, require_k
 from benchmarks.meter import process_megabytes, reset_peak
 from benchmarks.presets import GB, PRESETS, Preset, stages
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.runs.run import write_json
+from toolkit.stages import Stage
 
 # seconds; the first parts matter most, because a part that does not fit into the time is not run
 LIMITS = {"tests": 90.0, "precision": 90.0, "memory:qwen3-0.6b": 90.0, "speed:cuda-0.5b": 120.0}
@@ -138,7 +142,7 @@ def recorded(record: Record, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Record the row after the block, with the error if the block raises one."""
     try:
         yield row
-    except (RuntimeError, ValueError, ToolkitError) as error:  # such as too little memory
+    except Exception as error:  # such as too little memory
         traceback.print_exc()
         row["error"] = f"{type(error).__name__}: {error}"
     record(row)
@@ -190,47 +194,58 @@ def precision(_: str, record: Record, args: argparse.Namespace) -> None:
 
 def memory(name: str, record: Record, args: argparse.Namespace) -> None:
     """The peak memory of two steps of each stage of a preset, predicted and measured."""
-    from toolkit.models.tokenizer import load_tokenizer
+    cuda = torch.cuda.is_available()
+    # predictions run beside this process, which uses the GPU; a fork could not follow it there
+    context = get_context("spawn" if cuda else "fork")
+    pool = ProcessPoolExecutor(os.cpu_count(), context)
+    with tempfile.TemporaryDirectory() as folder, pool:
+        shape(name, args).save(Path(folder))
+        options = (name, folder, args.tiny, cuda)
+        training = preset_stages(*options)
+        with patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""}):
+            predictions = [pool.submit(predicted, i, *options) for i in range(len(training))]
+        save_weights(shape(name, args), Path(folder))
+        for stage, prediction in zip(training, predictions, strict=True):
+            result: dict[str, Any] = {"stage": stage.recipe.name}
+            with recorded(record, result):
+                row, peak = prediction.result()
+                result["predicted_gb"] = round(peak / GB, 3)
+                measured = added_memory(stage, row, Path(folder))
+                result["measured_gb"] = round(measured / GB, 3)
+                result["off"] = round(peak / measured - 1, 3)
+
+
+def preset_stages(name: str, folder: str, tiny: bool, cuda: bool) -> list[Stage]:
+    """The stages of a preset that train two steps on the base in `folder`."""
+    training = stages(name, folder)
+    options = (SMALL_ARGS if tiny else {}) | {"save_strategy": "no", "eval_strategy": "no"}
+    options |= {"max_steps": 2, "eval_on_start": False}
+    options |= {} if cuda else {"use_cpu": True, "optim": "adamw_torch"}
+    for stage in training:
+        for option in options.keys() & vars(stage.args).keys():
+            setattr(stage.args, option, options[option])
+    return training
+
+
+def predicted(
+    number: int, name: str, folder: str, tiny: bool, cuda: bool
+) -> tuple[dict[str, Any], int]:
+    """The row of the greatest length of a preset's stage, and the predicted peak in bytes."""
     from toolkit.preflight.check import full_rows
     from toolkit.preflight.fit import device_memory, predict
 
-    use_cpu = not torch.cuda.is_available()
-    device = device_memory(None if use_cpu else PRESETS[name].gpu_gb, use_cpu=use_cpu)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
-        shape(name, args).save(Path(folder))
-        tokenizer, training = load_tokenizer(folder), stages(name, folder)
-        for stage in training:
-            options = (SMALL_ARGS if args.tiny else {}) | {"save_strategy": "no", "max_steps": 2}
-            options |= {"eval_strategy": "no", "eval_on_start": False}
-            options |= {"use_cpu": True, "optim": "adamw_torch"} if use_cpu else {}
-            for option in options.keys() & vars(stage.args).keys():
-                setattr(stage.args, option, options[option])
-        rows = [dict(full_rows(stage, tokenizer)[0]) for stage in training]
-        # in processes that are forked before this one uses the GPU
-        predictions = [
-            pool.submit(predict, stage, tokenizer, row, device, always_largest=False, fresh=False)
-            for stage, row in zip(training, rows, strict=True)
-        ]
-        wait(predictions)
-        save_weights(shape(name, args), Path(folder))
-        for stage, row, prediction in zip(training, rows, predictions, strict=True):
-            numbers: dict[str, Any] = {"stage": stage.recipe.name}
-            with recorded(record, numbers):
-                measured = added_memory(stage, row, Path(folder))
-                numbers["measured_gb"] = round(measured / GB, 3)
-                peak = max(peak.total for peak in prediction.result()[0])
-                numbers |= {
-                    "predicted_gb": round(peak / GB, 3),
-                    "off": round(peak / measured - 1, 3),
-                }
+    stage, tokenizer = preset_stages(name, folder, tiny, cuda)[number], load_tokenizer(folder)
+    row = dict(full_rows(stage, tokenizer)[0])
+    device = device_memory(PRESETS[name].gpu_gb if cuda else None, use_cpu=not cuda)
+    peaks, _ = predict(stage, tokenizer, row, device, always_largest=False)
+    return row, max(peak.total for peak in peaks)
 
 
-def added_memory(stage: Any, row: dict[str, Any], base: Path) -> float:
+def added_memory(stage: Stage, row: dict[str, Any], base: Path) -> float:
     """The bytes that two steps on copies of one row add to this process, or to the GPU."""
     from datasets import Dataset
 
     from benchmarks.memory import RealBase
-    from toolkit.models.tokenizer import load_tokenizer
 
     gc.collect()
     cuda = torch.cuda.is_available()
