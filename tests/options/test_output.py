@@ -62,3 +62,20 @@ def test_ascii_output_has_escapes():
     assert (result.returncode, result.stderr) == (0, b"warning: \\u03b2\n")
     lines = result.stdout.splitlines()
     assert (len(lines), lines[7]) == (3000, b"a line with \\u2026 and 7")
+
+
+def test_closed_streams_get_no_other_file(tmp_path):
+    script = f"""
+import sys
+from toolkit.options.output import keep_going
+keep_going()
+with open({str(tmp_path / "rows")!r}, "w") as file:
+    assert file.fileno() > 2
+    print("out")
+    print("error", file=sys.stderr)
+    assert sys.stdin.read() == ""
+    file.write("done")
+"""
+    words = [sys.executable, "-c", script]
+    subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words], cwd=ROOT, check=True)
+    assert (tmp_path / "rows").read_text() == "done"

@@ -1,8 +1,10 @@
 """Paths that cannot be used are one line that names them, before anything is loaded."""
 
+import errno
 import os
 
 import pytest
+from safetensors import SafetensorError
 from trl import ScriptArguments, SFTConfig
 
 from toolkit.cli import main
@@ -93,6 +95,33 @@ def test_other_system_errors_keep_their_traceback():
 
     with pytest.raises(FileNotFoundError):
         run_cli(fails, [ScriptArguments], ["--dataset_name", "x"])
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.EMFILE, "raise `ulimit -n`"), (errno.EFBIG, "raise `ulimit -f`")]
+)
+def test_limits_of_the_shell_are_named(number, advice):
+    for error in (OSError(number, "x"), SafetensorError(f"Error: x (os error {number})")):
+        assert advice in str(system_error(error, output="runs/x"))
+
+
+def test_launcher_of_several_processes_is_rejected(monkeypatch, capsys):
+    names = []
+
+    def main(script):
+        names.extend(name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ)
+
+    words = ["--dataset_name", "x"]
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_cli(main, [ScriptArguments], words) == 2
+    error = capsys.readouterr().err
+    assert "WORLD_SIZE=2, but a run is one process" in error
+    assert len(error.splitlines()) == 1
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run_cli(main, [ScriptArguments], words) == 0
+    assert names == []
 
 
 def test_run_replaces_no_readme_of_another_project(tmp_path):

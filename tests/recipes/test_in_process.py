@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.cli import run
+from toolkit.errors import CheckpointError
 from toolkit.evaluation import judge
 from toolkit.models.base import BASE_FILE
 from toolkit.recipe import find
 from toolkit.runs.parents import require_adapter, require_reward_models
 from toolkit.runs.run import ENSEMBLE, Run
+from toolkit.trainers.callbacks import RunCallback
 
 WORLD = "recipes/configs/world"
 QUICK = {"logging_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 4}
@@ -28,6 +30,22 @@ def call(recipe, folder, **options):
         words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
     assert run(find(recipe), words) == 0
     return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", ["save_steps", "logging_steps"])
+def test_run_whose_folder_is_renamed_stops(steps, tiny_base, tmp_path, monkeypatch, capsys):
+    def rename(callback, args, state, control, **_):
+        Path(args.output_dir).rename(tmp_path / "moved")
+
+    monkeypatch.setattr(RunCallback, "on_step_end", rename)
+    words = ["--config", f"{WORLD}/sft.yaml", "--output_dir", str(tmp_path / "run")]
+    words += ["--model_name_or_path", tiny_base, "--max_steps", "2", "--save_strategy", "steps"]
+    words += ["--save_steps", "99", "--logging_steps", "99", f"--{steps}", "1", "--max_rows", "16"]
+    assert run(find("sft"), words) == CheckpointError.exit_code
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "run: was removed or renamed while the run was training" in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

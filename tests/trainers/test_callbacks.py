@@ -36,3 +36,9 @@ def test_full_disk_while_logging_names_resume(tmp_path):
         CheckpointError, match=r"metrics\.jsonl: cannot be written \(No space left.*resume_from"
     ):
         RunCallback().on_log(args, TrainerState(global_step=6), TrainerControl(), {"loss": 1.0})
+
+
+def test_removed_folder_is_named_while_logging(tmp_path):
+    args = TrainingArguments(str(tmp_path / "run"), report_to=[], use_cpu=True)
+    with pytest.raises(CheckpointError, match=r"run: was removed or renamed while .* start again"):
+        RunCallback().on_log(args, TrainerState(global_step=6), TrainerControl(), {"loss": 1.0})

@@ -4,10 +4,11 @@ import dataclasses
 import errno
 import math
 import os
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,15 @@ from toolkit.options.config import (
 PATH_ERRORS = (
     errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
 )  # fmt: skip
+LIMITS: Mapping[int | None, str] = {
+    errno.ENOSPC: "no space left on the device; free space",
+    errno.EDQUOT: "no space left on the device; free space",
+    errno.EFBIG: "larger than this shell allows; raise `ulimit -f`",
+    errno.EMFILE: "too many open files; raise `ulimit -n`",
+    errno.ENFILE: "too many open files on this machine; close some",
+}
+# the numbers of processes that launchers pass to accelerate, which would wait for all of them
+PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def parse(
@@ -114,6 +124,7 @@ def run_cli(
     """
     parsed: tuple[Any, ...] = ()
     try:
+        _require_one_process()
         types = dataclass_types() if callable(dataclass_types) else dataclass_types
         parsed = parse(types, argv, description=description, prog=prog)
         for arguments in parsed:
@@ -136,18 +147,29 @@ def run_cli(
     return 0
 
 
+def _require_one_process() -> None:
+    """Reject a launcher of several processes, and drop the variables of a launcher of one process."""
+    for name in PROCESSES:
+        if os.environ.get(name, "1") not in ("", "1"):
+            raise ConfigError(
+                f"the environment has {name}={os.environ[name]}, but a run is one process: start it "
+                f"without a launcher such as torchrun; if an earlier command left it, `unset {name}`"
+            )
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
+
+
 def system_error(error: Exception, *, output: str = "the output") -> str | None:
-    """One line for a system error that a path or a full disk causes; None for any other error.
+    """One line for a system error that a path, a full disk or a limit causes; None for any other error.
 
     Args:
         output: the place that the line names if the error names no file.
     """
     file = getattr(error, "filename", None)
-    if _disk_is_full(error):
-        return (
-            f"{file or output}: no space left on the device; free space and start again (training: with "
-            "--resume_from_checkpoint true)"
-        )
+    limit = LIMITS.get(_error_number(error))
+    if limit is not None:
+        again = "and start again (training: with --resume_from_checkpoint true)"
+        return f"{file or output}: {limit} {again}"
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and file:
         return f"{shortened(file)}: cannot be used ({error.strerror}); correct the path"
     return None
@@ -159,11 +181,12 @@ def report_interrupt() -> int:
     return 128 + signal.SIGINT
 
 
-def _disk_is_full(error: Exception) -> bool:
-    """Whether a system error or an error of safetensors means that the disk is full."""
+def _error_number(error: Exception) -> int | None:
+    """The number of a system error, also of one that safetensors raises."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
+        return error.errno
+    match = re.search(r"os error (\d+)", str(error))
+    return int(match[1]) if match and type(error).__name__ == "SafetensorError" else None
 
 
 def require_local_model(name: str | None) -> None:

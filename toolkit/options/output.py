@@ -1,6 +1,7 @@
 """Make standard output harmless: it stops no run, and text from files cannot control the terminal."""
 
 import io
+import os
 import re
 import sys
 from typing import Any
@@ -14,12 +15,17 @@ def keep_going() -> None:
     """Let a command finish even if its output cannot be written; that output is then lost.
 
     Without this, `toolkit sft | head` would stop training when `head` closes the pipe. A character
-    that the encoding lacks, such as `…` in ASCII, and a control character are written as escapes.
+    that the encoding lacks, such as `…` in ASCII, and a control character are written as escapes. A stream
+    that is closed at the start becomes the null device: otherwise the next opened file gets its number, and
+    its messages.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
         stream = getattr(sys, name)
         if stream is not original or not isinstance(stream, io.TextIOWrapper):
-            continue  # None without a console; replaced in tests and notebooks
+            continue  # replaced in tests and notebooks
         stream.flush()
         setattr(sys, name, _lossy(stream))
 

@@ -65,9 +65,19 @@ def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
         with file.open("a", encoding="utf-8") as stream:
             stream.write(lines)
     except OSError as error:
+        require_folder(file.parent)
         raise CheckpointError(
             f"{file}: cannot be written ({error.strerror or error}); {AFTER_FULL_DISK}"
         ) from error
+
+
+def require_folder(folder: Path) -> None:
+    """Raise CheckpointError if the folder of a run was removed or renamed, perhaps with its checkpoints."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: was removed or renamed while the run was training; restore it and continue with "
+            "--resume_from_checkpoint true, or start again"
+        )
 
 
 def _keep_until(step: int, file: Path) -> None:

@@ -23,7 +23,7 @@ from toolkit.runs.resuming import damage, last_checkpoint, list_contents
 from toolkit.runs.run import Run, apply_umask, write_json
 from toolkit.runs.settings import SETTINGS_FILE, read_settings, require_same, settings_of
 from toolkit.runs.signals import ignore_signals
-from toolkit.trainers.callbacks import AFTER_FULL_DISK, RunCallback
+from toolkit.trainers.callbacks import AFTER_FULL_DISK, RunCallback, require_folder
 from toolkit.trainers.totals import LoggedTotals, read_state
 
 # the types of those values in `trainer_state.json` that a resumed training uses
@@ -183,6 +183,8 @@ class WholeCheckpoints(LoggedTotals):
         if final.exists():  # saved or resumed from at this step, and complete
             return
         self._require_finite()
+        if self._run is not None:
+            require_folder(run_dir)
         for config in getattr(self.model, "peft_config", {}).values():
             sort_sets(config)
         shutil.rmtree(run_dir / INCOMING, ignore_errors=True)
