@@ -40,7 +40,14 @@ def test_run_whose_folder_is_renamed_stops(steps, tiny_base, tmp_path, monkeypat
 
     monkeypatch.setattr(RunCallback, "on_step_end", rename)
     words = ["--config", f"{WORLD}/sft.yaml", "--output_dir", str(tmp_path / "run")]
-    words += ["--model_name_or_path", tiny_base, "--max_steps", "2", "--save_strategy", "steps"]
+    words += [
+        "--model_name_or_path",
+        str(tiny_base),
+        "--max_steps",
+        "2",
+        "--save_strategy",
+        "steps",
+    ]
     words += ["--save_steps", "99", "--logging_steps", "99", f"--{steps}", "1", "--max_rows", "16"]
     assert run(find("sft"), words) == CheckpointError.exit_code
     line = capsys.readouterr().err.strip().splitlines()[-1]
@@ -58,14 +65,15 @@ def test_umask_decides_who_reads_a_run(tiny_base, sft_run, reward_run, tmp_path)
         ppo = few | episodes | STEPS | {"max_steps": -1, "ema_decay": 0.9}
         call("ppo", tmp_path / "ppo", reward_model=reward_run, **ppo)
         merging = ["--parent", str(sft_run), "--output_dir", str(tmp_path / "merged")]
-        merging += ["--model_name_or_path", tiny_base]
+        merging += ["--model_name_or_path", str(tiny_base)]
         assert run(find("merge"), ["--config", f"{WORLD}/merge.yaml", *merging]) == 0
     finally:
         os.umask(umask)
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    folders = [tmp_path / name for name in ("dpo", "ppo", "merged")]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     names = {str(file.relative_to(tmp_path)) for file in files if file.suffix == ".safetensors"}
     assert {"dpo/checkpoint-4/adapter_model.safetensors", "merged/model.safetensors"} < names
-    assert {"ppo/value/head.safetensors", "ppo/checkpoint-2/ema.safetensors"} < names
+    assert {"ppo/value/head.safetensors", "ppo/checkpoint-8/ema.safetensors"} < names
     assert [str(file) for file in files if file.stat().st_mode & 0o060 != 0o060] == []
 
 

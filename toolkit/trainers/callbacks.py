@@ -19,8 +19,8 @@ from toolkit.runs.run import Run
 from toolkit.runs.signals import receive_signals, restore_handlers
 
 AFTER_FULL_DISK = (
-    "earlier checkpoints are intact. If the disk is full, free space and continue with "
-    "--resume_from_checkpoint true"
+    "earlier checkpoints are intact. If the disk is full, free space (or raise `ulimit -f`) and continue "
+    "with --resume_from_checkpoint true"
 )
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"  # completions of the evaluations during training
