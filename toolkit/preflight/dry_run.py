@@ -236,9 +236,8 @@ class DryRun:
         """The peak of every phase for a batch that repeats this row."""
         with undisturbed(), heads_as_on_cuda(self.cuda):
             peaks = self._peaks(row, batch)
-        for peak in (
-            peaks
-        ):  # an evaluation finds the holes of the update; PPO returns them before it samples
+        # an evaluation finds the holes of the update; PPO returns them before it samples
+        for peak in peaks:
             if not self.cuda and peak.phase in ("update", "evaluation"):
                 peak.parts["fragmentation"] = round(self.share * self.forward)
         return peaks
