@@ -4,8 +4,8 @@
     python benchmarks/real.py runs/real/0 runs/real/1 runs/real/2 --preferences runs/real/preferences
 
 Reads   report.json, pipeline.json and the PPO metrics of each pipeline.
-Writes  docs/results/real/: summary.json, tone.png, samples.md and the reports of seed 0 and of the
-        preferences. Prints the tables of docs/real.md.
+Writes  docs/results/real/: summary.json, tone.png, and the reports of the first seed (tone/) and of the
+        preferences (preferences/). Prints the table of docs/real.md.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PLOTS = ("gold_proxy.png", "win_rates.png", "training.png", "calibration.png")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write the summary, the picture and the samples; print the tables."""
+    """Write the summary, the picture and the reports; print the table."""
     args.output.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {
         "schema": 1,
@@ -35,13 +35,10 @@ def main(args: argparse.Namespace) -> None:
         },
         "seeds": {folder.name: {"ppo": tone_numbers(folder)} for folder in args.folders},
     }
-    for folder in args.folders[:1]:
-        shutil.copy(folder / "report.md", args.output / "samples.md")
-        copy_plots(folder, args.output / "tone")
+    copy_report(args.folders[0], args.output / "tone")
     if args.preferences is not None:
         summary |= preference_numbers(args.preferences)
-        copy_plots(args.preferences, args.output / "preferences")
-        shutil.copy(args.preferences / "report.md", args.output / "preferences.md")
+        copy_report(args.preferences, args.output / "preferences")
     write_json(args.output / "summary.json", summary)
     draw({f.name: Run.load(f / "ppo").metrics() for f in args.folders}, args.output / "tone.png")
     print(table(summary["seeds"]))
@@ -104,10 +101,10 @@ def minutes(folder: Path, stage: str | None = None) -> float:
     return round(sum(seconds) / 60, 1)
 
 
-def copy_plots(folder: Path, output: Path) -> None:
-    """Copy the plots of a report."""
+def copy_report(folder: Path, output: Path) -> None:
+    """Copy a report and its plots."""
     output.mkdir(exist_ok=True)
-    for name in PLOTS:
+    for name in ("report.md", *PLOTS):
         if (folder / name).is_file():
             shutil.copy(folder / name, output / name)
 

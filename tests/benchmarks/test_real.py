@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from benchmarks import real
 from tests.conftest import ROOT
 from tests.evaluation.conftest import entry, interval
@@ -53,3 +55,15 @@ def test_summary_has_the_numbers_of_the_reports(tmp_path, capsys):
     assert summary["dpo"]["ended"] == 0.9
     assert (tmp_path / "out" / "tone.png").stat().st_size > 5000
     assert "| 0 | 0.10 | 0.70 | 0.60 [0.50, 0.70] | 5.0 | 1.25 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", json.loads(SUMMARY.read_text(encoding="utf-8"))["seeds"])
+def test_ppo_learned_on_the_real_model(seed):
+    """The committed numbers are within the bounds that docs/real.md names."""
+    ppo = json.loads(SUMMARY.read_text(encoding="utf-8"))["seeds"][seed]["ppo"]
+    assert ppo["gain"]["mean"] >= 0.4
+    assert ppo["gain"]["ci95"][0] > 0.3
+    assert ppo["kl"] <= 10
+    assert ppo["ended"]["ppo"] >= ppo["ended"]["sft"]
+    assert ppo["perplexity_ratio"] <= 1.5
+    assert ppo["minutes"] <= 12
