@@ -92,7 +92,7 @@ seeds: $(VENV)/.installed
 	$(BIN)/python benchmarks/seeds.py $(SEEDS:%=runs/seeds/%)
 
 # SmolLM2-135M-Instruct: PPO towards a positive tone with three seeds; reward model, PPO and DPO on
-# preferences; the numbers of docs/real.md. About 75 minutes on two cores.
+# preferences; the numbers of docs/real.md. A seed took 13 minutes on two cores; the rest was not measured.
 PREFERENCES := Anthropic/hh-rlhf
 REAL := toolkit pipeline --output_dir runs/real/$$run --values base=build/smollm2-135m
 real: $(VENV)/.installed

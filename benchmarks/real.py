@@ -56,7 +56,6 @@ def tone_numbers(folder: Path) -> dict[str, Any]:
         "ended": {"sft": sft["ended"], "ppo": ppo["ended"]},
         "length": {"sft": sft["length"], "ppo": ppo["length"]},
         "minutes": minutes(folder, "ppo"),
-        "minutes_of_all_stages": minutes(folder),
         "warnings": Run.load(folder / "ppo").results.get("warnings", []),
     }
 
@@ -64,11 +63,10 @@ def tone_numbers(folder: Path) -> dict[str, Any]:
 def preference_numbers(folder: Path) -> dict[str, Any]:
     """The reward model against chance and against "the longer answer is better"; PPO and DPO from it."""
     judged = report(folder)["reward_model"]
-    low, high = judged["pairwise_accuracy_ci95"]
     numbers: dict[str, Any] = {
         "reward_model": {
             "accuracy": judged["pairwise_accuracy"],
-            "ci95": [low, high],
+            "ci95": judged["pairwise_accuracy_ci95"],
             "length_baseline": judged["length_accuracy"],
             "length_correlation": judged["length_correlation"],
             "pairs": judged["pairs"],
@@ -94,11 +92,10 @@ def report(folder: Path) -> dict[str, Any]:
     return read_json(folder / "report.json", fix=FIX)
 
 
-def minutes(folder: Path, stage: str | None = None) -> float:
-    """Minutes of a stage, or of all stages."""
+def minutes(folder: Path, stage: str) -> float:
+    """Minutes of a stage."""
     stages = read_json(folder / "pipeline.json", fix=FIX)
-    seconds = [entry["seconds"] for name, entry in stages.items() if stage in (None, name)]
-    return round(sum(seconds) / 60, 1)
+    return round(stages[stage]["seconds"] / 60, 1)
 
 
 def copy_report(folder: Path, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""The example reward functions."""
+"""The example of a reward function."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.errors import ConfigError
 from toolkit.reward import examples
-from toolkit.reward.examples import one_sentence, positive_tone
+from toolkit.reward.examples import positive_tone
 
 
 def test_tone_orders_sentences_and_is_bounded():
@@ -15,21 +15,6 @@ def test_tone_orders_sentences_and_is_bounded():
     scores = positive_tone(texts, texts)
     assert scores == positive_tone(messages, messages)  # completions are text or messages
     assert -1 <= scores[0] < 0 == scores[1] < scores[2] <= 1
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("It rains.", 1.0),
-        (" Does it rain? ", 1.0),
-        ("It rains. It pours.", 0.0),
-        ("It rains", 0.0),
-        ("", 0.0),
-        ("...", 0.0),
-    ],
-)
-def test_one_sentence(text, expected):
-    assert one_sentence(["?"], [text]) == [expected]
 
 
 def test_missing_package_is_named(monkeypatch):

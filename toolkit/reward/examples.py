@@ -1,10 +1,9 @@
-"""Example reward functions, which need no reward model.
+"""An example of a reward function, which needs no reward model.
 
 toolkit ppo ... --value_role head --reward_funcs toolkit.reward.examples:positive_tone
 """
 
 import functools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +18,6 @@ def positive_tone(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) 
     Raises: ConfigError if the package vaderSentiment is not installed.
     """
     return [float(_vader().polarity_scores(_text(c))["compound"]) for c in completions]
-
-
-def one_sentence(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-    """1 for an answer that is one complete sentence, otherwise 0."""
-    return [float(bool(re.fullmatch(r"[^.!?]*\w[.!?]", _text(c).strip()))) for c in completions]
 
 
 def _text(completion: Any) -> str:

@@ -19,7 +19,7 @@ class WeightedEvaluation:
 
     def batch_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """How many rows or tokens each metric of a batch is a mean of, by the metric's name."""
-        raise NotImplementedError
+        raise NotImplementedError  # each trainer knows what its metrics are means of
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch, and take its metrics out of TRL's list."""
