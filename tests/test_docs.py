@@ -74,23 +74,3 @@ def test_old_ppo_options_are_the_same_or_documented():
     ours = {field.name: field.default for field in dataclasses.fields(PPOConfig)}
     for name, default in OLD_OPTIONS.items():
         assert ours.get(name, "none") == default or f"`{name}`" in table, name
-
-
-def test_contributing_names_files_and_functions_that_exist():
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
-    created = {"toolkit/app/tabs/disk.py", "tests/app/tabs/test_disk.py"}  # by the walkthroughs
-    files = set(re.findall(r"(?:toolkit|tests|docs|recipes)/[\w/]+\.(?:py|md)", prose)) - created
-    assert len(files) >= 15
-    assert [file for file in files if not (ROOT / file).is_file()] == []
-    for file, names in {
-        "toolkit/data/formats.py": ("def read_text", "FORMATS", "as_prompt", "get_column"),
-        "tests/data/test_formats.py": ("CASES",),
-        "toolkit/ppo/losses.py": ("def policy_loss", "loss = (torch.maximum(plain, clipped)"),
-        "toolkit/ppo/config.py": ("class PPOConfig", "AtLeast1 = ", "cliprange_value"),
-        "toolkit/ppo/updates.py": ("def policy_and_value_step", "policy_loss("),
-        "app.py": ("def build", "data_tab("),
-    }.items():
-        content = (ROOT / file).read_text(encoding="utf-8")
-        assert f"`{file}`" in prose
-        assert [name for name in names if name not in content] == []
