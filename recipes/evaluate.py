@@ -34,8 +34,10 @@ def main(args, model) -> Run:
             "evaluate: `runs` must contain an SFT run, and runs must have different names"
         )
     for name, source in sources.items():
-        if name == "base":
-            raise ConfigError(f"evaluate: a run cannot be named base, got {source.path}; rename it")
+        if name in ("base", *(f"best_of_{n}" for n in args.best_of)):
+            raise ConfigError(
+                f"evaluate: a run cannot be named {name}, got {source.path}; rename it"
+            )
         if holds(source) != "policy":
             raise ConfigError(
                 f"evaluate: `runs` must hold policies, but {source.path} holds a {holds(source)}; pass a "
@@ -53,7 +55,6 @@ def main(args, model) -> Run:
     from toolkit.evaluation.report import build, examples
     from toolkit.models.arguments import reject_adapter_options
     from toolkit.models.base import base_tokenizer
-    from toolkit.models.roles import REWARD
     from toolkit.reward.functions import load_reward_functions
     from toolkit.trainers.load_policy import load_roles
 
@@ -82,9 +83,7 @@ def main(args, model) -> Run:
         for name, source in sources.items():
             roles.attach(ids[name], source.path)
             checkpoints[name] = Checkpoint(ids[name], source.recipe)
-        names = [REWARD] if len(judges) == 1 else [f"{REWARD}_{i}" for i in range(len(judges))]
-        for name, judge in zip(names, judges, strict=True):
-            roles.attach(name, judge, head=True)
+        roles.attach_rewards(judges)
         main, others = samplings(args)
         evaluation = evaluate_all(
             roles,
@@ -94,11 +93,12 @@ def main(args, model) -> Run:
             sampling=main,
             others=others,
             sft=sft,
-            rewards=names,
+            rewards=roles.rewards,
             reward_funcs=functions,
             columns=inputs.columns,
             few_shot=shown_to_base(args, model, inputs.demonstrations, tokenizer),
             texts=held_out_texts(args.texts, tokenizer),
+            best_of=args.best_of,
             batch_size=args.batch_size,
             generation_batch_size=args.generation_batch_size,
             seed=args.seed,
@@ -112,7 +112,7 @@ def main(args, model) -> Run:
                 inputs.comparisons,
                 demonstrations=inputs.demonstrations,
                 labeler_agreement=inputs.labeler_agreement,
-                rewards=names,
+                rewards=roles.rewards,
                 seed=args.seed,
                 batch_size=args.batch_size,
             )

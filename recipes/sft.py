@@ -25,15 +25,16 @@ def build(training):
     from toolkit.models.peft_methods import build_peft_config
     from toolkit.trainers.supervised import SFTTrainer
 
+    args, is_new = training.args, training.parent is None
     return SFTTrainer(
-        training.base,
-        training.args,
+        training.base if is_new else training.policy(),
+        args,
         processing_class=training.tokenizer,
         peft_config=build_peft_config(
-            training.model,
-            training.base,
-            gradient_checkpointing=training.args.gradient_checkpointing,
-        ),
+            training.model, training.base, gradient_checkpointing=args.gradient_checkpointing
+        )
+        if is_new
+        else None,
         train_dataset=training.rows,
         eval_dataset=training.held_out,
         callbacks=training.callbacks,

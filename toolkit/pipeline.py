@@ -228,7 +228,7 @@ def _run_stage(
     pipeline: Pipeline, stage: StageCall, *, resume: bool, timings: dict[str, float]
 ) -> tuple[float, int]:
     command, words = pipeline.command_of(stage), pipeline.words(stage)
-    if isinstance(command, Recipe):
+    if isinstance(command, Recipe) or command.resumes:
         words += ["--resume_from_checkpoint", str(resume).lower()]
     elif command.takes_timings:
         words += ["--timings", json.dumps(timings)]

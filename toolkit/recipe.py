@@ -74,12 +74,14 @@ class Command(_Named):
         arguments: returns the argument classes; a function, because importing them loads heavy libraries.
         is_stage: a pipeline may have it as a stage.
         takes_timings: a pipeline passes the seconds of the earlier stages as `--timings`.
+        resumes: a pipeline passes `--resume_from_checkpoint` after an interruption, as to a recipe.
     """
 
     run: Callable[..., Any]
     arguments: Callable[[], tuple[type, ...]] | None = None
     is_stage: bool = False
     takes_timings: bool = False
+    resumes: bool = False
 
 
 def _same(options: Options, planned: Mapping[str, Any]) -> Options:

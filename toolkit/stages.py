@@ -144,12 +144,18 @@ def is_planned(name: str | None, planned: Mapping[str, Any]) -> bool:
 
     A run or dataset that exists and is finished is checked like any other.
     """
-    if name is None or str(name) not in planned:
+    folder = Path(written_by(name))
+    if str(folder) not in planned:
         return False
-    folder = Path(name)
     if (folder / "run.json").is_file() and not (folder / "adapter_config.json").is_file():
         return Run.load(folder).state != "finished"  # comparisons, or an ensemble
-    return not is_finished(folder) if is_local_path(name) else True
+    return not is_finished(folder) if is_local_path(str(folder)) else True
+
+
+def written_by(name: str | None) -> str:
+    """The folder of the stage that writes a run or dataset; a stage's JSONL file is a dataset, too."""
+    name = str(name)
+    return str(Path(name).parent) if name.endswith(".jsonl") else name
 
 
 def resolve_rewards(recipe: str, options: Options, planned: Mapping[str, Any]) -> Options:

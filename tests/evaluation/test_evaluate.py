@@ -179,6 +179,30 @@ def test_reward_functions_are_added_to_the_score(evaluation, roles, tokenizer, p
     assert gain["mean"] == pytest.approx(difference, abs=1e-3)
 
 
+def test_best_of_n_has_the_best_score_of_n_answers(roles, tokenizer, prompts):
+    def entry(best_of, **options):
+        evaluation = evaluate_all(
+            roles,
+            tokenizer,
+            {"sft": CHECKPOINTS["sft"]},
+            prompts[:3],
+            sampling=Sampling(6, 1.0),
+            others={},
+            best_of=best_of,
+            **options,
+        )
+        return evaluation, {n: evaluation.checkpoints[f"best_of_{n}"] for n in best_of}
+
+    evaluation, measured = entry([1, 4])
+    one, four = (measured[n].answers[MAIN] for n in (1, 4))
+    assert all(a <= b for a, b in zip(one.proxy, four.proxy, strict=True))
+    assert sum(one.proxy) < sum(four.proxy)
+    report = build(evaluation)["checkpoints"]["best_of_4"]
+    assert (report["kl_to_sft"], report["lm_loss"]) == (0.636294, None)  # log 4 - 3/4
+    with pytest.raises(ConfigError, match="`best_of` needs a score"):
+        entry([4], rewards=[])
+
+
 def test_completion_without_any_reward_stops_the_evaluation(roles, tokenizer, prompts):
     with pytest.raises(RewardError, match="have no reward"):
         evaluate_one(

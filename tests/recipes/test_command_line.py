@@ -19,7 +19,7 @@ from toolkit.options.command_line import parse, run_cli
 from toolkit.pipeline import Pipeline
 from toolkit.recipe import Recipe, find
 
-RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "merge", "evaluate", "pretrain")
+RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "sample", "merge", "evaluate", "pretrain")
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 
 
@@ -103,6 +103,9 @@ for name in {names}:
         ("kto", ["--dataset_name", "world:comparisons"], "kto: `parent` is missing"),
         ("merge", [], "`parent` is missing"),
         ("merge", ["--parent", "no/run"], "parent: no/run holds no adapter"),
+        ("sample", ["--dataset_name", "world:prompts"], "sample: `reward_model` is missing"),
+        ("sample", ["--num_generations", "1"], "`num_generations` must be in 2…1000, got 1"),
+        ("evaluate", ["--runs", "x", "--best_of", "0"], "`best_of` must be in 1…1000, got [0]"),
         ("reward", ["--max_length", "x"], "invalid int value: 'x'"),
         ("evaluate", ["--runs", "no/run"], "runs: no/run holds no adapter"),
         ("pipeline", ["--config", "no.yaml"], "ConfigError: no.yaml: neither a config file"),

@@ -143,6 +143,18 @@ def test_crashed_run_resumes_to_same_adapter(recipe, streaming, tiny_base, sft_r
 
 
 @pytest.mark.slow
+def test_sft_continues_the_adapter_of_its_parent(tiny_base, tmp_path):
+    few = {"model_name_or_path": tiny_base, "max_rows": 4, "max_steps": 1, "lora_r": 4}
+    first = call("sft", tmp_path / "first", **few)
+    second = call("sft", tmp_path / "second", parent=first, learning_rate=1e-12, **few)
+    before, after = (load_file(f / "adapter_model.safetensors") for f in (first, second))
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
+    assert any(before[name].any() for name in before if "lora_B" in name)
+    assert Run.load(second).parents == {"adapter": str(first)}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("ensemble", [1, 2])
 def test_reward_run_finishes_if_judging_fails(ensemble, tiny_base, sft_run, tmp_path, monkeypatch):
     """Out of memory while judging loses only the report; resuming writes it."""

@@ -12,7 +12,12 @@ from trl import DatasetMixtureConfig, DPOConfig, KTOConfig, RewardConfig, Script
 from tests.recipes.test_in_process import QUICK, STEPS, WORLD, call
 from toolkit.cli import run
 from toolkit.models.arguments import ModelArguments
-from toolkit.options.arguments import PPOArguments, RewardArguments, SFTArguments
+from toolkit.options.arguments import (
+    PPOArguments,
+    RewardArguments,
+    SampleArguments,
+    SFTArguments,
+)
 from toolkit.ppo.config import PPOConfig
 from toolkit.recipe import find
 from toolkit.runs.provenance import plain
@@ -34,7 +39,7 @@ def names_of(*configs):
 def test_options_that_may_change_exist_and_are_few():
     """Any other option, also one that a later TRL adds, must stay the same."""
     free = set(" ".join(FREE.values()).split())
-    known = names_of(*TRAINERS, *OTHERS, PPOArguments)
+    known = names_of(*TRAINERS, *OTHERS, PPOArguments, SampleArguments)
     new_names = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # in newer versions
     assert (free | set(DATA) | set(LENGTH)) - known <= new_names
     assert not free & (set(DATA) | set(LENGTH))

@@ -392,10 +392,12 @@ def test_stage_whose_folder_was_deleted_runs_again(write, tmp_path, stages):
     assert len(stages.asked) == 2 and Run.load(stages.folder).state == "finished"
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_reverted_change_repeats_no_stage(write, tmp_path, stages, finished):
+@pytest.mark.parametrize(
+    ("recipe", "finished"), [("reward", True), ("reward", False), ("sample", False)]
+)
+def test_reverted_change_repeats_no_stage(write, tmp_path, stages, recipe, finished):
     """A typo in an option: what had finished is done, what had not goes on from its checkpoint."""
-    file = str(write(ONE))
+    file = str(write(ONE.replace("recipe: reward", f"recipe: {recipe}")))
     if not finished:
         stages.dies = "training"
         with pytest.raises(ToolkitError, match="stage reward failed"):

@@ -106,12 +106,18 @@ def test_samples_follow_the_distribution_that_is_scored(ppo_roles):
     assert ((counts / draws - expected).abs() <= 5 * noise + 2 / draws).all()
 
 
-def test_completions_have_the_order_of_their_prompts(ppo_roles):
-    options = {"sampling": Sampling(max_new_tokens=6, temperature=0), "stop": [2], "pad_id": 0}
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_completion_depends_only_on_its_prompt_and_seed(ppo_roles, temperature):
+    options = {"sampling": Sampling(6, temperature), "stop": [2], "pad_id": 0}
+    seeds = list(range(len(PROMPTS)))
     with ppo_roles.using(POLICY) as model:
-        together = sample(model, PROMPTS, batch_size=5, **options).completions
-        alone = [sample(model, [p], **options).completions[0] for p in PROMPTS]
+        together = sample(model, PROMPTS, batch_size=5, seeds=seeds, **options).completions
+        alone = [
+            sample(model, [p], seeds=[seed], **options).completions[0]
+            for p, seed in zip(PROMPTS, seeds, strict=True)
+        ]
     assert together == alone
+    assert (together[0] == together[4]) == (temperature == 0)  # the same prompt
 
 
 @pytest.mark.parametrize("merged", [True, False])

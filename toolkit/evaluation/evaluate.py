@@ -12,18 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.encoding import Prompt, encode_prompt
 from toolkit.errors import ConfigError, DatasetError
+from toolkit.evaluation.best_of_n import best_of_n_kl, is_usable
 from toolkit.evaluation.metrics import MAIN, behaviour_rates, rounded
-from toolkit.evaluation.scoring import evaluating, pad_id, score_ids, summed_logprobs
+from toolkit.evaluation.scoring import evaluating, pad_id, score_answers, summed_logprobs
 from toolkit.models.roles import REWARD, Roles
 from toolkit.models.tokenizer import stop_ids
-from toolkit.reward.functions import (
-    RewardContext,
-    RewardFunction,
-    Samples,
-    call_reward_functions,
-    require_rewards,
-    weighted_sum,
-)
+from toolkit.reward.functions import RewardFunction
 from toolkit.sampling.generation import Completion, check_sampling, complete
 from toolkit.sampling.settings import Sampling
 from toolkit.world.gold import Features, features
@@ -104,6 +98,7 @@ def evaluate_all(
     columns: Mapping[str, Sequence[Any]] | None = None,
     few_shot: Sequence[tuple[str, str]] = (),
     texts: Sequence[str] = (),
+    best_of: Sequence[int] = (),
     seed: int = 0,
     batch_size: int = 32,
     generation_batch_size: int = 32,
@@ -123,6 +118,7 @@ def evaluate_all(
         few_shot: (question, answer) turns before each prompt of the bare base, which was never trained to
             answer. The base's answers are scored as answers to the prompt without these turns.
         texts: held-out pretraining documents for lm_loss.
+        best_of: also measure best-of-n of `sft` for each of these n: the answer with the best score of n.
         generation_batch_size: answers sampled together.
         seed: set before each checkpoint and sampling, so that all of them draw the same numbers.
         show_progress: show a progress bar with the checkpoint's name.
@@ -134,6 +130,8 @@ def evaluate_all(
     if sft not in checkpoints:
         known = ", ".join(checkpoints) or "none"
         raise ConfigError(f"`sft` is {sft!r}, but no checkpoint has this name; use one of {known}")
+    if best_of and not rewards and not reward_funcs:
+        raise ConfigError("`best_of` needs a score: name a `reward_model` or `reward_funcs`")
     if not prompts:
         raise DatasetError("the evaluation got no prompts; pass at least one")
     main = sampling or Sampling(temperature=MAIN_TEMPERATURE)
@@ -143,7 +141,8 @@ def evaluate_all(
     bench = _Bench(roles, tokenizer, prompts, few_shot, batch_size)
     bare = any(checkpoint.role is None for checkpoint in checkpoints.values())
     bench.require_room(max(s.max_new_tokens for s in samplings.values()), bare=bare)
-    steps = (1 + len(samplings)) * len(checkpoints) * len(prompts)
+    most = max(best_of, default=0)
+    steps = ((1 + len(samplings)) * len(checkpoints) + most) * len(prompts)
     with (
         evaluating(roles),
         torch.random.fork_rng(),
@@ -158,11 +157,18 @@ def evaluate_all(
                     checkpoint, s, seed=seed, batch_size=generation_batch_size
                 )
                 bar.update(len(prompts))
-        bar.set_description("scores")
         every = [rows for by_key in completions.values() for rows in by_key.values()]
-        proxy = bench.score(every, rewards) if rewards else None
-        if reward_funcs:
-            proxy = bench.add_rewards(every, proxy, reward_funcs, columns or {})
+        candidates: list[list[Completion]] = []  # each list has an answer to each prompt
+        if best_of:
+            bar.set_description(f"best of {most}: answers")
+            drawn = bench.sample(  # other numbers than those of SFT's answers
+                checkpoints[sft], main, seed=seed + 1, batch_size=generation_batch_size, n=most
+            )
+            candidates = [drawn[i * len(prompts) :][: len(prompts)] for i in range(most)]
+            bar.update(len(drawn))
+        bar.set_description("scores")
+        every += candidates
+        proxy = bench.score(every, rewards, reward_funcs, columns or {})
         measured = {}
         for name, checkpoint in checkpoints.items():
             bar.set_description(f"{name}: log-probabilities")
@@ -172,6 +178,11 @@ def evaluate_all(
             surprise = bench.base_perplexity(completions[name][MAIN])
             measured[name] = Measured(checkpoint.recipe, answers, kl, loss, surprise)
             bar.update(len(prompts))
+        for n in best_of:
+            answers = {MAIN: bench.best(candidates[:n], proxy)}
+            kl = [best_of_n_kl(n)] * len(prompts)
+            surprise = bench.base_perplexity(answers[MAIN].completions)
+            measured[f"best_of_{n}"] = Measured("best-of-n", answers, kl, None, surprise)
     return Evaluation(list(prompts), sft, seed, main, measured, len(few_shot))
 
 
@@ -297,51 +308,49 @@ class _Bench:
                 check_sampling(self.roles.base, list(map(len, ids)), tokens, fix=fix)
 
     def sample(
-        self, checkpoint: Checkpoint, sampling: Sampling, *, seed: int, batch_size: int
+        self,
+        checkpoint: Checkpoint,
+        sampling: Sampling,
+        *,
+        seed: int,
+        batch_size: int,
+        n: int = 1,
     ) -> list[Completion]:
-        """One answer per prompt. Merged weights are faster than a batch of several adapters."""
+        """`n` answers per prompt. Merged weights are faster than a batch of several adapters."""
         torch.manual_seed(seed)
         with self.roles.merged(checkpoint.role) as model:
             return complete(
                 model,
                 self.tokenizer,
-                self.prompts if checkpoint.role else self.shown,
+                list(self.prompts if checkpoint.role else self.shown) * n,
                 sampling=sampling,
                 stop=self.stop,
                 batch_size=batch_size,
             )
 
-    def score(self, completions: Iterable[list[Completion]], rewards: Sequence[str]) -> Scores:
-        """The mean score of each distinct answer to a prompt, so that equal answers tie exactly."""
-        keys = dict.fromkeys(
-            (row, tuple(c.ids)) for rows in completions for row, c in enumerate(rows)
-        )
-        pairs = [(self.ids[row], list(ids)) for row, ids in keys]
-        batching = {"pad_id": self.pad, "batch_size": self.batch_size}
-        each = [score_ids(self.roles, pairs, reward=reward, **batching) for reward in rewards]
-        means = [sum(scores) / len(each) for scores in zip(*each, strict=True)]
-        return dict(zip(keys, means, strict=True))
-
-    def add_rewards(
+    def score(
         self,
         completions: Iterable[list[Completion]],
-        proxy: Scores | None,
+        rewards: Sequence[str],
         functions: Sequence[RewardFunction],
         columns: Mapping[str, Sequence[Any]],
-    ) -> Scores:
-        """The scores plus the sum of the functions' rewards; each distinct answer is scored once."""
+    ) -> Scores | None:
+        """The score of each distinct answer to a prompt, so that equal answers tie exactly."""
+        if not rewards and not functions:
+            return None
         texts = {(row, tuple(c.ids)): c.text for rows in completions for row, c in enumerate(rows)}
-        samples = Samples.of(
+        scores = score_answers(
+            self.roles,
+            [(self.ids[row], list(ids)) for row, ids in texts],
             [self.prompts[row] for row, _ in texts],
             list(texts.values()),
-            [list(ids) for _, ids in texts],
-            {name: [values[row] for row, _ in texts] for name, values in columns.items()},
+            rewards=rewards,
+            functions=functions,
+            columns={name: [values[row] for row, _ in texts] for name, values in columns.items()},
+            pad_id=self.pad,
+            batch_size=self.batch_size,
         )
-        rewards = call_reward_functions(functions, samples, RewardContext())
-        if proxy is None:
-            require_rewards(rewards, samples)
-        sums = zip(texts, weighted_sum(rewards), strict=True)
-        return {key: (proxy or {}).get(key, 0.0) + x for key, x in sums}
+        return dict(zip(texts, scores, strict=True))
 
     def base_perplexity(self, completions: list[Completion]) -> float | None:
         """The perplexity of answers under the bare base, without demonstrations."""
@@ -359,6 +368,15 @@ class _Bench:
             None if proxy is None else [proxy[row, tuple(c.ids)] for row, c in rows],
             None if self.world is None else [features(self.world[row], c.text) for row, c in rows],
         )
+
+    def best(self, candidates: Sequence[list[Completion]], proxy: Scores | None) -> Answers:
+        """The best answer to each prompt, from lists with an answer to each prompt."""
+        assert proxy is not None
+        best = []
+        for row, answers in enumerate(zip(*candidates, strict=True)):
+            keys = [(is_usable(c.text, ended=c.ended), proxy[row, tuple(c.ids)]) for c in answers]
+            best.append(answers[keys.index(max(keys))])
+        return self.answers(best, proxy)
 
     def kl(
         self, completions: list[Completion], own: Checkpoint, sft: Checkpoint, temperature: float

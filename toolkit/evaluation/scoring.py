@@ -1,16 +1,27 @@
 """Scores and log-probabilities of many (prompt, completion) ids, batched by length, no gradient."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import CheckpointError
+from toolkit.data.encoding import Prompt
+from toolkit.errors import CheckpointError, RewardError
 from toolkit.models import independence
 from toolkit.models.heads import ScalarHead
 from toolkit.models.passes import Batch, by_length, collate, completion_logprobs, scores
 from toolkit.models.roles import REWARD, Roles
+from toolkit.reward.functions import (
+    RewardContext,
+    RewardFunction,
+    Samples,
+    call_reward_functions,
+    require_rewards,
+    weighted_sum,
+)
 
 Pair = tuple[list[int], list[int]]  # token ids of a prompt and of its completion
 
@@ -42,6 +53,50 @@ def score_ids(
     return _over_pairs(
         roles, reward, pairs, lambda model, batch: scores(model, head, batch), pad_id, batch_size
     )
+
+
+def score_answers(
+    roles: Roles,
+    pairs: Sequence[Pair],
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    *,
+    rewards: Sequence[str],
+    functions: Sequence[RewardFunction] = (),
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    pad_id: int,
+    batch_size: int,
+) -> list[float]:
+    """The score of each answer: the mean of the reward roles' scores, plus the functions' sum, as in PPO.
+
+    Args:
+        pairs: the token ids of each prompt and answer.
+        prompts, texts: the same prompts and answers, for the functions.
+        rewards: the reward roles; may be empty if there are functions.
+        columns: further columns of the prompts' rows, for the functions.
+
+    Raises: RewardError for a score that is no finite number.
+    """
+    total = [0.0] * len(pairs)
+    if rewards:
+        batching = {"pad_id": pad_id, "batch_size": batch_size}
+        each = [score_ids(roles, pairs, reward=reward, **batching) for reward in rewards]
+        total = [sum(scores) / len(each) for scores in zip(*each, strict=True)]
+    if functions:
+        samples = Samples.of(
+            list(prompts),
+            texts,
+            [ids for _, ids in pairs],
+            {name: list(values) for name, values in (columns or {}).items()},
+        )
+        results = call_reward_functions(functions, samples, RewardContext())
+        if not rewards:
+            require_rewards(results, samples)
+        total = [a + b for a, b in zip(total, weighted_sum(results), strict=True)]
+    for score, text in zip(total, texts, strict=True):
+        if not math.isfinite(score):
+            raise RewardError(f"the score of the answer {text!r} is {score}, not a finite number")
+    return total
 
 
 def summed_logprobs(

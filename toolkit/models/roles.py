@@ -108,6 +108,11 @@ class Roles:
         if loaded_head is not None:
             self._add_head(name, loaded_head, trainable=trainable)
 
+    def attach_rewards(self, runs: Sequence[str]) -> None:
+        """Attach reward models with their heads; see `rewards` for their names."""
+        for number, run in enumerate(runs):
+            self.attach(REWARD if len(runs) == 1 else f"{REWARD}_{number}", run, head=True)
+
     def create(self, name: str, config: PeftConfig) -> None:
         """Attach a new, trainable adapter; a new LoRA does not change the base's outputs."""
         self._add(name, config, trainable=True)

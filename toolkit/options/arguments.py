@@ -100,24 +100,28 @@ def _column_map(columns: dict[str, str] | str | None) -> dict[str, str] | None:
 
 
 @dataclass
-class SFTArguments(DataArguments):
-    """The turns of a dialogue on which SFT trains."""
-
-    turns: Literal["all", "last"] = field(
-        default="all",
-        metadata={
-            "help": "Examples of a dialogue: one for each assistant turn, or only the last turn."
-        },
-    )
-
-
-@dataclass
 class ParentArguments(DataArguments):
     """The run whose adapter a run starts from."""
 
     parent: str | None = field(
         default=None,
         metadata={"help": "Run directory whose adapter this run starts from: the SFT run."},
+    )
+
+
+@dataclass
+class SFTArguments(ParentArguments):
+    """The adapter that SFT continues, and the turns of a dialogue on which it trains."""
+
+    parent: str | None = field(
+        default=None,
+        metadata={"help": "Run directory whose adapter SFT continues; default: a new adapter."},
+    )
+    turns: Literal["all", "last"] = field(
+        default="all",
+        metadata={
+            "help": "Examples of a dialogue: one for each assistant turn, or only the last turn."
+        },
     )
 
 
@@ -240,6 +244,64 @@ class LabelArguments:
 
 
 @dataclass
+class SampleArguments(ParentArguments):
+    """The answers to sample, their scores, and the files to write."""
+
+    parent: str | None = field(
+        default=None,
+        metadata={"help": "Run directory of the policy that answers; default: the base itself."},
+    )
+    reward_model: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Run directory of the reward model; several make an ensemble."},
+    )
+    reward_funcs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Python reward functions, as for PPO; their sum is added to the reward model's score, "
+            "or is the score. They run code, so they can only be set on the command line."
+        },
+    )
+    num_generations: int = field(default=16, metadata={"help": "Answers per prompt: the n."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Maximum tokens of an answer."})
+    write_best: bool = field(
+        default=True,
+        metadata={"help": "Write best.jsonl: the best answer to each prompt, for SFT."},
+    )
+    write_pairs: Literal["none", "extremes", "all"] = field(
+        default="extremes",
+        metadata={
+            "help": "Write pairs.jsonl, for DPO and the reward model: the best answer against the worst "
+            "(extremes), every two answers with different scores (all), or no file (none)."
+        },
+    )
+    generation_batch_size: int = field(default=128, metadata={"help": "Answers sampled together."})
+    batch_size: int = field(default=32, metadata={"help": "Answers scored together."})
+    seed: int = field(default=0, metadata={"help": "Seed of the answers."})
+    output_dir: str = field(default="runs/sample", metadata={"help": "Where to write."})
+    resume_from_checkpoint: bool = field(
+        default=False, metadata={"help": "Continue a run that was interrupted."}
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run Python code of the model; only on the command line."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_new_tokens", "generation_batch_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if not 2 <= self.num_generations <= MAX_SAMPLES:
+            raise ValueError(
+                f"`num_generations` must be in 2…{MAX_SAMPLES}, got {self.num_generations}"
+            )
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"`temperature` must be finite and above 0, got {self.temperature}")
+
+
+@dataclass
 class MergeArguments:
     """The run to merge into its base, and the output directory."""
 
@@ -305,6 +367,13 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Held-out text for lm_loss: world:corpus, or JSONL with `text`."},
     )
+    best_of: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "Also evaluate best-of-n of the SFT run for each of these n: the answer with the best "
+            "score of n."
+        },
+    )
     few_shot: int | None = field(
         default=None,
         metadata={
@@ -352,6 +421,8 @@ class EvaluateArguments:
             raise ValueError(
                 f"`samples_per_prompt` must be in 1…{MAX_SAMPLES}, got {self.samples_per_prompt}"
             )
+        if not all(1 <= n <= MAX_SAMPLES for n in self.best_of):
+            raise ValueError(f"`best_of` must be in 1…{MAX_SAMPLES}, got {self.best_of}")
         for name, values in (
             ("temperature", [self.temperature]),
             ("other_temperatures", self.other_temperatures or []),

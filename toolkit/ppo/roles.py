@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.errors import ConfigError
 from toolkit.models.peft_methods import build_peft_config
-from toolkit.models.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
+from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles
 from toolkit.trainers.load_policy import load_roles
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def attach_ppo_roles(
             raise ConfigError("PPO without a parent needs a new adapter; set `use_peft: true`")
         print("no parent: the reference is the bare base, and the policy starts as a new adapter")
         roles.create(POLICY, config)
-    for number, run in enumerate(rewards):
-        roles.attach(REWARD if len(rewards) == 1 else f"{REWARD}_{number}", run, head=True)
+    roles.attach_rewards(rewards)
     if value == "adapter":
         if not rewards:
             raise ConfigError(

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.options.arguments import LabelArguments
+from toolkit.options.arguments import LabelArguments, SampleArguments
 from toolkit.preflight.dry_run import DryTraining, Peak, undisturbed
 from toolkit.preflight.fake_model import base_config
 from toolkit.preflight.findings import (
@@ -33,7 +33,7 @@ from toolkit.preflight.rows import (
     percentiles,
     row_tokens,
 )
-from toolkit.stages import Stage, is_planned
+from toolkit.stages import Stage, is_planned, written_by
 from toolkit.training import Training
 
 SAMPLES = 2
@@ -110,10 +110,12 @@ def full_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     length = stage.max_length or getattr(stage.args, "max_prompt_length", None) or NO_LIMIT_LENGTH
     trainer = DryTraining(stage, tokenizer, layers=1).build()
     toy_row = dict(trainer.train_dataset[0])
-    labels = stage.planned.get(str(stage.script.dataset_name))
+    labels = stage.planned.get(written_by(stage.script.dataset_name))
     answers = 2
     if isinstance(labels, LabelArguments) and not getattr(stage.own, "shuffle_pairs", False):
         answers = labels.completions + labels.base_completions + labels.written_vices
+    if isinstance(labels, SampleArguments) and labels.write_pairs == "all":
+        answers = labels.num_generations
     token = int(tokenizer.eos_token_id)
     return Dataset.from_list([full_row(toy_row, token, length, answers=answers)])
 

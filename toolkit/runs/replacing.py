@@ -16,6 +16,8 @@ REPLACES = "TOOLKIT_REPLACES_UNFINISHED"
 DROPPED_FILE = "dropped_rows.jsonl"  # written while data is read, before a run begins
 # written by some recipes only, so that a later run of another recipe does not overwrite them
 ROLE_FILES = ("head.safetensors", "value", "reward_report.json", "calibration.png")
+# `toolkit sample` appends to the first one; the others are made from it
+STREAMED, MADE_FROM_STREAMED = "answers.jsonl", ("best.jsonl", "pairs.jsonl")
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -24,6 +26,13 @@ def checkpoints(run: Path) -> list[Path]:
         f for f in run.glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdecimal()
     )
     return sorted(folders, key=step_of)
+
+
+def unfinished(run: Path) -> list[Path]:
+    """What a run can continue from: its checkpoints, oldest first, or the file that it appends to."""
+    streamed = run / STREAMED
+    is_streamed = streamed.is_file() and (run / MANIFEST).is_file()
+    return checkpoints(run) or ([streamed] if is_streamed else [])
 
 
 def step_of(checkpoint: Path) -> int:
@@ -56,7 +65,7 @@ def refuse_unfinished(folder: Path, *, inside: bool = True) -> None:
     """
     if os.environ.get(REPLACES):
         return
-    held = [c.name for c in checkpoints(folder) if not has_finished(folder)]
+    held = [c.name for c in unfinished(folder) if not has_finished(folder)]
     for member in members(folder) if inside else ():
         if not has_finished(folder) and has_finished(member):
             held.append(member.name)
@@ -76,7 +85,7 @@ def set_aside(folder: Path, *, roles: bool = False) -> None:
     files that only some recipes write. Each move is atomic.
     """
     put_back(folder)
-    names = ("last", *(ROLE_FILES if roles else ()))
+    names = ("last", *((*ROLE_FILES, STREAMED, *MADE_FROM_STREAMED) if roles else ()))
     own = [f for f in map(folder.joinpath, names) if f.is_file() or _is_role(f)]
     for old in (*checkpoints(folder), *members(folder), *own):
         (folder / SET_ASIDE).mkdir(exist_ok=True)

@@ -6,10 +6,10 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from filelock import FileLock
 
@@ -96,7 +96,8 @@ class Run:
         models and data are loaded. It may be finished, resumed, or have checkpoints that may be replaced.
 
         Args:
-            resume: the checkpoint to resume from; or an ensemble's folder, whose members are kept.
+            resume: the checkpoint to resume from, or the file of `STREAMED` to append to; or an ensemble's
+                folder, whose members are kept.
 
         Raises: CheckpointError if the directory holds checkpoints of an unfinished run, if another process
             writes to it, or if it cannot be created.
@@ -149,7 +150,7 @@ class Run:
             _clock=time.monotonic(),
         )
         run._resume = resume
-        work = replacing.checkpoints(run.path) or replacing.members(run.path)
+        work = replacing.unfinished(run.path) or replacing.members(run.path)
         if found is not None and (found.state == "finished" or resume is not None or work):
             run._replaced = found
             replacing.put_back(run.path)  # moved by a run that was killed in `begin`
@@ -299,7 +300,7 @@ class Run:
 
     def _interrupted(self, error: KeyboardInterrupt) -> Interrupted:
         """The error for a signal outside of training steps, when no checkpoint can be written."""
-        number, written = signal_of(error), replacing.checkpoints(self.path)
+        number, written = signal_of(error), replacing.unfinished(self.path)
         what, advice = (
             f"{number.name}: {self.path} was stopped before it finished",
             "start it again",
@@ -364,11 +365,18 @@ def apply_umask(file: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: after a crash, the file is either the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+    with replacing_file(path) as file:
+        file.write(text + "\n")
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[TextIO]:
+    """A text file that replaces `path` when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -22,7 +22,7 @@ FREE: Mapping[str, str] = {
         trackio_static_space_id push_to_hub hub_token hub_private_repo hub_model_id hub_strategy
         hub_always_push hub_revision save_strategy save_steps save_total_limit save_only_model
         save_on_each_node eval_strategy eval_steps eval_delay eval_on_start eval_prompts
-        do_train do_eval do_predict restore_callback_states_from_checkpoint""",
+        write_best write_pairs do_train do_eval do_predict restore_callback_states_from_checkpoint""",
     "it changes speed, memory or rounding, not the objective": """
         use_cpu device_map attn_implementation local_rank ddp_backend ddp_timeout
         ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph debug
@@ -31,8 +31,8 @@ FREE: Mapping[str, str] = {
         activation_checkpointing activation_checkpointing_kwargs activation_offloading use_cache
         per_device_eval_batch_size eval_accumulation_steps dataloader_num_workers dataloader_pin_memory
         dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
-        dataset_num_proc precompute_ref_batch_size ignore_bias_buffers trust_remote_code""",
-    "the answers that PPO samples next differ, but not their distribution": """
+        batch_size dataset_num_proc precompute_ref_batch_size ignore_bias_buffers trust_remote_code""",
+    "the answers that are sampled next differ, but not their distribution": """
         local_rollout_forward_batch_size generation_batch_size""",
     "its content is compared, so that a folder may move": """
         model_name_or_path model_revision parent reward_model reward_funcs ptx_texts

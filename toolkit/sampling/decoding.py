@@ -47,10 +47,11 @@ def decode(
     stop: list[int],
     pad_id: int,
     value_head: ScalarHead | None = None,
+    numbers: Tensor | None = None,
 ) -> Decoded:
     """Sample a completion for each prompt's ids, up to and including the first stop token.
 
-    Tokens are drawn from softmax(logits / temperature) with torch's global generator; temperature 0 is
+    Tokens are drawn from softmax(logits / temperature); temperature 0 is
     greedy. There is no top-k or top-p, because PPO computes log-probabilities under the full distribution.
 
     Args:
@@ -61,6 +62,8 @@ def decode(
         stop: ids that end a completion.
         pad_id: the padding on the left of shorter prompts.
         value_head: a value head on this model's trunk.
+        numbers: random numbers below 1 that choose the tokens, `(B, max_new_tokens)`, float64; default:
+            from torch's global generator.
 
     Raises: DivergedError if hidden states are not finite.
     """
@@ -73,6 +76,7 @@ def decode(
     stops = torch.tensor(stop, device=device, dtype=torch.long)
     active = torch.ones(len(prompts), dtype=torch.bool, device=device)
     lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    numbers = None if numbers is None else numbers.to(device)
     check_every = GPU_CHECK_EVERY if is_on_gpu(hidden) else CHECK_EVERY
     not_finite = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
@@ -80,7 +84,8 @@ def decode(
         not_finite[rows] |= ~finite & active
         # sampling from NaN on a GPU ends the process
         hidden = hidden.masked_fill(~finite.unsqueeze(-1), 0)
-        token, logprob = next_token(head, hidden, temperature)  # (B,)
+        number = None if numbers is None else numbers[rows, step].unsqueeze(1)
+        token, logprob = next_token(head, hidden, temperature, number)  # (B,)
         tokens[rows, step] = torch.where(active, token, pad_id)
         logprobs[rows, step] = torch.where(active, logprob, 0.0)
         if value_head is not None:
@@ -146,13 +151,19 @@ def _require_finite(not_finite: Tensor, batch: int) -> None:
         )
 
 
-def next_token(head: VocabularyHead, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Choose a token per row; also return its log-probability, which is 0 for greedy decoding."""
+def next_token(
+    head: VocabularyHead, hidden: Tensor, temperature: float, numbers: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Choose a token per row; also return its log-probability, which is 0 for greedy decoding.
+
+    Args:
+        numbers: see `draw`.
+    """
     if temperature == 0:
         token = head.logits(hidden).argmax(-1)
         return token, torch.zeros_like(token, dtype=torch.float32)
     logprobs = head.logits(hidden, temperature=temperature).log_softmax(-1)
-    token = draw(logprobs.exp())
+    token = draw(logprobs.exp(), numbers)
     return token, logprobs.gather(-1, token.unsqueeze(-1)).squeeze(-1)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.data.encoding import Prompt, encode_prompt
@@ -77,10 +77,14 @@ def sample(
     pad_id: int,
     batch_size: int = 128,
     value_head: ScalarHead | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Decoded:
     """A completion for each prompt's ids, in order, up to and including the first stop token.
 
-    Samples with torch's global generator. Prompts of similar length share a batch. See `decode`.
+    Prompts of similar length share a batch. See `decode`.
+
+    Args:
+        seeds: the seed of each completion; default: torch's global generator.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     completions: list[list[int]] = [[] for _ in prompts]
@@ -97,6 +101,9 @@ def sample(
             stop=list(stop),
             pad_id=pad_id,
             value_head=value_head,
+            numbers=None
+            if seeds is None
+            else random_numbers([seeds[i] for i in rows], sampling.max_new_tokens),
         )
         for i, ids in zip(rows, decoded.completions, strict=True):
             completions[i] = ids
@@ -109,6 +116,12 @@ def sample(
         logprobs[:, :width] if sampling.temperature > 0 else None,
         values[:, :width] if value_head is not None else None,
     )
+
+
+def random_numbers(seeds: Sequence[int], count: int) -> Tensor:
+    """`count` random numbers below 1 for each seed, `(len(seeds), count)`, float64."""
+    generators = (torch.Generator().manual_seed(seed) for seed in seeds)
+    return torch.stack([torch.rand(count, generator=g, dtype=torch.float64) for g in generators])
 
 
 def cut_at_stop(ids: list[int], stop: Sequence[int]) -> list[int]:
@@ -127,6 +140,7 @@ def complete(
     sampling: Sampling,
     stop: Sequence[int],
     batch_size: int = 128,
+    seeds: Sequence[int] | None = None,
 ) -> list[Completion]:
     """Sample a completion for each prompt, in order. See `sample`."""
     assert tokenizer.pad_token_id is not None
@@ -137,6 +151,7 @@ def complete(
         stop=stop,
         pad_id=tokenizer.pad_token_id,
         batch_size=batch_size,
+        seeds=seeds,
     )
     return [
         Completion(
