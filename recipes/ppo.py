@@ -10,12 +10,17 @@ Writes  the run directory: the policy's adapter, value/, run.json, metrics.jsonl
 """
 
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import run
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import PPOArguments
 from toolkit.recipe import Options, Recipe
 from toolkit.stages import resolve_rewards
+
+if TYPE_CHECKING:
+    from toolkit import PPOTrainer, Training
 
 
 def arguments() -> tuple[type, type]:
@@ -24,7 +29,7 @@ def arguments() -> tuple[type, type]:
     return PPOConfig, PPOArguments
 
 
-def requirements(options: Options, planned) -> Options:
+def requirements(options: Options, planned: Mapping[str, Any]) -> Options:
     args, own = options.args, options.own
     if own.reward_funcs and not own.reward_model and args.value_role == "adapter":
         raise ConfigError(
@@ -39,9 +44,9 @@ def requirements(options: Options, planned) -> Options:
     return resolve_rewards("ppo", options, planned)
 
 
-def build(training):
+def build(training: "Training") -> "PPOTrainer":
     from toolkit.data.auxiliary import pretraining_texts
-    from toolkit.evaluation.evaluate import gold_monitor
+    from toolkit.evaluation.gold import gold_monitor
     from toolkit.ppo.trainer import PPOTrainer
     from toolkit.ppo.warnings import WatchCallback
     from toolkit.reward.functions import load_reward_functions
@@ -60,7 +65,7 @@ def build(training):
     )
 
 
-def save(training, trainer) -> dict:
+def save(training: "Training", trainer: "PPOTrainer") -> dict[str, Any]:
     from toolkit.ppo.warnings import warned
 
     trainer.save_model()

@@ -9,19 +9,13 @@ from tests.evaluation.conftest import corpus
 from tests.scores import score_rows
 from toolkit.data.encoding import encode_completion, encode_prompt
 from toolkit.errors import CheckpointError, ConfigError, DatasetError, RewardError
-from toolkit.evaluation.evaluate import (
-    MAIN,
-    Checkpoint,
-    evaluate_all,
-    lm_loss,
-    other_samplings,
-    role_ids,
-    with_demonstrations,
-    world_prompts,
-)
+from toolkit.evaluation.answers import with_demonstrations
+from toolkit.evaluation.evaluate import MAIN, Checkpoint, evaluate_all, other_samplings
+from toolkit.evaluation.gold import world_prompts
 from toolkit.evaluation.judge import judge_reward_model
 from toolkit.evaluation.render import write
 from toolkit.evaluation.report import build, examples
+from toolkit.evaluation.scoring import lm_loss
 from toolkit.models.heads import ScalarHead
 from toolkit.sampling.settings import Sampling
 from toolkit.world.datasets import load, user
@@ -383,10 +377,3 @@ def test_world_prompts_rejects_other_prompts(prompts):
 def test_other_samplings_exclude_main_sampling():
     assert list(other_samplings(Sampling(temperature=0.7))) == ["1.0", "0"]
     assert list(other_samplings(Sampling(temperature=1.0))) == ["0"]
-
-
-def test_role_ids_are_valid_adapter_names():
-    assert role_ids(["runs/ppo.v2", "lora_"]) == {
-        "runs/ppo.v2": "checkpoint_0",
-        "lora_": "checkpoint_1",
-    }

@@ -179,7 +179,11 @@ def test_write_creates_report_and_plots(report, tmp_path):
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 5000
         assert f"({name})" in page.read_text(encoding="utf-8")
-    assert {f.name for f in page.parent.iterdir()} == names | {"report.md", "report.json"}
+    assert {f.name for f in page.parent.iterdir()} == names | {
+        "report.md",
+        "report.json",
+        "report.txt",
+    }
     assert json.loads((page.parent / "report.json").read_text(encoding="utf-8")) == report
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.ppo.separate_models import make_ragged
 from tests.ppo.setup import make, prompts
-from toolkit.evaluation.evaluate import gold_metrics, gold_monitor
+from toolkit.evaluation.gold import gold_metrics, gold_monitor
 from toolkit.models.roles import REWARD
 from toolkit.ppo import trainer as trainer_module
 from toolkit.ppo.warnings import (

@@ -1,4 +1,4 @@
-"""Writes a report as `report.md` with tables, plots and examples, and as a terminal table."""
+"""Writes a report as `report.md` with tables, plots and examples, and as a table of text."""
 
 import os
 import textwrap
@@ -56,7 +56,7 @@ def write(
     examples: Sequence[Example] = (),
     training: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Write report.json, the plots and report.md into a folder.
+    """Write report.json, the plots, report.md and report.txt into a folder.
 
     Args:
         examples: the result of `report.examples`.
@@ -70,6 +70,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
     plots = [file.name for file in draw_all(report, folder, training=training)]
+    (folder / "report.txt").write_text(to_text(report), encoding="utf-8")
     page = folder / "report.md"
     page.write_text(to_markdown(report, examples, plots=plots), encoding="utf-8")
     return page

@@ -19,7 +19,8 @@ from toolkit.evaluation.metrics import (
 )
 
 if TYPE_CHECKING:  # this import needs torch, which reading a report does not
-    from toolkit.evaluation.evaluate import Answers, Evaluation, Measured
+    from toolkit.evaluation.answers import Answers
+    from toolkit.evaluation.evaluate import Evaluation, Measured
 
 SCHEMA = 1
 BASE = "base"  # `recipe` of the base without an adapter

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.data.encoding import Prompt
+from toolkit.data.encoding import Prompt, encode_prompt
 from toolkit.errors import CheckpointError, RewardError
 from toolkit.models import independence
 from toolkit.models.heads import ScalarHead
@@ -115,6 +115,31 @@ def summed_logprobs(
         return logprobs.sum(-1)  # (B,)
 
     return _over_pairs(roles, role, pairs, one_batch, pad_id, batch_size)
+
+
+def lm_loss(
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    role: str | None,
+    batch_size: int = 32,
+    max_tokens: int = 1024,
+) -> float | None:
+    """Mean −log p per token of documents, in nats; None if no document has two tokens.
+
+    A document starts with the BOS token if the tokenizer has one, and is truncated to `max_tokens`.
+    """
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    documents = [encode_prompt(tokenizer, text) for text in texts]
+    documents = [ids if ids[: len(bos)] == bos else bos + ids for ids in documents]
+    pairs = [(ids[:1], ids[1:max_tokens]) for ids in documents if len(ids) > 1]
+    if not pairs:
+        return None
+    sums = summed_logprobs(
+        roles, pairs, role=role, temperature=1.0, pad_id=pad_id(tokenizer), batch_size=batch_size
+    )
+    return -sum(sums) / sum(len(rest) for _, rest in pairs)
 
 
 def _over_pairs(

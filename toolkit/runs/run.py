@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -87,7 +87,7 @@ class Run:
         *,
         recipe: str,
         configs: Iterable[Any] = (),
-        parents: dict[str, str | None] | None = None,
+        parents: Mapping[str, str | None] | None = None,
         resume: str | None = None,
     ) -> "Run":
         """Create the directory and write a manifest in state "running".
@@ -116,7 +116,7 @@ class Run:
         lock: FileLock,
         recipe: str,
         configs: Iterable[Any],
-        parents: dict[str, str | None],
+        parents: Mapping[str, str | None],
         resume: str | None,
     ) -> "Run":
         found = None
