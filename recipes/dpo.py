@@ -7,10 +7,16 @@ Writes  the run directory: the adapter, run.json, metrics.jsonl.
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from toolkit.cli import run
 from toolkit.options.arguments import ParentArguments
 from toolkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from toolkit import Training
 
 
 def arguments() -> tuple[type, type]:
@@ -19,7 +25,7 @@ def arguments() -> tuple[type, type]:
     return DPOConfig, ParentArguments
 
 
-def build(training):
+def build(training: "Training") -> "Trainer":
     from toolkit.trainers.supervised import DPOTrainer
 
     return DPOTrainer(

@@ -7,11 +7,18 @@ Writes  the run directory: the adapter, run.json, metrics.jsonl. The SFT adapter
 """
 
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import run
 from toolkit.errors import ConfigError
 from toolkit.options.arguments import ParentArguments
 from toolkit.recipe import Options, Recipe
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from toolkit import Training
 
 
 def arguments() -> tuple[type, type]:
@@ -20,7 +27,7 @@ def arguments() -> tuple[type, type]:
     return KTOConfig, ParentArguments
 
 
-def requirements(options: Options, planned) -> Options:
+def requirements(options: Options, planned: Mapping[str, Any]) -> Options:
     """Check the batch, because KTO estimates a row's KL with the answer of a neighbouring row."""
     args = options.args
     if args.loss_type == "apo_zero_unpaired":
@@ -38,7 +45,7 @@ def requirements(options: Options, planned) -> Options:
     return options
 
 
-def build(training):
+def build(training: "Training") -> "Trainer":
     from toolkit.trainers.supervised import KTOTrainer
 
     held_out, seed = training.held_out, training.args.seed

@@ -13,6 +13,7 @@ For real data, people rank answers in the app.
 import json
 import random
 import sys
+from typing import TYPE_CHECKING
 
 from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
@@ -22,8 +23,11 @@ from toolkit.runs.inputs import require_separate
 from toolkit.runs.parents import base_options, made_with, require_adapter
 from toolkit.runs.run import Run
 
+if TYPE_CHECKING:
+    from toolkit import ModelArguments
 
-def main(labels, model) -> Run:
+
+def main(labels: LabelArguments, model: "ModelArguments") -> Run:
     if labels.parent is None:
         raise ConfigError("label: `parent` is missing; name the SFT run: --parent runs/world/sft")
     require_separate(labels.output_dir, labels, model)
@@ -41,7 +45,7 @@ def main(labels, model) -> Run:
     from toolkit.world.answers import bad_answer
     from toolkit.world.datasets import preferences, user
     from toolkit.world.labelers import agreement, distinct_answers, panel, rank
-    from toolkit.world.questions import sample_questions
+    from toolkit.world.questions import Split, sample_questions
 
     reject_adapter_options(
         model,
@@ -58,8 +62,10 @@ def main(labels, model) -> Run:
         )
         run.base = roles.fingerprint
         roles.attach(POLICY, labels.parent)
-        labelers, results = panel(labels.seed), {}
-        for split, size in (("train", labels.train_prompts), ("test", labels.test_prompts)):
+        labelers = panel(labels.seed)
+        results: dict[str, float] = {}
+        sizes: dict[Split, int] = {"train": labels.train_prompts, "test": labels.test_prompts}
+        for split, size in sizes.items():
             rng = random.Random(f"label-{labels.seed}-{split}")
             questions = sample_questions(rng, split, size)
             texts = [question.prompt for question in questions]

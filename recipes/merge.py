@@ -10,6 +10,7 @@ Writes  a new directory: weights, config, the tokens that end an answer, the tok
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
@@ -19,8 +20,11 @@ from toolkit.runs.inputs import require_separate
 from toolkit.runs.parents import base_options, made_with, require_adapter, require_new
 from toolkit.runs.run import Run
 
+if TYPE_CHECKING:
+    from toolkit import ModelArguments
 
-def main(merge, model) -> Run:
+
+def main(merge: MergeArguments, model: "ModelArguments") -> Run:
     if merge.parent is None:
         raise ConfigError("merge: `parent` is missing; name the run: --parent runs/world/ppo")
     require_separate(merge.output_dir, merge, model)

@@ -9,14 +9,18 @@ Writes  the model as safetensors in bfloat16 and its tokenizer. The shipped conf
 
 import itertools
 import sys
+from typing import TYPE_CHECKING
 
 from toolkit.cli import run as run_command
 from toolkit.options.arguments import BaseArguments
 from toolkit.options.bounds import check_numbers
 from toolkit.recipe import Command
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
-def main(shape, training) -> None:
+
+def main(shape: BaseArguments, training: "TrainingArguments") -> None:
     check_numbers("pretrain", shape)
     check_numbers("pretrain", training)
 

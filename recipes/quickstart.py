@@ -21,7 +21,9 @@ def main(words: Sequence[str]) -> int:
     if any(word.split("=")[0] == "--config" for word in words):
         print("quickstart: --config is fixed; use toolkit pipeline for another", file=sys.stderr)
         return 2
-    return run_command(find("pipeline"), ["--config", "world/pipeline", *words])
+    pipeline = find("pipeline")
+    assert pipeline is not None
+    return run_command(pipeline, ["--config", "world/pipeline", *words])
 
 
 COMMAND = Command("quickstart", __doc__, main)

@@ -10,10 +10,17 @@ Writes  the run directory: the adapter, head.safetensors (its bias makes the dem
 """
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import run
 from toolkit.options.arguments import RewardArguments
 from toolkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from toolkit import Training
+    from toolkit.reward.training import Comparisons, RewardModelTrainer
 
 
 def arguments() -> tuple[type, type]:
@@ -22,7 +29,7 @@ def arguments() -> tuple[type, type]:
     return RewardConfig, RewardArguments
 
 
-def prepare(training):
+def prepare(training: "Training") -> "tuple[Comparisons, RewardModelTrainer]":
     """Make the comparisons, grouped by prompt, and a trainer of reward models on one base."""
     from toolkit.data.auxiliary import load_demonstrations
     from toolkit.reward.training import Comparisons, RewardModelTrainer
@@ -42,12 +49,12 @@ def prepare(training):
     )
 
 
-def build(training):
+def build(training: "Training") -> "Trainer":
     data, trainer = prepare(training)
     return trainer.build(data, training.args, training.own)
 
 
-def fit(training) -> dict:
+def fit(training: "Training") -> dict[str, Any]:
     """Train one reward model, or the members of an ensemble in turn, and judge them."""
     from toolkit.evaluation.judge import RewardJudge
     from toolkit.preflight.report import print_report

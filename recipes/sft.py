@@ -9,10 +9,16 @@ The loss is on completion tokens only.
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from toolkit.cli import run
 from toolkit.options.arguments import SFTArguments
 from toolkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from toolkit import Training
 
 
 def arguments() -> tuple[type, type]:
@@ -21,7 +27,7 @@ def arguments() -> tuple[type, type]:
     return SFTConfig, SFTArguments
 
 
-def build(training):
+def build(training: "Training") -> "Trainer":
     from toolkit.models.peft_methods import build_peft_config
     from toolkit.trainers.supervised import SFTTrainer
 
