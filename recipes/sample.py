@@ -14,6 +14,7 @@ Writes  answers.jsonl: the answers to each prompt with their scores, the best fi
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
@@ -24,8 +25,18 @@ from toolkit.runs.parents import base_options, made_with, require_adapter, requi
 from toolkit.runs.replacing import STREAMED
 from toolkit.runs.run import Run
 
+if TYPE_CHECKING:
+    from trl import DatasetMixtureConfig, ScriptArguments
 
-def main(args, script, mixture, model) -> Run:
+    from toolkit import ModelArguments
+
+
+def main(
+    args: SampleArguments,
+    script: "ScriptArguments",
+    mixture: "DatasetMixtureConfig",
+    model: "ModelArguments",
+) -> Run:
     require_separate(args.output_dir, args, script, mixture, model)
     if not args.reward_model and not args.reward_funcs:
         raise ConfigError(
@@ -80,15 +91,15 @@ def main(args, script, mixture, model) -> Run:
     with Run.start(
         args.output_dir, recipe="sample", configs=configs, parents=parents, resume=resume
     ) as run:
-        options = {"parent": parent, "trust_remote_code": args.trust_remote_code}
-        tokenizer = base_tokenizer(model, **options)
+        trust = args.trust_remote_code
+        tokenizer = base_tokenizer(model, parent=parent, trust_remote_code=trust)
         splits = load_splits(
             script, mixture, args, kind="prompt-only", seed=args.seed, folder=run.path
         )
         rows = check_texts(splits, tokenizer, args, folder=run.path)["train"]
         code = [code_of(function) for function in functions]
         run.inputs |= {ROWS["train"]: hash_rows(rows), "code of reward_funcs": str(code)}
-        roles, tokenizer = load_roles(model, **options)
+        roles, tokenizer = load_roles(model, parent=parent, trust_remote_code=trust)
         run.base = roles.fingerprint
         if earlier is not None:
             require_same(file, _settings(earlier), _settings(run), longer=False)
@@ -134,7 +145,7 @@ def main(args, script, mixture, model) -> Run:
         return run.finish(**results)
 
 
-def _settings(run: Run) -> dict:
+def _settings(run: Run) -> dict[str, Any]:
     """What a resumed run must share with the run that it continues."""
     return run.settings | {"base": run.base}
 
