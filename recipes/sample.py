@@ -66,8 +66,8 @@ def main(
     from toolkit.models.base import base_tokenizer
     from toolkit.models.roles import POLICY
     from toolkit.options.unsupported import reject_unsupported
-    from toolkit.reward.code import code_of
     from toolkit.reward.functions import load_reward_functions
+    from toolkit.runs.code_files import code_of
     from toolkit.runs.settings import ROWS, require_same
     from toolkit.sampling.generation import check_sampling
     from toolkit.sampling.settings import Sampling

@@ -7,8 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ToolkitError
 from toolkit.models.base import check_template
-from toolkit.models.template_check import check_rendering
-from toolkit.models.template_process import TemplateProcess
+from toolkit.models.template_process import TemplateProcess, check_rendering
 from toolkit.models.tokenizer import BUILT_IN, has_tokenizer, load_tokenizer, saved_template
 from toolkit.recipe import is_supervised
 from toolkit.runs.listing import list_runs

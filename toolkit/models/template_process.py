@@ -1,22 +1,67 @@
-"""Render an untrusted chat template in a persistent process, one conversation at a time.
+"""Render an untrusted chat template in its own process, with limits of time and memory.
 
     python -m toolkit.models.template_process  # reads the template, then one conversation per line
 
-`template_check` renders only a few fixed conversations; a template may fail on longer ones.
+Jinja's sandbox keeps a template from running Python, but not from endless loops or huge numbers.
 """
 
 import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ConfigError
-from toolkit.models.template_check import LIMIT_S, limit_memory
+from toolkit.errors import CheckpointError, ConfigError
 
+START_S = 20.0  # most of it is the import of transformers
 RENDER_S = 2.0  # per conversation
+MAX_MEMORY = 4 << 30  # bytes of address space
 MAX_TEXT = 1 << 20  # characters of a rendered conversation
+MAX_RENDERED = 100_000  # characters for a few words
+TURNS = (
+    {"role": "user", "content": "firstquestion"},
+    {"role": "assistant", "content": "firstanswer"},
+    {"role": "user", "content": "secondquestion"},
+)
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+
+def check_rendering(template: str, place: Path) -> None:
+    """Check that a template renders questions and answers within the limits.
+
+    Args:
+        place: the run's folder, for messages.
+
+    Raises: CheckpointError with the reason.
+    """
+    process = TemplateProcess(template, TOKENS)
+    try:
+        reason = problem(process)
+    except ConfigError as error:
+        reason = str(error)
+    finally:
+        process.close()
+    if reason is not None:
+        raise CheckpointError(f"{place}: its chat template cannot be used ({reason})")
+
+
+def problem(render: Callable[..., str]) -> str | None:
+    """Why a template cannot be used, or None.
+
+    Args:
+        render: returns the text of messages; see `TemplateProcess`.
+    """
+    for count in (1, 2, 3):
+        rendered = render([dict(t) for t in TURNS[:count]], add_generation_prompt=count != 2)
+        if len(rendered) > MAX_RENDERED:
+            return f"it renders {len(rendered)} characters for {count} short messages"
+        places = [rendered.find(turn["content"]) for turn in TURNS[:count]]
+        if -1 in places or places != sorted(places):
+            missing = TURNS[places.index(-1) if -1 in places else 0]["role"]
+            return f"it leaves out or moves the text of the {missing}"
+    return None
 
 
 class TemplateProcess:
@@ -86,11 +131,14 @@ class TemplateProcess:
 
 def _main() -> None:
     """Answer requests until the input ends. An alarm signal ends a rendering that takes too long."""
-    _set_alarm(LIMIT_S)
+    _set_alarm(START_S)
     first = json.loads(sys.stdin.readline())
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    limit_memory()
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     for line in sys.stdin:
         _set_alarm(RENDER_S)
         try:

@@ -18,8 +18,8 @@ from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles, belongs_to
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.ema import LAST, PolicyEMA, averaged_policy
 from toolkit.ppo.experience import Experience, KLController
-from toolkit.reward.code import code_of
 from toolkit.reward.functions import RewardFunction, name_of
+from toolkit.runs.code_files import code_of
 from toolkit.runs.run import write_json
 from toolkit.trainers.totals import read_state
 

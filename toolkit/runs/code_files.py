@@ -1,8 +1,13 @@
-"""The files of a Python function's code: its module, and the modules in the same folder that it imports."""
+"""The code of a reward function: its file and the modules beside it, to detect a changed reward."""
 
 import ast
+import functools
+import hashlib
 import importlib.util
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def files_of(name: str) -> list[Path]:
@@ -21,6 +26,30 @@ def files_of(name: str) -> list[Path]:
     except (Exception, SystemExit):  # a package may raise anything during its import
         return []
     return [] if spec is None or not spec.has_location else with_imports(Path(str(spec.origin)))
+
+
+def code_of(function: Callable[..., Any]) -> str | None:
+    """A hash of the file that defines a function and of the modules in its folder that the file imports.
+
+    If the file is the script that was started, only the function's own lines are hashed, because the script
+    also holds the settings of the run. None if the source is not available, as in some notebooks. Data that
+    the function reads, attributes of a callable object and modules of other folders are not covered.
+    """
+    inner = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    if inspect.ismethod(inner):
+        inner = inner.__func__
+    source: Any = inner if inspect.isfunction(inner) else type(inner)
+    try:
+        if source.__module__ == "__main__":
+            code = inspect.getsource(source).encode()
+        else:
+            file = Path(inspect.getfile(source)).resolve()
+            code = b"".join(f.read_bytes() for f in with_imports(file))
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(code).hexdigest()[:12]
 
 
 def with_imports(file: Path) -> list[Path]:

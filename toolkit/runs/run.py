@@ -16,10 +16,16 @@ from filelock import FileLock
 from toolkit.errors import CheckpointError, Interrupted
 from toolkit.reading import check_types, parse_json, read_bytes, read_mapping
 from toolkit.runs import replacing
-from toolkit.runs.card import CARD, model_card, refuse_other_card
 from toolkit.runs.integrity import hashes
 from toolkit.runs.locking import lock_folder
-from toolkit.runs.provenance import commit, plain, versions
+from toolkit.runs.provenance import (
+    CARD,
+    commit,
+    model_card,
+    plain,
+    refuse_other_card,
+    versions,
+)
 from toolkit.runs.settings import changed_options, hash_adapter, kept
 from toolkit.runs.signals import (
     interrupt_of,

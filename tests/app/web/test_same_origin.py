@@ -10,8 +10,7 @@ import pytest
 from gradio_client import Client
 
 from tests.app.web.test_middleware import reader, request
-from toolkit.app.web.middleware import HEADERS
-from toolkit.app.web.same_origin import API, USED, SameOrigin
+from toolkit.app.web.middleware import API, HEADERS, USED, SameOrigin
 from toolkit.app.web.server import free_port, serve
 
 HOST = "127.0.0.1:7860"

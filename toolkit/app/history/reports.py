@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.app.web.markdown_size import is_light
+from toolkit.app.web.answer_html import is_light
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.render import PLOTS, to_text
 from toolkit.evaluation.report import validate

@@ -37,8 +37,7 @@ def serve(
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from toolkit.app.tabs.parts import theme
-    from toolkit.app.web.middleware import BodyLimit, LoginThrottle
-    from toolkit.app.web.same_origin import outermost
+    from toolkit.app.web.middleware import BodyLimit, LoginThrottle, outermost
     from toolkit.app.web.scripts import CSS, HEAD
 
     _, url, _ = page.launch(

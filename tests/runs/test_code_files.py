@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from toolkit.reward.code import code_of
 from toolkit.reward.functions import load_reward_functions
+from toolkit.runs.code_files import code_of
 
 
 @pytest.fixture
