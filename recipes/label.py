@@ -3,7 +3,7 @@
     toolkit label --config world/label \\
         --parent runs/world/sft --output_dir runs/world/comparisons
 
-Reads   the world's prompts and the SFT run.
+Reads   the world's prompts, the SFT run, and earlier comparisons if `earlier` names them.
 Writes  train.jsonl and test.jsonl (preference rows with the gold utility of both answers), and
         run.json with the share of pairs on which two labelers agree.
 
@@ -13,10 +13,11 @@ For real data, people rank answers in the app.
 import json
 import random
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.cli import run as run_command
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, DatasetError
 from toolkit.options.arguments import LabelArguments
 from toolkit.recipe import Command
 from toolkit.runs.inputs import require_separate
@@ -32,6 +33,7 @@ def main(labels: LabelArguments, model: "ModelArguments") -> Run:
         raise ConfigError("label: `parent` is missing; name the SFT run: --parent runs/world/sft")
     require_separate(labels.output_dir, labels, model)
     require_adapter(labels.parent, "parent")
+    earlier = {split: earlier_rows(labels.earlier, split) for split in ("train", "test")}
 
     from transformers import set_seed
 
@@ -91,6 +93,7 @@ def main(labels: LabelArguments, model: "ModelArguments") -> Run:
                 answers = distinct_answers(group)
                 ranks = rank(rng.choice(labelers), text, answers, rng)
                 rows += preferences(text, answers, ranks, number)
+            rows = add_groups(earlier[split], rows)
             rng.shuffle(rows)  # so that `max_rows` keeps rows of many prompts
             run.begin()
             with (run.path / f"{split}.jsonl").open("w", encoding="utf-8") as file:
@@ -104,6 +107,28 @@ def main(labels: LabelArguments, model: "ModelArguments") -> Run:
                 agreement(labelers, texts, sampled, labels.seed), 4
             )
         return run.finish(**results)
+
+
+def earlier_rows(folder: str | None, split: str) -> list:
+    """The rows of earlier comparisons of this command; none without a folder."""
+    from toolkit.data.files import read_rows
+    from toolkit.data.sources import check_name
+
+    if folder is None:
+        return []
+    check_name(folder, None)
+    rows = read_rows(Path(folder) / f"{split}.jsonl")
+    if not all(isinstance(row, dict) and isinstance(row.get("group_id"), int) for row in rows):
+        raise DatasetError(
+            f"{folder}: `earlier` must name comparisons of `toolkit label`, whose rows have a group_id"
+        )
+    return rows
+
+
+def add_groups(earlier: list, rows: list) -> list:
+    """Earlier rows and new ones, whose groups get other numbers."""
+    first = max((row["group_id"] for row in earlier), default=-1) + 1
+    return earlier + [row | {"group_id": row["group_id"] + first} for row in rows]
 
 
 def arguments() -> tuple[type, ...]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from toolkit.options.stage_options import (
     check_folders,
     check_size,
     check_word,
+    each_stage,
+    known_folders,
     read_values,
     require_keys,
     stage_options,
@@ -37,12 +38,16 @@ ENTRY = {"fingerprint": str, "finished": bool, "seconds": float | None, "replace
 
 @dataclass(frozen=True)
 class StageCall:
-    """A stage of a pipeline: one call of a command; `options` override the config."""
+    """A stage of a pipeline: one call of a command; `options` override the config.
+
+    `round` is 0 for a stage outside rounds.
+    """
 
     name: str
     recipe: str
     config: str
     options: dict[str, Any]
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,20 +82,19 @@ class Pipeline:
         """
         file = find_config(file)
         content = load_yaml(file)
-        types = {"output_dir": str, "seed": int, "stages": dict, "values": dict}
-        require_keys(content, types, file, {"values"})
+        types = {"output_dir": str, "seed": int, "rounds": int, "stages": dict, "values": dict}
+        require_keys(content, types, file, {"rounds", "values"})
         check_word(content["output_dir"], f"{file}: `output_dir`")
         check_size(content, file)
         output_dir = content["output_dir"] if output_dir is None else output_dir
         check_output_dir(output_dir)
         directory = Path(output_dir).expanduser()
-        texts = read_values(content, values, file)
+        texts: dict[str, Any] = {**read_values(content, values, file), "output_dir": str(directory)}
         stages: list[StageCall] = []
-        for name, stage in content["stages"].items():
+        done: list[tuple[str, int, str]] = []
+        for base, number, stage in each_stage(content, file):
+            name = f"{base}-{number}" if number else base
             place = f"{file}: stage `{name}`"
-            if not re.fullmatch(r"\w[\w-]*", str(name)) or not isinstance(name, str):
-                raise ConfigError(f"{place}: a stage's name may only contain letters, digits, _, -")
-            require_keys(stage, {"recipe": str, "config": str, "options": dict}, place, {"options"})
             if not _is_stage(find(stage["recipe"])):
                 names = ", ".join(
                     name for name, command in commands().items() if _is_stage(command)
@@ -103,10 +107,10 @@ class Pipeline:
             except ConfigError as error:
                 raise ConfigError(f"{place}: `config` {error}") from error
             check_word(config_file, f"{place}: `config`")
-            known = texts | {s.name: str(directory / s.name) for s in stages}
-            known["output_dir"] = str(directory)
+            known = texts | known_folders(done, number)
             options = stage_options(stage.get("options", {}), known, place)
-            stages.append(StageCall(name, stage["recipe"], config_file, options))
+            stages.append(StageCall(name, stage["recipe"], config_file, options, number))
+            done.append((base, number, str(options.get("output_dir", directory / name))))
         if not stages:
             raise ConfigError(f"{file}: `stages` is empty; add at least one stage")
         seed = content["seed"] if seed is None else seed
@@ -137,7 +141,8 @@ class Pipeline:
     def words(self, stage: StageCall) -> list[str]:
         """The options of a stage's command line."""
         words = ["--config", stage.config]
-        options = {"seed": self.seed} | stage.options | {"output_dir": self.directory(stage)}
+        seed = self.seed + max(0, stage.round - 1)  # a round has other prompts than the last one
+        options = {"seed": seed} | stage.options | {"output_dir": self.directory(stage)}
         for key, value in options.items():
             words.append(f"--{key}")
             words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
@@ -189,10 +194,11 @@ def run_pipeline(pipeline: Pipeline) -> dict[str, float]:
 def _run_stages(pipeline: Pipeline) -> dict[str, float]:
     state_file = pipeline.output_dir / STATE_FILE
     done: dict[str, Any] = _read_state(state_file)
+    width = max(12, *(len(stage.name) for stage in pipeline.stages))
     run_again = False  # once a stage runs, all stages after it run again
     for at, stage in enumerate(pipeline.stages):
         fingerprint = pipeline.fingerprint(at)
-        label = f"[{at + 1}/{len(pipeline.stages)}] {stage.name:<12}"
+        label = f"[{at + 1}/{len(pipeline.stages)}] {stage.name:<{width}}"
         entry = _last_entry(done.get(stage.name, {}), pipeline.directory(stage), fingerprint)
         same = entry.get("fingerprint") == fingerprint and not run_again
         if same and entry.get("finished") and has_finished(pipeline.directory(stage)):

@@ -51,10 +51,72 @@ def test_options_name_earlier_stages(write, tmp_path):
     at = words.index("--runs")
     assert words[at + 1 : at + 3] == [str(tmp_path / "runs" / "sft"), "x"]
     assert words[words.index("--output_dir") + 1] == str(tmp_path / "runs" / "ppo")
+    moved = GOOD.replace(
+        "config: {config}\n", "config: {config}\n    options: {{output_dir: a}}\n", 1
+    )
+    assert Pipeline.read(str(write(moved))).stages[1].options["parent"] == "a"
     other = Pipeline.read(str(write(GOOD)), seed=3, output_dir="elsewhere")
     words = other.words(other.stages[0])
     assert words[words.index("--seed") + 1] == "3"
     assert words[words.index("--output_dir") + 1] == "elsewhere/sft"
+
+
+def test_rounds_repeat_their_stages(write, tmp_path):
+    pipeline = Pipeline.read("world/rounds", output_dir=str(tmp_path / "r"), seed=5)
+    names = [stage.name for stage in pipeline.stages]
+    rounds = [f"{name}-{i}" for i in (1, 2, 3) for name in ("comparisons", "reward", "ppo")]
+    assert names == ["sft", *rounds, "report"]
+    words = {stage.name: pipeline.words(stage) for stage in pipeline.stages}
+
+    def value(stage, option, count=1):
+        at = words[stage].index(f"--{option}")
+        found = [word.removeprefix(f"{tmp_path}/r/") for word in words[stage][at + 1 :][:count]]
+        return found if count > 1 else found[0]
+
+    assert value("comparisons-1", "parent") == "sft" and "--earlier" not in words["comparisons-1"]
+    assert value("comparisons-3", "parent") == "ppo-2"
+    assert value("comparisons-3", "earlier") == "comparisons-2"
+    assert value("ppo-2", "reward_model") == "reward-2" and value("ppo-2", "parent") == "sft"
+    assert value("report", "runs", 4) == ["sft", "ppo-1", "ppo-2", "ppo-3"]
+    assert value("report", "reward_model") == "reward-3"
+    assert [value(name, "seed") for name in ("sft", "ppo-1", "ppo-3", "report")] == list("5575")
+
+
+ROUND = "rounds: 2\nstages:\n  sft:\n    each_round: true"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("seed: 0", "seed: 0\nrounds: 2", "`each_round: true` in the stages to repeat"),
+        ("  sft:", "  sft:\n    each_round: true", "set `rounds`"),
+        ("stages:", "rounds: 0\nstages:", "must be an integer in 1…100, got 0"),
+        ("stages:", "rounds: true\nstages:", "must be an integer in 1…100, got True"),
+        ("stages:", "rounds: 51\nstages:", "2 stages and 51 rounds; at most 100"),
+        ("stages:\n  sft:", ROUND + "\n    first_round: [1]", "`first_round` must be dict"),
+        ("  ppo:", "  ppo:\n    first_round: {{}}", "`first_round` needs `each_round: true`"),
+        (
+            "stages:\n  sft:",
+            ROUND + '\n    options: {{parent: "{{last.sft}}"}}',
+            "in round 1 there",
+        ),
+        ("stages:\n  sft:", ROUND + '\n    options: {{parent: "{{ppo}}"}}', "names `ppo`, which"),
+        ('"{{sft}}", x', '"{{all.ppo}}"', "names `all.ppo`, which is neither"),
+    ],
+)
+def test_mistakes_in_rounds_are_named(write, before, after, message):
+    with pytest.raises(ConfigError, match=message):
+        Pipeline.read(str(write(GOOD.replace(before, after, 1))))
+
+
+def test_stages_of_rounds_follow_each_other(write):
+    last = "  dpo: {{recipe: dpo, config: {config}, each_round: true}}\n"
+    text = GOOD.replace("stages:\n  sft:", ROUND, 1) + last
+    with pytest.raises(ConfigError, match="must follow each other"):
+        Pipeline.read(str(write(text)))
+    listed = GOOD.replace("stages:\n  sft:", ROUND, 1).replace("{{sft}}", "a{{all.sft}}", 1)
+    with pytest.raises(ConfigError, match=r"is a list; it cannot be a part of"):
+        Pipeline.read(str(write(listed)))
 
 
 def test_values_replace_their_names(write):

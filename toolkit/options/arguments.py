@@ -209,6 +209,10 @@ class LabelArguments:
     parent: str | None = field(
         default=None, metadata={"help": "Run directory of the SFT model whose answers are ranked."}
     )
+    earlier: str | None = field(
+        default=None,
+        metadata={"help": "Earlier comparisons, whose rows are written before the new ones."},
+    )
     output_dir: str = field(default="runs/world/comparisons", metadata={"help": "Where to write."})
     seed: int = field(default=0, metadata={"help": "Seed of samples, panel and prompts."})
     train_prompts: int = field(

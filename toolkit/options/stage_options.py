@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ _ADVICE = {
     "attn_implementation": "run the stage by itself with --attn_implementation OWNER/NAME",
 }
 MOST_STAGES, MOST_CHARACTERS = 100, 100_000
+_NAME = r"\{((?:last\.|all\.)?\w+)\}"
+_ROUND_FIX = {"last": "; in round 1 there is no earlier round: set the option in `first_round`"}
 # options that the pipeline itself gives to its stages
 _SET_BY_PIPELINE = ("config", "help", "resume_from_checkpoint", "timings")
 
 
 def stage_options(
-    options: Mapping[Any, Any], known: Mapping[str, str], place: str
+    options: Mapping[Any, Any], known: Mapping[str, str | list[str]], place: str
 ) -> dict[str, Any]:
     """A stage's options, in which `{name}` is replaced by its text in `known`.
 
     Args:
-        known: the pipeline's `values`, and the directories of the earlier stages, by name.
+        known: the pipeline's `values`, and the directories of the earlier stages, by name. The text of
+            `{all.name}` is a list, which takes the place of this item of a list.
         place: the stage, for messages.
 
     Raises: ConfigError for an unknown name, an option that runs code, or a name or value that the
@@ -49,6 +52,67 @@ def stage_options(
             check_word(word, f"{place}: `{name}`")
         filled[name] = value
     return filled
+
+
+def each_stage(content: Mapping[str, Any], file: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Each stage's name, round and content; stages with `each_round` come once per round.
+
+    Stages outside rounds have round 0. In round 1, `first_round` replaces options; null removes one.
+
+    Raises: ConfigError for an unknown key, for stages with `each_round` that do not follow each other or
+        without `rounds`, and for a stage's name.
+    """
+    keys = {"recipe": str, "config": str, "options": dict, "each_round": bool, "first_round": dict}
+    stages = dict(content["stages"])
+    for name, stage in stages.items():
+        place = f"{file}: stage `{name}`"
+        if not re.fullmatch(r"\w[\w-]*", str(name)) or not isinstance(name, str):
+            raise ConfigError(f"{place}: a stage's name may only contain letters, digits, _, -")
+        require_keys(stage, keys, place, {"options", "each_round", "first_round"})
+        if "first_round" in stage and not stage.get("each_round"):
+            raise ConfigError(f"{place}: `first_round` needs `each_round: true`")
+    repeated = [name for name, stage in stages.items() if stage.get("each_round")]
+    if bool(repeated) != ("rounds" in content):
+        raise ConfigError(
+            f"{file}: set `rounds`, and `each_round: true` in the stages to repeat; got "
+            f"rounds {content.get('rounds')} and {len(repeated)} such stages"
+        )
+    names = list(stages)
+    if repeated and repeated != names[names.index(repeated[0]) :][: len(repeated)]:
+        raise ConfigError(f"{file}: the stages with `each_round: true` must follow each other")
+    for name, stage in stages.items():
+        if name not in repeated:
+            yield name, 0, stage
+        elif name == repeated[0]:
+            for number in range(1, content["rounds"] + 1):
+                for inner in repeated:
+                    options = dict(stages[inner].get("options", {}))
+                    if number == 1:
+                        options |= stages[inner].get("first_round", {})
+                    options = {k: v for k, v in options.items() if v is not None}
+                    yield inner, number, stages[inner] | {"options": options}
+
+
+def known_folders(done: Sequence[tuple[str, int, str]], number: int) -> dict[str, str | list[str]]:
+    """The names that a stage's options may use, and their folders.
+
+    `{name}` is the stage of this round or, after the rounds, of the last one; `{last.name}` is the stage of
+    the round before; `{all.name}` are the stages of all rounds so far.
+
+    Args:
+        done: name in the YAML, round and folder of each earlier stage.
+        number: the round of the stage.
+    """
+    known: dict[str, str | list[str]] = {}
+    for name, at, folder in done:
+        if not number or at in (0, number):
+            known[name] = folder
+        if at and at == number - 1:
+            known[f"last.{name}"] = folder
+        if at:
+            earlier = known.get(f"all.{name}", [])
+            known[f"all.{name}"] = [*earlier, folder]
+    return known
 
 
 def require_keys(
@@ -135,15 +199,18 @@ def check_word(word: Any, place: str) -> None:
 
 
 def check_size(content: Mapping[str, Any], file: str) -> None:
-    """Check the seed, the number of stages and the stages' names.
+    """Check the seed, the number of rounds and stages, and the stages' names.
 
     Raises: ConfigError that names the fault.
     """
-    seed, stages = content["seed"], content["stages"]
+    seed, stages, rounds = content["seed"], content["stages"], content.get("rounds", 1)
     if isinstance(seed, bool) or not 0 <= seed <= SEEDS:
         raise ConfigError(f"{file}: `seed` must be an integer in 0…{SEEDS}, got {seed}")
-    if len(stages) > MOST_STAGES:
-        raise ConfigError(f"{file}: has {len(stages)} stages; at most {MOST_STAGES} are supported")
+    if isinstance(rounds, bool) or not 1 <= rounds <= MOST_STAGES:
+        raise ConfigError(f"{file}: `rounds` must be an integer in 1…{MOST_STAGES}, got {rounds}")
+    if len(stages) * rounds > MOST_STAGES:
+        many = f"{len(stages)} stages" + (f" and {rounds} rounds" if rounds > 1 else "")
+        raise ConfigError(f"{file}: has {many}; at most {MOST_STAGES} are supported")
     if "output_dir" in stages:
         raise ConfigError(
             f"{file}: a stage's name cannot be `output_dir`, which stands for the pipeline's folder"
@@ -186,18 +253,31 @@ def _refuse_code(name: Any, value: Any, place: str) -> None:
         )
 
 
-def _filled(value: Any, known: Mapping[str, str], place: str) -> Any:
+def _filled(value: Any, known: Mapping[str, str | list[str]], place: str) -> Any:
     """Replace `{name}` by its text in `known`."""
     if isinstance(value, list):
-        return [_filled(v, known, place) for v in value]
+        items: list[Any] = []
+        for item in value:
+            new = _filled(item, known, place)
+            items += new if isinstance(item, str) and isinstance(new, list) else [new]
+        return items
     if not isinstance(value, str):
         return value
-    for name in re.findall(r"\{(\w+)\}", value):
-        if name not in known:
+    texts: dict[str, str] = {}
+    for name in re.findall(_NAME, value):
+        text = known.get(name)
+        if text is None:
             raise ConfigError(
                 f"{place}: {value!r} names `{name}`, which is neither an earlier stage nor in `values`"
+                + _ROUND_FIX.get(name.split(".")[0] if "." in name else "", "")
             )
-    return re.sub(r"\{(\w+)\}", lambda m: known[m[1]], value)
+        if not isinstance(text, list):
+            texts[name] = text
+        elif value == f"{{{name}}}":
+            return text
+        else:
+            raise ConfigError(f"{place}: `{{{name}}}` is a list; it cannot be a part of {value!r}")
+    return re.sub(_NAME, lambda m: texts[m[1]], value)
 
 
 def _is_number(word: str) -> bool:
