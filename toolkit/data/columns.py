@@ -114,7 +114,7 @@ def _columns_read(format: str) -> set[str]:
 
 @lru_cache(maxsize=256)
 def _context(format: str) -> set[str]:
-    """Columns outside a format that would hold a part of its prompt."""
+    """Columns that a format does not read, although they may hold a part of the prompt."""
     if FORMATS[format].content in ("prompt", "text"):
         return set()
     read = _columns_read(format)

@@ -60,7 +60,7 @@ REQUIRES: Mapping[Kind, str] = {
     "text": "texts",
 }
 
-# Why a good row gives no row of the kind, by the content of its format.
+# By the content of a format: why a row without faults gives no row of the kind.
 UNUSED: Mapping[Content, str] = {
     "comparison": "contain only ties",
     "label": "are labelled bad",

@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.data.row_errors import RowError
 
-# Flags of an answer; one of the first kind is false, or one of the second true, if it is bad.
+# Flags of an answer. The answer is bad if a flag of GOOD is false, or a flag of BAD is true.
 GOOD = {"label", "kto_tag", "good", "is_good", "desirable", "is_desirable", "accepted", "preferred"}
 GOOD |= {"safe", "is_safe", "correct", "is_correct", "thumbs_up"}
 BAD = {"rejected", "is_rejected", "bad", "is_bad", "undesirable", "toxic", "is_toxic", "unsafe"}

@@ -132,7 +132,7 @@ def escaped(text: str) -> str:
 
 
 def smoothed(values: Sequence[float | None], weight: float) -> list[float | None]:
-    """The exponential moving average, without bias to 0 at the start (Kingma and Ba 2015, section 3)."""
+    """The exponential moving average with bias correction (Kingma and Ba 2015, section 3)."""
     mean, total = 0.0, 0.0
     result: list[float | None] = []
     for value in values:

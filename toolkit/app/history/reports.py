@@ -19,8 +19,8 @@ MAX_LINE = 1000  # characters
 PLAIN = (
     "report.md is shown as plain text: its tables, lists or paragraphs are too large to lay out."
 )
-# The start of each tag, image, link, link target or address that becomes a link, and
-# the entity that shows it as text. `<br>` breaks the lines in the cells of a table.
+# The first characters of a tag, an image or a link, and entities that show them as text.
+# `<br>` stays a line break, which the cells of a table need.
 INERT = {"![": "!&#91;", "](": "]&#40;", "]:": "]&#58;", "][": "]&#91;", "://": "&#58;//"} | {
     "<": "&lt;",
     "&lt;br>": "<br>",

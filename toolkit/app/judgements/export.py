@@ -121,7 +121,7 @@ def training_commands(
 
 
 def _config(recipe: str, base: Mapping[str, str]) -> list[str]:
-    """The shipped config for the embedded base, if there is one; a recipe uses the base of its parent."""
+    """The option of the shipped config if the base is the embedded one; a recipe uses its parent's base."""
     config = f"world/{recipe}"
     return ["--config", config] if base["id"] == BASE_NAME and config in shipped_configs() else []
 

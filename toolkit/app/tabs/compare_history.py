@@ -18,8 +18,8 @@ from toolkit.app.web.answer_html import plain_html
 from toolkit.app.web.scripts import CONVERSATION, NEW_CHAT
 
 NOT_HERE = (
-    "The conversation in this address cannot be opened: it was deleted, or it belongs to another "
-    "browser or to one that stores nothing."
+    "The conversation in this address cannot be opened: it was deleted, another browser created it, "
+    "or this browser stores no data."
 )
 
 
