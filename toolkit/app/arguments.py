@@ -138,7 +138,7 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
         metavar="FILE",
         help="where judgements are stored (default: judgements.sqlite in the runs folder)",
     )
-    add("--smoke", action="store_true", help="ask one question through the page, print the answers, stop")
+    add("--smoke", action="store_true", help="ask a question through the page, print answers, stop")
 
     group = parser.add_argument_group("without the page", "print answers and stop")
     add = group.add_argument
