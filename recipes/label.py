@@ -14,7 +14,7 @@ import json
 import random
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError, DatasetError
@@ -26,6 +26,8 @@ from toolkit.runs.run import Run
 
 if TYPE_CHECKING:
     from toolkit import ModelArguments
+
+Rows = list[dict[str, Any]]
 
 
 def main(labels: LabelArguments, model: "ModelArguments") -> Run:
@@ -109,7 +111,7 @@ def main(labels: LabelArguments, model: "ModelArguments") -> Run:
         return run.finish(**results)
 
 
-def earlier_rows(folder: str | None, split: str) -> list:
+def earlier_rows(folder: str | None, split: str) -> Rows:
     """The rows of earlier comparisons of this command; none without a folder."""
     from toolkit.data.files import read_rows
     from toolkit.data.sources import check_name
@@ -125,7 +127,7 @@ def earlier_rows(folder: str | None, split: str) -> list:
     return rows
 
 
-def add_groups(earlier: list, rows: list) -> list:
+def add_groups(earlier: Rows, rows: Rows) -> Rows:
     """Earlier rows and new ones, whose groups get other numbers."""
     first = max((row["group_id"] for row in earlier), default=-1) + 1
     return earlier + [row | {"group_id": row["group_id"] + first} for row in rows]

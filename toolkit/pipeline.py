@@ -115,13 +115,13 @@ class Pipeline:
             raise ConfigError(f"{file}: `stages` is empty; add at least one stage")
         seed = content["seed"] if seed is None else seed
         pipeline = cls(directory, seed, tuple(stages), trust_remote_code, tuple(reward_funcs))
-        for stage in stages:
+        for call in stages:
             require_separate(
-                pipeline.directory(stage),
-                load_yaml(stage.config) | stage.options,
-                may_hold_runs=not isinstance(pipeline.command_of(stage), Recipe),
+                pipeline.directory(call),
+                load_yaml(call.config) | call.options,
+                may_hold_runs=not isinstance(pipeline.command_of(call), Recipe),
             )
-        check_folders({stage.name: pipeline.directory(stage) for stage in stages}, file)
+        check_folders({call.name: pipeline.directory(call) for call in stages}, file)
         if reward_funcs and not any(map(pipeline._takes_reward_functions, stages)):
             raise ConfigError(
                 f"{file}: no stage has the option `reward_funcs`; remove --reward_funcs"
