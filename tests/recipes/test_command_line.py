@@ -19,7 +19,19 @@ from toolkit.options.command_line import parse, run_cli
 from toolkit.pipeline import Pipeline
 from toolkit.recipe import Recipe, find
 
-RECIPES = ("sft", "label", "reward", "ppo", "dpo", "kto", "sample", "merge", "evaluate", "pretrain")
+RECIPES = (
+    "sft",
+    "label",
+    "reward",
+    "ppo",
+    "dpo",
+    "kto",
+    "sample",
+    "choose",
+    "merge",
+    "evaluate",
+    "pretrain",
+)
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 
 
@@ -105,6 +117,7 @@ for name in {names}:
         ("merge", ["--parent", "no/run"], "parent: no/run holds no adapter"),
         ("sample", ["--dataset_name", "world:prompts"], "sample: `reward_model` is missing"),
         ("sample", ["--num_generations", "1"], "`num_generations` must be in 2…1000, got 1"),
+        ("choose", ["--parent", "no/run"], "choose: `reward_model` is missing"),
         ("evaluate", ["--runs", "x", "--best_of", "0"], "`best_of` must be in 1…1000, got [0]"),
         ("reward", ["--max_length", "x"], "invalid int value: 'x'"),
         ("evaluate", ["--runs", "no/run"], "runs: no/run holds no adapter"),

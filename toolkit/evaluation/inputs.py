@@ -12,7 +12,7 @@ from toolkit.data.messages import Row
 from toolkit.evaluation.held_out import held_out_prompts, held_out_rows
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.base import base_tokenizer
-from toolkit.options.arguments import DataArguments, EvaluateArguments
+from toolkit.options.arguments import AnswerArguments, DataArguments, EvaluateArguments
 from toolkit.runs.run import MANIFEST, Run
 from toolkit.sampling.settings import Sampling
 
@@ -45,10 +45,7 @@ def read_inputs(
     """
     options: dict[str, Any] = {"drop_bad_rows": args.drop_bad_rows, "seed": args.seed}
     options["tokenizer"] = tokenizer
-    if args.prompts is None:
-        rows = held_out_prompts(runs, tokenizer)
-    else:
-        rows = load_split(args.prompts, args.prompts_split, option="prompts_split", **options)
+    prompts, columns = read_prompts(args, runs, tokenizer)
     demonstrations = load_demonstrations(
         args.demonstrations,
         DataArguments(drop_bad_rows=args.drop_bad_rows),
@@ -66,11 +63,28 @@ def read_inputs(
     agreement = None
     if dataset is not None and _has_manifest(dataset):  # a run of recipes/label.py
         agreement = Run.load(dataset).results.get("test_agreement")
+    return Inputs(prompts, columns, demonstrations, comparisons, agreement)
+
+
+def read_prompts(
+    args: AnswerArguments, runs: Sequence[Run], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Text], dict[str, list[Any]]]:
+    """The prompts, each `samples_per_prompt` times, and their other columns; see `read_inputs`."""
+    if args.prompts is None:
+        rows = held_out_prompts(runs, tokenizer)
+    else:
+        rows = load_split(
+            args.prompts,
+            args.prompts_split,
+            option="prompts_split",
+            drop_bad_rows=args.drop_bad_rows,
+            seed=args.seed,
+            tokenizer=tokenizer,
+        )
     rows = rows[: args.max_prompts] * args.samples_per_prompt
     others = [name for name in (rows[0] if rows else ()) if name != "prompt"]
     columns = {name: [row.get(name) for row in rows] for name in others}
-    prompts = [row["prompt"] for row in rows]
-    return Inputs(prompts, columns, demonstrations, comparisons, agreement)
+    return [row["prompt"] for row in rows], columns
 
 
 def samplings(args: EvaluateArguments) -> tuple[Sampling, dict[str, Sampling] | None]:

@@ -1,8 +1,9 @@
 """Argument dataclasses of the recipes, used together with TRL's."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from toolkit.reading import parse_json
 
@@ -294,9 +295,9 @@ class SampleArguments(ParentArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_new_tokens", "generation_batch_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        _require_at_least(
+            self, dict.fromkeys(("max_new_tokens", "generation_batch_size", "batch_size"), 1)
+        )
         if not 2 <= self.num_generations <= MAX_SAMPLES:
             raise ValueError(
                 f"`num_generations` must be in 2…{MAX_SAMPLES}, got {self.num_generations}"
@@ -322,7 +323,76 @@ class MergeArguments:
 
 
 @dataclass
-class EvaluateArguments:
+class AnswerArguments:
+    """Answers to held-out prompts, and the reward functions that score them."""
+
+    reward_funcs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Python reward functions, as for PPO; their sum is added to the reward model's score, "
+            "or is the score. They run code, so they can only be set on the command line."
+        },
+    )
+    drop_bad_rows: bool = field(
+        default=False,
+        metadata={"help": "Drop and count malformed rows instead of stopping at the first one."},
+    )
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset of held-out prompts. Default: those that the run held out; in a report, those "
+            "of the first run after SFT."
+        },
+    )
+    prompts_split: str = field(default="test", metadata={"help": "Split of `prompts`."})
+    max_prompts: int | None = field(default=None, metadata={"help": "Number of prompts to use."})
+    samples_per_prompt: int = field(
+        default=1, metadata={"help": "Answers per prompt; more give narrower intervals."}
+    )
+    temperature: float = field(default=0.7, metadata={"help": "Temperature of the main sampling."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Maximum tokens of an answer."})
+    batch_size: int = field(default=32, metadata={"help": "Answers scored together."})
+    generation_batch_size: int = field(default=32, metadata={"help": "Prompts sampled together."})
+    seed: int = field(default=0, metadata={"help": "Seed of the samples and the intervals."})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run Python code of the model; only on the command line."},
+    )
+
+    def __post_init__(self) -> None:
+        lowest = {
+            "max_new_tokens": 1,
+            "batch_size": 1,
+            "generation_batch_size": 1,
+            "samples_per_prompt": 1,
+            "max_prompts": 1,
+        }
+        _require_at_least(self, lowest)
+        if self.samples_per_prompt > MAX_SAMPLES:
+            raise ValueError(
+                f"`samples_per_prompt` must be in 1…{MAX_SAMPLES}, got {self.samples_per_prompt}"
+            )
+        _require_temperatures("temperature", [self.temperature])
+
+
+@dataclass
+class ChooseArguments(AnswerArguments):
+    """The run whose checkpoints are compared, and the reward models."""
+
+    parent: str | None = field(
+        default=None, metadata={"help": "Run directory with the checkpoints: an SFT run."}
+    )
+    reward_model: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Run directory of the reward model; several make an ensemble."},
+    )
+    output_dir: str = field(
+        default="runs/chosen", metadata={"help": "Run directory for the chosen checkpoint."}
+    )
+
+
+@dataclass
+class EvaluateArguments(AnswerArguments):
     """The runs to compare, the data, and the sampling."""
 
     runs: list[str] = field(
@@ -332,13 +402,6 @@ class EvaluateArguments:
     reward_model: str | None = field(
         default=None,
         metadata={"help": "Run of a reward model, or an ensemble (its mean score is used)."},
-    )
-    reward_funcs: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Python reward functions, as for PPO; their sum is added to the reward model's score, "
-            "or is the score. They run code, so they can only be set on the command line."
-        },
     )
     comparisons: str | None = field(
         default=None,
@@ -350,22 +413,6 @@ class EvaluateArguments:
     demonstrations: str | None = field(
         default=None,
         metadata={"help": "Dataset of few-shot examples; the report contains their mean score."},
-    )
-    drop_bad_rows: bool = field(
-        default=False,
-        metadata={"help": "Drop and count malformed rows instead of stopping at the first one."},
-    )
-    prompts: str | None = field(
-        default=None,
-        metadata={
-            "help": "Dataset of held-out prompts. Default: the prompts that the runs held out, those of "
-            "the first run after SFT."
-        },
-    )
-    prompts_split: str = field(default="test", metadata={"help": "Split of `prompts`."})
-    max_prompts: int | None = field(default=None, metadata={"help": "Number of prompts to use."})
-    samples_per_prompt: int = field(
-        default=1, metadata={"help": "Answers per prompt; more give narrower intervals."}
     )
     texts: str | None = field(
         default=None,
@@ -385,7 +432,6 @@ class EvaluateArguments:
             "its own, else 4."
         },
     )
-    temperature: float = field(default=0.7, metadata={"help": "Temperature of the main sampling."})
     other_temperatures: list[float] | None = field(
         default=None,
         metadata={
@@ -393,45 +439,28 @@ class EvaluateArguments:
             "prompts are questions of the embedded world."
         },
     )
-    max_new_tokens: int = field(default=64, metadata={"help": "Maximum tokens of an answer."})
-    batch_size: int = field(default=32, metadata={"help": "Answers scored together."})
-    generation_batch_size: int = field(default=32, metadata={"help": "Prompts sampled together."})
-    seed: int = field(default=0, metadata={"help": "Seed of the samples and the intervals."})
     output_dir: str = field(default="runs/report", metadata={"help": "Directory of the report."})
     timings: str | None = field(
         default=None, metadata={"help": "Seconds of earlier stages, as JSON, for the report."}
     )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={"help": "Run Python code of the model; only on the command line."},
-    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.runs:
             raise ValueError("`runs` is missing: name at least the SFT run")
-        lowest = {
-            "few_shot": 0,
-            "max_new_tokens": 1,
-            "batch_size": 1,
-            "generation_batch_size": 1,
-            "samples_per_prompt": 1,
-            "max_prompts": 1,
-        }
-        for name, low in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"`{name}` must be at least {low}, got {value}")
-        if self.samples_per_prompt > MAX_SAMPLES:
-            raise ValueError(
-                f"`samples_per_prompt` must be in 1…{MAX_SAMPLES}, got {self.samples_per_prompt}"
-            )
+        _require_at_least(self, {"few_shot": 0})
         if not all(1 <= n <= MAX_SAMPLES for n in self.best_of):
             raise ValueError(f"`best_of` must be in 1…{MAX_SAMPLES}, got {self.best_of}")
-        for name, values in (
-            ("temperature", [self.temperature]),
-            ("other_temperatures", self.other_temperatures or []),
-        ):
-            if not all(0 <= value < math.inf for value in values):
-                raise ValueError(
-                    f"`{name}` must be finite and at least 0, got {getattr(self, name)}"
-                )
+        _require_temperatures("other_temperatures", self.other_temperatures)
+
+
+def _require_at_least(options: Any, lowest: Mapping[str, int]) -> None:
+    for name, low in lowest.items():
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise ValueError(f"`{name}` must be at least {low}, got {value}")
+
+
+def _require_temperatures(name: str, values: list[float] | None) -> None:
+    if not all(0 <= value < math.inf for value in values or []):
+        raise ValueError(f"`{name}` must be finite and at least 0, got {values}")
