@@ -3,7 +3,8 @@
     make real           # obtains the model, runs the pipelines, then:
     python benchmarks/real.py runs/real/0 runs/real/1 runs/real/2 --preferences runs/real/preferences
 
-Reads   report.json, pipeline.json and the PPO metrics of each pipeline.
+Reads   report.json, pipeline.json and the PPO metrics of each pipeline. Without seeds or without preferences, their
+        numbers in summary.json stay as they are.
 Writes  docs/results/real/: summary.json, tone.png, and the reports of the first seed (tone/) and of the
         preferences (preferences/). Prints the table of docs/real.md.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from benchmarks.common import markdown_table, parser, read_json, run_main
 from toolkit.runs.run import Run, write_json
 
+MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
 FIX = "run `make real`"
 PLOTS = ("gold_proxy.png", "win_rates.png", "training.png", "calibration.png")
 
@@ -27,20 +29,21 @@ PLOTS = ("gold_proxy.png", "win_rates.png", "training.png", "calibration.png")
 def main(args: argparse.Namespace) -> None:
     """Write the summary, the picture and the reports; print the table."""
     args.output.mkdir(parents=True, exist_ok=True)
-    summary: dict[str, Any] = {
+    file = args.output / "summary.json"
+    summary: dict[str, Any] = read_json(file, fix=FIX) if file.is_file() else {"seeds": {}}
+    summary |= {
         "schema": 1,
-        "made": {
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        },
-        "seeds": {folder.name: {"ppo": tone_numbers(folder)} for folder in args.folders},
+        "made": {"date": datetime.date.today().isoformat(), "machine": MACHINE},
     }
-    copy_report(args.folders[0], args.output / "tone")
+    if args.folders:
+        summary["seeds"] = {folder.name: {"ppo": tone_numbers(folder)} for folder in args.folders}
+        copy_report(args.folders[0], args.output / "tone")
+        logs = {folder.name: Run.load(folder / "ppo").metrics() for folder in args.folders}
+        draw(logs, args.output / "tone.png")
     if args.preferences is not None:
         summary |= preference_numbers(args.preferences)
         copy_report(args.preferences, args.output / "preferences")
-    write_json(args.output / "summary.json", summary)
-    draw({f.name: Run.load(f / "ppo").metrics() for f in args.folders}, args.output / "tone.png")
+    write_json(file, summary)
     print(table(summary["seeds"]))
     print(json.dumps({k: v for k, v in summary.items() if k != "seeds"}, indent=1))
 
@@ -77,6 +80,7 @@ def preference_numbers(folder: Path) -> dict[str, Any]:
         entry = report(folder)["checkpoints"][name]
         numbers[name] = {
             "score": entry["proxy"]["mean"],
+            "gain": entry["gain_vs_sft"]["proxy"],
             "win_rate_vs_sft": entry["win_rate_vs_sft"]["proxy"],
             "kl": entry["kl_to_sft"],
             "perplexity": entry["base_perplexity"],
@@ -152,7 +156,7 @@ def table(seeds: dict[str, Any]) -> str:
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     options = parser(__doc__)
-    options.add_argument("folders", nargs="+", type=Path, help="pipelines smollm2-135m/tone")
+    options.add_argument("folders", nargs="*", type=Path, help="pipelines smollm2-135m/tone")
     options.add_argument("--preferences", type=Path, help="a pipeline smollm2-135m/pipeline")
     options.add_argument("--output", type=Path, default=Path("docs/results/real"))
     return options
