@@ -53,6 +53,9 @@ def test_summary_has_the_numbers_of_the_reports(tmp_path, capsys):
     assert (numbers["perplexity_ratio"], numbers["kl"], numbers["minutes"]) == (1.25, 5.0, 2.0)
     assert summary["reward_model"]["accuracy"] == 0.6
     assert summary["dpo"]["ended"] == 0.9
+    alone = ["--preferences", str(folders[2]), "--output", str(tmp_path / "out")]
+    real.main(real.arguments().parse_args(alone))  # keeps the seeds
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert (tmp_path / "out" / "tone.png").stat().st_size > 5000
     assert "| 0 | 0.10 | 0.70 | 0.60 [0.50, 0.70] | 5.0 | 1.25 |" in capsys.readouterr().out
 
