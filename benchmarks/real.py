@@ -3,8 +3,8 @@
     make real           # obtains the model, runs the pipelines, then:
     python benchmarks/real.py runs/real/0 runs/real/1 runs/real/2 --preferences runs/real/preferences
 
-Reads   report.json, pipeline.json and the PPO metrics of each pipeline. Without seeds or without preferences,
-        their numbers in summary.json stay as they are.
+Reads   report.json, pipeline.json and the PPO metrics of each pipeline. Numbers in summary.json
+        whose pipelines are not named stay as they are.
 Writes  docs/results/real/: summary.json, tone.png, and the reports of the first seed (tone/) and of the
         preferences (preferences/). Prints the table of docs/real.md.
 """
