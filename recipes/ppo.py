@@ -46,22 +46,13 @@ def requirements(options: Options, planned: Mapping[str, Any]) -> Options:
 
 def build(training: "Training") -> "PPOTrainer":
     from toolkit.data.auxiliary import pretraining_texts
-    from toolkit.evaluation.gold import gold_monitor
     from toolkit.ppo.trainer import PPOTrainer
-    from toolkit.ppo.warnings import WatchCallback
-    from toolkit.reward.functions import load_reward_functions
 
-    own, held_out = training.own, training.held_out
     return PPOTrainer(
         training.roles(),
         training.args,
-        processing_class=training.tokenizer,
-        train_dataset=training.rows,
-        eval_dataset=held_out,
-        reward_funcs=load_reward_functions(own.reward_funcs),
-        ptx_texts=pretraining_texts(own.ptx_texts, training.tokenizer),
-        eval_metrics=None if held_out is None else gold_monitor(held_out["prompt"]),
-        callbacks=[WatchCallback(), *training.callbacks],
+        ptx_texts=pretraining_texts(training.own.ptx_texts, training.tokenizer),
+        **training.online_arguments(),
     )
 
 

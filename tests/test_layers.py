@@ -30,6 +30,7 @@ LAYERS = {  # a module imports its own package and lower layers
     "toolkit.reward": 8,
     "toolkit.ppo": 9,
     "toolkit.evaluation": 9,
+    "toolkit.groups": 10,
     "toolkit.training": 10,
     "toolkit.preflight": 11,
     "toolkit.app": 11,

@@ -152,18 +152,34 @@ class Training:
         )
 
     def roles(self) -> Any:
-        """Policy, reference, value and reward as adapters on one base, for PPO."""
+        """Policy and rewards as adapters on one base; for PPO also the reference and the value."""
         from toolkit.ppo.roles import load_ppo_roles
 
         roles, _ = load_ppo_roles(
             self.model,
             policy=self.parent,
             rewards=self.rewards,
-            value=self.args.value_role,
+            value=getattr(self.args, "value_role", None),
             trust_remote_code=self.args.trust_remote_code,
         )
         self.fingerprint = self.run.base = roles.fingerprint
         return roles
+
+    def online_arguments(self) -> dict[str, Any]:
+        """The arguments, besides roles and settings, of a trainer that samples answers and scores them."""
+        from toolkit.evaluation.evaluate import gold_monitor
+        from toolkit.ppo.warnings import WatchCallback
+        from toolkit.reward.functions import load_reward_functions
+
+        held_out = self.held_out
+        return {
+            "processing_class": self.tokenizer,
+            "train_dataset": self.rows,
+            "eval_dataset": held_out,
+            "reward_funcs": load_reward_functions(self.own.reward_funcs),
+            "eval_metrics": None if held_out is None else gold_monitor(held_out["prompt"]),
+            "callbacks": [WatchCallback(), *self.callbacks],
+        }
 
     @property
     def callbacks(self) -> list[TrainerCallback]:

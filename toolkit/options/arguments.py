@@ -158,8 +158,8 @@ class RewardArguments(ParentArguments):
 
 
 @dataclass
-class PPOArguments(ParentArguments):
-    """The runs that PPO's roles start from, and the rewards."""
+class OnlineArguments(ParentArguments):
+    """The runs that the policy and the reward of PPO, RLOO and GRPO come from."""
 
     reward_model: list[str] = field(
         default_factory=list,
@@ -173,10 +173,6 @@ class PPOArguments(ParentArguments):
             "reward. They run code, so they can only be set on the command line."
         },
     )
-    ptx_texts: str | None = field(
-        default=None,
-        metadata={"help": "Pretraining text for ptx_coef: world:corpus, or JSONL with `text`."},
-    )
     eval_prompts: int = field(
         default=96,
         metadata={
@@ -188,6 +184,16 @@ class PPOArguments(ParentArguments):
         super().__post_init__()
         if self.eval_prompts < 1:
             raise ValueError(f"`eval_prompts` must be at least 1, got {self.eval_prompts}")
+
+
+@dataclass
+class PPOArguments(OnlineArguments):
+    """PPO's arguments."""
+
+    ptx_texts: str | None = field(
+        default=None,
+        metadata={"help": "Pretraining text for ptx_coef: world:corpus, or JSONL with `text`."},
+    )
 
 
 @dataclass

@@ -17,8 +17,38 @@ _PRECISION = "evaluations have the precision of the training: set `bf16` or `fp1
 _FIXED_REFERENCE = "the reference is the parent's adapter and does not change; remove it"
 _TOKENIZED = "the recipe tokenizes and pads pairs itself; remove it"
 _PREFERENCE = "`label_smoothing` is the option of preference losses"
-_SAMPLING = "PPO samples in its own order, from `seed`; remove it"
-_BATCHES = "PPO evaluates in batches of `generation_batch_size`"
+_SAMPLING = "prompts come in their own order, from `seed`; remove it"
+_BATCHES = "evaluations have batches of `generation_batch_size`"
+
+_DISTRIBUTION = "answers are sampled by the toolkit, or by `generate`; remove it"
+_TEXT = "answers are texts without tools or images; remove it"
+_GROUPS = {
+    "cache_implementation": _DISTRIBUTION,
+    "chat_template_kwargs": _TEMPLATE,
+    "data_seed": "set `seed`",
+    "dataloader_drop_last": _SAMPLING,
+    "ds3_gather_for_generation": _ONE_PROCESS,
+    "eval_accumulation_steps": _BATCHES,
+    "label_smoothing_factor": "the losses have no smoothing; remove it",
+    "length_column_name": _SAMPLING,
+    "log_multimodal": _TEXT,
+    "model_init_kwargs": _BASE,
+    "num_generations_eval": _MEASURED,
+    "per_device_eval_batch_size": _BATCHES,
+    "ref_model_mixup_alpha": _FIXED_REFERENCE,
+    "ref_model_sync_steps": _FIXED_REFERENCE,
+    "sync_ref_model": _FIXED_REFERENCE,
+    "train_sampling_strategy": _SAMPLING,
+    "transformers_continuous_batching_config": _DISTRIBUTION,
+    "use_transformers_continuous_batching": _DISTRIBUTION,
+    "use_transformers_paged": _DISTRIBUTION,
+    "use_vllm": "reward models are adapters on the policy's base, which vLLM would not get; remove it",
+} | dict.fromkeys(
+    """vllm_enable_sleep_mode vllm_gpu_memory_utilization vllm_group_port vllm_max_model_length vllm_mode
+    vllm_model_impl vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
+    vllm_structured_outputs_regex vllm_tensor_parallel_size""".split(),
+    "there is no vLLM; remove it",
+)
 
 # argument class -> option -> its replacement
 UNSUPPORTED: dict[str, dict[str, str]] = {
@@ -98,6 +128,13 @@ UNSUPPORTED: dict[str, dict[str, str]] = {
         "per_device_eval_batch_size": _BATCHES,
         "train_sampling_strategy": _SAMPLING,
     },
+    "RLOOConfig": _GROUPS,
+    "GRPOConfig": _GROUPS | {"max_tool_calling_iterations": _TEXT} | dict.fromkeys(
+        """vllm_importance_sampling_cap vllm_importance_sampling_clip_max
+        vllm_importance_sampling_clip_min vllm_importance_sampling_correction
+        vllm_importance_sampling_mode""".split(),
+        "there is no vLLM; remove it",
+    ),
 }  # fmt: skip
 BY_LENGTH = ("group_by_length", "batch_rebalance")  # need rows with the column `input_ids`
 

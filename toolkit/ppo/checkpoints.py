@@ -60,24 +60,9 @@ class PPOCheckpoints:
         Names of reward functions, and hashes of their code, of prompts, pretraining texts and frozen
         weights.
         """
-        return (
-            {
-                "reward_funcs": [name_of(f) for f in self.functions],
-                "code of reward_funcs": [code_of(f) for f in self.functions],
-            }
-            | {"prompts": _hash_rows(self.prompts), "pretraining texts": _hash_rows(self.ptx)}
-            | {f"weights of {n}": self._hash_role(n) for n in (REFERENCE, *self.roles.rewards)}
-        )
-
-    def _hash_role(self, role: str) -> str | None:
-        """A hash of a role's adapter and head; None if the role has no weights."""
-        assert self.roles.model is not None
-        named = self.roles.model.named_parameters()
-        weights = [p.detach().cpu().contiguous() for n, p in named if belongs_to(n, role)]
-        digest = hashlib.sha256()
-        for weight in weights:
-            digest.update(weight.view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:12] if weights else None
+        return shared_settings(self.roles, self.functions, self.prompts) | {
+            "pretraining texts": _hash_rows(self.ptx)
+        }
 
     def save(self, folder: Path) -> None:
         """Save roles and state. With `ema_decay`, a finished run holds the averaged policy instead."""
@@ -133,6 +118,28 @@ class PPOCheckpoints:
         self.roles.load(VALUE, folder / VALUE)
         if self.ema is not None:
             self.ema.load(folder)
+
+
+def shared_settings(
+    roles: Roles, functions: Sequence[RewardFunction], prompts: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Names and code of reward functions, and hashes of the prompts' token ids and of frozen weights."""
+    return {
+        "reward_funcs": [name_of(f) for f in functions],
+        "code of reward_funcs": [code_of(f) for f in functions],
+        "prompts": _hash_rows(prompts),
+    } | {f"weights of {n}": _hash_role(roles, n) for n in (REFERENCE, *roles.rewards)}
+
+
+def _hash_role(roles: Roles, role: str) -> str | None:
+    """A hash of a role's adapter and head; None if the role has no weights."""
+    assert roles.model is not None
+    named = roles.model.named_parameters()
+    weights = [p.detach().cpu().contiguous() for n, p in named if belongs_to(n, role)]
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(weight.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12] if weights else None
 
 
 def _hash_rows(rows: Sequence[Sequence[int]]) -> str:

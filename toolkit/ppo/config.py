@@ -1,4 +1,7 @@
-"""PPO's settings. Options of TRL 1.12's PPOConfig with the same meaning keep their names."""
+"""The settings of PPO, and those that it shares with RLOO and GRPO.
+
+Options of TRL 1.12's PPOConfig with the same meaning keep their names.
+"""
 
 # ruff: noqa: RUF009 (`option` makes a dataclass field)
 import dataclasses
@@ -40,7 +43,79 @@ def option(default: Any, help: str, *choices: str) -> Any:
 
 
 @dataclass
-class PPOConfig(_BaseConfig):  # type: ignore[misc]
+class OnlineOptions:
+    """The options that PPO, RLOO and GRPO share: how answers are scored, and how they are evaluated.
+
+    A mixin for a config of transformers or TRL.
+    """
+
+    max_prompt_length: AtLeast1[int | None] = option(
+        None, "Drop prompts with more tokens and print how many; default: keep all."
+    )
+    length_penalty: float = option(
+        0.0, "Penalty per completion token, subtracted from the score; discourages long answers."
+    )
+    missing_eos_penalty: float | None = option(
+        None, "Penalty subtracted from the score of a completion without an end token."
+    )
+    reward_aggregation: str = option(
+        "mean", "How the scores of an ensemble become one score.", "mean", "min", "mean_minus_std"
+    )
+    reward_std_coef: NotNegative[float] = option(1.0, "λ in mean − λ·std over the ensemble.")
+    metric_for_best_model: str | None = option(
+        None,
+        "Metric by which `load_best_model_at_end` chooses; default objective/rlhf_reward, the "
+        "held-out score minus the KL penalty; with `kl_target`, objective/scores. A metric of "
+        "`eval_metrics`, such as gold/mean, is also allowed.",
+    )
+    greater_is_better: bool | None = option(
+        None, "Whether a higher metric is better; default: true, but false for a KL or loss."
+    )
+    eval_on_start: bool | None = option(
+        None, "Evaluate before the first rollout; default: if `eval_strategy` is set."
+    )
+
+    def __post_init__(self) -> None:
+        config: Any = self  # the mixin and the library's config are one object
+        self._set_best_metric(config)
+        super().__post_init__()  # type: ignore[misc]
+        if self.eval_on_start is None:  # so that curves of held-out metrics begin before training
+            self.eval_on_start = config.eval_strategy != "no"
+        hints = get_type_hints(type(self), include_extras=True)
+        own = {
+            name
+            for kind in type(self).__mro__
+            if kind.__module__.startswith("toolkit.")
+            for name in vars(kind).get("__annotations__", ())
+        }
+        for f in dataclasses.fields(self):
+            value, choices = getattr(self, f.name), f.metadata.get("choices")
+            for number in value if isinstance(value, list | tuple) else [value]:
+                infinite = isinstance(number, float) and not math.isfinite(number)
+                if infinite and number is not f.default:
+                    raise ValueError(f"`{f.name}` must be a finite number, got {number}")
+            if f.name in own and choices and value not in choices:
+                raise ValueError(f"`{f.name}` must be {' or '.join(choices)}, got {value!r}")
+            for bound in getattr(hints[f.name], "__metadata__", ()):
+                if isinstance(bound, Bound) and value is not None and not bound.holds(value):
+                    raise ValueError(f"`{f.name}` must be {bound.text}, got {value}")
+        if config.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must be false: prompts are not model inputs")
+
+    def _set_best_metric(self, config: Any) -> None:
+        """Set our default metric, and whether higher is better, instead of the library's defaults."""
+        plateau = config.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        best = config.load_best_model_at_end or config.save_strategy == "best"
+        if not self.metric_for_best_model and (best or plateau):
+            # an adaptive β differs between checkpoints, and the reward depends on it
+            adaptive = getattr(config, "kl_target", None) is not None
+            self.metric_for_best_model = "objective/scores" if adaptive else "objective/rlhf_reward"
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("/kl"):
+            self.greater_is_better = False
+
+
+@dataclass
+class PPOConfig(OnlineOptions, _BaseConfig):  # type: ignore[misc]
     """Arguments of `PPOTrainer`, on top of transformers' TrainingArguments.
 
     One optimizer step is one PPO minibatch of `per_device_train_batch_size ×
@@ -64,9 +139,6 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     num_ppo_epochs: AtLeast1[int] = option(4, "Passes over each rollout.")
     num_mini_batches: AtLeast1[int] = option(1, "Minibatches per rollout.")
     response_length: AtLeast1[int] = option(53, "Maximum tokens of a completion.")
-    max_prompt_length: AtLeast1[int | None] = option(
-        None, "Drop prompts with more tokens and print how many; default: keep all."
-    )
     temperature: Positive[float] = option(0.7, "Rollout temperature, above 0.")
     kl_coef: NotNegative[float] = option(0.05, "β: reward units per nat of KL.")
     kl_target: Positive[float | None] = option(
@@ -84,13 +156,6 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     lam: Share[float] = option(0.95, "λ of generalized advantage estimation.")
     whiten_rewards: bool = option(False, "Scale each rollout's rewards to variance 1.")
     reward_clip: Positive[float | None] = option(None, "Largest absolute score, before penalties.")
-    length_penalty: float = option(
-        0.0, "Penalty per completion token, subtracted from the score; discourages long answers."
-    )
-    reward_aggregation: str = option(
-        "mean", "How the scores of an ensemble become one score.", "mean", "min", "mean_minus_std"
-    )
-    reward_std_coef: NotNegative[float] = option(1.0, "λ in mean − λ·std over the ensemble.")
     reward_weights: list[float] | None = option(None, "Weights of reward functions; default 1.")
     ent_coef: NotNegative[float] = option(0.0, "Weight of the entropy bonus in the loss.")
     num_generations: AtLeast1[int] = option(1, "Completions per prompt.")
@@ -113,21 +178,6 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         "With it, the run's adapter is the average, and `last/` holds the policy itself. With "
         "`load_best_model_at_end`, both come from the best checkpoint.",
     )
-    metric_for_best_model: str | None = option(
-        None,
-        "Metric by which `load_best_model_at_end` chooses; default objective/rlhf_reward, the "
-        "held-out score minus the KL penalty; with `kl_target`, objective/scores. A metric of "
-        "`eval_metrics`, such as gold/mean, is also allowed.",
-    )
-    greater_is_better: bool | None = option(
-        None, "Whether a higher metric is better; default: true, but false for a KL or loss."
-    )
-    eval_on_start: bool | None = option(
-        None, "Evaluate before the first rollout; default: if `eval_strategy` is set."
-    )
-    missing_eos_penalty: float | None = option(
-        None, "Penalty subtracted from the score of a completion without an end token."
-    )
     local_rollout_forward_batch_size: AtLeast1[int] = option(64, "Rows per scoring pass.")
     generation_batch_size: AtLeast1[int | None] = option(
         None, "Rows sampled together; default local_rollout_forward_batch_size."
@@ -138,22 +188,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     remove_unused_columns: bool = option(False, "Must be false: prompts are not model inputs.")
 
     def __post_init__(self) -> None:
-        self._set_best_metric()
         super().__post_init__()
-        if self.eval_on_start is None:  # so that curves of held-out metrics begin before training
-            self.eval_on_start = self.eval_strategy != "no"
-        hints = get_type_hints(type(self), include_extras=True)
-        for f in dataclasses.fields(self):
-            value, choices = getattr(self, f.name), f.metadata.get("choices")
-            for number in value if isinstance(value, list | tuple) else [value]:
-                infinite = isinstance(number, float) and not math.isfinite(number)
-                if infinite and number is not f.default:
-                    raise ValueError(f"`{f.name}` must be a finite number, got {number}")
-            if f.name in PPOConfig.__annotations__ and choices and value not in choices:
-                raise ValueError(f"`{f.name}` must be {' or '.join(choices)}, got {value!r}")
-            for bound in getattr(hints[f.name], "__metadata__", ()):
-                if isinstance(bound, Bound) and value is not None and not bound.holds(value):
-                    raise ValueError(f"`{f.name}` must be {bound.text}, got {value}")
         if self.rollout_batch_size % self.num_generations:
             raise ValueError(
                 f"`num_generations` {self.num_generations} must divide a rollout of "
@@ -169,19 +204,6 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
                 f"`kl_horizon` must be at least a rollout's {self.rollout_batch_size} episodes, got "
                 f"{self.kl_horizon}"
             )
-        if self.remove_unused_columns:
-            raise ValueError("`remove_unused_columns` must be false: prompts are not model inputs")
-
-    def _set_best_metric(self) -> None:
-        """Set PPO's default metric, and whether higher is better, instead of the library's defaults."""
-        plateau = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-        best = self.load_best_model_at_end or self.save_strategy == "best"
-        if not self.metric_for_best_model and (best or plateau):
-            # an adaptive β differs between checkpoints, and the reward depends on it
-            adaptive = self.kl_target is not None
-            self.metric_for_best_model = "objective/scores" if adaptive else "objective/rlhf_reward"
-        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("/kl"):
-            self.greater_is_better = False
 
     @property
     def mini_batch_size(self) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.experience import kl_estimate
 from toolkit.ppo.rollout import Metrics, Rollout, RolloutScores
 
@@ -14,14 +13,14 @@ EvalMetrics = Callable[..., Mapping[str, float | None]]
 def evaluation_metrics(
     rollout: Rollout,
     scores: RolloutScores,
-    args: PPOConfig,
     *,
     kl_coef: float,
+    kl_estimator: str,
     eval_metrics: EvalMetrics | None,
 ) -> Metrics:
     """Means over held-out completions, and the metrics of `eval_metrics`. `kl_coef` is β."""
     samples = scores.samples
-    kl = kl_estimate(rollout.logprobs, rollout.ref_logprobs, estimator=args.kl_estimator)
+    kl = kl_estimate(rollout.logprobs, rollout.ref_logprobs, estimator=kl_estimator)
     kl = kl.masked_fill(~rollout.mask, 0.0).sum(1)
     means = {  # EVALUATED of config.py lists the names
         "objective/scores": scores.raw,

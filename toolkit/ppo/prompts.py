@@ -1,4 +1,4 @@
-"""PPO's prompts: tokenize them once, check that they fit the context, draw those of each rollout."""
+"""The prompts: tokenize them once, check that they fit the context, draw those of each rollout."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,18 +44,27 @@ class PromptSampler(Sampler[int]):
 def require_prompts(rows: Dataset) -> None:
     """Raise ConfigError unless `rows` is a dataset with a column `prompt`."""
     if not isinstance(rows, Dataset):
-        raise ConfigError(f"PPO needs a datasets.Dataset of prompts, got {type(rows).__name__}")
+        raise ConfigError(
+            f"training needs a datasets.Dataset of prompts, got {type(rows).__name__}"
+        )
     if "prompt" not in rows.column_names:
         raise ConfigError(
-            f"PPO needs a column `prompt` of texts or messages, got {', '.join(rows.column_names)}; rename "
-            "the column. Tokenized prompts are not supported: reward functions and logs need text"
+            f"training needs a column `prompt` of texts or messages, got {', '.join(rows.column_names)}; "
+            "rename the column. Tokenized prompts are not supported: reward functions and logs need text"
         )
 
 
 def encode_prompts(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles, args: PPOConfig
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    roles: Roles,
+    args: Any,
+    *,
+    option: str = "response_length",
 ) -> Dataset:
     """Add the column `prompt_ids`, and drop prompts longer than `max_prompt_length`.
+
+    `option` is the name of the option that sets the length of an answer.
 
     Raises: ConfigError for rows without prompts, empty prompts, and prompts that leave no room for a
         completion in the base's context.
@@ -82,8 +91,8 @@ def encode_prompts(
         lengths,
         roles.base,
         args.response_length,
-        option="response_length",
-        fix="Drop them with `max_prompt_length`, or lower `response_length`",
+        option=option,
+        fix=f"Drop them with `max_prompt_length`, or lower `{option}`",
     )
     return encoded
 

@@ -1,4 +1,4 @@
-"""Load PPO's roles: policy and reference from an SFT run, reward and value from reward models."""
+"""Load the roles: policy and reference from an SFT run, reward and value from reward models."""
 
 import copy
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def load_ppo_roles(
     *,
     policy: str | None = None,
     rewards: Sequence[str] = (),
-    value: str = "adapter",
+    value: str | None = "adapter",
     trust_remote_code: bool = False,
 ) -> "tuple[Roles, PreTrainedTokenizerBase]":
     """Load the tokenizer and one base with all roles that `PPOTrainer` needs.
@@ -43,7 +43,7 @@ def attach_ppo_roles(
     policy: str | None,
     rewards: Sequence[str],
     model: "ModelConfig",
-    value: str = "adapter",
+    value: str | None = "adapter",
 ) -> None:
     """Attach policy, frozen reference, value and rewards.
 
@@ -53,15 +53,17 @@ def attach_ppo_roles(
         rewards: reward runs; several runs form an ensemble.
         model: TRL's ModelConfig, with the options of a new adapter.
         value: "adapter": adapter and head start from the first reward model. "zero": a new adapter and a
-            head of zeros. "head": only a head of zeros, which reads the policy's hidden states.
+            head of zeros. "head": only a head of zeros, which reads the policy's hidden states. None, for
+            RLOO and GRPO: neither a value nor a reference, which TRL's trainers copy from the policy.
     """
     if policy is not None:
         roles.attach(POLICY, policy, trainable=True)
-        roles.attach(REFERENCE, policy)
+        if value is not None:
+            roles.attach(REFERENCE, policy)
     else:
         config = build_peft_config(model, roles.base)
         if config is None:
-            raise ConfigError("PPO without a parent needs a new adapter; set `use_peft: true`")
+            raise ConfigError("a policy without a parent needs a new adapter; set `use_peft: true`")
         print("no parent: the reference is the bare base, and the policy starts as a new adapter")
         roles.create(POLICY, config)
     roles.attach_rewards(rewards)
@@ -71,6 +73,8 @@ def attach_ppo_roles(
                 "`value_role` adapter needs a reward model to start from; set it to zero or head"
             )
         roles.attach(VALUE, rewards[0], head=True, trainable=True)
+        return
+    if value is None:
         return
     roles.add_value_head()
     if value == "zero":

@@ -10,10 +10,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerState
 
 from toolkit.errors import RewardError
-from toolkit.models.passes import by_length, collate, policy_pass, scores, spread, state_values
+from toolkit.models.heads import ScalarHead
+from toolkit.models.passes import (
+    Batch,
+    by_length,
+    collate,
+    policy_pass,
+    scores,
+    spread,
+    state_values,
+)
 from toolkit.models.roles import POLICY, REFERENCE, VALUE, Roles
 from toolkit.models.tokenizer import stop_ids
-from toolkit.ppo.config import PPOConfig
 from toolkit.reward.functions import (
     RewardContext,
     RewardFunction,
@@ -56,6 +64,9 @@ class RolloutScores:
     samples: Samples
     metrics: Metrics
     columns: dict[str, list[Any]]  # values per completion that reward functions stored
+    sources: dict[
+        str, Tensor
+    ]  # (B,) of the reward models together, and of each function; NaN for None
 
 
 @torch.no_grad()
@@ -72,7 +83,7 @@ def read_by_roles(
     """Run reference, value, policy and reward models once each, in batches of similar length.
 
     Without a `ref` adapter the reference is the base with adapters disabled. A value that is only a
-    head reads the policy's states and needs no pass. Dropout must be off.
+    head reads the policy's states and needs no pass; without a value, values are 0. Dropout must be off.
 
     Args:
         decoded: completions, with the log-probabilities and values computed during sampling.
@@ -84,7 +95,8 @@ def read_by_roles(
     Returns: the rollout, and the reward models' scores `(M, B)`.
     """
     assert roles.model is not None
-    value_head: Any = roles.heads[VALUE]
+    heads: Any = roles.heads
+    value_head = heads.get(VALUE, None)
     value_adapter = VALUE in roles.model.peft_config
     reference = REFERENCE if REFERENCE in roles.model.peft_config else None
     completions, device = decoded.completions, next(roles.model.parameters()).device
@@ -110,13 +122,39 @@ def read_by_roles(
             with roles.using(POLICY) as model:
                 own_pass = policy_pass(model, batch, temperature=temperature)
             logprobs[rows, :width] = own_pass.logprobs
-            if not value_adapter:
+            if value_head is not None and not value_adapter:
                 values[rows, :width] = spread(batch.mask, value_head(own_pass.states))
-        for number, name in enumerate(roles.rewards):
-            reward_head: Any = roles.heads[name]
-            with roles.using(name) as model:
-                model_scores[number, rows] = scores(model, reward_head, batch)
+        model_scores[:, rows] = _read_rewards(roles, batch)
     return Rollout(prompts, completions, mask, logprobs, ref_logprobs, values), model_scores
+
+
+@torch.no_grad()
+def read_rewards(
+    roles: Roles,
+    prompts: list[list[int]],
+    completions: list[list[int]],
+    *,
+    pad_id: int,
+    batch_size: int,
+) -> Tensor:
+    """The reward models' scores `(M, B)`, in batches of similar length. Dropout must be off."""
+    device = roles.base.get_input_embeddings().weight.device
+    model_scores = torch.zeros((len(roles.rewards), len(prompts)), device=device)
+    for rows in by_length(prompts, completions, batch_size) if roles.rewards else ():
+        batch = collate([prompts[i] for i in rows], [completions[i] for i in rows], pad_id, device)
+        model_scores[:, rows] = _read_rewards(roles, batch)
+    return model_scores
+
+
+def _read_rewards(roles: Roles, batch: Batch) -> Tensor:
+    """The reward models' scores of a batch, `(M, B)`."""
+    rows = []
+    for name in roles.rewards:
+        head = roles.heads[name]
+        assert isinstance(head, ScalarHead)
+        with roles.using(name) as model:
+            rows.append(scores(model, head, batch))
+    return torch.stack(rows) if rows else torch.zeros((0, len(batch.mask)))
 
 
 def aggregate(model_scores: Tensor, *, how: str, std_coef: float) -> Tensor:
@@ -161,7 +199,7 @@ class RolloutMaker:
     """
 
     roles: Roles
-    args: PPOConfig
+    args: Any  # a PPOConfig, or a config with its options of sampling and scoring
     tokenizer: PreTrainedTokenizerBase
     functions: Sequence[RewardFunction]
     trainer_state: Callable[[], TrainerState | None]
@@ -171,6 +209,9 @@ class RolloutMaker:
         self.stop = stop_ids(base, self.tokenizer)
         quantized = getattr(base, "quantization_method", None) is not None
         # sampled in low precision, or in another precision than updates: ratios would not start at 1
+        pad_id = self.tokenizer.pad_token_id
+        assert isinstance(pad_id, int)
+        self.pad_id, self.weights = pad_id, args.reward_weights
         self.rescore = quantized or base.dtype != torch.float32 or bool(args.bf16 or args.fp16)
 
     def make(self, rows: Sequence[dict[str, Any]]) -> tuple[Rollout, RolloutScores]:
@@ -178,47 +219,61 @@ class RolloutMaker:
 
         Raises: RewardError, with the sample, for a reward that is not finite.
         """
-        args, roles, pad_id = self.args, self.roles, self.tokenizer.pad_token_id
-        assert roles.model is not None
-        assert isinstance(pad_id, int)
-        prompts = [row["prompt_ids"] for row in rows]
-        batch_size = args.local_rollout_forward_batch_size
-        trunk_head: Any = None if VALUE in roles.model.peft_config else roles.heads[VALUE]
+        args, prompts = self.args, [row["prompt_ids"] for row in rows]
         start = time.perf_counter()
+        decoded = self.sample(prompts)
+        sampled = time.perf_counter()
+        rollout, model_scores = read_by_roles(
+            self.roles,
+            prompts,
+            decoded,
+            temperature=args.temperature,
+            pad_id=self.pad_id,
+            batch_size=args.local_rollout_forward_batch_size,
+            rescore=self.rescore,
+        )
+        seconds = {"time/generate": sampled - start, "time/score": time.perf_counter() - sampled}
+        scores = self.score(rows, decoded.completions, model_scores)
+        scores.metrics |= seconds
+        return rollout, scores
+
+    def sample(self, prompts: list[list[int]]) -> Decoded:
+        """A completion of the policy for each prompt."""
+        args, roles = self.args, self.roles
+        assert roles.model is not None
+        is_adapter = VALUE in roles.model.peft_config or VALUE not in roles.heads
+        trunk_head: Any = None if is_adapter else roles.heads[VALUE]
         with roles.merged(POLICY) as policy:
-            decoded = sample(
+            return sample(
                 policy,
                 prompts,
                 sampling=Sampling(args.response_length, args.temperature),
                 stop=self.stop,
-                pad_id=pad_id,
-                batch_size=args.generation_batch_size or batch_size,
+                pad_id=self.pad_id,
+                batch_size=args.generation_batch_size or args.local_rollout_forward_batch_size,
                 value_head=trunk_head,
             )
-        sampled = time.perf_counter()
-        rollout, model_scores = read_by_roles(
-            roles,
-            prompts,
-            decoded,
-            temperature=args.temperature,
-            pad_id=pad_id,
-            batch_size=batch_size,
-            rescore=self.rescore,
-        )
-        seconds = {"time/generate": sampled - start, "time/score": time.perf_counter() - sampled}
-        scores = self._score(rows, rollout, model_scores)
-        scores.metrics |= seconds
-        return rollout, scores
 
-    def _score(
-        self, rows: Sequence[dict[str, Any]], rollout: Rollout, model_scores: Tensor
+    def score(
+        self,
+        rows: Sequence[dict[str, Any]],
+        completions: list[list[int]],
+        model_scores: Tensor,
     ) -> RolloutScores:
-        """The summed scores of reward models and functions, checked, minus penalties."""
+        """The summed scores of reward models and functions, checked, minus penalties.
+
+        Args:
+            rows: dataset rows with `prompt_ids`.
+            completions: token ids, one completion per row.
+            model_scores: `(M, B)`.
+
+        Raises: RewardError, with the sample, for a reward that is not finite.
+        """
         args, metrics, context = self.args, Metrics(), RewardContext()
-        samples = self._samples(rows, rollout)
-        raw = torch.zeros(len(rows), device=model_scores.device)
+        samples = self._samples(rows, completions)
+        raw, sources = torch.zeros(len(rows), device=model_scores.device), {}
         if len(model_scores):
-            raw = aggregate(
+            raw = sources["reward_model"] = aggregate(
                 model_scores, how=args.reward_aggregation, std_coef=args.reward_std_coef
             )
         if len(model_scores) > 1:
@@ -228,35 +283,38 @@ class RolloutMaker:
             rewards = call_reward_functions(self.functions, samples, context)
             if not len(model_scores):
                 require_rewards(rewards, samples)
-            weights = args.reward_weights or [1.0] * len(rewards)
+            weights = self.weights or [1.0] * len(rewards)
             raw = raw + torch.tensor(weighted_sum(rewards, weights), device=raw.device)
-            for name, numbers in rewards.items():
-                metrics[f"rewards/{name}/mean"] = float(torch.tensor(numbers).nanmean())
+            sources |= {name: torch.tensor(xs, device=raw.device) for name, xs in rewards.items()}
+            for name in rewards:
+                metrics[f"rewards/{name}/mean"] = float(sources[name].nanmean())
             metrics |= {name: sum(xs) / len(xs) for name, xs in context.metrics.items()}
         not_finite = (~torch.isfinite(raw)).nonzero().flatten().tolist()
         if not_finite:
             first = not_finite[0]
-            text = self.tokenizer.decode(rollout.prompts[first] + rollout.completions[first])
+            text = self.tokenizer.decode(rows[first]["prompt_ids"] + completions[first])
             raise RewardError(
                 f"the reward of {len(not_finite)} of {len(raw)} completions is not finite: "
                 f"{raw[first].item()} for the first, {text!r}"
             )
-        ends = [bool(ids) and ids[-1] in self.stop for ids in rollout.completions]
+        ends = [bool(ids) and ids[-1] in self.stop for ids in completions]
         ended = torch.tensor(ends, device=raw.device)
         subtracted = penalties(
-            rollout.mask.sum(1),
+            torch.tensor(list(map(len, completions)), device=raw.device),
             ended,
             missing_eos=args.missing_eos_penalty,
             per_token=args.length_penalty,
         )
         clip = args.reward_clip
         penalised = (raw if clip is None else raw.clamp(-clip, clip)) - subtracted
-        return RolloutScores(raw, subtracted, penalised, ended, samples, metrics, context.columns)
+        return RolloutScores(
+            raw, subtracted, penalised, ended, samples, metrics, context.columns, sources
+        )
 
-    def _samples(self, rows: Sequence[dict[str, Any]], rollout: Rollout) -> Samples:
-        """The rollout as text."""
+    def _samples(self, rows: Sequence[dict[str, Any]], completions: list[list[int]]) -> Samples:
+        """The completions as text."""
         decode = self.tokenizer.decode
-        texts = [decode(ids, skip_special_tokens=True) for ids in rollout.completions]
+        texts = [decode(ids, skip_special_tokens=True) for ids in completions]
         others = [name for name in rows[0] if name not in ("prompt", "prompt_ids")]
         columns = {name: [row[name] for row in rows] for name in others}
-        return Samples.of([row["prompt"] for row in rows], texts, rollout.completions, columns)
+        return Samples.of([row["prompt"] for row in rows], texts, completions, columns)

@@ -7,8 +7,8 @@ checkpoints. `training_step` shows the whole algorithm.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,30 +18,28 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl
-from trl.models.utils import disable_gradient_checkpointing
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
-from toolkit.errors import ConfigError, DivergedError
+from toolkit.errors import DivergedError
 from toolkit.models.roles import Roles
-from toolkit.models.runtime import disable_dropout, release_memory
+from toolkit.models.runtime import disable_dropout
 from toolkit.models.tokenizer import pad_by_eos
 from toolkit.ppo.checkpoints import OpenRollout, PPOCheckpoints
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.ema import PolicyEMA, averaged_policy
-from toolkit.ppo.evaluation import EvalMetrics, evaluation_metrics, sample_rows
+from toolkit.ppo.evaluation import EvalMetrics
 from toolkit.ppo.experience import Experience, KLController, make_experience
+from toolkit.ppo.online import OnlineTrainer
 from toolkit.ppo.prompts import PromptSampler, encode_prompts, encode_texts
-from toolkit.ppo.requirements import check_best_metric, check_requirements
+from toolkit.ppo.requirements import check_requirements
 from toolkit.ppo.rollout import RolloutMaker
 from toolkit.ppo.updates import Updater, micro_batch_rows, split_value_groups
 from toolkit.reward.functions import RewardFunction
-from toolkit.sampling.compatibility import check_supported
-from toolkit.trainers.callbacks import SAMPLES_FILE, append_rows
 from toolkit.trainers.checkpoints import WholeCheckpoints
 
 
-class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
+class PPOTrainer(OnlineTrainer, WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
     """Proximal policy optimization of one adapter on a shared base.
 
     Args:
@@ -143,19 +141,6 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             functions,
         )
 
-    def _check_base(self) -> None:
-        """Check the base on rows as long as this training's; raises ConfigError if it is not supported."""
-        splits = [s for s in (self.train_dataset, self.eval_dataset) if s is not None]
-        lengths = [len(ids) for split in splits for ids in split["prompt_ids"]]
-        longest = max(lengths) + self.args.response_length
-        with self.sampling_mode(), self.roles.using(None):
-            check_supported(
-                self.roles.base,
-                shortest=min(lengths) + 1,
-                longest=max([longest, *map(len, self.checkpoints.ptx)]),
-                shorten="`max_prompt_length` and `response_length`",
-            )
-
     @property
     def experience(self) -> Experience | None:
         """The rollout that updates currently use."""
@@ -168,7 +153,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train as the library's trainer does; may be called again."""
-        self._check_base()
+        self.check_base(longest_text=max(map(len, self.checkpoints.ptx), default=0))
         args, rollout = self.args, self.open_rollout
         rollout.experience, rollout.stopped, self._micro_step = None, False, None
         rollout.metrics.clear()
@@ -233,17 +218,6 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
         self._add_metrics(scores.metrics | metrics)
         return experience
 
-    @contextmanager
-    def sampling_mode(self) -> Iterator[None]:
-        """Inside the block, eval mode with autocast and no gradient checkpointing; then train mode."""
-        self.model.eval()
-        release_memory()
-        kwargs = self.args.gradient_checkpointing_kwargs
-        with disable_gradient_checkpointing(self.model, kwargs), self.accelerator.autocast():
-            yield
-        release_memory()
-        self.model.train()
-
     def _end_minibatch(self) -> None:
         """Check the loss before the optimizer step, and stop the rollout's updates at `target_kl`.
 
@@ -289,44 +263,23 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):  # type: ignore[misc]
             is_training=True,
         )
 
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Sample an answer to each held-out prompt, log means, and append the answers to samples.jsonl.
+    @property
+    def kl_weight(self) -> float:
+        """β, which `kl_target` adapts."""
+        return self.kl_control.coef
 
-        The random numbers are the same each time, and the training's random state is not changed.
-        With `ema_decay` the averaged policy is evaluated, because the finished run holds it.
+    @property
+    def kl_estimator(self) -> str:
+        """The option `kl_estimator`."""
+        return str(self.args.kl_estimator)
 
-        Returns: `eval_objective/scores` (without penalties), `…/penalised_scores`, `…/kl`,
-            `…/rlhf_reward`, `…/length`, `…/ended`, and the numbers of `eval_metrics`.
-        Raises: ConfigError without held-out rows, or if `metric_for_best_model` is not measured.
-        """
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        if rows is None or len(rows) == 0:
-            raise ConfigError("no rows to evaluate: pass an `eval_dataset` to PPOTrainer")
-        if rows is not self.eval_dataset:
-            rows = encode_prompts(rows, self.processing_class, self.roles, self.args)
-        with torch.random.fork_rng(), averaged_policy(self.ema), self.sampling_mode():
-            torch.manual_seed(self.args.seed)
-            rollout, scores = self.rollouts.make(list(rows))
-        beta = self.kl_control.coef
-        measured = evaluation_metrics(
-            rollout, scores, self.args, kl_coef=beta, eval_metrics=self.eval_metrics
-        )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
-        step = {"step": self.state.global_step}  # a reward function may store a column `step`, too
-        file = Path(self.args.output_dir) / SAMPLES_FILE
-        append_rows(file, (step | row | step for row in sample_rows(scores)))
-        super().log(dict(metrics))  # without the metrics of rollouts
-        if self.is_in_train:
-            check_best_metric(self.args, metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
+    def log_evaluation(self, metrics: dict[str, float]) -> None:
+        """Log an evaluation without the metrics of rollouts."""
+        super().log(metrics)
+
+    def evaluated_policy(self) -> AbstractContextManager[None]:
+        """The averaged policy, with `ema_decay`."""
+        return averaged_policy(self.ema)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of PPO's metrics since the last log, and log."""

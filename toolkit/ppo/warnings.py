@@ -48,6 +48,8 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
         }
         for key, warning in warnings.items():
             if warning is not None and not any(key in row for row in rows):
+                for ppo_option, own in getattr(args, "named_in_ppo", {}).items():
+                    warning = warning.replace(ppo_option, own)
                 print(f"! step {state.global_step}: {warning}", flush=True)
                 logs[key] = rows[-1][key] = warning
 
@@ -58,7 +60,7 @@ def warned(rows: Sequence[Row]) -> list[str]:
 
 
 def rollout_warnings(row: Row, args: Any) -> dict[str, str | None]:
-    """The warnings that a logged row of PPO's rollouts causes by itself. `args` is a PPOConfig."""
+    """The warnings that a logged row of rollouts causes by itself. `args` is a PPOConfig or alike."""
     if PENALTIES_STD not in row:
         return {}
     episodes = args.rollout_batch_size

@@ -166,14 +166,14 @@ class DryTraining(Training):
         return roles.model
 
     def roles(self) -> UntrainedRoles:
-        """PPO's roles, with new adapters."""
+        """The roles of `Training.roles`, with new adapters."""
         roles = UntrainedRoles(self.base, {})
         attach_ppo_roles(
             roles,
             policy=self.parent,
             rewards=self.rewards,
             model=self.model,
-            value=self.args.value_role,
+            value=getattr(self.args, "value_role", None),
         )
         return roles
 

@@ -67,18 +67,18 @@ class SFTTrainer(_Supervised, TrlSFTTrainer):  # type: ignore[misc]
         return (loss, result[1]) if return_outputs else loss
 
 
-class _WithReference(_Supervised):
+class WithReference:
     """Mixin for TRL trainers that add a reference adapter: makes it an exact copy of the policy's."""
 
     def __init__(self, model: PeftModel, **kwargs: Any) -> None:
         with warnings.catch_warnings():
             # PEFT warns since "ref" is a part of "prefix_tuning_", which no key contains
             warnings.filterwarnings("ignore", "Adapter name 'ref' should not be contained")
-            super().__init__(model, **kwargs)
+            super().__init__(model, **kwargs)  # type: ignore[call-arg]
         _copy_to_reference(model)
 
 
-class DPOTrainer(_WithReference, TrlDPOTrainer):  # type: ignore[misc]
+class DPOTrainer(WithReference, _Supervised, TrlDPOTrainer):  # type: ignore[misc]
     """TRL's DPOTrainer with complete checkpoints."""
 
     def batch_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class DPOTrainer(_WithReference, TrlDPOTrainer):  # type: ignore[misc]
         return {OTHERS: len(chosen)} | _token_weights(chosen, rejected)
 
 
-class KTOTrainer(_WithReference, TrlKTOTrainer):  # type: ignore[misc]
+class KTOTrainer(WithReference, _Supervised, TrlKTOTrainer):  # type: ignore[misc]
     """TRL's KTOTrainer with complete checkpoints."""
 
     def batch_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""RLOO and GRPO: TRL's trainers on groups of answers to one prompt, with rewards as for PPO."""
