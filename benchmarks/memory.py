@@ -25,7 +25,7 @@ from benchmarks.real_model import obtain
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preflight.dry_run import DryTraining, Peak
-from toolkit.preflight.ppo_dry_run import dry_run
+from toolkit.preflight.online_dry_run import dry_run
 from toolkit.recipe import Options, find_recipe
 from toolkit.stages import Stage
 

@@ -13,16 +13,26 @@ from trl import (
     ScriptArguments,
     SFTConfig,
 )
+from trl import GRPOConfig as TrlGRPOConfig
+from trl import RLOOConfig as TrlRLOOConfig
 
 from toolkit.errors import ConfigError
+from toolkit.groups.config import GroupOptions, GRPOConfig, RLOOConfig
 from toolkit.options.unsupported import UNSUPPORTED, reject_unsupported, reject_unusable
 from toolkit.ppo.config import PPOConfig
 from toolkit.recipe import recipes
 
-TRAINERS = (SFTConfig, RewardConfig, DPOConfig, KTOConfig, PPOConfig)
+TRAINERS = (SFTConfig, RewardConfig, DPOConfig, KTOConfig, PPOConfig, RLOOConfig, GRPOConfig)
+OURS = {f.name for f in dataclasses.fields(GroupOptions)}  # tested one by one
 # Options that a recipe passes on, or that other checks reject, by argument class. A new option of a library
 # needs a decision: find out from the library's code whether it has an effect although the recipes load the
 # model, the tokenizer and the rows.
+ONLINE = """
+    beta disable_dropout epsilon epsilon_high generation_batch_size generation_kwargs log_completions
+    log_unique_prompts mask_truncated_completions max_completion_length min_p num_completions_to_print
+    num_generations num_iterations pad_to_multiple_of repetition_penalty reward_weights
+    router_aux_loss_coef shuffle_dataset steps_per_generation temperature top_k top_p
+    trust_remote_code """
 WORKS = {
     TrainingArguments: """
         accelerator_config activation_checkpointing activation_checkpointing_kwargs adam_beta1
@@ -60,6 +70,14 @@ WORKS = {
         activation_offloading beta dataset_num_proc desirable_weight disable_dropout loss_type
         max_length pad_to_multiple_of precompute_ref_batch_size precompute_ref_log_probs
         router_aux_loss_coef trust_remote_code undesirable_weight""",
+    TrlRLOOConfig: ONLINE + "normalize_advantages reward_clip_range",
+    TrlGRPOConfig: ONLINE
+    + """
+        cast_lm_head_to_fp32 delta entropy_coef entropy_coef_delta entropy_coef_max entropy_coef_min
+        entropy_target importance_sampling_level log_completions_hub_repo loss_type
+        multi_objective_aggregation off_policy_mask_threshold sapo_temperature_neg
+        sapo_temperature_pos scale_rewards top_entropy_quantile use_adaptive_entropy
+        use_bias_correction_kl vespo_k_neg vespo_k_pos vespo_lambda_neg vespo_lambda_pos""",
     ScriptArguments: """
         dataset_config dataset_name dataset_streaming dataset_test_split dataset_train_split""",
     DatasetMixtureConfig: "datasets streaming test_split_size",
@@ -80,6 +98,7 @@ def test_every_option_of_the_libraries_is_decided(kind):
     names = {f.name for f in dataclasses.fields(kind) if f.init}
     if kind is PPOConfig:  # its own options are tested one by one
         names = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+    names -= OURS if issubclass(kind, GroupOptions) else set()
     for parent in kind.__mro__:
         names -= set(WORKS.get(parent, "").split()) | UNSUPPORTED.get(parent.__name__, {}).keys()
     assert not names
@@ -106,6 +125,8 @@ def test_defaults_are_accepted(kind):
         (PPOConfig, {"per_device_eval_batch_size": 3}, "`generation_batch_size`"),
         (PPOConfig, {"data_seed": 1}, "set `seed`"),
         (PPOConfig, {"include_for_metrics": ["loss"]}, "`include_for_metrics`"),
+        (RLOOConfig, {"use_vllm": True}, "`use_vllm` is not supported"),
+        (GRPOConfig, {"vllm_mode": "server"}, "`vllm_mode` is not supported: there is no vLLM"),
         (DPOConfig, {"do_eval": True}, "set `eval_strategy`"),
     ],
 )

@@ -82,12 +82,12 @@ def test_trainer_does_not_change_its_config(make_ppo_roles, tokenizer, tmp_path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optim": "schedule_free_adamw"}, "PPO does not support `optim` schedule_free_adamw"),
-        ({"auto_find_batch_size": True}, "PPO does not support `auto_find_batch_size` True"),
-        ({"torch_compile": True}, "PPO does not support `torch_compile` True"),
+        ({"optim": "schedule_free_adamw"}, "`optim` schedule_free_adamw is not supported"),
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size` True is not supported"),
+        ({"torch_compile": True}, "`torch_compile` True is not supported"),
         (
             {"torch_empty_cache_steps": 3},
-            "PPO does not support `torch_empty_cache_steps` 3, because PPO frees",
+            "`torch_empty_cache_steps` 3 is not supported, because the trainer frees",
         ),
     ],
 )

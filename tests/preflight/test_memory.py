@@ -22,7 +22,7 @@ from toolkit.preflight.fake_model import fake_base, fake_tensors, new_fake_mode,
 from toolkit.preflight.fit import Planner
 from toolkit.preflight.isolated_process import run_isolated
 from toolkit.preflight.memory_tracker import ACTIVATIONS, LOGITS, MemoryTracker
-from toolkit.preflight.ppo_dry_run import dry_run
+from toolkit.preflight.online_dry_run import dry_run
 from toolkit.sampling.decoding import decode
 
 RECORDED = json.loads((ROOT / "docs/results/preflight.json").read_text(encoding="utf-8"))["cases"]

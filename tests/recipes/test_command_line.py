@@ -19,19 +19,7 @@ from toolkit.options.command_line import parse, run_cli
 from toolkit.pipeline import Pipeline
 from toolkit.recipe import Recipe, find
 
-RECIPES = (
-    "sft",
-    "label",
-    "reward",
-    "ppo",
-    "dpo",
-    "kto",
-    "sample",
-    "choose",
-    "merge",
-    "evaluate",
-    "pretrain",
-)
+RECIPES = "sft label reward ppo rloo grpo dpo kto sample choose merge evaluate pretrain".split()
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 
 

@@ -30,7 +30,7 @@ def call_fails(recipe: str, folder: Path, **options) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["sft", "reward", "dpo", "kto", "ppo"])
+@pytest.mark.parametrize("recipe", ["sft", "reward", "dpo", "kto", "ppo", "grpo"])
 def test_finished_run_survives_failed_start(
     recipe, tiny_base, sft_run, reward_run, tmp_path, capsys
 ):
@@ -40,6 +40,9 @@ def test_finished_run_survives_failed_start(
     elif recipe == "ppo":
         options |= {"parent": sft_run, "reward_model": reward_run, "response_length": 8}
         options |= {"gradient_accumulation_steps": 1}
+    elif recipe == "grpo":
+        options |= {"parent": sft_run, "reward_model": reward_run, "max_completion_length": 8}
+        options |= {"num_generations": 4}
     else:
         options |= {"parent": sft_run, "dataset_name": "world:comparisons"}
     run = call(recipe, tmp_path / "run", **options)
@@ -48,7 +51,7 @@ def test_finished_run_survives_failed_start(
     assert Run.load(run).state == "finished"
     assert checkpoints(run)
     bad = tmp_path / "bad.jsonl"
-    bad.write_text(json.dumps(BAD | ({"prompt": 7} if recipe == "ppo" else {})) + "\n")
+    bad.write_text(json.dumps(BAD | ({"prompt": 7} if recipe in ("ppo", "grpo") else {})) + "\n")
     capsys.readouterr()
     call_fails(recipe, run, **(options | {"dataset_name": bad}))
     printed = capsys.readouterr()

@@ -11,6 +11,7 @@ from trl import DatasetMixtureConfig, DPOConfig, KTOConfig, RewardConfig, Script
 
 from tests.recipes.test_in_process import QUICK, STEPS, WORLD, call
 from toolkit.cli import run
+from toolkit.groups.config import GRPOConfig, RLOOConfig
 from toolkit.models.arguments import ModelArguments
 from toolkit.options.arguments import (
     PPOArguments,
@@ -26,9 +27,10 @@ from toolkit.runs.run import Run
 from toolkit.runs.settings import DATA, FREE, LENGTH, SETTINGS_FILE
 from toolkit.trainers.callbacks import RunCallback
 
-TRAINERS = (SFTConfig, RewardConfig, DPOConfig, KTOConfig, PPOConfig)
+TRAINERS = (SFTConfig, RewardConfig, DPOConfig, KTOConfig, PPOConfig, RLOOConfig, GRPOConfig)
 OTHERS = (ScriptArguments, DatasetMixtureConfig, ModelArguments, SFTArguments, RewardArguments)
-TIMES = ("_runtime", "_per_second")
+TIMES = ("_runtime", "_per_second", "step_time")
+ONLINE = ("ppo", "rloo", "grpo")
 EVAL = {"eval_strategy": "steps", "eval_steps": 4}
 
 
@@ -80,9 +82,15 @@ def options_of(recipe, base, sft, reward):
     if recipe == "sft":
         return options | {"lora_r": 4}
     options |= {"parent": sft}
+    options |= {"reward_model": reward} if recipe in ONLINE else {}
     if recipe == "ppo":
-        ppo = {"reward_model": reward, "total_episodes": 16, "response_length": 6}
+        ppo = {"total_episodes": 16, "response_length": 6}
         return options | ppo | {"gradient_accumulation_steps": 1}
+    if (
+        recipe in ONLINE
+    ):  # a generation of four prompts every two steps, an epoch of six or eight steps
+        options |= {"num_generations": 2, "steps_per_generation": 2, "num_iterations": 1}
+        return options | {"max_completion_length": 6, "gradient_accumulation_steps": 1}
     return options | {"dataset_name": "world:comparisons"}
 
 
@@ -101,7 +109,7 @@ def untimed(folder):
         ("reward", False),
         ("dpo", False),
         ("kto", False),
-        ("ppo", False),
+        *((recipe, False) for recipe in ONLINE),
         ("sft", True),
         ("dpo", True),
     ],
@@ -113,7 +121,7 @@ def test_killed_run_resumes_to_same_adapter_and_log(
     options = options_of(recipe, tiny_base, sft_run, reward_run)
     options |= {"save_steps": 3, "logging_steps": 4, "max_steps": 8}
     options |= {"dataset_streaming": True} if streaming else EVAL
-    options |= {} if "eval_steps" not in options or recipe == "ppo" else {"test_split_size": 4}
+    options |= {} if "eval_steps" not in options or recipe in ONLINE else {"test_split_size": 4}
     whole = call(recipe, tmp_path / "whole", **options)
     killed = crash(recipe, tmp_path / "killed", monkeypatch, step=7, **options)
     call(recipe, killed, resume_from_checkpoint=True, **options)

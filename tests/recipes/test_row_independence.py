@@ -13,7 +13,9 @@ from toolkit.runs.run import Run
 
 pytestmark = pytest.mark.slow
 
-DATA = {"sft": "demonstrations", "ppo": "prompts"}  # the others read comparisons
+DATA = {"sft": "demonstrations"} | dict.fromkeys(
+    ("ppo", "rloo", "grpo"), "prompts"
+)  # the others read comparisons
 
 
 def call(recipe, base, folder, **options):
@@ -52,7 +54,7 @@ def switching_base(tiny_base, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("recipe", ["sft", "reward", "dpo", "kto", "ppo"])
+@pytest.mark.parametrize("recipe", ["sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo"])
 def test_base_that_switches_with_longest_row_is_rejected(
     recipe, switching_base, sft_run, reward_run, tmp_path, capsys
 ):
@@ -60,10 +62,14 @@ def test_base_that_switches_with_longest_row_is_rejected(
     if recipe == "ppo":
         options |= {"reward_model": reward_run, "max_steps": -1, "total_episodes": 8}
         options |= {"gradient_accumulation_steps": 1, "response_length": 48}
+    if recipe in ("rloo", "grpo"):
+        options |= {"reward_model": reward_run, "max_completion_length": 48}
     assert call(recipe, switching_base, tmp_path / "run", **options) == 2
     error = capsys.readouterr().err
     assert "ConfigError: " in error and "the rows beside it" in error
-    option = "`max_prompt_length` and `response_length`" if recipe == "ppo" else "`max_length`"
+    answer = {"ppo": "response_length", "sft": None}.get(recipe, "max_completion_length")
+    is_online = DATA.get(recipe) == "prompts"
+    option = f"`max_prompt_length` and `{answer}`" if is_online else "`max_length`"
     assert f"limit the length of rows with {option} to at most 40 tokens" in error
     assert Run.load(tmp_path / "run").state == "failed"
 

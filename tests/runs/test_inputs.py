@@ -79,13 +79,15 @@ def test_report_may_stand_beside_its_runs(place):
         require_separate("ensemble", {"reward_model": "ensemble/member-0"}, may_hold_runs=True)
 
 
-@pytest.mark.parametrize("recipe", ["dpo", "kto", "reward", "ppo", "label", "merge"])
+@pytest.mark.parametrize(
+    "recipe", ["dpo", "kto", "reward", "ppo", "rloo", "grpo", "label", "merge"]
+)
 def test_recipe_leaves_its_parent_unchanged(recipe, tiny_base, sft_run, reward_run, capsys):
     run = Run(sft_run, "sft", state="finished", config={"model_name_or_path": str(tiny_base)})
     run.save()
     before = (sft_run / "run.json").read_bytes()
     words = ["--config", f"world/{recipe}", "--parent", str(sft_run), "--output_dir", str(sft_run)]
-    words += ["--reward_model", str(reward_run)] if recipe == "ppo" else []
+    words += ["--reward_model", str(reward_run)] if recipe in ("ppo", "rloo", "grpo") else []
     assert cli.run(find(recipe), words) == 2
     assert "is `parent`" in capsys.readouterr().err
     assert (sft_run / "run.json").read_bytes() == before

@@ -141,7 +141,7 @@ def test_values_replace_their_names(write):
         ("seed: 0", "seed: 0\nvalues: {{sft: x}}", "names, which no stage has, to texts"),
         ("seed: 0", "seed: 0\nvalues: {{x: 1}}", "to texts; got 'x': 1"),
         ("seed: 0", "seed: 0\nvalues: [x]", "`values` must be dict"),
-        ("recipe: ppo", "recipe: grpo", "`recipe` must be one of"),
+        ("recipe: ppo", "recipe: nosuch", "`recipe` must be one of"),
         ("{{sft}}", "{{dpo}}", "names `dpo`, which is neither an earlier stage"),
         ("seed: 0", "seed: x", "`seed` must be int"),
         ("seed: 0", "sead: 0", "unknown key `sead`"),

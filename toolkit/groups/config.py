@@ -9,6 +9,12 @@ from trl import RLOOConfig as TrlRLOOConfig
 
 from toolkit.ppo.config import NotNegative, OnlineOptions, Positive, option
 
+CHOICES = {
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+
 
 @dataclass
 class GroupOptions(OnlineOptions):
@@ -39,7 +45,7 @@ class GroupOptions(OnlineOptions):
     @property
     def rollout_batch_size(self) -> int:
         """Completions per generation."""
-        return int(self._trl.generation_batch_size)
+        return int(self._trl.per_device_train_batch_size * self._trl.steps_per_generation)
 
     @property
     def local_rollout_forward_batch_size(self) -> int:
@@ -63,3 +69,11 @@ class RLOOConfig(GroupOptions, TrlRLOOConfig):  # type: ignore[misc]
 @dataclass
 class GRPOConfig(GroupOptions, TrlGRPOConfig):  # type: ignore[misc]
     """Arguments of `GRPOTrainer`, on top of TRL's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in CHOICES.items():  # TRL checks them during the first step
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` must be {' or '.join(choices)}, got {getattr(self, name)!r}"
+                )

@@ -69,7 +69,7 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
             self.generator.manual_seed((self.seed or 0) * 1_000_003 + epoch)
 
 
-class _GroupTrainer(OnlineTrainer, WithReference, WholeCheckpoints):
+class GroupTrainer(OnlineTrainer, WithReference, WholeCheckpoints):
     """Mixin for TRL's trainers on groups of answers.
 
     Args:
@@ -118,12 +118,6 @@ class _GroupTrainer(OnlineTrainer, WithReference, WholeCheckpoints):
             for rows in (train_dataset, eval_dataset)
         )
         assert train is not None
-        prompts = args.generation_batch_size // args.num_generations
-        require(
-            len(train) >= prompts,
-            f"the training split has {len(train)} prompts, but a generation takes {prompts}; "
-            "raise `num_generations`, or lower `generation_batch_size` or `steps_per_generation`",
-        )
         self.roles, self.base_fingerprint = roles, roles.fingerprint
         self.functions, self.eval_metrics = functions, eval_metrics
         config = copy.copy(args)
@@ -152,7 +146,16 @@ class _GroupTrainer(OnlineTrainer, WithReference, WholeCheckpoints):
         return float(self.args.beta)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train as the library's trainer does."""
+        """Train as the library's trainer does.
+
+        Raises: ConfigError also for fewer prompts than a generation takes.
+        """
+        prompts = self.args.generation_batch_size // self.num_generations
+        require(
+            len(self.train_dataset) >= prompts,
+            f"there are {len(self.train_dataset)} training prompts, but a generation takes {prompts}; "
+            "raise `num_generations`, or lower `generation_batch_size` or `steps_per_generation`",
+        )
         self.check_base()
         return super().train(resume_from_checkpoint, **kwargs)
 
@@ -377,8 +380,8 @@ class _GroupTrainer(OnlineTrainer, WithReference, WholeCheckpoints):
             self._buffered_inputs = parts
 
 
-class RLOOTrainer(_GroupTrainer, TrlRLOOTrainer):  # type: ignore[misc]
-    """REINFORCE leave-one-out; see `_GroupTrainer` for the arguments.
+class RLOOTrainer(GroupTrainer, TrlRLOOTrainer):  # type: ignore[misc]
+    """REINFORCE leave-one-out; see `GroupTrainer` for the arguments.
 
     Source: Ahmadian et al. 2024, arXiv:2402.14740.
     """
@@ -388,8 +391,8 @@ class RLOOTrainer(_GroupTrainer, TrlRLOOTrainer):  # type: ignore[misc]
         return self._drawn.completions
 
 
-class GRPOTrainer(_GroupTrainer, TrlGRPOTrainer):  # type: ignore[misc]
-    """Group relative policy optimization; see `_GroupTrainer` for the arguments.
+class GRPOTrainer(GroupTrainer, TrlGRPOTrainer):  # type: ignore[misc]
+    """Group relative policy optimization; see `GroupTrainer` for the arguments.
 
     Source: Shao et al. 2024, arXiv:2402.03300.
     """

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.preflight.dry_run import DryRun, DryTraining, Peak
 from toolkit.preflight.fake_model import base_config
 from toolkit.preflight.isolated_process import LIMIT_S, run_isolated
-from toolkit.preflight.ppo_dry_run import dry_run
+from toolkit.preflight.online_dry_run import dry_run
 from toolkit.runs.memory import memory_limit
 from toolkit.stages import Stage
 

@@ -14,7 +14,7 @@ from toolkit.errors import ConfigError
 from toolkit.models.arguments import ModelArguments
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preflight.dry_run import DryTraining
-from toolkit.preflight.ppo_dry_run import dry_run
+from toolkit.preflight.online_dry_run import dry_run
 from toolkit.recipe import Options, Recipe
 from toolkit.stages import Stage
 from toolkit.world import BASE_NAME, resolve_base
@@ -24,6 +24,7 @@ LOSS_OPTIONS = (
     "loss_type", "loss_weights", "label_smoothing", "label_smoothing_factor", "f_divergence_type",
     "f_alpha_divergence_coef", "use_weighting", "ld_alpha",
 )  # fmt: skip
+TOY_BATCH = 8  # GRPO's default for the answers to a prompt
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, ImportError, NotImplementedError, ConfigError)
 
 
@@ -52,7 +53,7 @@ def try_options(recipe: Recipe, options: Options) -> None:
     """
     try_training_options(recipe.name, options.args)
     changed = _changed_loss_options(options.args)
-    if changed and recipe.rows != "prompt-only":  # rollouts have a loss of their own
+    if changed:
         with _library_errors(recipe.name, changed):
             _try_loss(recipe, options, changed)
 
@@ -128,14 +129,14 @@ def _try_loss(recipe: Recipe, options: Options, changed: Mapping[str, Any]) -> N
             use_cpu=options.args.use_cpu,  # accelerate keeps one device for the whole process
             bf16=False,
             report_to="none",
-            per_device_train_batch_size=2,
+            per_device_train_batch_size=TOY_BATCH,
             **changed,
         )
         model = ModelArguments(model_name_or_path=BASE_NAME, use_peft=True)
         stage = Stage(recipe, options._replace(args=args, model=model))
         tokenizer = load_tokenizer(resolve_base(BASE_NAME))
         dry = dry_run(_ToyTraining(stage, tokenizer, layers=1))
-        dry.peaks(dict(dry.trainer.train_dataset[0]), batch=2)
+        dry.peaks(dict(dry.trainer.train_dataset[0]), batch=TOY_BATCH)
 
 
 class _ToyTraining(DryTraining):

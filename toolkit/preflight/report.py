@@ -66,7 +66,7 @@ def summary(lengths: Sequence[int]) -> str:
 
 
 def optimizer_steps(args: Any, rows: Dataset) -> int | None:
-    """Optimizer steps of a run; None for PPO, whose trainer computes them from its rollouts."""
+    """Optimizer steps of a run; None if its trainer computes them from its rollouts."""
     if args.max_steps > 0:
         return int(args.max_steps)
     if layout_of(rows.column_names) == "prompt":

@@ -1,9 +1,11 @@
-"""PPO's phases on fake tensors: sampling, scoring, and the update; `dry_run` selects them for PPO."""
+"""The phases of PPO, RLOO and GRPO on fake tensors: sampling, scoring, update. `dry_run` selects them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from toolkit.groups.trainer import GroupTrainer
 from toolkit.kernels.chunked_logprobs import VocabularyHead
 from toolkit.models.passes import collate
 from toolkit.models.roles import POLICY, belongs_to
@@ -15,8 +17,8 @@ from toolkit.sampling.decoding import Decoded, GrowingLayer, growing_cache, next
 TOKEN = 1  # the id of every token: memory does not depend on it
 
 
-class PPODryRun(DryRun):
-    """Runs PPO's phases with the same functions as the trainer's rollout and update.
+class OnlineDryRun(DryRun):
+    """Runs the phases with the same functions as the trainer's rollout and update.
 
     A whole rollout cannot run, because the rows that stay in the batch depend on the sampled tokens. So it
     prefills the prompts, samples one token with a full cache, and scores completions of full length.
@@ -24,21 +26,16 @@ class PPODryRun(DryRun):
 
     is_fused = True
 
-    def _held(self) -> dict[str, int]:
-        parts = super()._held()
-        if self.args.ema_decay is not None:
-            named = self.model.named_parameters()
-            parts["adapters"] += sum(
-                p.numel() * p.element_size() for n, p in named if belongs_to(n, POLICY)
-            )
-        return parts
+    def _step(self, prompt: list[int], batch: int) -> Callable[[], None]:
+        """Forward and backward of a batch of answers to this prompt, each as long as allowed."""
+        raise NotImplementedError
 
     def _peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
         self.args.per_device_train_batch_size = batch  # the size of a rollout depends on it
         prompt = [TOKEN] * len(row["prompt_ids"])
         with self.trainer.sampling_mode():
             peaks = [*self._sampling(prompt), self._scoring(prompt)]
-        return [*peaks, self._ppo_update(prompt, batch)]
+        return [*peaks, self._update(self._step(prompt, batch))]
 
     @property
     def _rows_at_once(self) -> int:
@@ -76,7 +73,7 @@ class PPODryRun(DryRun):
             return [reading, self._peak("sampling", tracker, **parts)]
 
     def _scoring(self, prompt: list[int]) -> Peak:
-        """Run the passes of reference, value and reward, and the policy's pass if PPO rescores answers."""
+        """Run the passes of reference, value and reward, and the policy's pass if it rescores answers."""
         args, maker = self.args, self.trainer.rollouts
         rows = min(args.local_rollout_forward_batch_size, self._rows_at_once)
         shape = (rows, args.response_length)
@@ -94,7 +91,20 @@ class PPODryRun(DryRun):
             )
         return self._peak("scoring", tracker)
 
-    def _ppo_update(self, prompt: list[int], batch: int) -> Peak:
+
+class PPODryRun(OnlineDryRun):
+    """PPO: the update of policy and value, and the average of `ema_decay`."""
+
+    def _held(self) -> dict[str, int]:
+        parts = super()._held()
+        if self.args.ema_decay is not None:
+            named = self.model.named_parameters()
+            parts["adapters"] += sum(
+                p.numel() * p.element_size() for n, p in named if belongs_to(n, POLICY)
+            )
+        return parts
+
+    def _step(self, prompt: list[int], batch: int) -> Callable[[], None]:
         updater = self.trainer.updater
         if self.args.ptx_coef:
             updater.ptx = [max(updater.ptx, key=len)]
@@ -107,7 +117,32 @@ class PPODryRun(DryRun):
             if self.args.ptx_coef:
                 updater.pretraining_step(0)
 
-        return self._update(step)
+        return step
+
+
+class GroupDryRun(OnlineDryRun):
+    """RLOO and GRPO: TRL's loss."""
+
+    def _peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
+        self.args.generation_batch_size = batch * self.args.steps_per_generation
+        return super()._peaks(row, batch)
+
+    def _step(self, prompt: list[int], batch: int) -> Callable[[], None]:
+        self.trainer.current_gradient_accumulation_steps = 1
+        length = self.args.response_length
+        answers, logprobs = torch.full((batch, length), TOKEN), torch.zeros((batch, length))
+        inputs = {
+            "prompt_ids": torch.tensor([prompt] * batch),
+            "prompt_mask": torch.ones((batch, len(prompt)), dtype=torch.long),
+            "completion_ids": answers,
+            "completion_mask": torch.ones_like(answers),
+            "advantages": torch.zeros(batch),
+            "old_logps": torch.zeros(batch),
+            "old_per_token_logps": logprobs,
+            "ref_per_token_logps": logprobs,
+            "num_items_in_batch": torch.tensor(answers.numel()),
+        }
+        return lambda: self._loss(inputs).backward()
 
 
 def dry_run(training: DryTraining, *, cuda: bool = False) -> DryRun:
@@ -116,7 +151,8 @@ def dry_run(training: DryTraining, *, cuda: bool = False) -> DryRun:
     Raises: ConfigError as `DryTraining.build`.
     """
     trainer = training.build()
-    kind = PPODryRun if isinstance(trainer, PPOTrainer) else DryRun
+    kinds = ((PPOTrainer, PPODryRun), (GroupTrainer, GroupDryRun), (object, DryRun))
+    kind = next(kind for trainers, kind in kinds if isinstance(trainer, trainers))
     return kind(training, trainer, cuda=cuda)
 
 
