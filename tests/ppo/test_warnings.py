@@ -9,7 +9,7 @@ from tests.ppo.separate_models import make_ragged
 from tests.ppo.setup import make, prompts
 from toolkit.evaluation.gold import gold_metrics, gold_monitor
 from toolkit.models.roles import REWARD
-from toolkit.ppo import trainer as trainer_module
+from toolkit.ppo import online
 from toolkit.ppo.warnings import (
     CHECKS,
     WatchCallback,
@@ -187,12 +187,12 @@ def test_warning_is_printed_and_logged_once(ppo_roles, tokenizer, tmp_path, monk
         eval_strategy="steps",
         eval_steps=1,
     )
-    measure, scores = trainer_module.evaluation_metrics, iter(range(9))
+    measure, scores = online.evaluation_metrics, iter(range(9))
 
     def rising(*args, **kwargs):
         return measure(*args, **kwargs) | {"objective/scores": float(next(scores))}
 
-    monkeypatch.setattr(trainer_module, "evaluation_metrics", rising)
+    monkeypatch.setattr(online, "evaluation_metrics", rising)
     trainer.train()
     assert calls == [("user", "assistant", ["x"] * 4)] * 9
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

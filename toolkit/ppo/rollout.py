@@ -95,8 +95,8 @@ def read_by_roles(
     Returns: the rollout, and the reward models' scores `(M, B)`.
     """
     assert roles.model is not None
-    heads: Any = roles.heads
-    value_head = heads.get(VALUE, None)
+    has_value = VALUE in roles.heads
+    value_head: Any = roles.heads[VALUE] if has_value else None
     value_adapter = VALUE in roles.model.peft_config
     reference = REFERENCE if REFERENCE in roles.model.peft_config else None
     completions, device = decoded.completions, next(roles.model.parameters()).device
@@ -122,7 +122,7 @@ def read_by_roles(
             with roles.using(POLICY) as model:
                 own_pass = policy_pass(model, batch, temperature=temperature)
             logprobs[rows, :width] = own_pass.logprobs
-            if value_head is not None and not value_adapter:
+            if has_value and not value_adapter:
                 values[rows, :width] = spread(batch.mask, value_head(own_pass.states))
         model_scores[:, rows] = _read_rewards(roles, batch)
     return Rollout(prompts, completions, mask, logprobs, ref_logprobs, values), model_scores
