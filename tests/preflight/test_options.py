@@ -53,6 +53,7 @@ INVALID_NUMBERS_OF_RECIPE = [
     ("reward", "ensemble", "1000000", "in 1…256, got 1000000"),
     ("ppo", "num_mini_batches", "1000000", "in 1…65536, got 1000000"),
     ("kto", "beta", "-1", "above 0, got -1.0"),
+    ("grpo", "steps_per_generation", "100000", "in 1…65536, got 100000"),
     ("kto", "desirable_weight", "-1", "at least 0, got -1.0"),
 ]
 LIBRARY_ERRORS = [
@@ -64,6 +65,7 @@ LIBRARY_ERRORS = [
     ("dpo", "--sync_ref_model true", "`sync_ref_model` is not supported"),
     ("kto", "--sync_ref_model true", "`sync_ref_model` is not supported"),
     ("sft", "--optim galore_adamw", "`optim` galore_adamw, .* cannot be used: .*galore_torch"),
+    ("grpo", "--loss_type bogus", "`loss_type` bogus cannot be used: Unknown loss type: bogus"),
     ("ppo", "--optim_args foo", "`optim_args` foo, .* cannot be used"),
     ("reward", "--lr_scheduler_type cosine_with_min_lr", "One of min_lr or min_lr_rate"),
     ("sft", "--lr_scheduler_type warmup_stable_decay", "missing .* 'num_decay_steps'"),

@@ -20,6 +20,7 @@ CHOICES = {
 class GroupOptions(OnlineOptions):
     """The options of RLOO and GRPO that TRL lacks, and other defaults. The properties have PPO's names."""
 
+    with_other_bounds: ClassVar[tuple[str, ...]] = ("beta",)
     # warnings use the names of PPO's options
     named_in_ppo: ClassVar[dict[str, str]] = {
         "kl_coef": "beta",
@@ -65,10 +66,14 @@ class GroupOptions(OnlineOptions):
 class RLOOConfig(GroupOptions, TrlRLOOConfig):  # type: ignore[misc]
     """Arguments of `RLOOTrainer`, on top of TRL's."""
 
+    beta: NotNegative[float] = option(0.05, "Weight of the KL penalty; 0: no reference.")
+
 
 @dataclass
 class GRPOConfig(GroupOptions, TrlGRPOConfig):  # type: ignore[misc]
     """Arguments of `GRPOTrainer`, on top of TRL's."""
+
+    beta: NotNegative[float] = option(0.0, "Weight of the KL penalty; 0: no reference.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,7 +34,8 @@ BOUNDS: dict[tuple[float, bool, float], tuple[str, ...]] = {
     (1, False, PROCESSES): ("dataset_num_proc", "dataloader_prefetch_factor", "ensemble"),
     (1, False, SIZE): (
         "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-        "num_mini_batches", "ptx_batch_size", "precompute_ref_batch_size", "pad_to_multiple_of",
+        "num_mini_batches", "steps_per_generation", "num_iterations", "ptx_batch_size",
+        "precompute_ref_batch_size", "pad_to_multiple_of",
         "lora_r", "num_virtual_tokens", "hidden_size", "intermediate_size", "num_hidden_layers",
         "num_attention_heads", "width",
     ),
@@ -44,15 +45,16 @@ WHOLE_ABOVE_1 = ("logging_steps", "save_steps", "eval_steps")  # below 1: a shar
 
 
 def check_numbers(recipe: str, config: Any) -> None:
-    """Check the numbers of a config.
+    """Check the numbers of a config, except those that it names in `with_other_bounds` and checks itself.
 
     Raises: ConfigError that names a number out of its range.
     """
+    others = getattr(config, "with_other_bounds", ())
     for (low, is_open, high), names in BOUNDS.items():
         expected = f"above {low}" if is_open else f"at least {low}"
         expected = expected if high == math.inf else f"in {low}…{high}"
         for name in names:
-            for value in _numbers(config, name):
+            for value in _numbers(config, name) if name not in others else ():
                 if not (low < value or (value == low and not is_open)) or value > high:
                     raise ConfigError(f"{recipe}: `{name}` must be {expected}, got {value}")
     for name in WHOLE_ABOVE_1:

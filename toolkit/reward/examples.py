@@ -1,6 +1,7 @@
-"""An example of a reward function, which needs no reward model.
+"""Examples of reward functions.
 
 toolkit ppo ... --value_role head --reward_funcs toolkit.reward.examples:positive_tone
+toolkit grpo ... --reward_model ... --reward_funcs toolkit.reward.examples:correct_sum
 """
 
 import functools
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from toolkit.errors import ConfigError
+from toolkit.world.gold import features
 
 
 def positive_tone(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
@@ -20,8 +22,17 @@ def positive_tone(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) 
     return [float(_vader().polarity_scores(_text(c))["compound"]) for c in completions]
 
 
+def correct_sum(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
+    """A verifiable reward on the embedded world: 1 for the right sum, 0 for another answer.
+
+    None for a prompt that asks for no sum.
+    """
+    answers = [features(_text(p), _text(c)) for p, c in zip(prompts, completions, strict=True)]
+    return [float(f.correct) if f.kind == "sum" else None for f in answers]
+
+
 def _text(completion: Any) -> str:
-    """A completion as text; it is text or messages."""
+    """A prompt or completion as text; it is text or messages."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
