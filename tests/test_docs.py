@@ -3,10 +3,13 @@
 import dataclasses
 import re
 
+import pytest
+
 from tests.conftest import ROOT
 from toolkit.evaluation.metrics import RATES
-from toolkit.options.arguments import PPOArguments
-from toolkit.ppo.config import PPOConfig
+from toolkit.groups.config import GroupOptions
+from toolkit.options.arguments import OnlineArguments, PPOArguments
+from toolkit.ppo.config import OnlineOptions, PPOConfig
 
 
 def test_every_trap_names_a_test_that_exists():
@@ -22,12 +25,19 @@ def test_every_trap_names_a_test_that_exists():
             assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (file, test)
 
 
-def test_every_option_of_ppo_is_explained():
-    text = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
-    transformers_own = {"learning_rate", "adam_epsilon", "remove_unused_columns"}
-    for name in {*vars(PPOConfig)["__annotations__"], *vars(PPOArguments)["__annotations__"]}:
-        if name not in transformers_own | {"trust_remote_code"}:
-            assert f"`{name}`" in text, name
+@pytest.mark.parametrize(
+    ("page", "classes"),
+    [
+        ("ppo.md", (OnlineOptions, PPOConfig, OnlineArguments, PPOArguments)),
+        ("rl.md", (OnlineOptions, GroupOptions, OnlineArguments)),
+    ],
+)
+def test_every_option_of_ppo_and_groups_is_explained(page, classes):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    others = {"learning_rate", "adam_epsilon", "remove_unused_columns", "trust_remote_code"}
+    others |= {"named_in_ppo", "with_other_bounds", "num_generations_eval"}
+    for name in {name for kind in classes for name in vars(kind)["__annotations__"]} - others:
+        assert f"`{name}`" in text, name
 
 
 def test_every_rate_is_explained():

@@ -9,7 +9,7 @@ import torch
 from tests.ppo.test_ppo_options import make, prompts
 from toolkit.errors import CheckpointError
 from toolkit.models.roles import REFERENCE, REWARD
-from toolkit.ppo.config import PPOConfig
+from toolkit.ppo.config import OnlineOptions, PPOConfig
 from toolkit.reward.functions import load_reward_functions
 from toolkit.runs.settings import DATA, FREE, LENGTH, SETTINGS_FILE
 
@@ -37,7 +37,8 @@ def test_resume_rejects_each_changed_setting(stopped, make_ppo_roles, tokenizer,
     """Each option of PPO and of the optimizer that may not change, changed alone."""
     trainer = make(make_ppo_roles(), tokenizer, prompts(), tmp_path, **SAVING)
     free = {*" ".join(FREE.values()).split(), *DATA, *LENGTH}
-    names = {name for name in PPOConfig.__annotations__ if name not in free}
+    own = (*PPOConfig.__annotations__, *OnlineOptions.__annotations__)
+    names = {name for name in own if name not in free}
     names |= {"per_device_train_batch_size", "lr_scheduler_type", "optim", "weight_decay", "seed"}
     assert len(names) > 35
     for name in sorted(names):

@@ -59,6 +59,17 @@ def test_check_prints_sft_rows_with_loss_on_answer(tiny_base, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("recipe", ["rloo", "grpo"])
+def test_check_predicts_memory_of_groups(recipe, tiny_base, sft_run, reward_run, tmp_path, capsys):
+    words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
+    words += ["--parent", sft_run, "--reward_model", reward_run, "--max_rows", "20"]
+    findings = check_stage(stage_of(recipe, *words))
+    assert (findings.errors, findings.warnings) == ([], [])
+    output = capsys.readouterr().out
+    phases = output.split("predicted peak", 1)[1].splitlines()[1].split()
+    assert phases == ["reading", "sampling", "scoring", "update"]
+
+
 def test_check_describes_first_rows_of_stream(tiny_base, tmp_path, capsys):
     file = tmp_path / "d.jsonl"
     row = '{"prompt": "Is it %d?", "completion": "Yes."}\n'

@@ -87,7 +87,7 @@ def words_of(tiny_base, sft_run, reward_run, tmp_path):
     def make(recipe, more):
         words = ["--model_name_or_path", tiny_base, "--output_dir", tmp_path / "run"]
         words += [] if recipe == "sft" else ["--parent", sft_run]
-        words += ["--reward_model", reward_run] if recipe == "ppo" else []
+        words += ["--reward_model", reward_run] if recipe in ("ppo", "rloo", "grpo") else []
         if recipe in ("reward", "dpo", "kto"):
             words += ["--dataset_name", "world:comparisons"]
         return [str(word) for word in (*words, *more)]

@@ -21,6 +21,7 @@ import os
 import runpy
 import sys
 
+import toolkit.groups.trainer
 import toolkit.ppo.trainer
 import toolkit.runner
 import toolkit.trainers.load_policy

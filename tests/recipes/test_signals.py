@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.recipes.test_kill import command
+from tests.recipes.test_kill import SOAK, command
 from toolkit.runs.replacing import checkpoints
 from toolkit.runs.run import Run
 
@@ -34,20 +34,19 @@ def brief(completions, **columns):
     return [-float(len(c[0]["content"] if isinstance(c, list) else c)) for c in completions]
 """
 SETTINGS = {
-    "total_episodes": 20,  # five steps with one rollout each
-    "num_ppo_epochs": 1,
     "logging_steps": 1,
     "save_strategy": "no",
     "eval_strategy": "no",
     "per_device_train_batch_size": 2,
-    "num_mini_batches": 1,
     "save_steps": None,
     "eval_steps": None,
     "eval_prompts": None,
-    "ptx_texts": None,
-    "ptx_coef": None,
-    "ptx_batch_size": None,
 }
+# five steps with one rollout or generation each
+OWN = {"ppo": {"total_episodes": 20, "num_ppo_epochs": 1, "num_mini_batches": 1}}
+OWN["ppo"] |= dict.fromkeys(("ptx_texts", "ptx_coef", "ptx_batch_size"))
+OWN["grpo"] = {"max_steps": 5, "num_iterations": 1, "steps_per_generation": 2}
+OWN["rloo"] = OWN["grpo"]
 
 
 def wait_until(condition, process):
@@ -62,13 +61,16 @@ def wait_until(condition, process):
 class Runs:
     """Runs with the same settings, in folders of one directory."""
 
+    recipe = "ppo"
+
     def __init__(self, processes, place, base, sft, reward):
         self.processes, self.place, self.roles = processes, place, (base, sft, reward)
         (place / "rewards.py").write_text(REWARD, encoding="utf-8")
 
     def command(self, name):
         function = f"{self.place / 'rewards.py'}:brief"
-        return command(self.place / name, *self.roles, reward_funcs=function, **SETTINGS)
+        options = SETTINGS | OWN[self.recipe] | {"reward_funcs": function}
+        return command(self.place / name, *self.roles, recipe=self.recipe, **options)
 
     def finish(self, name, *more):
         """Start or resume a run, without waiting in its reward function."""
@@ -107,8 +109,10 @@ def runs(processes, tiny_base, sft_run, reward_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_interrupted_run_exits_and_resumes_exactly(runs):
+@pytest.mark.parametrize("recipe", OWN if SOAK else ["ppo"])
+def test_interrupted_run_exits_and_resumes_exactly(recipe, runs):
     """One run is interrupted twice, at its second and at its fourth step."""
+    runs.recipe = recipe
     runs.finish("whole")
     folder, resume = runs.place / "stopped", ()
     for number, status, step in ((signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 4)):
