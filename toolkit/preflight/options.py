@@ -123,6 +123,7 @@ def _changed_loss_options(args: Any) -> dict[str, Any]:
 
 def _try_loss(recipe: Recipe, options: Options, changed: Mapping[str, Any]) -> None:
     """One step of the recipe's trainer on fake tensors of the embedded base; no weights are read."""
+    short = {"max_completion_length": 8} if hasattr(options.args, "max_completion_length") else {}
     with tempfile.TemporaryDirectory() as folder:
         args = type(options.args)(
             output_dir=folder,
@@ -130,6 +131,7 @@ def _try_loss(recipe: Recipe, options: Options, changed: Mapping[str, Any]) -> N
             bf16=False,
             report_to="none",
             per_device_train_batch_size=TOY_BATCH,
+            **short,
             **changed,
         )
         model = ModelArguments(model_name_or_path=BASE_NAME, use_peft=True)
