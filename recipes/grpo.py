@@ -10,11 +10,17 @@ Writes  the run directory: the policy's adapter, run.json, metrics.jsonl.
 """
 
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import run
 from toolkit.options.arguments import OnlineArguments
 from toolkit.recipe import Options, Recipe
 from toolkit.stages import resolve_rewards
+
+if TYPE_CHECKING:
+    from toolkit import Training
+    from toolkit.groups.trainer import GRPOTrainer
 
 
 def arguments() -> tuple[type, type]:
@@ -23,17 +29,17 @@ def arguments() -> tuple[type, type]:
     return GRPOConfig, OnlineArguments
 
 
-def requirements(options: Options, planned) -> Options:
+def requirements(options: Options, planned: Mapping[str, Any]) -> Options:
     return resolve_rewards("grpo", options, planned)
 
 
-def build(training):
+def build(training: "Training") -> "GRPOTrainer":
     from toolkit.groups.trainer import GRPOTrainer
 
     return GRPOTrainer(training.roles(), training.args, **training.online_arguments())
 
 
-def save(training, trainer) -> dict:
+def save(training: "Training", trainer: "GRPOTrainer") -> dict[str, Any]:
     from toolkit.ppo.warnings import warned
 
     trainer.save_model()

@@ -167,7 +167,7 @@ class Training:
 
     def online_arguments(self) -> dict[str, Any]:
         """The arguments, besides roles and settings, of a trainer that samples answers and scores them."""
-        from toolkit.evaluation.evaluate import gold_monitor
+        from toolkit.evaluation.gold import gold_monitor
         from toolkit.ppo.warnings import WatchCallback
         from toolkit.reward.functions import load_reward_functions
 

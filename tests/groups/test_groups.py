@@ -233,11 +233,16 @@ def test_evaluation_changes_no_training_and_logs_held_out_means(
     assert len((tmp_path / "with" / "samples.jsonl").read_text().splitlines()) == 6
 
 
-def test_new_adapter_starts_as_the_base(model_config, adapter_runs, tokenizer, tmp_path, pristine):
+def test_new_adapter_and_its_reference_start_as_the_base(
+    model_config, tokenizer, tmp_path, pristine
+):
+    """Also with a β of 0, for which TRL adds no reference."""
     config = ModelConfig(**vars(model_config) | {"use_peft": True, "lora_r": 4})
     roles = fresh_roles(config)
     attach_ppo_roles(roles, policy=None, rewards=[], model=config, value=None)
-    trainer = make_group("grpo", roles, tokenizer, prompts(), tmp_path, reward_funcs=three)
+    options = {"reward_funcs": three, "beta": 0.0}
+    trainer = make_group("grpo", roles, tokenizer, prompts(), tmp_path, **options)
+    assert all(f".{POLICY}." in name for name in trainable_names(roles))
     ids = torch.tensor([trainer.train_dataset[0]["prompt_ids"]])
     with torch.no_grad():
         expected = pristine(ids).logits

@@ -68,13 +68,18 @@ class SFTTrainer(_Supervised, TrlSFTTrainer):  # type: ignore[misc]
 
 
 class WithReference:
-    """Mixin for TRL trainers that add a reference adapter: makes it an exact copy of the policy's."""
+    """Mixin for TRL trainers: the reference adapter is an exact, frozen copy of the policy's."""
 
     def __init__(self, model: PeftModel, **kwargs: Any) -> None:
         with warnings.catch_warnings():
             # PEFT warns since "ref" is a part of "prefix_tuning_", which no key contains
             warnings.filterwarnings("ignore", "Adapter name 'ref' should not be contained")
             super().__init__(model, **kwargs)  # type: ignore[call-arg]
+            if (
+                REFERENCE not in model.peft_config
+            ):  # GRPO with a `beta` of 0; evaluations measure a KL
+                model.add_adapter(REFERENCE, model.peft_config[POLICY])
+                model.set_adapter(POLICY)
         _copy_to_reference(model)
 
 
