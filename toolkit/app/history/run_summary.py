@@ -15,7 +15,8 @@ MAIN, DIFFERENT, ALL = "The main ones", "Those that differ", "All"
 MAIN_SETTINGS = """
 dataset_name model_name_or_path seed learning_rate lr_scheduler_type num_train_epochs
 max_steps total_episodes per_device_train_batch_size gradient_accumulation_steps
-rollout_batch_size num_ppo_epochs num_mini_batches beta kl_coef ptx_coef gamma lam
+rollout_batch_size num_ppo_epochs num_mini_batches num_generations steps_per_generation
+num_iterations beta kl_coef ptx_coef gamma lam
 cliprange vf_coef temperature max_length max_completion_length response_length loss_type
 use_peft peft_method lora_r lora_alpha lora_dropout load_in_4bit dtype ensemble
 """.split()
