@@ -34,6 +34,7 @@ LAYERS = {  # a module imports its own package and lower layers
     "toolkit.training": 10,
     "toolkit.preflight": 11,
     "toolkit.app": 11,
+    "toolkit.judging": 12,
     "toolkit.runner": 12,
     "toolkit.cli": 13,
     "toolkit.__main__": 14,

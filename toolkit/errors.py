@@ -39,6 +39,10 @@ class RewardError(ToolkitError):
     """A reward function or reward model returned a value that training cannot use."""
 
 
+class JudgeError(ToolkitError):
+    """A judge gives no replies that can be used."""
+
+
 class DivergedError(ToolkitError):
     """A loss, weight or hidden state is no longer finite."""
 

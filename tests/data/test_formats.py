@@ -32,6 +32,7 @@ PAIR = {"chosen": [assistant("Blue.")], "rejected": [assistant("Green.")]}
 
 # format, row, and the SFT row, preference row and prompt made of it (None: not possible)
 CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, Any] | None, Any]] = [
+    ("answers", {"prompt": "Sky?", "completions": ["Blue.", "Green."]}, None, None, "Sky?"),
     ("prompt-only", {"prompt": "Sky?"}, None, None, "Sky?"),
     ("prompt-only", {"prompt": [user("Sky?")]}, None, None, [user("Sky?")]),
     (

@@ -110,6 +110,10 @@ def check_row(row: dict[str, Any], kind: Kind) -> None:
         check_completion(row["chosen"], plain=plain)
         check_completion(row["rejected"], plain=plain)
         assert row["chosen"] != row["rejected"]
+    if kind == "answers":
+        assert len(row["completions"]) > 1
+        for completion in row["completions"]:
+            check_completion(completion, plain=plain)
 
 
 @given(dataset=datasets(), detect=st.booleans(), drop=st.booleans())

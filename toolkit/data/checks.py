@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.data.convert import COLUMNS, ConvertedRow, Kind, is_plain
 from toolkit.data.encoding import (
@@ -65,12 +65,14 @@ def _opposite(key: tuple[Hashable, ...], kind: Kind) -> tuple[Hashable, ...]:
 
 def _key(row: Row, kind: Kind) -> tuple[Hashable, ...]:
     """The row's values in the columns of the kind; two rows are equal if their keys are."""
-    return tuple(
-        tuple((message["role"], message["content"]) for message in value)
-        if isinstance(value := row[column], list)
-        else value
-        for column in COLUMNS[kind]
-    )
+    return tuple(_hashable(row[column]) for column in COLUMNS[kind])
+
+
+def _hashable(value: Any) -> Hashable:
+    """A text, a message or a list of them as a key."""
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    return (value["role"], value["content"]) if isinstance(value, dict) else value
 
 
 def check_texts(

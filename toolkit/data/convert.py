@@ -5,6 +5,7 @@
     unpaired            {"prompt", "completion", "label"}   KTO
     prompt-only         {"prompt"}                          PPO
     text                {"text"}                            SFT on text without prompts
+    answers             {"prompt", "completions"}           judge; also "ranks", if they are known
 
 Preference, unpaired and prompt-only rows keep their other columns, such as "margin" or a reference
 answer, for trainers and reward functions. The rows made from one ranking, or from one dialogue,
@@ -33,7 +34,7 @@ from toolkit.data.ranking import (
 from toolkit.data.row_errors import FailedRow, RowError, Unreadable, error_message
 from toolkit.errors import DatasetError
 
-Kind = Literal["prompt-completion", "preference", "unpaired", "prompt-only", "text"]
+Kind = Literal["prompt-completion", "preference", "unpaired", "prompt-only", "text", "answers"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Turns = Literal["all", "last"]
 
@@ -43,14 +44,16 @@ COLUMNS: Mapping[Kind, tuple[str, ...]] = {
     "unpaired": ("prompt", "completion", "label"),
     "prompt-only": ("prompt",),
     "text": ("text",),
+    "answers": ("prompt", "completions"),
 }
 # The contents of a format (`Format.content`) from which rows of a kind can be made.
 SOURCES: Mapping[Kind, tuple[Content, ...]] = {
     "prompt-completion": ("completion", "label", "comparison"),
     "preference": ("comparison",),
     "unpaired": ("label", "comparison"),
-    "prompt-only": ("prompt", "completion", "label", "comparison"),
+    "prompt-only": ("prompt", "completion", "label", "comparison", "answers"),
     "text": ("text",),
+    "answers": ("answers", "comparison"),
 }
 REQUIRES: Mapping[Kind, str] = {
     "prompt-completion": "completions",
@@ -58,6 +61,7 @@ REQUIRES: Mapping[Kind, str] = {
     "unpaired": "completions that are known to be good or bad",
     "prompt-only": "prompts",
     "text": "texts",
+    "answers": "two or more completions of one prompt",
 }
 
 # By the content of a format: why a row without faults gives no row of the kind.
@@ -242,6 +246,11 @@ def _rows_of_kind(parts: Row, kind: Kind, pairs: Pairs) -> list[Row]:
     prompt = {"prompt": parts["prompt"]}
     if kind == "prompt-only":
         return [prompt]
+    if kind == "answers":
+        if "chosen" not in parts:
+            return [parts]
+        pair = [parts["chosen"], parts["rejected"]]
+        return [prompt | {"completions": pair, "ranks": [1, 2]}]
     if "completions" in parts:
         if kind == "preference":
             return pairs_of(parts, pairs=pairs)

@@ -4,7 +4,7 @@ A reader takes a row and returns one of these parts; texts stay texts, messages 
 
     {"text"}, {"messages", "learned"}, {"prompt"}, {"prompt", "completion"},
     {"prompt", "completion", "label"}, {"prompt", "chosen", "rejected"},
-    {"prompt", "completions", "ranks"}
+    {"prompt", "completions", "ranks"}, {"prompt", "completions"}
 
 `learned` has one bool per message: whether the message is an answer that carries a loss.
 
@@ -39,17 +39,18 @@ from toolkit.data.messages import (
     learned,
     user,
 )
-from toolkit.data.ranking import read_ranked, read_ultrafeedback
+from toolkit.data.ranking import read_answers, read_ranked, read_ultrafeedback
 from toolkit.data.row_errors import RowError, Unreadable, as_json, describe
 from toolkit.data.values import as_flag
 from toolkit.errors import DatasetError
 
-Content = Literal["text", "prompt", "completion", "label", "comparison"]
+Content = Literal["text", "prompt", "completion", "label", "comparison", "answers"]
 
 LABELS = dict.fromkeys(("good", "desirable", "chosen", "accepted", "thumbs_up"), True)
 LABELS |= dict.fromkeys(("bad", "undesirable", "rejected", "thumbs_down"), False)
 LABELS |= {"correct": True, "incorrect": False, "upvote": True, "downvote": False}
 LABELS |= {"like": True, "dislike": False, "preferred": True, "dispreferred": False}
+RANKING_COLUMNS = ("ranks", "scores")
 EMPTY: tuple[Any, ...] = (None, [], {})
 CSV = re.compile(r"\.[ct]sv(\.gz)?\Z", re.IGNORECASE)
 TREE = {"message_id", "parent_id", "role"}  # OpenAssistant's rows
@@ -64,7 +65,8 @@ class Format:
     Args:
         columns: the columns that identify the format; every row must have them.
         content: the content of a row: a "text", a "prompt", a prompt with one good "completion", a
-            completion with a "label" (good or bad), or a "comparison" of two or more completions.
+            completion with a "label" (good or bad), a "comparison" of two or more completions, or
+            "answers" that are not compared.
         read: returns the parts of a row (see the module's docstring); raises RowError.
         optional: further columns that `read` uses.
         matches: checks the rows' values, if other datasets can have the same columns.
@@ -208,6 +210,10 @@ def _labelled_format(
     return Format((*columns, "label"), "label", labelled(read), optional, _has_labels)
 
 
+def _has_ranks(rows: Sequence[Row]) -> bool:
+    return any(not is_blank(row.get(name)) for row in rows for name in RANKING_COLUMNS)
+
+
 LLAMA_FACTORY = ("input", "history")
 # `detect_format` tries them in this order: a format comes before those that need fewer columns.
 FORMATS: Mapping[str, Format] = {
@@ -220,7 +226,10 @@ FORMATS: Mapping[str, Format] = {
     "hh": Format(("chosen", "rejected"), "comparison", read_hh, ("prompt",), has_transcripts),
     "preference": Format(("prompt", "chosen", "rejected"), "comparison", read_preference),
     "implicit-preference": Format(("chosen", "rejected"), "comparison", read_implicit),
-    "ranked": Format(("prompt", "completions"), "comparison", read_ranked, ("ranks", "scores")),
+    "ranked": Format(
+        ("prompt", "completions"), "comparison", read_ranked, RANKING_COLUMNS, _has_ranks
+    ),
+    "answers": Format(("prompt", "completions"), "answers", read_answers),
     "ultrafeedback": Format(("instruction", "completions"), "comparison", read_ultrafeedback),
     "unpaired": _labelled_format(("prompt", "completion"), read_prompt_completion),
     "messages_unpaired": _labelled_format(("messages",), read_messages),

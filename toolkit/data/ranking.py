@@ -36,6 +36,13 @@ def read_ranked(row: Row) -> Row:
 
     Raises: RowError if the columns do not fit together or contradict each other.
     """
+    answers = read_answers(row)
+    completions = answers["completions"]
+    return _ranked(answers["prompt"], completions, _ranks(row, len(completions)))
+
+
+def read_answers(row: Row) -> Row:
+    """Read `{"prompt", "completions"}`; see `read_ranked`. Raises: RowError if they do not fit together."""
     prompt = as_prompt(get_column(row, "prompt"), '"prompt"')
     values = _completion_list(row)
     if isinstance(prompt, str) and any(isinstance(item, list | dict) for item in values):
@@ -43,7 +50,7 @@ def read_ranked(row: Row) -> Row:
     completions = [
         _completion(item, f'"completions" {i}', prompt) for i, item in enumerate(values, start=1)
     ]
-    return _ranked(prompt, completions, _ranks(row, len(values)))
+    return {"prompt": prompt, "completions": completions}
 
 
 def read_ultrafeedback(row: Row) -> Row:
