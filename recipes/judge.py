@@ -22,8 +22,10 @@ def main(args) -> Run:
     require_separate(args.output_dir, args)
     if args.judge_url is None:
         raise ConfigError("judge: `judge_url` is missing; name an OpenAI-compatible endpoint")
-    if args.dataset_name is None:
-        raise ConfigError("judge: `dataset_name` is missing; name a dataset with answers")
+    if args.dataset_name is None and args.votes is None:
+        raise ConfigError(
+            "judge: `dataset_name` is missing; name a dataset with answers, or people's `votes`"
+        )
 
     from toolkit.judging import items, output, report
     from toolkit.judging.endpoint import Endpoint
@@ -34,7 +36,9 @@ def main(args) -> Run:
     template, judge = Template(args.mode, args.judge_prompt), Endpoint(args)
     began = time.monotonic()
     with Run.start(args.output_dir, recipe="judge", configs=(args,)) as run:
-        rows = items.read_items(args)
+        votes = items.read_votes(args.votes)
+        own = items.read_items(args) if args.dataset_name else []
+        rows = own or items.items_of(votes, most=args.max_prompts)
         items.require_questions(rows)
         plans = [plan(item, template, args.mode) for item in rows]
         run.begin()  # the replies of an earlier call with the same questions stay
@@ -44,7 +48,7 @@ def main(args) -> Run:
             judged(item, asked, replies, args.mode) for item, asked in zip(rows, plans, strict=True)
         ]
         counts = output.write_data(verdicts, run.path, judge=judge.name)
-        numbers = report.build(verdicts, replies, people={}, seed=args.seed)
+        numbers = report.build(verdicts, replies, people=report.people_votes(votes), seed=args.seed)
         numbers |= {"from_earlier_calls": kept, "seconds": round(time.monotonic() - began, 1)}
         print(output.write_report(numbers, run.path, judge=judge.name))
         return run.finish(judge=judge.name, rows=counts, **numbers)

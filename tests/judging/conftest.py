@@ -42,7 +42,12 @@ class Caller:
             "judge_model": "tiny",
             "output_dir": self.out,
         } | options
-        words = [w for name, value in options.items() for w in (f"--{name}", str(value))]
+        words = [
+            w
+            for name, value in options.items()
+            if value is not None
+            for w in (f"--{name}", str(value))
+        ]
         return run(find("judge"), words)
 
     def read(self, name):

@@ -1,7 +1,7 @@
 """A chat-completions server for tests, as a script: it prints its port.
 
-The path begins with the server's behaviour. Its honest verdict prefers the answer with more words "good"; its
-ratings are the number of them plus one.
+The path begins with the server's behaviour. Its honest verdict prefers the answer with more words
+"good"; its ratings are the number of them plus one.
 """
 
 import json
@@ -103,6 +103,7 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # a client that was killed
     print(server.server_port, flush=True)
     sys.stdout.close()
     server.serve_forever()

@@ -16,6 +16,13 @@ class JudgeArguments:
         default=None,
         metadata={"help": "Dataset whose rows have a prompt and two or more answers."},
     )
+    votes: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of the app with people's judgements (judgements.sqlite). The report compares the "
+            "judge with them. Without `dataset_name`, the answers in this file are judged."
+        },
+    )
     dataset_split: str = field(default="train", metadata={"help": "Split of `dataset_name`."})
     drop_bad_rows: bool = field(
         default=False,

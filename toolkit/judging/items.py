@@ -1,11 +1,14 @@
 """What is judged: a prompt with two or more answers, from a dataset, from runs or from people's votes."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from toolkit.app.judgements.judgement import Reply
+from toolkit.app.judgements.judgement import NAMED, SKIP, Judgement, Reply
+from toolkit.app.judgements.store import Store
 from toolkit.data.auxiliary import load_split
 from toolkit.errors import DatasetError
 from toolkit.judging.arguments import JudgeArguments
@@ -59,6 +62,30 @@ def read_items(args: JudgeArguments) -> list[Item]:
         )
         for row in rows[: args.max_prompts]
     ]
+
+
+def read_votes(file: str | None) -> list[Judgement]:
+    """The blind judgements in the app's file, without skipped ones; none without a file.
+
+    Raises: DatasetError if the file is missing or damaged.
+    """
+    if file is None:
+        return []
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise DatasetError(f"votes: {path} is not a file; name the app's judgements.sqlite")
+    return [j for j in Store(path).all() if j.verdict != SKIP and NAMED not in j.sampling]
+
+
+def items_of(votes: Sequence[Judgement], *, most: int | None) -> list[Item]:
+    """The prompts and answers that people judged, each once."""
+    items: dict[Any, Item] = {}
+    for vote in votes:
+        completions = tuple(reply.text for reply in vote.replies)
+        answers = tuple([{"role": "assistant", "content": text}] for text in completions)
+        key = json.dumps([vote.prompt, sorted(completions)])
+        items.setdefault(key, Item(list(vote.prompt), answers))
+    return list(items.values())[:most]
 
 
 def require_questions(items: Sequence[Item]) -> None:

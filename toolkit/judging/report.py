@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.app.judgements.judgement import Judgement
+from toolkit.app.judgements.leaderboard import BATTLE_RANKS
 from toolkit.evaluation.metrics import Interval, mean_interval, rounded
 from toolkit.judging.agreement import agreement
 from toolkit.judging.questions import ASPECTS
@@ -80,6 +82,17 @@ def pair_of(prompt: Any, one: str, other: str) -> Hashable:
 def _ordered(key: Any, one: str, share: float) -> float:
     """A verdict on (one, other) in the order of the key."""
     return share if key[1] == one else 1 - share
+
+
+def people_votes(votes: Sequence[Judgement]) -> Votes:
+    """People's verdicts on each pair of answers; "both bad" is a tie. Source: `toolkit.app.judgements`."""
+    found: dict[Hashable, list[float]] = defaultdict(list)
+    for vote in votes:
+        texts = [reply.text.strip() for reply in vote.replies]
+        ranks = vote.ranks or BATTLE_RANKS[str(vote.verdict)]
+        for key, share in ranked_pairs(list(vote.prompt), texts, ranks):
+            found[key].append(share)
+    return found
 
 
 def _labels(items: Sequence[Judged]) -> Votes:
