@@ -13,12 +13,13 @@ import time
 
 from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
+from toolkit.judging.arguments import JudgeArguments
 from toolkit.recipe import Command
 from toolkit.runs.inputs import require_separate
 from toolkit.runs.run import Run
 
 
-def main(args) -> Run:
+def main(args: JudgeArguments) -> Run:
     require_separate(args.output_dir, args)
     if args.judge_url is None:
         raise ConfigError("judge: `judge_url` is missing; name an OpenAI-compatible endpoint")
@@ -55,8 +56,6 @@ def main(args) -> Run:
 
 
 def arguments() -> tuple[type, ...]:
-    from toolkit.judging.arguments import JudgeArguments
-
     return (JudgeArguments,)
 
 
