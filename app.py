@@ -187,7 +187,7 @@ def build(workbench: "Workbench", battles: "Battles", prompts: list[str]) -> "gr
         with gr.Tab("Rank"):
             rank_tab(page, battles, prompts)
         with gr.Tab("Leaderboard") as tab:
-            leaderboard_tab(tab, store)
+            leaderboard_tab(tab, store, workbench.runs)
         with gr.Tab("Runs"):
             runs_tab(page, workbench)
         with gr.Tab("Data") as tab:

@@ -28,6 +28,7 @@ def main(args: JudgeArguments) -> Run:
             "judge: `dataset_name` is missing; name a dataset with answers, or people's `votes`"
         )
 
+    from toolkit.app.judgements.judged import write_judgements
     from toolkit.judging import items, output, report
     from toolkit.judging.endpoint import Endpoint
     from toolkit.judging.questions import Template
@@ -49,6 +50,7 @@ def main(args: JudgeArguments) -> Run:
             judged(item, asked, replies, args.mode) for item, asked in zip(rows, plans, strict=True)
         ]
         counts = output.write_data(verdicts, run.path, judge=judge.name)
+        write_judgements(run.path, output.as_judgements(verdicts, judge=judge.name))
         numbers = report.build(verdicts, replies, people=report.people_votes(votes), seed=args.seed)
         numbers |= {"from_earlier_calls": kept, "seconds": round(time.monotonic() - began, 1)}
         print(output.write_report(numbers, run.path, judge=judge.name))

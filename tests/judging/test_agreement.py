@@ -6,6 +6,7 @@ import pytest
 from tests.app.judgements.judgements import battle, ranking
 from tests.judging.conftest import ROWS
 from toolkit.app.judgements import leaderboard
+from toolkit.app.judgements.judged import FILE, judged_boards, read_judgements
 from toolkit.app.judgements.store import Store
 from toolkit.errors import DatasetError
 from toolkit.judging.agreement import agreement, cohen_kappa, coincidences, krippendorff_alpha
@@ -61,6 +62,17 @@ def test_judge_is_compared_with_votes_of_the_app(judge, tmp_path, capsys):
     assert (people["pairs"], people["votes"]) == (7, 8)
     assert people["equal"] == 5 / 8
     assert "of 8 verdicts equal those of the people" in capsys.readouterr().out
+    assert set(judge.read("report.json")["win_rates"]) == {"good", "bad", "other"}
+    (board,) = judged_boards(tmp_path).values()
+    assert {s.name: s.votes for s in board.standings} == {"good": 5, "bad": 5, "other": 1}
+    stored = read_judgements(judge.out / FILE)
+    assert {(j.verdict, j.ranks, j.labeler) for j in stored} == {
+        ("a", None, "judge tiny"),
+        (None, (2, 1, 2), "judge tiny"),
+    }
+    (judge.out / FILE).write_text('{"id": 1}\n')
+    assert list(judged_boards(tmp_path)) == ["judge (tiny)"]
+    assert "damaged" in judged_boards(tmp_path)["judge (tiny)"]
     assert judge(rows=ROWS, votes=store.path) == 0  # other answers
     assert judge.read("report.json")["agreement"]["people"] is None
     assert judge(votes=tmp_path / "missing.sqlite") == DatasetError.exit_code

@@ -18,13 +18,15 @@ from toolkit.judging.arguments import JudgeArguments
 class Item:
     """A prompt and its answers, each a text or messages.
 
-    `replies` describes the origin of each answer, if it is known; `ranks` are those of the dataset.
+    `replies` has the origin of each answer, and `sampled` a judgement with the same base and sampling, if
+    they are known; `ranks` are those of the dataset.
     """
 
     prompt: Any
     completions: tuple[Any, ...]
     replies: tuple[Reply, ...] = ()
     ranks: tuple[int, ...] | None = None
+    sampled: Judgement | None = None
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -84,7 +86,7 @@ def items_of(votes: Sequence[Judgement], *, most: int | None) -> list[Item]:
         completions = tuple(reply.text for reply in vote.replies)
         answers = tuple([{"role": "assistant", "content": text}] for text in completions)
         key = json.dumps([vote.prompt, sorted(completions)])
-        items.setdefault(key, Item(list(vote.prompt), answers))
+        items.setdefault(key, Item(list(vote.prompt), answers, vote.replies, sampled=vote))
     return list(items.values())[:most]
 
 

@@ -1,11 +1,14 @@
 """The files of a judge's run: training data, report."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from toolkit.app.judgements.export import Export
+from toolkit.app.judgements.judgement import BATTLE, MAX_LABELER, RANKING, TIE, A, B, Judgement
 from toolkit.data.messages import Row
 from toolkit.data.ranking import group_id, labels_of, pairs_of, read_ranked
 from toolkit.judging.verdicts import Judged
@@ -43,6 +46,30 @@ def write_data(items: Sequence[Judged], folder: Path, *, judge: str) -> dict[str
     lines = {name: list(map(_line, some)) for name, some in rows.items()}
     Export(lines, {}).write(folder)
     return {name.removesuffix(".jsonl"): len(some) for name, some in rows.items()}
+
+
+def as_judgements(items: Sequence[Judged], *, judge: str) -> Iterator[Judgement]:
+    """The judge's verdicts on answers of known checkpoints, as judgements of the app."""
+    time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for number, one in enumerate(items):
+        if one.item.sampled is None or len(one.kept) < 2:
+            continue
+        pair = len(one.kept) == 2
+        yield replace(
+            one.item.sampled,
+            id=f"judge-{number}",
+            kind=BATTLE if pair else RANKING,
+            replies=tuple(one.item.replies[i] for i in one.kept),
+            verdict={(1, 2): A, (2, 1): B, (1, 1): TIE}[one.ranks[0], one.ranks[1]]
+            if pair
+            else None,
+            ranks=None if pair else tuple(one.ranks),
+            likert=None,
+            flags=None,
+            reason="",
+            labeler=f"judge {judge}"[:MAX_LABELER],
+            time=time,
+        )
 
 
 def _line(row: Row) -> str:

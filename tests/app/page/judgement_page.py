@@ -33,7 +33,7 @@ def judgement_page(folder: Path) -> Iterator[tuple[str, FakeWorkbench, Store]]:
         with gr.Tab("Rank"):
             rank_tab(page, battles, ["A prompt from a file"])
         with gr.Tab("Leaderboard") as tab:
-            leaderboard_tab(tab, store)
+            leaderboard_tab(tab, store, store.path.parent)
         with gr.Tab("Data") as tab:
             data_tab(page, tab, workbench, store)
     page.queue(max_size=32)

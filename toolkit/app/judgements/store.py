@@ -157,14 +157,14 @@ class Store:
         with self._connection() as db:
             rows = db.execute(f"{SELECT} ORDER BY number")
             parse = functools.cache(json.loads)  # thousands of rows share their `SHARED` columns
-            return [_from_row(row, parse) for row in rows]
+            return [from_row(row, parse) for row in rows]
 
     def newest(self, limit: int) -> dict[int, Judgement]:
         """The latest judgements by number, the newest first. A number stays when others are deleted."""
         with self._connection() as db:
             query = f"{SELECT.replace('FROM', ', number FROM')} ORDER BY number DESC LIMIT ?"
             rows = db.execute(query, (limit,)).fetchall()
-            return {row["number"]: _from_row(row[:-1]) for row in rows}
+            return {row["number"]: from_row(row[:-1]) for row in rows}
 
     def version(self) -> tuple[int, int]:
         """A value that every new, edited and deleted judgement changes."""
@@ -319,7 +319,7 @@ def _enable_wal(db: sqlite3.Connection) -> None:
 
 def _find(db: sqlite3.Connection, id: str) -> Judgement | None:
     row = db.execute(f"{SELECT} WHERE id = ?", (id,)).fetchone()
-    return None if row is None else _from_row(row)
+    return None if row is None else from_row(row)
 
 
 def as_row(judgement: Judgement) -> dict[str, Any]:
@@ -331,7 +331,8 @@ def as_row(judgement: Judgement) -> dict[str, Any]:
     return values
 
 
-def _from_row(row: Sequence[Any], parse_shared: Callable[[str], Any] = json.loads) -> Judgement:
+def from_row(row: Sequence[Any], parse_shared: Callable[[str], Any] = json.loads) -> Judgement:
+    """The judgement of the values of `COLUMNS`, in this order."""
     values = dict(zip(COLUMNS, row, strict=True))
     for name in AS_JSON:
         if values[name] is not None:

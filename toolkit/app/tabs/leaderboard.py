@@ -2,11 +2,14 @@
 
 import functools
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from toolkit.app.history.curves import escaped, layout
+from toolkit.app.judgements.judged import judged_boards
 from toolkit.app.judgements.leaderboard import MIN_PROMPTS, MIN_VOTES, Board, leaderboard
 from toolkit.app.tabs.judgement_list import judgement_list
 from toolkit.app.tabs.parts import column_widths, errors_as_toast, plotly
@@ -30,8 +33,12 @@ HEADERS = {  # column -> minimum pixels and share of the width, %
 MAX_NAME = 28  # characters of a name in the plot and above a column
 
 
-def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
-    """Build the tab; opening it computes the ratings if there are new judgements."""
+def leaderboard_tab(tab: gr.Tab, store: "Store", runs: Path) -> None:
+    """Build the tab; opening it computes the ratings if there are new judgements.
+
+    Args:
+        runs: the folder with the runs of model judges.
+    """
     gr.Markdown(INTRODUCTION)
     empty = gr.Markdown(markdown("no_judgements"), visible=False)
     update = gr.Button("Update ratings", size="sm")
@@ -57,6 +64,14 @@ def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
         agreement = gr.Textbox(
             label="Agreement between labelers", info=info, lines=2, interactive=False
         )
+    judged = gr.Dataframe(
+        headers=["Judge", *HEADERS],
+        interactive=False,
+        wrap=True,
+        visible=False,
+        label="Ratings by models (toolkit judge), not by people",
+        elem_classes="ratings",
+    )
     with gr.Accordion("How ratings are computed", open=False):
         gr.Markdown(markdown("leaderboard_ratings"))
     lock = threading.Lock()  # several visitors wait for one computation
@@ -78,10 +93,16 @@ def leaderboard_tab(tab: gr.Tab, store: "Store") -> None:
             _agreement_text(board),
         ]
 
+    def refresh_judged() -> Any:
+        rows = _judged_rows(judged_boards(runs))
+        return gr.update(value=rows, visible=bool(rows))
+
     outputs = [empty, results, table, plot, pairs, agreement]
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
     update.click(refresh, None, outputs, api_name="leaderboard")
     tab.select(refresh, None, outputs, **quiet)
+    for event in (update.click, tab.select):
+        event(refresh_judged, None, judged, **quiet)
     judgement_list(tab, store, lambda event: event.then(refresh, None, outputs, **quiet))
 
 
@@ -95,6 +116,17 @@ def _standings_rows(board: Board) -> list[list[str]]:
             interval = f"{standing.interval[0]:.0f} to {standing.interval[1]:.0f}"
         counts = [str(standing.votes), str(standing.prompts)]
         rows.append([number, standing.name, rating, interval, *counts])
+    return rows
+
+
+def _judged_rows(boards: Mapping[str, Board | str]) -> list[list[str]]:
+    """The standings of each judge, or the reason why there are none."""
+    rows = []
+    for judge, board in boards.items():
+        if isinstance(board, str):
+            rows.append([judge, "–", board, *[""] * (len(HEADERS) - 2)])
+        else:
+            rows += [[judge, *standing] for standing in _standings_rows(board)]
     return rows
 
 
