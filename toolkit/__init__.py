@@ -1,4 +1,4 @@
-"""Parameter-efficient RLHF on one GPU: SFT, reward model, PPO, DPO and KTO as adapters on one frozen base.
+"""Parameter-efficient RLHF on one GPU: SFT, reward model, PPO, RLOO, GRPO, DPO and KTO on one frozen base.
 
 The public names are in `__all__`; each is imported from its module when it is first used, so that
 `import toolkit` stays cheap. Importing the package sets `HF_HUB_DISABLE_TELEMETRY=1` and
@@ -17,10 +17,14 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Command": "recipe",
+    "GRPOConfig": "groups.config",
+    "GRPOTrainer": "groups.trainer",
     "ModelArguments": "models.arguments",
     "Options": "recipe",
     "PPOConfig": "ppo.config",
     "PPOTrainer": "ppo.trainer",
+    "RLOOConfig": "groups.config",
+    "RLOOTrainer": "groups.trainer",
     "Recipe": "recipe",
     "Roles": "models.roles",
     "Run": "runs.run",
@@ -37,6 +41,10 @@ __all__ = ["__version__", *_MODULES]
 if TYPE_CHECKING:
     from toolkit.data.loading import load_splits as load_splits
     from toolkit.errors import ToolkitError as ToolkitError
+    from toolkit.groups.config import GRPOConfig as GRPOConfig
+    from toolkit.groups.config import RLOOConfig as RLOOConfig
+    from toolkit.groups.trainer import GRPOTrainer as GRPOTrainer
+    from toolkit.groups.trainer import RLOOTrainer as RLOOTrainer
     from toolkit.models.arguments import ModelArguments as ModelArguments
     from toolkit.models.base import load_base as load_base
     from toolkit.models.roles import Roles as Roles
