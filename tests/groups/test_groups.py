@@ -203,6 +203,13 @@ def test_replacing_groups_ends_after_the_given_number(
     metrics = trainer._metrics["train"]
     assert (metrics["groups/replaced"], metrics["groups/uniform_left"]) == ([4.0], [1.0])
 
+    roles = roles_with(model_config, adapter_runs, rewards=0)
+    few = prompts().select([0, 1])  # there is no other prompt
+    trainer = make_group("rloo", roles, tokenizer, few, tmp_path, **options)
+    trainer.draw(rows_of(trainer, (0, 1)))
+    assert calls == [8, 8, 8, 8]
+    assert trainer._metrics["train"]["groups/replaced"] == [0.0]
+
 
 @pytest.mark.slow
 @BOTH

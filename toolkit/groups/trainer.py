@@ -172,10 +172,11 @@ class GroupTrainer(OnlineTrainer, WithReference, WholeCheckpoints):
         metrics = {"groups/uniform": len(uniform) * self.num_generations / len(rows)}
         replaced = 0
         for _ in range(self.args.resample_uniform_groups):
-            if not uniform:
+            fresh = self._fresh_rows(drawn, len(uniform))
+            if not fresh:
                 break
-            replaced += len(uniform)
-            drawn = self._with_fresh_groups(drawn, uniform)
+            replaced += len(fresh)
+            drawn = self._with_groups(drawn, uniform[: len(fresh)], fresh)
             uniform = self._uniform_groups(drawn)
         if self.args.resample_uniform_groups:
             left = len(uniform) * self.num_generations / len(rows)
@@ -223,22 +224,23 @@ class GroupTrainer(OnlineTrainer, WithReference, WholeCheckpoints):
         equal = torch.isclose(spread, torch.zeros_like(spread))
         return [int(number) for number in equal.nonzero().flatten()]
 
-    def _with_fresh_groups(self, drawn: Drawn, numbers: list[int]) -> Drawn:
-        """Replace groups by groups of other prompts."""
-        size, rows = self.num_generations, list(drawn.rows)
-        used = {tuple(row["prompt_ids"]) for row in rows}
+    def _fresh_rows(self, drawn: Drawn, most: int) -> list[dict[str, Any]]:
+        """Random rows with other prompts than those drawn, at most `most`."""
+        used = {tuple(row["prompt_ids"]) for row in drawn.rows}
         fresh: list[dict[str, Any]] = []
         for index in torch.randperm(len(self.train_dataset)).tolist():
-            if len(fresh) == len(numbers):
+            if len(fresh) == most:
                 break
             row = self.train_dataset[index]
             if tuple(row["prompt_ids"]) not in used:
                 fresh.append(row)
                 used.add(tuple(row["prompt_ids"]))
-        numbers = numbers[: len(fresh)]
-        if not numbers:
-            return drawn
-        new = self._sample_and_score([row for row in fresh for _ in range(size)])
+        return fresh
+
+    def _with_groups(self, drawn: Drawn, numbers: list[int], rows: list[dict[str, Any]]) -> Drawn:
+        """Replace groups by new answers to other rows."""
+        size = self.num_generations
+        new = self._sample_and_score([row for row in rows for _ in range(size)])
         return _replaced(drawn, new, [size * n + i for n in numbers for i in range(size)])
 
     # ---- TRL's hooks
