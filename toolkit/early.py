@@ -26,7 +26,7 @@ HELP = {"-h", "--help"}
 DEFINITIONS = {
     "trl": ("trainer/*config.py", "scripts/utils.py"),
     "transformers": ("training_args.py",),
-    "toolkit": ("options/arguments.py", "models/arguments.py", "ppo/config.py"),
+    "toolkit": ("options/arguments.py", "models/arguments.py", "ppo/config.py", "groups/config.py"),
 }
 
 
