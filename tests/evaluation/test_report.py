@@ -10,6 +10,7 @@ import pytest
 from tests.evaluation.conftest import entry, interval
 from toolkit.errors import DatasetError
 from toolkit.evaluation.failures import warnings
+from toolkit.evaluation.overoptimization import fit_curves, gold_gains
 from toolkit.evaluation.plots import draw_all, short_name, short_names
 from toolkit.evaluation.render import PLOTS, as_text, to_markdown, to_text, write
 from toolkit.evaluation.report import validate
@@ -148,7 +149,8 @@ def test_report_without_gold_mentions_no_gold(report):
     for checkpoint in report["checkpoints"].values():
         for summary in (checkpoint, *checkpoint["other_sampling"].values()):
             summary["gold"] = summary["win_rate_vs_sft"]["gold"] = summary["rates"] = None
-    page = to_markdown(report, plots=list(PLOTS))
+    assert gold_gains(report) == {"best-of-n": {}, "policies": {}}  # so gold_kl.png is not drawn
+    page = to_markdown(report, plots=[name for name in PLOTS if name != "gold_kl.png"])
     assert "gold" not in page.replace("gold_proxy.png", "")
     assert "gold" not in to_text(report)
     assert "through its chat template, without demonstrations" in page
@@ -173,7 +175,7 @@ def test_write_creates_report_and_plots(report, tmp_path):
         for s in range(1, 6)
     ]
     page = write(tmp_path / "report", report, training=[*training, {"step": 6, "loss": 1.0}])
-    names = {"training.png", "gold_proxy.png", "win_rates.png", "rates.png"}
+    names = {"training.png", "gold_proxy.png", "gold_kl.png", "win_rates.png", "rates.png"}
     for name in names:
         picture = (tmp_path / "report" / name).read_bytes()
         assert picture.startswith(b"\x89PNG")
@@ -197,7 +199,25 @@ def test_plots_accept_special_characters_in_names(report, tmp_path):
     report["checkpoints"] = {"sft": entry("sft")} | {
         f"$x_{{{i}$ \\frac a name without end": entry("ppo") for i in range(9)
     }
-    assert len(draw_all(report, tmp_path)) == 3
+    assert len(draw_all(report, tmp_path)) == 4
+
+
+def test_curves_of_over_optimization_are_fitted(report, tmp_path):
+    best_of_n = {n: math.log(n) - (n - 1) / n for n in (2, 4, 16, 64)}
+    report["checkpoints"] = {"base": entry("base"), "sft": entry("sft", kl_to_sft=0.0)}
+    for n, kl in best_of_n.items():
+        gold = interval(0.4 + 0.7 * kl**0.5 - 0.1 * kl)
+        report["checkpoints"][f"best_of_{n}"] = entry("best-of-n", kl_to_sft=kl, gold=gold)
+    for kl in (1.0, 4.0, 25.0):
+        gold = interval(0.4 + kl**0.5 * (0.5 - 0.2 * math.log(kl**0.5)))
+        report["checkpoints"][f"ppo-{kl:g}"] = entry("ppo", kl_to_sft=kl, gold=gold)
+    assert fit_curves(report) == {
+        "best-of-n": {"alpha": 0.7, "beta": 0.1, "rmse": 0.0, "points": 4},
+        "policies": {"alpha": 0.5, "beta": 0.2, "rmse": 0.0, "points": 3},
+    }
+    assert tmp_path / "gold_kl.png" in draw_all(report, tmp_path)
+    del report["checkpoints"]["ppo-25"]
+    assert list(fit_curves(report)) == ["best-of-n"]
 
 
 def test_short_name_keeps_both_ends():

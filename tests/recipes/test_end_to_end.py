@@ -66,7 +66,7 @@ def test_pipeline_runs_reports_and_continues(small):
     validate(report)
     assert set(report["checkpoints"]) == {"base", "sft", "ppo", "dpo"}
     assert set(report["timings_s"]) >= {"sft", "reward", "ppo", "dpo", "report"}
-    assert len(list(runs.glob("*.png"))) == 5
+    assert len(list(runs.glob("*.png"))) == 6
     assert (runs / "ppo" / "value" / "head.safetensors").is_file()
     assert not (runs / "dpo" / "ref").exists()
     assert abs(report["reward_model"]["demonstration_mean"]) <= 0.05

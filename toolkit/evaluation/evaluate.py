@@ -14,6 +14,7 @@ from toolkit.evaluation.answers import Answers, AnswerScorer
 from toolkit.evaluation.best_of_n import best_of_n_kl
 from toolkit.evaluation.gold import world_prompts
 from toolkit.evaluation.metrics import MAIN
+from toolkit.evaluation.overoptimization import BEST_OF_N
 from toolkit.evaluation.scoring import evaluating, lm_loss
 from toolkit.models.roles import REWARD, Roles
 from toolkit.reward.functions import RewardFunction
@@ -160,7 +161,7 @@ def evaluate_all(
             answers = {MAIN: scorer.best(candidates[:n], proxy)}
             kl = [best_of_n_kl(n)] * len(prompts)
             surprise = scorer.base_perplexity(answers[MAIN].completions)
-            measured[f"best_of_{n}"] = Measured("best-of-n", answers, kl, None, surprise)
+            measured[f"best_of_{n}"] = Measured(BEST_OF_N, answers, kl, None, surprise)
     return Evaluation(list(prompts), sft, seed, main, measured, len(few_shot))
 
 

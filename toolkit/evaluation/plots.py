@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from toolkit.evaluation.overoptimization import BEST_OF_N, FORMS, curve, fit_curves, gold_gains
 from toolkit.evaluation.report import sampling_name
 
 # Okabe & Ito 2008: distinct for every common kind of colour vision; each checkpoint has a colour
@@ -54,6 +55,7 @@ def draw_all(
     drawn = [
         draw_training(training, folder / "training.png"),
         draw_gold_proxy(report, folder / "gold_proxy.png"),
+        draw_gold_kl(report, folder / "gold_kl.png"),
         draw_win_rates(report, folder / "win_rates.png"),
         draw_rates(report, folder / "rates.png"),
         draw_calibration(report.get("reward_model") or {}, folder / "calibration.png"),
@@ -99,6 +101,38 @@ def draw_gold_proxy(report: Mapping[str, Any], file: Path) -> Path | None:
             ax.margins(x=0.08)
             ax.tick_params(axis="y", length=0)
         _names_down(axes[0], entries)
+    return file
+
+
+def draw_gold_kl(report: Mapping[str, Any], file: Path) -> Path | None:
+    """The gain in gold over SFT against the square root of the KL, with the fitted curves."""
+    entries, gains = report["checkpoints"], gold_gains(report)
+    if not any(gains.values()):
+        return None
+    fits = fit_curves(report)
+    with figure_file(file, height=4.4) as figure:
+        ax = figure.subplots()
+        ax.axhline(0, color="black", linewidth=1.2, linestyle="--")
+        for kind, style in zip(FORMS, ("-", ":"), strict=True):
+            if kind in fits:
+                furthest = max(d for d, _ in gains[kind].values())
+                d = [furthest * i / 100 for i in range(1, 101)]
+                values = "α = {alpha:.2f}, β = {beta:.2f}".format_map(fits[kind])
+                label = f"{kind}: {FORMS[kind]}, {values}"
+                ax.plot(d, curve(kind, fits[kind], d), style, color=NEUTRAL, label=label)
+        for kind, points in gains.items():
+            names = short_names(list(points))
+            for short, (name, (d, gain)) in zip(names, points.items(), strict=True):
+                error, marker = error_bar(entries[name]["gold"]), "s" if kind == BEST_OF_N else "o"
+                style = {"color": _colour(entries, name), "capsize": 3.5, "markersize": 7}
+                ax.errorbar([d], [gain], yerr=error, fmt=marker, **style)
+                ax.annotate(short, (d, gain), xytext=(7, 4), **_BESIDE)
+        ax.set_xlim(left=0)
+        ax.margins(x=0.12)
+        ax.set_xlabel("d: square root of the KL to SFT (√nats per answer)")
+        ax.set_ylabel("gain in mean gold over SFT")
+        if fits:
+            figure.legend(loc="outside upper center", ncols=1, frameon=False)
     return file
 
 

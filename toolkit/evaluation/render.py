@@ -18,6 +18,7 @@ TERMINAL = 100  # columns
 ABSENT = "–"
 PLOTS = {
     "gold_proxy.png": "Mean score of each checkpoint, one panel per scorer",
+    "gold_kl.png": "Gain in gold over SFT by the distance from SFT, with the curves of arXiv:2210.10760",
     "win_rates.png": "Win rate over SFT under each sampling",
     "rates.png": "Behaviour of each checkpoint",
     "training.png": "Score, KL and length during PPO",

@@ -17,6 +17,7 @@ from toolkit.evaluation.metrics import (
     rounded,
     win_rate,
 )
+from toolkit.evaluation.overoptimization import fit_curves
 
 if TYPE_CHECKING:  # this import needs torch, which reading a report does not
     from toolkit.evaluation.answers import Answers
@@ -68,6 +69,7 @@ def build(
         "reward_model": None if reward_model is None else dict(reward_model),
         "timings_s": {stage: round(t, 2) for stage, t in (timings_s or {}).items()},
     }
+    report["overoptimization"] = fit_curves(report)
     validate(report)
     return report
 
