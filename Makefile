@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 $(1)/python -m pytest -n $(WORKERS) --dist loadfile
 FAST := -m "not slow and not browser and not gpu"
 
 .PHONY: quickstart test quick lint types unit newest oldest docs wheel
-.PHONY: real seeds tradeoff ranking adapters base benchmark gpu parity soak clean
+.PHONY: real compare seeds tradeoff ranking adapters base benchmark gpu parity soak clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/toolkit quickstart
@@ -90,6 +90,14 @@ seeds: $(VENV)/.installed
 	    --seed $$seed --output_dir runs/seeds/$$seed || exit 1; \
 	done
 	$(BIN)/python benchmarks/seeds.py $(SEEDS:%=runs/seeds/%)
+
+# every method with three seeds, at an equal number of sampled answers
+compare: $(VENV)/.installed
+	for seed in 0 1 2; do \
+	  $(BIN)/toolkit pipeline --config world/compare \
+	    --seed $$seed --output_dir runs/compare/$$seed || exit 1; \
+	done
+	$(BIN)/python benchmarks/methods.py $(patsubst %,runs/compare/%,0 1 2)
 
 # SmolLM2-135M-Instruct: PPO towards a positive tone with three seeds; reward model, PPO and DPO on
 # preferences; the numbers of docs/real.md. A seed took 13 minutes on two cores; the rest was not measured.

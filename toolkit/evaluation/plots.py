@@ -124,8 +124,9 @@ def draw_gold_kl(report: Mapping[str, Any], file: Path) -> Path | None:
             names = short_names(list(points))
             for short, (name, (d, gain)) in zip(names, points.items(), strict=True):
                 error, marker = error_bar(entries[name]["gold"]), "s" if kind == BEST_OF_N else "o"
-                style = {"color": _colour(entries, name), "capsize": 3.5, "markersize": 7}
-                ax.errorbar([d], [gain], yerr=error, fmt=marker, **style)
+                look: dict[str, Any] = {"capsize": 3.5, "markersize": 7}
+                look["color"] = _colour(entries, name)
+                ax.errorbar([d], [gain], yerr=error, fmt=marker, **look)
                 ax.annotate(short, (d, gain), xytext=(7, 4), **_BESIDE)
         ax.set_xlim(left=0)
         ax.margins(x=0.12)
