@@ -116,10 +116,10 @@ def draw_gold_kl(report: Mapping[str, Any], file: Path) -> Path | None:
         for kind, style in zip(FORMS, ("-", ":"), strict=True):
             if kind in fits:
                 furthest = max(d for d, _ in gains[kind].values())
-                d = [furthest * i / 100 for i in range(1, 101)]
+                grid = [furthest * i / 100 for i in range(1, 101)]
                 values = "α = {alpha:.2f}, β = {beta:.2f}".format_map(fits[kind])
                 label = f"{kind}: {FORMS[kind]}, {values}"
-                ax.plot(d, curve(kind, fits[kind], d), style, color=NEUTRAL, label=label)
+                ax.plot(grid, curve(kind, fits[kind], grid), style, color=NEUTRAL, label=label)
         for kind, points in gains.items():
             names = short_names(list(points))
             for short, (name, (d, gain)) in zip(names, points.items(), strict=True):
