@@ -3,30 +3,37 @@
     toolkit judge --dataset_name answers.jsonl --output_dir runs/judge \\
         --judge_url http://localhost:8000/v1 --judge_model Qwen/Qwen3-8B
 
-Reads   rows with a prompt and two or more answers (docs/data.md), and the judge's instructions.
+Reads   rows with a prompt and two or more answers (docs/data.md), or --runs and prompts, or the
+        answers in people's --votes. --judge_run names a judge on the same base, without a server.
 Writes  train.jsonl (ranked answers; reward, dpo and kto read the folder), the same as preference.jsonl and
         unpaired.jsonl for TRL, the judge's replies, report.json and report.md.
 """
 
 import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.cli import run as run_command
 from toolkit.errors import ConfigError
-from toolkit.judging.arguments import JudgeArguments
+from toolkit.judging.arguments import BASE, JudgeArguments
 from toolkit.recipe import Command
 from toolkit.runs.inputs import require_separate
+from toolkit.runs.parents import require_adapter
 from toolkit.runs.run import Run
 
+if TYPE_CHECKING:
+    from toolkit import ModelArguments
 
-def main(args: JudgeArguments) -> Run:
-    require_separate(args.output_dir, args)
-    if args.judge_url is None:
-        raise ConfigError("judge: `judge_url` is missing; name an OpenAI-compatible endpoint")
-    if args.dataset_name is None and args.votes is None:
-        raise ConfigError(
-            "judge: `dataset_name` is missing; name a dataset with answers, or people's `votes`"
-        )
+
+def main(args: JudgeArguments, model: "ModelArguments") -> Run:
+    require_separate(args.output_dir, args, model)
+    for folder in args.runs:
+        require_adapter(folder, "runs")
+    if args.judge_run not in (None, BASE):
+        require_adapter(str(args.judge_run), "judge_run")
+    if len({Path(folder).name for folder in args.runs}) < len(args.runs):
+        raise ConfigError("judge: `runs` must have different names; rename a folder")
 
     from toolkit.app.judgements.judged import write_judgements
     from toolkit.judging import items, output, report
@@ -35,12 +42,26 @@ def main(args: JudgeArguments) -> Run:
     from toolkit.judging.replies import ask_all
     from toolkit.judging.verdicts import judged, plan
 
-    template, judge = Template(args.mode, args.judge_prompt), Endpoint(args)
+    template = Template(args.mode, args.judge_prompt)
+    endpoint = None if args.judge_url is None else Endpoint(args)
     began = time.monotonic()
-    with Run.start(args.output_dir, recipe="judge", configs=(args,)) as run:
+    parents = {Path(folder).name: folder for folder in args.runs}
+    configs = (args, model)
+    with Run.start(args.output_dir, recipe="judge", configs=configs, parents=parents) as run:
         votes = items.read_votes(args.votes)
-        own = items.read_items(args) if args.dataset_name else []
-        rows = own or items.items_of(votes, most=args.max_prompts)
+        if args.runs or endpoint is None:
+            from toolkit.judging.models import Models  # loads torch
+
+            models = Models(args, model)
+            run.base = models.roles.fingerprint
+        if args.runs:
+            run.begin()
+            rows = models.items(run.path)
+        elif args.dataset_name is not None:
+            rows = items.read_items(args)
+        else:
+            rows = items.items_of(votes, most=args.max_prompts)
+        judge = models.judge() if endpoint is None else endpoint
         items.require_questions(rows)
         plans = [plan(item, template, args.mode) for item in rows]
         run.begin()  # the replies of an earlier call with the same questions stay
@@ -58,7 +79,9 @@ def main(args: JudgeArguments) -> Run:
 
 
 def arguments() -> tuple[type, ...]:
-    return (JudgeArguments,)
+    from toolkit.models.arguments import ModelArguments
+
+    return JudgeArguments, ModelArguments
 
 
 COMMAND = Command("judge", __doc__, main, arguments, is_stage=True)

@@ -42,12 +42,10 @@ class Caller:
             "judge_model": "tiny",
             "output_dir": self.out,
         } | options
-        words = [
-            w
-            for name, value in options.items()
-            if value is not None
-            for w in (f"--{name}", str(value))
-        ]
+        words = []
+        for name, value in options.items():
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, values)] if value is not None else []
         return run(find("judge"), words)
 
     def read(self, name):

@@ -23,6 +23,21 @@ class JudgeArguments:
             "judge with them. Without `dataset_name`, the answers in this file are judged."
         },
     )
+    runs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Run directories; their answers to `prompts` are judged."},
+    )
+    prompts: str | None = field(
+        default=None,
+        metadata={"help": "Dataset of prompts for `runs`. Default: those that the runs held out."},
+    )
+    prompts_split: str = field(default="test", metadata={"help": "Split of `prompts`."})
+    samples_per_prompt: int = field(
+        default=1, metadata={"help": "Answers of each run to a prompt."}
+    )
+    temperature: float = field(default=0.7, metadata={"help": "Temperature of the answers."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Maximum tokens of an answer."})
+    generation_batch_size: int = field(default=32, metadata={"help": "Answers sampled together."})
     dataset_split: str = field(default="train", metadata={"help": "Split of `dataset_name`."})
     drop_bad_rows: bool = field(
         default=False,
@@ -48,6 +63,15 @@ class JudgeArguments:
     judge_model: str | None = field(
         default=None, metadata={"help": "The model's name at the endpoint."}
     )
+    judge_run: str | None = field(
+        default=None,
+        metadata={
+            "help": "A run on the same base that judges without a server, or `base` for the base itself."
+        },
+    )
+    batch_size: int = field(
+        default=8, metadata={"help": "Replies of `judge_run` that are scored together."}
+    )
     judge_prompt: str | None = field(
         default=None,
         metadata={"help": "Text file with the judge's instructions. Default: the shipped one."},
@@ -72,12 +96,22 @@ class JudgeArguments:
 
     def __post_init__(self) -> None:
         lowest = {"concurrency": 1, "max_judge_tokens": 1, "retries": 0, "malformed_retries": 0}
-        for name, low in (lowest | {"max_prompts": 1}).items():
+        lowest |= {"samples_per_prompt": 1, "max_new_tokens": 1, "batch_size": 1}
+        for name, low in (lowest | {"max_prompts": 1, "generation_batch_size": 1}).items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"`{name}` must be at least {low}, got {value}")
         if not 0 < self.timeout < math.inf:
             raise ValueError(f"`timeout` must be finite and above 0 seconds, got {self.timeout}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"`temperature` must be finite and at least 0, got {self.temperature}")
+        if (self.judge_url is None) == (self.judge_run is None):
+            raise ValueError(
+                "name one judge: `judge_url` for an OpenAI-compatible endpoint, or `judge_run`"
+            )
+        sources = [self.dataset_name is not None, bool(self.runs)]
+        if sum(sources) > 1 or (not any(sources) and self.votes is None):
+            raise ValueError("name what is judged: `dataset_name`, `runs` or `votes`")
         if self.judge_url is not None:
             check_url(self.judge_url)
             if self.judge_model is None:

@@ -13,6 +13,7 @@ from toolkit.runs.replacing import MANIFEST
 OPTIONS = (
     "parent", "reward_model", "runs", "model_name_or_path", "dataset_name", "sources", "datasets",
     "demonstrations", "comparisons", "prompts", "texts", "ptx_texts",
+    "judge_run", "votes",
 )  # fmt: skip
 _PARTS = ("checkpoint-", "member-", *WITHIN_A_RUN)
 
