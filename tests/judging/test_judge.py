@@ -91,7 +91,9 @@ def test_malformed_replies_are_counted_and_left_out(judge, capsys):
     assert judge.requests("never") == 16
     assert (report["ranked_prompts"], report["answers_left_out"]) == (0, 5)
     assert not (judge.out / "train.jsonl").exists()
-    assert "left out: 8 malformed" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "left out: 8 malformed" in text
+    assert "the first one that is left out: 'The verdict is {" in text
 
 
 def test_rejected_request_leaves_out_only_its_answer(judge):

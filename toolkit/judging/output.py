@@ -110,6 +110,8 @@ def _lines(report: Mapping[str, Any]) -> Iterable[str]:
         f"{report['questions']} questions, left out: {left_out}; {report['malformed_replies']} malformed "
         f"replies; {report['prompt_tokens']} + {report['completion_tokens']} tokens"
     )
+    if report["left_out"]:
+        yield f"the first one that is left out: {report['left_out_example'][:200]!r}"
 
 
 def _shown(interval: Mapping[str, Any]) -> str:

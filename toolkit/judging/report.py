@@ -145,6 +145,7 @@ def _requests(replies: Iterable[Any]) -> dict[str, Any]:
     return {
         "questions": len(replies),
         "left_out": dict(Counter(r.problem for r in replies if r.problem is not None)),
+        "left_out_example": next((r.reason for r in replies if r.problem is not None), None),
         "malformed_replies": sum(reply.malformed for reply in replies),
         "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
         "completion_tokens": sum(reply.completion_tokens for reply in replies),
