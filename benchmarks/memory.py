@@ -205,7 +205,7 @@ def train(case: Case, base: Path) -> None:
 def predict_case(case: Case, base: Path, *, layers: int | None = None) -> list[Peak]:
     """Every phase's predicted peak of a case, from its base's config.json alone."""
     training = DryTraining(case.stage(base), load_tokenizer(str(base)), layers=layers)
-    return dry_run(training).peaks(case.row(), case.batch)
+    return dry_run(training, case.row()).peaks(case.batch)
 
 
 def measure_here(case: Case, base: Path) -> float:

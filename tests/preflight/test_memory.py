@@ -163,7 +163,7 @@ def test_evaluation_is_a_phase_and_heap_loses_memory_on_cpu(cuda, base):
 
     def peaks():
         training = DryTraining(case.stage(folder), load_tokenizer(str(folder)))
-        return dry_run(training, cuda=cuda).peaks(case.row(), case.batch)
+        return dry_run(training, case.row(), cuda=cuda).peaks(case.batch)
 
     update, evaluation = run_isolated(peaks)
     assert (update.phase, evaluation.phase) == ("update", "evaluation")
@@ -306,7 +306,7 @@ def test_sampling_peak_equals_peak_of_decoding(base):
     def sampling():
         run = dry_run(DryTraining(stage, load_tokenizer(str(folder))))
         with run.trainer.sampling_mode():
-            return run._sampling(prompt)[1]
+            return run._sampling(prompt, rows=8)[1]
 
     parts = run_isolated(sampling).parts
     loaded, _ = load_base(case.model(folder))

@@ -4,6 +4,7 @@ Prompt and completion are tokenized separately, so that no token spans the borde
 the prompt's ids alone. A completion ends with exactly one EOS, as a sampled completion does.
 """
 
+from array import array
 from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Prompt = str | list[Message]
 TEMPLATE_CHECK = "chat template"  # the check's name in counts of failed rows
 SEPARATORS = ("\n", "~", "|")  # texts with which few words merge into one token
+# Checks and trainers encode the same rows several times. Shorter texts (in characters) are kept.
+CACHED, CACHED_LENGTH = 4096, 2000
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
@@ -55,8 +58,14 @@ def token_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
     Raises: RowError if the base has no embedding for one of the text's special tokens.
     """
+    ids = _ids if len(text) <= CACHED_LENGTH else _ids.__wrapped__
+    return list(ids(tokenizer, len(tokenizer), text))
+
+
+@lru_cache(maxsize=CACHED)
+def _ids(tokenizer: "PreTrainedTokenizerBase", _size: int, text: str) -> "array[int]":
     check_embeddings(tokenizer, text)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return array("l", tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def check_embeddings(
@@ -96,7 +105,20 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **opti
         template = str(options.get("chat_template") or tokenizer.chat_template)
         if _has_thought_key(tokenizer, template):
             messages = [_with_thought_key(message) for message in messages]
-    return _render(tokenizer, messages, **options)
+    if sum(len(message["content"]) for message in messages) > CACHED_LENGTH:
+        return _render(tokenizer, messages, **options)
+    state = (str(tokenizer.chat_template), tokenizer.bos_token, tokenizer.eos_token)
+    return _rendered(tokenizer, state, tuple(tuple(m.items()) for m in messages), **options)
+
+
+@lru_cache(maxsize=CACHED)
+def _rendered(
+    tokenizer: "PreTrainedTokenizerBase",
+    _state: tuple[Any, ...],
+    messages: tuple[tuple[tuple[str, str], ...], ...],
+    **options: Any,
+) -> str:
+    return _render(tokenizer, list(map(dict, messages)), **options)
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **options: Any) -> str:

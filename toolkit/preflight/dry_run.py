@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -213,12 +214,19 @@ class DryTraining(Training):
 
 
 class DryRun:
-    """A trainer's step on fake tensors: `compute_loss` and backward. `cuda`: count as a GPU does."""
+    """A trainer's step on fake tensors: `compute_loss` and backward.
+
+    Args:
+        row: the row that every batch repeats.
+        cuda: count as a GPU does.
+    """
 
     is_fused = False  # whether the passes are autograd functions of our own
 
-    def __init__(self, training: DryTraining, trainer: Any, *, cuda: bool) -> None:
-        self.trainer, self.args, self.cuda = trainer, trainer.args, cuda
+    def __init__(
+        self, training: DryTraining, trainer: Any, row: dict[str, Any], *, cuda: bool
+    ) -> None:
+        self.trainer, self.args, self.row, self.cuda = trainer, trainer.args, row, cuda
         self.mode, self.evaluated = training.mode, training.evaluated
         self.base_bytes, self.vocabulary = training.base_bytes, training.vocabulary
         self.model = trainer.model
@@ -232,35 +240,37 @@ class DryRun:
             )
         self.model.train()
 
-    def peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
-        """The peak of every phase for a batch that repeats this row."""
+    def peaks(self, batch: int) -> list[Peak]:
+        """The peak of every phase for a batch."""
         with undisturbed(), heads_as_on_cuda(self.cuda):
-            peaks = self._peaks(row, batch)
+            peaks = self._peaks(batch)
+        if self.cuda:
+            return peaks
         # an evaluation finds the holes of the update; PPO returns them before it samples
-        for peak in peaks:
-            if not self.cuda and peak.phase in ("update", "evaluation"):
-                peak.parts["fragmentation"] = round(self.share * self.forward)
-        return peaks
+        holes = {"fragmentation": round(self.share * self.forward)}
+        has_holes = ("update", "evaluation")
+        return [Peak(p.phase, p.parts | holes) if p.phase in has_holes else p for p in peaks]
 
-    def _peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
+    def _peaks(self, batch: int) -> list[Peak]:
         self.trainer.current_gradient_accumulation_steps = 1
-        inputs = self._inputs(row, batch)
+        inputs = self._inputs(batch)
 
         def step() -> None:
             self._loss(inputs).backward()
 
-        peaks = [self._update(step)]
-        if self.evaluated:
-            inputs = self._inputs(row, self.evaluated)
-            self.model.eval()
-            with self._tracker() as tracker, torch.no_grad():
-                self._loss(inputs)
-            self.model.train()
-            peaks.append(self._peak("evaluation", tracker))
-        return peaks
+        return [self._update(step), *([self._evaluation] if self.evaluated else [])]
 
-    def _inputs(self, row: dict[str, Any], batch: int) -> dict[str, Any]:
-        return dict(self.trainer.data_collator([copy.deepcopy(row) for _ in range(batch)]))
+    @cached_property
+    def _evaluation(self) -> Peak:
+        inputs = self._inputs(self.evaluated)
+        self.model.eval()
+        with self._tracker() as tracker, torch.no_grad():
+            self._loss(inputs)
+        self.model.train()
+        return self._peak("evaluation", tracker)
+
+    def _inputs(self, batch: int) -> dict[str, Any]:
+        return dict(self.trainer.data_collator([copy.deepcopy(self.row) for _ in range(batch)]))
 
     def _loss(self, inputs: dict[str, Any]) -> Any:
         with self.trainer.accelerator.autocast():
@@ -272,10 +282,11 @@ class DryRun:
         tracker = self._tracker()
         tracker.is_fused = self.is_fused
         with tracker:
-            for _ in range(2 if self.args.gradient_accumulation_steps > 1 else 1):
-                tracker.restart()
+            if self.args.gradient_accumulation_steps > 1:
+                for parameter in trained:
+                    parameter.grad = torch.zeros_like(parameter)
                 tracker.forward = 0
-                step()
+            step()
             gradients = tracker.bytes_at_peak([p.grad for p in trained if p.grad is not None])
         for parameter in trained:
             parameter.grad = None

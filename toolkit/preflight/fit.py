@@ -16,8 +16,8 @@ from toolkit.runs.memory import memory_limit
 from toolkit.stages import Stage
 
 TRIED_BATCH = 64  # larger batches are computed from a straight line, and not tried
-# layers of the dry runs: a first, inner ones and a last; every further layer adds as much as the fourth
-SHALLOW = (3, 4)
+# layers of the dry runs: first, inner and last; every further layer adds as much as the inner one
+SHALLOW = (2, 3)
 NO_SEARCH_LIMIT_S = 60.0
 
 
@@ -113,12 +113,12 @@ class Planner:
         """A planner of a training run; its batches repeat one row."""
 
         def make(layers: int | None) -> DryRun:
-            return dry_run(DryTraining(stage, tokenizer, layers=layers), cuda=cuda)
+            return dry_run(DryTraining(stage, tokenizer, layers=layers), row, cuda=cuda)
 
         return cls(
             stage.model,
             make,
-            lambda dry, batch: dry.peaks(row, batch),
+            lambda dry, batch: dry.peaks(batch),
             trust_remote_code=stage.args.trust_remote_code,
         )
 
@@ -156,18 +156,14 @@ class Planner:
 
         if total(batch) > memory:
             return _between(total, memory, 1, batch) if batch > 1 and total(1) <= memory else 0
-        before, low = (1, batch) if batch > 1 else (1, 2)
-        if total(low) > memory:
-            return 1
-        limit = max(TRIED_BATCH, 2 * batch)
-        while True:
+        low, candidate, limit = batch, 2 * batch, max(TRIED_BATCH, 2 * batch)
+        while total(candidate) <= memory:
+            before, low = low, candidate
             line = _line_end(memory, at(before), at(low), low, low - before)
             candidate = 2 * low if line is None else max(line, low + 1)
             if candidate > limit:
                 return low if line is None else candidate
-            if total(candidate) > memory:
-                return _between(total, memory, low, candidate)
-            before, low = low, candidate
+        return _between(total, memory, low, candidate)
 
 
 def _layers_are_alike(text: Any) -> bool:

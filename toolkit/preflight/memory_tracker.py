@@ -1,5 +1,6 @@
 """Counts the memory that tensors would hold while a training step runs on fake tensors."""
 
+import math
 import weakref
 from collections import Counter
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_iter
 
 aten = torch.ops.aten
 CHUNK = 32768  # vocabulary columns of the buffer that TRL's fused head multiplies into
-MAX_REAL_BYTES = 1 << 20
+MAX_REAL_BYTES, MAX_ITEM = 1 << 20, 8
 MAPPED = 32 << 20  # bytes; glibc serves a smaller block from its heap
 ACTIVATIONS, LOGITS = "activations", "logits"
 
@@ -62,12 +63,12 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return 1.0 if args[0].is_floating_point() else 1
         if func is aten.index.Tensor and isinstance(args[0], FakeTensor):
             args = (args[0], [part for index in args[1] for part in _positions(index)])
+        returned = func._schema.returns
+        if len(returned) == 1 and returned[0].alias_info is not None:
+            return func(*args, **(kwargs or {}))  # a view, or a tensor written in place
         out = self._large_result(func, args, kwargs or {})
         if out is None:
             out = func(*args, **(kwargs or {}))
-        returned = func._schema.returns
-        if len(returned) == 1 and returned[0].alias_info is not None:
-            return out  # a view, or a tensor written in place
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
                 self._count(tensor)
@@ -76,8 +77,13 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _large_result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The fake result of a function of real arguments if it is large, else None."""
         mode = self.mode
-        if mode is None or any(isinstance(v, FakeTensor) for v in tree_iter((args, kwargs))):
+        values = [v for v in tree_iter((args, kwargs)) if isinstance(v, Tensor)]
+        if mode is None or any(isinstance(v, FakeTensor) for v in values):
             return None
+        if torch.Tag.pointwise in func.tags:  # a fake result would take longer
+            shape = torch.broadcast_shapes(*(v.shape for v in values))
+            if math.prod(shape) * MAX_ITEM <= MAX_REAL_BYTES:
+                return None
         try:
             with mode:
                 out = func(*args, **kwargs)

@@ -1,6 +1,7 @@
 """The phases of PPO, RLOO and GRPO on fake tensors: sampling, scoring, update. `dry_run` selects them."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,27 +31,32 @@ class OnlineDryRun(DryRun):
         """Forward and backward of a batch of answers to this prompt, each as long as allowed."""
         raise NotImplementedError
 
-    def _peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
-        self.args.per_device_train_batch_size = batch  # the size of a rollout depends on it
-        prompt = [TOKEN] * len(row["prompt_ids"])
-        with self.trainer.sampling_mode():
-            peaks = [*self._sampling(prompt), self._scoring(prompt)]
-        return [*peaks, self._update(self._step(prompt, batch))]
+    def _peaks(self, batch: int) -> list[Peak]:
+        args = self.args
+        args.per_device_train_batch_size = batch  # the size of a rollout depends on it
+        prompt = [TOKEN] * len(self.row["prompt_ids"])
+        # rows of a rollout, or of a larger evaluation, which samples and scores in the same way
+        at_once = max(int(args.rollout_batch_size), self.evaluated)
+        scored = min(args.local_rollout_forward_batch_size, at_once)
+        sampled = min(args.generation_batch_size or scored, at_once)
+        if (sampled, scored) not in self._rollouts:
+            with self.trainer.sampling_mode():
+                peaks = [*self._sampling(prompt, sampled), self._scoring(prompt, scored)]
+            self._rollouts[sampled, scored] = peaks
+        return [*self._rollouts[sampled, scored], self._update(self._step(prompt, batch))]
 
-    @property
-    def _rows_at_once(self) -> int:
-        """Rows of a rollout, or of a larger evaluation, which samples and scores in the same way."""
-        return max(int(self.args.rollout_batch_size), self.evaluated)
+    @cached_property
+    def _rollouts(self) -> dict[tuple[int, int], list[Peak]]:
+        """The peaks of a rollout's phases by the rows that are sampled and scored together."""
+        return {}
 
     @torch.no_grad()
-    def _sampling(self, prompt: list[int]) -> list[Peak]:
+    def _sampling(self, prompt: list[int], rows: int) -> list[Peak]:
         """Prefill the prompts, and sample the last token of the longest completions.
 
         The prefill's memory depends on a layer's activations, sampling's on the number of layers.
         """
         args, made = self.args, self.args.response_length - 1
-        size = args.generation_batch_size or args.local_rollout_forward_batch_size
-        rows = min(size, self._rows_at_once)
         tracker = self._tracker()
         with tracker, self.trainer.roles.merged(POLICY) as policy:
             adapted: Any = policy
@@ -72,10 +78,9 @@ class OnlineDryRun(DryRun):
             parts = {"kv_cache": _cache_bytes(cache), "merged_weights": merged}
             return [reading, self._peak("sampling", tracker, **parts)]
 
-    def _scoring(self, prompt: list[int]) -> Peak:
+    def _scoring(self, prompt: list[int], rows: int) -> Peak:
         """Run the passes of reference, value and reward, and the policy's pass if it rescores answers."""
         args, maker = self.args, self.trainer.rollouts
-        rows = min(args.local_rollout_forward_batch_size, self._rows_at_once)
         shape = (rows, args.response_length)
         completions = [[TOKEN] * args.response_length] * rows
         tracker = self._tracker()
@@ -123,9 +128,9 @@ class PPODryRun(OnlineDryRun):
 class GroupDryRun(OnlineDryRun):
     """RLOO and GRPO: TRL's loss."""
 
-    def _peaks(self, row: dict[str, Any], batch: int) -> list[Peak]:
+    def _peaks(self, batch: int) -> list[Peak]:
         self.args.generation_batch_size = batch * self.args.steps_per_generation
-        return super()._peaks(row, batch)
+        return super()._peaks(batch)
 
     def _step(self, prompt: list[int], batch: int) -> Callable[[], None]:
         self.trainer.current_gradient_accumulation_steps = 1
@@ -145,15 +150,17 @@ class GroupDryRun(OnlineDryRun):
         return lambda: self._loss(inputs).backward()
 
 
-def dry_run(training: DryTraining, *, cuda: bool = False) -> DryRun:
-    """Build the trainer of a dry training, ready to run a step.
+def dry_run(
+    training: DryTraining, row: dict[str, Any] | None = None, *, cuda: bool = False
+) -> DryRun:
+    """Build the trainer of a dry training, ready to run a step on a row (default: the trainer's first).
 
     Raises: ConfigError as `DryTraining.build`.
     """
     trainer = training.build()
     kinds = ((PPOTrainer, PPODryRun), (GroupTrainer, GroupDryRun), (object, DryRun))
     kind = next(kind for trainers, kind in kinds if isinstance(trainer, trainers))
-    return kind(training, trainer, cuda=cuda)
+    return kind(training, trainer, row or dict(trainer.train_dataset[0]), cuda=cuda)
 
 
 def _fill(layer: Any, tokens: int) -> None:

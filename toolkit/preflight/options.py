@@ -138,7 +138,7 @@ def _try_loss(recipe: Recipe, options: Options, changed: Mapping[str, Any]) -> N
         stage = Stage(recipe, options._replace(args=args, model=model))
         tokenizer = load_tokenizer(resolve_base(BASE_NAME))
         dry = dry_run(_ToyTraining(stage, tokenizer, layers=1))
-        dry.peaks(dict(dry.trainer.train_dataset[0]), batch=TOY_BATCH)
+        dry.peaks(TOY_BATCH)
 
 
 class _ToyTraining(DryTraining):
