@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.errors import ConfigError
 from toolkit.reward import examples
-from toolkit.reward.examples import correct_sum, positive_tone
+from toolkit.reward.examples import correct_sum, positive_tone, short_sentence
 from toolkit.reward.functions import load_reward_functions
 
 
@@ -16,6 +16,22 @@ def test_tone_orders_sentences_and_is_bounded():
     scores = positive_tone(texts, texts)
     assert scores == positive_tone(messages, messages)  # completions are text or messages
     assert -1 <= scores[0] < 0 == scores[1] < scores[2] <= 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("Water your plants in the morning.", 1.0),
+        ("Water your plants in the morning", 0.0),
+        ("Water them. Then wait.", 0.0),
+        ("Should you water them?", 0.0),
+        ("Water.", 0.0),
+        ("Water " * 12 + "them.", 0.0),
+    ],
+)
+def test_format_of_short_sentence_is_checked(answer, score):
+    assert short_sentence(["?"], [answer]) == [score]
+    assert short_sentence(["?"], [[{"role": "assistant", "content": answer}]]) == [score]
 
 
 def test_missing_package_is_named(monkeypatch):

@@ -1,15 +1,19 @@
 """Examples of reward functions.
 
 toolkit ppo ... --value_role head --reward_funcs toolkit.reward.examples:positive_tone
+toolkit ppo ... --value_role head --reward_funcs toolkit.reward.examples:short_sentence
 toolkit grpo ... --reward_model ... --reward_funcs toolkit.reward.examples:correct_sum
 """
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from toolkit.errors import ConfigError
 from toolkit.world.gold import features
+
+SENTENCE = re.compile(r"[^.!?\n]+\.")
 
 
 def positive_tone(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
@@ -20,6 +24,12 @@ def positive_tone(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) 
     Raises: ConfigError if the package vaderSentiment is not installed.
     """
     return [float(_vader().polarity_scores(_text(c))["compound"]) for c in completions]
+
+
+def short_sentence(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+    """The format of each answer: 1 for one sentence of 3 to 12 words that ends with a full stop, else 0."""
+    texts = [_text(completion).strip() for completion in completions]
+    return [float(bool(SENTENCE.fullmatch(t)) and 3 <= len(t.split()) <= 12) for t in texts]
 
 
 def correct_sum(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
