@@ -1,5 +1,6 @@
 """Checks of well-formed rows: template marks, lengths, duplicates, and the file of dropped rows."""
 
+import copy
 import gzip
 import json
 import shutil
@@ -94,8 +95,9 @@ def test_texts_that_the_tokenizer_changes_are_reported(
     check_texts(splits, tokenizer, DataArguments())
     assert "the tokenizer changes" not in capsys.readouterr().out
     steps = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
-    check_texts(splits, tokenizer, DataArguments())
+    changed = copy.deepcopy(tokenizer)
+    changed.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    check_texts(splits, changed, DataArguments())
     line = 'train: the tokenizer changes the text of 2 of the first 3 rows: "if x:\\n    y'
     assert line in capsys.readouterr().out
 

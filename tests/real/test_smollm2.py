@@ -136,13 +136,12 @@ def test_app_answers_coherently(smollm2, runs, capsys):
     assert "Paris" in capsys.readouterr().out
 
 
-def test_check_takes_seconds_and_little_memory(smollm2, data, tmp_path):
-    config = tmp_path / "sft.yaml"
-    config.write_text(
-        f"model_name_or_path: {smollm2}\ndtype: bfloat16\nuse_peft: true\nmax_length: 256\n"
-        f"dataset_name: {data / 'shown.jsonl'}\nper_device_train_batch_size: 8\n"
-        f"output_dir: {tmp_path / 'run'}\nlora_target_modules: [{', '.join(TARGETS)}]\n"
-    )
+@pytest.mark.parametrize("recipe", ["sft", "ppo"])
+def test_check_takes_seconds_and_little_memory(recipe, smollm2, runs, data, tmp_path):
+    words = ["--config", f"smollm2-135m/{recipe}", "--model_name_or_path", smollm2]
+    words += ["--dataset_name", data / "shown.jsonl", "--output_dir", tmp_path / "run"]
+    if recipe == "ppo":
+        words += ["--parent", runs / "sft", "--reward_model", runs / "reward"]
     code = (
         "import resource, sys; from benchmarks.meter import process_megabytes as megabytes\n"
         "from toolkit.cli import main; assert main(sys.argv[1:]) == 0\n"
@@ -150,10 +149,10 @@ def test_check_takes_seconds_and_little_memory(smollm2, data, tmp_path):
         "print(own.ru_utime + own.ru_stime + other.ru_utime + other.ru_stime)\n"
         "print(max(megabytes('VmHWM'), other.ru_maxrss / 1024))\n"
     )
-    command = [sys.executable, "-c", code, "check", "--config", str(config)]
+    command = [sys.executable, "-c", code, "check", *map(str, words)]
     process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert process.returncode == 0, process.stdout + process.stderr
     assert "predicted peak" in process.stdout
     seconds, megabytes = map(float, process.stdout.splitlines()[-2:])
-    assert seconds < 20  # of processor time; 10 s on an idle machine
+    assert seconds < 14  # of processor time; 7 to 8 s on an idle machine
     assert megabytes < 1200
