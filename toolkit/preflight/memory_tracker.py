@@ -81,7 +81,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if mode is None or any(isinstance(v, FakeTensor) for v in values):
             return None
         if torch.Tag.pointwise in func.tags:  # a fake result would take longer
-            shape = torch.broadcast_shapes(*(v.shape for v in values))
+            shape = torch.broadcast_shapes(*(v.shape for v in values))  # type: ignore[no-untyped-call]
             if math.prod(shape) * MAX_ITEM <= MAX_REAL_BYTES:
                 return None
         try:
