@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from trl import GRPOConfig as TrlGRPOConfig
 from trl import RLOOConfig as TrlRLOOConfig
 
-from toolkit.ppo.config import NotNegative, OnlineOptions, Positive, option
+from toolkit.options.fields import NotNegative, Positive, option
+from toolkit.ppo.config import OnlineOptions
 
 CHOICES = {
     "scale_rewards": ("group", "batch", "none"),

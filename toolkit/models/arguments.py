@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from trl import ModelConfig
 
 from toolkit.errors import ConfigError
+from toolkit.options.fields import option
 
 METHODS = ("lora", "rslora", "dora", "adalora", "prefix", "prompt", "ia3")
 LORA_KINDS = ("lora", "rslora", "dora")
@@ -32,24 +33,17 @@ BASE = ("model_name_or_path", "model_revision", "dtype", "load_in_4bit", "load_i
 class ModelArguments(ModelConfig):  # type: ignore[misc]
     """TRL's ModelConfig with further options; an option without effect raises an error."""
 
-    peft_method: str | None = field(
-        default=None,
-        metadata={"help": "Method of a new adapter; default lora.", "choices": list(METHODS)},
+    peft_method: str | None = option(None, "Method of a new adapter; default lora.", *METHODS)
+    num_virtual_tokens: int | None = option(
+        None, f"Virtual tokens of prefix and prompt; default {VIRTUAL_TOKENS}."
     )
-    num_virtual_tokens: int | None = field(
-        default=None,
-        metadata={"help": f"Virtual tokens of prefix and prompt; default {VIRTUAL_TOKENS}."},
+    device_map: str | None = option(
+        None, "Device of the base: cpu, cuda, cuda:1, auto; default: any GPU."
     )
-    device_map: str | None = field(
-        default=None,
-        metadata={"help": "Device of the base: cpu, cuda, cuda:1, auto; default: any GPU."},
-    )
-    chat_template: str | None = field(
-        default=None,
-        metadata={
-            "help": "Chat template: chatml, plain, thinking (the tokenizer's own, thoughts enabled), "
-            "or a Jinja file; default the tokenizer's own."
-        },
+    chat_template: str | None = option(
+        None,
+        "Chat template: chatml, plain, thinking (the tokenizer's own, thoughts enabled), or "
+        "a Jinja file; default the tokenizer's own.",
     )
 
     def __post_init__(self) -> None:

@@ -4,42 +4,26 @@ Options of TRL 1.12's PPOConfig with the same meaning keep their names.
 """
 
 # ruff: noqa: RUF009 (`option` makes a dataclass field)
-import dataclasses
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 from trl.trainer.base_config import _BaseConfig
 
-T = TypeVar("T")
+from toolkit.options.fields import (
+    AtLeast1,
+    AtLeast2,
+    Fraction,
+    NotNegative,
+    Positive,
+    Share,
+    check_options,
+    option,
+)
 
-
-class Bound(NamedTuple):
-    """The range of a numeric option, as text and as a test."""
-
-    text: str
-    holds: Callable[[float], bool]
-
-
-# the range, stated in an option's type
-Positive = Annotated[T, Bound("above 0", lambda x: x > 0)]
-NotNegative = Annotated[T, Bound("at least 0", lambda x: x >= 0)]
-AtLeast1 = Annotated[T, Bound("at least 1", lambda x: x >= 1)]
-AtLeast2 = Annotated[T, Bound("at least 2", lambda x: x >= 2)]
-Share = Annotated[T, Bound("in [0, 1]", lambda x: 0 <= x <= 1)]
-Fraction = Annotated[T, Bound("between 0 and 1", lambda x: 0 < x < 1)]
 # the metrics of an evaluation during training; `eval_metrics` may add others
 EVALUATED = tuple(
     f"objective/{name}" for name in "scores kl penalised_scores rlhf_reward length ended".split()
 )
-
-
-def option(default: Any, help: str, *choices: str) -> Any:
-    """A dataclass field with its help text and its choices."""
-    return field(
-        default=default, metadata={"help": help} | ({"choices": choices} if choices else {})
-    )
 
 
 @dataclass
@@ -81,24 +65,13 @@ class OnlineOptions:
         super().__post_init__()  # type: ignore[misc]
         if self.eval_on_start is None:  # so that curves of held-out metrics begin before training
             self.eval_on_start = config.eval_strategy != "no"
-        hints = get_type_hints(type(self), include_extras=True)
-        own = {
+        own = [
             name
             for kind in type(self).__mro__
             if kind.__module__.startswith("toolkit.")
             for name in vars(kind).get("__annotations__", ())
-        }
-        for f in dataclasses.fields(self):
-            value, choices = getattr(self, f.name), f.metadata.get("choices")
-            for number in value if isinstance(value, list | tuple) else [value]:
-                infinite = isinstance(number, float) and not math.isfinite(number)
-                if infinite and number is not f.default:
-                    raise ValueError(f"`{f.name}` must be a finite number, got {number}")
-            if f.name in own and choices and value not in choices:
-                raise ValueError(f"`{f.name}` must be {' or '.join(choices)}, got {value!r}")
-            for bound in getattr(hints[f.name], "__metadata__", ()):
-                if isinstance(bound, Bound) and value is not None and not bound.holds(value):
-                    raise ValueError(f"`{f.name}` must be {bound.text}, got {value}")
+        ]
+        check_options(self, choices_of=own)
         if config.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be false: prompts are not model inputs")
 
