@@ -43,7 +43,7 @@ def words(tiny_base, adapter_runs):
 @pytest.fixture
 def ends_often(monkeypatch):
     """Make a fifth of all tokens end an answer, because the tiny base hardly ends any."""
-    monkeypatch.setattr(best_of_n, "stop_ids", lambda *_: list(range(0, 512, 5)))
+    monkeypatch.setattr("toolkit.evaluation.answers.stop_ids", lambda *_: list(range(0, 512, 5)))
 
 
 def sample(words):
@@ -78,6 +78,8 @@ def test_best_answers_and_pairs_are_training_data(
         assert len(loaded) == len(made) > 0
         count = results["demonstrations" if file == "best" else "pairs"]
         assert (count, loaded[0]["prompt"]) == (len(made), made[0]["prompt"])
+    options = {"option": "answers", "kind": "preference", "drop_bad_rows": True, "seed": 0}
+    assert load_split(str(folder / "answers.jsonl"), "train", tokenizer=tokenizer, **options)
     assert "KL 0.432 nats" in capsys.readouterr().out
 
 

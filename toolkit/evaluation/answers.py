@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.encoding import Prompt, encode_prompt
-from toolkit.evaluation.best_of_n import is_usable
 from toolkit.evaluation.gold import world_prompts
 from toolkit.evaluation.scoring import pad_id, score_answers, summed_logprobs
 from toolkit.models.roles import Roles
@@ -76,12 +75,19 @@ class AnswerScorer:
         role: str | None,
         sampling: Sampling,
         *,
-        seed: int,
+        seed: int | Sequence[int],
         batch_size: int,
         n: int = 1,
     ) -> list[Completion]:
-        """`n` answers per prompt. Merged weights are faster than a batch of several adapters."""
-        torch.manual_seed(seed)
+        """`n` answers per prompt: one to each prompt, then another to each prompt, and so on.
+
+        Merged weights are faster than a batch of several adapters.
+
+        Args:
+            seed: one seed, or the seed of each answer.
+        """
+        if isinstance(seed, int):
+            torch.manual_seed(seed)
         with self.roles.merged(role) as model:
             return complete(
                 model,
@@ -90,6 +96,7 @@ class AnswerScorer:
                 sampling=sampling,
                 stop=self.stop,
                 batch_size=batch_size,
+                seeds=None if isinstance(seed, int) else seed,
             )
 
     def score(
@@ -167,6 +174,14 @@ class AnswerScorer:
             temperature=temperature,
             **self.batching,
         )
+
+
+def is_usable(text: str, *, ended: bool) -> bool:
+    """Whether an answer can be the best one: it ended and is not blank.
+
+    An answer that did not end was cut off at the limit of tokens; SFT would teach to stop there.
+    """
+    return ended and bool(text.strip())
 
 
 def with_demonstrations(prompt: Prompt, few_shot: Sequence[tuple[str, str]]) -> Prompt:

@@ -12,18 +12,18 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.data.encoding import Prompt, encode_prompt
+from toolkit.data.encoding import Prompt
 from toolkit.data.messages import Row, assistant
 from toolkit.errors import CheckpointError
+from toolkit.evaluation.answers import AnswerScorer, is_usable
 from toolkit.evaluation.metrics import rounded
-from toolkit.evaluation.scoring import pad_id, score_answers
+from toolkit.evaluation.scoring import evaluating
 from toolkit.models.roles import Roles
-from toolkit.models.tokenizer import stop_ids
 from toolkit.reading import parse_json
 from toolkit.reward.functions import RewardFunction
 from toolkit.runs.replacing import MADE_FROM_STREAMED
 from toolkit.runs.run import replacing_file
-from toolkit.sampling.generation import Completion, complete
+from toolkit.sampling.generation import Completion
 from toolkit.sampling.settings import Sampling
 
 Pairs = Literal["none", "extremes", "all"]
@@ -66,34 +66,25 @@ def rank_answers(
 
     Returns: a ranked row for each prompt; see `ranked_row`.
     """
-    numbers = [number for number in rows for _ in range(n)]
-    prompts = [rows[number]["prompt"] for number in numbers]
-    with roles.merged(role) as policy:
-        answers = complete(
-            policy.eval(),
-            tokenizer,
-            prompts,
-            sampling=sampling,
-            stop=stop_ids(roles.base, tokenizer),
-            batch_size=generation_batch_size,
-            seeds=[s for number in rows for s in seeds_of(seed, number, n)],
-        )
-    ids = {number: encode_prompt(tokenizer, row["prompt"]) for number, row in rows.items()}
+    prompts = [row["prompt"] for row in rows.values()]
     others = [name for name in next(iter(rows.values())) if name != "prompt"]
-    scores = score_answers(
-        roles,
-        [(ids[number], answer.ids) for number, answer in zip(numbers, answers, strict=True)],
-        prompts,
-        [answer.text for answer in answers],
-        rewards=roles.rewards,
-        functions=functions,
-        columns={name: [rows[number][name] for number in numbers] for name in others},
-        pad_id=pad_id(tokenizer),
-        batch_size=batch_size,
-    )
+    scorer = AnswerScorer(roles, tokenizer, prompts, (), batch_size)
+    seeds = zip(*(seeds_of(seed, number, n) for number in rows), strict=True)
+    with evaluating(roles):
+        drawn = scorer.sample(
+            role,
+            sampling,
+            seed=[each for one_per_prompt in seeds for each in one_per_prompt],
+            batch_size=generation_batch_size,
+            n=n,
+        )
+        candidates = [drawn[i * len(prompts) :][: len(prompts)] for i in range(n)]
+        columns = {name: [row[name] for row in rows.values()] for name in others}
+        scores = scorer.score(candidates, roles.rewards, functions, columns)
+    assert scores is not None
     return [
-        ranked_row(prompts[at], answers[at : at + n], scores[at : at + n])
-        for at in range(0, len(answers), n)
+        ranked_row(prompt, answers, [scores[at, tuple(answer.ids)] for answer in answers])
+        for at, (prompt, *answers) in enumerate(zip(prompts, *candidates, strict=True))
     ]
 
 
@@ -260,14 +251,6 @@ def describe(results: Mapping[str, Any]) -> str:
         f"written: {', '.join(files) or 'only the ranked answers'}",
     ]
     return "\n".join(lines)
-
-
-def is_usable(text: str, *, ended: bool) -> bool:
-    """Whether an answer can be the best one: it ended and is not blank.
-
-    An answer that did not end was cut off at the limit of tokens; SFT would teach to stop there.
-    """
-    return ended and bool(text.strip())
 
 
 def _usable(row: Row) -> list[tuple[str, float]]:
