@@ -52,6 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         if behaviour == "key" and self.headers["authorization"] != f"Bearer {KEY}":
             return self.send(401, {"error": "invalid key"})
         if behaviour == "old" and "response_format" in body:
+            time.sleep(0.5 if number == 1 else 0)  # after others
             return self.send(400, {"error": "unknown field response_format"})
         if behaviour == "narrow" and "vast" in text:
             return self.send(400, {"error": "the context is too short"})

@@ -183,7 +183,7 @@ class Endpoint:
         if status in (408, 409, 425, 429) or status >= 500:
             raise _Transient(f"status {status}: {message}", after=_retry_after(response))
         if status in (400, 422):
-            if with_schema and self._has_schemas is None:  # perhaps an older server
+            if with_schema and not self._has_schemas:  # perhaps an older server
                 return await self._post(client, messages, form, with_schema=False)
             raise _Rejected(f"status {status}: {message}")
         if status in (401, 403):
