@@ -216,8 +216,12 @@ def test_curves_of_over_optimization_are_fitted(report, tmp_path):
         "policies": {"alpha": 0.5, "beta": 0.2, "rmse": 0.0, "points": 3},
     }
     assert tmp_path / "gold_kl.png" in draw_all(report, tmp_path)
-    del report["checkpoints"]["ppo-25"]
+    report["checkpoints"]["ppo-25"]["kl_to_sft"] = 3.9
+    assert list(fit_curves(report)) == ["best-of-n", "policies"]
+    report["checkpoints"]["ppo-1"]["kl_to_sft"] = 1.1
     assert list(fit_curves(report)) == ["best-of-n"]
+    del report["checkpoints"]["best_of_4"], report["checkpoints"]["best_of_16"]
+    assert fit_curves(report) == {}
 
 
 def test_short_name_keeps_both_ends():

@@ -27,10 +27,15 @@ def gold_gains(report: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, fl
 
 
 def fit_curves(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The least-squares fit of each curve with at least three points: `alpha`, `beta`, `rmse`, `points`."""
+    """The least-squares fit of each curve: `alpha`, `beta`, `rmse`, `points`.
+
+    A curve needs at least three points, and the largest d must be at least twice the smallest: points that
+    are close together do not determine it.
+    """
     fits = {}
     for kind, points in gold_gains(report).items():
-        if len(points) >= 3:
+        distances = [d for d, _ in points.values()]
+        if len(points) >= 3 and max(distances) >= 2 * min(distances):
             d, gain = map(np.array, zip(*points.values(), strict=True))
             terms = _terms(kind, d)
             (alpha, beta), *_ = np.linalg.lstsq(terms, gain, rcond=None)
