@@ -100,7 +100,7 @@ compare: $(VENV)/.installed
 	$(BIN)/python benchmarks/methods.py $(patsubst %,runs/compare/%,0 1 2)
 
 # SmolLM2-135M-Instruct: PPO towards a positive tone with three seeds; reward model, PPO and DPO on
-# preferences; the numbers of docs/real.md. A seed took 13 minutes on two cores; the rest was not measured.
+# preferences; the numbers of docs/real.md. A seed took 13 minutes on two cores, the preferences over two hours on one.
 PREFERENCES := Anthropic/hh-rlhf
 REAL := toolkit pipeline --output_dir runs/real/$$run --values base=build/smollm2-135m
 real: $(VENV)/.installed
