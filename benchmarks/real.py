@@ -5,7 +5,7 @@
 
 Reads   report.json, pipeline.json and the PPO metrics of each pipeline. Numbers in summary.json
         whose pipelines are not named stay as they are.
-Writes  docs/results/real/: summary.json, tone.png, and the reports of the first seed (tone/) and of the
+Writes  docs/results/real/: summary.json, tone.png, the report of the first seed (tone/), and the plots of the
         preferences (preferences/). Prints the table of docs/real.md.
 """
 
@@ -42,7 +42,8 @@ def main(args: argparse.Namespace) -> None:
         draw(logs, args.output / "tone.png")
     if args.preferences is not None:
         summary |= preference_numbers(args.preferences)
-        copy_report(args.preferences, args.output / "preferences")
+        # without report.md, which quotes the dataset
+        copy_report(args.preferences, args.output / "preferences", names=PLOTS)
     write_json(file, summary)
     print(table(summary["seeds"]))
     print(json.dumps({k: v for k, v in summary.items() if k != "seeds"}, indent=1))
@@ -102,10 +103,12 @@ def minutes(folder: Path, stage: str) -> float:
     return round(stages[stage]["seconds"] / 60, 1)
 
 
-def copy_report(folder: Path, output: Path) -> None:
+def copy_report(
+    folder: Path, output: Path, *, names: tuple[str, ...] = ("report.md", *PLOTS)
+) -> None:
     """Copy a report and its plots."""
     output.mkdir(exist_ok=True)
-    for name in ("report.md", *PLOTS):
+    for name in names:
         if (folder / name).is_file():
             shutil.copy(folder / name, output / name)
 
