@@ -5,8 +5,8 @@
 
 Reads   report.json, pipeline.json and the PPO metrics of each pipeline. Numbers in summary.json
         whose pipelines are not named stay as they are.
-Writes  docs/results/real/: summary.json, tone.png, the report of the first seed (tone/), and the plots of the
-        preferences (preferences/). Prints the table of docs/real.md.
+Writes  docs/results/real/: summary.json, tone.png, the report of the first seed (tone/), and the plots
+        of the preferences (preferences/). Prints the table of docs/real.md.
 """
 
 import argparse
